@@ -1,0 +1,7 @@
+"""`python -m leanthink` is the command `leanthink`."""
+
+from __future__ import annotations
+
+from leanthink.cli import main
+
+main()

@@ -1,0 +1,86 @@
+"""The command `leanthink`: parses, calls the Python API, and turns its errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, cast
+
+import typer
+
+import leanthink
+from leanthink.cli import collect, demo, fit, generate, label, tasks
+from leanthink.cli.help import help_text
+from leanthink.cli.output import say
+from leanthink.errors import LeanThinkError, PredictorMismatch, UnsupportedModel, UsageError
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+EXAMPLES = (
+    'leanthink generate "What is 4821 times 377?" --budget 256',
+    "leanthink tasks list",
+    "leanthink demo --out demo",
+)
+# Typer has kept click's exceptions in different places; its BadParameter derives from them wherever they are.
+ParsingError = cast(type[Exception], typer.BadParameter.__mro__[1])
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+app.add_typer(tasks.app, name="tasks")
+for command in (generate, collect, label, fit, demo):
+    command.add_to(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(leanthink.__version__)
+        raise typer.Exit
+
+
+@app.callback(
+    invoke_without_command=True,
+    help=help_text("Run reasoning models that think inside a fixed KV budget.", EXAMPLES),
+    epilog="Exit status: 0 done, 1 the run failed, 2 the command was wrong, 130 interrupted.",
+)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out one command line, without the program's name; returns the exit code."""
+    try:
+        code = app(list(arguments), prog_name="leanthink", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except ParsingError as error:
+        say(error.format_message())  # type: ignore[attr-defined]
+        code = WRONG_USAGE
+    except LeanThinkError as error:
+        say(str(error))
+        code = WRONG_USAGE if isinstance(error, UsageError | UnsupportedModel | PredictorMismatch) else FAILED
+    except OSError as error:
+        code = FAILED
+        if error.errno == errno.EPIPE:  # whoever read our output has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            say(str(error))
+    if code == INTERRUPTED:  # also what typer makes of Ctrl-C by itself
+        say("interrupted")
+    return code if isinstance(code, int) else DONE
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))

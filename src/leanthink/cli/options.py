@@ -1,0 +1,97 @@
+"""Options that several commands share, spelt the same everywhere, and the objects they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from leanthink.cli.help import option
+from leanthink.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from leanthink.budget import Budget
+    from leanthink.sampling import Sampling
+
+DEFAULT_SLOTS = 256
+DTYPES = ("float32", "bfloat16", "float16")
+
+Model = Annotated[str, option("--model", about='"tiny", a folder, a .gguf file or a hub id.', default="tiny", metavar="NAME")]
+Device = Annotated[str | None, option("--device", about="cpu, cuda or cuda:N.", default="cuda where there is one")]
+Dtype = Annotated[
+    str | None, option("--dtype", about=f"{', '.join(DTYPES)}.", default="bfloat16 on cuda, float32 on cpu")
+]
+Policy = Annotated[str, option("--policy", about="How thought slots are ranked; full keeps all.", default="horizon", metavar="NAME")]
+Slots = Annotated[
+    int | None, option("--budget", about="Thought slots that stay.", default=DEFAULT_SLOTS, metavar="SLOTS")
+]
+Window = Annotated[
+    int | None, option("--window", about="Youngest thought tokens, never evicted.", default=32, metavar="TOKENS")
+]
+Interval = Annotated[
+    int | None,
+    option("--interval", about="Tokens that gather between evictions.", default=64, metavar="TOKENS"),
+]
+Answer = Annotated[
+    int | None, option("--answer", about="Most slots of the answer.", default=1024, metavar="SLOTS")
+]
+PredictorFile = Annotated[
+    Path | None,
+    option("--predictor", about="Fitted importance predictor.", default="the one shipped with the model", metavar="FILE"),
+]
+Temperature = Annotated[float | None, option("--temperature", about="0 is greedy.", default=0.0)]
+TopP = Annotated[float | None, option("--top-p", about="Nucleus to sample from; 1 is off.", default=1.0)]
+TopK = Annotated[int | None, option("--top-k", about="Likeliest tokens to sample from; 0 is off.", default=0)]
+MinP = Annotated[float | None, option("--min-p", about="Least share of the likeliest token; 0 is off.", default=0.0)]
+MaxNewTokens = Annotated[
+    int | None, option("--max-new-tokens", about="Most tokens generated for a prompt.", default=4096, metavar="TOKENS")
+]
+Seed = Annotated[int | None, option("--seed", about="Same seed, same tokens.", default=0)]
+Stop = Annotated[list[str] | None, option("--stop", about="Text that ends the output; may be repeated.", metavar="TEXT")]
+Json = Annotated[bool, option("--json", about="Print one JSON document on standard output.")]
+Resume = Annotated[bool, option("--resume", about="Go on with the output file of an earlier run.")]
+Overwrite = Annotated[bool, option("--overwrite", about="Replace what is there already.")]
+
+
+def make_budget(
+    policy: str, *, slots: int | None, window: int | None, interval: int | None, answer: int | None
+) -> Budget | None:
+    """The budget of these options, None for the policy full; raises UsageError, also for an unknown policy."""
+    from leanthink.budget import Budget
+    from leanthink.policies import POLICIES
+
+    if policy not in POLICIES:
+        raise unknown("policy", policy, POLICIES)
+    options = {"slots": slots, "window": window, "interval": interval, "answer": answer}
+    given = {name: value for name, value in options.items() if value is not None}
+    if policy == "full" and given:
+        flags = ", ".join("--budget" if name == "slots" else f"--{name}" for name in given)
+        raise UsageError(f"policy 'full' keeps everything: leave out {flags}, or choose a policy that evicts")
+    return None if policy == "full" else Budget(**({"slots": DEFAULT_SLOTS} | given))
+
+
+def make_sampling(**options: Any) -> Sampling:
+    """Sampling from the options that were given; the others have the defaults of the Python API."""
+    from leanthink.sampling import Sampling
+
+    return Sampling(**{name: value for name, value in options.items() if value is not None})
+
+
+def load_model(name: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
+    """Model and tokenizer for --model, --device and --dtype; raises UsageError for a device that is not there."""
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    import torch
+    from transformers.utils import logging
+
+    from leanthink.load import load
+
+    logging.disable_progress_bar()
+    if device is not None:
+        _check_device(device, torch.cuda.device_count())
+    return load(name, device=device, dtype=None if dtype is None else getattr(torch, dtype))
+
+
+def _check_device(device: str, num_gpus: int) -> None:
+    there = ["cpu", *(["cuda"] if num_gpus else []), *(f"cuda:{index}" for index in range(num_gpus))]
+    if device not in there:
+        raise unknown("device", device, there)

@@ -1,0 +1,120 @@
+"""What a finished request hands back, and how its tokens become text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from leanthink.load import ThinkTags
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One finished request.
+
+    Attributes:
+        text: all that was written, tags included, without the end token and up to the stop string.
+        thought: the text before `</think>`, stripped; everything where that tag never came.
+        answer: the text after it, stripped.
+        token_ids: every generated token, the end token included.
+        prompt_tokens: tokens of the prompt.
+        thought_tokens: generated tokens before `</think>`.
+        answer_tokens: generated tokens from `</think>` on.
+        finish_reason: "stop" at an end token or stop string, "length" at `max_new_tokens`, at the end of the
+            answer's slots or of the context.
+        peak_slots: slots held at the fullest moment, prompt included.
+        kept_slots: slots held at the end, prompt included.
+        evictions: how many times slots were evicted.
+        peak_kv_bytes: bytes of the keys and values in `peak_slots`.
+        full_kv_bytes: bytes that a full cache would have held at the end.
+        reserved_kv_bytes: bytes that were reserved for this request's row.
+        evicted_at: for each generated token the number of tokens generated when its slot was evicted, None for a
+            slot that stayed; only with record=True, and only for a policy that keeps one set for all layers and heads.
+    """
+
+    text: str
+    thought: str
+    answer: str
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    thought_tokens: int
+    answer_tokens: int
+    finish_reason: FinishReason
+    peak_slots: int
+    kept_slots: int
+    evictions: int
+    peak_kv_bytes: int
+    full_kv_bytes: int
+    reserved_kv_bytes: int
+    evicted_at: tuple[int | None, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One token of a streamed request.
+
+    Attributes:
+        token_id: the token.
+        text: what it adds to the text: "" while a character or a possible stop string is incomplete.
+        in_thought: whether it belongs to the thought.
+        slots: slots that the request holds now, prompt included.
+        full_slots: slots that a full cache would hold now.
+        completion: the whole result, on the last step.
+    """
+
+    token_id: int
+    text: str
+    in_thought: bool
+    slots: int
+    full_slots: int
+    completion: Completion | None = None
+
+
+def decode(tokenizer: Any, token_ids: Sequence[int], tags: ThinkTags) -> str:
+    """Text of these tokens: thought tags as written, all other special tokens left out."""
+    hidden = set(tokenizer.all_special_ids) - {tags.open_id, tags.close_id}
+    shown = [token for token in token_ids if token not in hidden]
+    text: str = tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first stop string in it."""
+    return text[: min((text.index(end) for end in stop if end in text), default=len(text))]
+
+
+def split_thought(text: str, *, starts_in_answer: bool, tags: ThinkTags) -> tuple[str, str]:
+    """Thought and answer, stripped, of a generated text."""
+    if starts_in_answer:
+        return "", text.strip()
+    thought, _, answer = text.partition("</think>") if tags.close_id is not None else (text, "", "")
+    return thought.strip().removeprefix("<think>").strip(), answer.strip()
+
+
+class TextStream:
+    """Turns one request's growing tokens into pieces of text that join to its whole text."""
+
+    def __init__(self, tokenizer: Any, tags: ThinkTags, stop: tuple[str, ...]) -> None:
+        self._tokenizer, self._tags, self._stop = tokenizer, tags, stop
+        self._ids: list[int] = []
+        self._first, self._ready = 0, 0  # tokens [first, ready) were shown; they are the context of the next ones
+        self._held = ""  # decoded, and not yet shown: a stop string may begin here
+
+    def push(self, token_id: int, *, last: bool) -> str:
+        """The text that this token completes; the last call gives what is left, cut at a stop string."""
+        self._ids.append(token_id)
+        shown = decode(self._tokenizer, self._ids[self._first : self._ready], self._tags)
+        text = decode(self._tokenizer, self._ids[self._first :], self._tags)
+        if last or not text.endswith("\ufffd"):  # the sign of a character whose last bytes are still to come
+            self._held += text[len(shown) :]
+            self._first, self._ready = self._ready, len(self._ids)
+        if last or any(end in self._held for end in self._stop):
+            piece, self._held = cut_at_stop(self._held, self._stop), ""
+            return piece
+        starts = (k for end in self._stop for k in range(len(end), 0, -1) if self._held.endswith(end[:k]))
+        keep = max(starts, default=0)
+        piece, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return piece

@@ -1,0 +1,41 @@
+"""Everything LeanThink raises for its users.
+
+LeanThinkError
+├── UsageError          an argument, option or input file is wrong (CLI exit code 2)
+├── UnsupportedModel    a model whose attention the bounded cache cannot serve (exit code 2)
+├── PredictorMismatch   an importance predictor fitted for another model (exit code 2)
+└── DamagedFile         a file of ours that is truncated or fails its checksum (exit code 1)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LeanThinkError(Exception):
+    """The root: catch this to catch every error that LeanThink raises on purpose."""
+
+
+class UsageError(LeanThinkError, ValueError):
+    """An argument, option or input file is wrong; the message says what is allowed."""
+
+
+class UnsupportedModel(LeanThinkError):
+    """The bounded cache cannot serve this model; the message names the reason."""
+
+
+class PredictorMismatch(LeanThinkError):
+    """An importance predictor was fitted for another model than the one in hand."""
+
+
+class DamagedFile(LeanThinkError):
+    """A file is truncated, fails its checksum or cannot be parsed as what it claims to be."""
+
+
+def unknown(kind: str, given: object, allowed: Iterable[object]) -> UsageError:
+    """The error for a name that is not in `allowed`, with the nearest allowed name in its message."""
+    names = [str(name) for name in allowed]
+    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UsageError(f"unknown {kind} {given!r}: choose one of {', '.join(names)}.{hint}")

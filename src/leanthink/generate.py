@@ -1,0 +1,156 @@
+"""The one-call API: prompts in, completions out, every request on its own policy, budget and sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from leanthink.budget import Budget
+from leanthink.completion import Completion, Step, TextStream
+from leanthink.errors import UnsupportedModel, UsageError
+from leanthink.load import ThinkTags, check_supported, end_ids, think_tags
+from leanthink.policies import Policy
+from leanthink.request import Predictor, Prompt, Request, as_prompts, make_requests
+from leanthink.run import Run
+from leanthink.sampling import Sampling
+from leanthink.seats import GOING_ON, NEVER
+
+OnFinish = Callable[[int, Completion], None]
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    policy: str | Policy | Sequence[str | Policy] = "horizon",
+    budget: Budget | Sequence[Budget | None] | None = None,
+    predictor: Predictor = None,
+    sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008 (frozen)
+    max_rows: int = 64,
+    record: bool = False,
+    on_finish: OnFinish | None = None,
+) -> list[Completion]:
+    """Generate for each prompt, in its order; a request's tokens do not depend on what else is in the batch.
+
+    Args:
+        model: a causal language model of transformers, in evaluation mode.
+        tokenizer: its tokenizer.
+        prompts: text, a list of chat messages or a list of token ids; or a list of those. Text goes through the chat
+            template, as the user's message, where the tokenizer has one.
+        policy: what ranks thought slots: a name out of POLICIES or a policy object; one for all, or a list.
+        budget: how many thought slots each request may keep; None with policy "full" only; one for all, or a list.
+        predictor: file or module for the policies dynts and horizon; None for the one shipped with this model.
+        sampling: how tokens are picked; one for all, or a list.
+        max_rows: most requests on the cache at a time; the memory is this many times the largest bound.
+        record: fill `Completion.evicted_at`.
+        on_finish: called with a prompt's index and its completion as soon as it has finished.
+
+    Raises:
+        UsageError: an argument is out of range, or a prompt is empty or longer than the model's context.
+        UnsupportedModel: the bounded cache cannot serve this model.
+        PredictorMismatch: the predictor was fitted for another model.
+    """
+    if isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1:
+        raise UsageError(f"max_rows={max_rows!r}: must be 1 or more")
+    check_model(model)
+    tags, asked = think_tags(tokenizer), as_prompts(prompts)
+    choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": predictor, "sampling": sampling}
+    requests = make_requests(model, tokenizer, tags, asked, **choices)
+    return run_all(model, tokenizer, requests, tags=tags, max_rows=max_rows, record=record, on_finish=on_finish)
+
+
+def run_all(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    *,
+    tags: ThinkTags,
+    ends: Sequence[int] | None = None,
+    max_rows: int = 64,
+    record: bool = False,
+    on_finish: OnFinish | None = None,
+) -> list[Completion]:
+    """Complete these requests, in their order; those whose bounds differ by more than a factor of two run apart."""
+    completions: dict[int, Completion] = {}
+    for group in split_by_bound(requests):
+        run = Run(
+            model,
+            tokenizer,
+            group,
+            tags=tags,
+            ends=end_ids(model, tokenizer) if ends is None else ends,
+            rows=min(max_rows, len(group)),
+            record=record,
+        )
+        while run.unfinished:
+            for index, completion in run.advance():
+                completions[index] = completion
+                if on_finish is not None:
+                    on_finish(index, completion)
+    return [completions[request.index] for request in requests]
+
+
+def split_by_bound(requests: Sequence[Request]) -> list[list[Request]]:
+    """Groups whose bounds are within a factor of two: every row of a run reserves the largest bound of its group."""
+    groups: list[list[Request]] = []
+    for request in sorted(requests, key=lambda request: request.bound):
+        if groups and request.bound <= 2 * groups[-1][0].bound:
+            groups[-1].append(request)
+        else:
+            groups.append([request])
+    return groups
+
+
+def stream(
+    model: Any,
+    tokenizer: Any,
+    prompt: Prompt,
+    *,
+    policy: str | Policy = "horizon",
+    budget: Budget | None = None,
+    predictor: Predictor = None,
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    record: bool = False,
+) -> Iterator[Step]:
+    """Generate for one prompt and yield each token as it comes; the last step carries the completion.
+
+    Arguments and errors are those of `generate`; errors in the arguments are raised before the first step.
+    """
+    check_model(model)
+    tags = think_tags(tokenizer)
+    choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": predictor, "sampling": sampling}
+    requests = make_requests(model, tokenizer, tags, [prompt], **choices)
+    run = Run(model, tokenizer, requests, tags=tags, ends=end_ids(model, tokenizer), rows=1, record=record)
+    return _steps(run, TextStream(tokenizer, tags, sampling.stop))
+
+
+def _steps(run: Run, text: TextStream) -> Iterator[Step]:
+    run.admit()
+    seats = run.seats
+    while True:
+        generated, answer_start = int(seats.generated[0]), int(seats.answer_start[0])
+        last = int(seats.ended[0]) != GOING_ON
+        held, token_id = int(run.cache.host_lengths[0]), int(seats.ids[0, generated - 1])
+        prompt_tokens = len(seats.requests[0].prompt_ids)
+        completion = run.retire()[0][1] if last else None
+        yield Step(
+            token_id=token_id,
+            text=text.push(token_id, last=last),
+            in_thought=answer_start == NEVER,
+            slots=held,
+            full_slots=prompt_tokens + generated - 1,
+            completion=completion,
+        )
+        if last:
+            return
+        run.step()
+
+
+def check_model(model: Any) -> None:
+    """Raise UnsupportedModel unless the bounded cache can serve this model as it is loaded."""
+    check_supported(model.config)
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1:
+        names = ", ".join(sorted(str(device) for device in devices))
+        raise UnsupportedModel(f"the model is spread over {names}: the cache lives on one device, so load it onto one")

@@ -1,0 +1,222 @@
+"""Samples a model's own traces, grades them and writes each one down as it finishes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from leanthink.budget import Budget
+from leanthink.completion import Completion
+from leanthink.errors import UsageError
+from leanthink.eval.grading import check_gold, is_correct
+from leanthink.eval.problems import Problem
+from leanthink.generate import generate
+from leanthink.load import think_tags
+from leanthink.request import encode_prompt
+from leanthink.sampling import Sampling
+from leanthink.trace import Trace, TraceWriter, trace_key
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """How one call went: traces written now and found from before, and how many of all are correct."""
+
+    written: int
+    done_before: int
+    correct: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One trace to be made."""
+
+    problem: Problem
+    sample: int
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+
+    @property
+    def key(self) -> str:
+        return trace_key(self.problem.id, self.sample)
+
+
+def request_seed(seed: int, problem_id: str, sample: int) -> int:
+    """The sampling seed of one sample of one problem, 0 <= seed < 2^48: the same whatever else is collected."""
+    digest = hashlib.sha256(f"{seed}/{trace_key(problem_id, sample)}".encode()).digest()
+    return int.from_bytes(digest[:6])
+
+
+def collect(
+    model: Any,
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    out_path: str | os.PathLike[str],
+    *,
+    samples: int,
+    sampling: Sampling,
+    policy: str = "full",
+    budget: Budget | None = None,
+    predictor: Any = None,
+    model_name: str | None = None,
+    instruction: str = "",
+    max_rows: int = 64,
+    record: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Collected:
+    r"""Generate `samples` traces of each problem into a JSONL file.
+
+    Every trace is written and flushed when its request finishes, so a run that is stopped has lost none of those;
+    `resume` goes on with the rest. Each trace has its own seed, made from `sampling.seed`, problem and sample.
+
+    Args:
+        model: what generates, as for `leanthink.generate`.
+        tokenizer: its tokenizer.
+        problems: what to solve; their golds grade the traces.
+        out_path: the file to write; refused if it exists, unless `resume` or `overwrite`.
+        samples: traces for each problem.
+        sampling: how tokens are picked; its seed is the seed of the whole collection.
+        policy: name of the policy to generate under.
+        budget: its budget; None for "full" only.
+        predictor: its predictor or a path; None for the one shipped with the model.
+        model_name: what the traces say of the model; None: the name it was loaded by.
+        instruction: text put after each problem, such as "Put the final answer in \boxed{}."
+        max_rows: most requests at a time.
+        record: fill `Trace.evicted_at`.
+        resume: go on with the file, leaving out what it has.
+        overwrite: start the file anew.
+        progress: called with the numbers of traces done and asked for, after each.
+
+    Raises:
+        UsageError: no problem, two of one id, a gold that cannot be graded, samples < 1, or a file that exists or, on
+            resuming, was written with other settings.
+        DamagedFile: a line of the file to resume cannot be read.
+    """
+    _check(problems, samples)
+    tags = think_tags(tokenizer)
+    jobs = _jobs(tokenizer, problems, samples, sampling, instruction)
+    common: dict[str, Any] = {
+        "model": model_name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
+        "policy": policy,
+        "budget": None if budget is None else asdict(budget),
+        "temperature": float(sampling.temperature),
+    }
+    with TraceWriter(out_path, resume=resume, overwrite=overwrite) as writer:
+        done = {trace.key: trace for trace in writer.done}
+        _check_same_run(jobs, done, common)
+        todo = [job for job in jobs if job.key not in done]
+        correct = sum(bool(done[job.key].correct) for job in jobs if job.key in done)
+        written = 0
+
+        def finish(index: int, completion: Completion) -> None:
+            nonlocal written, correct
+            trace = _trace(todo[index], completion, common, closes=tags.close_id is not None)
+            writer.write(trace)
+            written, correct = written + 1, correct + bool(trace.correct)
+            if progress is not None:
+                progress(len(jobs) - len(todo) + written, len(jobs))
+
+        if todo:
+            generate(
+                model,
+                tokenizer,
+                [job.prompt_ids for job in todo],
+                policy=policy,
+                budget=budget,
+                predictor=predictor,
+                sampling=[job.sampling for job in todo],
+                max_rows=max_rows,
+                record=record,
+                on_finish=finish,
+            )
+    return Collected(written=written, done_before=len(jobs) - len(todo), correct=correct)
+
+
+def _check(problems: Sequence[Problem], samples: int) -> None:
+    if not problems:
+        raise UsageError("no problem to collect traces of: give at least one")
+    if samples < 1:
+        raise UsageError(f"samples={samples}: at least 1 trace for each problem")
+    ids = [problem.id for problem in problems]
+    if len(set(ids)) < len(ids):
+        twice = next(name for name in ids if ids.count(name) > 1)
+        raise UsageError(f"two problems have the id {twice!r}: ids must differ, traces are known by them")
+    for problem in problems:
+        check_gold(problem.answer, exact=problem.exact)
+
+
+def _jobs(
+    tokenizer: Any, problems: Sequence[Problem], samples: int, sampling: Sampling, instruction: str
+) -> list[_Job]:
+    """All traces asked for, first samples of every problem first, so that a stopped run covers all problems."""
+    texts = [f"{problem.problem}\n\n{instruction}" if instruction else problem.problem for problem in problems]
+    prompts = [tuple(encode_prompt(tokenizer, index, text)) for index, text in enumerate(texts)]
+    return [
+        _Job(
+            problem=problem,
+            sample=sample,
+            prompt_ids=prompt_ids,
+            sampling=replace(sampling, seed=request_seed(sampling.seed, problem.id, sample)),
+        )
+        for sample in range(samples)
+        for problem, prompt_ids in zip(problems, prompts, strict=True)
+    ]
+
+
+def _check_same_run(jobs: Sequence[_Job], done: dict[str, Trace], common: dict[str, Any]) -> None:
+    """A resumed file must be what this call would have written: mixed settings would pass for one experiment."""
+    for trace in done.values():
+        for name, value in common.items():
+            if getattr(trace, name) != value:
+                raise UsageError(
+                    f"the file to resume has a trace ({trace.key}) of {name} {getattr(trace, name)!r}, "
+                    f"asked for is {value!r}: give another file, or the same settings"
+                )
+    for job in jobs:
+        trace_of_job = done.get(job.key)
+        if trace_of_job is None:
+            continue
+        if trace_of_job.prompt_ids != job.prompt_ids or trace_of_job.seed != job.sampling.seed:
+            raise UsageError(
+                f"the trace {job.key} in the file to resume had another prompt or seed: "
+                "give another file, or the same problems, instruction and seed"
+            )
+
+
+def _trace(job: _Job, completion: Completion, common: dict[str, Any], *, closes: bool) -> Trace:
+    # A prompt that ends in a closed thought gets an answer only: then nothing has to be closed any more.
+    think_tags = closes and completion.thought_tokens > 0
+    gold = job.problem.answer
+    copied = {name: getattr(completion, name) for name in _COPIED}
+    return Trace(
+        id=job.problem.id,
+        sample=job.sample,
+        problem=job.problem.problem,
+        gold=gold,
+        seed=job.sampling.seed,
+        prompt_ids=job.prompt_ids,
+        correct=is_correct(completion.text, gold, think_tags=think_tags, exact=job.problem.exact),
+        **copied,
+        **common,
+    )
+
+
+_COPIED = (
+    "token_ids",
+    "text",
+    "thought_tokens",
+    "answer_tokens",
+    "finish_reason",
+    "peak_slots",
+    "kept_slots",
+    "evictions",
+    "peak_kv_bytes",
+    "full_kv_bytes",
+    "evicted_at",
+)

@@ -1,0 +1,134 @@
+"""What a predictor is fitted to: hidden states of thought tokens beside their labels, trace by trace.
+
+Shapes: T thought tokens of a trace (or a sample of them), M hidden size, H horizons.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanthink.errors import PredictorMismatch, UsageError
+from leanthink.importance.fingerprint import fingerprint
+from leanthink.importance.label_file import LabelFile
+from leanthink.trace import Trace
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Thought tokens of one trace, on the CPU.
+
+    hidden_TM: final-norm hidden states in the model's dtype.
+    labels_TC: float32 [T, 1 + H], column 0 the answer label.
+    tokens_after_T: int64, how many tokens of the trace come after each: from further away nobody could read it.
+    """
+
+    problem_id: str
+    hidden_TM: Tensor
+    labels_TC: Tensor
+    tokens_after_T: Tensor
+
+    def __post_init__(self) -> None:
+        assert len(self.hidden_TM) == len(self.labels_TC) == len(self.tokens_after_T) > 0
+
+
+def usable(traces: Iterable[Trace], labels: LabelFile, *, only_correct: bool, need_answer: bool) -> list[Trace]:
+    """The traces that can be fitted to.
+
+    Raises:
+        UsageError: none is left; the message counts why.
+    """
+    kept, not_correct, unlabelled, no_answer = [], 0, 0, 0
+    for trace in traces:
+        found_TC = labels.of(trace)
+        if only_correct and not trace.correct:
+            not_correct += 1
+        elif found_TC is None:
+            unlabelled += 1
+        elif need_answer and bool(found_TC[0, 0].isnan()):
+            no_answer += 1
+        else:
+            kept.append(trace)
+    if not kept:
+        raise UsageError(
+            f"no trace to fit to: {not_correct} not correct, {unlabelled} without labels, {no_answer} without answer; "
+            "collect more traces, or label those there are"
+        )
+    return kept
+
+
+def split_by_problem(traces: Sequence[Trace], *, share: float, seed: int) -> tuple[list[Trace], list[Trace]]:
+    """Traces to fit to and traces held out; all samples of one problem fall on the same side.
+
+    Raises:
+        UsageError: a share above 0 of fewer than two problems.
+    """
+    if share == 0:
+        return list(traces), []
+    ids = sorted({trace.id for trace in traces})
+    if len(ids) < 2:
+        raise UsageError("holding traces out takes at least two problems: collect more, or give val_share=0")
+    random.Random(seed).shuffle(ids)
+    held_out = set(ids[: min(max(1, round(share * len(ids))), len(ids) - 1)])
+    return [t for t in traces if t.id not in held_out], [t for t in traces if t.id in held_out]
+
+
+def gather(
+    model: Any,
+    traces: Sequence[Trace],
+    labels: LabelFile,
+    *,
+    tokens_per_trace: int | None,
+    seed: int,
+    progress: Progress | None = None,
+) -> list[Examples]:
+    """One forward pass for each trace; of a longer thought a random sample of `tokens_per_trace` tokens, in order.
+
+    Raises:
+        PredictorMismatch: the labels belong to another model.
+    """
+    if labels.fingerprint != (ours := fingerprint(model)):
+        raise PredictorMismatch(
+            f"the labels are of the model {labels.fingerprint[:12]}, this one is {ours[:12]}: label its own traces"
+        )
+    examples = []
+    for done, trace in enumerate(traces, start=1):
+        labels_TC = labels.of(trace)
+        assert labels_TC is not None, "only labelled traces are gathered"
+        chosen_T = _sample(len(labels_TC), tokens_per_trace, f"{seed}/{trace.key}")
+        tokens = len(trace.prompt_ids) + len(trace.token_ids)
+        examples.append(
+            Examples(
+                problem_id=trace.id,
+                hidden_TM=_thought_states(model, trace)[chosen_T.to(model.device)].cpu(),
+                labels_TC=labels_TC[chosen_T],
+                tokens_after_T=tokens - 1 - len(trace.prompt_ids) - chosen_T,
+            )
+        )
+        if progress is not None:
+            progress(done, len(traces))
+    return examples
+
+
+@torch.no_grad()
+def _thought_states(model: Any, trace: Trace) -> Tensor:
+    """Final-norm hidden states of the thought, [T, M]; what comes after it cannot change them and is not fed."""
+    ids = (*trace.prompt_ids, *trace.token_ids[: trace.thought_tokens])
+    output = model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    hidden_TM: Tensor = output.last_hidden_state[0, len(trace.prompt_ids) :]
+    return hidden_TM
+
+
+def _sample(count: int, most: int | None, name: str) -> Tensor:
+    if most is None or most >= count:
+        return torch.arange(count)
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values

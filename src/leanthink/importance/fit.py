@@ -1,0 +1,187 @@
+"""Fits an importance predictor to labelled traces, measures it on held-out ones and writes the sidecar.
+
+Shapes: N tokens of a batch, T tokens of a trace, M hidden size, C channels (1 for `answer`, H for `horizon`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanthink.errors import UsageError, unknown
+from leanthink.importance.agreement import kendall_tau, top_overlap
+from leanthink.importance.examples import Examples, gather, split_by_problem, usable
+from leanthink.importance.label_file import LabelFile
+from leanthink.importance.predictor import Predictor, made_ready, save_predictor
+from leanthink.importance.recipe import Recipe, goal, loss, rate
+from leanthink.trace import Trace
+
+TOP_SHARES = (0.2, 0.3)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A fitted predictor, ready to use, and what the sidecar says of it."""
+
+    predictor: Predictor
+    data: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+def fit(
+    model: Any,
+    traces: Sequence[Trace],
+    labels: LabelFile,
+    recipe: Recipe,
+    *,
+    out_path: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Fit a predictor for `model`; with `out_path` also write it there.
+
+    Needs one forward pass per trace, and (tokens x hidden size) numbers of main memory in the model's dtype.
+    `progress(stage, done, total)` is called for the stages "read" and "fit".
+
+    Raises:
+        UsageError: no usable trace, a horizon that was not labelled, too few problems to hold any out.
+        PredictorMismatch: the labels belong to another model.
+    """
+    columns, recipe = _columns(labels, recipe)
+    kept = usable(traces, labels, only_correct=recipe.only_correct, need_answer=recipe.target == "answer")
+    fitted_to, held_out = split_by_problem(kept, share=recipe.val_share, seed=recipe.seed)
+    examples = gather(
+        model,
+        [*fitted_to, *held_out],
+        labels,
+        tokens_per_trace=recipe.tokens_per_trace,
+        seed=recipe.seed,
+        progress=None if progress is None else lambda done, total: progress("read", done, total),
+    )
+    examples = [replace(example, labels_TC=example.labels_TC[:, columns]) for example in examples]
+    train, val = examples[: len(fitted_to)], examples[len(fitted_to) :]
+    predictor, train_loss = _train(model, train, recipe, progress)
+    metrics = {"train_loss": train_loss, **_measure(predictor, val, recipe)}
+    data = {
+        "model": kept[0].model,
+        "traces": len(train),
+        "tokens": sum(len(example.labels_TC) for example in train),
+        "recipe": asdict(recipe) | {"lr": recipe.learning_rate},
+        "torch": torch.__version__,
+        "device": model.device.type,
+    }
+    if out_path is not None:
+        save_predictor(predictor, out_path, base_fingerprint=labels.fingerprint, data=data, metrics=metrics)
+    return Fitted(predictor=made_ready(predictor, model), data=data, metrics=metrics)
+
+
+def _columns(labels: LabelFile, recipe: Recipe) -> tuple[list[int], Recipe]:
+    """Label columns to fit, and the recipe with its horizons spelt out."""
+    if recipe.target == "answer":
+        return [0], recipe
+    horizons = labels.horizons if recipe.horizons is None else recipe.horizons
+    for horizon in horizons:
+        if horizon not in labels.horizons:
+            raise unknown("horizon", horizon, labels.horizons)
+    if not horizons or list(horizons) != sorted(set(horizons)):
+        raise UsageError(f"horizons must be ascending, at least one, got {list(horizons)}")
+    return [1 + labels.horizons.index(horizon) for horizon in horizons], replace(recipe, horizons=horizons)
+
+
+def _counts(examples: Sequence[Examples], recipe: Recipe) -> Tensor:
+    """Which labels count in the loss, bool [N, C]."""
+    after_N1 = torch.cat([example.tokens_after_T for example in examples])[:, None]
+    if not recipe.mask_unreached or recipe.horizons is None:
+        return torch.ones(len(after_N1), len(recipe.horizons or (0,)), dtype=torch.bool)
+    return after_N1 >= torch.tensor(recipe.horizons)
+
+
+def _train(
+    model: Any, examples: Sequence[Examples], recipe: Recipe, progress: Progress | None
+) -> tuple[Predictor, float]:
+    """Fit in float32 on the model's device, then round the weights to what the file will hold.
+
+    Returns the predictor and the mean loss of the last hundred steps.
+    """
+    hidden_NM = torch.cat([example.hidden_TM for example in examples])
+    goal_NC = goal(torch.cat([example.labels_TC for example in examples]), recipe)
+    counts_NC = _counts(examples, recipe)
+    predictor = _fresh(recipe, hidden_NM.shape[1]).to(model.device)
+    betas = (0.9, 0.95) if recipe.target == "answer" else (0.9, 0.999)
+    optimiser = torch.optim.AdamW(predictor.parameters(), lr=recipe.learning_rate, betas=betas, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, recipe.steps, recipe.target))
+    draws = torch.Generator().manual_seed(recipe.seed)
+    recent: list[Tensor] = []
+    for step in range(recipe.steps):
+        rows_N = torch.randint(len(hidden_NM), (recipe.batch,), generator=draws)
+        hidden, wanted, counts = (rows[rows_N].to(model.device) for rows in (hidden_NM, goal_NC, counts_NC))
+        step_loss = loss(predictor(hidden), wanted, counts, recipe.target)
+        optimiser.zero_grad()
+        step_loss.backward()  # type: ignore[no-untyped-call]
+        if recipe.target == "answer":
+            torch.nn.utils.clip_grad_norm_(predictor.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        recent = [*recent[-99:], step_loss.detach()]
+        if progress is not None:
+            progress("fit", step + 1, recipe.steps)
+    return predictor.to(torch.bfloat16).float(), float(torch.stack(recent).mean())
+
+
+def _fresh(recipe: Recipe, hidden_size: int) -> Predictor:
+    """A predictor with the seed's initial weights, drawn without disturbing the caller's random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return Predictor(target=recipe.target, hidden_size=hidden_size, horizons=recipe.horizons or ())
+
+
+@torch.no_grad()
+def _measure(predictor: Predictor, examples: Sequence[Examples], recipe: Recipe) -> dict[str, Any]:
+    """Loss and ranking quality on held-out traces: within each trace, then the mean over traces.
+
+    Each horizon is measured on the tokens that can be ranked by it: those with so many tokens after them.
+    """
+    if not examples:
+        return {"held_out_traces": 0}
+    least = dict(zip(map(str, recipe.horizons), recipe.horizons, strict=True)) if recipe.horizons else {"answer": 0}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in least}
+    losses = []
+    for example in examples:
+        scores_TC = _scores(predictor, example.hidden_TM)
+        goal_TC = goal(example.labels_TC, recipe)
+        losses.append(float(loss(scores_TC, goal_TC, _counts([example], recipe), recipe.target)))
+        for channel, (name, tokens) in enumerate(least.items()):
+            reached_T = example.tokens_after_T >= tokens
+            ranking = _ranking(scores_TC[reached_T, channel].tolist(), goal_TC[reached_T, channel].tolist())
+            found[name] += [ranking] if ranking else []
+    return {
+        "held_out_traces": len(examples),
+        "held_out_tokens": sum(len(example.labels_TC) for example in examples),
+        "held_out_loss": fmean(losses),
+        "ranking": {name: _mean(rankings) for name, rankings in found.items()},
+    }
+
+
+def _scores(predictor: Predictor, hidden_TM: Tensor) -> Tensor:
+    device = next(predictor.parameters()).device
+    return torch.cat([predictor(part.to(device)).cpu() for part in torch.split(hidden_TM, 8192)])
+
+
+def _ranking(predicted: list[float], truth: list[float]) -> dict[str, float] | None:
+    """Tau and overlaps of one trace; None where all labels or all scores are equal and rank nothing."""
+    tau = kendall_tau(predicted, truth)
+    if tau is None:
+        return None
+    return {"kendall_tau": tau} | {f"top_{share:.0%}": top_overlap(predicted, truth, share) for share in TOP_SHARES}
+
+
+def _mean(rankings: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each number over the traces, and how many traces that was."""
+    names = rankings[0] if rankings else {}
+    return {name: fmean(ranking[name] for ranking in rankings) for name in names} | {"traces": len(rankings)}

@@ -1,0 +1,216 @@
+"""Labels of many traces in one safetensors file: written so that a stopped run goes on, read by fitting."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from leanthink.errors import DamagedFile, PredictorMismatch, UsageError
+from leanthink.importance.fingerprint import fingerprint
+from leanthink.trace import Trace
+
+VERSION = "1"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFile:
+    """The labels of a file.
+
+    labels: for each trace key a float32 [T, 1 + H], see `leanthink.importance.labels.Labels`.
+    checksums: for each trace key the `checksum` of the trace that was labelled.
+    """
+
+    horizons: tuple[int, ...]
+    fingerprint: str
+    labels: Mapping[str, Tensor]
+    checksums: Mapping[str, int]
+
+    def of(self, trace: Trace) -> Tensor | None:
+        """Labels of this trace, [T, 1 + H]; None where the file has none.
+
+        Raises:
+            UsageError: the file has labels under this key, but of another trace.
+        """
+        if trace.key not in self.labels:
+            return None
+        if self.checksums[trace.key] != checksum(trace):
+            raise UsageError(f"the labels of {trace.key!r} belong to another trace of that name: label the traces anew")
+        return self.labels[trace.key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelCounts:
+    """How the traces of one call fared: labelled now, labelled before, left out for a reason."""
+
+    labelled: int
+    done_before: int
+    not_correct: int
+    no_thought: int
+    no_answer: int  # among those labelled: traces without a single answer row, useless for the answer label
+
+
+@dataclass(kw_only=True)
+class _Growing:
+    """The labels gathered so far and the file they go to."""
+
+    path: Path
+    horizons: tuple[int, ...]
+    fingerprint: str
+    labels: dict[str, Tensor] = field(default_factory=dict)
+    checksums: dict[str, int] = field(default_factory=dict)
+
+    def save(self) -> None:
+        """Replace the file in one step: a reader, or a run stopped here, sees the old file or the new one."""
+        metadata = {
+            "leanthink": "labels",
+            "version": VERSION,
+            "horizons": json.dumps(self.horizons),
+            "fingerprint": self.fingerprint,
+            "checksums": json.dumps(self.checksums),
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
+        try:
+            save_file(self.labels, partial, metadata=metadata)
+            os.replace(partial, self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def checksum(trace: Trace) -> int:
+    """CRC-32 over the tokens of a trace: tells two traces of the same name apart."""
+    return zlib.crc32(json.dumps([trace.prompt_ids, trace.token_ids]).encode())
+
+
+def read_labels(path: str | os.PathLike[str]) -> LabelFile:
+    """The labels of a file.
+
+    Raises:
+        UsageError: no such file, a safetensors file that holds no labels, or another version.
+        DamagedFile: truncated, or no safetensors file at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no file of labels at {path}: write one with `leanthink label`")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("leanthink") != "labels":
+                raise UsageError(f"{path} is a safetensors file but holds no labels: write one with `leanthink label`")
+            if metadata["version"] != VERSION:
+                raise UsageError(
+                    f"{path} has version {metadata['version']}, this LeanThink reads {VERSION}: label anew"
+                )
+            labels = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise DamagedFile(f"{path} is truncated or no safetensors file ({error}): label the traces anew") from None
+    return LabelFile(
+        horizons=tuple(json.loads(metadata["horizons"])),
+        fingerprint=metadata["fingerprint"],
+        labels=labels,
+        checksums=json.loads(metadata["checksums"]),
+    )
+
+
+def label_traces(
+    model: Any,
+    traces: Iterable[Trace],
+    path: str | os.PathLike[str],
+    *,
+    horizons: Sequence[int],
+    only_correct: bool = True,
+    overwrite: bool = False,
+    block_bytes: int | None = None,
+    save_every: int = 50,
+    progress: Progress | None = None,
+) -> LabelCounts:
+    """Label traces into one file; a file of the same model and horizons is gone on with, trace by trace.
+
+    The file is replaced in one step after every `save_every` traces and at the end, however the end comes, so that
+    Ctrl-C loses only the trace in hand. `progress(done, total)` is called after each trace. Wrong traces and traces
+    without a thought are left out and counted.
+
+    Raises:
+        UsageError: the file holds other horizons, or labels of another trace of the same name.
+        PredictorMismatch: the file holds labels of another model.
+    """
+    from leanthink.importance.labels import check_horizons, label_trace
+
+    growing = _open(Path(path), check_horizons(horizons), fingerprint(model), overwrite=overwrite)
+    given = list(traces)
+    right = [trace for trace in given if trace.correct or not only_correct]
+    thinking = [trace for trace in right if trace.thought_tokens > 0]
+    todo = [trace for trace in thinking if not _is_done(growing, trace)]
+    no_answer = 0
+    try:
+        for done, trace in enumerate(todo, start=1):
+            tokens = (*trace.prompt_ids, *trace.token_ids)
+            prompt = len(trace.prompt_ids)
+            thought_end = prompt + trace.thought_tokens
+            labels = label_trace(model, tokens, prompt, thought_end, growing.horizons, block_bytes=block_bytes)
+            growing.checksums[trace.key] = checksum(trace)
+            growing.labels[trace.key] = labels.values_TC
+            no_answer += thought_end + 1 >= len(tokens)
+            if done % save_every == 0:
+                growing.save()
+            if progress is not None:
+                progress(done, len(todo))
+    finally:
+        growing.save()
+    return LabelCounts(
+        labelled=len(todo),
+        done_before=len(thinking) - len(todo),
+        not_correct=len(given) - len(right),
+        no_thought=len(right) - len(thinking),
+        no_answer=no_answer,
+    )
+
+
+def _open(path: Path, horizons: tuple[int, ...], fingerprint: str, *, overwrite: bool) -> _Growing:
+    if overwrite or not path.exists():
+        return _Growing(path=path, horizons=horizons, fingerprint=fingerprint)
+    found = read_labels(path)
+    if found.fingerprint != fingerprint:
+        raise PredictorMismatch(
+            f"{path} holds labels of another model ({found.fingerprint[:12]}; this one is {fingerprint[:12]}): "
+            "give another file, or overwrite this one"
+        )
+    if found.horizons != horizons:
+        raise UsageError(
+            f"{path} holds labels for the horizons {list(found.horizons)}, asked for are {list(horizons)}: "
+            "give another file, or overwrite this one"
+        )
+    return _Growing(
+        path=path,
+        horizons=horizons,
+        fingerprint=fingerprint,
+        labels=dict(found.labels),
+        checksums=dict(found.checksums),
+    )
+
+
+def _is_done(growing: _Growing, trace: Trace) -> bool:
+    if trace.key not in growing.labels:
+        return False
+    if growing.checksums[trace.key] != checksum(trace):
+        raise UsageError(
+            f"{growing.path} holds labels of another trace {trace.key!r}: give another file, or overwrite this one"
+        )
+    return True
+
+
+def default_horizons(traces: Iterable[Trace]) -> tuple[int, ...]:
+    """32 to 1024 in doublings, and 2048 where at least a quarter of the traces have twice as many tokens."""
+    lengths = sorted(len(trace.token_ids) for trace in traces)
+    long = bool(lengths) and lengths[-1 - len(lengths) // 4] >= 4096
+    return (32, 64, 128, 256, 512, 1024, 2048) if long else (32, 64, 128, 256, 512, 1024)

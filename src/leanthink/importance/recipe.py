@@ -1,0 +1,96 @@
+"""What a predictor is fitted to, and how: the recipe, the goal it gives a label, the loss and the learning rate.
+
+Shapes: N tokens, C channels (1 for `answer`, one per horizon for `horizon`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from leanthink.errors import UsageError, unknown
+from leanthink.importance.predictor import TARGETS, Target
+
+Transform = Literal["power", "scale"]
+TRANSFORMS = ("power", "scale")
+LEARNING_RATE = {"answer": 5e-4, "horizon": 1e-3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to fit; tokens, steps and shares.
+
+    target: "horizon" (binary cross-entropy to each horizon's label) or "answer" (arXiv 2601.18383: squared error to the
+        transformed answer label, fivefold weight where 4 <= y < 5).
+    horizons: which of the labelled horizons to fit; None: all of them. For "horizon" only.
+    transform: of the answer label b: "power" y = 10 b^0.3 / 0.3, "scale" y = 10000 b. For "answer" only.
+    mask_unreached: leave a token out of a horizon's loss if its trace ends before that distance. Otherwise the label is
+        the maximum over no attention at all, 0, as in the definition.
+    lr: None: 5e-4 for "answer", 1e-3 for "horizon".
+    val_share: share of the problems whose traces are held out, to measure on.
+    tokens_per_trace: of longer thoughts only a random sample of so many tokens is held in memory and fitted to.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+
+    target: Target = "horizon"
+    horizons: tuple[int, ...] | None = None
+    transform: Transform = "power"
+    mask_unreached: bool = False
+    steps: int = 6000
+    batch: int = 8192
+    lr: float | None = None
+    seed: int = 0
+    val_share: float = 0.1
+    tokens_per_trace: int | None = None
+    only_correct: bool = True
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise unknown("predictor target", self.target, TARGETS)
+        if self.transform not in TRANSFORMS:
+            raise unknown("label transform", self.transform, TRANSFORMS)
+        if self.target == "answer" and (self.horizons is not None or self.mask_unreached):
+            raise UsageError("horizons and mask_unreached belong to the target 'horizon': leave them out for 'answer'")
+        if min(self.steps, self.batch) < 1 or (self.tokens_per_trace is not None and self.tokens_per_trace < 1):
+            raise UsageError(f"steps, batch and tokens_per_trace must be at least 1, got {self}")
+        if not 0 <= self.val_share < 1 or (self.lr is not None and self.lr <= 0):
+            raise UsageError(f"0 <= val_share < 1 and lr > 0 must hold, got {self.val_share} and {self.lr}")
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest learning rate: `lr`, or the target's own."""
+        return LEARNING_RATE[self.target] if self.lr is None else self.lr
+
+
+def goal(labels_NC: Tensor, recipe: Recipe) -> Tensor:
+    """What the predictor is to put out for these labels, [N, C]."""
+    if recipe.target == "horizon":
+        return labels_NC
+    return 10_000 * labels_NC if recipe.transform == "scale" else 10 * labels_NC**0.3 / 0.3
+
+
+def loss(scores_NC: Tensor, goal_NC: Tensor, counts_NC: Tensor, target: Target) -> Tensor:
+    """Mean loss over the entries that count (`counts_NC`, bool), a scalar."""
+    if target == "horizon":
+        each_NC = F.binary_cross_entropy_with_logits(scores_NC, goal_NC, reduction="none")
+    else:
+        weight_NC = torch.where((goal_NC >= 4) & (goal_NC < 5), 5.0, 1.0)
+        each_NC = weight_NC * (scores_NC - goal_NC).square()
+    return (each_NC * counts_NC).sum() / counts_NC.sum().clamp(min=1)
+
+
+def rate(step: int, steps: int, target: Target) -> float:
+    """Share of the learning rate at a step: linear to 0, or a tenth of warm-up and then a cosine to 0."""
+    if target == "horizon":
+        return 1 - step / steps
+    warm_up = max(1, steps // 10)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))

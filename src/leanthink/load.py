@@ -1,0 +1,147 @@
+"""Loads a model and its tokenizer, and refuses by name what the bounded cache cannot serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from leanthink.cache import KVShape
+from leanthink.errors import UnsupportedModel, UsageError
+
+MODEL_TYPES = ("gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinkTags:
+    """Token ids of `<think>` and `</think>`; None where the tokenizer has no single token for the tag."""
+
+    open_id: int | None
+    close_id: int | None
+
+
+def think_tags(tokenizer: Any) -> ThinkTags:
+    """The thought tags of this tokenizer. Without a `</think>` token everything generated counts as thought."""
+    ids = [tokenizer.encode(tag, add_special_tokens=False) for tag in ("<think>", "</think>")]
+    open_id, close_id = (tag[0] if len(tag) == 1 and tag[0] != tokenizer.unk_token_id else None for tag in ids)
+    return ThinkTags(open_id=open_id, close_id=close_id)
+
+
+def load(name_or_path: str | Path, device: str | None = None, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+    """The model, in evaluation mode, and its tokenizer.
+
+    Args:
+        name_or_path: "tiny" (the embedded reasoner), a folder, a GGUF file, or a model's id on the Hugging Face hub.
+        device: where to put it; default "cuda" where there is one, else "cpu".
+        dtype: of the weights; default bfloat16 on CUDA, float32 elsewhere.
+
+    Raises:
+        UsageError: there is no such model, folder or file, or it lacks a part.
+        UnsupportedModel: the bounded cache cannot serve its architecture; found before any weight is read.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+    if str(name_or_path) == "tiny":
+        from leanthink.tiny import load_tiny
+
+        tiny: tuple[Any, Any] = load_tiny(device=device, dtype=dtype)
+        return tiny
+    name, options = _locate(str(name_or_path))
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+        check_supported(config)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, **options)
+    except (OSError, ValueError, KeyError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"cannot load a model from {str(name_or_path)!r}: {error}") from error
+    return model.to(device).eval(), tokenizer
+
+
+def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    """What to pass to from_pretrained, after the checks that give a clearer message than it does."""
+    path = Path(name).expanduser()
+    closed = {"trust_remote_code": False}  # said aloud: the default asks on the terminal
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UsageError(f"there is no GGUF file {name!r}: check the path")
+        try:
+            import gguf  # noqa: F401
+        except ImportError as error:
+            raise UsageError(f"reading {name!r} needs the gguf package: pip install 'leanthink[gguf]'") from error
+        return str(path.parent), {"gguf_file": path.name, **closed}
+    if not path.is_dir():
+        if path.exists():
+            raise UsageError(f"{name!r} is a file: give the folder that holds config.json, or a .gguf file")
+        if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
+            raise UsageError(f"there is no folder {name!r}, and it is no hub id either: check the path")
+        return name, closed
+    if not (path / "config.json").is_file():
+        raise UsageError(f"the folder {name!r} holds no config.json: give the folder of a saved model")
+    if not any(next(path.glob(pattern), None) for pattern in ("*.safetensors", "*.safetensors.index.json", "*.bin")):
+        raise UsageError(f"the folder {name!r} holds no weights (*.safetensors or *.bin): the download is incomplete")
+    return str(path), closed
+
+
+def check_supported(config: Any) -> None:
+    """Raise UnsupportedModel, naming the model type and the reason, unless the bounded cache can serve this model."""
+    reason = _why_unsupported(config)
+    if reason is not None:
+        raise UnsupportedModel(
+            f"model type {config.model_type!r} is not supported: {reason}. LeanThink serves decoders whose layers all "
+            f"use full attention, of the types {', '.join(MODEL_TYPES)}"
+        )
+
+
+def _why_unsupported(config: Any) -> str | None:
+    layer_types = getattr(config, "layer_types", None)
+    other_layers = sorted(set(layer_types or ()) - {"full_attention"})
+    window, context = getattr(config, "sliding_window", None), getattr(config, "max_position_embeddings", None)
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder"
+    if getattr(config, "kv_lora_rank", None):
+        return "it uses latent attention (MLA)"
+    if other_layers:
+        return f"it has layers of type {', '.join(other_layers)}"
+    if config.model_type not in MODEL_TYPES:
+        return "its attention has not been tested with the bounded cache"
+    if context is None:
+        return "its config has no max_position_embeddings"
+    if layer_types is None and window is not None and window < context:
+        return f"it uses a sliding window of {window} tokens"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "its attention is bidirectional"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "it caps its attention scores (softcap)"
+    return _why_rotation_unsupported(config)
+
+
+def _why_rotation_unsupported(config: Any) -> str | None:
+    """Rotations that change with the longest sequence in the batch would let one request's keys depend on another."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [entry for entry in parameters.values() if isinstance(entry, dict)]
+    kinds = {entry.get("rope_type", "default") for entry in (nested or [parameters])}
+    changing = sorted(kinds & {"dynamic", "longrope"})
+    return f"its rotary embedding ({', '.join(changing)}) changes with the length of the sequence" if changing else None
+
+
+def kv_shape(config: Any) -> KVShape:
+    """The shape of this model's keys and values."""
+    heads: int = config.num_attention_heads
+    kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
+    head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return KVShape(layers=config.num_hidden_layers, kv_heads=kv_heads, group=heads // kv_heads, head_dim=head_dim)
+
+
+def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end a generation: what the model's generation config says, else the tokenizer's."""
+    ids = model.generation_config.eos_token_id
+    if ids is None:
+        ids = getattr(tokenizer, "eos_token_id", None)
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, int) else tuple(ids)

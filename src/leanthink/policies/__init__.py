@@ -1,0 +1,56 @@
+"""The eviction policies: one file, one class and one line in POLICIES for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from leanthink.errors import UsageError, unknown
+from leanthink.policies.dynts import DynTS
+from leanthink.policies.full import Full
+from leanthink.policies.horizon import Horizon
+from leanthink.policies.policy import ImportancePredictor, Policy, Slots, Target
+from leanthink.policies.random import Random
+from leanthink.policies.random_heads import RandomHeads
+from leanthink.policies.sinks import Sinks
+from leanthink.policies.snapkv import SnapKV
+from leanthink.policies.window import Window
+
+__all__ = ["POLICIES", "ImportancePredictor", "Policy", "Slots", "Target", "make_policy"]
+
+POLICIES: dict[str, type[Policy]] = {
+    "full": Full,
+    "window": Window,
+    "sinks": Sinks,
+    "random": Random,
+    "random-heads": RandomHeads,
+    "dynts": DynTS,
+    "horizon": Horizon,
+    "snapkv": SnapKV,
+}
+
+
+def make_policy(name: str, predictor: ImportancePredictor | None = None) -> Policy:
+    """The policy of this name with its default settings.
+
+    Args:
+        name: a key of POLICIES.
+        predictor: the fitted importance predictor, exactly for the policies whose `target` is not None.
+
+    Raises:
+        UsageError: the name is unknown, or the predictor is missing, not wanted, or of another target.
+    """
+    if name not in POLICIES:
+        raise unknown("policy", name, POLICIES)
+    target = POLICIES[name].target
+    build: Callable[..., Policy] = POLICIES[name]
+    if target is None:
+        if predictor is not None:
+            learned = [other for other, policy in POLICIES.items() if policy.target is not None]
+            raise UsageError(f"policy {name!r} takes no predictor: leave it out, or choose {' or '.join(learned)}")
+        return build()
+    if predictor is None:
+        raise UsageError(
+            f"policy {name!r} ranks by a fitted importance predictor of target {target!r}, and none was given: "
+            "pass predictor=, fitted on this model's own traces with `leanthink collect`, `label` and `fit`"
+        )
+    return build(predictor=predictor)

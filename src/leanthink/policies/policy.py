@@ -1,0 +1,121 @@
+"""What a policy is, and what it is shown: it ranks thought slots; it never counts and never writes.
+
+Shape legend: R rows (requests); S thought slots, oldest first; H kv heads; G query heads of one kv head;
+W latest queries, oldest first; D head width; C stamped channels; N tokens just fed; M model width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+from torch import Tensor
+
+from leanthink.errors import UsageError
+
+Target = Literal["answer", "horizon"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """The thought slots of some requests, read-only. Tensors of one instance live on one device.
+
+    A policy with one shared index set sees ages, positions and stamps; one with a set per layer and head is asked
+    once per layer and sees that layer's keys, values and queries instead.
+
+    Attributes:
+        ages: tokens since the slot was written (next_position - 1 - position), int64 [R, S] or [R, H, S].
+        positions: logical index in the sequence, prompt included, never renumbered; same shape as `ages`.
+        next_position: position that the next token will get, int64 [R].
+        prompt_tokens: length of the prompt, int64 [R]; thought positions start here.
+        seeds: the request's seed, int64 [R].
+        stamps: what `Policy.stamp` returned when the slot was written, float32 [R, S, C].
+        layer: index of the layer, for policies per head.
+        keys: [R, H, S, D], rotated to their own positions.
+        values: [R, H, S, D].
+        queries: of the latest W tokens, the youngest last, rotated: [R, H, G, W, D].
+        scaling: what the model multiplies query-key products by.
+    """
+
+    ages: Tensor
+    positions: Tensor
+    next_position: Tensor
+    prompt_tokens: Tensor
+    seeds: Tensor
+    stamps: Tensor | None = None
+    layer: int | None = None
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    queries: Tensor | None = None
+    scaling: float | None = None
+
+    def __post_init__(self) -> None:
+        shape, rows = self.ages.shape, self.ages.shape[:1]
+        assert self.positions.shape == shape, (self.positions.shape, shape)
+        assert self.next_position.shape == self.prompt_tokens.shape == self.seeds.shape == rows, "one number per row"
+        assert len(shape) == (2 if self.layer is None else 3), "[R, S] when shared, [R, H, S] per head"
+        assert self.stamps is None or self.stamps.shape[:-1] == shape, self.stamps
+        assert self.keys is None or self.keys.shape[:-1] == shape, self.keys
+        assert self.values is None or self.values.shape[:-1] == shape, self.values
+        assert self.queries is None or self.queries.shape[:2] == shape[:2], self.queries
+
+
+class ImportancePredictor(Protocol):
+    """A fitted predictor as policies use it: hidden states in, ranking scores out."""
+
+    @property
+    def target(self) -> str:
+        """What it was fitted to: "answer" or "horizon"."""
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """Reading distances in tokens, ascending, one per channel; empty for "answer"."""
+
+    def __call__(self, hidden_NM: Tensor, /) -> Tensor:
+        """Scores [N, C], higher is more important."""
+
+
+class Policy(Protocol):
+    """Ranks thought slots. Subclass it, give `name` and `score`, and override what else the policy needs.
+
+    Attributes:
+        name: what users write.
+        per_head: False for one index set for all layers and heads; True for one for each layer and kv head.
+        target: what its importance predictor must have been fitted to; None when it takes no predictor.
+    """
+
+    name: ClassVar[str]
+    per_head: ClassVar[bool] = False
+    target: ClassVar[Target | None] = None
+
+    @property
+    def num_queries(self) -> int:
+        """How many of the latest queries of each layer `score` wants to see."""
+        return 0
+
+    @property
+    def channels(self) -> int:
+        """How many numbers `stamp` gives each token; 0 for a policy that stamps nothing."""
+        return 0
+
+    def stamp(self, hidden_NM: Tensor) -> Tensor:
+        """Numbers to store beside each token's slot, float32 [N, C], from its final-norm hidden state."""
+        raise AssertionError(f"{self.name} stamps nothing: channels is {self.channels}")
+
+    @abstractmethod
+    def score(self, slots: Slots) -> Tensor:
+        """Importance of each slot, higher stays, floating point and finite.
+
+        Shape [R, S], or [R, H, S] for a policy per head, which is asked once per layer. Row i depends on nothing
+        of row j.
+        """
+
+
+def check_target(policy: Policy, predictor: ImportancePredictor) -> None:
+    """Refuse a predictor that was fitted to something else than the policy ranks by (UsageError)."""
+    if predictor.target != policy.target:
+        raise UsageError(
+            f"policy {policy.name!r} ranks by a predictor of target {policy.target!r}, but the given one has target "
+            f"{predictor.target!r}: fit one with that target, or choose the policy that ranks by it"
+        )

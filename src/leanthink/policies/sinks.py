@@ -1,0 +1,34 @@
+"""The policy that keeps the first few thought tokens and the youngest ones (StreamingLLM, arXiv 2309.17453)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from leanthink.errors import UsageError
+from leanthink.policies.policy import Policy, Slots
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sinks(Policy):
+    """Keep the first `num_sinks` tokens of the thought, then the youngest.
+
+    The paper's sinks are the first tokens of the sequence. Here those are the prompt's, which always stay, so the
+    sinks are counted from the start of the thought.
+    """
+
+    name: ClassVar[str] = "sinks"
+    num_sinks: int = 4
+
+    def __post_init__(self) -> None:
+        if self.num_sinks < 0:
+            raise UsageError(f"Sinks: num_sinks must be at least 0, got {self.num_sinks}")
+
+    def score(self, slots: Slots) -> Tensor:
+        """Minus the age, and above 0 for a sink, the first highest: [R, S]."""
+        thought_index_RS = slots.positions - slots.prompt_tokens[:, None]
+        sink_RS = thought_index_RS < self.num_sinks
+        return torch.where(sink_RS, self.num_sinks - thought_index_RS, -slots.ages).float()

@@ -1,0 +1,188 @@
+"""Turns the arguments of generate() into checked requests, each with the slots it can ever need.
+
+A request is what one prompt asks for: token ids, policy, budget and sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from torch import nn
+
+from leanthink.budget import Budget
+from leanthink.errors import PredictorMismatch, UsageError, unknown
+from leanthink.load import ThinkTags
+from leanthink.policies import POLICIES, ImportancePredictor, Policy, make_policy
+from leanthink.sampling import Sampling
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[Message] | Sequence[int]
+Predictor = str | Path | nn.Module | None
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One checked request; `bound` is the number of slots it can ever hold, which is what it reserves."""
+
+    index: int
+    prompt_ids: tuple[int, ...]
+    policy: Policy
+    budget: Budget | None
+    sampling: Sampling
+    starts_in_answer: bool
+    max_new_tokens: int
+    bound: int
+
+
+def make_request(
+    index: int,
+    prompt_ids: Sequence[int],
+    *,
+    policy: Policy,
+    budget: Budget | None,
+    sampling: Sampling,
+    context: int,
+    starts_in_answer: bool = False,
+) -> Request:
+    """Check one request against the model's context, in tokens, and bound its slots. Raises UsageError."""
+    tokens = len(prompt_ids)
+    if tokens == 0:
+        raise UsageError(f"prompt {index} is empty: give at least one token")
+    if tokens >= context:
+        raise UsageError(f"prompt {index} has {tokens} tokens, and the model's context ends at {context}: shorten it")
+    if policy.name == "full" and budget is not None:
+        raise UsageError(
+            "policy 'full' keeps everything and takes no budget: leave budget out, or choose a policy that evicts"
+        )
+    if policy.name != "full" and budget is None:
+        raise UsageError(f"policy {policy.name!r} needs a budget: give budget=Budget(slots=...), or policy='full'")
+    max_new_tokens = min(sampling.max_new_tokens, context - tokens)
+    return Request(
+        index=index,
+        prompt_ids=tuple(prompt_ids),
+        policy=policy,
+        budget=budget,
+        sampling=sampling,
+        starts_in_answer=starts_in_answer,
+        max_new_tokens=max_new_tokens,
+        bound=tokens + max_new_tokens if budget is None else budget.bound(tokens, max_new_tokens),
+    )
+
+
+def make_requests(
+    model: Any,
+    tokenizer: Any,
+    tags: ThinkTags,
+    prompts: Sequence[Prompt],
+    *,
+    policy: str | Policy | Sequence[str | Policy],
+    budget: Budget | Sequence[Budget | None] | None,
+    predictor: Predictor,
+    sampling: Sampling | Sequence[Sampling],
+) -> list[Request]:
+    """One request per prompt; policy, budget and sampling are one for all, or a list as long as the prompts."""
+    policies = resolve_policies(model, _one_each("policy", policy, len(prompts)), predictor)
+    budgets = _one_each("budget", budget, len(prompts))
+    samplings = _one_each("sampling", sampling, len(prompts))
+    requests = []
+    for index, prompt in enumerate(prompts):
+        ids = encode_prompt(tokenizer, index, prompt)
+        request = make_request(
+            index,
+            ids,
+            policy=policies[index],
+            budget=_checked("budget", budgets[index], Budget, optional=True),
+            sampling=_checked("sampling", samplings[index], Sampling),
+            context=model.config.max_position_embeddings,
+            starts_in_answer=thought_is_over(tokenizer, ids, tags),
+        )
+        requests.append(request)
+    return requests
+
+
+def _one_each(name: str, value: T | Sequence[T], count: int) -> list[T]:
+    if not isinstance(value, list | tuple):
+        return [cast(T, value)] * count
+    if len(value) != count:
+        raise UsageError(
+            f"{name} is a list of {len(value)} for {count} prompts: give one for all, or one for each prompt"
+        )
+    return list(value)
+
+
+def _checked(name: str, value: T, kind: type, *, optional: bool = False) -> T:
+    if isinstance(value, kind) or (optional and value is None):
+        return value
+    raise UsageError(f"{name}={value!r}: must be a {kind.__name__}{' or None' if optional else ''}")
+
+
+def resolve_policies(model: Any, policies: Sequence[str | Policy], predictor: Predictor) -> list[Policy]:
+    """Policy objects for names, one object per name; a policy object stands for itself."""
+    named: dict[str, Policy] = {}
+    for policy in policies:
+        if isinstance(policy, str) and policy not in named:
+            named[policy] = _make_policy(model, policy, predictor)
+        elif not isinstance(policy, str) and not hasattr(policy, "score"):
+            raise unknown("policy", policy, POLICIES)
+    learned = [policy for policy in named.values() if policy.target is not None]
+    if predictor is not None and not learned:
+        raise UsageError(
+            "predictor is given, but no policy here ranks by one: leave it out, or choose dynts or horizon"
+        )
+    return [named[policy] if isinstance(policy, str) else policy for policy in policies]
+
+
+def _make_policy(model: Any, name: str, predictor: Predictor) -> Policy:
+    if name not in POLICIES or POLICIES[name].target is None:
+        return make_policy(name)
+    if isinstance(predictor, nn.Module):
+        return make_policy(name, cast(ImportancePredictor, predictor))
+    from leanthink.importance.predictor import load_predictor
+
+    if predictor is not None:
+        return make_policy(name, load_predictor(predictor, model))
+    shipped = Path(__file__).parent / "tiny" / "predictors" / f"{name}.safetensors"
+    try:
+        return make_policy(name, load_predictor(shipped, model) if shipped.is_file() else None)
+    except PredictorMismatch:
+        return make_policy(name)  # the shipped one is for the embedded model: say that this model needs its own
+
+
+def encode_prompt(tokenizer: Any, index: int, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt: text goes through the chat template where there is one; token ids stand for themselves."""
+    if isinstance(prompt, str):
+        if prompt == "":
+            raise UsageError(f"prompt {index} is empty: give some text")
+        if getattr(tokenizer, "chat_template", None) is None:
+            text_ids: list[int] = tokenizer(prompt).input_ids
+            return text_ids
+        prompt = [{"role": "user", "content": prompt}]
+    if prompt and all(isinstance(token, int) for token in prompt):
+        return [int(cast(int, token)) for token in prompt]
+    if not prompt or not all(isinstance(message, Mapping) for message in prompt):
+        raise UsageError(f"prompt {index} is {prompt!r}: give text, a list of chat messages, or a list of token ids")
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise UsageError(f"prompt {index} is a chat, and this tokenizer has no chat template: give text instead")
+    text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+    chat_ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return chat_ids
+
+
+def thought_is_over(tokenizer: Any, prompt_ids: Sequence[int], tags: ThinkTags) -> bool:
+    """Whether the prompt ends in a closed thought, as templates write it for "do not think": the answer comes next."""
+    if tags.close_id is None or tags.close_id not in prompt_ids:
+        return False
+    last = len(prompt_ids) - list(prompt_ids)[::-1].index(tags.close_id)
+    rest: str = tokenizer.decode(list(prompt_ids[last:]))
+    return not rest.strip()
+
+
+def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A list of prompts; a single text, chat or list of token ids becomes a list of one."""
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Mapping | int)):
+        return [cast(Prompt, prompts)]
+    return list(cast(Sequence[Prompt], prompts))

@@ -1,0 +1,159 @@
+"""Turns logits into tokens, one row at a time in meaning and all rows at once in cost.
+
+N rows   V vocabulary
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from leanthink.errors import UsageError
+
+_WEYL = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How one request picks its tokens; `temperature=0` is greedy. Raises UsageError for values out of range.
+
+    The knobs mean what they mean in transformers and act in the same order: temperature, top_k (0: off),
+    top_p (1: off), min_p (0: off). The same seed gives the same tokens, whatever else is in the batch.
+    Generation ends at the first of the strings in `stop`, which is not part of the text.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_new_tokens: int = 4096
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise UsageError(f"stop={self.stop!r}: give a tuple of non-empty strings")
+        object.__setattr__(self, "stop", tuple(self.stop))
+        checks = {
+            "temperature": (self.temperature >= 0 and math.isfinite(self.temperature), "0 (greedy) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
+            "top_k": (isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 (off) or more"),
+            "min_p": (0 <= self.min_p <= 1, "from 0 (off) to 1"),
+            "max_new_tokens": (isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1, "1 or more"),
+            "seed": (isinstance(self.seed, int) and 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1"),
+        }
+        for name, (fine, allowed) in checks.items():
+            if not fine:
+                raise UsageError(f"{name}={getattr(self, name)!r}: must be {allowed}")
+
+
+def _signed(bits: int) -> int:
+    return bits - 2**64 if bits >= 2**63 else bits
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    shifted: Tensor = (x >> bits) & (
+        2 ** (64 - bits) - 1
+    )  # torch shifts keep the sign; the mask makes it a logical shift
+    return shifted
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014), on 64-bit integers that wrap around."""
+    x = (x ^ _shift_right(x, 30)) * _signed(_MULTIPLIERS[0])
+    x = (x ^ _shift_right(x, 27)) * _signed(_MULTIPLIERS[1])
+    return x ^ _shift_right(x, 31)
+
+
+def uniform(seeds_N: Tensor, counts_N: Tensor) -> Tensor:
+    """One number in [0, 1) per row, float64: a hash of the seed and of how many tokens were generated so far.
+
+    A counter instead of a generator's state: a draw depends on nothing but its own request, on every device.
+    """
+    stream_N = _mix(seeds_N + _signed(_WEYL))
+    return _shift_right(_mix(stream_N + counts_N * _signed(_WEYL)), 11).double() * 2.0**-53
+
+
+class Sampler:
+    """The knobs of every row, on the device, and the draw for the active rows."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self._knobs = torch.zeros(rows, 3, dtype=torch.float64, device=device)  # temperature, top_p, min_p
+        self._top_k = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.seeds = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._uses = torch.zeros(rows, 4, dtype=torch.bool)  # on the host: samples at all, top_k, top_p, min_p
+
+    def seat(self, first: int, samplings: Sequence[Sampling]) -> None:
+        """Take the knobs of the requests that now hold rows `first`, `first + 1`, ..."""
+        rows = slice(first, first + len(samplings))
+        self._knobs[rows] = torch.tensor([(s.temperature, s.top_p, s.min_p) for s in samplings]).to(self._knobs)
+        self._top_k[rows] = torch.tensor([s.top_k for s in samplings]).to(self._top_k)
+        self.seeds[rows] = torch.tensor([s.seed for s in samplings]).to(self.seeds)
+        uses = [(s.temperature > 0, s.top_k > 0, s.top_p < 1, s.min_p > 0) for s in samplings]
+        self._uses[rows] = torch.tensor(uses)
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Rows `sources` become rows `targets`."""
+        source, target = torch.tensor(sources), torch.tensor(targets)
+        self._uses[target] = self._uses[source]
+        source, target = source.to(self.seeds.device), target.to(self.seeds.device)
+        for knob in (self._knobs, self._top_k, self.seeds):
+            knob[target] = knob[source]
+
+    def pick(self, logits_NV: Tensor, rows: slice, counts_N: Tensor) -> Tensor:
+        """The next token of each of `rows`, [N] int64; `counts_N` says how many each has generated so far."""
+        greedy_N = logits_NV.argmax(dim=-1)
+        samples, top_k, top_p, min_p = self._uses[rows].any(dim=0).tolist()
+        if not samples:
+            return greedy_N
+        temperature_N, top_p_N, min_p_N = self._knobs[rows].unbind(1)
+        is_greedy_N = temperature_N == 0
+        scaled_NV = logits_NV.float() / temperature_N.masked_fill(is_greedy_N, 1)[:, None].float()
+        if top_k:
+            scaled_NV = keep_top_k(scaled_NV, self._top_k[rows])
+        if top_p:
+            scaled_NV = keep_top_p(scaled_NV, top_p_N)
+        if min_p:
+            scaled_NV = keep_min_p(scaled_NV, min_p_N)
+        drawn_N = draw(scaled_NV, uniform(self.seeds[rows], counts_N.to(self.seeds.device)))
+        return torch.where(is_greedy_N, greedy_N, drawn_N)
+
+
+def keep_top_k(scores_NV: Tensor, top_k_N: Tensor) -> Tensor:
+    """Scores below the row's k-th largest become -inf; ties with it stay; k = 0 changes nothing."""
+    descending_NV = scores_NV.sort(dim=-1, descending=True).values
+    kth_N1 = descending_NV.gather(1, (top_k_N.clamp(1, scores_NV.shape[1]) - 1)[:, None])
+    return scores_NV.masked_fill((scores_NV < kth_N1) & (top_k_N > 0)[:, None], -torch.inf)
+
+
+def keep_top_p(scores_NV: Tensor, top_p_N: Tensor) -> Tensor:
+    """The least likely scores, which together hold at most 1 - p, become -inf; p = 1 changes nothing."""
+    ascending_NV, order_NV = scores_NV.sort(dim=-1, stable=True)
+    tail_N1 = (1 - top_p_N)[:, None].float()
+    drop_NV = ascending_NV.softmax(dim=-1).cumsum(dim=-1) <= tail_N1
+    drop_NV[:, -1] = False
+    drop_NV &= (top_p_N < 1)[:, None]
+    return scores_NV.masked_fill(torch.zeros_like(drop_NV).scatter(1, order_NV, drop_NV), -torch.inf)
+
+
+def keep_min_p(scores_NV: Tensor, min_p_N: Tensor) -> Tensor:
+    """Scores less likely than min_p times the likeliest become -inf; min_p = 0 changes nothing."""
+    probabilities_NV = scores_NV.softmax(dim=-1)
+    floor_N1 = min_p_N[:, None].float() * probabilities_NV.amax(dim=-1, keepdim=True)
+    return scores_NV.masked_fill(probabilities_NV < floor_N1, -torch.inf)
+
+
+def draw(scores_NV: Tensor, uniforms_N: Tensor) -> Tensor:
+    """The token at which the cumulative probability, in vocabulary order, passes the row's uniform number."""
+    cumulative_NV = scores_NV.softmax(dim=-1).double().cumsum(dim=-1)
+    total_N = cumulative_NV[:, -1]
+    below_total_N = torch.nextafter(
+        total_N, torch.zeros_like(total_N)
+    )  # a product rounded up to the total has no token
+    target_N = torch.minimum(uniforms_N * total_N, below_total_N)
+    return torch.searchsorted(cumulative_NV, target_N[:, None], right=True)[:, 0]

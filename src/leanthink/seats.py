@@ -1,0 +1,145 @@
+"""The host's own record of the requests in the rows: tokens, counts and ends, so that no step waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanthink.completion import Completion, cut_at_stop, decode, split_thought
+from leanthink.load import ThinkTags
+from leanthink.request import Request
+
+NEVER = 2**62  # a count that no request reaches
+GOING_ON, STOP, LENGTH = 0, 1, 2
+
+
+class Seats:
+    """Requests by row, with one entry per row in each tensor; rows [0, len(requests)) are taken.
+
+    Attributes:
+        generated: tokens generated.
+        answer_start: tokens generated before `</think>`; NEVER while thinking, 0 for a request without a thought.
+        due: thought slots at which an eviction is due.
+        most, most_answer: tokens, and answer tokens, at which the request ends.
+        peak: most slots held so far.
+        evictions: how many there were.
+        ended: GOING_ON, STOP or LENGTH.
+        evicted_at: for each generated token, tokens generated when its slot was evicted; -1 for never; empty without
+            `record`.
+    """
+
+    def __init__(self, rows: int, tokenizer: Any, tags: ThinkTags, ends: Sequence[int], *, record: bool) -> None:
+        self.tokenizer, self.tags, self.record = tokenizer, tags, record
+        self.requests: list[Request] = []
+        self._table = torch.zeros(rows, 8, dtype=torch.int64)
+        columns = self._table.unbind(1)
+        self.generated, self.answer_start, self.due, self.most, self.most_answer = columns[:5]
+        self.peak, self.evictions, self.ended = columns[5:]
+        self.ids = torch.zeros(rows, 256, dtype=torch.int64)
+        self.evicted_at = torch.full((rows, 256 if record else 0), -1)
+        self._ends = torch.tensor(ends, dtype=torch.int64)
+        self._stop_rows: list[int] = []
+
+    def seat(self, batch: Sequence[Request], *, held: int) -> None:
+        """The next free rows go to these requests, which hold `held` slots each."""
+        rows = slice(len(self.requests), len(self.requests) + len(batch))
+        self.requests.extend(batch)
+        self._table[rows], self.ids[rows], self.evicted_at[rows] = 0, 0, -1
+        self.peak[rows] = held
+        self.answer_start[rows] = torch.tensor([0 if request.starts_in_answer else NEVER for request in batch])
+        self.most[rows] = torch.tensor([request.max_new_tokens for request in batch])
+        budgets = [request.budget for request in batch]
+        self.due[rows] = torch.tensor([budget.slots + budget.interval if budget else NEVER for budget in budgets])
+        self.most_answer[rows] = torch.tensor([budget.answer if budget else NEVER for budget in budgets])
+        self._find_stop_rows()
+
+    def _find_stop_rows(self) -> None:
+        self._stop_rows = [row for row, request in enumerate(self.requests) if request.sampling.stop]
+
+    def free(self, rows: Sequence[int], sources: list[int], targets: list[int]) -> None:
+        """Rows `rows` have finished; of the others, `sources` become `targets`, so that the taken rows come first."""
+        for table in (self._table, self.ids, self.evicted_at):
+            table[targets] = table[sources]
+        for source, target in zip(sources, targets, strict=True):
+            self.requests[target] = self.requests[source]
+        del self.requests[len(self.requests) - len(rows) :]
+        self._find_stop_rows()
+
+    def due_rows(self, lengths_N: Tensor, prompts_N: Tensor) -> list[int]:
+        """Rows that must evict, given the slots that each holds and how many of them are prompt; notes the peaks."""
+        n = len(self.requests)
+        self.peak[:n] = torch.maximum(self.peak[:n], lengths_N)
+        is_due_N = (lengths_N - prompts_N == self.due[:n]) & (self.answer_start[:n] == NEVER)
+        rows: list[int] = is_due_N.nonzero()[:, 0].tolist()
+        return rows
+
+    def note_evicted(self, rows: Sequence[int], positions_RS: Tensor, kept_RK: Tensor) -> None:
+        """Record which of the thought tokens at these positions are about to lose their slots."""
+        dropped_RS = torch.ones_like(positions_RS, dtype=torch.bool).scatter(1, kept_RK, False)
+        for row, positions_S, dropped_S in zip(rows, positions_RS, dropped_RS, strict=True):
+            generated_index = positions_S[dropped_S] - len(self.requests[row].prompt_ids)
+            self.evicted_at[row, generated_index] = self.generated[row]
+
+    def note_tokens(self, rows: slice, ids_N: Tensor) -> None:
+        """Append one sampled token to each of these rows, and find out which of them have ended."""
+        generated, answer_start, ended = self.generated[rows], self.answer_start[rows], self.ended[rows]
+        if int(generated.max()) == self.ids.shape[1]:
+            self._widen()
+        self.ids[rows].scatter_(1, generated[:, None], ids_N[:, None])
+        if self.tags.close_id is not None:
+            closes_N = (ids_N == self.tags.close_id) & (answer_start == NEVER)
+            answer_start[closes_N] = generated[closes_N]
+        generated += 1
+        answer_N = generated - answer_start  # far below zero while thinking
+        ended[(generated >= self.most[rows]) | (answer_N >= self.most_answer[rows])] = LENGTH
+        ended[torch.isin(ids_N, self._ends)] = STOP
+        for row in self._stop_rows:
+            if rows.start <= row < rows.stop and self._ends_in_stop(row):
+                self.ended[row] = STOP
+
+    def _widen(self) -> None:
+        self.ids = torch.cat([self.ids, torch.zeros_like(self.ids)], dim=1)
+        self.evicted_at = torch.cat([self.evicted_at, torch.full_like(self.evicted_at, -1)], dim=1)
+
+    def _ends_in_stop(self, row: int) -> bool:
+        """Whether a stop string is complete; a token brings at least a byte, so only the tail can hold a new one."""
+        stop = self.requests[row].sampling.stop
+        tail = max(len(text.encode()) for text in stop) + 4
+        text = decode(self.tokenizer, self.tokens(row)[-tail:], self.tags)
+        return any(end in text for end in stop)
+
+    def tokens(self, row: int) -> list[int]:
+        """Everything generated so far."""
+        ids: list[int] = self.ids[row, : int(self.generated[row])].tolist()
+        return ids
+
+    def complete(self, row: int, *, held: int, capacity: int, bytes_per_slot: int) -> Completion:
+        """The result of a finished row that holds `held` slots of the `capacity` reserved for it."""
+        request, ids = self.requests[row], self.tokens(row)
+        end = set(self._ends.tolist())
+        written = ids[:-1] if ids[-1] in end else ids
+        text = cut_at_stop(decode(self.tokenizer, written, self.tags), request.sampling.stop)
+        thought, answer = split_thought(text, starts_in_answer=request.starts_in_answer, tags=self.tags)
+        thought_tokens = min(len(ids), int(self.answer_start[row]))
+        evicted_at = self.evicted_at[row, : len(ids)].tolist() if self.record and not request.policy.per_head else None
+        peak = int(self.peak[row])
+        return Completion(
+            text=text,
+            thought=thought,
+            answer=answer,
+            token_ids=tuple(ids),
+            prompt_tokens=len(request.prompt_ids),
+            thought_tokens=thought_tokens,
+            answer_tokens=len(ids) - thought_tokens,
+            finish_reason="stop" if int(self.ended[row]) == STOP else "length",
+            peak_slots=peak,
+            kept_slots=held,
+            evictions=int(self.evictions[row]),
+            peak_kv_bytes=peak * bytes_per_slot,
+            full_kv_bytes=(len(request.prompt_ids) + len(ids) - 1) * bytes_per_slot,
+            reserved_kv_bytes=capacity * bytes_per_slot,
+            evicted_at=None if evicted_at is None else tuple(None if at < 0 else at for at in evicted_at),
+        )

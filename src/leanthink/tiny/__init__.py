@@ -1,0 +1,40 @@
+"""The embedded reasoner: a small reasoning model that ships in the package, with the tasks it was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leanthink.tiny.checksums import check_sums
+
+if TYPE_CHECKING:
+    import torch
+
+
+def weights_path() -> Path:
+    """The folder of the shipped weights, config and tokenizer; plain `from_pretrained` reads it."""
+    return Path(__file__).parent / "weights"
+
+
+def load_tiny(
+    device: str | torch.device = "cpu", dtype: torch.dtype | None = None, folder: Path | None = None
+) -> tuple[Any, Any]:
+    """The model, in evaluation mode, and its tokenizer.
+
+    Args:
+        device: where the model goes.
+        dtype: of the weights; None means fp32 on the CPU and bf16 elsewhere.
+        folder: another folder written by `leanthink.tiny.train`; None means the shipped one.
+
+    Raises:
+        DamagedFile: a file is missing or fails its SHA-256.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = folder or weights_path()
+    check_sums(folder)
+    dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.to(device).eval(), tokenizer

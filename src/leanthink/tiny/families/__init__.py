@@ -1,0 +1,1 @@
+"""The task families of the embedded reasoner, one file each: how a problem is made and how the teacher solves it."""

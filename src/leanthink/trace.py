@@ -1,0 +1,232 @@
+"""One recorded request and its JSONL form: written by `collect`, read by labels, evaluation, viewer and tests."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from leanthink.errors import DamagedFile, UsageError, unknown
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """One finished request; all counts are tokens or slots, all `_bytes` are bytes.
+
+    `token_ids` are all generated tokens: thought, `</think>` where the model wrote it, answer and end token.
+    `thought_tokens` counts what precedes `</think>`, `answer_tokens` the rest. `evicted_at[i]` is the number of
+    generated tokens at the moment token i lost its slot, None if it never did; the field is None where nothing was
+    recorded. `budget` holds the fields of a Budget, None for the full cache.
+
+    Raises:
+        UsageError: a field has the wrong type or the counts contradict each other.
+    """
+
+    id: str
+    sample: int
+    problem: str
+    gold: str | None
+    model: str
+    policy: str
+    budget: Mapping[str, int] | None
+    seed: int
+    temperature: float
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    thought_tokens: int
+    answer_tokens: int
+    finish_reason: Literal["stop", "length"]
+    correct: bool | None
+    peak_slots: int
+    kept_slots: int
+    evictions: int
+    peak_kv_bytes: int
+    full_kv_bytes: int
+    evicted_at: tuple[int | None, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        generated = len(self.token_ids)
+        if self.thought_tokens + self.answer_tokens != generated:
+            raise UsageError(
+                f"thought_tokens={self.thought_tokens} and answer_tokens={self.answer_tokens} must add up "
+                f"to the number of token_ids, which is {generated}"
+            )
+        if self.evicted_at is not None and len(self.evicted_at) != generated:
+            raise UsageError(f"evicted_at has {len(self.evicted_at)} entries for {generated} token_ids: give one each")
+
+    @property
+    def key(self) -> str:
+        """`id#sample`: what labels and resumed runs know this request by."""
+        return trace_key(self.id, self.sample)
+
+
+def trace_key(problem_id: str, sample: int) -> str:
+    """The name of one sample of one problem, unique within a file of traces."""
+    return f"{problem_id}#{sample}"
+
+
+_TEXT = ("id", "problem", "model", "policy", "text")
+_COUNT = ("sample", "thought_tokens", "answer_tokens", "peak_slots", "kept_slots", "evictions", "peak_kv_bytes")
+_COUNTS = (*_COUNT, "full_kv_bytes")
+_NAMES = tuple(field.name for field in fields(Trace))
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_int_tuple(value: object) -> bool:
+    return isinstance(value, tuple) and all(map(_is_int, value))
+
+
+def _check_types(trace: Trace) -> None:
+    """A JSON file can hold anything: refuse what would only fail far from here."""
+    expected: dict[str, tuple[str, bool]] = {
+        name: ("a string", isinstance(getattr(trace, name), str)) for name in _TEXT
+    } | {name: ("an integer >= 0", _is_int(n := getattr(trace, name)) and n >= 0) for name in _COUNTS}
+    budget, evicted = trace.budget, trace.evicted_at
+    expected |= {
+        "gold": ("a string or null", trace.gold is None or isinstance(trace.gold, str)),
+        "seed": ("an integer", _is_int(trace.seed)),
+        "temperature": ("a number >= 0", isinstance(trace.temperature, int | float) and trace.temperature >= 0),
+        "prompt_ids": ("a list of integers", _is_int_tuple(trace.prompt_ids)),
+        "token_ids": ("a list of integers", _is_int_tuple(trace.token_ids)),
+        "finish_reason": ("'stop' or 'length'", trace.finish_reason in ("stop", "length")),
+        "correct": ("true, false or null", trace.correct is None or isinstance(trace.correct, bool)),
+        "budget": (
+            "an object of integers or null",
+            budget is None or (isinstance(budget, Mapping) and all(map(_is_int, budget.values()))),
+        ),
+        "evicted_at": (
+            "a list of integers and nulls, or null",
+            evicted is None or (isinstance(evicted, tuple) and all(e is None or _is_int(e) for e in evicted)),
+        ),
+    }
+    for name, (wanted, holds) in expected.items():
+        if not holds:
+            raise UsageError(f"{name} must be {wanted}, got {str(getattr(trace, name))[:80]!r}")
+
+
+def to_line(trace: Trace) -> str:
+    """The trace as one line of JSON, without the line end."""
+    record: dict[str, Any] = {"trace": VERSION} | {name: getattr(trace, name) for name in _NAMES}
+    if trace.budget is not None:
+        record["budget"] = dict(trace.budget)
+    return json.dumps(record, allow_nan=False)
+
+
+def from_line(line: str | bytes) -> Trace:
+    """The trace that `to_line` wrote.
+
+    Raises:
+        UsageError: not JSON, another version, a field missing, unknown or of the wrong type.
+    """
+    try:
+        record = json.loads(line)
+    except ValueError as error:  # covers both broken JSON and broken UTF-8
+        raise UsageError(f"not a line of JSON ({error})") from None
+    if not isinstance(record, dict) or "trace" not in record:
+        raise UsageError('not a trace: a JSON object with the field "trace" was expected')
+    version = record.pop("trace")
+    if version != VERSION:
+        raise UsageError(f"trace version {version!r}: this LeanThink reads version {VERSION}; collect the traces again")
+    for name in record:
+        if name not in _NAMES:
+            raise unknown("trace field", name, _NAMES)
+    missing = [name for name in _NAMES if name not in record]
+    if missing:
+        raise UsageError(f"the trace lacks the field {missing[0]!r}")
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+    }
+    return Trace(**values)
+
+
+def iter_traces(path: str | os.PathLike[str]) -> Iterator[Trace]:
+    """The traces of a file, one at a time; blank lines are skipped.
+
+    Raises:
+        UsageError: there is no such file.
+        DamagedFile: a line cannot be read; the message names file and line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no file of traces at {path}: write one with `leanthink collect`")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield from_line(line)
+            except UsageError as error:
+                cut_off = not line.endswith(b"\n")
+                cure = "; the line is cut off, `leanthink collect --resume` drops it and goes on" if cut_off else ""
+                raise DamagedFile(f"{path}, line {number}: {error}{cure}") from None
+
+
+def read_traces(path: str | os.PathLike[str]) -> list[Trace]:
+    """All traces of a file, in file order; raises like `iter_traces`."""
+    return list(iter_traces(path))
+
+
+class TraceWriter:
+    """Appends traces to a file, each flushed as it is written, so that a killed run loses at most the line in hand.
+
+    An existing file is refused unless `overwrite` (start anew) or `resume` (read `done`, drop a last line that was cut
+    off, go on). Use as a context manager.
+
+    Raises:
+        UsageError: the file exists and neither was asked for, or both were.
+        DamagedFile: resuming a file with a bad line anywhere but at its cut-off end.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        if resume and overwrite:
+            raise UsageError("resume and overwrite exclude each other: give one of them")
+        if self.path.exists() and not (resume or overwrite):
+            raise UsageError(f"{self.path} exists: resume goes on with it, overwrite replaces it")
+        self.done: list[Trace] = []
+        if resume and self.path.exists():
+            _drop_cut_off_line(self.path)
+            self.done = read_traces(self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w" if overwrite else "a", encoding="utf-8", newline="\n")
+
+    def write(self, trace: Trace) -> None:
+        """Append one trace and hand it to the operating system."""
+        self._file.write(to_line(trace) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _drop_cut_off_line(path: Path) -> None:
+    """Truncate a file after its last line end, or complete a last line that lacks nothing but its line end."""
+    with path.open("rb+") as file:
+        data = file.read()
+        end = data.rfind(b"\n") + 1
+        tail = data[end:]
+        if not tail:
+            return
+        try:
+            from_line(tail)
+        except UsageError:
+            file.truncate(end)
+        else:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")

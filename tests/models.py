@@ -1,0 +1,77 @@
+"""Small random models of each architecture, a tokenizer made on the spot and a random predictor, for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, CONFIG_MAPPING, PreTrainedTokenizerFast
+
+VOCABULARY = 300
+CONTEXT = 4096
+OPEN, CLOSE, END = 256, 257, 258
+
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": None,
+    "eos_token_id": END,
+    "pad_token_id": 259,
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 24},
+    "mistral": {"sliding_window": None},
+    "phi3": {},
+    "smollm3": {"num_hidden_layers": 3, "no_rope_layer_interval": 2},
+    "gemma3_text": {"head_dim": 16, "layer_types": ["full_attention"] * 2, "query_pre_attn_scalar": 24,
+                    "tie_word_embeddings": False},
+}
+
+
+def make_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> Any:
+    """A random model in evaluation mode whose greedy text does not fall into a loop at once."""
+    torch.manual_seed(seed)
+    config = CONFIG_MAPPING[architecture](**{**SIZES, **ARCHITECTURES[architecture], **changes})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=1.6 * parameter.shape[1] ** -0.5)
+    model.generation_config.eos_token_id = END
+    model.generation_config.pad_token_id = 259
+    return model
+
+
+def make_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """Bytes 0 to 255, then <think>, </think>, the end and the padding: one token each."""
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(sorted(letters))}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(["<think>", "</think>"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
+    fast.chat_template = chat_template
+    assert fast.convert_tokens_to_ids(["<think>", "</think>", "<|end|>", "<|pad|>"]) == [OPEN, CLOSE, END, 259]
+    return fast
+
+
+class RandomPredictor(nn.Module):
+    """An importance predictor that was fitted to nothing."""
+
+    def __init__(self, hidden_size: int, target: str, horizons: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.target, self.horizons = target, horizons
+        self.head = nn.Linear(hidden_size, max(1, len(horizons)))
+
+    def forward(self, hidden_NM: Tensor) -> Tensor:
+        """Scores [N, C]."""
+        return self.head(hidden_NM)

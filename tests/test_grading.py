@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import importlib.util
+import threading
+from fractions import Fraction
+
+import pytest
+
+from leanthink.errors import UsageError
+from leanthink.eval import grading
+from leanthink.eval.grading import answer_section, as_number, is_correct, last_boxed, last_number
+
+needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="extra eval")
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"so \boxed{42}.", "42"),
+        (r"\boxed{1} then \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\left\{x \right.}", r"\left\{x \right."),
+        (r"\boxed {7}", "7"),
+        (r"\fbox{7}", "7"),
+        (r"\boxed{5} and then \boxed{12", "5"),
+        (r"\boxed{12", None),
+        ("", None),
+        ("boxed{3}", None),
+        (r"\boxed{}", ""),
+    ],
+)
+def test_the_last_complete_box_is_found(text: str, content: str | None) -> None:
+    assert last_boxed(text) == content
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1,234", Fraction(1234)),
+        ("1{,}234", Fraction(1234)),
+        ("-0.5", Fraction(-1, 2)),
+        (".5", Fraction(1, 2)),
+        ("7.", Fraction(7)),
+        ("- 3", Fraction(-3)),
+        ("\u22123", Fraction(-3)),
+        ("3/4", Fraction(3, 4)),
+        (r"\frac{3}{4}", Fraction(3, 4)),
+        (r"-\dfrac{3}{4}", Fraction(-3, 4)),
+        (r"\frac34", Fraction(3, 4)),
+        (r"\$18.00", Fraction(18)),
+        ("$18$", Fraction(18)),
+        (r"50\%", Fraction(50)),
+        (r"90^\circ", Fraction(90)),
+        (r"90^{\circ}", Fraction(90)),
+        (r"20\text{ cm}^2", Fraction(20)),
+        ("18 dollars", Fraction(18)),
+        ("1e5", Fraction(100000)),
+        ("2 pi", None),
+        ("3 or 4", None),
+        ("5x", None),
+        ("1/0", None),
+        (r"\frac{1}{0}", None),
+        ("12,34", None),
+        (r"5\frac{1}{2}", None),
+        ("x", None),
+        ("", None),
+        ("1 2", None),
+        ("1e999999999", None),
+    ],
+)
+def test_only_literal_numbers_are_read_as_numbers(text: str, number: Fraction | None) -> None:
+    assert as_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("it is 1,234.", "1234"),
+        ("5-3", "3"),
+        ("5 - 3 = 2", "2"),
+        ("that makes -7", "-7"),
+        ("from 2 to $3.50", "3.50"),
+        ("$18.", "18"),
+        ("#### 72\n", "72"),
+        ("(4)-2", "2"),
+        ("none", None),
+    ],
+)
+def test_the_last_number_of_a_text_is_read_with_its_sign(text: str, number: str | None) -> None:
+    assert last_number(text) == number
+
+
+def test_only_what_follows_the_thought_is_graded() -> None:
+    assert answer_section("a</think>b", think_tags=True) == "b"
+    assert answer_section("a</think>b</think>c", think_tags=True) == "b</think>c"
+    assert not is_correct(r"maybe \boxed{5}</think>\boxed{6}", "5")
+    assert not is_correct("it is 5</think>", "5")
+
+
+def test_an_unclosed_thought_is_wrong_where_the_model_has_tags() -> None:
+    assert not is_correct(r"so \boxed{5}", "5", think_tags=True)
+    assert is_correct(r"so \boxed{5}", "5", think_tags=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [
+        (r"\boxed{1234567890123}", "1234567890123", True),
+        (r"\boxed{1234567890124}", "1234567890123", False),
+        (r"\boxed{1,234}", "1234", True),
+        (r"\boxed{0.3333333}", "1/3", True),
+        (r"\boxed{0.33}", "1/3", False),
+        (r"\boxed{025}", "25", True),
+        ("The answer is 18 dollars.", "18", True),
+        ("First 18, then 20.", "18", False),
+        ("nothing", "18", False),
+        (r"It is 18, so \boxed{", "18", True),
+        (r"\boxed{}", "18", False),
+        (r"5 \boxed{6}", "5", False),
+        ("", "5", False),
+    ],
+)
+def test_numeric_golds_need_nothing_installed(
+    text: str, gold: str, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grading, "_has_math_verify", lambda: False)
+    assert is_correct(text, gold) is right
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [
+        ("1 2 3", "1 2 3", True),
+        (r"\boxed{1 2 3}", "1  2 3", True),
+        (r"\boxed{12 3}", "1 2 3", False),
+        (r"\boxed{1-2}", "1 -2", False),
+        (r"\boxed{\text{yes}}", "yes", True),
+        (r"\boxed{no}", "yes", False),
+        (r"\boxed{2+2}", "4", False),
+    ],
+)
+def test_exact_golds_are_compared_as_they_stand(text: str, gold: str, right: bool) -> None:
+    assert is_correct(text, gold, exact=True) is right
+
+
+@needs_math_verify
+@pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [
+        (r"\boxed{(3,\pi/2)}", r"\left( 3, \frac{\pi}{2} \right)", True),
+        (r"\boxed{(3,\pi/3)}", r"\left( 3, \frac{\pi}{2} \right)", False),
+        (r"\boxed{-1-i\sqrt3}", r"-1-\sqrt{3}i", True),
+        (r"\boxed{-2, 1}", "1,-2", True),
+        (r"\boxed{p-q}", "p - q", True),
+        (r"\boxed{q-p}", "p - q", False),
+        (r"\boxed{5\frac{1}{2}}", r"\frac{11}{2}", True),
+        (r"\boxed{x=5}", "5", True),
+        (r"\boxed{5x}", "5", False),
+        (r"\boxed{\text{(A)}}", "A", True),
+        (r"\boxed{\text{B}}", "A", False),
+        (r"\boxed{\text{Evelyn}}", r"\text{Evelyn}", True),
+        (r"The final answer is $\frac{\sqrt{2}}{2}$.", r"\frac{1}{\sqrt{2}}", True),
+        (r"\boxed{}}{garbage\frac{}", r"\sqrt{2}", False),
+        (r"\boxed{2^{2^{2^{2^{2^{2^{2}}}}}}}", r"\sqrt{2}", False),
+    ],
+)
+def test_other_golds_are_compared_as_mathematics(text: str, gold: str, right: bool) -> None:
+    assert is_correct(text, gold) is right
+
+
+def test_without_math_verify_a_formula_as_gold_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grading, "_has_math_verify", lambda: False)
+    with pytest.raises(UsageError, match=r"leanthink\[eval\]"):
+        is_correct(r"\boxed{\frac{2}{\sqrt{2}}}", r"\sqrt{2}")
+
+
+def test_an_empty_gold_is_refused() -> None:
+    with pytest.raises(UsageError, match="gold is empty"):
+        is_correct("5", " ")
+
+
+@needs_math_verify
+def test_formulas_are_graded_outside_the_main_thread() -> None:
+    results: list[bool] = []
+    thread = threading.Thread(target=lambda: results.append(is_correct(r"\boxed{\sqrt{8}}", r"2\sqrt{2}")))
+    thread.start()
+    thread.join()
+    assert results == [True]

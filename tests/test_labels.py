@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from reference.labels_slow import label_trace_slow
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from leanthink.errors import UsageError
+from leanthink.importance.labels import label_trace
+
+
+def small_model(kind: str = "qwen3", *, kv_heads: int = 2, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    shape = {
+        "vocab_size": 60,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 16,
+        "initializer_range": 0.3,  # sharp attention: labels far from uniform
+        "max_position_embeddings": 256,
+    }
+    model = Qwen3ForCausalLM(Qwen3Config(**shape)) if kind == "qwen3" else LlamaForCausalLM(LlamaConfig(**shape))
+    return model.eval()
+
+
+def tokens(count: int, seed: int = 1) -> list[int]:
+    return torch.randint(0, 60, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def row_bytes(N: int) -> int:
+    return 8 * 4 * N
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("N", "prompt", "end"), [(37, 5, 30), (37, 0, 36), (24, 4, 23), (3, 1, 2), (40, 39, 40), (33, 7, 33)]
+)
+def test_labels_equal_those_of_the_whole_matrix(kind: str, kv_heads: int, N: int, prompt: int, end: int) -> None:
+    model, ids, horizons = small_model(kind, kv_heads=kv_heads), tokens(N), (1, 2, 5, 16, 31, 200)
+    expected = torch.tensor(label_trace_slow(model, ids, prompt, end, horizons))
+    for rows in (1, 2, 7, 16, 64):
+        labels_TC = label_trace(model, ids, prompt, end, horizons, block_bytes=rows * row_bytes(N)).values_TC
+        assert labels_TC.dtype == torch.float32
+        torch.testing.assert_close(labels_TC, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def test_a_block_smaller_than_one_row_still_takes_one_row() -> None:
+    model, ids = small_model(), tokens(20)
+    tiny = label_trace(model, ids, 3, 15, (4,), block_bytes=1).values_TC
+    torch.testing.assert_close(tiny, label_trace(model, ids, 3, 15, (4,)).values_TC)
+
+
+def test_a_trace_without_answer_has_no_answer_label_but_all_others() -> None:
+    model, ids = small_model(), tokens(20)
+    for N, end in ((20, 20), (20, 19)):
+        labels_TC = label_trace(model, ids[:N], 3, end, (4,)).values_TC
+        assert labels_TC[:, 0].isnan().all()
+        assert labels_TC[0, 1] > 0
+
+
+def test_tokens_nearer_to_the_end_than_the_horizon_are_labelled_zero() -> None:
+    labels_TC = label_trace(small_model(), tokens(30), 0, 30, (10,)).values_TC
+    assert (labels_TC[:20, 1] > 0).all()
+    assert (labels_TC[20:, 1] == 0).all()
+
+
+def test_labels_never_grow_with_the_horizon() -> None:
+    labels_TC = label_trace(small_model(), tokens(64), 4, 50, (1, 2, 4, 8, 16, 32)).values_TC
+    assert (labels_TC[:, 1:].diff(dim=1) <= 0).all()
+    assert labels_TC.amax() <= 1
+
+
+def test_the_forward_pass_is_that_of_the_stock_model() -> None:
+    model, ids = small_model(), tokens(30)
+    hidden_TM = label_trace(model, ids, 4, 20, (8,), keep_hidden=True).hidden_TM
+    with torch.no_grad():
+        stock = model.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, 4:20]
+    assert hidden_TM is not None
+    assert torch.equal(hidden_TM, stock)
+    assert label_trace(model, ids, 4, 20, (8,)).hidden_TM is None
+
+
+def test_the_attention_of_the_model_is_restored_even_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    model.set_attn_implementation("eager")
+    label_trace(model, tokens(12), 2, 8, (4,))
+    assert model.config._attn_implementation == "eager"
+    with pytest.raises(IndexError):
+        label_trace(model, [10_000] * 12, 2, 8, (4,))
+    assert model.config._attn_implementation == "eager"
+
+
+def test_bfloat16_models_are_labelled_near_the_float32_labels() -> None:
+    ids = tokens(48)
+    exact = label_trace(small_model(), ids, 4, 40, (8,)).values_TC
+    rounded = label_trace(small_model().bfloat16(), ids, 4, 40, (8,)).values_TC
+    assert (exact - rounded).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize(("prompt", "end"), [(5, 5), (6, 5), (-1, 5), (2, 13)])
+def test_bounds_outside_the_trace_are_refused(prompt: int, end: int) -> None:
+    with pytest.raises(UsageError, match="no thought to label"):
+        label_trace(small_model(), tokens(12), prompt, end, (4,))
+
+
+@pytest.mark.parametrize("horizons", [(), (0,), (4, 4), (8, 4), (-1, 3)])
+def test_horizons_must_ascend_from_one(horizons: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="ascending"):
+        label_trace(small_model(), tokens(12), 2, 8, horizons)

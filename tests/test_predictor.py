@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from leanthink.errors import DamagedFile, PredictorMismatch, UnsupportedModel, UsageError
+from leanthink.importance.fingerprint import fingerprint
+from leanthink.importance.predictor import Predictor, load_predictor, read_metadata, save_predictor
+
+
+def small_model(kind: str = "qwen3", **changes: Any) -> Any:
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": 60,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    } | changes
+    return (
+        Qwen3ForCausalLM(Qwen3Config(**shape)) if kind == "qwen3" else LlamaForCausalLM(LlamaConfig(**shape))
+    ).eval()
+
+
+def saved(path: Path, model: Any, predictor: Predictor) -> Path:
+    save_predictor(predictor, path, base_fingerprint=fingerprint(model), data={"traces": 3}, metrics={"loss": 0.5})
+    return path
+
+
+def test_the_answer_predictor_is_the_head_of_the_paper() -> None:
+    predictor = Predictor(target="answer", hidden_size=64)
+    shapes = [tuple(weight.shape) for weight in predictor.parameters()]
+    assert shapes == [(128, 64), (32, 128), (1, 32)]
+    assert (predictor(torch.randn(50, 64)) > 0).all()
+    assert predictor.horizons == ()
+
+
+def test_the_horizon_predictor_gives_one_logit_for_each_horizon() -> None:
+    predictor = Predictor(target="horizon", hidden_size=64, horizons=(32, 64, 128))
+    shapes = [tuple(weight.shape) for weight in predictor.parameters()]
+    assert shapes == [(128, 64), (128,), (32, 128), (32,), (3, 32), (3,)]
+    scores = predictor(torch.randn(50, 64))
+    assert scores.shape == (50, 3)
+    assert scores.min() < 0 < scores.max()
+
+
+def test_scores_take_hidden_states_of_any_float_dtype() -> None:
+    predictor = Predictor(target="answer", hidden_size=64)
+    assert predictor(torch.randn(2, 64).bfloat16()).dtype == torch.float32
+    assert predictor(torch.randn(0, 64)).shape == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("target", "horizons"), [("answer", (32,)), ("horizon", ()), ("horizons", (32,)), ("answers", ())]
+)
+def test_a_predictor_of_contradictory_arguments_is_refused(target: Any, horizons: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError):
+        Predictor(target=target, hidden_size=64, horizons=horizons)
+
+
+@pytest.mark.parametrize(("target", "horizons"), [("answer", ()), ("horizon", (32, 64))])
+def test_a_sidecar_reads_back_what_was_written(target: Any, horizons: tuple[int, ...], tmp_path: Path) -> None:
+    model, predictor = small_model(), Predictor(target=target, hidden_size=64, horizons=horizons)
+    path = saved(tmp_path / "sub" / "p.safetensors", model, predictor)
+    loaded = load_predictor(path, model)
+    assert (loaded.target, loaded.horizons, loaded.hidden_size) == (target, horizons, 64)
+    for before, after in zip(predictor.parameters(), loaded.parameters(), strict=True):
+        assert after.dtype == torch.float32
+        assert not after.requires_grad
+        assert torch.equal(before.bfloat16().float(), after)
+    metadata = read_metadata(path)
+    assert metadata["data"] == {"traces": 3}
+    assert metadata["metrics"] == {"loss": 0.5}
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_another_model_is_refused_naming_both_sides(tmp_path: Path) -> None:
+    model, other = small_model(), small_model(hidden_size=32)
+    path = saved(tmp_path / "p.safetensors", model, Predictor(target="answer", hidden_size=64))
+    with pytest.raises(PredictorMismatch) as caught:
+        load_predictor(path, other)
+    for part in (str(path), "64", "32", fingerprint(model)[:12], fingerprint(other)[:12]):
+        assert part in str(caught.value)
+
+
+def test_a_truncated_sidecar_is_a_damaged_file_wherever_it_was_cut(tmp_path: Path) -> None:
+    model = small_model()
+    path = saved(tmp_path / "p.safetensors", model, Predictor(target="answer", hidden_size=64))
+    data = path.read_bytes()
+    for end in (0, 4, 20, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:end])
+        with pytest.raises(DamagedFile, match="truncated"):
+            load_predictor(path, model)
+
+
+def test_files_that_are_no_predictor_are_usage_errors(tmp_path: Path) -> None:
+    model, path = small_model(), tmp_path / "p.safetensors"
+    with pytest.raises(UsageError, match="no predictor at"):
+        load_predictor(path, model)
+    save_file({"w": torch.zeros(2)}, path)
+    with pytest.raises(UsageError, match="no predictor"):
+        load_predictor(path, model)
+    save_file({"w": torch.zeros(2)}, path, metadata={"leanthink": "predictor", "version": "99"})
+    with pytest.raises(UsageError, match="version 99"):
+        load_predictor(path, model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"horizons": "["}, {"target": "x"}, {"hidden_size": None}, {"hidden_size": "128"}, {"horizons": "[1, 2]"}],
+)
+def test_metadata_that_cannot_be_right_is_a_damaged_file(change: dict[str, str | None], tmp_path: Path) -> None:
+    model, path = small_model(), tmp_path / "p.safetensors"
+    metadata: dict[str, str | None] = {
+        "leanthink": "predictor",
+        "version": "1",
+        "target": "horizon",
+        "horizons": "[32]",
+        "hidden_size": "64",
+        "fingerprint": fingerprint(model),
+        "data": "{}",
+        "metrics": "{}",
+    } | change
+    weights = Predictor(target="horizon", hidden_size=64, horizons=(32,)).state_dict()
+    save_file(weights, path, metadata={name: value for name, value in metadata.items() if value is not None})
+    with pytest.raises(DamagedFile):
+        load_predictor(path, model)
+
+
+def test_the_fingerprint_follows_shape_and_final_norm_and_nothing_else() -> None:
+    model = small_model()
+    original = fingerprint(model)
+    assert fingerprint(small_model(vocab_size=80)) == original
+    assert fingerprint(small_model().bfloat16()) == original
+    nn.init.normal_(model.model.layers[0].mlp.up_proj.weight)
+    assert fingerprint(model) == original
+    model.model.norm.weight.data[3] += 0.5
+    assert fingerprint(model) != original
+    for change in ({"num_hidden_layers": 3}, {"num_key_value_heads": 4}, {"intermediate_size": 64}, {"head_dim": 32}):
+        assert fingerprint(small_model(**change)) != original
+    assert fingerprint(small_model("llama")) != original
+
+
+def test_a_model_without_a_final_norm_cannot_be_identified() -> None:
+    model = small_model()
+    model.model.norm = None
+    with pytest.raises(UnsupportedModel, match="no final norm"):
+        fingerprint(model)
