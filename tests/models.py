@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, CONFIG_MAPPING, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+torch.set_num_threads(1)  # these models are too small to share a step among threads
 
 VOCABULARY = 300
 CONTEXT = 4096
@@ -32,8 +34,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
     "phi3": {},
     "smollm3": {"num_hidden_layers": 3, "no_rope_layer_interval": 2},
-    "gemma3_text": {"head_dim": 16, "layer_types": ["full_attention"] * 2, "query_pre_attn_scalar": 24,
-                    "tie_word_embeddings": False},
+    "gemma3_text": {
+        "head_dim": 16,
+        "layer_types": ["full_attention"] * 2,
+        "query_pre_attn_scalar": 24,
+        "tie_word_embeddings": False,
+    },
 }
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from leanthink.errors import UsageError
 from leanthink.eval import grading
-from leanthink.eval.grading import answer_section, as_number, is_correct, last_boxed, last_number
+from leanthink.eval.grading import answer_section, as_number, is_correct, is_solved, last_boxed, last_number
+from leanthink.eval.problems import Problem, from_tasks
+from leanthink.tiny import tasks
 
 needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="extra eval")
 
@@ -56,6 +58,8 @@ def test_the_last_complete_box_is_found(text: str, content: str | None) -> None:
         (r"20\text{ cm}^2", Fraction(20)),
         ("18 dollars", Fraction(18)),
         ("1e5", Fraction(100000)),
+        (r"4.5 \times 10^{33}", Fraction(45 * 10**32)),
+        (r"-2\cdot10^{-3}", Fraction(-1, 500)),
         ("2 pi", None),
         ("3 or 4", None),
         ("5x", None),
@@ -128,20 +132,27 @@ def test_numeric_golds_need_nothing_installed(
     assert is_correct(text, gold) is right
 
 
-@pytest.mark.parametrize(
-    ("text", "gold", "right"),
-    [
-        ("1 2 3", "1 2 3", True),
-        (r"\boxed{1 2 3}", "1  2 3", True),
-        (r"\boxed{12 3}", "1 2 3", False),
-        (r"\boxed{1-2}", "1 -2", False),
-        (r"\boxed{\text{yes}}", "yes", True),
-        (r"\boxed{no}", "yes", False),
-        (r"\boxed{2+2}", "4", False),
-    ],
-)
-def test_exact_golds_are_compared_as_they_stand(text: str, gold: str, right: bool) -> None:
-    assert is_correct(text, gold, exact=True) is right
+def test_a_problem_with_its_own_check_is_graded_by_it_on_the_box_alone() -> None:
+    seen: list[str | None] = []
+    problem = Problem(id="a", problem="?", answer="1+2", check=lambda box: seen.append(box) or box == "2+1")
+    assert is_solved(problem, r"\boxed{1+2}</think>so \boxed{2+1}", think_tags=True)
+    assert not is_solved(problem, r"\boxed{2+1}", think_tags=True)
+    assert not is_solved(problem, "</think>2+1", think_tags=True)
+    assert seen == ["2+1", None]
+
+
+def test_a_problem_without_a_check_is_graded_by_its_gold() -> None:
+    problem = Problem(id="a", problem="?", answer="3")
+    assert is_solved(problem, r"\boxed{3.0}", think_tags=False)
+    assert not is_solved(problem, r"\boxed{3.0}", think_tags=True)
+
+
+@pytest.mark.parametrize("family", tasks.FAMILIES)
+def test_embedded_tasks_are_solved_by_their_own_answers(family: str) -> None:
+    for task, problem in zip(two := tasks.sample(family, 1, 2, seed=0), from_tasks(two), strict=True):
+        assert (problem.id, problem.problem) == (task.id, task.prompt)
+        assert is_solved(problem, f"</think>\\boxed{{{task.answer}}}", think_tags=True)
+        assert not is_solved(problem, "</think>\\boxed{-1}", think_tags=True)
 
 
 @needs_math_verify
@@ -156,6 +167,9 @@ def test_exact_golds_are_compared_as_they_stand(text: str, gold: str, right: boo
         (r"\boxed{q-p}", "p - q", False),
         (r"\boxed{5\frac{1}{2}}", r"\frac{11}{2}", True),
         (r"\boxed{x=5}", "5", True),
+        (r"\boxed{f(2) = 5}", "5", True),
+        (r"\boxed{\frac{1}{2} + \frac{9}{2} = 5}", "5", True),
+        (r"\boxed{x^2 - y^2 = 5}", "5", False),
         (r"\boxed{5x}", "5", False),
         (r"\boxed{\text{(A)}}", "A", True),
         (r"\boxed{\text{B}}", "A", False),

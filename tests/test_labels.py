@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from reference.labels_slow import label_trace_slow
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from leanthink.errors import UsageError
+from leanthink.errors import UnsupportedModel, UsageError
 from leanthink.importance.labels import label_trace
+from models import ARCHITECTURES, make_model
+from reference.labels_slow import label_trace_slow
 
 
 def small_model(kind: str = "qwen3", *, kv_heads: int = 2, seed: int = 0) -> Any:
@@ -50,10 +51,30 @@ def test_labels_equal_those_of_the_whole_matrix(kind: str, kv_heads: int, N: int
         torch.testing.assert_close(labels_TC, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_supported_architecture_is_labelled_exactly(architecture: str) -> None:
+    model, ids = make_model(architecture), tokens(40)
+    expected = torch.tensor(label_trace_slow(model, ids, 4, 30, (2, 8)))
+    labels_TC = label_trace(model, ids, 4, 30, (2, 8), block_bytes=6 * row_bytes(40)).values_TC
+    torch.testing.assert_close(labels_TC, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_with_sliding_layers_is_refused_by_name() -> None:
+    model = make_model("gemma3_text", layer_types=["sliding_attention", "full_attention"])
+    with pytest.raises(UnsupportedModel, match="sliding_attention"):
+        label_trace(model, tokens(12), 2, 8, (4,))
+
+
 def test_a_block_smaller_than_one_row_still_takes_one_row() -> None:
     model, ids = small_model(), tokens(20)
     tiny = label_trace(model, ids, 3, 15, (4,), block_bytes=1).values_TC
     torch.testing.assert_close(tiny, label_trace(model, ids, 3, 15, (4,)).values_TC)
+
+
+def test_the_answer_is_read_in_full_when_every_horizon_lies_beyond_it() -> None:
+    model, ids = small_model(), tokens(30)
+    expected = torch.tensor(label_trace_slow(model, ids, 4, 20, (200,)))
+    torch.testing.assert_close(label_trace(model, ids, 4, 20, (200,)).values_TC, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_trace_without_answer_has_no_answer_label_but_all_others() -> None:
@@ -113,3 +134,12 @@ def test_bounds_outside_the_trace_are_refused(prompt: int, end: int) -> None:
 def test_horizons_must_ascend_from_one(horizons: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="ascending"):
         label_trace(small_model(), tokens(12), 2, 8, horizons)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_labels_on_a_gpu_equal_those_on_the_cpu() -> None:
+    ids = tokens(300)
+    on_cpu = label_trace(small_model(), ids, 4, 250, (2, 32, 64)).values_TC
+    on_gpu = label_trace(small_model().cuda(), ids, 4, 250, (2, 32, 64), block_bytes=1 << 20).values_TC
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-5)

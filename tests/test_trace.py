@@ -156,11 +156,9 @@ def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_reading_traces_imports_neither_torch_nor_transformers() -> None:
-    code = (
-        "import sys, leanthink.trace, leanthink.eval.grading, leanthink.eval.problems;"
-        "sys.exit(str({'torch', 'transformers', 'math_verify'} & set(sys.modules)) * bool("
-        "{'torch', 'transformers', 'math_verify'} & set(sys.modules)))"
-    )
+    heavy = {"torch", "transformers", "math_verify"}
+    modules = "leanthink.trace, leanthink.eval.grading, leanthink.eval.problems"
+    code = f"import sys, {modules}; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -173,9 +171,9 @@ def test_problems_are_read_with_the_fields_of_the_data_set_ignored(tmp_path: Pat
     path.write_text(
         '{"id": "a", "problem": "x?", "answer": "1", "level": 3}\n\n{"id":"b","problem":"y","answer":"2"}\n'
     )
-    assert [(p.id, p.problem, p.answer, p.exact) for p in read_problems(path)] == [
-        ("a", "x?", "1", False),
-        ("b", "y", "2", False),
+    assert [(p.id, p.problem, p.answer, p.check) for p in read_problems(path)] == [
+        ("a", "x?", "1", None),
+        ("b", "y", "2", None),
     ]
 
 

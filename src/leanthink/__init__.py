@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,7 @@ __all__ = [
     "read_traces",
     "stream",
 ]
-__version__ = version("leanthink")
+__version__ = "0.1.0"
 
 _HOMES = {
     "POLICIES": "policies",

@@ -128,7 +128,7 @@ class SlotCache:
         return self.next_positions[:n, None].clone()
 
     def write(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store a layer's keys and values [rows, H, tokens, D] of the announced tokens; queries [rows, H*G, tokens, D]."""
+        """Store what a layer computed: keys and values [rows, H, tokens, D], queries [rows, H*G, tokens, D]."""
         feed = self.feed
         assert feed is not None, "announce the forward first: start_prefill or start_step"
         if isinstance(feed, Prefill):
@@ -282,4 +282,4 @@ class SlotCache:
             held = self.positions[row, :, :, :length].cpu()
             assert bool((held[..., :prompt] == torch.arange(prompt)).all()), f"row {row} lost a prompt slot"
             assert bool((held.diff(dim=-1) > 0).all()), f"row {row} holds its slots out of order"
-            assert bool((held[..., -1] == int(self.next_positions[row]) - 1).all()), f"row {row} lost its youngest slot"
+            assert bool((held[..., -1] < int(self.next_positions[row])).all()), f"row {row} holds a slot of the future"

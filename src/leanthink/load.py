@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from leanthink.cache import KVShape
-from leanthink.errors import UnsupportedModel, UsageError
+from leanthink.errors import DamagedFile, UnsupportedModel, UsageError
 
 MODEL_TYPES = ("gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
 
@@ -40,6 +41,7 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: torch.dtype
 
     Raises:
         UsageError: there is no such model, folder or file, or it lacks a part.
+        DamagedFile: the weights cannot be read.
         UnsupportedModel: the bounded cache cannot serve its architecture; found before any weight is read.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,11 +61,15 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: torch.dtype
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"cannot load a model from {str(name_or_path)!r}: {error}") from error
+    except SafetensorError as error:
+        raise DamagedFile(f"the weights in {str(name_or_path)!r} are damaged ({error}): download them again") from error
     return model.to(device).eval(), tokenizer
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
     """What to pass to from_pretrained, after the checks that give a clearer message than it does."""
+    if not name:
+        raise UsageError('the name of the model is empty: give "tiny", a folder, a GGUF file or a hub id')
     path = Path(name).expanduser()
     closed = {"trust_remote_code": False}  # said aloud: the default asks on the terminal
     if path.suffix == ".gguf":
@@ -77,7 +83,7 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     if not path.is_dir():
         if path.exists():
             raise UsageError(f"{name!r} is a file: give the folder that holds config.json, or a .gguf file")
-        if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
+        if name.count("/") > 1 or name.startswith((".", "/", "~")):
             raise UsageError(f"there is no folder {name!r}, and it is no hub id either: check the path")
         return name, closed
     if not (path / "config.json").is_file():

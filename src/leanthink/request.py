@@ -161,15 +161,21 @@ def encode_prompt(tokenizer: Any, index: int, prompt: Prompt) -> list[int]:
             text_ids: list[int] = tokenizer(prompt).input_ids
             return text_ids
         prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, Sequence):
+        raise _no_prompt(index, prompt)
     if prompt and all(isinstance(token, int) for token in prompt):
         return [int(cast(int, token)) for token in prompt]
     if not prompt or not all(isinstance(message, Mapping) for message in prompt):
-        raise UsageError(f"prompt {index} is {prompt!r}: give text, a list of chat messages, or a list of token ids")
+        raise _no_prompt(index, prompt)
     if getattr(tokenizer, "chat_template", None) is None:
         raise UsageError(f"prompt {index} is a chat, and this tokenizer has no chat template: give text instead")
     text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
     chat_ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     return chat_ids
+
+
+def _no_prompt(index: int, given: object) -> UsageError:
+    return UsageError(f"prompt {index} is {given!r}: give text, a list of chat messages, or a list of token ids")
 
 
 def thought_is_over(tokenizer: Any, prompt_ids: Sequence[int], tags: ThinkTags) -> bool:

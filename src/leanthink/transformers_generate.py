@@ -80,6 +80,9 @@ def custom_generate(
     tags = think_ids or ThinkTags(open_id=None, close_id=None)
     (resolved,) = resolve_policies(model, [policy], predictor)
     prompts = strip_padding(input_ids, model_kwargs.get("attention_mask"))
+    positions = model_kwargs.get("position_ids")
+    if positions is not None and positions[:, -1].tolist() != [len(prompt_ids) - 1 for prompt_ids in prompts]:
+        raise UsageError("leanthink.custom_generate does not support position_ids of your own: leave them out")
     requests = [
         make_request(
             index,

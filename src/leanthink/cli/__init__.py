@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -65,20 +63,23 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except ParsingError as error:
-        say(error.format_message())  # type: ignore[attr-defined]
+        say(_with_hint(error))
         code = WRONG_USAGE
     except LeanThinkError as error:
         say(str(error))
         code = WRONG_USAGE if isinstance(error, UsageError | UnsupportedModel | PredictorMismatch) else FAILED
     except OSError as error:
+        say(str(error))
         code = FAILED
-        if error.errno == errno.EPIPE:  # whoever read our output has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        else:
-            say(str(error))
     if code == INTERRUPTED:  # also what typer makes of Ctrl-C by itself
         say("interrupted")
     return code if isinstance(code, int) else DONE
+
+
+def _with_hint(error: Any) -> str:
+    """A parsing error's message, and whose help page to read."""
+    message: str = error.format_message()
+    return message if error.ctx is None else f"{message} See `{error.ctx.command_path} --help`."
 
 
 def main() -> None:

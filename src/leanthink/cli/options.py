@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 DEFAULT_SLOTS = 256
 DTYPES = ("float32", "bfloat16", "float16")
 
-Model = Annotated[str, option("--model", about='"tiny", a folder, a .gguf file or a hub id.', default="tiny", metavar="NAME")]
+Model = Annotated[
+    str, option("--model", about='"tiny", a folder, a .gguf file or a hub id.', default="tiny", metavar="NAME")
+]
 Device = Annotated[str | None, option("--device", about="cpu, cuda or cuda:N.", default="cuda where there is one")]
 Dtype = Annotated[
     str | None, option("--dtype", about=f"{', '.join(DTYPES)}.", default="bfloat16 on cuda, float32 on cpu")
 ]
-Policy = Annotated[str, option("--policy", about="How thought slots are ranked; full keeps all.", default="horizon", metavar="NAME")]
+Policy = Annotated[
+    str, option("--policy", about="How thought slots are ranked; full keeps all.", default="horizon", metavar="NAME")
+]
 Slots = Annotated[
     int | None, option("--budget", about="Thought slots that stay.", default=DEFAULT_SLOTS, metavar="SLOTS")
 ]
@@ -31,12 +35,12 @@ Interval = Annotated[
     int | None,
     option("--interval", about="Tokens that gather between evictions.", default=64, metavar="TOKENS"),
 ]
-Answer = Annotated[
-    int | None, option("--answer", about="Most slots of the answer.", default=1024, metavar="SLOTS")
-]
+Answer = Annotated[int | None, option("--answer", about="Most slots of the answer.", default=1024, metavar="SLOTS")]
 PredictorFile = Annotated[
     Path | None,
-    option("--predictor", about="Fitted importance predictor.", default="the one shipped with the model", metavar="FILE"),
+    option(
+        "--predictor", about="Fitted importance predictor.", default="the one shipped with the model", metavar="FILE"
+    ),
 ]
 Temperature = Annotated[float | None, option("--temperature", about="0 is greedy.", default=0.0)]
 TopP = Annotated[float | None, option("--top-p", about="Nucleus to sample from; 1 is off.", default=1.0)]
@@ -46,7 +50,9 @@ MaxNewTokens = Annotated[
     int | None, option("--max-new-tokens", about="Most tokens generated for a prompt.", default=4096, metavar="TOKENS")
 ]
 Seed = Annotated[int | None, option("--seed", about="Same seed, same tokens.", default=0)]
-Stop = Annotated[list[str] | None, option("--stop", about="Text that ends the output; may be repeated.", metavar="TEXT")]
+Stop = Annotated[
+    list[str] | None, option("--stop", about="Text that ends the output; may be repeated.", metavar="TEXT")
+]
 Json = Annotated[bool, option("--json", about="Print one JSON document on standard output.")]
 Resume = Annotated[bool, option("--resume", about="Go on with the output file of an earlier run.")]
 Overwrite = Annotated[bool, option("--overwrite", about="Replace what is there already.")]

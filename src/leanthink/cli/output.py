@@ -19,7 +19,7 @@ def say(text: str) -> None:
 
 def print_json(document: Any) -> None:
     """The one JSON document of a command, on standard output."""
-    print(json.dumps(document, allow_nan=False, ensure_ascii=False, indent=2), flush=True)
+    print(json.dumps(document, allow_nan=False, ensure_ascii=False), flush=True)
 
 
 def refuse_existing(path: Path | None, *, overwrite: bool, resume: bool = False, resumable: bool = False) -> None:
@@ -36,9 +36,11 @@ def counter(what: str, every: int = 1) -> Callable[[int, int], None]:
     """A progress function: "`what` done of total" on standard error, on one line of a terminal."""
 
     def tell(done: int, total: int) -> None:
+        if done % every and done != total:
+            return
         if sys.stderr.isatty():
             print(f"\r{what} {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        elif done % every == 0 or done == total:
+        else:
             say(f"{what} {done} of {total}")
 
     return tell

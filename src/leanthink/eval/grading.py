@@ -6,29 +6,37 @@ import importlib.util
 import logging
 import re
 import threading
-import warnings
 from fractions import Fraction
 
 from leanthink.errors import UsageError
+from leanthink.eval.problems import Problem
 
 END_OF_THOUGHT = "</think>"
 TIMEOUT_SECONDS = 5
 
 
-def is_correct(text: str, gold: str, *, think_tags: bool = False, exact: bool = False) -> bool:
+def is_solved(problem: Problem, text: str, *, think_tags: bool) -> bool:
+    """Whether `text` solves the problem: by the problem's own check of the box if it has one, else by `is_correct`."""
+    if problem.check is None:
+        return is_correct(text, problem.answer, think_tags=think_tags)
+    section = answer_section(text, think_tags=think_tags)
+    return section is not None and problem.check(last_boxed(section))
+
+
+def is_correct(text: str, gold: str, *, think_tags: bool = False) -> bool:
     r"""Whether the answer in `text` is `gold`.
 
     Only what follows the first `</think>` is graded. Without one, `think_tags` (the model closes its thoughts) makes it
     a thought that never ended, which is wrong whatever it says; else the whole text is graded.
 
     What is compared is the last complete \boxed{...}. Without a box a numeric gold is compared with the last number,
-    another gold with all of the text. `exact` golds are numbers or plain strings: no mathematics is tried on them.
+    another gold with all of the text.
     math-verify judges what neither text nor numbers settle; without it a numeric gold is graded by numbers alone.
 
     Raises:
         UsageError: the gold cannot be graded, see `check_gold`.
     """
-    check_gold(gold, exact=exact)
+    check_gold(gold)
     section = answer_section(text, think_tags=think_tags)
     if section is None:
         return False
@@ -37,18 +45,17 @@ def is_correct(text: str, gold: str, *, think_tags: bool = False, exact: bool = 
     given = boxed if boxed is not None else section if wanted is None else last_number(section)
     if given is None or not given.strip():
         return False
-    same_text = _words(given) == _words(gold) if exact else _plain(given) == _plain(gold)
-    if same_text:
+    if _plain(given) == _plain(gold):
         return True
     number = as_number(given)
     if wanted is not None and number is not None:
         return _same_number(number, wanted)
-    if exact or (wanted is not None and not _has_math_verify()):
+    if wanted is not None and (_is_equation(given) or not _has_math_verify()):
         return False
     return _same_mathematics(given, gold, boxed=boxed is not None)
 
 
-def check_gold(gold: str, *, exact: bool = False) -> None:
+def check_gold(gold: str) -> None:
     """Refuse a gold that could not be graded here, before anything is generated for it.
 
     Raises:
@@ -56,7 +63,7 @@ def check_gold(gold: str, *, exact: bool = False) -> None:
     """
     if not gold.strip():
         raise UsageError("the gold is empty: give the right answer as text")
-    if not exact and as_number(gold) is None and not _has_math_verify():
+    if as_number(gold) is None and not _has_math_verify():
         raise UsageError(
             f"the gold {gold!r} is not a number, and comparing mathematics needs math-verify: "
             "install it with `pip install 'leanthink[eval]'`"
@@ -91,6 +98,7 @@ _LAST_NUMBER = re.compile(rf"(?<![\w)\].])-(?:{_NUMBER})|(?:{_NUMBER})")
 _FRACTION = re.compile(r"([+-]?)\\[dt]?frac\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))")
 _RATIO = re.compile(r"([+-]?\d+)/(\d+)")
 _DECIMAL = re.compile(rf"[+-]?(?:{_NUMBER}|\d+\.)(?:e[+-]?\d{{1,3}})?", re.IGNORECASE)
+_SCIENTIFIC = re.compile(r"\s*\\(?:times|cdot)\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,3})\s*\}|(\d))$")
 # What may stand around a number without changing it: units in \text{}, degrees, percent, dollars, thin spaces.
 _UNITS = re.compile(r"\\(?:text|textbf|mathrm|mbox)\s*\{[^{}]*\}(?:\^\{?\d\}?)?|\^\s*\{?\s*\\circ\s*\}?|\\%|%|\\\$|\$")
 _SPACES = re.compile(r"\\[,;:! ]|\\quad|~")
@@ -114,7 +122,7 @@ def as_number(text: str) -> Fraction | None:
     """
     text = _UNITS.sub(" ", _SPACES.sub("", text.replace("{,}", ",").replace("\u2212", "-"))).strip()
     text = _WORDS.sub("", text).rstrip(".").strip()
-    text = re.sub(r"^([+-])\s+", r"\1", text)
+    text = _SCIENTIFIC.sub(r"e\1\2", re.sub(r"^([+-])\s+", r"\1", text))
     if match := _FRACTION.fullmatch(text):
         sign, long_top, top, long_bottom, bottom = match.groups()
         return _quotient(sign + "1", long_bottom or bottom, times=int(long_top or top))
@@ -136,14 +144,16 @@ def _same_number(given: Fraction, wanted: Fraction) -> bool:
     return abs(given - wanted) <= abs(wanted) / 1_000_000
 
 
-def _words(text: str) -> str:
-    r"""The text with \text{} and its like opened and every run of white space made one space."""
-    return " ".join(re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r"\1", text).split())
+def _is_equation(text: str) -> bool:
+    """Whether there is more left of a last `=` than a name: `x^2 + y = 1` is no way of saying 1, `f(2) = 1` is."""
+    left = text.rpartition("=")[0]
+    has_letters = re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", left)) is not None
+    return has_letters and re.fullmatch(r"\s*\\?[A-Za-z]\w*(?:\(\w+\))?\s*", left) is None
 
 
 def _plain(text: str) -> str:
     """The text without what LaTeX adds for looks: `$`, spaces, size and font commands, a closing full stop."""
-    text = _words(_SPACES.sub(" ", text))
+    text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r"\1", _SPACES.sub(" ", text))
     text = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\\displaystyle", "", text).replace(r"\dfrac", r"\frac")
     text = text.replace(r"\tfrac", r"\frac").replace("$", "")
     text = re.sub(r"\s*([^\w\s])\s*", r"\1", text)  # a space matters only between two words or numbers
@@ -161,9 +171,7 @@ def _same_mathematics(given: str, gold: str, *, boxed: bool) -> bool:
     from math_verify import parse, verify
 
     limit = TIMEOUT_SECONDS if threading.current_thread() is threading.main_thread() else None
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it reports each timeout and bad formula
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # sympy and antlr warn about what models write
-        wanted = parse(f"${gold.strip().strip('$')}$", parsing_timeout=limit)
-        found = parse(f"${given.strip().strip('$')}$" if boxed else given, parsing_timeout=limit)
-        return bool(verify(wanted, found, timeout_seconds=limit))
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it reports each bad formula and missing time limit
+    wanted = parse(f"${gold.strip().strip('$')}$", parsing_timeout=limit)
+    found = parse(f"${given.strip().strip('$')}$" if boxed else given, parsing_timeout=limit)
+    return bool(verify(wanted, found, timeout_seconds=limit))

@@ -4,42 +4,37 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from leanthink.errors import UsageError
+from leanthink.tiny import tasks
+from leanthink.tiny.problem import Problem as Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """One question and its gold.
 
-    `exact` golds are numbers or plain strings to be reproduced as they stand; the others are mathematics, of which
-    every equal form is right.
+    `check` tells whether the content of an answer's box (None: there was no box) is right; None: the answer is
+    mathematics, and every form equal to the gold is right.
     """
 
     id: str
     problem: str
     answer: str
-    exact: bool = False
+    check: Callable[[str | None], bool] | None = field(default=None, repr=False, compare=False)
 
 
-class Task(Protocol):
-    """What an embedded task (`leanthink.tiny.tasks.Problem`) must carry to be evaluated."""
-
-    @property
-    def id(self) -> str: ...  # noqa: D102
-    @property
-    def prompt(self) -> str: ...  # noqa: D102
-    @property
-    def answer(self) -> str: ...  # noqa: D102
-
-
-def from_tasks(tasks: Iterable[Task]) -> list[Problem]:
-    """Embedded tasks as problems; their golds are compared as they stand."""
-    return [Problem(id=task.id, problem=task.prompt, answer=task.answer, exact=True) for task in tasks]
+def from_tasks(problems: Iterable[Task]) -> list[Problem]:
+    """Embedded tasks (`leanthink.tiny.tasks.sample`) as problems, each checked by its own family."""
+    return [
+        Problem(id=task.id, problem=task.prompt, answer=task.answer, check=partial(tasks.is_correct, task))
+        for task in problems
+    ]
 
 
 def read_problems(path: str | os.PathLike[str]) -> list[Problem]:

@@ -11,7 +11,7 @@ from typing import Any
 from leanthink.budget import Budget
 from leanthink.completion import Completion
 from leanthink.errors import UsageError
-from leanthink.eval.grading import check_gold, is_correct
+from leanthink.eval.grading import check_gold, is_solved
 from leanthink.eval.problems import Problem
 from leanthink.generate import generate
 from leanthink.load import think_tags
@@ -148,7 +148,8 @@ def _check(problems: Sequence[Problem], samples: int) -> None:
         twice = next(name for name in ids if ids.count(name) > 1)
         raise UsageError(f"two problems have the id {twice!r}: ids must differ, traces are known by them")
     for problem in problems:
-        check_gold(problem.answer, exact=problem.exact)
+        if problem.check is None:
+            check_gold(problem.answer)
 
 
 def _jobs(
@@ -192,16 +193,15 @@ def _check_same_run(jobs: Sequence[_Job], done: dict[str, Trace], common: dict[s
 def _trace(job: _Job, completion: Completion, common: dict[str, Any], *, closes: bool) -> Trace:
     # A prompt that ends in a closed thought gets an answer only: then nothing has to be closed any more.
     think_tags = closes and completion.thought_tokens > 0
-    gold = job.problem.answer
     copied = {name: getattr(completion, name) for name in _COPIED}
     return Trace(
         id=job.problem.id,
         sample=job.sample,
         problem=job.problem.problem,
-        gold=gold,
+        gold=job.problem.answer,
         seed=job.sampling.seed,
         prompt_ids=job.prompt_ids,
-        correct=is_correct(completion.text, gold, think_tags=think_tags, exact=job.problem.exact),
+        correct=is_solved(job.problem, completion.text, think_tags=think_tags),
         **copied,
         **common,
     )

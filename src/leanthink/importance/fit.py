@@ -46,7 +46,8 @@ def fit(
 ) -> Fitted:
     """Fit a predictor for `model`; with `out_path` also write it there.
 
-    Needs one forward pass per trace, and (tokens x hidden size) numbers of main memory in the model's dtype.
+    Needs one forward pass per trace, and main memory for tokens x hidden size numbers in the model's dtype, twice:
+    `tokens_per_trace` bounds it.
     `progress(stage, done, total)` is called for the stages "read" and "fit".
 
     Raises:

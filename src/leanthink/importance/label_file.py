@@ -108,18 +108,18 @@ def read_labels(path: str | os.PathLike[str]) -> LabelFile:
             if metadata.get("leanthink") != "labels":
                 raise UsageError(f"{path} is a safetensors file but holds no labels: write one with `leanthink label`")
             if metadata["version"] != VERSION:
-                raise UsageError(
-                    f"{path} has version {metadata['version']}, this LeanThink reads {VERSION}: label anew"
-                )
-            labels = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise DamagedFile(f"{path} is truncated or no safetensors file ({error}): label the traces anew") from None
-    return LabelFile(
-        horizons=tuple(json.loads(metadata["horizons"])),
-        fingerprint=metadata["fingerprint"],
-        labels=labels,
-        checksums=json.loads(metadata["checksums"]),
-    )
+                raise UsageError(f"{path} has version {metadata['version']}, not {VERSION}: label the traces anew")
+            found = LabelFile(
+                horizons=tuple(json.loads(metadata["horizons"])),
+                fingerprint=metadata["fingerprint"],
+                labels={key: file.get_tensor(key) for key in file.keys()},  # noqa: SIM118 (no mapping)
+                checksums=json.loads(metadata["checksums"]),
+            )
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise DamagedFile(f"{path} is truncated or no file of labels ({error!r}): label the traces anew") from None
+    if found.labels.keys() != found.checksums.keys():
+        raise DamagedFile(f"{path} has labels and checksums of different traces: label the traces anew")
+    return found
 
 
 def label_traces(
@@ -211,6 +211,6 @@ def _is_done(growing: _Growing, trace: Trace) -> bool:
 
 def default_horizons(traces: Iterable[Trace]) -> tuple[int, ...]:
     """32 to 1024 in doublings, and 2048 where at least a quarter of the traces have twice as many tokens."""
-    lengths = sorted(len(trace.token_ids) for trace in traces)
-    long = bool(lengths) and lengths[-1 - len(lengths) // 4] >= 4096
-    return (32, 64, 128, 256, 512, 1024, 2048) if long else (32, 64, 128, 256, 512, 1024)
+    is_long = [len(trace.token_ids) >= 2 * 2048 for trace in traces]
+    horizons = (32, 64, 128, 256, 512, 1024)
+    return (*horizons, 2048) if is_long and 4 * sum(is_long) >= len(is_long) else horizons

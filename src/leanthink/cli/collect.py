@@ -1,0 +1,142 @@
+"""`leanthink collect`: samples and grades a model's own traces on embedded tasks or on a file of problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from leanthink.cli import options
+from leanthink.cli.help import help_text, option
+from leanthink.cli.output import counter, print_json, refuse_existing, say
+from leanthink.errors import UsageError
+
+if TYPE_CHECKING:
+    from leanthink.eval.problems import Problem
+
+EXAMPLES = (
+    "leanthink collect --tasks multiply,sums --levels 3,4 --count 8 --temperature 0.8 --out traces.jsonl",
+    "leanthink collect --problems problems.jsonl --samples 4 --temperature 0.8 --out traces.jsonl --resume",
+)
+Tasks = Annotated[str | None, option("--tasks", about="Families of embedded tasks, or all.", metavar="A,B,...")]
+Levels = Annotated[str, option("--levels", about="Levels of those tasks.", default="1,2,3,4,5", metavar="1,2,...")]
+Count = Annotated[int, option("--count", about="Problems for each family and level.", default=8)]
+Split = Annotated[str, option("--split", about="train or held-out, for the tasks.", default="train")]
+Problems = Annotated[
+    Path | None, option("--problems", about="JSONL file with the fields id, problem, answer.", metavar="FILE")
+]
+Limit = Annotated[int | None, option("--limit", about="Take only so many problems from the head of the file.")]
+Samples = Annotated[int, option("--samples", about="Traces for each problem.", default=1)]
+Instruction = Annotated[str, option("--instruction", about="Text put after each problem.", metavar="TEXT")]
+Out = Annotated[Path, option("--out", about="JSONL file for the traces.", metavar="FILE")]
+CollectPolicy = Annotated[str, option("--policy", about="What to generate under.", default="full", metavar="NAME")]
+MaxRows = Annotated[int, option("--max-rows", about="Most traces generated at a time.", default=64)]
+Record = Annotated[bool, option("--record", about="Also write when each token was evicted.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("collect", help=help_text("Sample and grade a model's own traces.", EXAMPLES))(command)
+
+
+def command(
+    out: Out,
+    model: options.Model = "tiny",
+    tasks: Tasks = None,
+    levels: Levels = "1,2,3,4,5",
+    count: Count = 8,
+    split: Split = "train",
+    problems: Problems = None,
+    limit: Limit = None,
+    samples: Samples = 1,
+    instruction: Instruction = "",
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    seed: options.Seed = None,
+    policy: CollectPolicy = "full",
+    budget: options.Slots = None,
+    window: options.Window = None,
+    interval: options.Interval = None,
+    answer: options.Answer = None,
+    predictor: options.PredictorFile = None,
+    max_rows: MaxRows = 64,
+    record: Record = False,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check everything that can be checked without the model, then load it and collect."""
+    refuse_existing(out, overwrite=overwrite, resume=resume, resumable=True)
+    if samples > 1 and not temperature:
+        raise UsageError(f"--samples {samples} at temperature 0 would be {samples} times the same: give --temperature")
+    chosen = _choose(tasks, levels, count, split, seed or 0, problems, limit)
+    slots = options.make_budget(policy, slots=budget, window=window, interval=interval, answer=answer)
+    sampling = options.make_sampling(
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_new_tokens=max_new_tokens, seed=seed
+    )
+    loaded, tokenizer = options.load_model(model, device, dtype)
+    from leanthink.importance.collect import collect
+
+    try:
+        collected = collect(
+            loaded,
+            tokenizer,
+            chosen,
+            out,
+            samples=samples,
+            sampling=sampling,
+            policy=policy,
+            budget=slots,
+            predictor=predictor,
+            model_name=model,
+            instruction=instruction,
+            max_rows=max_rows,
+            record=record,
+            resume=resume,
+            overwrite=overwrite,
+            progress=counter("trace"),
+        )
+    except KeyboardInterrupt:
+        say(f"{out} holds every trace that was finished; --resume goes on with the rest")
+        raise
+    if as_json:
+        print_json(asdict(collected))
+    else:
+        total = collected.written + collected.done_before
+        print(f"{total} traces in {out} ({collected.written} new), {collected.correct} of them correct")
+
+
+def _choose(
+    tasks: str | None, levels: str, count: int, split: str, seed: int, problems: Path | None, limit: int | None
+) -> list[Problem]:
+    """The problems of the options; raises UsageError unless exactly one source is given."""
+    from leanthink.eval.problems import from_tasks, read_problems
+    from leanthink.tiny.tasks import FAMILIES, sample
+
+    if (tasks is None) == (problems is None):
+        raise UsageError("give either --tasks (embedded tasks) or --problems (a JSONL file)")
+    if problems is not None:
+        if limit is not None and limit < 1:
+            raise UsageError(f"--limit must be 1 or more, got {limit}")
+        return read_problems(problems)[:limit]
+    if limit is not None:
+        raise UsageError("--limit belongs to --problems: give --count for tasks")
+    families: Sequence[str] = list(FAMILIES) if tasks == "all" else str(tasks).split(",")
+    chosen = [(family.strip(), level) for family in families for level in whole_numbers("--levels", levels)]
+    return from_tasks(p for family, level in chosen for p in sample(family, level, count, seed, split))  # type: ignore[arg-type]
+
+
+def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
+    """The numbers of a list such as 3,4; raises UsageError for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{flag} {text!r}: give whole numbers with commas between them, such as 3,4") from None

@@ -1,0 +1,106 @@
+"""`leanthink fit`: fits an importance predictor to labelled traces and reports how well it ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leanthink.cli import options
+from leanthink.cli.collect import whole_numbers
+from leanthink.cli.help import help_text, option
+from leanthink.cli.label import Traces
+from leanthink.cli.output import counter, print_json, refuse_existing
+
+if TYPE_CHECKING:
+    from leanthink.importance.fit import Fitted
+
+EXAMPLES = (
+    "leanthink fit --traces traces.jsonl --labels labels.safetensors --out predictor.safetensors",
+    "leanthink fit --traces traces.jsonl --labels labels.safetensors --target answer --out dynts.safetensors",
+)
+LabelsFile = Annotated[Path, option("--labels", about="File that label wrote.", metavar="FILE")]
+Out = Annotated[Path, option("--out", about="Safetensors file for the predictor.", metavar="FILE")]
+Target = Annotated[
+    str | None, option("--target", about="horizon (policy horizon) or answer (policy dynts).", default="horizon")
+]
+Horizons = Annotated[str | None, option("--horizons", about="Which of the labelled ones to fit.", default="all")]
+Transform = Annotated[str | None, option("--transform", about="Of answer labels: power or scale.", default="power")]
+Steps = Annotated[int | None, option("--steps", about="Training steps.", default=6000)]
+Batch = Annotated[int | None, option("--batch", about="Tokens of a step.", default=8192)]
+LearningRate = Annotated[float | None, option("--lr", about="Learning rate.", default="0.001, answer 0.0005")]
+ValShare = Annotated[
+    float | None, option("--val-share", about="Share of problems held out to measure on.", default=0.1)
+]
+TokensPerTrace = Annotated[int | None, option("--tokens-per-trace", about="Random tokens of each.", default="all")]
+AllTraces = Annotated[bool, option("--all", about="Fit to wrong traces too.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("fit", help=help_text("Fit an importance predictor; the model stays as it is.", EXAMPLES))(command)
+
+
+def command(
+    traces: Traces,
+    labels: LabelsFile,
+    out: Out,
+    model: options.Model = "tiny",
+    target: Target = None,
+    horizons: Horizons = None,
+    transform: Transform = None,
+    steps: Steps = None,
+    batch: Batch = None,
+    lr: LearningRate = None,
+    val_share: ValShare = None,
+    tokens_per_trace: TokensPerTrace = None,
+    all_traces: AllTraces = False,
+    seed: options.Seed = None,
+    overwrite: options.Overwrite = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+) -> None:
+    """Read traces and labels before the model is loaded, then fit."""
+    refuse_existing(out, overwrite=overwrite)
+    from leanthink.importance.fit import fit
+    from leanthink.importance.label_file import read_labels
+    from leanthink.importance.recipe import Recipe
+    from leanthink.trace import read_traces
+
+    given: dict[str, Any] = {
+        "target": target,
+        "horizons": None if horizons is None else whole_numbers("--horizons", horizons),
+        "transform": transform,
+        "steps": steps,
+        "batch": batch,
+        "lr": lr,
+        "val_share": val_share,
+        "tokens_per_trace": tokens_per_trace,
+        "seed": seed,
+        "only_correct": not all_traces,
+    }
+    recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
+    found, labelled = read_traces(traces), read_labels(labels)
+    loaded, _ = options.load_model(model, device, dtype)
+    tell = {"read": counter("trace"), "fit": counter("step", every=500)}
+    fitted = fit(
+        loaded, found, labelled, recipe, out_path=out, progress=lambda stage, done, total: tell[stage](done, total)
+    )
+    if as_json:
+        print_json({"data": fitted.data, "metrics": fitted.metrics})
+    else:
+        print(f"{out}\n{_report(fitted)}")
+
+
+def _report(fitted: Fitted) -> str:
+    """Losses, and for each channel how well the predictor ranks held-out traces."""
+    metrics = fitted.metrics
+    lines = [f"train loss {metrics['train_loss']:.5f}"]
+    if "held_out_loss" in metrics:
+        lines.append(f"held-out loss {metrics['held_out_loss']:.5f} on {metrics['held_out_traces']} traces")
+    for name, ranking in metrics.get("ranking", {}).items():
+        shown = ", ".join(f"{key} {value:.3f}" for key, value in ranking.items() if key != "traces")
+        lines.append(f"{name}: {shown or 'nothing to rank'}")
+    return "\n".join(lines)

@@ -1,0 +1,143 @@
+"""`leanthink generate`: answers prompts on the bounded cache, streamed as text or as one JSON document."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leanthink.cli import options
+from leanthink.cli.help import help_text, option
+from leanthink.cli.output import print_json, refuse_existing, say
+from leanthink.errors import UsageError
+
+if TYPE_CHECKING:
+    from leanthink.completion import Completion, Step
+
+EXAMPLES = (
+    'leanthink generate "What is 4821 times 377?"',
+    'leanthink generate "What is 4821 times 377?" --budget 128 --interval 32 --json',
+    'echo "What is 4821 times 377?" | leanthink generate - --policy full',
+)
+PROMPTS = typer.Argument(
+    help="What to ask; several are answered in one batch; - reads one from standard input.", metavar="PROMPT"
+)
+STREAM = typer.Option(
+    "--stream/--no-stream",
+    help="Show text as it comes, beside --json on standard error. [on for a single prompt without --json]",
+    show_default=False,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("generate", help=help_text("Answer prompts with a bounded KV cache.", EXAMPLES))(command)
+
+
+def command(
+    prompts: Annotated[list[str], PROMPTS],
+    model: options.Model = "tiny",
+    policy: options.Policy = "horizon",
+    budget: options.Slots = None,
+    window: options.Window = None,
+    interval: options.Interval = None,
+    answer: options.Answer = None,
+    predictor: options.PredictorFile = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    stream: Annotated[bool | None, STREAM] = None,
+    trace: Annotated[Path | None, option("--trace", about="Write one trace a line to it.", metavar="FILE")] = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Check everything that can be checked without the model, then load it and answer."""
+    questions = _read_prompts(prompts)
+    if stream and len(questions) > 1:
+        raise UsageError("--stream shows one prompt: give a single one, or leave --stream out")
+    refuse_existing(trace, overwrite=overwrite)
+    slots = options.make_budget(policy, slots=budget, window=window, interval=interval, answer=answer)
+    sampling = options.make_sampling(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        stop=tuple(stop) if stop else None,
+    )
+    loaded, tokenizer = options.load_model(model, device, dtype)
+    import leanthink
+
+    settings: dict[str, Any] = {
+        "policy": policy,
+        "budget": slots,
+        "predictor": predictor,
+        "sampling": sampling,
+        "record": trace is not None,
+    }
+    streams = stream if stream is not None else len(questions) == 1 and not as_json
+    if streams:
+        steps = leanthink.stream(loaded, tokenizer, questions[0], **settings)
+        completions = [_show(steps, sys.stderr if as_json else sys.stdout)]
+    else:
+        completions = leanthink.generate(loaded, tokenizer, questions, **settings)
+    if trace is not None:
+        from leanthink.cli.record import write_completions
+
+        write_completions(trace, completions, questions, tokenizer, model_name=model, settings=settings)
+    _print(completions, as_json=as_json, shown=streams)
+
+
+def _read_prompts(prompts: Sequence[str]) -> list[str]:
+    """The prompts, with - replaced by what comes in; raises UsageError for one that is empty or a second -."""
+    if prompts.count("-") > 1:
+        raise UsageError("standard input can be read once: give - once")
+    texts = [sys.stdin.read().strip() if prompt == "-" else prompt for prompt in prompts]
+    for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True), start=1):
+        if not text.strip():
+            where = " (standard input)" if prompt == "-" else ""
+            raise UsageError(f"prompt {number}{where} is empty: give some text")
+    return texts
+
+
+def _show(steps: Iterator[Step], where: Any) -> Completion:
+    """Write each piece of text as it comes; returns the whole."""
+    for step in steps:
+        where.write(step.text)
+        where.flush()
+        if step.completion is not None:
+            where.write("\n")
+            return step.completion
+    raise AssertionError("the last step carries the completion")
+
+
+def _print(completions: Sequence[Completion], *, as_json: bool, shown: bool) -> None:
+    if as_json:
+        records = [asdict(completion) for completion in completions]
+        print_json(records[0] if len(records) == 1 else records)
+        return
+    for completion in completions:
+        if not shown:
+            print(completion.text, end="\n\n" if len(completions) > 1 else "\n")
+        say(_summary(completion))
+
+
+def _summary(completion: Completion) -> str:
+    ended = "" if completion.finish_reason == "stop" else ", cut off at the limit"
+    full_slots = completion.prompt_tokens + len(completion.token_ids) - 1
+    return (
+        f"{completion.thought_tokens} tokens of thought, {completion.answer_tokens} of answer{ended}; "
+        f"{completion.peak_slots} slots held at most ({completion.peak_kv_bytes / 1e6:.1f} MB), "
+        f"{full_slots} with a full cache ({completion.full_kv_bytes / 1e6:.1f} MB)"
+    )

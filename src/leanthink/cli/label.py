@@ -1,0 +1,71 @@
+"""`leanthink label`: computes exact attention labels for collected traces."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanthink.cli import options
+from leanthink.cli.collect import whole_numbers
+from leanthink.cli.help import help_text, option
+from leanthink.cli.output import counter, print_json, refuse_existing, say
+
+EXAMPLES = ("leanthink label --traces traces.jsonl --out labels.safetensors",)
+Traces = Annotated[Path, option("--traces", about="JSONL file that collect wrote.", metavar="FILE")]
+Out = Annotated[Path, option("--out", about="Safetensors file for the labels.", metavar="FILE")]
+Horizons = Annotated[
+    str | None,
+    option("--horizons", about="Distances in tokens.", default="32 to 1024 in doublings, 2048 for long traces"),
+]
+AllTraces = Annotated[bool, option("--all", about="Label wrong traces too.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("label", help=help_text("Compute the attention labels of collected traces.", EXAMPLES))(command)
+
+
+def command(
+    traces: Traces,
+    out: Out,
+    model: options.Model = "tiny",
+    horizons: Horizons = None,
+    all_traces: AllTraces = False,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+) -> None:
+    """Read the traces before the model is loaded, then label them."""
+    refuse_existing(out, overwrite=overwrite, resume=resume, resumable=True)
+    from leanthink.trace import read_traces
+
+    found = read_traces(traces)
+    distances = None if horizons is None else whole_numbers("--horizons", horizons)
+    loaded, _ = options.load_model(model, device, dtype)
+    from leanthink.importance.label_file import default_horizons, label_traces
+
+    try:
+        counts = label_traces(
+            loaded,
+            found,
+            out,
+            horizons=default_horizons(found) if distances is None else distances,
+            only_correct=not all_traces,
+            overwrite=overwrite,
+            progress=counter("trace"),
+        )
+    except KeyboardInterrupt:
+        say(f"{out} holds every trace that was labelled; --resume goes on with the rest")
+        raise
+    if as_json:
+        print_json(asdict(counts))
+    else:
+        print(
+            f"{counts.labelled + counts.done_before} labelled traces in {out} ({counts.labelled} new); left out: "
+            f"{counts.not_correct} not correct, {counts.no_thought} without a thought"
+        )

@@ -1,0 +1,45 @@
+"""Writes what `leanthink generate` answered as traces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from leanthink.completion import Completion
+
+
+def write_completions(
+    path: Path,
+    completions: Sequence[Completion],
+    prompts: Sequence[str],
+    tokenizer: Any,
+    *,
+    model_name: str,
+    settings: Mapping[str, Any],
+) -> None:
+    """One trace for each prompt, named prompt-1, prompt-2, ...; nothing is graded. A file that is there is replaced."""
+    from leanthink.request import encode_prompt
+    from leanthink.trace import Trace, TraceWriter
+
+    budget, sampling = settings["budget"], settings["sampling"]
+    shared = {field.name for field in fields(Trace)} & set(asdict(completions[0]))
+    with TraceWriter(path, overwrite=True) as writer:
+        for index, (completion, prompt) in enumerate(zip(completions, prompts, strict=True)):
+            trace = Trace(
+                id=f"prompt-{index + 1}",
+                sample=0,
+                problem=prompt,
+                gold=None,
+                model=model_name,
+                policy=settings["policy"],
+                budget=None if budget is None else asdict(budget),
+                seed=sampling.seed,
+                temperature=sampling.temperature,
+                prompt_ids=tuple(encode_prompt(tokenizer, index, prompt)),
+                correct=None,
+                **{name: getattr(completion, name) for name in shared},
+            )
+            writer.write(trace)

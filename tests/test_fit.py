@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from leanthink.errors import PredictorMismatch, UsageError
+from leanthink.importance import fit as fitting
+from leanthink.importance.examples import gather, split_by_problem, usable
+from leanthink.importance.fingerprint import fingerprint
+from leanthink.importance.fit import fit
+from leanthink.importance.label_file import LabelFile, checksum, label_traces, read_labels
+from leanthink.importance.predictor import load_predictor, read_metadata
+from leanthink.importance.recipe import Recipe, goal, loss, rate
+from leanthink.trace import Trace
+from recorded import HORIZONS, TRACES, small_model, trace
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def labels(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("labels") / "labels.safetensors"
+    label_traces(model, TRACES, path, horizons=HORIZONS)
+    return read_labels(path)
+
+
+def test_samples_of_one_problem_stay_on_one_side() -> None:
+    train, val = split_by_problem(TRACES, share=0.3, seed=1)
+    assert len(val) == 4
+    assert not {t.id for t in train} & {t.id for t in val}
+    assert len(train) + len(val) == len(TRACES)
+    assert split_by_problem(TRACES, share=0.3, seed=1) == (train, val)
+    assert split_by_problem(TRACES, share=0, seed=1) == (TRACES, [])
+    assert len(split_by_problem(TRACES[:4], share=0.99, seed=1)[0]) == 2
+    with pytest.raises(UsageError, match="two problems"):
+        split_by_problem(TRACES[:2], share=0.1, seed=0)
+
+
+def test_traces_that_cannot_be_fitted_to_are_counted_in_the_error(model: Any, tmp_path: Path) -> None:
+    path, unclosed = tmp_path / "l.safetensors", trace("unclosed", answer=0)
+    label_traces(model, [unclosed], path, horizons=HORIZONS)
+    found, wrong = read_labels(path), trace("w", correct=False)
+    assert usable([unclosed, wrong], found, only_correct=True, need_answer=False) == [unclosed]
+    with pytest.raises(UsageError, match="1 not correct, 1 without labels, 1 without answer"):
+        usable([unclosed, wrong, trace("new")], found, only_correct=True, need_answer=True)
+
+
+def test_hidden_states_stand_beside_their_own_labels(model: Any, labels: Any) -> None:
+    one = TRACES[3]
+    ids = torch.tensor([[*one.prompt_ids, *one.token_ids]])
+    with torch.no_grad():
+        states = model.model(input_ids=ids, use_cache=False).last_hidden_state[0, 3 : 3 + one.thought_tokens]
+    (whole,) = gather(model, [one], labels, tokens_per_trace=None, seed=0)
+    torch.testing.assert_close(whole.hidden_TM, states)
+    assert torch.equal(whole.labels_TC, labels.labels[one.key])
+    assert whole.tokens_after_T.tolist() == list(range(len(one.token_ids) - 1, one.answer_tokens - 1, -1))
+    (part,) = gather(model, [one], labels, tokens_per_trace=7, seed=0)
+    at = (len(one.token_ids) - 1 - part.tokens_after_T).tolist()
+    assert len(at) == 7
+    assert at == sorted(set(at))
+    torch.testing.assert_close(part.hidden_TM, states[at])
+    assert torch.equal(part.labels_TC, whole.labels_TC[at])
+
+
+def test_labels_of_another_model_are_refused(labels: Any) -> None:
+    with pytest.raises(PredictorMismatch, match="label its own traces"):
+        gather(small_model(num_hidden_layers=1), TRACES[:1], labels, tokens_per_trace=None, seed=0)
+
+
+@pytest.mark.parametrize("target", ["horizon", "answer"])
+def test_a_fit_learns_writes_its_sidecar_and_repeats_exactly(
+    target: Any, model: Any, labels: Any, tmp_path: Path
+) -> None:
+    recipe = Recipe(target=target, steps=150, batch=64, val_share=0.2, seed=3)
+    before = torch.get_rng_state()
+    fitted = fit(model, TRACES, labels, recipe, out_path=tmp_path / "p.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+    again = fit(model, TRACES, labels, recipe)
+    other = fit(model, TRACES, labels, Recipe(target=target, steps=1, batch=64, val_share=0.2, seed=3))
+    assert fitted.metrics == again.metrics
+    assert fitted.metrics["train_loss"] < other.metrics["train_loss"]
+    loaded = load_predictor(tmp_path / "p.safetensors", model)
+    assert loaded.target == target
+    assert loaded.horizons == (HORIZONS if target == "horizon" else ())
+    hidden = torch.randn(5, 64)
+    assert torch.equal(loaded(hidden), fitted.predictor(hidden))
+    metadata = read_metadata(tmp_path / "p.safetensors")
+    assert metadata["metrics"] == fitted.metrics
+    assert metadata["data"]["traces"] == 10
+    assert metadata["data"]["recipe"]["steps"] == 150
+    names = ["2", "8"] if target == "horizon" else ["answer"]
+    assert list(fitted.metrics["ranking"]) == names
+    assert set(fitted.metrics["ranking"][names[0]]) == {"kendall_tau", "top_20%", "top_30%", "traces"}
+
+
+def made_labels(model: Any, traces: list[Trace], values_TC: torch.Tensor, horizons: tuple[int, ...]) -> LabelFile:
+    """The same labels for each of these traces."""
+    return LabelFile(
+        horizons=horizons,
+        fingerprint=fingerprint(model),
+        labels={one.key: values_TC for one in traces},
+        checksums={one.key: checksum(one) for one in traces},
+    )
+
+
+def twins(**changes: Any) -> list[Trace]:
+    """Two problems with one and the same trace: what is held out is what was fitted to."""
+    one = trace("q0", **changes)
+    return [one, replace(one, id="q1")]
+
+
+def test_labels_that_hang_on_the_hidden_state_are_ranked_almost_perfectly(model: Any) -> None:
+    random_TC = torch.rand(20, 3, generator=torch.Generator().manual_seed(0))
+    labels = made_labels(model, twins(), random_TC, HORIZONS)
+    ranking = fit(model, twins(), labels, Recipe(steps=600, batch=64, lr=3e-3, val_share=0.5)).metrics["ranking"]
+    assert ranking["2"]["kendall_tau"] > 0.9
+    assert ranking["8"]["top_30%"] > 0.8
+    assert ranking["8"]["traces"] == 1
+
+
+def test_a_horizon_is_measured_only_on_tokens_that_are_ever_ranked_by_it(model: Any) -> None:
+    values_TC = torch.zeros(20, 2)
+    values_TC[10:, 1] = torch.linspace(0.1, 0.9, 10)  # all that differs lies nearer to the end than the horizon
+    labels = made_labels(model, twins(answer=0), values_TC, (10,))
+    assert fit(model, twins(answer=0), labels, Recipe(steps=1, batch=8, val_share=0.5)).metrics["ranking"] == {
+        "10": {"traces": 0}
+    }
+
+
+def test_unreached_horizons_are_fitted_to_zero_or_left_out(model: Any) -> None:
+    values_TC = torch.ones(20, 2)
+    values_TC[10:, 1] = 0
+    labels = made_labels(model, twins(answer=0), values_TC, (10,))
+    kept, masked = (
+        fit(model, twins(answer=0), labels, Recipe(steps=300, batch=64, mask_unreached=mask)) for mask in (False, True)
+    )
+    (last,) = gather(model, twins(answer=0)[:1], labels, tokens_per_trace=None, seed=0)
+    assert kept.predictor(last.hidden_TM[10:]).max() < 0
+    assert masked.predictor(last.hidden_TM[10:]).min() > 0
+
+
+def test_the_learning_rate_follows_its_schedule(model: Any, labels: LabelFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "rate", lambda step, steps, target: float(step == 0))
+    one, many = (fit(model, TRACES, labels, Recipe(steps=steps, batch=8)).predictor for steps in (1, 5))
+    for first, last in zip(one.parameters(), many.parameters(), strict=True):
+        assert torch.equal(first, last)
+
+
+@pytest.mark.parametrize(("target", "clipped"), [("answer", [1.0, 1.0]), ("horizon", [])])
+def test_gradients_are_clipped_as_in_the_paper(
+    target: Any, clipped: list[float], model: Any, labels: LabelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[float] = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, norm: norms.append(norm))
+    fit(model, TRACES, labels, Recipe(target=target, steps=2, batch=8))
+    assert norms == clipped
+
+
+def test_horizons_can_be_a_choice_of_the_labelled_ones(model: Any, labels: Any) -> None:
+    fitted = fit(model, TRACES, labels, Recipe(horizons=(8,), steps=2, batch=8, mask_unreached=True))
+    assert fitted.predictor.horizons == (8,)
+    assert list(fitted.metrics["ranking"]) == ["8"]
+    with pytest.raises(UsageError, match="unknown horizon 16"):
+        fit(model, TRACES, labels, Recipe(horizons=(16,), steps=2))
+    with pytest.raises(UsageError, match="ascending"):
+        fit(model, TRACES, labels, Recipe(horizons=(8, 2), steps=2))
+
+
+def test_without_held_out_traces_only_the_training_loss_is_reported(model: Any, labels: Any) -> None:
+    metrics = fit(model, TRACES[:1], labels, Recipe(steps=2, batch=8, val_share=0, tokens_per_trace=4)).metrics
+    assert metrics.keys() == {"train_loss", "held_out_traces"}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"target": "answers"},
+        {"transform": "log"},
+        {"target": "answer", "horizons": (32,)},
+        {"target": "answer", "mask_unreached": True},
+        {"steps": 0},
+        {"batch": 0},
+        {"lr": 0.0},
+        {"val_share": 1.0},
+        {"val_share": -0.1},
+        {"tokens_per_trace": 0},
+    ],
+)
+def test_a_recipe_out_of_range_is_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Recipe(**bad)
+
+
+def test_goals_are_the_transforms_of_the_paper() -> None:
+    label = torch.tensor([[2.5e-4]])
+    assert goal(label, Recipe(target="answer", transform="scale")).item() == pytest.approx(2.5)
+    assert goal(label, Recipe(target="answer")).item() == pytest.approx(10 * 2.5e-4**0.3 / 0.3)
+    assert goal(label, Recipe()).item() == pytest.approx(2.5e-4)
+
+
+def test_the_answer_loss_weighs_the_band_from_4_to_5_fivefold() -> None:
+    wanted = torch.tensor([[3.9], [4.0], [4.9], [5.0]])
+    everything = torch.ones_like(wanted, dtype=torch.bool)
+    assert loss(wanted + 1, wanted, everything, "answer").item() == pytest.approx((1 + 5 + 5 + 1) / 4)
+
+
+def test_the_horizon_loss_leaves_out_what_does_not_count() -> None:
+    scores, wanted = torch.tensor([[0.0, 9.0]]), torch.tensor([[0.5, 0.0]])
+    counted = torch.tensor([[True, False]])
+    assert loss(scores, wanted, counted, "horizon").item() == pytest.approx(math.log(2))
+    assert loss(scores, wanted, torch.zeros(1, 2, dtype=torch.bool), "horizon").item() == 0
+
+
+def test_learning_rates_decay_linearly_or_warm_up_and_follow_a_cosine() -> None:
+    assert [rate(step, 4, "horizon") for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+    answer = [rate(step, 100, "answer") for step in range(101)]
+    assert answer[0] == pytest.approx(0.1)
+    assert answer[9] == answer[10] == 1
+    assert answer[55] == pytest.approx(0.5)
+    assert answer[100] == pytest.approx(0)

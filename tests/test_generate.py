@@ -1,0 +1,450 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import leanthink.seats
+from leanthink.budget import Budget
+from leanthink.completion import Completion
+from leanthink.errors import UnsupportedModel, UsageError
+from leanthink.generate import generate, split_by_bound, stream
+from leanthink.load import kv_shape, think_tags
+from leanthink.policies import Policy, make_policy
+from leanthink.request import make_requests
+from leanthink.run import Run
+from leanthink.sampling import Sampling
+from leanthink.transformers_generate import custom_generate
+from models import ARCHITECTURES, CLOSE, END, OPEN, VOCABULARY, RandomPredictor, make_model, make_tokenizer
+
+TOKENIZER = make_tokenizer()
+PROMPTS = [list(range(10 + i, 15 + i + 3 * i)) for i in range(8)]
+BUDGET = Budget(slots=16, window=4, interval=8)
+
+
+def make_policies() -> dict[str, Policy]:
+    torch.manual_seed(3)
+    learned = {
+        "dynts": RandomPredictor(64, "answer"),
+        "horizon": RandomPredictor(64, "horizon", (4, 8, 16)),
+    }
+    names = ("full", "window", "sinks", "random", "random-heads", "snapkv", "dynts", "horizon")
+    return {name: make_policy(name, learned.get(name)) for name in names}
+
+
+def endless(architecture: str = "llama", **changes: Any) -> Any:
+    """A model that neither ends nor leaves its thought, so that every budget is met."""
+    model = make_model(architecture, **changes)
+    model.generation_config.eos_token_id = None
+    with torch.no_grad():
+        model.get_output_embeddings().weight[[OPEN, CLOSE, END]] = 0
+    return model
+
+
+def stock_tokens(model: Any, prompt: list[int], tokens: int) -> tuple[int, ...]:
+    ids = torch.tensor([prompt])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens)
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+@pytest.fixture
+def checked_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Checks every row of every run after every step, and lists the most slots that any row held over its prompt."""
+    most: list[int] = []
+    step = Run.step
+
+    def checked(run: Run) -> None:
+        step(run)
+        run.cache.check_integrity()
+        held = run.cache.host_lengths.tolist()
+        for row, request in enumerate(run.seats.requests):
+            assert held[row] <= request.bound <= run.cache.capacity
+            budget, thinking = request.budget, run.seats.answer_start[row] == leanthink.seats.NEVER
+            if budget is not None and thinking:
+                assert held[row] - len(request.prompt_ids) < budget.slots + budget.interval
+            most.append(held[row] - len(request.prompt_ids))
+
+    monkeypatch.setattr(Run, "step", checked)
+    return most
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_without_a_budget_the_tokens_are_those_of_stock_generate(architecture: str) -> None:
+    model = make_model(architecture)
+    prompts, sampling = PROMPTS[:4], Sampling(max_new_tokens=200)
+    stock = [stock_tokens(model, prompt, 200) for prompt in prompts]
+    assert len(set(stock[0])) > 8, "a model that repeats itself proves nothing"
+    batch = generate(model, TOKENIZER, prompts, policy="full", sampling=sampling)
+    assert [completion.token_ids for completion in batch] == stock
+    (alone,) = generate(model, TOKENIZER, prompts[0], policy="full", sampling=sampling)
+    assert alone.token_ids == stock[0]
+    assert alone.peak_slots == len(prompts[0]) + len(stock[0]) - 1
+    assert alone.peak_kv_bytes == alone.full_kv_bytes
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(temperature: float, checked_steps: list[int]) -> None:
+    model, policies = make_model(), list(make_policies().values())
+    budgets = [None, *(Budget(slots=10 + i, window=3, interval=6 + i % 2) for i in range(len(policies) - 1))]
+    samplings = [
+        Sampling(max_new_tokens=90 + i, temperature=temperature, seed=i, top_k=20 * (i % 2), top_p=1 - 0.1 * (i % 3))
+        for i in range(len(policies))
+    ]
+    together = generate(model, TOKENIZER, PROMPTS, policy=policies, budget=budgets, sampling=samplings, max_rows=5)
+    assert sum(completion.evictions > 0 for completion in together) > 3
+    for i, completion in enumerate(together):
+        options = {"policy": policies[i], "budget": budgets[i], "sampling": samplings[i]}
+        (alone,) = generate(model, TOKENIZER, PROMPTS[i], **options)
+        assert alone.token_ids == completion.token_ids, policies[i].name
+        assert (alone.peak_slots, alone.evictions) == (completion.peak_slots, completion.evictions)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "phi3", "gemma3_text"])
+@pytest.mark.parametrize("name", ["horizon", "random-heads"])
+def test_other_architectures_evict_alike_alone_and_in_a_batch(architecture: str, name: str) -> None:
+    model, policy = endless(architecture), make_policies()[name]
+    options: dict[str, Any] = {"policy": policy, "budget": BUDGET, "sampling": Sampling(max_new_tokens=60)}
+    batch = generate(model, TOKENIZER, PROMPTS[:3], **options)
+    assert [completion.evictions for completion in batch] == [5, 5, 5]
+    alone = [generate(model, TOKENIZER, prompt, **options)[0] for prompt in PROMPTS[:3]]
+    assert [completion.token_ids for completion in batch] == [completion.token_ids for completion in alone]
+
+
+@pytest.mark.parametrize("name", ["window", "sinks", "random", "dynts", "horizon"])
+def test_eviction_equals_a_full_forward_in_which_each_token_sees_what_was_held(name: str) -> None:
+    model, policy = endless("qwen3"), make_policies()[name]
+    prompt = PROMPTS[2]
+    sampling = Sampling(max_new_tokens=120)
+    (ours,) = generate(model, TOKENIZER, prompt, policy=policy, budget=BUDGET, sampling=sampling, record=True)
+    assert ours.evicted_at is not None
+    assert ours.evictions > 10
+    held_from = [*([None] * len(prompt)), *ours.evicted_at]  # by position: generated tokens after which it is gone
+    ids = torch.tensor([[*prompt, *ours.token_ids[:-1]]])
+    length = ids.shape[1]
+    sees = torch.ones(length, length).tril().bool()
+    for position, gone in enumerate(held_from[:length]):
+        if gone is not None:
+            sees[len(prompt) + gone :, position] = False
+    with torch.no_grad():
+        mask = torch.zeros(1, 1, length, length).masked_fill(~sees, torch.finfo(torch.float32).min)
+        logits = model(ids, attention_mask=mask).logits[0, len(prompt) - 1 :]
+    assert tuple(logits.argmax(-1).tolist()) == ours.token_ids
+    full = stock_tokens(model, prompt, 120)
+    assert ours.token_ids != full, "the eviction changed nothing, so this proves nothing"
+
+
+@pytest.mark.parametrize("name", ["random", "random-heads", "snapkv"])
+def test_a_kept_slot_holds_the_keys_and_values_that_were_written_at_its_position(name: str) -> None:
+    model, policy = endless(), make_policies()[name]
+    sampling = Sampling(max_new_tokens=80)
+    tags = think_tags(TOKENIZER)
+    options: dict[str, Any] = {"policy": policy, "budget": BUDGET, "predictor": None, "sampling": sampling}
+    requests = make_requests(model, TOKENIZER, tags, PROMPTS[:2], **options)
+    run = Run(model, TOKENIZER, requests, tags=tags, ends=(), rows=2)
+    run.admit()
+    cache = run.cache
+    layers, kv_heads = kv_shape(model.config).layers, kv_shape(model.config).kv_heads
+    written: dict[tuple[int, int, int, int], tuple[list[float], list[float]]] = {}
+    for _ in range(79):
+        run.step()
+        for row in range(2):
+            for layer in range(layers):
+                for head in range(kv_heads):
+                    for slot in range(int(cache.host_lengths[row])):
+                        sets = cache.positions[row, layer % cache.positions.shape[1], head % cache.positions.shape[2]]
+                        where = (row, layer, head, int(sets[slot]))
+                        held = (
+                            cache.keys[layer][row, head, slot].tolist(),
+                            cache.values[layer][row, head, slot].tolist(),
+                        )
+                        assert written.setdefault(where, held) == held
+    assert run.seats.evictions.tolist() == [(79 - 16) // 8] * 2
+
+
+def test_memory_is_reserved_for_the_bound_and_not_for_max_new_tokens() -> None:
+    model = endless(max_position_embeddings=200_000)
+    policy = make_policies()["window"]
+    budget = Budget(slots=16, window=4, interval=8, answer=32)
+    reserved = []
+    for tokens in (1_000, 100_000):
+        steps = stream(
+            model, TOKENIZER, PROMPTS[0], policy=policy, budget=budget, sampling=Sampling(max_new_tokens=tokens)
+        )
+        next(steps)
+        reserved.append(steps.gi_frame.f_locals["run"].cache.reserved_bytes)  # type: ignore[attr-defined]
+        assert reserved[-1] == (5 + 16 + 8 + 32) * kv_shape(model.config).bytes_per_slot(torch.float32)
+    assert reserved[0] == reserved[1]
+
+
+def test_requests_with_very_different_bounds_run_apart() -> None:
+    model, tags = endless(), think_tags(TOKENIZER)
+    options: dict[str, Any] = {"predictor": None, "sampling": Sampling(max_new_tokens=3000)}
+    budget = Budget(slots=16, window=4, interval=8, answer=32)
+    choices = ["full", "window", "full", "sinks"]
+    requests = make_requests(
+        model, TOKENIZER, tags, PROMPTS[:4], policy=choices, budget=[None, budget, None, budget], **options
+    )
+    groups = split_by_bound(requests)
+    assert [[request.index for request in group] for group in groups] == [[1, 3], [0, 2]]
+
+
+def test_peak_and_kept_slots_are_those_of_the_budget(checked_steps: list[int]) -> None:
+    model = endless()
+    options: dict[str, Any] = {"policy": "window", "budget": BUDGET}
+    (done,) = generate(model, TOKENIZER, PROMPTS[0], **options, sampling=Sampling(max_new_tokens=101))
+    assert done.prompt_tokens == 5
+    assert done.peak_slots == 5 + 16 + 8
+    assert done.evictions == (100 - 16) // 8
+    assert done.kept_slots == 5 + 16 + (100 - 16) % 8
+    assert done.full_kv_bytes == 105 * kv_shape(model.config).bytes_per_slot(torch.float32)
+    assert done.peak_kv_bytes == 29 * kv_shape(model.config).bytes_per_slot(torch.float32)
+    assert max(checked_steps) == 16 + 7  # after a step the eviction has been done
+
+
+class _Script:
+    """Stands in for a model's head: makes a chosen token follow, whatever the hidden state."""
+
+    def __init__(self, model: Any, tokens: list[int]) -> None:
+        self.model, self.tokens, self.at = model, tokens, 0
+        self.hook = model.get_output_embeddings().register_forward_hook(self.say)
+
+    def say(self, _module: Any, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        token = self.tokens[min(self.at, len(self.tokens) - 1)]
+        self.at += 1
+        return torch.nn.functional.one_hot(torch.tensor(token), VOCABULARY).to(logits).expand_as(logits) * 1.0
+
+
+def scripted(text: str | list[int], **options: Any) -> Completion:
+    model = make_model()
+    _Script(model, TOKENIZER(text).input_ids if isinstance(text, str) else text)
+    settings: dict[str, Any] = {"policy": "full", "sampling": Sampling(max_new_tokens=60), **options}
+    (done,) = generate(model, TOKENIZER, settings.pop("prompt", "Say: <think>"), **settings)
+    return done
+
+
+def test_thought_and_answer_are_told_apart_by_the_tag() -> None:
+    done = scripted("carry the one\n</think>\n42<|end|>")
+    assert (done.thought, done.answer) == ("carry the one", "42")
+    assert done.text == "carry the one\n</think>\n42"
+    assert (done.thought_tokens, done.answer_tokens, done.finish_reason) == (14, 5, "stop")
+    assert done.token_ids[-1] == END
+
+
+def test_a_thought_that_opens_its_own_tag_is_a_thought_too() -> None:
+    done = scripted("<think>hm</think>yes<|end|>", prompt="Say: ")
+    assert (done.thought, done.answer, done.text) == ("hm", "yes", "<think>hm</think>yes")
+
+
+def test_a_prompt_that_closes_its_thought_gets_an_answer_only() -> None:
+    done = scripted("yes<|end|>", prompt="Say: <think>\n\n</think>\n\n", policy="window", budget=BUDGET)
+    assert (done.thought, done.answer, done.thought_tokens, done.answer_tokens) == ("", "yes", 0, 4)
+
+
+def test_text_without_the_closing_tag_is_all_thought() -> None:
+    done = scripted("and so on")
+    assert (done.answer, done.finish_reason, done.answer_tokens, done.thought_tokens) == ("", "length", 0, 60)
+    assert done.thought.startswith("and so on")
+
+
+def test_nothing_is_evicted_from_the_closing_tag_on(checked_steps: list[int]) -> None:
+    thought = TOKENIZER("x" * 23).input_ids
+    budget = Budget(slots=16, window=4, interval=8, answer=30)
+    done = scripted([*thought, CLOSE, *thought, *thought], policy="window", budget=budget)
+    assert (done.evictions, done.thought_tokens) == (0, 23)
+    later = scripted([*thought, thought[0], CLOSE, *thought, *thought], policy="window", budget=budget)
+    assert (later.evictions, later.thought_tokens) == (1, 24)
+
+
+def test_an_answer_ends_when_its_slots_are_full(checked_steps: list[int]) -> None:
+    budget = Budget(slots=16, window=4, interval=8, answer=10)
+    done = scripted(TOKENIZER("abc</think>" + 100 * "y").input_ids, policy="window", budget=budget)
+    assert (done.answer_tokens, done.finish_reason, done.answer) == (10, "length", "y" * 9)
+    assert done.peak_slots <= done.prompt_tokens + 3 + 10
+
+
+@pytest.mark.parametrize("stop", [("world",), ("w", "world"), ("nowhere", "o w")])
+def test_generation_ends_at_a_stop_string_and_the_text_before_it(stop: tuple[str, ...]) -> None:
+    text = "hello world, hello"
+    done = scripted(text, sampling=Sampling(max_new_tokens=60, stop=stop))
+    assert done.finish_reason == "stop"
+    assert done.text == text[: min(text.index(end) for end in stop if end in text)]
+    assert TOKENIZER.decode(done.token_ids).endswith(stop)
+
+
+@pytest.mark.parametrize("stop", [(), ("world",), ("</think>",), ("ж",)])
+def test_streamed_pieces_join_to_the_text_and_the_last_step_has_the_completion(stop: tuple[str, ...]) -> None:
+    text = "grüße жук, 世界</think> hello world<|end|>"
+    sampling = Sampling(max_new_tokens=80, stop=stop)
+    at_once = scripted(text, sampling=sampling)
+    model = make_model()
+    _Script(model, TOKENIZER(text).input_ids)
+    steps = list(stream(model, TOKENIZER, "Say: <think>", policy="full", sampling=sampling))
+    assert "".join(step.text for step in steps) == at_once.text
+    assert not any("\ufffd" in step.text for step in steps)
+    assert tuple(step.token_id for step in steps) == at_once.token_ids
+    assert [step.completion for step in steps[:-1]] == [None] * (len(steps) - 1)
+    assert steps[-1].completion == at_once
+    assert sum(step.in_thought for step in steps) == at_once.thought_tokens
+    assert [step.slots for step in steps] == [step.full_slots for step in steps]
+
+
+def test_a_streamed_request_shows_the_slots_it_holds() -> None:
+    sampling = Sampling(max_new_tokens=40)
+    steps = list(stream(endless(), TOKENIZER, PROMPTS[0], policy="window", budget=BUDGET, sampling=sampling))
+    assert [step.full_slots for step in steps] == list(range(5, 45))
+    assert max(step.slots for step in steps) == 5 + 16 + 7
+    assert steps[24].slots == 5 + 16
+
+
+def test_requests_beyond_the_rows_wait_and_finish_one_by_one() -> None:
+    model = make_model()
+    finished: list[int] = []
+    samplings = [Sampling(max_new_tokens=5 + 7 * i) for i in range(8)]
+    batch = generate(
+        model,
+        TOKENIZER,
+        PROMPTS,
+        policy="full",
+        sampling=samplings,
+        max_rows=2,
+        on_finish=lambda i, _: finished.append(i),
+    )
+    assert sorted(finished) == list(range(8))
+    assert finished.index(0) < finished.index(7)
+    for prompt, sampling, completion in zip(PROMPTS, samplings, batch, strict=True):
+        assert completion.token_ids == stock_tokens(model, prompt, sampling.max_new_tokens)
+
+
+def test_generation_ends_at_the_models_context() -> None:
+    model = endless(max_position_embeddings=20)
+    (done,) = generate(model, TOKENIZER, PROMPTS[0], policy="full", sampling=Sampling(max_new_tokens=100))
+    assert (done.prompt_tokens + len(done.token_ids), done.finish_reason) == (20, "length")
+    with pytest.raises(UsageError, match="prompt 0 has 20 tokens, and the model's context ends at 20"):
+        generate(model, TOKENIZER, list(range(20)), policy="full")
+
+
+def test_a_text_goes_through_the_chat_template_as_the_users_message() -> None:
+    turns = "{% for turn in messages %}[{{ turn.role }}]{{ turn.content }}{% endfor %}"
+    template = turns + "{% if add_generation_prompt %}<think>{% endif %}"
+    chatty, model = make_tokenizer(template), make_model()
+    options: dict[str, Any] = {"policy": "full", "sampling": Sampling(max_new_tokens=20)}
+    as_text, as_chat = generate(model, chatty, ["hi", [{"role": "user", "content": "hi"}]], **options)
+    as_ids, plain = (generate(model, tok, "[user]hi<think>", **options)[0] for tok in (TOKENIZER, TOKENIZER))
+    assert as_text == as_chat == as_ids == plain
+    (single,) = generate(model, chatty, [{"role": "user", "content": "hi"}], **options)
+    assert single == as_chat
+
+
+def test_no_prompts_give_no_completions() -> None:
+    assert generate(make_model(), TOKENIZER, [], policy="full") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": ""}, "prompt 0 is empty"),
+        ({"prompts": ["a", []]}, "prompt 1 is"),
+        ({"prompts": [3.5]}, "prompt 0 is"),
+        ({"prompts": [[{"role": "user", "content": "hi"}]]}, "no chat template"),
+        ({"policy": "windo", "budget": BUDGET}, "Did you mean 'window'"),
+        ({"policy": 3}, "unknown policy 3"),
+        ({"policy": "window"}, "needs a budget"),
+        ({"budget": BUDGET}, "takes no budget"),
+        ({"policy": ["full", "full"]}, "policy is a list of 2 for 1 prompts"),
+        ({"policy": "window", "budget": [BUDGET, BUDGET]}, "budget is a list of 2 for 1 prompts"),
+        ({"sampling": [Sampling(), Sampling()]}, "sampling is a list of 2 for 1 prompts"),
+        ({"policy": "window", "budget": 64}, "budget=64: must be a Budget or None"),
+        ({"sampling": None}, "sampling=None: must be a Sampling"),
+        ({"predictor": "x.safetensors"}, "no policy here ranks by one"),
+        ({"policy": "horizon", "budget": BUDGET}, "fitted importance predictor"),
+        ({"max_rows": 0}, "max_rows=0"),
+    ],
+)
+def test_wrong_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    arguments = {"prompts": "hi", "policy": "full", **options}
+    with pytest.raises(UsageError, match=message):
+        generate(make_model(), TOKENIZER, arguments.pop("prompts"), **arguments)
+
+
+def test_an_unsupported_model_is_refused_before_anything_runs() -> None:
+    model = make_model("mistral", sliding_window=64)
+    with pytest.raises(UnsupportedModel, match="sliding window of 64"):
+        generate(model, TOKENIZER, "hi", policy="full")
+
+
+def test_a_failing_listener_leaves_the_model_as_it_was() -> None:
+    model = make_model()
+
+    def interrupt(_index: int, _completion: Completion) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, TOKENIZER, PROMPTS[:3], policy="full", sampling=Sampling(max_new_tokens=5), on_finish=interrupt)
+    assert model.config._attn_implementation == "sdpa"
+    assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+def left_padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[259] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "phi3"])
+def test_custom_generate_without_a_budget_returns_what_generate_returns(architecture: str) -> None:
+    model, inputs = make_model(architecture), left_padded(PROMPTS[:4])
+    stock = model.generate(**inputs, do_sample=False, max_new_tokens=70)
+    ours = model.generate(**inputs, do_sample=False, max_new_tokens=70, custom_generate=custom_generate, policy="full")
+    assert ours.dtype == torch.int64
+    assert torch.equal(ours, stock)
+
+
+def test_custom_generate_gives_the_same_tokens_as_our_generate_under_a_budget() -> None:
+    model, policy = make_model(), make_policies()["horizon"]
+    options: dict[str, Any] = {"policy": policy, "budget": BUDGET}
+    out = model.generate(
+        **left_padded(PROMPTS[:4]),
+        max_new_tokens=70,
+        custom_generate=custom_generate,
+        think_ids=think_tags(TOKENIZER),
+        **options,
+    )
+    ours = generate(model, TOKENIZER, PROMPTS[:4], sampling=Sampling(max_new_tokens=70), **options)
+    for row, completion in zip(out[:, len(PROMPTS[3]) :].tolist(), ours, strict=True):
+        assert row == [*completion.token_ids, *[259] * (len(row) - len(completion.token_ids))]
+
+
+def test_custom_generate_samples_by_torchs_seed_and_differently_for_each_returned_sequence() -> None:
+    model = make_model()
+    options: dict[str, Any] = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 30, "policy": "full"}
+    runs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        runs.append(model.generate(torch.tensor([PROMPTS[0]]), custom_generate=custom_generate, **options))
+    assert torch.equal(runs[0], runs[1])
+    assert runs[0].tolist() != runs[2].tolist()
+    assert len({tuple(row) for row in runs[0].tolist()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ({"num_beams": 2}, "num_beams=2"),
+        ({"repetition_penalty": 1.2}, "RepetitionPenalty"),
+        ({"no_repeat_ngram_size": 3}, "NoRepeatNGram"),
+        ({"min_new_tokens": 3}, "MinNewTokens"),
+        ({"max_time": 3.0}, "MaxTime"),
+        ({"do_sample": True, "typical_p": 0.5}, "Typical"),
+        ({"return_dict_in_generate": True}, "return_dict_in_generate"),
+        ({"position_ids": torch.arange(1, 6)[None]}, "position_ids"),
+        ({"attention_mask": torch.tensor([[1, 1, 1, 1, 0]])}, "pad on the left"),
+        ({"policy": "window", "budget": BUDGET}, "think_ids"),
+        ({"budget": BUDGET, "think_ids": think_tags(TOKENIZER)}, "takes no budget"),
+    ],
+)
+def test_custom_generate_refuses_by_name(option: dict[str, Any], name: str) -> None:
+    options = {"policy": "full", "max_new_tokens": 4, **option}
+    with pytest.raises(UsageError, match=name):
+        make_model().generate(torch.tensor([PROMPTS[0]]), custom_generate=custom_generate, **options)

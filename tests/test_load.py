@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING
+
+import leanthink
+from leanthink.errors import DamagedFile, UnsupportedModel, UsageError
+from leanthink.load import check_supported, end_ids, kv_shape, load, think_tags
+from models import ARCHITECTURES, CLOSE, END, OPEN, make_model, make_tokenizer
+
+
+def config_of(model_type: str, **facts: Any) -> Any:
+    return CONFIG_MAPPING[model_type](**facts)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    make_model("qwen3").save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_listed_architectures_are_supported(architecture: str) -> None:
+    model = make_model(architecture)
+    check_supported(model.config)
+    shape, layer = kv_shape(model.config), model.model.layers[0].self_attn
+    assert shape.layers == len(model.model.layers)
+    assert shape.group == layer.num_key_value_groups
+    assert shape.head_dim == layer.head_dim
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (config_of("mistral", sliding_window=1024), "sliding window of 1024"),
+        (config_of("phi3", sliding_window=2047), "sliding window of 2047"),
+        (config_of("gemma3_text"), "layers of type sliding_attention"),
+        (config_of("qwen2", use_sliding_window=True, max_window_layers=2), "layers of type sliding_attention"),
+        (config_of("gemma3_text", layer_types=["full_attention"] * 26, attn_logit_softcapping=50.0), "softcap"),
+        (
+            config_of("gemma3_text", layer_types=["full_attention"] * 26, use_bidirectional_attention=True),
+            "bidirectional",
+        ),
+        (config_of("deepseek_v3"), "latent attention"),
+        (config_of("t5"), "encoder-decoder"),
+        (config_of("qwen3_next"), "linear_attention"),
+        (config_of("gpt2"), "has not been tested"),
+        (config_of("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), "dynamic"),
+    ],
+)
+def test_other_models_are_refused_by_type_with_the_reason(config: Any, reason: str) -> None:
+    with pytest.raises(UnsupportedModel, match=reason) as caught:
+        check_supported(config)
+    assert repr(config.model_type) in str(caught.value)
+    assert "llama" in str(caught.value)
+
+
+def test_a_sliding_window_that_reaches_the_whole_context_is_no_window() -> None:
+    check_supported(config_of("phi3", sliding_window=4096, max_position_embeddings=4096))
+
+
+def test_a_saved_model_loads_in_evaluation_mode_and_the_dtype_asked_for(saved: Path) -> None:
+    model, tokenizer = load(saved, device="cpu")
+    assert (model.dtype, model.training) == (torch.float32, False)
+    assert tokenizer("a</think>").input_ids[-1] == CLOSE
+    assert load(str(saved), device="cpu", dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+def test_an_unsupported_model_is_refused_before_its_weights_are_read(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+    (saved / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UnsupportedModel, match="gpt2"):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/no/such/folder", "there is no folder"),
+        ("./neither", "there is no folder"),
+        ("", "name of the model is empty"),
+        ("model.gguf", "there is no GGUF file"),
+        (__file__, "is a file"),
+        (str(Path(__file__).parent), "no config.json"),
+    ],
+)
+def test_what_cannot_be_a_model_is_refused_with_the_reason(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load(name)
+
+
+def test_a_folder_without_weights_is_an_incomplete_download(saved: Path) -> None:
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="holds no weights"):
+        load(saved)
+
+
+def test_damaged_weights_are_named_with_the_folder(saved: Path) -> None:
+    (saved / "model.safetensors").write_bytes(b"{")
+    with pytest.raises(DamagedFile, match=f"weights in '{saved}'"):
+        load(saved)
+
+
+def test_a_gguf_file_without_its_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UsageError, match=r"leanthink\[gguf\]"):
+        load(tmp_path / "m.gguf")
+
+
+def test_tiny_is_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    tiny = ModuleType("leanthink.tiny")
+    tiny.load_tiny = lambda **options: asked.update(options) or ("model", "tokenizer")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "leanthink.tiny", tiny)
+    monkeypatch.setattr(leanthink, "tiny", tiny, raising=False)
+    assert load("tiny", device="cpu") == ("model", "tokenizer")
+    assert asked == {"device": "cpu", "dtype": torch.float32}
+
+
+def test_tags_are_single_tokens_or_nothing() -> None:
+    tags = think_tags(make_tokenizer())
+    assert (tags.open_id, tags.close_id) == (OPEN, CLOSE)
+
+    class Spelling:
+        unk_token_id = 0
+
+        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+            return [0] if text == "<think>" else list(text.encode())
+
+    tags = think_tags(Spelling())
+    assert (tags.open_id, tags.close_id) == (None, None)
+
+
+def test_the_end_is_what_the_model_says_and_else_what_the_tokenizer_says() -> None:
+    model, tokenizer = make_model(), make_tokenizer()
+    model.generation_config.eos_token_id = [3, 4]
+    assert end_ids(model, tokenizer) == (3, 4)
+    model.generation_config.eos_token_id = 5
+    assert end_ids(model, tokenizer) == (5,)
+    model.generation_config.eos_token_id = None
+    assert end_ids(model, tokenizer) == (END,)
