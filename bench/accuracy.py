@@ -1,6 +1,6 @@
 """Accuracy of the embedded reasoner with the full cache, greedy, per family and level, on held-out problems.
 
-    python bench/accuracy.py --count 200 --out bench/results/accuracy.json
+python bench/accuracy.py --count 200 --out bench/results/accuracy.json
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 from leanthink.completion import Completion
+from leanthink.eval.grading import last_boxed
 from leanthink.generate import generate
 from leanthink.load import load
-from leanthink.eval.grading import last_boxed
 from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
 from leanthink.tiny.problem import Problem
@@ -24,7 +24,9 @@ def table(problems: list[Problem], completions: list[Completion]) -> list[dict[s
     rows = []
     for family in tasks.FAMILIES:
         for level in tasks.LEVELS:
-            group = [(p, c) for p, c in zip(problems, completions, strict=True) if (p.family, p.level) == (family, level)]
+            group = [
+                (p, c) for p, c in zip(problems, completions, strict=True) if (p.family, p.level) == (family, level)
+            ]
             if not group:
                 continue
             right = sum(tasks.is_correct(p, last_boxed(c.answer)) for p, c in group)
@@ -73,7 +75,9 @@ def main() -> None:
     print(f"{tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tokens/s")
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"seed": options.seed, "seconds": seconds, "tokens": tokens, "rows": rows}, indent=1))
+        options.out.write_text(
+            json.dumps({"seed": options.seed, "seconds": seconds, "tokens": tokens, "rows": rows}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ def certificate(device: str | None = None) -> dict[str, str]:
         "command": "python " + " ".join(sys.argv),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain") else ""),
-        "hardware": torch.cuda.get_device_name() if on_gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "hardware": torch.cuda.get_device_name()
+        if on_gpu
+        else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),

@@ -1,6 +1,6 @@
 """Makes the shipped predictors of the embedded reasoner: collect, label, fit, each as the CLI does it.
 
-    python bench/fit_tiny.py --out DIR
+python bench/fit_tiny.py --out DIR
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def main() -> None:
     problems = [p for f in tasks.FAMILIES for k in levels for p in tasks.sample(f, k, options.count, 0, "train")]
     sampling = Sampling(temperature=0.8, max_new_tokens=4200)
     clock = time.perf_counter()
-    print(collect(model, tokenizer, from_tasks(problems), traces, samples=1, sampling=sampling, max_rows=options.rows))
+    how = {"samples": 1, "sampling": sampling, "max_rows": options.rows, "resume": traces.exists()}
+    print(collect(model, tokenizer, from_tasks(problems), traces, **how))
     clock = _lap("collect", clock)
     found = read_traces(traces)
     print(label_traces(model, found, labels, horizons=default_horizons(found), save_every=10**6))

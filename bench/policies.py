@@ -22,16 +22,20 @@ from typing import Any
 
 from birth import certificate
 
+import leanthink.tiny
 from leanthink.budget import Budget
 from leanthink.completion import Completion
 from leanthink.eval.grading import last_boxed
 from leanthink.generate import generate
+from leanthink.importance.predictor import load_predictor
 from leanthink.load import load
+from leanthink.policies import POLICIES, Policy, make_policy
 from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
 from leanthink.tiny.problem import Problem
 
-POLICIES = ("horizon", "dynts", "sinks", "random", "random-heads")
+COMPARED = ("horizon", "dynts", "sinks", "random", "random-heads")
+SHIPPED = Path(leanthink.tiny.__file__).parent / "predictors"
 GREEDY = Sampling(temperature=0.0, max_new_tokens=4200)
 INTERVAL, WINDOW, ANSWER = 64, 32, 256
 
@@ -39,7 +43,9 @@ INTERVAL, WINDOW, ANSWER = 64, 32, 256
 def choose(model: Any, tokenizer: Any, per_family: int, asked: int, rows: int, seed: int) -> list[Problem]:
     """Held-out problems of levels 4 and 5 whose full, greedy thought has at least 1000 tokens, balanced over families."""
     problems = [p for f in tasks.FAMILIES for level in (4, 5) for p in tasks.sample(f, level, asked, seed)]
-    completions = generate(model, tokenizer, [p.prompt for p in problems], policy="full", sampling=GREEDY, max_rows=rows)
+    completions = generate(
+        model, tokenizer, [p.prompt for p in problems], policy="full", sampling=GREEDY, max_rows=rows
+    )
     long = [p for p, c in zip(problems, completions, strict=True) if c.thought_tokens >= 1000]
     chosen = []
     for family in tasks.FAMILIES:
@@ -56,7 +62,9 @@ def samplings(samples: int, seed: int) -> list[Sampling]:
 
 def measure(problems: list[Problem], per_sampling: list[list[Completion]], seed: int) -> dict[str, object]:
     """Accuracy greedy and sampled, with bootstrap intervals over problems, lengths, slots and families."""
-    right = [[tasks.is_correct(p, last_boxed(c.answer)) for p, c in zip(problems, cs, strict=True)] for cs in per_sampling]
+    right = [
+        [tasks.is_correct(p, last_boxed(c.answer)) for p, c in zip(problems, cs, strict=True)] for cs in per_sampling
+    ]
     greedy, sampled = right[:1], right[1:]
     everything = [c for cs in per_sampling for c in cs]
     families = sorted({p.family for p in problems})
@@ -93,7 +101,7 @@ def main() -> None:
     parser.add_argument("--asked", type=int, default=80, help="problems of each family and level to choose from")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--ratios", default="2.8,3.6,4.3,6")
-    parser.add_argument("--policies", default=",".join(POLICIES))
+    parser.add_argument("--policies", default=",".join(COMPARED))
     parser.add_argument("--predictors", type=Path, default=None, help="folder with other predictors than the shipped")
     parser.add_argument("--rows", type=int, default=6000)
     parser.add_argument("--full-rows", type=int, default=2500)
@@ -104,21 +112,24 @@ def main() -> None:
     problems = choose(model, tokenizer, options.per_family, options.asked, options.full_rows, options.seed)
     many = samplings(options.samples, options.seed)
 
-    def run(policy: str, budget: Budget | None, rows: int) -> list[list[Completion]]:
-        file = options.predictors / f"{policy}.safetensors" if options.predictors else None
+    def run(policies: Sequence[Policy], budget: Budget | None, rows: int) -> list[list[list[Completion]]]:
+        """Everything in one batch: completions by policy, sampling, problem."""
+        jobs = [(policy, sampling, p) for policy in policies for sampling in many for p in problems]
         completions = generate(
             model,
             tokenizer,
-            [p.prompt for p in problems] * len(many),
-            policy=policy,
+            [p.prompt for _, _, p in jobs],
+            policy=[policy for policy, _, _ in jobs],
             budget=budget,
-            predictor=file if file is not None and file.is_file() else None,
-            sampling=[s for s in many for _ in problems],
+            sampling=[sampling for _, sampling, _ in jobs],
             max_rows=rows,
         )
-        return [completions[i * len(problems) : (i + 1) * len(problems)] for i in range(len(many))]
+        runs = [completions[i : i + len(problems)] for i in range(0, len(jobs), len(problems))]
+        return [runs[i : i + len(many)] for i in range(0, len(runs), len(many))]
 
-    full = run("full", None, options.full_rows)
+    names = options.policies.split(",")
+    policies = [make(name, model, options.predictors) for name in names]
+    full = run([make_policy("full")], None, options.full_rows)[0]
     mean_thought = sum(c.thought_tokens for c in full[0]) / len(problems)
     result: dict[str, Any] = {
         "birth": certificate(options.device),
@@ -133,14 +144,21 @@ def main() -> None:
     for ratio in (float(r) for r in options.ratios.split(",")):
         peak = round(mean_thought / ratio)
         budget = Budget(slots=peak - INTERVAL, window=WINDOW, interval=INTERVAL, answer=ANSWER)
-        for policy in options.policies.split(","):
-            start = time.perf_counter()
-            row = measure(problems, run(policy, budget, options.rows), options.seed)
-            row |= {"ratio": ratio, "budget": budget.slots, "policy": policy, "seconds": time.perf_counter() - start}
-            result["rows"].append(row)
-            show(row)
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(result, indent=1))
+        start = time.perf_counter()
+        for name, completions in zip(names, run(policies, budget, options.rows), strict=True):
+            row = measure(problems, completions, options.seed)
+            result["rows"].append({"ratio": ratio, "budget": budget.slots, "policy": name, **row})
+            show(result["rows"][-1])
+        print(f"{time.perf_counter() - start:.0f} s for ratio {ratio}", flush=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1))
+
+
+def make(name: str, model: Any, predictors: Path | None) -> Policy:
+    """A policy, with its predictor from the folder, or the shipped one, if it ranks by one."""
+    if POLICIES[name].target is None:
+        return make_policy(name)
+    return make_policy(name, load_predictor((predictors or SHIPPED) / f"{name}.safetensors", model))
 
 
 def show(row: dict[str, Any]) -> None:
@@ -150,7 +168,7 @@ def show(row: dict[str, Any]) -> None:
     greedy = " ".join(f"{x:.3f}" for x in row["greedy"])
     print(
         f"{row['ratio']:4} {row['policy']:12} greedy {greedy}  sampled {sampled}  thought {row['thought_tokens']:.0f} "
-        f"unfinished {row['unfinished']:.3f} peak {row['peak_thought_slots']}  {families} {row.get('seconds', 0):.0f}s",
+        f"unfinished {row['unfinished']:.3f} peak {row['peak_thought_slots']}  {families}",
         flush=True,
     )
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from leanthink.budget import Budget, select
 from leanthink.cache import KVShape, SlotCache
+from leanthink.errors import UsageError
 from leanthink.policies import make_policy
 from reference.cache_slow import SlowCache
 
@@ -166,6 +167,11 @@ def test_reserved_bytes_are_rows_times_capacity_times_bytes_per_slot() -> None:
     cache = make_cache(rows=3, capacity=17)
     assert cache.bytes_per_slot == 2 * 2 * 2 * 4 * 4
     assert cache.reserved_bytes == 3 * 17 * cache.bytes_per_slot
+
+
+def test_slabs_that_do_not_fit_say_how_large_they_are_and_what_to_lower() -> None:
+    with pytest.raises(UsageError, match=r"1000000 rows of 1000000000 slots \(\d+\.0 GiB .* lower max_rows"):
+        make_cache(rows=10**6, capacity=10**9)
 
 
 def test_a_row_cannot_outgrow_its_capacity() -> None:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from leanthink.budget import Budget
-from leanthink.demo import Plan, as_table, compare, demo, output_files, summarize, wilson_interval
+from leanthink.demo import Plan, as_table, compare, demo, output_files, sample_problems, summarize, wilson_interval
 from leanthink.demo_plot import draw_kept, held_slots, held_steps
 from leanthink.errors import UsageError
 from leanthink.importance.predictor import Predictor
@@ -100,7 +100,8 @@ def test_the_demonstration_streams_compares_and_draws(tmp_path, reasoner):
     files = output_files(tmp_path, PLAN)
     assert {path for path in tmp_path.iterdir()} == set(files.values())
     assert files["picture"].read_bytes().startswith(b"\x89PNG")
-    streamed = read_traces(files["horizon"])[0]
+    first = sample_problems(PLAN)[0].id
+    streamed = next(trace for trace in read_traces(files["horizon"]) if trace.id == first)
     assert f"slots held {streamed.kept_slots:>6}" in shown.getvalue()
     assert f"full cache {len(streamed.prompt_ids) + len(streamed.token_ids) - 1:>6}" in shown.getvalue()
 

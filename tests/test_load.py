@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING
+from tokenizers import Tokenizer
+from tokenizers.models import BPE, WordLevel
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
 import leanthink
 from leanthink.errors import DamagedFile, UnsupportedModel, UsageError
@@ -131,14 +133,11 @@ def test_tags_are_single_tokens_or_nothing() -> None:
     tags = think_tags(make_tokenizer())
     assert (tags.open_id, tags.close_id) == (OPEN, CLOSE)
 
-    class Spelling:
-        unk_token_id = 0
-
-        def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-            return [0] if text == "<think>" else list(text.encode())
-
-    tags = think_tags(Spelling())
-    assert (tags.open_id, tags.close_id) == (None, None)
+    without = think_tags(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(vocab={"a": 0}, merges=[]))))
+    assert (without.open_id, without.close_id) == (None, None)
+    words = WordLevel(vocab={"?": 0, "<think>": 1}, unk_token="?")
+    half = think_tags(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="?"))
+    assert (half.open_id, half.close_id) == (1, None)
 
 
 def test_the_end_is_what_the_model_says_and_else_what_the_tokenizer_says() -> None:

@@ -147,7 +147,20 @@ def test_an_existing_file_is_refused_unless_told_what_to_do(tmp_path: Path) -> N
         TraceWriter(path, resume=True, overwrite=True)
     with TraceWriter(path, overwrite=True) as writer:
         assert writer.done == []
-    assert path.read_bytes() == b""
+        writer.write(trace(sample=1))
+        writer.write(trace(sample=2))
+    assert [t.sample for t in read_traces(path)] == [1, 2]
+
+
+def test_a_run_that_fails_before_its_first_trace_leaves_things_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    with pytest.raises(ZeroDivisionError), TraceWriter(path):
+        _ = 1 / 0
+    assert not path.exists()
+    path.write_text("mine\n")
+    with pytest.raises(ZeroDivisionError), TraceWriter(path, overwrite=True):
+        _ = 1 / 0
+    assert path.read_text() == "mine\n"
 
 
 def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:

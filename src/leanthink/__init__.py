@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from leanthink.completion import Completion, Step
     from leanthink.errors import DamagedFile, LeanThinkError, PredictorMismatch, UnsupportedModel, UsageError
     from leanthink.generate import generate, stream
-    from leanthink.load import load
+    from leanthink.load import ThinkTags, load, think_tags
     from leanthink.policies import POLICIES, Policy
     from leanthink.sampling import Sampling
     from leanthink.trace import Trace, read_traces
@@ -28,6 +28,7 @@ __all__ = [
     "PredictorMismatch",
     "Sampling",
     "Step",
+    "ThinkTags",
     "Trace",
     "UnsupportedModel",
     "UsageError",
@@ -36,6 +37,7 @@ __all__ = [
     "load",
     "read_traces",
     "stream",
+    "think_tags",
 ]
 __version__ = "0.1.0"
 
@@ -49,6 +51,7 @@ _HOMES = {
     "PredictorMismatch": "errors",
     "Sampling": "sampling",
     "Step": "completion",
+    "ThinkTags": "load",
     "Trace": "trace",
     "UnsupportedModel": "errors",
     "UsageError": "errors",
@@ -57,6 +60,7 @@ _HOMES = {
     "load": "load",
     "read_traces": "trace",
     "stream": "generate",
+    "think_tags": "load",
 }
 
 

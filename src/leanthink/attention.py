@@ -20,13 +20,16 @@ NAME = "leanthink"
 
 
 def decode_attention(
-    q_NHGD: Tensor, keys_NHTD: Tensor, values_NHTD: Tensor, feed: Decode, scaling: float | None
+    q_NHGD: Tensor, keys_NHTD: Tensor, values_NHTD: Tensor, feed: Decode, scaling: float
 ) -> Tensor:
-    """One query token per row over the slots its row holds, [N, H, G, D]: the place for a faster kernel.
+    """One query token per row over the slots its row holds, [N, H, G, D]: Triton on a GPU, packed SDPA elsewhere.
 
     The query heads that share a kv head are its G "tokens", so keys and values are read once and never repeated.
-    A kernel put here may use `feed.write_N` (row i reads slots 0..write_N[i]) instead of the bias.
     """
+    if q_NHGD.is_cuda:
+        from leanthink.kernels import decode
+
+        return decode.decode_attention(q_NHGD, keys_NHTD, values_NHTD, feed.write_N, scaling)
     return F.scaled_dot_product_attention(q_NHGD, keys_NHTD, values_NHTD, attn_mask=feed.bias_N11T, scale=scaling)
 
 
@@ -69,7 +72,8 @@ def slot_attention(
     assert attention_mask is None
     assert isinstance(module.layer_idx, int)
     feed = slot_cache.feed
-    slot_cache.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    slot_cache.scaling = scaling
     slot_cache.write(module.layer_idx, query, key, value)
     if isinstance(feed, Decode):
         n, heads = key.shape[:2]

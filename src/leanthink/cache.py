@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leanthink.errors import UsageError
 from leanthink.policies import Policy, Slots
 
 
@@ -56,10 +57,17 @@ class SlotCache:
     follow, oldest first. Lengths follow from what was fed, so the host mirrors them and never waits for the device.
 
     Args:
-        shape, rows, capacity, dtype, device: of the slabs, which are allocated here, once.
+        shape: of the model's keys and values.
+        rows: most requests at a time.
+        capacity: slots reserved for each row.
+        dtype: of the slabs, which are allocated here, once.
+        device: where they lie.
         channels: stamped numbers per slot; 0 for none.
         num_queries: how many of the latest queries to remember per layer; 0 for none.
         per_head: whether any policy keeps different slots in different layers and heads.
+
+    Raises:
+        UsageError: the device has no room for the slabs.
     """
 
     def __init__(
@@ -76,9 +84,16 @@ class SlotCache:
     ) -> None:
         self.shape, self.rows, self.capacity, self.num_queries = shape, rows, capacity, num_queries
         slab = (rows, shape.kv_heads, capacity, shape.head_dim)
-        # Zeros, not empty: attention multiplies what lies behind a row's length by 0, and 0 * nan is nan.
-        self.keys = [torch.zeros(slab, dtype=dtype, device=device) for _ in range(shape.layers)]
-        self.values = [torch.zeros(slab, dtype=dtype, device=device) for _ in range(shape.layers)]
+        try:
+            # Zeros, not empty: attention multiplies what lies behind a row's length by 0, and 0 * nan is nan.
+            self.keys = [torch.zeros(slab, dtype=dtype, device=device) for _ in range(shape.layers)]
+            self.values = [torch.zeros(slab, dtype=dtype, device=device) for _ in range(shape.layers)]
+        except RuntimeError as error:
+            size = rows * capacity * shape.bytes_per_slot(dtype) / 2**30
+            raise UsageError(
+                f"there is no room on {device} for {rows} rows of {capacity} slots ({size:.1f} GiB of keys and values): "
+                "lower max_rows, the budget or max_new_tokens"
+            ) from error
         ring = (rows, shape.kv_heads, shape.group, num_queries, shape.head_dim)
         self.queries = [
             torch.zeros(ring, dtype=dtype, device=device) for _ in range(shape.layers if num_queries else 0)

@@ -86,14 +86,6 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min((text.index(end) for end in stop if end in text), default=len(text))]
 
 
-def split_thought(text: str, *, starts_in_answer: bool, tags: ThinkTags) -> tuple[str, str]:
-    """Thought and answer, stripped, of a generated text."""
-    if starts_in_answer:
-        return "", text.strip()
-    thought, _, answer = text.partition("</think>") if tags.close_id is not None else (text, "", "")
-    return thought.strip().removeprefix("<think>").strip(), answer.strip()
-
-
 class TextStream:
     """Turns one request's growing tokens into pieces of text that join to its whole text."""
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from leanthink.cache import KVShape
 from leanthink.errors import DamagedFile, UnsupportedModel, UsageError
 
+OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
 MODEL_TYPES = ("gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
 
 
@@ -26,8 +27,8 @@ class ThinkTags:
 
 def think_tags(tokenizer: Any) -> ThinkTags:
     """The thought tags of this tokenizer. Without a `</think>` token everything generated counts as thought."""
-    ids = [tokenizer.encode(tag, add_special_tokens=False) for tag in ("<think>", "</think>")]
-    open_id, close_id = (tag[0] if len(tag) == 1 and tag[0] != tokenizer.unk_token_id else None for tag in ids)
+    ids = [tokenizer.convert_tokens_to_ids(tag) for tag in (OPEN_TAG, CLOSE_TAG)]
+    open_id, close_id = (None if token == tokenizer.unk_token_id else token for token in ids)
     return ThinkTags(open_id=open_id, close_id=close_id)
 
 

@@ -128,12 +128,22 @@ def resolve_policies(model: Any, policies: Sequence[str | Policy], predictor: Pr
             named[policy] = _make_policy(model, policy, predictor)
         elif not isinstance(policy, str) and not hasattr(policy, "score"):
             raise unknown("policy", policy, POLICIES)
+        elif not isinstance(policy, str):
+            _check_wishes(policy)
     learned = [policy for policy in named.values() if policy.target is not None]
     if predictor is not None and not learned:
         raise UsageError(
             "predictor is given, but no policy here ranks by one: leave it out, or choose dynts or horizon"
         )
     return [named[policy] if isinstance(policy, str) else policy for policy in policies]
+
+
+def _check_wishes(policy: Policy) -> None:
+    if (policy.channels and policy.per_head) or (policy.num_queries and not policy.per_head):
+        raise UsageError(
+            f"policy {policy.name!r} has per_head={policy.per_head}, channels={policy.channels} and "
+            f"num_queries={policy.num_queries}: stamps are shown to shared policies, queries to policies per head"
+        )
 
 
 def _make_policy(model: Any, name: str, predictor: Predictor) -> Policy:

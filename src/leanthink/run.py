@@ -44,7 +44,7 @@ class Run:
         rows: int,
         record: bool = False,
     ) -> None:
-        policies = [request.policy for request in requests]
+        policies = list({id(request.policy): request.policy for request in requests}.values())
         self.model = model
         self.device: torch.device = model.device
         self.waiting = deque(sorted(requests, key=lambda request: len(request.prompt_ids)))
@@ -58,7 +58,7 @@ class Run:
             num_queries=max(policy.num_queries for policy in policies),
             per_head=any(policy.per_head for policy in policies),
         )
-        self.seats = Seats(rows, tokenizer, tags, ends, record=record)
+        self.seats = Seats(rows, tokenizer, tags=tags, ends=ends, policies=policies, record=record)
         self.sampler = Sampler(rows, self.device)
         self.last_ids = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.stamping: list[tuple[Policy, Tensor]] = []  # policies that stamp, each with its rows
@@ -131,12 +131,9 @@ class Run:
         return batch
 
     def _find_stamping(self) -> None:
-        rows_of: dict[int, list[int]] = {}
-        for row, request in enumerate(self.seats.requests):
-            if request.policy.channels:
-                rows_of.setdefault(id(request.policy), []).append(row)
+        groups = ((policy, self.seats.rows_of(index)) for index, policy in enumerate(self.seats.policies))
         self.stamping = [
-            (self.seats.requests[rows[0]].policy, torch.tensor(rows, device=self.device)) for rows in rows_of.values()
+            (policy, rows_R.to(self.device)) for policy, rows_R in groups if policy.channels and len(rows_R)
         ]
 
     def _evict(self) -> None:
@@ -144,7 +141,7 @@ class Run:
         cache, seats, n = self.cache, self.seats, self.cache.active
         groups: dict[object, list[int]] = {}
         for row in seats.due_rows(cache.host_lengths[:n], cache.host_prompts[:n]):
-            groups.setdefault((id(seats.requests[row].policy), seats.requests[row].budget), []).append(row)
+            groups.setdefault((int(seats.policy[row]), seats.requests[row].budget), []).append(row)
         for rows in groups.values():
             kept, positions_RS = self._rank(rows)
             if seats.record and positions_RS is not None:

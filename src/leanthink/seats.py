@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.completion import Completion, cut_at_stop, decode, split_thought
-from leanthink.load import ThinkTags
+from leanthink.completion import Completion, cut_at_stop, decode
+from leanthink.load import CLOSE_TAG, OPEN_TAG, ThinkTags
+from leanthink.policies import Policy
 from leanthink.request import Request
 
 NEVER = 2**62  # a count that no request reaches
@@ -27,21 +28,31 @@ class Seats:
         peak: most slots held so far.
         evictions: how many there were.
         ended: GOING_ON, STOP or LENGTH.
+        policy: index of the request's policy in `policies`.
+        watched: whether there are stop strings to look for.
         evicted_at: for each generated token, tokens generated when its slot was evicted; -1 for never; empty without
             `record`.
     """
 
-    def __init__(self, rows: int, tokenizer: Any, tags: ThinkTags, ends: Sequence[int], *, record: bool) -> None:
-        self.tokenizer, self.tags, self.record = tokenizer, tags, record
+    def __init__(
+        self,
+        rows: int,
+        tokenizer: Any,
+        *,
+        tags: ThinkTags,
+        ends: Sequence[int],
+        policies: Sequence[Policy],
+        record: bool,
+    ) -> None:
+        self.tokenizer, self.tags, self.policies, self.record = tokenizer, tags, list(policies), record
         self.requests: list[Request] = []
-        self._table = torch.zeros(rows, 8, dtype=torch.int64)
+        self._table = torch.zeros(rows, 10, dtype=torch.int64)
         columns = self._table.unbind(1)
         self.generated, self.answer_start, self.due, self.most, self.most_answer = columns[:5]
-        self.peak, self.evictions, self.ended = columns[5:]
+        self.peak, self.evictions, self.ended, self.policy, self.watched = columns[5:]
         self.ids = torch.zeros(rows, 256, dtype=torch.int64)
         self.evicted_at = torch.full((rows, 256 if record else 0), -1)
         self._ends = torch.tensor(ends, dtype=torch.int64)
-        self._stop_rows: list[int] = []
 
     def seat(self, batch: Sequence[Request], *, held: int) -> None:
         """The next free rows go to these requests, which hold `held` slots each."""
@@ -54,10 +65,15 @@ class Seats:
         budgets = [request.budget for request in batch]
         self.due[rows] = torch.tensor([budget.slots + budget.interval if budget else NEVER for budget in budgets])
         self.most_answer[rows] = torch.tensor([budget.answer if budget else NEVER for budget in budgets])
-        self._find_stop_rows()
+        self.policy[rows] = torch.tensor([self._index_of(request.policy) for request in batch])
+        self.watched[rows] = torch.tensor([bool(request.sampling.stop) for request in batch], dtype=torch.int64)
 
-    def _find_stop_rows(self) -> None:
-        self._stop_rows = [row for row, request in enumerate(self.requests) if request.sampling.stop]
+    def _index_of(self, policy: Policy) -> int:
+        return next(index for index, known in enumerate(self.policies) if known is policy)
+
+    def rows_of(self, index: int) -> Tensor:
+        """The rows whose policy is `policies[index]`, [R]."""
+        return (self.policy[: len(self.requests)] == index).nonzero()[:, 0]
 
     def free(self, rows: Sequence[int], sources: list[int], targets: list[int]) -> None:
         """Rows `rows` have finished; of the others, `sources` become `targets`, so that the taken rows come first."""
@@ -66,7 +82,6 @@ class Seats:
         for source, target in zip(sources, targets, strict=True):
             self.requests[target] = self.requests[source]
         del self.requests[len(self.requests) - len(rows) :]
-        self._find_stop_rows()
 
     def due_rows(self, lengths_N: Tensor, prompts_N: Tensor) -> list[int]:
         """Rows that must evict, given the slots that each holds and how many of them are prompt; notes the peaks."""
@@ -96,9 +111,9 @@ class Seats:
         answer_N = generated - answer_start  # far below zero while thinking
         ended[(generated >= self.most[rows]) | (answer_N >= self.most_answer[rows])] = LENGTH
         ended[torch.isin(ids_N, self._ends)] = STOP
-        for row in self._stop_rows:
-            if rows.start <= row < rows.stop and self._ends_in_stop(row):
-                self.ended[row] = STOP
+        for row in self.watched[rows].nonzero()[:, 0].tolist():
+            if self._ends_in_stop(rows.start + row):
+                ended[row] = STOP
 
     def _widen(self) -> None:
         self.ids = torch.cat([self.ids, torch.zeros_like(self.ids)], dim=1)
@@ -122,14 +137,15 @@ class Seats:
         end = set(self._ends.tolist())
         written = ids[:-1] if ids[-1] in end else ids
         text = cut_at_stop(decode(self.tokenizer, written, self.tags), request.sampling.stop)
-        thought, answer = split_thought(text, starts_in_answer=request.starts_in_answer, tags=self.tags)
         thought_tokens = min(len(ids), int(self.answer_start[row]))
+        tag = "" if request.starts_in_answer else CLOSE_TAG
+        thought_ends = len(decode(self.tokenizer, written[:thought_tokens], self.tags))
         evicted_at = self.evicted_at[row, : len(ids)].tolist() if self.record and not request.policy.per_head else None
         peak = int(self.peak[row])
         return Completion(
             text=text,
-            thought=thought,
-            answer=answer,
+            thought=text[:thought_ends].strip().removeprefix(OPEN_TAG).strip(),
+            answer=text[thought_ends + len(tag) :].strip(),
             token_ids=tuple(ids),
             prompt_tokens=len(request.prompt_ids),
             thought_tokens=thought_tokens,

@@ -181,7 +181,8 @@ class TraceWriter:
     """Appends traces to a file, each flushed as it is written, so that a killed run loses at most the line in hand.
 
     An existing file is refused unless `overwrite` (start anew) or `resume` (read `done`, drop a last line that was cut
-    off, go on). Use as a context manager.
+    off, go on). What is to be overwritten is kept until the first trace is written, and a new file into which nothing
+    was written is removed. Use as a context manager.
 
     Raises:
         UsageError: the file exists and neither was asked for, or both were.
@@ -198,11 +199,16 @@ class TraceWriter:
         if resume and self.path.exists():
             _drop_cut_off_line(self.path)
             self.done = read_traces(self.path)
+        self._is_new, self._start_anew = not self.path.exists(), overwrite
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("w" if overwrite else "a", encoding="utf-8", newline="\n")
+        self._file = self.path.open("a", encoding="utf-8", newline="\n")
 
     def write(self, trace: Trace) -> None:
         """Append one trace and hand it to the operating system."""
+        if self._start_anew:
+            self._file.truncate(0)
+            self._start_anew = False
+        self._is_new = False
         self._file.write(to_line(trace) + "\n")
         self._file.flush()
 
@@ -213,6 +219,8 @@ class TraceWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self._file.close()
+        if self._is_new:
+            self.path.unlink()
 
 
 def _drop_cut_off_line(path: Path) -> None:

@@ -91,7 +91,9 @@ def custom_generate(
             budget=budget,
             sampling=sampling,
             context=model.config.max_position_embeddings,
-            starts_in_answer=thought_is_over(tokenizer or _NoText(), prompt_ids[-1:], tags),
+            starts_in_answer=thought_is_over(
+                tokenizer or _NoText(), prompt_ids if tokenizer else prompt_ids[-1:], tags
+            ),
         )
         for index, (prompt_ids, sampling) in enumerate(
             zip(prompts, _samplings(input_ids, generation_config), strict=True)

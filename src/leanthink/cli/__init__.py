@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, cast
@@ -84,4 +85,6 @@ def _with_hint(error: Any) -> str:
 
 def main() -> None:
     """The entry point of the console script."""
+    # Threads that spin while they wait cost ten times the run time as soon as another process wants the same cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run(sys.argv[1:]))

@@ -126,10 +126,9 @@ def _print(completions: Sequence[Completion], *, as_json: bool, shown: bool) -> 
     if as_json:
         records = [asdict(completion) for completion in completions]
         print_json(records[0] if len(records) == 1 else records)
-        return
+    elif not shown:
+        print("\n\n".join(completion.text for completion in completions))
     for completion in completions:
-        if not shown:
-            print(completion.text, end="\n\n" if len(completions) > 1 else "\n")
         say(_summary(completion))
 
 

@@ -99,9 +99,9 @@ def collect(
         DamagedFile: a line of the file to resume cannot be read.
     """
     _check(problems, samples)
-    tags = think_tags(tokenizer)
+    closes = think_tags(tokenizer).close_id is not None
     jobs = _jobs(tokenizer, problems, samples, sampling, instruction)
-    common: dict[str, Any] = {
+    common = {
         "model": model_name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
         "policy": policy,
         "budget": None if budget is None else asdict(budget),
@@ -110,32 +110,30 @@ def collect(
     with TraceWriter(out_path, resume=resume, overwrite=overwrite) as writer:
         done = {trace.key: trace for trace in writer.done}
         _check_same_run(jobs, done, common)
+        before = [bool(done[job.key].correct) for job in jobs if job.key in done]
         todo = [job for job in jobs if job.key not in done]
-        correct = sum(bool(done[job.key].correct) for job in jobs if job.key in done)
-        written = 0
+        now: list[bool] = []
 
         def finish(index: int, completion: Completion) -> None:
-            nonlocal written, correct
-            trace = _trace(todo[index], completion, common, closes=tags.close_id is not None)
+            trace = _trace(todo[index], completion, common, closes=closes)
             writer.write(trace)
-            written, correct = written + 1, correct + bool(trace.correct)
+            now.append(bool(trace.correct))
             if progress is not None:
-                progress(len(jobs) - len(todo) + written, len(jobs))
+                progress(len(before) + len(now), len(jobs))
 
-        if todo:
-            generate(
-                model,
-                tokenizer,
-                [job.prompt_ids for job in todo],
-                policy=policy,
-                budget=budget,
-                predictor=predictor,
-                sampling=[job.sampling for job in todo],
-                max_rows=max_rows,
-                record=record,
-                on_finish=finish,
-            )
-    return Collected(written=written, done_before=len(jobs) - len(todo), correct=correct)
+        generate(
+            model,
+            tokenizer,
+            [job.prompt_ids for job in todo],
+            policy=policy,
+            budget=budget,
+            predictor=predictor,
+            sampling=[job.sampling for job in todo],
+            max_rows=max_rows,
+            record=record,
+            on_finish=finish,
+        )
+    return Collected(written=len(now), done_before=len(before), correct=sum(before) + sum(now))
 
 
 def _check(problems: Sequence[Problem], samples: int) -> None:

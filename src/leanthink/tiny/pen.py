@@ -81,7 +81,8 @@ def _number(digits: list[int]) -> int:
 
 
 def _digit(number: int, place: int) -> int:
-    return number // 10**place % 10
+    digit: int = number // 10**place % 10
+    return digit
 
 
 class Pen:
