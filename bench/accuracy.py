@@ -44,6 +44,11 @@ def table(problems: list[Problem], completions: list[Completion]) -> list[dict[s
     return rows
 
 
+def line(row: dict[str, object]) -> str:
+    """One line of the table."""
+    return "  ".join(f"{v:9.3f}" if isinstance(v, float) else f"{v!s:>9}" for v in row.values())
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -69,8 +74,7 @@ def main() -> None:
     )
     seconds = time.perf_counter() - start
     rows = table(problems, completions)
-    for row in rows:
-        print("  ".join(f"{v:9.3f}" if isinstance(v, float) else f"{v!s:>9}" for v in row.values()))
+    print(*map(line, rows), sep="\n")
     tokens = sum(len(c.token_ids) for c in completions)
     print(f"{tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tokens/s")
     if options.out:

@@ -1,11 +1,11 @@
 """Accuracy of every policy at the same thought slots, on held-out problems whose full thought is long.
 
-    python bench/policies.py --out bench/results/policies.json
+    python bench/policies.py --out bench/results
 
-The full cache is run first, greedy, over all families at levels 4 and 5; problems with a thought of at least 1000
-tokens are kept, as many of each family as there are of the scarcest, up to --per-family. Then every policy answers the
-same problems at the same budget, greedy and in samples, with the prompt pinned for all of them. The peak of a ratio r
-is (mean full thought) / r thought slots = budget + interval.
+The full cache is run first, greedy, over all families and levels (accuracy.json). Problems of levels 4 and 5 with a
+thought of at least 1000 tokens are kept, at most --per-family of each family. Then every policy answers the same
+problems at the same budget, greedy and in samples, with the prompt pinned for all of them (policies.json). The peak of
+a ratio r is (mean full thought) / r thought slots = budget + interval.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import accuracy
 from birth import certificate
 
 import leanthink.tiny
@@ -36,20 +37,16 @@ from leanthink.tiny.problem import Problem
 
 COMPARED = ("horizon", "dynts", "sinks", "random", "random-heads")
 SHIPPED = Path(leanthink.tiny.__file__).parent / "predictors"
-GREEDY = Sampling(temperature=0.0, max_new_tokens=4200)
+GREEDY = Sampling(temperature=0.0, max_new_tokens=4000)
 INTERVAL, WINDOW, ANSWER = 64, 32, 256
 
 
-def choose(model: Any, tokenizer: Any, per_family: int, asked: int, rows: int, seed: int) -> list[Problem]:
-    """Held-out problems of levels 4 and 5 whose full, greedy thought has at least 1000 tokens, balanced over families."""
-    problems = [p for f in tasks.FAMILIES for level in (4, 5) for p in tasks.sample(f, level, asked, seed)]
-    completions = generate(
-        model, tokenizer, [p.prompt for p in problems], policy="full", sampling=GREEDY, max_rows=rows
-    )
-    long = [p for p, c in zip(problems, completions, strict=True) if c.thought_tokens >= 1000]
+def choose(problems: list[Problem], completions: list[Completion], per_family: int, seed: int) -> list[int]:
+    """Indices of problems of levels 4 and 5 whose thought has at least 1000 tokens, at most so many of each family."""
     chosen = []
     for family in tasks.FAMILIES:
-        group = [p for p in long if p.family == family]
+        pairs = enumerate(zip(problems, completions, strict=True))
+        group = [i for i, (p, c) in pairs if p.family == family and p.level >= 4 and c.thought_tokens >= 1000]
         chosen += random.Random(seed).sample(group, min(per_family, len(group)))
     return chosen
 
@@ -94,71 +91,107 @@ def interval(right: Sequence[Sequence[bool]], seed: int, draws: int = 2000) -> l
 
 
 def main() -> None:
-    """Run the matrix and write it after each ratio."""
+    """Run the matrix and write it after each batch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default=None)
     parser.add_argument("--per-family", type=int, default=40)
-    parser.add_argument("--asked", type=int, default=80, help="problems of each family and level to choose from")
+    parser.add_argument("--asked", type=int, default=200, help="problems of each family and level")
     parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--ratios", default="2.8,3.6,4.3,6")
+    parser.add_argument("--ratios", default="3.6,4.3/2.8,6", help="those between slashes run in one batch")
     parser.add_argument("--policies", default=",".join(COMPARED))
-    parser.add_argument("--predictors", type=Path, default=None, help="folder with other predictors than the shipped")
-    parser.add_argument("--rows", type=int, default=6000)
+    parser.add_argument("--predictors", type=Path, default=SHIPPED, help="folder of the predictors")
+    parser.add_argument("--rows", type=int, default=10000)
     parser.add_argument("--full-rows", type=int, default=2500)
-    parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True, help="folder for accuracy.json and policies.json")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load("tiny", device=options.device)
-    problems = choose(model, tokenizer, options.per_family, options.asked, options.full_rows, options.seed)
-    many = samplings(options.samples, options.seed)
+    birth = certificate(options.device)
 
-    def run(policies: Sequence[Policy], budget: Budget | None, rows: int) -> list[list[list[Completion]]]:
-        """Everything in one batch: completions by policy, sampling, problem."""
-        jobs = [(policy, sampling, p) for policy in policies for sampling in many for p in problems]
-        completions = generate(
+    def run(jobs: list[Job], rows: int) -> list[Completion]:
+        return generate(
             model,
             tokenizer,
-            [p.prompt for _, _, p in jobs],
-            policy=[policy for policy, _, _ in jobs],
-            budget=budget,
-            sampling=[sampling for _, sampling, _ in jobs],
+            [job.problem.prompt for job in jobs],
+            policy=[job.policy for job in jobs],
+            budget=[job.budget for job in jobs],
+            sampling=[job.sampling for job in jobs],
             max_rows=rows,
         )
-        runs = [completions[i : i + len(problems)] for i in range(0, len(jobs), len(problems))]
-        return [runs[i : i + len(many)] for i in range(0, len(runs), len(many))]
 
-    names = options.policies.split(",")
-    policies = [make(name, model, options.predictors) for name in names]
-    full = run([make_policy("full")], None, options.full_rows)[0]
-    mean_thought = sum(c.thought_tokens for c in full[0]) / len(problems)
+    full = make_policy("full")
+    asked = [p for f in tasks.FAMILIES for k in tasks.LEVELS for p in tasks.sample(f, k, options.asked, options.seed)]
+    greedy = run([Job(full, None, GREEDY, p) for p in asked], options.full_rows)
+    rows = accuracy.table(asked, greedy)
+    print(*map(accuracy.line, rows), sep="\n", flush=True)
+    (options.out / "accuracy.json").write_text(
+        json.dumps({"birth": birth, "seed": options.seed, "rows": rows}, indent=1)
+    )
+
+    chosen = choose(asked, greedy, options.per_family, options.seed)
+    problems = [asked[i] for i in chosen]
+    many = samplings(options.samples, options.seed)
+    sampled = run([Job(full, None, s, p) for s in many[1:] for p in problems], options.full_rows)
+    baseline = per_sampling([*(greedy[i] for i in chosen), *sampled], len(problems))
+    mean_thought = sum(c.thought_tokens for c in baseline[0]) / len(problems)
     result: dict[str, Any] = {
-        "birth": certificate(options.device),
+        "birth": birth,
         "n": len(problems),
         "samples": options.samples,
         "seed": options.seed,
+        "window": WINDOW,
+        "interval": INTERVAL,
         "mean_full_thought": mean_thought,
         "families": {f: sum(p.family == f for p in problems) for f in tasks.FAMILIES},
-        "rows": [{"ratio": 1.0, "policy": "full", **measure(problems, full, options.seed)}],
+        "rows": [{"ratio": 1.0, "policy": "full", **measure(problems, baseline, options.seed)}],
     }
     show(result["rows"][-1])
-    for ratio in (float(r) for r in options.ratios.split(",")):
-        peak = round(mean_thought / ratio)
-        budget = Budget(slots=peak - INTERVAL, window=WINDOW, interval=INTERVAL, answer=ANSWER)
+    policies = {name: make(name, model, options.predictors) for name in options.policies.split(",")}
+    for batch in options.ratios.split("/"):
         start = time.perf_counter()
-        for name, completions in zip(names, run(policies, budget, options.rows), strict=True):
-            row = measure(problems, completions, options.seed)
+        cells = [(float(ratio), name) for ratio in batch.split(",") for name in policies]
+        jobs = [
+            Job(policies[name], budget_at(mean_thought / ratio), sampling, p)
+            for ratio, name in cells
+            for sampling in many
+            for p in problems
+        ]
+        per_cell = per_sampling(run(jobs, options.rows), len(problems) * len(many))
+        for (ratio, name), completions in zip(cells, per_cell, strict=True):
+            row = measure(problems, per_sampling(completions, len(problems)), options.seed)
+            budget = budget_at(mean_thought / ratio)
             result["rows"].append({"ratio": ratio, "budget": budget.slots, "policy": name, **row})
             show(result["rows"][-1])
-        print(f"{time.perf_counter() - start:.0f} s for ratio {ratio}", flush=True)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1))
+        print(f"{time.perf_counter() - start:.0f} s for ratios {batch}", flush=True)
+        (options.out / "policies.json").write_text(json.dumps(result, indent=1))
 
 
-def make(name: str, model: Any, predictors: Path | None) -> Policy:
-    """A policy, with its predictor from the folder, or the shipped one, if it ranks by one."""
+@dataclass(frozen=True)
+class Job:
+    """One request of the matrix."""
+
+    policy: Policy
+    budget: Budget | None
+    sampling: Sampling
+    problem: Problem
+
+
+def budget_at(peak: float) -> Budget:
+    """The budget that never holds more than `peak` thought slots."""
+    return Budget(slots=round(peak) - INTERVAL, window=WINDOW, interval=INTERVAL, answer=ANSWER)
+
+
+def per_sampling(completions: list[Completion], size: int) -> list[list[Completion]]:
+    """Cut into runs of `size`."""
+    return [completions[i : i + size] for i in range(0, len(completions), size)]
+
+
+def make(name: str, model: Any, predictors: Path) -> Policy:
+    """A policy, with its predictor from the folder if it ranks by one."""
     if POLICIES[name].target is None:
         return make_policy(name)
-    return make_policy(name, load_predictor((predictors or SHIPPED) / f"{name}.safetensors", model))
+    return make_policy(name, load_predictor(predictors / f"{name}.safetensors", model))
 
 
 def show(row: dict[str, Any]) -> None:

@@ -36,9 +36,8 @@ def main() -> None:
 
     run(3)
     short, long = run(20), run(options.steps)
-    print(
-        f"{1e3 * (long - short) / (options.steps - 20):.2f} ms a step of {options.rows} rows, {options.policy}; first 20: {short:.2f} s"
-    )
+    milliseconds = 1e3 * (long - short) / (options.steps - 20)
+    print(f"{milliseconds:.2f} ms a step, {options.rows} rows, {options.policy}; first 20 steps: {short:.2f} s")
     with torch.profiler.profile() as profile:
         run(20)
     print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=16, max_name_column_width=44))

@@ -107,10 +107,11 @@ def test_any_history_leaves_the_same_slots_as_the_slow_twin(seed: int, per_head:
 
 
 def test_rows_that_retire_together_leave_the_others_untouched_in_a_prefix() -> None:
-    cache = make_cache(rows=6)
+    cache = make_cache(rows=6, num_queries=2)
     for tokens in (1, 2, 3, 4, 5, 6):
         prefill(cache, 1, tokens)
     held = [cache.keys[1][row].clone() for row in range(6)]
+    asked = [cache.queries[1][row].clone() for row in range(6)]
     sources, targets = cache.retire([0, 2, 5])
     assert (sorted(sources), targets) == ([3, 4], [0, 2])
     assert cache.active == 3
@@ -118,6 +119,7 @@ def test_rows_that_retire_together_leave_the_others_untouched_in_a_prefix() -> N
     for row, old in was.items():
         assert int(cache.host_lengths[row]) == old + 1
         assert torch.equal(cache.keys[1][row, :, : old + 1], held[old][:, : old + 1])
+        assert torch.equal(cache.queries[1][row], asked[old])
     cache.check_integrity()
 
 
@@ -170,7 +172,7 @@ def test_reserved_bytes_are_rows_times_capacity_times_bytes_per_slot() -> None:
 
 
 def test_slabs_that_do_not_fit_say_how_large_they_are_and_what_to_lower() -> None:
-    with pytest.raises(UsageError, match=r"1000000 rows of 1000000000 slots \(\d+\.0 GiB .* lower max_rows"):
+    with pytest.raises(UsageError, match=r"1000000 rows of 1000000000 slots \(\d+\.\d GiB .* lower max_rows"):
         make_cache(rows=10**6, capacity=10**9)
 
 

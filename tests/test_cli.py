@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import signal
@@ -11,29 +10,20 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
-from importlib import import_module
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import typer.main
 
+from command_line import leanthink, refused, start
 from leanthink import cli
 from leanthink.budget import Budget
 from leanthink.completion import Completion
-from leanthink.importance.fingerprint import fingerprint
-from leanthink.importance.predictor import Predictor, save_predictor
 from leanthink.importance.recipe import LEARNING_RATE, Recipe
 from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
-from leanthink.tiny.birth import save_weights
-from leanthink.tiny.model import build_model, tiny_config
-from leanthink.tiny.tokenizer import PAD
 from leanthink.trace import read_traces
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "110"}
 FLAGS = {
     "generate": "--model --policy --budget --window --interval --answer --predictor --temperature --top-p --top-k "
     "--min-p --max-new-tokens --seed --stop --device --dtype --stream --no-stream --trace --overwrite --json",
@@ -52,68 +42,11 @@ EXAMPLES = [
 ] + [*cli.tasks.LIST_EXAMPLES, *cli.tasks.SAMPLE_EXAMPLES]
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """The command in a process of its own; a context manager."""
-    command = [sys.executable, "-m", "leanthink", *map(str, arguments)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, env=ENVIRONMENT, **pipes)
-
-
-def leanthink(*arguments: object, given: str = "") -> SimpleNamespace:
-    """Exit code, standard output and standard error of one command line."""
-    with start(*arguments) as process:
-        out, err = process.communicate(given, timeout=120)
-    return SimpleNamespace(code=process.returncode, out=out, err=err)
-
-
-def refused(result: SimpleNamespace, code: int, *words: str) -> None:
-    """The result is one line that says these words, on standard error only, without a traceback."""
-    assert result.code == code, result.err
-    assert result.out == ""
-    assert result.err.startswith("leanthink: ")
-    assert result.err.count("\n") == 1, result.err
-    for word in words:
-        assert word in result.err
-
-
 def commands() -> dict[str, Any]:
     """All commands by their full names, as the parser knows them."""
     root: Any = typer.main.get_command(cli.app)
     top = dict(root.commands)
     return {**{f"tasks {name}": command for name, command in top.pop("tasks").commands.items()}, **top}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved random model of the embedded reasoner's kind, and predictors: its own, another's and a truncated one."""
-    folder: Path = tmp_path_factory.mktemp("small")
-    model = build_model(tiny_config(layers=2, hidden=64, heads=2, kv_heads=1, mlp=96), seed=0)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():  # larger than at the start of training: it must not repeat one token for ever
-            if weight.dim() == 2:
-                weight.normal_(std=1.6 * weight.shape[1] ** -0.5)
-        model.get_input_embeddings().weight[PAD:] = 0  # never the likeliest: it thinks to the limit
-    save_weights(model, folder)
-    predictor = Predictor(target="horizon", hidden_size=64, horizons=(4, 16))
-    for name, base in (("own", fingerprint(model)), ("other", "0" * 64)):
-        save_predictor(predictor, folder / f"{name}.safetensors", base_fingerprint=base, data={}, metrics={})
-    whole = (folder / "own.safetensors").read_bytes()
-    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
-    return folder
-
-
-@pytest.fixture
-def inside(capfd: pytest.CaptureFixture[str]) -> Any:
-    """Runs a command line in this process, which spares loading torch again."""
-
-    def run(*arguments: object) -> SimpleNamespace:
-        capfd.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return run
 
 
 def test_the_flags_of_every_command_stay():
@@ -277,11 +210,11 @@ def test_collect_label_and_fit_lead_to_a_predictor_that_generates(folder, inside
     assert json.loads(result.out) == {"written": 8, "done_before": 0, "correct": 0}
     result = inside("label", "--traces", traces, "--horizons", "4,16", "--all", "--out", labels, *common)
     assert json.loads(result.out)["labelled"] == 8
-    recipe = ["--all", "--steps", 20, "--batch", 64, "--val-share", 0.25]
+    recipe = ["--all", "--steps", 20, "--batch", 64, "--val-share", 0.5]
     result = inside("fit", "--traces", traces, "--labels", labels, *recipe, "--out", out, *common)
     fitted = json.loads(result.out)
     assert fitted["data"]["recipe"]["horizons"] == [4, 16]
-    assert fitted["metrics"]["held_out_traces"] == 2
+    assert fitted["metrics"]["held_out_traces"] == 4
     budget = ["--predictor", out, "--budget", 12, "--window", 4, "--max-new-tokens", 30]
     assert inside("generate", "hi", "--model", folder, *budget).code == 0
     for command, path in (("label", labels), ("fit", out)):
@@ -293,7 +226,7 @@ def test_collect_goes_on_where_it_was_interrupted(folder, tmp_path):
     out = tmp_path / "traces.jsonl"
     slow = ["--tasks", "all", "--levels", 1, "--count", 2, "--max-new-tokens", 300, "--max-rows", 1, "--model", folder]
     with start("collect", *slow, "--out", out) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not (out.exists() and out.read_bytes().count(b"\n") >= 2):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
@@ -311,105 +244,6 @@ def test_collect_goes_on_where_it_was_interrupted(folder, tmp_path):
     assert json.loads(resumed.out)["done_before"] == len(finished)
     assert read_traces(out)[: len(finished)] == finished
     assert len({trace.key for trace in read_traces(out)}) == 12
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("generate hi --budgt 3", ["--budgt", "--budget"]),
-        ("generat hi", ["generat", "'generate'"]),
-        ("generate", ["PROMPT", "generate --help"]),
-        ("tasks", ["Missing command", "tasks --help"]),
-        ("generate ''", ["prompt 1 is empty"]),
-        ("generate - -", ["give - once"]),
-        ("generate -", ["prompt 1 (standard input) is empty"]),
-        ("generate hi there --stream", ["--stream shows one prompt"]),
-        ("generate hi --window x", ["--window", "integer"]),
-        ("tasks sample --family multipy --level 3", ["'multipy'", "Did you mean 'multiply'?"]),
-        ("tasks sample --family multiply --level 6", ["level 6", "1, 2, 3, 4, 5"]),
-        ("tasks sample --family multiply --level 3 --split held", ["'held'", "'held-out'"]),
-        ("tasks sample --family multiply --level 3 --count -1", ["-1"]),
-        ("tasks sample --family multiply", ["--level"]),
-    ],
-)
-def test_a_wrong_command_gets_one_clear_line(arguments, words):
-    refused(leanthink(*shlex.split(arguments)), 2, *words)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--budget 16", ["window=32", "slots=16"]),
-        ("--budget 0", ["slots", "at least 1", "0"]),
-        ("--budget -5", ["slots", "-5"]),
-        ("--interval 0", ["interval", "at least 1"]),
-        ("--policy horizonn", ["'horizonn'", "Did you mean 'horizon'?"]),
-        ("--policy full --budget 64 --window 8", ["'full'", "--budget, --window"]),
-        ("--temperature -1", ["temperature"]),
-        ("--top-p 0", ["top_p"]),
-        ("--max-new-tokens 0", ["max_new_tokens"]),
-        ("--dtype float8", ["'float8'", "bfloat16"]),
-        ("--device cuda:7", ["'cuda:7'", "cpu"]),
-    ],
-)
-def test_a_wrong_setting_is_refused_before_the_model_is_loaded(arguments, words, inside, monkeypatch):
-    monkeypatch.setattr(import_module("leanthink.load"), "AutoModelForCausalLM", None)
-    refused(inside("generate", "hi", "--model", "no/such/model", *shlex.split(arguments)), 2, *words)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        ("generate hi --model FOLDER --predictor FOLDER/other.safetensors", 2, ["fitted for", "leanthink fit"]),
-        ("generate hi --model FOLDER --predictor FOLDER/cut.safetensors", 1, ["cut.safetensors", "truncated"]),
-        ("generate hi --model FOLDER --predictor FOLDER/none.safetensors", 2, ["none.safetensors", "leanthink fit"]),
-        ("generate hi --model FOLDER --predictor FOLDER/own.safetensors --policy sinks", 2, ["predictor"]),
-        ("generate hi --model FOLDER", 2, ["'horizon'", "predictor"]),
-        ("generate hi --model EMPTY", 2, ["config.json"]),
-        ("generate hi --model BARE", 2, ["no weights"]),
-        ("generate hi --model EMPTY/missing/folder", 2, ["EMPTY/missing/folder"]),
-        ("generate LONG --model FOLDER --policy full", 2, ["4608", "shorten"]),
-        ("collect --model FOLDER --problems BAD --out EMPTY/t.jsonl", 2, ["bad.jsonl, line 2"]),
-        ("collect --model FOLDER --problems EMPTY/none --out EMPTY/t.jsonl", 2, ["none"]),
-        ("collect --model FOLDER --out EMPTY/t.jsonl", 2, ["--tasks", "--problems"]),
-        ("collect --model FOLDER --tasks sumss --out EMPTY/t.jsonl", 2, ["'sumss'", "'sums'"]),
-        ("collect --model FOLDER --tasks sums --levels 1,x --out EMPTY/t.jsonl", 2, ["--levels", "1,x"]),
-        ("collect --model FOLDER --tasks sums --levels 7 --out EMPTY/t.jsonl", 2, ["level 7"]),
-        ("collect --model FOLDER --tasks sums --limit 3 --out EMPTY/t.jsonl", 2, ["--limit"]),
-        ("collect --model FOLDER --tasks sums --samples 2 --out EMPTY/t.jsonl", 2, ["--temperature"]),
-        ("collect --model FOLDER --tasks sums --out BAD", 2, ["exists", "--resume", "--overwrite"]),
-        ("collect --model FOLDER --tasks sums --out BAD --resume --overwrite", 2, ["exclude each other"]),
-        ("collect --model FOLDER --tasks sums --out BAD --resume", 1, ["bad.jsonl, line 1"]),
-        ("label --model FOLDER --traces BAD --out EMPTY/l", 1, ["bad.jsonl, line 1"]),
-        ("label --model FOLDER --traces EMPTY/none --out EMPTY/l", 2, ["none", "leanthink collect"]),
-        (
-            "fit --model FOLDER --traces BAD --labels BAD --out EMPTY/p --target horizont",
-            2,
-            ["'horizont'", "'horizon'"],
-        ),
-        ("collect --model FOLDER --tasks sums --out FOLDER/config.json/t.jsonl", 1, ["config.json"]),
-        ("demo --out TAKEN", 2, ["kept.png exists", "--overwrite"]),
-    ],
-)
-def test_a_wrong_file_gets_one_clear_line_and_no_output(arguments, code, words, inside, folder, tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "config.json").write_text((folder / "config.json").read_text())
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "kept.png").write_text("mine")
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"id": "a", "problem": "1 + 1?", "answer": "2"}\n{"id": "b",\n')
-    places = {"FOLDER": folder, "EMPTY": tmp_path / "empty", "BARE": tmp_path / "bare", "BAD": bad}
-    places |= {"LONG": "x" * 5000, "TAKEN": tmp_path / "taken"}
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-
-    def filled(text: str) -> str:
-        for name, place in places.items():
-            text = text.replace(name, str(place))
-        return text
-
-    refused(inside(*shlex.split(filled(arguments))), code, *map(filled, words))
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_reader_that_stops_early_ends_the_command_without_a_word():

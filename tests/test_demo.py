@@ -82,8 +82,11 @@ def test_a_row_has_the_means_of_its_traces():
     assert (row.low, row.high) == wilson_interval(1, 2)
 
 
-def test_the_demonstration_streams_compares_and_draws(tmp_path, reasoner):
+def test_the_demonstration_streams_compares_and_draws(tmp_path, reasoner, monkeypatch):
     model, tokenizer, predictors = reasoner
+    drawn: list[str] = []
+    draw = lambda trace, path: (drawn.append(trace.key), draw_kept(trace, path))  # noqa: E731
+    monkeypatch.setattr("leanthink.demo.draw_kept", draw)
     told: list[tuple[str, int, int]] = []
     shown = io.StringIO()
     rows = demo(
@@ -101,6 +104,7 @@ def test_the_demonstration_streams_compares_and_draws(tmp_path, reasoner):
     assert {path for path in tmp_path.iterdir()} == set(files.values())
     assert files["picture"].read_bytes().startswith(b"\x89PNG")
     first = sample_problems(PLAN)[0].id
+    assert drawn == [f"{first}#0"]
     streamed = next(trace for trace in read_traces(files["horizon"]) if trace.id == first)
     assert f"slots held {streamed.kept_slots:>6}" in shown.getvalue()
     assert f"full cache {len(streamed.prompt_ids) + len(streamed.token_ids) - 1:>6}" in shown.getvalue()

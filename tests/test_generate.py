@@ -5,18 +5,22 @@ from typing import Any
 import pytest
 import torch
 
+import leanthink.run
 import leanthink.seats
 from leanthink.budget import Budget
+from leanthink.cache import SlotCache
 from leanthink.completion import Completion
 from leanthink.errors import UnsupportedModel, UsageError
 from leanthink.generate import generate, split_by_bound, stream
 from leanthink.load import kv_shape, think_tags
 from leanthink.policies import Policy, make_policy
+from leanthink.policies.window import Window
 from leanthink.request import make_requests
 from leanthink.run import Run
 from leanthink.sampling import Sampling
 from leanthink.transformers_generate import custom_generate
 from models import ARCHITECTURES, CLOSE, END, OPEN, VOCABULARY, RandomPredictor, make_model, make_tokenizer
+from reference.sampling_slow import sample_slowly
 
 TOKENIZER = make_tokenizer()
 PROMPTS = [list(range(10 + i, 15 + i + 3 * i)) for i in range(8)]
@@ -448,3 +452,93 @@ def test_custom_generate_refuses_by_name(option: dict[str, Any], name: str) -> N
     options = {"policy": "full", "max_new_tokens": 4, **option}
     with pytest.raises(UsageError, match=name):
         make_model().generate(torch.tensor([PROMPTS[0]]), custom_generate=custom_generate, **options)
+
+
+def test_prompts_of_one_length_share_a_prefill_of_bounded_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefills: list[tuple[int, int]] = []
+    start = SlotCache.start_prefill
+
+    def noted(cache: SlotCache, count: int, tokens: int) -> torch.Tensor:
+        prefills.append((count, tokens))
+        return start(cache, count, tokens)
+
+    monkeypatch.setattr(SlotCache, "start_prefill", noted)
+    monkeypatch.setattr(leanthink.run, "PREFILL_TOKENS", 12)
+    prompts = [[1] * 5, [1] * 20, [2] * 5, [3] * 5, [1] * 6]
+    generate(endless(), TOKENIZER, prompts, policy="full", sampling=Sampling(max_new_tokens=1))
+    assert prefills == [(2, 5), (1, 5), (1, 6), (1, 20)]
+
+
+def test_a_policy_that_asks_for_what_it_is_not_shown_is_refused() -> None:
+    class Curious(Window):
+        num_queries = 4
+
+    with pytest.raises(UsageError, match="queries to policies per head"):
+        generate(make_model(), TOKENIZER, "hi", policy=Curious(), budget=BUDGET)
+
+
+def test_evictions_are_recorded_on_request_and_only_for_shared_sets() -> None:
+    model, sampling = endless(), Sampling(max_new_tokens=30)
+    done = generate(
+        model,
+        TOKENIZER,
+        PROMPTS[:3],
+        policy=["full", "window", "random-heads"],
+        budget=[None, BUDGET, BUDGET],
+        sampling=sampling,
+        record=True,
+    )
+    assert done[0].evicted_at == (None,) * 30
+    assert done[1].evicted_at == (*(24,) * 8, *(None,) * 22)
+    assert done[2].evicted_at is None
+    (unasked,) = generate(model, TOKENIZER, PROMPTS[1], policy="window", budget=BUDGET, sampling=sampling)
+    assert unasked.evicted_at is None
+
+
+def test_sampled_tokens_are_those_of_a_plain_loop_over_the_stock_model() -> None:
+    model, prompt = endless("qwen3"), PROMPTS[3]
+    sampling = Sampling(max_new_tokens=40, temperature=0.8, top_k=30, top_p=0.9, min_p=0.01, seed=12)
+    expected: list[int] = []
+    for count in range(40):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *expected]])).logits[0, -1]
+        expected.append(sample_slowly(logits.tolist(), sampling, count))
+    (ours,) = generate(model, TOKENIZER, prompt, policy="full", sampling=sampling)
+    assert list(ours.token_ids) == expected
+
+
+def test_requests_due_at_the_same_step_each_keep_to_their_own_policy_and_budget() -> None:
+    model, shared = endless(), make_policy("window")
+    wide, narrow = Budget(slots=16, window=4, interval=8), Budget(slots=10, window=4, interval=14)
+    policies = [shared, shared, make_policy("sinks"), make_policy("random")]
+    budgets = [wide, narrow, wide, wide]
+    options: dict[str, Any] = {"sampling": Sampling(max_new_tokens=80), "record": True}
+    together = generate(model, TOKENIZER, [PROMPTS[1]] * 4, policy=policies, budget=budgets, **options)
+    for policy, budget, completion in zip(policies, budgets, together, strict=True):
+        assert generate(model, TOKENIZER, PROMPTS[1], policy=policy, budget=budget, **options) == [completion]
+    assert len({completion.evicted_at for completion in together}) == 4
+
+
+def test_a_random_policy_follows_the_seed_of_its_request() -> None:
+    model, samplings = endless(), [Sampling(max_new_tokens=40, seed=seed) for seed in (1, 1, 2)]
+    options: dict[str, Any] = {"policy": "random", "budget": BUDGET, "record": True}
+    one, same, other = generate(model, TOKENIZER, [PROMPTS[0]] * 3, sampling=samplings, **options)
+    assert one == same
+    assert one.evicted_at != other.evicted_at
+
+
+def test_a_reused_or_moved_row_keeps_its_own_record_of_evictions() -> None:
+    model, budgets = endless(), [BUDGET, None, BUDGET]
+    samplings = [Sampling(max_new_tokens=tokens) for tokens in (40, 60, 70)]
+    options: dict[str, Any] = {"policy": ["window", "full", "sinks"], "budget": budgets, "sampling": samplings}
+    alone = generate(model, TOKENIZER, PROMPTS[:3], max_rows=1, record=True, **options)
+    assert alone[1].evicted_at == (None,) * 60
+    assert generate(model, TOKENIZER, PROMPTS[:3], max_rows=3, record=True, **options)[2] == alone[2]
+
+
+def test_a_long_generation_outgrows_the_first_room_for_its_tokens() -> None:
+    tokens = [40 + i % 97 for i in range(600)]
+    done = scripted(tokens, policy="window", budget=BUDGET, sampling=Sampling(max_new_tokens=600), record=True)
+    assert list(done.token_ids) == tokens
+    assert done.evicted_at is not None
+    assert all(at is not None and 0 < at - i <= 24 for i, at in enumerate(done.evicted_at[:570]))

@@ -19,9 +19,7 @@ from leanthink.errors import UnsupportedModel, UsageError
 NAME = "leanthink"
 
 
-def decode_attention(
-    q_NHGD: Tensor, keys_NHTD: Tensor, values_NHTD: Tensor, feed: Decode, scaling: float
-) -> Tensor:
+def decode_attention(q_NHGD: Tensor, keys_NHTD: Tensor, values_NHTD: Tensor, feed: Decode, scaling: float) -> Tensor:
     """One query token per row over the slots its row holds, [N, H, G, D]: Triton on a GPU, packed SDPA elsewhere.
 
     The query heads that share a kv head are its G "tokens", so keys and values are read once and never repeated.

@@ -91,7 +91,7 @@ class SlotCache:
         except RuntimeError as error:
             size = rows * capacity * shape.bytes_per_slot(dtype) / 2**30
             raise UsageError(
-                f"there is no room on {device} for {rows} rows of {capacity} slots ({size:.1f} GiB of keys and values): "
+                f"{device} has no room for {rows} rows of {capacity} slots ({size:.1f} GiB of keys and values): "
                 "lower max_rows, the budget or max_new_tokens"
             ) from error
         ring = (rows, shape.kv_heads, shape.group, num_queries, shape.head_dim)

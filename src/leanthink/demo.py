@@ -46,7 +46,7 @@ class Plan:
     count: int = 4
     seed: int = 0
     policies: tuple[str, ...] = ("full", "horizon", "dynts", "sinks", "random")
-    budget: Budget = Budget(slots=128, window=32, interval=32)  # noqa: RUF009 (frozen)
+    budget: Budget = Budget(slots=160, window=32, interval=32)  # noqa: RUF009 (frozen)
     max_new_tokens: int = 1280
 
 
@@ -93,6 +93,7 @@ def show_thought(model: Any, tokenizer: Any, plan: Plan, console: Console, predi
         for step in stream(model, tokenizer, problem.problem, **settings):
             text += step.text
             live.update(_frame(text, step, plan.max_new_tokens))
+    console.print()
     assert step.completion is not None
     return step.completion
 

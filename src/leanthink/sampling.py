@@ -132,12 +132,11 @@ def keep_top_k(scores_NV: Tensor, top_k_N: Tensor) -> Tensor:
 
 
 def keep_top_p(scores_NV: Tensor, top_p_N: Tensor) -> Tensor:
-    """The least likely scores, which together hold at most 1 - p, become -inf; p = 1 changes nothing."""
+    """The least likely scores, which together hold at most 1 - p, become -inf; p = 1 changes no probability."""
     ascending_NV, order_NV = scores_NV.sort(dim=-1, stable=True)
     tail_N1 = (1 - top_p_N)[:, None].float()
     drop_NV = ascending_NV.softmax(dim=-1).cumsum(dim=-1) <= tail_N1
     drop_NV[:, -1] = False
-    drop_NV &= (top_p_N < 1)[:, None]
     return scores_NV.masked_fill(torch.zeros_like(drop_NV).scatter(1, order_NV, drop_NV), -torch.inf)
 
 
@@ -151,9 +150,5 @@ def keep_min_p(scores_NV: Tensor, min_p_N: Tensor) -> Tensor:
 def draw(scores_NV: Tensor, uniforms_N: Tensor) -> Tensor:
     """The token at which the cumulative probability, in vocabulary order, passes the row's uniform number."""
     cumulative_NV = scores_NV.softmax(dim=-1).double().cumsum(dim=-1)
-    total_N = cumulative_NV[:, -1]
-    below_total_N = torch.nextafter(
-        total_N, torch.zeros_like(total_N)
-    )  # a product rounded up to the total has no token
-    target_N = torch.minimum(uniforms_N * total_N, below_total_N)
-    return torch.searchsorted(cumulative_NV, target_N[:, None], right=True)[:, 0]
+    target_N1 = uniforms_N[:, None] * cumulative_NV[:, -1:]  # below the total, as a uniform is at most 1 - 2**-53
+    return torch.searchsorted(cumulative_NV, target_N1, right=True)[:, 0]

@@ -61,7 +61,7 @@ def custom_generate(
         policy: as in leanthink.generate.
         budget: as in leanthink.generate.
         predictor: as in leanthink.generate.
-        think_ids: `leanthink.load.think_tags(tokenizer)`; needed with a budget, as it says where the thought ends.
+        think_ids: `think_tags(tokenizer)` of leanthink.load; needed with a budget, as it says where the thought ends.
         tokenizer: where it reaches us, instead of `think_ids`; transformers 5.23 keeps it.
         **model_kwargs: attention mask and positions, passed by generate().
 
@@ -76,7 +76,7 @@ def custom_generate(
     if think_ids is None and tokenizer is not None:
         think_ids = think_tags(tokenizer)
     if think_ids is None and budget is not None:
-        raise UsageError("where does the thought end? Give generate() think_ids=leanthink.load.think_tags(tokenizer)")
+        raise UsageError("where does the thought end? Give generate() think_ids=think_tags(tokenizer) (leanthink.load)")
     tags = think_ids or ThinkTags(open_id=None, close_id=None)
     (resolved,) = resolve_policies(model, [policy], predictor)
     prompts = strip_padding(input_ids, model_kwargs.get("attention_mask"))

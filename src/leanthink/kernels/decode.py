@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 MIN_DOT = 16  # the smallest side of a tensor-core product: G is padded to it
-BLOCK_T = 64
+BLOCK_BYTES = 16384  # of keys per step: larger blocks of wide float32 heads outgrow the shared memory
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -62,9 +62,11 @@ def decode_attention(q_NHGD: Tensor, keys_NHTD: Tensor, values_NHTD: Tensor, las
     assert q_NHGD.stride(-1) == keys_NHTD.stride(-1) == values_NHTD.stride(-1) == 1
     out_NHGD = torch.empty((N, H, G, D), dtype=q_NHGD.dtype, device=q_NHGD.device)
     launch: Any = _decode[(N, H)]
+    DP = max(MIN_DOT, triton.next_power_of_2(D))
+    block = max(MIN_DOT, min(64, BLOCK_BYTES // (DP * keys_NHTD.element_size())))
     launch(
         q_NHGD, keys_NHTD, values_NHTD, last_N, out_NHGD, scaling,
         *q_NHGD.stride()[:3], *keys_NHTD.stride()[:3], *values_NHTD.stride()[:3], *out_NHGD.stride()[:2],
-        G=G, GP=max(MIN_DOT, triton.next_power_of_2(G)), D=D, DP=max(MIN_DOT, triton.next_power_of_2(D)), BLOCK=BLOCK_T,
+        G=G, GP=max(MIN_DOT, triton.next_power_of_2(G)), D=D, DP=DP, BLOCK=block,
     )  # fmt: skip
     return out_NHGD

@@ -1,0 +1,25 @@
+# `make demo` and `make test` do all that is needed on a fresh machine with Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test format
+
+demo: $(INSTALLED)
+	$(VENV)/bin/leanthink demo --out demo --overwrite
+
+# One thread for each of two workers: more of them than cores would wait for each other.
+test: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 -m "not gpu"
+
+format: $(INSTALLED)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+$(INSTALLED): pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable ".[dev]"
+	touch $@

@@ -1,0 +1,92 @@
+"""Cost and error of exact attention labels for a model of Llama-3.1-8B's shape with random weights.
+
+python bench/labels.py --out bench/results/labels.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from birth import certificate
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from leanthink.importance.labels import HORIZONS, label_trace
+
+ANSWER_TOKENS, PROMPT_TOKENS = 200, 100
+
+
+def build(layers: int) -> Any:
+    """Random weights in bf16 on the GPU; embeddings are scaled up so that attention is far from uniform."""
+    config = LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=layers, num_attention_heads=32,
+        num_key_value_heads=8, max_position_embeddings=131072, initializer_range=0.04,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+
+
+@torch.no_grad()
+def plain(model: Any, ids: list[int], thought_end: int) -> Tensor:
+    """The same labels from the whole attention matrices of transformers' eager attention, float32 softmax."""
+    model.set_attn_implementation("eager")
+    maps = model(torch.tensor([ids], device="cuda"), output_attentions=True, use_cache=False).attentions
+    model.set_attn_implementation("sdpa")
+    rows = torch.arange(len(ids), device="cuda")
+    distance = rows[:, None] - rows
+    answer = torch.stack([m[0, :, thought_end + 1 :].float().mean((0, 1)) for m in maps]).mean(0)
+    largest = torch.stack([m[0].float().amax(0) for m in maps]).amax(0)
+    far = [largest.masked_fill(distance < d, 0).amax(0) for d in HORIZONS]
+    return torch.stack([answer, *far], 1)[PROMPT_TOKENS:thought_end].cpu()
+
+
+def main() -> None:
+    """Error at 1k tokens, then seconds and peak memory at --tokens."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    model = build(options.layers)
+    weights = torch.cuda.memory_allocated()
+    ids = torch.randint(0, 128256, (options.tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+    short = ids[:1024]
+    ours = label_trace(model, short, PROMPT_TOKENS, 1024 - ANSWER_TOKENS).values_TC
+    theirs = plain(model, short, 1024 - ANSWER_TOKENS)
+    error = {
+        "largest_absolute": float((ours - theirs).abs().max()),
+        "relative": float((ours - theirs).norm() / theirs.norm()),
+    }
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(options.repeats + 1):
+        start = time.perf_counter()
+        label_trace(model, ids, PROMPT_TOKENS, options.tokens - ANSWER_TOKENS)
+        seconds.append(time.perf_counter() - start)
+    result = {
+        "birth": certificate(),
+        "layers": options.layers,
+        "tokens": options.tokens,
+        "weight_bytes": weights,
+        "peak_bytes": torch.cuda.max_memory_allocated(),
+        "seconds_median": statistics.median(seconds[1:]),
+        "seconds_first": seconds[0],
+        "seconds_all": seconds[1:],
+        "error_at_1024_tokens": error,
+    }
+    print(json.dumps(result, indent=1))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Fixtures of the command-line tests: a small saved model, and a command line that runs in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from leanthink import cli
+from leanthink.importance.fingerprint import fingerprint
+from leanthink.importance.predictor import Predictor, save_predictor
+from leanthink.tiny.birth import save_weights
+from leanthink.tiny.model import build_model, tiny_config
+from leanthink.tiny.tokenizer import PAD
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved random model of the embedded reasoner's kind, and predictors: its own, another's and a truncated one."""
+    folder: Path = tmp_path_factory.mktemp("small")
+    model = build_model(tiny_config(layers=2, hidden=64, heads=2, kv_heads=1, mlp=96), seed=0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():  # larger than at the start of training: it must not repeat one token for ever
+            if weight.dim() == 2:
+                weight.normal_(std=1.6 * weight.shape[1] ** -0.5)
+        model.get_input_embeddings().weight[PAD:] = 0  # never the likeliest: it thinks to the limit
+    save_weights(model, folder)
+    predictor = Predictor(target="horizon", hidden_size=64, horizons=(4, 16))
+    for name, base in (("own", fingerprint(model)), ("other", "0" * 64)):
+        save_predictor(predictor, folder / f"{name}.safetensors", base_fingerprint=base, data={}, metrics={})
+    whole = (folder / "own.safetensors").read_bytes()
+    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+@pytest.fixture
+def inside(capfd: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command line in this process, which spares loading torch again."""
+
+    def run(*arguments: object) -> SimpleNamespace:
+        capfd.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run

@@ -1,0 +1,101 @@
+"""The documentation is true: its examples run, its file map is complete, its table is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leanthink import cli
+from leanthink.policies import POLICIES
+from leanthink.tiny import weights_path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+DESIGN = (ROOT / "docs" / "design.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of the README in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """The words of every `leanthink` line of the README, in order."""
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("leanthink ")]
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(capsys):
+    names: dict[str, Any] = {}
+    for block in blocks("python"):
+        exec(block, names)
+    printed = capsys.readouterr().out
+    assert printed.count("tokens of thought in") == 2
+    assert "1817517" in printed
+    assert names["ids"].shape[0] == 1
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for words in commands():
+        if words != ["demo"]:
+            assert cli.run(words) == 0, capfd.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "traces.jsonl",
+        "labels.safetensors",
+        "predictor.safetensors",
+        "run.jsonl",
+    }
+
+
+@pytest.mark.slow
+def test_the_demonstration_runs_on_the_shipped_weights(tmp_path, capfd):
+    assert cli.run(["demo", "--out", str(tmp_path / "demo")]) == 0
+    out, err = capfd.readouterr()
+    assert {path.suffix for path in (tmp_path / "demo").iterdir()} == {".jsonl", ".png"}
+    assert "slots held" in err
+    full = next(line for line in out.splitlines() if " full " in line)
+    assert re.search(r"(9\d|100)\.\d%", full), full
+
+
+def test_every_command_of_the_readme_is_understood(capfd):
+    assert ["demo"] in commands()
+    for words in commands():
+        assert cli.run([*words, "--help"]) == 0, capfd.readouterr().err
+
+
+def test_the_readme_is_short_and_keeps_the_place_of_its_table():
+    assert len(README.splitlines()) < 150
+    assert re.search(r"<!-- table:policies -->\n.*<!-- /table -->", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_readme_explains_every_policy(name):
+    assert re.search(rf"^\| .*`{name}`.* \|$", README, re.MULTILINE)
+
+
+def test_the_file_map_is_complete_and_names_no_file_that_is_gone():
+    package = ROOT / "src" / "leanthink"
+    there = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+    there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    told = DESIGN.split("## The file map")[1].split("```")[1]
+    named = {word for line in told.splitlines() for word in re.findall(r"\S+(?:\.py|/)(?=\s)", line[:26])}
+    assert named == there
+
+
+def test_links_lead_to_files_of_the_repository():
+    for page in ("README.md", "docs/design.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        text = (ROOT / page).read_text()
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_embedded_reasoner_is_shipped():
+    assert (weights_path() / "sha256.json").is_file()
+    assert {path.stem for path in (weights_path().parent / "predictors").glob("*.safetensors")} == {"dynts", "horizon"}
