@@ -38,7 +38,7 @@ from leanthink.tiny.problem import Problem
 COMPARED = ("horizon", "dynts", "sinks", "random", "random-heads")
 SHIPPED = Path(leanthink.tiny.__file__).parent / "predictors"
 GREEDY = Sampling(temperature=0.0, max_new_tokens=4000)
-INTERVAL, WINDOW, ANSWER = 64, 32, 256
+INTERVAL, WINDOW, ANSWER = 32, 32, 256
 
 
 def choose(problems: list[Problem], completions: list[Completion], per_family: int, seed: int) -> list[int]:
@@ -94,7 +94,7 @@ def main() -> None:
     """Run the matrix and write it after each batch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default=None)
-    parser.add_argument("--per-family", type=int, default=40)
+    parser.add_argument("--per-family", type=int, default=36)
     parser.add_argument("--asked", type=int, default=200, help="problems of each family and level")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--ratios", default="3.6,4.3/2.8,6", help="those between slashes run in one batch")

@@ -1,0 +1,1 @@
+"""Problems to solve, and grading of what a model answered."""
