@@ -1,8 +1,12 @@
-"""The birth certificate that every result file carries: where, when and with what it was measured."""
+"""The birth certificate that every result file carries: where, when and with what it was measured.
+
+The commit is that of the working copy, or the environment's COMMIT where there is no repository.
+"""
 
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import subprocess
 import sys
@@ -17,7 +21,7 @@ def certificate(device: str | None = None) -> dict[str, str]:
     return {
         "command": "python " + " ".join(sys.argv),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain") else ""),
+        "commit": os.environ.get("COMMIT") or _commit(),
         "hardware": torch.cuda.get_device_name()
         if on_gpu
         else f"{platform.machine()}, {torch.get_num_threads()} threads",
@@ -25,6 +29,10 @@ def certificate(device: str | None = None) -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": version("transformers"),
     }
+
+
+def _commit() -> str:
+    return _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain") else "")
 
 
 def _git(*arguments: str) -> str:
