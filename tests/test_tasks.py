@@ -179,6 +179,6 @@ def test_unknown_family_and_level_name_what_is_allowed() -> None:
 
 
 def test_asking_for_more_problems_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "MAX_TRIES_PER_PROBLEM", 2)
+    monkeypatch.setattr(tasks, "MAX_TRIES_IN_VAIN", 50)
     with pytest.raises(UsageError, match="fewer than 3000 held-out problems"):
         tasks.sample("multiply", 1, 3000, seed=0)

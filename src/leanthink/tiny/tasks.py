@@ -12,7 +12,7 @@ from leanthink.tiny.pen import Style
 from leanthink.tiny.problem import Document, Problem, Split
 
 LEVELS = (1, 2, 3, 4, 5)
-MAX_TRIES_PER_PROBLEM = 1000
+MAX_TRIES_IN_VAIN = 3000  # so many draws without a new problem mean that there are hardly any left
 
 
 def equals(problem: Problem, answer: str) -> bool:
@@ -60,12 +60,14 @@ def sample(family: str, level: int, count: int, seed: int, split: Split = "held-
         raise UsageError(f"count must be 0 or more, got {count}")
     rng = random.Random(f"{family}/{level}/{seed}/{split}")
     problems: dict[str, Problem] = {}
-    for _ in range(MAX_TRIES_PER_PROBLEM * max(1, count)):
-        if len(problems) == count:
-            return list(problems.values())
+    tries_in_vain = 0
+    while len(problems) < count and tries_in_vain < MAX_TRIES_IN_VAIN:
         problem = FAMILIES[family].make(rng, level)
-        if problem.split == split:
-            problems.setdefault(problem.id, problem)
+        tries_in_vain += 1
+        if problem.split == split and problem.id not in problems:
+            problems[problem.id], tries_in_vain = problem, 0
+    if len(problems) == count:
+        return list(problems.values())
     raise UsageError(f"{family} level {level} has fewer than {count} {split} problems; found {len(problems)}")
 
 
