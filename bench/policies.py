@@ -16,7 +16,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
 from leanthink.tiny.problem import Problem
 
-COMPARED = ("horizon", "dynts", "sinks", "random", "random-heads")
+COMPARED = ("horizon", "dynts", "dynts:wide", "sinks", "random", "random-heads")
+PUBLISHED_WINDOW = 2000 / 2900  # of the budget, in the paper's setting: what "dynts:wide" runs with
 SHIPPED = Path(leanthink.tiny.__file__).parent / "predictors"
 GREEDY = Sampling(temperature=0.0, max_new_tokens=4000)
 INTERVAL, WINDOW, ANSWER = 32, 32, 256
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--device", default=None)
     parser.add_argument("--per-family", type=int, default=36)
     parser.add_argument("--asked", type=int, default=200, help="problems of each family and level")
+    parser.add_argument("--levels", default="1,2,3,4,5", help="of accuracy.json; the matrix needs 4 and 5")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--ratios", default="3.6,4.3/2.8,6", help="those between slashes run in one batch")
     parser.add_argument("--policies", default=",".join(COMPARED))
@@ -121,7 +123,8 @@ def main() -> None:
         )
 
     full = make_policy("full")
-    asked = [p for f in tasks.FAMILIES for k in tasks.LEVELS for p in tasks.sample(f, k, options.asked, options.seed)]
+    levels = [int(level) for level in options.levels.split(",")]
+    asked = [p for f in tasks.FAMILIES for k in levels for p in tasks.sample(f, k, options.asked, options.seed)]
     greedy = run([Job(full, None, GREEDY, p) for p in asked], options.full_rows)
     rows = accuracy.table(asked, greedy)
     print(*map(accuracy.line, rows), sep="\n", flush=True)
@@ -140,8 +143,6 @@ def main() -> None:
         "n": len(problems),
         "samples": options.samples,
         "seed": options.seed,
-        "window": WINDOW,
-        "interval": INTERVAL,
         "mean_full_thought": mean_thought,
         "families": {f: sum(p.family == f for p in problems) for f in tasks.FAMILIES},
         "rows": [{"ratio": 1.0, "policy": "full", **measure(problems, baseline, options.seed)}],
@@ -152,7 +153,7 @@ def main() -> None:
         start = time.perf_counter()
         cells = [(float(ratio), name) for ratio in batch.split(",") for name in policies]
         jobs = [
-            Job(policies[name], budget_at(mean_thought / ratio), sampling, p)
+            Job(policies[name], budget_at(mean_thought / ratio, name), sampling, p)
             for ratio, name in cells
             for sampling in many
             for p in problems
@@ -160,8 +161,8 @@ def main() -> None:
         per_cell = per_sampling(run(jobs, options.rows), len(problems) * len(many))
         for (ratio, name), completions in zip(cells, per_cell, strict=True):
             row = measure(problems, per_sampling(completions, len(problems)), options.seed)
-            budget = budget_at(mean_thought / ratio)
-            result["rows"].append({"ratio": ratio, "budget": budget.slots, "policy": name, **row})
+            budget = budget_at(mean_thought / ratio, name)
+            result["rows"].append({"ratio": ratio, "policy": name, "budget": asdict(budget), **row})
             show(result["rows"][-1])
         print(f"{time.perf_counter() - start:.0f} s for ratios {batch}", flush=True)
         (options.out / "policies.json").write_text(json.dumps(result, indent=1))
@@ -177,9 +178,11 @@ class Job:
     problem: Problem
 
 
-def budget_at(peak: float) -> Budget:
+def budget_at(peak: float, name: str) -> Budget:
     """The budget that never holds more than `peak` thought slots."""
-    return Budget(slots=round(peak) - INTERVAL, window=WINDOW, interval=INTERVAL, answer=ANSWER)
+    slots = round(peak) - INTERVAL
+    window = round(PUBLISHED_WINDOW * slots) if name.endswith(":wide") else WINDOW
+    return Budget(slots=slots, window=window, interval=INTERVAL, answer=ANSWER)
 
 
 def per_sampling(completions: list[Completion], size: int) -> list[list[Completion]]:
@@ -189,6 +192,7 @@ def per_sampling(completions: list[Completion], size: int) -> list[list[Completi
 
 def make(name: str, model: Any, predictors: Path) -> Policy:
     """A policy, with its predictor from the folder if it ranks by one."""
+    name = name.removesuffix(":wide")
     if POLICIES[name].target is None:
         return make_policy(name)
     return make_policy(name, load_predictor(predictors / f"{name}.safetensors", model))

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "110"}
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """The command in a process of its own; a context manager."""
+    """The command in a process of its own; a context manager.
+
+    A background job of a shell ignores Ctrl-C and hands that on; the command is started as if from a terminal.
+    """
     command = [sys.executable, "-m", "leanthink", *map(str, arguments)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, env=ENVIRONMENT, **pipes)
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, text=True, env=ENVIRONMENT, preexec_fn=hears, **pipes)
 
 
 def leanthink(*arguments: object, given: str = "") -> SimpleNamespace:

@@ -49,7 +49,7 @@ SLOW: dict[str, Callable[[Row], list[Key]]] = {
     "snapkv": snapkv_slow,
 }
 # Ranking a slot by what surrounds it is SnapKV's point; all others rank each slot by itself.
-RANKED_BY_NEIGHBOURS = {"snapkv", "horizon"}
+RANKED_BY_NEIGHBOURS = {"snapkv"}
 
 
 def ranking(keys: list[Any]) -> list[int]:

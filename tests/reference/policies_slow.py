@@ -38,16 +38,11 @@ def dynts_slow(row: Row) -> list[Key]:
     return [stamp[0] for stamp in row["stamps"]]
 
 
-def horizon_slow(row: Row, horizons: tuple[int, ...], reach: int = 2, penalty: float = 1.0) -> list[Key]:
-    own: dict[int, float] = {}  # by position, of slots that are not in the local window
-    for age, position, stamp in zip(row["ages"], row["positions"], row["stamps"], strict=True):
-        reached = [channel for channel, horizon in enumerate(horizons) if horizon <= age]
-        if reached:
-            own[position] = stamp[reached[-1]]
+def horizon_slow(row: Row, horizons: tuple[int, ...]) -> list[Key]:
     keys: list[Key] = []
-    for age, position in zip(row["ages"], row["positions"], strict=True):
-        near = [(own[position + d] - penalty * abs(d)) for d in range(-reach, reach + 1) if position + d in own]
-        keys.append((0, max(near)) if position in own else (1, -age))
+    for age, stamp in zip(row["ages"], row["stamps"], strict=True):
+        reached = [channel for channel, horizon in enumerate(horizons) if horizon <= age]
+        keys.append((0, stamp[reached[-1]]) if reached else (1, -age))
     return keys
 
 
