@@ -22,24 +22,25 @@ from leanthink.importance.labels import HORIZONS, label_trace
 ANSWER_TOKENS, PROMPT_TOKENS = 200, 100
 
 
-def build(layers: int) -> Any:
-    """Random weights in bf16 on the GPU; embeddings are scaled up so that attention is far from uniform."""
+def build(layers: int, device: str, dtype: torch.dtype) -> Any:
+    """Random weights, drawn wide so that attention is far from uniform."""
     config = LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=layers, num_attention_heads=32,
-        num_key_value_heads=8, max_position_embeddings=131072, initializer_range=0.04,
+        vocab_size=128256 if dtype == torch.bfloat16 else 1024, hidden_size=4096, intermediate_size=14336,
+        num_hidden_layers=layers, num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=131072,
+        initializer_range=0.04,
     )  # fmt: skip
     torch.manual_seed(0)
-    with torch.device("cuda"):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 @torch.no_grad()
 def plain(model: Any, ids: list[int], thought_end: int) -> Tensor:
     """The same labels from the whole attention matrices of transformers' eager attention, float32 softmax."""
     model.set_attn_implementation("eager")
-    maps = model(torch.tensor([ids], device="cuda"), output_attentions=True, use_cache=False).attentions
+    maps = model(torch.tensor([ids], device=model.device), output_attentions=True, use_cache=False).attentions
     model.set_attn_implementation("sdpa")
-    rows = torch.arange(len(ids), device="cuda")
+    rows = torch.arange(len(ids), device=model.device)
     distance = rows[:, None] - rows
     answer = torch.stack([m[0, :, thought_end + 1 :].float().mean((0, 1)) for m in maps]).mean(0)
     largest = torch.stack([m[0].float().amax(0) for m in maps]).amax(0)
@@ -47,42 +48,52 @@ def plain(model: Any, ids: list[int], thought_end: int) -> Tensor:
     return torch.stack([answer, *far], 1)[PROMPT_TOKENS:thought_end].cpu()
 
 
+def error(device: str, layers: int, tokens: int = 1024) -> dict[str, float]:
+    """Our labels against the plain matrices, both in float32, so that nothing but the label code differs."""
+    model = build(layers, device, torch.float32)
+    ids = torch.randint(0, 1024, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+    ours = label_trace(model, ids, PROMPT_TOKENS, tokens - ANSWER_TOKENS).values_TC
+    theirs = plain(model, ids, tokens - ANSWER_TOKENS)
+    difference = ours - theirs
+    return {"largest_absolute": float(difference.abs().max()), "relative": float(difference.norm() / theirs.norm())}
+
+
+def cost(layers: int, tokens: int, repeats: int) -> dict[str, Any]:
+    """Seconds and peak memory on the GPU in bf16, after one warm-up."""
+    model = build(layers, "cuda", torch.bfloat16)
+    weights = torch.cuda.memory_allocated()
+    ids = torch.randint(0, 128256, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+    seconds = []
+    for _ in range(repeats + 1):
+        torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        label_trace(model, ids, PROMPT_TOKENS, tokens - ANSWER_TOKENS)
+        seconds.append(time.perf_counter() - start)
+    return {
+        "layers": layers,
+        "tokens": tokens,
+        "weight_bytes": weights,
+        "peak_bytes": torch.cuda.max_memory_allocated(),
+        "seconds_median": statistics.median(seconds[1:]),
+        "seconds_all": seconds[1:],
+    }
+
+
 def main() -> None:
-    """Error at 1k tokens, then seconds and peak memory at --tokens."""
+    """Error, and on a GPU the cost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--error-layers", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    model = build(options.layers)
-    weights = torch.cuda.memory_allocated()
-    ids = torch.randint(0, 128256, (options.tokens,), generator=torch.Generator().manual_seed(0)).tolist()
-    short = ids[:1024]
-    ours = label_trace(model, short, PROMPT_TOKENS, 1024 - ANSWER_TOKENS).values_TC
-    theirs = plain(model, short, 1024 - ANSWER_TOKENS)
-    error = {
-        "largest_absolute": float((ours - theirs).abs().max()),
-        "relative": float((ours - theirs).norm() / theirs.norm()),
-    }
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    seconds = []
-    for _ in range(options.repeats + 1):
-        start = time.perf_counter()
-        label_trace(model, ids, PROMPT_TOKENS, options.tokens - ANSWER_TOKENS)
-        seconds.append(time.perf_counter() - start)
-    result = {
-        "birth": certificate(),
-        "layers": options.layers,
-        "tokens": options.tokens,
-        "weight_bytes": weights,
-        "peak_bytes": torch.cuda.max_memory_allocated(),
-        "seconds_median": statistics.median(seconds[1:]),
-        "seconds_first": seconds[0],
-        "seconds_all": seconds[1:],
-        "error_at_1024_tokens": error,
-    }
+    result: dict[str, Any] = {"birth": certificate(options.device), "error_layers": options.error_layers}
+    result["float32_error_at_1024_tokens"] = error(options.device, options.error_layers)
+    if options.device != "cpu":
+        torch.cuda.empty_cache()
+        result |= cost(options.layers, options.tokens, options.repeats)
     print(json.dumps(result, indent=1))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1))

@@ -15,8 +15,9 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,8 @@ def interval(right: Sequence[Sequence[bool]], seed: int, draws: int = 2000) -> l
     return [sum(share) / n, means[int(0.025 * draws)], means[int(0.975 * draws)]]
 
 
-def main() -> None:
-    """Run the matrix and write it after each batch."""
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default=None)
     parser.add_argument("--per-family", type=int, default=36)
@@ -106,37 +107,18 @@ def main() -> None:
     parser.add_argument("--full-rows", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="folder for accuracy.json and policies.json")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """The full cache first, then the matrix; what is finished is written at once."""
+    options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load("tiny", device=options.device)
     birth = certificate(options.device)
-
-    def run(jobs: list[Job], rows: int) -> list[Completion]:
-        return generate(
-            model,
-            tokenizer,
-            [job.problem.prompt for job in jobs],
-            policy=[job.policy for job in jobs],
-            budget=[job.budget for job in jobs],
-            sampling=[job.sampling for job in jobs],
-            max_rows=rows,
-        )
-
-    full = make_policy("full")
-    levels = [int(level) for level in options.levels.split(",")]
-    asked = [p for f in tasks.FAMILIES for k in levels for p in tasks.sample(f, k, options.asked, options.seed)]
-    greedy = run([Job(full, None, GREEDY, p) for p in asked], options.full_rows)
-    rows = accuracy.table(asked, greedy)
-    print(*map(accuracy.line, rows), sep="\n", flush=True)
-    (options.out / "accuracy.json").write_text(
-        json.dumps({"birth": birth, "seed": options.seed, "rows": rows}, indent=1)
-    )
-
-    chosen = choose(asked, greedy, options.per_family, options.seed)
-    problems = [asked[i] for i in chosen]
+    run = partial(complete, model, tokenizer)
     many = samplings(options.samples, options.seed)
-    sampled = run([Job(full, None, s, p) for s in many[1:] for p in problems], options.full_rows)
-    baseline = per_sampling([*(greedy[i] for i in chosen), *sampled], len(problems))
+    problems, baseline = run_full(run, many, birth, options)
     mean_thought = sum(c.thought_tokens for c in baseline[0]) / len(problems)
     result: dict[str, Any] = {
         "birth": birth,
@@ -151,18 +133,16 @@ def main() -> None:
     policies = {name: make(name, model, options.predictors) for name in options.policies.split(",")}
     for batch in options.ratios.split("/"):
         start = time.perf_counter()
-        cells = [(float(ratio), name) for ratio in batch.split(",") for name in policies]
-        jobs = [
-            Job(policies[name], budget_at(mean_thought / ratio, name), sampling, p)
-            for ratio, name in cells
-            for sampling in many
-            for p in problems
+        cells = [
+            Cell(float(r), name, budget_at(mean_thought / float(r), name))
+            for r in batch.split(",")
+            for name in policies
         ]
-        per_cell = per_sampling(run(jobs, options.rows), len(problems) * len(many))
-        for (ratio, name), completions in zip(cells, per_cell, strict=True):
-            row = measure(problems, per_sampling(completions, len(problems)), options.seed)
-            budget = budget_at(mean_thought / ratio, name)
-            result["rows"].append({"ratio": ratio, "policy": name, "budget": asdict(budget), **row})
+        jobs = [Job(policies[cell.name], cell.budget, s, p) for cell in cells for s in many for p in problems]
+        per_cell = in_runs(run(jobs, options.rows), len(problems) * len(many))
+        for cell, completions in zip(cells, per_cell, strict=True):
+            row = measure(problems, in_runs(completions, len(problems)), options.seed)
+            result["rows"].append({"ratio": cell.ratio, "policy": cell.name, "budget": asdict(cell.budget), **row})
             show(result["rows"][-1])
         print(f"{time.perf_counter() - start:.0f} s for ratios {batch}", flush=True)
         (options.out / "policies.json").write_text(json.dumps(result, indent=1))
@@ -178,6 +158,50 @@ class Job:
     problem: Problem
 
 
+@dataclass(frozen=True)
+class Cell:
+    """One policy at one ratio."""
+
+    ratio: float
+    name: str
+    budget: Budget
+
+
+def complete(model: Any, tokenizer: Any, jobs: list[Job], rows: int) -> list[Completion]:
+    """All jobs in one call, in their order."""
+    return generate(
+        model,
+        tokenizer,
+        [job.problem.prompt for job in jobs],
+        policy=[job.policy for job in jobs],
+        budget=[job.budget for job in jobs],
+        sampling=[job.sampling for job in jobs],
+        max_rows=rows,
+    )
+
+
+def run_full(
+    run: Callable[[list[Job], int], list[Completion]],
+    many: list[Sampling],
+    birth: dict[str, str],
+    options: argparse.Namespace,
+) -> tuple[list[Problem], list[list[Completion]]]:
+    """Write accuracy.json; the problems chosen for the matrix and their completions with the full cache."""
+    full = make_policy("full")
+    levels = [int(level) for level in options.levels.split(",")]
+    asked = [p for f in tasks.FAMILIES for k in levels for p in tasks.sample(f, k, options.asked, options.seed)]
+    greedy = run([Job(full, None, GREEDY, p) for p in asked], options.full_rows)
+    rows = accuracy.table(asked, greedy)
+    print(*map(accuracy.line, rows), sep="\n", flush=True)
+    (options.out / "accuracy.json").write_text(
+        json.dumps({"birth": birth, "seed": options.seed, "rows": rows}, indent=1)
+    )
+    chosen = choose(asked, greedy, options.per_family, options.seed)
+    problems = [asked[i] for i in chosen]
+    sampled = run([Job(full, None, s, p) for s in many[1:] for p in problems], options.full_rows) if many[1:] else []
+    return problems, in_runs([*(greedy[i] for i in chosen), *sampled], len(problems))
+
+
 def budget_at(peak: float, name: str) -> Budget:
     """The budget that never holds more than `peak` thought slots."""
     slots = round(peak) - INTERVAL
@@ -185,8 +209,8 @@ def budget_at(peak: float, name: str) -> Budget:
     return Budget(slots=slots, window=window, interval=INTERVAL, answer=ANSWER)
 
 
-def per_sampling(completions: list[Completion], size: int) -> list[list[Completion]]:
-    """Cut into runs of `size`."""
+def in_runs(completions: list[Completion], size: int) -> list[list[Completion]]:
+    """Cut into runs of `size`, one for each sampling or cell."""
     return [completions[i : i + size] for i in range(0, len(completions), size)]
 
 

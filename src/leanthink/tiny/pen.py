@@ -61,7 +61,7 @@ def casting_out(left: str, right_value: int) -> Callable[[int], tuple[str, bool]
     return check
 
 
-def _slipped(value: int) -> int:
+def slipped(value: int) -> int:
     """A wrong value near the right one with the same tens: only its last digit is wrong (and not 0 for 9)."""
     return value - 1 if value % 10 == 9 else value + 1 if value % 10 != 8 else value - 2
 
@@ -70,7 +70,7 @@ def _columns(values: Iterable[tuple[str, int]], first_place: int, slip_at: int) 
     """Write one column after the other; `values` yields (left side, value), a value may be negative (a borrow)."""
     texts, digits = [], []
     for i, (left, value) in enumerate(values):
-        shown = _slipped(value) if i == slip_at else value
+        shown = slipped(value) if i == slip_at else value
         digits.append(shown % 10)
         texts.append(f"{left}={shown} {PLACES[first_place + i]}{shown % 10}")
     return texts, digits
@@ -171,7 +171,7 @@ class Pen:
             p, q = _digit(x, place), _digit(y, place)
             value = p + q + carry
             values.append((f"{PLACES[place]}{p}+{q}" + ("+1" if carry else ""), value))
-            carry = (_slipped(value) if place == slip_at else value) // 10
+            carry = (slipped(value) if place == slip_at else value) // 10
         texts, digits = _columns(values, 0, slip_at)
         if carry:
             texts.append(f"{PLACES[num_columns]}1")
@@ -203,7 +203,7 @@ def multiply_row(x: int, digit: int, first_place: int, slip_at: int) -> tuple[li
         p = _digit(x, place)
         value = p * digit + carry
         values.append((f"{PLACES[place]}{p}*{digit}" + (f"+{carry}" if carry else ""), value))
-        carry = (_slipped(value) if place == slip_at else value) // 10
+        carry = (slipped(value) if place == slip_at else value) // 10
     texts, digits = _columns(values, first_place, slip_at)
     if carry:
         texts.append(f"{PLACES[first_place + num_columns]}{carry}")

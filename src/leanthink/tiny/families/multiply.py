@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from leanthink.tiny.pen import PLACES, Pen, Style, casting_out, multiply_row, nines, spell
+from leanthink.tiny.pen import PLACES, Pen, Style, casting_out, multiply_row, nines, slipped, spell
 from leanthink.tiny.problem import Document, Problem, number_of_digits
 
 DIGITS_BY_LEVEL = ((2, 3, 1, 1), (2, 3, 2, 2), (3, 4, 3, 3), (4, 5, 4, 5), (6, 7, 6, 7))  # x from-to, y from-to
@@ -66,7 +66,7 @@ def _add_shifted(pen: Pen, total: int, row: int, place: int) -> int:
         for i in range(width):
             p, q = high // 10**i % 10, row // 10**i % 10
             column = p + q + carry
-            shown = column + 1 if i == slip_at and column % 10 < 8 else column
+            shown = slipped(column) if i == slip_at else column
             texts.append(
                 f"{PLACES[place + i]}{p}+{q}" + ("+1" if carry else "") + f"={shown} {PLACES[place + i]}{shown % 10}"
             )
