@@ -47,7 +47,7 @@ class Decode:
     rows_N: Tensor
     write_N: Tensor  # the slot that each row writes
     longest: int  # slots that attention has to read: the longest row, the new token included
-    bias_N11T: Tensor  # 0 where a slot is held, -inf elsewhere, in the model's dtype; T = longest
+    bias_N11T: Tensor | None  # 0 where a slot is held, -inf elsewhere; None on a GPU, whose kernel reads write_N
 
 
 class SlotCache:
@@ -134,12 +134,13 @@ class SlotCache:
         longest = int(self.host_lengths[:n].max()) + 1
         assert self.feed is None
         assert longest <= self.capacity, f"a row outgrew the {self.capacity} slots reserved for it"
-        device, dtype = self.lengths.device, self.keys[0].dtype
         write_N = self.lengths[:n].clone()
-        behind_NT = torch.arange(longest, device=device) > write_N[:, None]
-        bias_NT = torch.zeros(n, longest, dtype=dtype, device=device).masked_fill(behind_NT, -torch.inf)
-        rows_N = torch.arange(n, device=device)
-        self.feed = Decode(rows_N=rows_N, write_N=write_N, longest=longest, bias_N11T=bias_NT[:, None, None])
+        bias_N11T = None
+        if not write_N.is_cuda:
+            behind_N11T = torch.arange(longest, device=write_N.device) > write_N[:, None, None, None]
+            bias_N11T = self.keys[0].new_zeros(behind_N11T.shape).masked_fill(behind_N11T, -torch.inf)
+        rows_N = torch.arange(n, device=write_N.device)
+        self.feed = Decode(rows_N=rows_N, write_N=write_N, longest=longest, bias_N11T=bias_N11T)
         return self.next_positions[:n, None].clone()
 
     def write(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> None:

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from leanthink.errors import UsageError
-
-_WEYL = 0x9E3779B97F4A7C15
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+from leanthink.splitmix import STEP, mix, shift_right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,31 +50,13 @@ class Sampling:
                 raise UsageError(f"{name}={getattr(self, name)!r}: must be {allowed}")
 
 
-def _signed(bits: int) -> int:
-    return bits - 2**64 if bits >= 2**63 else bits
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    shifted: Tensor = (x >> bits) & (
-        2 ** (64 - bits) - 1
-    )  # torch shifts keep the sign; the mask makes it a logical shift
-    return shifted
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014), on 64-bit integers that wrap around."""
-    x = (x ^ _shift_right(x, 30)) * _signed(_MULTIPLIERS[0])
-    x = (x ^ _shift_right(x, 27)) * _signed(_MULTIPLIERS[1])
-    return x ^ _shift_right(x, 31)
-
-
 def uniform(seeds_N: Tensor, counts_N: Tensor) -> Tensor:
     """One number in [0, 1) per row, float64: a hash of the seed and of how many tokens were generated so far.
 
     A counter instead of a generator's state: a draw depends on nothing but its own request, on every device.
     """
-    stream_N = _mix(seeds_N + _signed(_WEYL))
-    return _shift_right(_mix(stream_N + counts_N * _signed(_WEYL)), 11).double() * 2.0**-53
+    stream_N = mix(seeds_N + STEP)
+    return shift_right(mix(stream_N + counts_N * STEP), 11).double() * 2.0**-53
 
 
 class Sampler:

@@ -8,11 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from leanthink.policies.policy import Policy, Slots
-
-# The constants of the splitmix64 finaliser (Steele, Lea, Flood 2014), as the signed int64 that torch has.
-_STEP = 0x9E3779B97F4A7C15 - 2**64
-_FIRST = 0xBF58476D1CE4E5B9 - 2**64
-_SECOND = 0x94D049BB133111EB - 2**64
+from leanthink.splitmix import STEP, mix, shift_right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,21 +25,9 @@ class Random(Policy):
 def uniform(first: Tensor, *others: Tensor | int) -> Tensor:
     """A float32 in [0, 1) that is a pure function of the counters: int64 tensors, which broadcast, or integers.
 
-    A hash and not a generator: the same on every device, in any batch, and in any order of requests. int64
-    products wrap around, which is what the hash wants.
+    A hash and not a generator: the same on every device, in any batch, and in any order of requests.
     """
-    mixed = _mix(first + _STEP)
+    mixed = mix(first + STEP)
     for counter in others:
-        mixed = _mix(mixed * _STEP + counter + _STEP)
-    return _shift(mixed, 40).float() * 2.0**-24
-
-
-def _mix(bits: Tensor) -> Tensor:
-    bits = (bits ^ _shift(bits, 30)) * _FIRST
-    bits = (bits ^ _shift(bits, 27)) * _SECOND
-    return bits ^ _shift(bits, 31)
-
-
-def _shift(bits: Tensor, by: int) -> Tensor:
-    """Right shift that brings in zeros; torch's own repeats the sign bit."""
-    return (bits >> by) & ((1 << (64 - by)) - 1)
+        mixed = mix(mixed * STEP + counter + STEP)
+    return shift_right(mixed, 40).float() * 2.0**-24

@@ -150,6 +150,8 @@ class Pen:
 
         def calculation(spelled: bool, slip: bool) -> tuple[str, int]:
             quotient, _, steps = long_division(x, digit, spelled, self.slip_column(slip, len(str(x))))
+            if (quotient * digit - x) % 9 == 0:  # right, or wrong in a way that no check by nines can find
+                quotient, _, steps = long_division(x, digit, spelled, len(str(x)))
             start = f"{spell(x)}, " if spelled else ""
             return f"{x}/{digit}: {start}{steps} = {spell(quotient)} = {quotient}", quotient
 
