@@ -73,11 +73,13 @@ def make_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
 class RandomPredictor(nn.Module):
     """An importance predictor that was fitted to nothing."""
 
-    def __init__(self, hidden_size: int, target: str, horizons: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, hidden_size: int, target: str, horizons: tuple[int, ...] = (), offsets: tuple[int, ...] = (0,)
+    ) -> None:
         super().__init__()
-        self.target, self.horizons = target, horizons
-        self.head = nn.Linear(hidden_size, max(1, len(horizons)))
+        self.target, self.horizons, self.offsets = target, horizons, offsets
+        self.head = nn.Linear(len(offsets) * 2 * hidden_size, max(1, len(horizons)))
 
-    def forward(self, hidden_NM: Tensor) -> Tensor:
+    def forward(self, states_NWF: Tensor) -> Tensor:
         """Scores [N, C]."""
-        return self.head(hidden_NM)
+        return self.head(states_NWF.flatten(1))

@@ -12,19 +12,20 @@ from leanthink.policies import POLICIES, Policy, Slots, make_policy
 from reference.policies_slow import Row
 
 HORIZONS = (4, 16, 64)
-WIDTH = 6  # of the hidden state that the fake predictor reads
+WIDTH = 6  # of the states that the fake predictor reads
 HEADS, GROUP, HEAD_DIM, LAYER = 2, 3, 8, 1
 
 
 @dataclass(frozen=True)
 class FakePredictor:
-    """A linear predictor: channel c reads hidden number c."""
+    """A linear predictor: channel c reads number c of the token itself."""
 
     target: str
     horizons: tuple[int, ...] = ()
+    offsets: tuple[int, ...] = (0,)
 
-    def __call__(self, hidden_NM: Tensor) -> Tensor:
-        return hidden_NM[:, : max(1, len(self.horizons))]
+    def __call__(self, states_NWF: Tensor) -> Tensor:
+        return states_NWF[:, 0, : max(1, len(self.horizons))]
 
 
 def make(name: str) -> Policy:

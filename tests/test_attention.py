@@ -85,9 +85,11 @@ def test_forward_gives_the_hidden_state_that_feeds_the_head_and_the_models_own_l
     cache = make_cache(kv_shape(model.config), rows=2, capacity=8)
     with torch.no_grad():
         stock = model(ids, output_hidden_states=True)
-        hidden, logits = forward(model, cache, ids, cache.start_prefill(2, 7))
+        states, logits = forward(model, cache, ids, cache.start_prefill(2, 7))
     torch.testing.assert_close(logits, stock.logits[:, -1], rtol=1e-4, atol=1e-4)
+    hidden, middle = states.chunk(2, dim=-1)
     torch.testing.assert_close(hidden, stock.hidden_states[-1][:, -1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.model.norm(middle), hidden, rtol=1e-4, atol=1e-4)  # of two layers it is the last
     torch.testing.assert_close(model.lm_head(hidden), logits, rtol=1e-4, atol=1e-4)
 
 

@@ -57,22 +57,32 @@ def test_hidden_states_stand_beside_their_own_labels(model: Any, labels: Any) ->
     one = TRACES[3]
     ids = torch.tensor([[*one.prompt_ids, *one.token_ids]])
     with torch.no_grad():
-        states = model.model(input_ids=ids, use_cache=False).last_hidden_state[0, 3 : 3 + one.thought_tokens]
-    (whole,) = gather(model, [one], labels, tokens_per_trace=None, seed=0)
-    torch.testing.assert_close(whole.hidden_TM, states)
+        # Of two layers the middle one is the last, and its output is what the final norm is applied to.
+        every = model.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+        middle: list[torch.Tensor] = []
+        hook = model.model.norm.register_forward_pre_hook(lambda _, inputs: middle.append(inputs[0]))
+        model.model(input_ids=ids, use_cache=False)
+        hook.remove()
+        states = torch.cat([every[-1], middle[0]], dim=-1)[0, 3 : 3 + one.thought_tokens]
+    (whole,) = gather(model, [one], labels, offsets=(0,), tokens_per_trace=None, seed=0)
+    torch.testing.assert_close(whole.states_NF[whole.seen_TW[:, 0]], states)
     assert torch.equal(whole.labels_TC, labels.labels[one.key])
     assert whole.tokens_after_T.tolist() == list(range(len(one.token_ids) - 1, one.answer_tokens - 1, -1))
-    (part,) = gather(model, [one], labels, tokens_per_trace=7, seed=0)
+    (part,) = gather(model, [one], labels, offsets=(0, 1, 3), tokens_per_trace=7, seed=0)
     at = (len(one.token_ids) - 1 - part.tokens_after_T).tolist()
     assert len(at) == 7
     assert at == sorted(set(at))
-    torch.testing.assert_close(part.hidden_TM, states[at])
+    last = one.thought_tokens - 1
+    for column, offset in enumerate((0, 1, 3)):
+        seen = [min(index + offset, last) for index in at]
+        torch.testing.assert_close(part.states_NF[part.seen_TW[:, column]], states[seen])
+    assert len(part.states_NF) <= 3 * 7
     assert torch.equal(part.labels_TC, whole.labels_TC[at])
 
 
 def test_labels_of_another_model_are_refused(labels: Any) -> None:
     with pytest.raises(PredictorMismatch, match="label its own traces"):
-        gather(small_model(num_hidden_layers=1), TRACES[:1], labels, tokens_per_trace=None, seed=0)
+        gather(small_model(num_hidden_layers=1), TRACES[:1], labels, offsets=(0,), tokens_per_trace=None, seed=0)
 
 
 @pytest.mark.parametrize("target", ["horizon", "answer"])
@@ -90,8 +100,9 @@ def test_a_fit_learns_writes_its_sidecar_and_repeats_exactly(
     loaded = load_predictor(tmp_path / "p.safetensors", model)
     assert loaded.target == target
     assert loaded.horizons == (HORIZONS if target == "horizon" else ())
-    hidden = torch.randn(5, 64)
-    assert torch.equal(loaded(hidden), fitted.predictor(hidden))
+    assert loaded.offsets == ((0, 1) if target == "horizon" else (0,))
+    states = torch.randn(5, len(loaded.offsets), 128)
+    assert torch.equal(loaded(states), fitted.predictor(states))
     metadata = read_metadata(tmp_path / "p.safetensors")
     assert metadata["metrics"] == fitted.metrics
     assert metadata["data"]["traces"] == 10
@@ -142,9 +153,11 @@ def test_unreached_horizons_are_fitted_to_zero_or_left_out(model: Any) -> None:
     kept, masked = (
         fit(model, twins(answer=0), labels, Recipe(steps=300, batch=64, mask_unreached=mask)) for mask in (False, True)
     )
-    (last,) = gather(model, twins(answer=0)[:1], labels, tokens_per_trace=None, seed=0)
-    assert kept.predictor(last.hidden_TM[10:]).max() < 0
-    assert masked.predictor(last.hidden_TM[10:]).min() > 0
+    offsets = kept.predictor.offsets
+    (last,) = gather(model, twins(answer=0)[:1], labels, offsets=offsets, tokens_per_trace=None, seed=0)
+    seen = last.states_NF[last.seen_TW[10:]]
+    assert kept.predictor(seen).max() < 0
+    assert masked.predictor(seen).min() > 0
 
 
 def test_the_learning_rate_follows_its_schedule(model: Any, labels: LabelFile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +199,7 @@ def test_without_held_out_traces_only_the_training_loss_is_reported(model: Any, 
         {"transform": "log"},
         {"target": "answer", "horizons": (32,)},
         {"target": "answer", "mask_unreached": True},
+        {"target": "answer", "offsets": (0,)},
         {"steps": 0},
         {"batch": 0},
         {"lr": 0.0},

@@ -31,7 +31,7 @@ def make_policies() -> dict[str, Policy]:
     torch.manual_seed(3)
     learned = {
         "dynts": RandomPredictor(64, "answer"),
-        "horizon": RandomPredictor(64, "horizon", (4, 8, 16)),
+        "horizon": RandomPredictor(64, "horizon", (4, 8, 16), offsets=(0, 1, 3)),
     }
     names = ("full", "window", "sinks", "random", "random-heads", "snapkv", "dynts", "horizon")
     return {name: make_policy(name, learned.get(name)) for name in names}
@@ -136,6 +136,42 @@ def test_eviction_equals_a_full_forward_in_which_each_token_sees_what_was_held(n
     assert tuple(logits.argmax(-1).tolist()) == ours.token_ids
     full = stock_tokens(model, prompt, 120)
     assert ours.token_ids != full, "the eviction changed nothing, so this proves nothing"
+
+
+@pytest.mark.parametrize("slots", [2, 16])
+def test_every_slot_is_stamped_from_the_states_of_its_own_token_and_those_after_it(slots: int) -> None:
+    model, policy = endless(), make_policies()["horizon"]
+    tags = think_tags(TOKENIZER)
+    options: dict[str, Any] = {
+        "policy": policy,
+        "budget": Budget(slots=slots, window=1, interval=5),
+        "predictor": None,
+        "sampling": [Sampling(max_new_tokens=count) for count in (20, 60, 60)],
+    }
+    requests = make_requests(model, TOKENIZER, tags, PROMPTS[:3], **options)
+    run = Run(model, TOKENIZER, requests, tags=tags, ends=(), rows=3)
+    fed: dict[tuple[int, int], torch.Tensor] = {}  # states by request and position
+    remember = run.cache.remember
+
+    def spy(states_NF: torch.Tensor) -> None:
+        remember(states_NF)
+        for row, states_F in enumerate(states_NF):
+            fed[run.seats.requests[row].index, int(run.cache.next_positions[row]) - 1] = states_F
+
+    run.cache.remember = spy  # type: ignore[method-assign]
+    checked = 0
+    while run.unfinished:
+        run.advance()  # the first request ends early, so that another takes its row
+        for row, request in enumerate(run.seats.requests):
+            next_position, length = int(run.cache.next_positions[row]), int(run.cache.host_lengths[row])
+            for slot in range(len(request.prompt_ids), length):
+                position = int(run.cache.positions[row, 0, 0, slot])
+                if position + 3 < next_position:
+                    seen_1WF = torch.stack([fed[request.index, position + offset] for offset in (0, 1, 3)])[None]
+                    stamp = run.cache.stamps[row, slot, :3]
+                    torch.testing.assert_close(stamp, policy.stamp(seen_1WF)[0], rtol=1e-4, atol=1e-5)
+                    checked += 1
+    assert checked > 100
 
 
 @pytest.mark.parametrize("name", ["random", "random-heads", "snapkv"])

@@ -97,16 +97,6 @@ def test_labels_never_grow_with_the_horizon() -> None:
     assert labels_TC.amax() <= 1
 
 
-def test_the_forward_pass_is_that_of_the_stock_model() -> None:
-    model, ids = small_model(), tokens(30)
-    hidden_TM = label_trace(model, ids, 4, 20, (8,), keep_hidden=True).hidden_TM
-    with torch.no_grad():
-        stock = model.model(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, 4:20]
-    assert hidden_TM is not None
-    assert torch.equal(hidden_TM, stock)
-    assert label_trace(model, ids, 4, 20, (8,)).hidden_TM is None
-
-
 def test_the_attention_of_the_model_is_restored_even_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model()
     model.set_attn_implementation("eager")

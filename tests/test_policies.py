@@ -135,9 +135,9 @@ def test_the_ranking_in_bfloat16_is_that_in_float32(name: str) -> None:
     steps = torch.randperm(12, generator=torch.Generator().manual_seed(3)).float() / 2
     exact, rounded = {}, {}
     if policy.channels:
-        hidden_NM = (steps[:, None] - 3) * torch.tensor([1.03, 1.01, 0.97, 1.0, 1.0, 1.0])
+        states_NM = (steps[:, None] - 3) * torch.tensor([1.03, 1.01, 0.97, 1.0, 1.0, 1.0])
         for dtype, stamped in ((torch.float32, exact), (torch.bfloat16, rounded)):
-            stamped["stamps"] = policy.stamp(hidden_NM.to(dtype)).expand(3, -1, -1)
+            stamped["stamps"] = policy.stamp(states_NM[:, None].to(dtype)).expand(3, -1, -1)
     if policy.num_queries:
         direction_D = torch.linspace(0.5, 1.5, HEAD_DIM)
         keys = steps[:, None] * direction_D / direction_D.norm()
@@ -150,14 +150,14 @@ def test_the_ranking_in_bfloat16_is_that_in_float32(name: str) -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_policy_stamps_as_many_float32_channels_as_it_says_or_refuses(name: str) -> None:
-    policy, hidden_NM = make(name), torch.randn(5, WIDTH).bfloat16()
+    policy, states_NWF = make(name), torch.randn(5, 1, WIDTH).bfloat16()
     if policy.channels == 0:
         with pytest.raises(AssertionError, match="stamps nothing"):
-            policy.stamp(hidden_NM)
+            policy.stamp(states_NWF)
     else:
-        stamps_NC = policy.stamp(hidden_NM)
+        stamps_NC = policy.stamp(states_NWF)
         assert stamps_NC.dtype == torch.float32
-        assert torch.equal(stamps_NC, hidden_NM[:, : policy.channels].float())
+        assert torch.equal(stamps_NC, states_NWF[:, 0, : policy.channels].float())
 
 
 @pytest.mark.parametrize("name", POLICIES)

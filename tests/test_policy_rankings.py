@@ -63,6 +63,12 @@ def test_horizons_that_do_not_ascend_from_one_are_refused(horizons: tuple[int, .
         make_policy("horizon", predictor=FakePredictor("horizon", horizons))
 
 
+def test_tokens_that_follow_later_than_the_first_horizon_are_refused() -> None:
+    with pytest.raises(UsageError, match="must stay below its first horizon, 4"):
+        make_policy("horizon", predictor=FakePredictor("horizon", HORIZONS, offsets=(0, 4)))
+    assert make_policy("horizon", predictor=FakePredictor("horizon", HORIZONS, offsets=(0, 3))).offsets == (0, 3)
+
+
 @pytest.mark.parametrize("settings", [{"observation": 0}, {"kernel": 0}, {"kernel": 6}])
 def test_snapkv_settings_out_of_range_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="kernel odd"):

@@ -39,23 +39,57 @@ def test_the_answer_predictor_is_the_head_of_the_paper() -> None:
     predictor = Predictor(target="answer", hidden_size=64)
     shapes = [tuple(weight.shape) for weight in predictor.parameters()]
     assert shapes == [(128, 64), (32, 128), (1, 32)]
-    assert (predictor(torch.randn(50, 64)) > 0).all()
+    states = torch.randn(50, 1, 128)
+    assert (predictor(states) > 0).all()
     assert predictor.horizons == ()
+    middle_changed = torch.cat([states[..., :64], torch.randn(50, 1, 64)], dim=-1)
+    assert torch.equal(predictor(middle_changed), predictor(states))
 
 
 def test_the_horizon_predictor_gives_one_logit_for_each_horizon() -> None:
     predictor = Predictor(target="horizon", hidden_size=64, horizons=(32, 64, 128))
     shapes = [tuple(weight.shape) for weight in predictor.parameters()]
-    assert shapes == [(128, 64), (128,), (32, 128), (32,), (3, 32), (3,)]
-    scores = predictor(torch.randn(50, 64))
+    assert shapes == [(128, 128), (128,), (32, 128), (32,), (3, 32), (3,)]
+    scores = predictor(torch.randn(50, 1, 128))
     assert scores.shape == (50, 3)
     assert scores.min() < 0 < scores.max()
 
 
+def test_the_horizon_predictor_reads_every_token_it_is_shown_and_both_halves_of_its_states() -> None:
+    predictor = Predictor(target="horizon", hidden_size=64, horizons=(32,), offsets=(0, 1, 5))
+    states = torch.randn(4, 3, 128)
+    for token in range(3):
+        for half in (slice(0, 64), slice(64, 128)):
+            changed = states.clone()
+            changed[:, token, half] += 1
+            assert not torch.equal(predictor(changed), predictor(states))
+
+
+def test_states_are_measured_against_those_that_were_fitted_to() -> None:
+    predictor = Predictor(target="horizon", hidden_size=64, horizons=(32,), offsets=(0, 1))
+    states = torch.randn(500, 2, 128)
+    as_they_are = predictor(states)
+    scaled = states * torch.linspace(0.1, 10, 128) + 3
+    predictor.head.standardise(scaled.flatten(0, 1))
+    unit = (states - states.flatten(0, 1).mean(0)) / states.flatten(0, 1).std(0, correction=0)
+    fresh = Predictor(target="horizon", hidden_size=64, horizons=(32,), offsets=(0, 1))
+    fresh.load_state_dict(predictor.state_dict() | {"head.mean_F": torch.zeros(128), "head.spread_F": torch.ones(128)})
+    torch.testing.assert_close(predictor(scaled), fresh(unit), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(predictor(scaled), as_they_are, atol=1e-4)
+
+
+@pytest.mark.parametrize("offsets", [(), (1,), (0, 2, 2), (0, 3, 1), (0, 32)])
+def test_offsets_out_of_order_or_beyond_the_first_horizon_are_refused(offsets: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="offsets"):
+        Predictor(target="horizon", hidden_size=64, horizons=(32, 64), offsets=offsets)
+    with pytest.raises(UsageError, match="sees the token alone"):
+        Predictor(target="answer", hidden_size=64, offsets=(0, 1))
+
+
 def test_scores_take_hidden_states_of_any_float_dtype() -> None:
     predictor = Predictor(target="answer", hidden_size=64)
-    assert predictor(torch.randn(2, 64).bfloat16()).dtype == torch.float32
-    assert predictor(torch.randn(0, 64)).shape == (0, 1)
+    assert predictor(torch.randn(2, 1, 128).bfloat16()).dtype == torch.float32
+    assert predictor(torch.randn(0, 1, 128)).shape == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -68,10 +102,12 @@ def test_a_predictor_of_contradictory_arguments_is_refused(target: Any, horizons
 
 @pytest.mark.parametrize(("target", "horizons"), [("answer", ()), ("horizon", (32, 64))])
 def test_a_sidecar_reads_back_what_was_written(target: Any, horizons: tuple[int, ...], tmp_path: Path) -> None:
-    model, predictor = small_model(), Predictor(target=target, hidden_size=64, horizons=horizons)
+    offsets = (0, 1, 7) if horizons else (0,)
+    model = small_model()
+    predictor = Predictor(target=target, hidden_size=64, horizons=horizons, offsets=offsets)
     path = saved(tmp_path / "sub" / "p.safetensors", model, predictor)
     loaded = load_predictor(path, model)
-    assert (loaded.target, loaded.horizons, loaded.hidden_size) == (target, horizons, 64)
+    assert (loaded.target, loaded.horizons, loaded.offsets, loaded.hidden_size) == (target, horizons, offsets, 64)
     for before, after in zip(predictor.parameters(), loaded.parameters(), strict=True):
         assert after.dtype == torch.float32
         assert not after.requires_grad
@@ -115,15 +151,24 @@ def test_files_that_are_no_predictor_are_usage_errors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"horizons": "["}, {"target": "x"}, {"hidden_size": None}, {"hidden_size": "128"}, {"horizons": "[1, 2]"}],
+    [
+        {"horizons": "["},
+        {"target": "x"},
+        {"hidden_size": None},
+        {"hidden_size": "128"},
+        {"horizons": "[1, 2]"},
+        {"offsets": "[0, 1]"},
+        {"offsets": "[0, 32]"},
+    ],
 )
 def test_metadata_that_cannot_be_right_is_a_damaged_file(change: dict[str, str | None], tmp_path: Path) -> None:
     model, path = small_model(), tmp_path / "p.safetensors"
     metadata: dict[str, str | None] = {
         "leanthink": "predictor",
-        "version": "1",
+        "version": "2",
         "target": "horizon",
         "horizons": "[32]",
+        "offsets": "[0]",
         "hidden_size": "64",
         "fingerprint": fingerprint(model),
         "data": "{}",

@@ -1,6 +1,6 @@
 """Attention over the bounded cache, plugged into transformers, and the forward pass that uses it.
 
-N rows   H kv heads   G query heads per kv head   D head dim   S tokens fed   T slots read   M model dim   V vocabulary
+N rows   H kv heads   G query heads per kv head   D head dim   S tokens fed   T slots read   F state size   V vocabulary
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 
 from leanthink.cache import Decode, SlotCache
 from leanthink.errors import UnsupportedModel, UsageError
+from leanthink.states import joined, middle_outputs
 
 NAME = "leanthink"
 
@@ -88,10 +89,10 @@ AttentionInterface.register(NAME, slot_attention)
 
 
 @contextmanager
-def _switched_on(config: Any) -> Iterator[None]:
-    """The model uses our attention inside, and whatever its owner chose outside."""
+def switched_to(name: str, config: Any) -> Iterator[None]:
+    """The model uses this registered attention inside, and whatever its owner chose outside."""
     before = config._attn_implementation
-    config._attn_implementation = NAME
+    config._attn_implementation = name
     try:
         yield
     finally:
@@ -99,15 +100,15 @@ def _switched_on(config: Any) -> Iterator[None]:
 
 
 def forward(model: Any, cache: SlotCache, ids_NS: Tensor, positions_NS: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the announced forward; returns hidden [N, M], which feeds the LM head, and logits [N, V], of the last token.
+    """Run the announced forward; returns states [N, F] (see `leanthink.states`) and logits [N, V] of the last token.
 
-    The hidden state is taken where the LM head receives it and the logits come out of the whole model, so
+    The final hidden state is taken where the LM head receives it and the logits come out of the whole model, so
     whatever a model does after its head stays exact.
     """
     caught: list[Tensor] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
     try:
-        with _switched_on(model.config):
+        with switched_to(NAME, model.config), middle_outputs(model) as middle:
             logits: Tensor = model(
                 input_ids=ids_NS, position_ids=positions_NS, use_cache=False, logits_to_keep=1, slot_cache=cache
             ).logits
@@ -117,4 +118,4 @@ def forward(model: Any, cache: SlotCache, ids_NS: Tensor, positions_NS: Tensor) 
     finally:
         hook.remove()
     cache.finish()
-    return caught[0][:, -1], logits[:, -1]
+    return joined(caught[0][:, -1], middle[0][:, -1]), logits[:, -1]

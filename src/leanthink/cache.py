@@ -2,6 +2,7 @@
 
 N active rows   R chosen rows   L layers   H kv heads   G query heads per kv head   D head dim
 S thought slots   K kept slots   W remembered queries   C stamped numbers per slot   T slots reserved per row
+F state size      O offsets
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class SlotCache:
         device: where they lie.
         channels: stamped numbers per slot; 0 for none.
         num_queries: how many of the latest queries to remember per layer; 0 for none.
+        num_states: of how many of the latest tokens to remember the states; 0 for none.
+        state_size: numbers of one token's states.
         per_head: whether any policy keeps different slots in different layers and heads.
 
     Raises:
@@ -80,6 +83,8 @@ class SlotCache:
         device: torch.device,
         channels: int = 0,
         num_queries: int = 0,
+        num_states: int = 0,
+        state_size: int = 0,
         per_head: bool = False,
     ) -> None:
         self.shape, self.rows, self.capacity, self.num_queries = shape, rows, capacity, num_queries
@@ -98,6 +103,8 @@ class SlotCache:
         self.queries = [
             torch.zeros(ring, dtype=dtype, device=device) for _ in range(shape.layers if num_queries else 0)
         ]
+        self.num_states = num_states
+        self.states = torch.zeros(rows, num_states, state_size if num_states else 0, dtype=dtype, device=device)
         sets = (shape.layers, shape.kv_heads) if per_head else (1, 1)
         self.positions = torch.zeros(rows, *sets, capacity, dtype=torch.int64, device=device)
         self.stamps = torch.zeros(rows, capacity, channels, device=device)
@@ -192,9 +199,24 @@ class SlotCache:
             self.next_positions[:n] += 1
             self.host_lengths[:n] += 1
 
-    def stamp(self, rows_R: Tensor, stamps_RC: Tensor) -> None:
-        """Attach numbers to the slot that each of these rows wrote last."""
-        self.stamps[rows_R, self.lengths[rows_R] - 1, : stamps_RC.shape[1]] = stamps_RC.float()
+    def remember(self, states_NF: Tensor) -> None:
+        """Keep the states of the token just fed to each active row, in a ring: position p at p modulo its size."""
+        rows_N = torch.arange(self.active, device=self.states.device)
+        self.states[rows_N, (self.next_positions[: self.active] - 1) % self.num_states] = states_NF
+
+    def recall(self, rows_R: Tensor, offsets: Sequence[int]) -> Tensor:
+        """States [R, O, F] of the token `offsets[-1]` before the last of each row, and of those at `offsets` after it.
+
+        Before so many thought tokens are written they are another token's; that token is of the prompt, or gone.
+        """
+        assert offsets[-1] < self.num_states
+        back = torch.tensor(offsets, device=self.states.device) - offsets[-1] - 1
+        return self.states[rows_R[:, None], (self.next_positions[rows_R, None] + back) % self.num_states]
+
+    def stamp(self, rows_R: Tensor, stamps_RC: Tensor, *, late: int = 0) -> None:
+        """Attach numbers to the slot that each of these rows wrote `late` tokens before its last."""
+        slots_R = (self.lengths[rows_R] - 1 - late).clamp(min=0)  # of the prompt where the thought is still shorter
+        self.stamps[rows_R, slots_R, : stamps_RC.shape[1]] = stamps_RC.float()
 
     def show(self, rows_R: Tensor, count: int, seeds_R: Tensor, policy: Policy, layer: int | None = None) -> Slots:
         """The `count` thought slots of each of these rows, as the policy sees them; `layer` for a policy per head."""
@@ -276,6 +298,7 @@ class SlotCache:
             slab[target, :, :longest] = slab[source, :, :longest]
         for table in (
             *self.queries,
+            self.states,
             self.positions,
             self.stamps,
             self.lengths,

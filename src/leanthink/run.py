@@ -1,7 +1,7 @@
 """prompt → prefill → [ forward one token → stamp → if due: score → select → compact → sample ], for many rows at once.
 
-N active rows   R rows of one eviction   S thought slots   K kept slots   L layers   H kv heads   M model width
-V vocabulary
+N active rows   R rows of one eviction   S thought slots   K kept slots   L layers   H kv heads   F state size
+W tokens that a predictor sees of each   V vocabulary
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from leanthink.policies import Policy
 from leanthink.request import Request
 from leanthink.sampling import Sampler
 from leanthink.seats import GOING_ON, Seats
+from leanthink.states import state_size
 
 PREFILL_TOKENS = 16384  # most prompt tokens in one forward, unless one prompt alone is longer
 
@@ -56,6 +57,8 @@ class Run:
             device=self.device,
             channels=max(policy.channels for policy in policies),
             num_queries=max(policy.num_queries for policy in policies),
+            num_states=max((policy.offsets[-1] + 1 for policy in policies if policy.channels), default=0),
+            state_size=state_size(model),
             per_head=any(policy.per_head for policy in policies),
         )
         self.seats = Seats(rows, tokenizer, tags=tags, ends=ends, policies=policies, record=record)
@@ -96,9 +99,12 @@ class Run:
         """One token for every active row: forward → stamp → evict → sample."""
         n = self.cache.active
         positions_N1 = self.cache.start_step()
-        hidden_NM, logits_NV = forward(self.model, self.cache, self.last_ids[:n, None], positions_N1)
+        states_NF, logits_NV = forward(self.model, self.cache, self.last_ids[:n, None], positions_N1)
+        if self.stamping:
+            self.cache.remember(states_NF)
         for policy, rows_R in self.stamping:
-            self.cache.stamp(rows_R, policy.stamp(hidden_NM[rows_R]))
+            seen_RWF = self.cache.recall(rows_R, policy.offsets)
+            self.cache.stamp(rows_R, policy.stamp(seen_RWF), late=policy.offsets[-1])
         self._evict()
         self._sample(slice(0, n), logits_NV)
 

@@ -26,6 +26,9 @@ Target = Annotated[
     str | None, option("--target", about="horizon (policy horizon) or answer (policy dynts).", default="horizon")
 ]
 Horizons = Annotated[str | None, option("--horizons", about="Which of the labelled ones to fit.", default="all")]
+Offsets = Annotated[
+    str | None, option("--offsets", about="Tokens seen of each, itself (0) and later ones.", default="0,1,2,4,8,12")
+]
 Transform = Annotated[str | None, option("--transform", about="Of answer labels: power or scale.", default="power")]
 Steps = Annotated[int | None, option("--steps", about="Training steps.", default=6000)]
 Batch = Annotated[int | None, option("--batch", about="Tokens of a step.", default=8192)]
@@ -49,6 +52,7 @@ def command(
     model: options.Model = "tiny",
     target: Target = None,
     horizons: Horizons = None,
+    offsets: Offsets = None,
     transform: Transform = None,
     steps: Steps = None,
     batch: Batch = None,
@@ -72,6 +76,7 @@ def command(
     given: dict[str, Any] = {
         "target": target,
         "horizons": None if horizons is None else whole_numbers("--horizons", horizons),
+        "offsets": None if offsets is None else whole_numbers("--offsets", offsets),
         "transform": transform,
         "steps": steps,
         "batch": batch,

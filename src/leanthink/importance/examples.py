@@ -1,6 +1,7 @@
-"""What a predictor is fitted to: hidden states of thought tokens beside their labels, trace by trace.
+"""What a predictor is fitted to: states of thought tokens beside their labels, trace by trace.
 
-Shapes: T thought tokens of a trace (or a sample of them), M hidden size, H horizons.
+Shapes: T thought tokens of a trace (or a sample of them), F state size (see `leanthink.states`), H horizons,
+W tokens that the predictor sees of each, N tokens seen in all.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from leanthink.errors import PredictorMismatch, UsageError
 from leanthink.importance.fingerprint import fingerprint
 from leanthink.importance.label_file import LabelFile
+from leanthink.states import joined, middle_outputs
 from leanthink.trace import Trace
 
 Progress = Callable[[int, int], None]
@@ -26,18 +28,22 @@ Progress = Callable[[int, int], None]
 class Examples:
     """Thought tokens of one trace, on the CPU.
 
-    hidden_TM: final-norm hidden states in the model's dtype.
+    states_NF: states of every token that is seen, each once, in the model's dtype.
+    seen_TW: int64, which of them each token is scored by: itself, then those that follow it; past the thought's end,
+        the last token of the thought.
     labels_TC: float32 [T, 1 + H], column 0 the answer label.
     tokens_after_T: int64, how many tokens of the trace come after each: from further away nobody could read it.
     """
 
     problem_id: str
-    hidden_TM: Tensor
+    states_NF: Tensor
+    seen_TW: Tensor
     labels_TC: Tensor
     tokens_after_T: Tensor
 
     def __post_init__(self) -> None:
-        assert len(self.hidden_TM) == len(self.labels_TC) == len(self.tokens_after_T) > 0
+        assert len(self.seen_TW) == len(self.labels_TC) == len(self.tokens_after_T) > 0
+        assert int(self.seen_TW.max()) < len(self.states_NF)
 
 
 def usable(traces: Iterable[Trace], labels: LabelFile, *, only_correct: bool, need_answer: bool) -> list[Trace]:
@@ -86,11 +92,14 @@ def gather(
     traces: Sequence[Trace],
     labels: LabelFile,
     *,
+    offsets: tuple[int, ...],
     tokens_per_trace: int | None,
     seed: int,
     progress: Progress | None = None,
 ) -> list[Examples]:
     """One forward pass for each trace; of a longer thought a random sample of `tokens_per_trace` tokens, in order.
+
+    Each token is seen with those at `offsets` after it.
 
     Raises:
         PredictorMismatch: the labels belong to another model.
@@ -104,13 +113,15 @@ def gather(
         labels_TC = labels.of(trace)
         assert labels_TC is not None, "only labelled traces are gathered"
         chosen_T = _sample(len(labels_TC), tokens_per_trace, f"{seed}/{trace.key}")
-        tokens = len(trace.prompt_ids) + len(trace.token_ids)
+        at_TW = (chosen_T[:, None] + torch.tensor(offsets)).clamp(max=len(labels_TC) - 1)
+        at_N, seen_TW = torch.unique(at_TW, return_inverse=True)
         examples.append(
             Examples(
                 problem_id=trace.id,
-                hidden_TM=_thought_states(model, trace)[chosen_T.to(model.device)].cpu(),
+                states_NF=_thought_states(model, trace)[at_N.to(model.device)].cpu(),
+                seen_TW=seen_TW,
                 labels_TC=labels_TC[chosen_T],
-                tokens_after_T=tokens - 1 - len(trace.prompt_ids) - chosen_T,
+                tokens_after_T=len(trace.token_ids) - 1 - chosen_T,
             )
         )
         if progress is not None:
@@ -120,11 +131,11 @@ def gather(
 
 @torch.no_grad()
 def _thought_states(model: Any, trace: Trace) -> Tensor:
-    """Final-norm hidden states of the thought, [T, M]; what comes after it cannot change them and is not fed."""
+    """States of the thought, [T, F]; what comes after it cannot change them and is not fed."""
     ids = (*trace.prompt_ids, *trace.token_ids[: trace.thought_tokens])
-    output = model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
-    hidden_TM: Tensor = output.last_hidden_state[0, len(trace.prompt_ids) :]
-    return hidden_TM
+    with middle_outputs(model) as middle:
+        output = model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    return joined(output.last_hidden_state, middle[0])[0, len(trace.prompt_ids) :]
 
 
 def _sample(count: int, most: int | None, name: str) -> Tensor:

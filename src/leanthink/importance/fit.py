@@ -1,6 +1,7 @@
 """Fits an importance predictor to labelled traces, measures it on held-out ones and writes the sidecar.
 
-Shapes: N tokens of a batch, T tokens of a trace, M hidden size, C channels (1 for `answer`, H for `horizon`).
+Shapes: N tokens of a batch, T tokens of a trace, S tokens seen, W tokens that the predictor sees of each, F state size,
+C channels (1 for `answer`, H for `horizon`).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +20,7 @@ from leanthink.errors import UsageError, unknown
 from leanthink.importance.agreement import kendall_tau, top_overlap
 from leanthink.importance.examples import Examples, gather, split_by_problem, usable
 from leanthink.importance.label_file import LabelFile
-from leanthink.importance.predictor import Predictor, made_ready, save_predictor
+from leanthink.importance.predictor import HorizonHead, Predictor, made_ready, offsets_below, save_predictor
 from leanthink.importance.recipe import Recipe, goal, loss, rate
 from leanthink.trace import Trace
 
@@ -46,8 +48,8 @@ def fit(
 ) -> Fitted:
     """Fit a predictor for `model`; with `out_path` also write it there.
 
-    Needs one forward pass per trace, and main memory for tokens x hidden size numbers in the model's dtype, twice:
-    `tokens_per_trace` bounds it.
+    Needs one forward pass per trace, and memory for tokens x 2 x hidden size numbers in the model's dtype, twice:
+    `tokens_per_trace` bounds it. It is the device's where half of what is free there holds them, else main memory.
     `progress(stage, done, total)` is called for the stages "read" and "fit".
 
     Raises:
@@ -61,6 +63,7 @@ def fit(
         model,
         [*fitted_to, *held_out],
         labels,
+        offsets=recipe.offsets or (0,),
         tokens_per_trace=recipe.tokens_per_trace,
         seed=recipe.seed,
         progress=None if progress is None else lambda done, total: progress("read", done, total),
@@ -92,7 +95,9 @@ def _columns(labels: LabelFile, recipe: Recipe) -> tuple[list[int], Recipe]:
             raise unknown("horizon", horizon, labels.horizons)
     if not horizons or list(horizons) != sorted(set(horizons)):
         raise UsageError(f"horizons must be ascending, at least one, got {list(horizons)}")
-    return [1 + labels.horizons.index(horizon) for horizon in horizons], replace(recipe, horizons=horizons)
+    offsets = offsets_below(horizons[0]) if recipe.offsets is None else recipe.offsets
+    spelt_out = replace(recipe, horizons=horizons, offsets=offsets)
+    return [1 + labels.horizons.index(horizon) for horizon in horizons], spelt_out
 
 
 def _counts(examples: Sequence[Examples], recipe: Recipe) -> Tensor:
@@ -103,6 +108,19 @@ def _counts(examples: Sequence[Examples], recipe: Recipe) -> Tensor:
     return after_N1 >= torch.tensor(recipe.horizons)
 
 
+def _roomiest(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The tensors on the device if they fill at most half of what is free there, else where they are."""
+    size = sum(tensor.nbytes for tensor in tensors)
+    fits = device.type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]
+    return [tensor.to(device) for tensor in tensors] if fits else list(tensors)
+
+
+def _seen_NW(examples: Sequence[Examples]) -> Tensor:
+    """Where in the states of all examples, put together, each token and its followers are, int64 [N, W]."""
+    starts = accumulate((len(example.states_NF) for example in examples[:-1]), initial=0)
+    return torch.cat([example.seen_TW + start for example, start in zip(examples, starts, strict=True)])
+
+
 def _train(
     model: Any, examples: Sequence[Examples], recipe: Recipe, progress: Progress | None
 ) -> tuple[Predictor, float]:
@@ -110,19 +128,24 @@ def _train(
 
     Returns the predictor and the mean loss of the last hundred steps.
     """
-    hidden_NM = torch.cat([example.hidden_TM for example in examples])
-    goal_NC = goal(torch.cat([example.labels_TC for example in examples]), recipe)
-    counts_NC = _counts(examples, recipe)
-    predictor = _fresh(recipe, hidden_NM.shape[1]).to(model.device)
+    held = [
+        torch.cat([example.states_NF for example in examples]),
+        _seen_NW(examples),
+        goal(torch.cat([example.labels_TC for example in examples]), recipe),
+        _counts(examples, recipe),
+    ]
+    states_SF, seen_NW, goal_NC, counts_NC = _roomiest(held, model.device)
+    predictor = _fresh(recipe, model.config.hidden_size, states_SF).to(model.device)
     betas = (0.9, 0.95) if recipe.target == "answer" else (0.9, 0.999)
     optimiser = torch.optim.AdamW(predictor.parameters(), lr=recipe.learning_rate, betas=betas, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, recipe.steps, recipe.target))
     draws = torch.Generator().manual_seed(recipe.seed)
     recent: list[Tensor] = []
     for step in range(recipe.steps):
-        rows_N = torch.randint(len(hidden_NM), (recipe.batch,), generator=draws)
-        hidden, wanted, counts = (rows[rows_N].to(model.device) for rows in (hidden_NM, goal_NC, counts_NC))
-        step_loss = loss(predictor(hidden), wanted, counts, recipe.target)
+        rows_N = torch.randint(len(goal_NC), (recipe.batch,), generator=draws).to(goal_NC.device)
+        batch = (states_SF[seen_NW[rows_N]], goal_NC[rows_N], counts_NC[rows_N])
+        states_NWF, wanted_NC, counts = (part.to(model.device) for part in batch)
+        step_loss = loss(predictor(states_NWF), wanted_NC, counts, recipe.target)
         optimiser.zero_grad()
         step_loss.backward()  # type: ignore[no-untyped-call]
         if recipe.target == "answer":
@@ -135,11 +158,19 @@ def _train(
     return predictor.to(torch.bfloat16).float(), float(torch.stack(recent).mean())
 
 
-def _fresh(recipe: Recipe, hidden_size: int) -> Predictor:
+def _fresh(recipe: Recipe, hidden_size: int, states_SF: Tensor) -> Predictor:
     """A predictor with the seed's initial weights, drawn without disturbing the caller's random numbers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return Predictor(target=recipe.target, hidden_size=hidden_size, horizons=recipe.horizons or ())
+        predictor = Predictor(
+            target=recipe.target,
+            hidden_size=hidden_size,
+            horizons=recipe.horizons or (),
+            offsets=recipe.offsets or (0,),
+        )
+    if isinstance(predictor.head, HorizonHead):
+        predictor.head.standardise(states_SF)
+    return predictor
 
 
 @torch.no_grad()
@@ -154,7 +185,7 @@ def _measure(predictor: Predictor, examples: Sequence[Examples], recipe: Recipe)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in least}
     losses = []
     for example in examples:
-        scores_TC = _scores(predictor, example.hidden_TM)
+        scores_TC = _scores(predictor, example)
         goal_TC = goal(example.labels_TC, recipe)
         losses.append(float(loss(scores_TC, goal_TC, _counts([example], recipe), recipe.target)))
         for channel, (name, tokens) in enumerate(least.items()):
@@ -169,9 +200,10 @@ def _measure(predictor: Predictor, examples: Sequence[Examples], recipe: Recipe)
     }
 
 
-def _scores(predictor: Predictor, hidden_TM: Tensor) -> Tensor:
+def _scores(predictor: Predictor, example: Examples) -> Tensor:
     device = next(predictor.parameters()).device
-    return torch.cat([predictor(part.to(device)).cpu() for part in torch.split(hidden_TM, 8192)])
+    states_NF = example.states_NF.to(device)
+    return torch.cat([predictor(states_NF[part.to(device)]).cpu() for part in torch.split(example.seen_TW, 8192)])
 
 
 def _ranking(predicted: list[float], truth: list[float]) -> dict[str, float] | None:

@@ -7,8 +7,7 @@ block, C columns (keys) that the block sees, Q query heads per KV head (G of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from leanthink.attention import switched_to
 from leanthink.errors import UsageError
 from leanthink.load import check_supported
 
@@ -33,11 +33,9 @@ class Labels:
     values_TC: float32 [T, 1 + H]. Column 0 is the mean attention that a token gets over all layers, heads and answer
         rows (the label of arXiv 2601.18383), NaN where the trace has no answer; column 1 + h is the largest attention
         in any layer and head from any row at least `horizons[h]` tokens later, 0 where there is no such row.
-    hidden_TM: the final-norm hidden states of the same tokens in the model's dtype, if asked for.
     """
 
     values_TC: Tensor
-    hidden_TM: Tensor | None = None
 
 
 class _Tally:
@@ -118,16 +116,6 @@ def _attention(
 AttentionInterface.register(ATTENTION_NAME, _attention)
 
 
-@contextmanager
-def _attention_of(model: Any, name: str) -> Iterator[None]:
-    previous = model.config._attn_implementation
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(previous)
-
-
 def check_horizons(horizons: Sequence[int]) -> tuple[int, ...]:
     """The horizons as a tuple: at least one, whole numbers of tokens >= 1, strictly ascending; else UsageError."""
     checked = tuple(horizons)
@@ -145,7 +133,6 @@ def label_trace(
     horizons: Sequence[int] = HORIZONS,
     *,
     block_bytes: int | None = None,
-    keep_hidden: bool = False,
 ) -> Labels:
     """Labels of the thought tokens `token_ids[prompt_tokens:thought_end]`, from one forward pass over all of the trace.
 
@@ -157,7 +144,6 @@ def label_trace(
         horizons: distances in tokens, ascending.
         block_bytes: bound on the two fp32 buffers of a block of rows; one row is the least (8 bytes per head and
             token). None: 8 MiB on a CPU, 512 MiB elsewhere.
-        keep_hidden: also return the final-norm hidden states of the thought.
 
     Beside the weights this needs the block, the activations of one layer for N tokens, and nothing of N x N. The
     attention implementation of the model is changed for the duration of the call.
@@ -179,8 +165,7 @@ def label_trace(
         block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
     tally = _Tally(first=prompt_tokens, end=thought_end, horizons=distances, block_bytes=block_bytes, device=device)
     ids_1N = torch.tensor([list(token_ids)], device=device)
-    with _attention_of(model, ATTENTION_NAME):
+    with switched_to(ATTENTION_NAME, model.config):
         # The body without the language-model head: logits of a long trace would be the largest tensor of all.
-        hidden_1NM = model.base_model(input_ids=ids_1N, use_cache=False, label_tally=tally).last_hidden_state
-    hidden_TM = hidden_1NM[0, prompt_tokens:thought_end].cpu() if keep_hidden else None
-    return Labels(values_TC=tally.labels_TC(), hidden_TM=hidden_TM)
+        model.base_model(input_ids=ids_1N, use_cache=False, label_tally=tally)
+    return Labels(values_TC=tally.labels_TC())

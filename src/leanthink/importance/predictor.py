@@ -1,6 +1,7 @@
-"""The importance predictor: a small network on the final hidden state, and the file it is shipped in.
+"""The importance predictor: a small network on a token's states and those that follow, and the file it is shipped in.
 
-Shapes: N tokens, M hidden size of the base model, C numbers per token.
+Shapes: N tokens, M hidden size of the base model, F = 2 M state size (see `leanthink.states`), C numbers per token,
+W tokens that the predictor sees of each: the token itself and some that follow it.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,43 +21,106 @@ from torch import Tensor, nn
 from leanthink.errors import DamagedFile, PredictorMismatch, UsageError, unknown
 from leanthink.importance.fingerprint import fingerprint
 
-VERSION = "1"
+VERSION = "2"
 TARGETS = ("answer", "horizon")
 Target = Literal["answer", "horizon"]
+OFFSETS = (0, 1, 2, 4, 8, 12)
+
+
+class AnswerHead(nn.Sequential):
+    """The head of arXiv 2601.18383 on the final-norm hidden state: no biases, and a last Softplus keeps it positive."""
+
+    def __init__(self, hidden_size: int) -> None:
+        M = hidden_size
+        layers = [[nn.Linear(a, b, bias=False), nn.Softplus()] for a, b in pairwise((M, 2 * M, M // 2, 1))]
+        super().__init__(*chain(*layers))
+
+    def forward(self, states_NWF: Tensor) -> Tensor:
+        """Scores [N, 1]; W = 1, and only the final half of the states is read."""
+        read_N = states_NWF[:, 0, : states_NWF.shape[-1] // 2]
+        for layer in self:
+            read_N = layer(read_N)
+        return read_N
+
+
+class HorizonHead(nn.Module):
+    """One logit per horizon from both halves of the token's states, and a summary of the states that follow it.
+
+    A number's first digit or its sign is written before it shows what the number is for; the tokens after it know.
+    """
+
+    def __init__(self, hidden_size: int, horizons: int, followers: int) -> None:
+        super().__init__()
+        M, F, P = hidden_size, 2 * hidden_size, hidden_size // 4
+        self.mean_F, self.spread_F = nn.Buffer(torch.zeros(F)), nn.Buffer(torch.ones(F))  # of what it was fitted to
+        self.own = nn.Linear(F, 2 * M)
+        self.summary = nn.Linear(F, P, bias=False) if followers else None
+        self.following = nn.Linear(followers * P, 2 * M, bias=False) if followers else None
+        self.rest = nn.Sequential(nn.Softplus(), nn.Linear(2 * M, M // 2), nn.Softplus(), nn.Linear(M // 2, horizons))
+
+    @torch.no_grad()
+    def standardise(self, states_SF: Tensor) -> None:
+        """Measure mean and spread of the states that the head is to be fitted to, on a sample of them."""
+        sample_SF = states_SF[:: max(1, len(states_SF) // 65536)].float()
+        self.mean_F.copy_(sample_SF.mean(dim=0))
+        self.spread_F.copy_(sample_SF.std(dim=0, correction=0).clamp(min=1e-6))
+
+    def forward(self, states_NWF: Tensor) -> Tensor:
+        """Logits [N, C]."""
+        seen_NWF = (states_NWF - self.mean_F) / self.spread_F
+        read_NX = self.own(seen_NWF[:, 0])
+        if self.summary is not None and self.following is not None:
+            read_NX = read_NX + self.following(self.summary(seen_NWF[:, 1:]).flatten(1))
+        logits_NC: Tensor = self.rest(read_NX)
+        return logits_NC
 
 
 class Predictor(nn.Module):
-    """Scores every token by its final-norm hidden state; a higher score means more important.
+    """Scores every token by its states; a higher score means more important.
 
-    `answer` (arXiv 2601.18383): one number, the attention that the answer will pay the token; no biases, and a last
-    Softplus keeps it positive. `horizon`: one logit for each horizon, sigmoid of which is the largest attention that
-    any token at least so far away will pay.
+    `answer`: one number, the attention that the answer will pay the token. `horizon`: one logit for each horizon,
+    sigmoid of which is the largest attention that any token at least so far away will pay.
+
+    Attributes:
+        offsets: which tokens it sees of each: 0 the token itself, o the one written o tokens later. A token can be
+            scored once the last of them is written, which is always before the first horizon.
 
     Raises:
-        UsageError: an unknown target, horizons given to `answer`, or none given to `horizon`.
+        UsageError: an unknown target, horizons or following tokens given to `answer`, no horizons given to `horizon`,
+            or offsets that do not begin with 0, ascend and stay below the first horizon.
     """
 
-    def __init__(self, *, target: Target, hidden_size: int, horizons: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, *, target: Target, hidden_size: int, horizons: tuple[int, ...] = (), offsets: tuple[int, ...] = (0,)
+    ) -> None:
         super().__init__()
         if target not in TARGETS:
             raise unknown("predictor target", target, TARGETS)
         if (target == "horizon") != bool(horizons):
             raise UsageError(f"target {target!r} with horizons {list(horizons)}: only, and always, 'horizon' has them")
-        self.target, self.hidden_size, self.horizons = target, hidden_size, horizons
-        bias = target == "horizon"
-        layers: list[nn.Module] = [
-            nn.Linear(hidden_size, 2 * hidden_size, bias=bias),
-            nn.Softplus(),
-            nn.Linear(2 * hidden_size, hidden_size // 2, bias=bias),
-            nn.Softplus(),
-            nn.Linear(hidden_size // 2, len(horizons) or 1, bias=bias),
-        ]
-        self.layers = nn.Sequential(*layers, *([nn.Softplus()] if target == "answer" else []))
+        if offsets[:1] != (0,) or any(a >= b for a, b in pairwise(offsets)):
+            raise UsageError(f"offsets must ascend from 0, the token itself, got {list(offsets)}")
+        if offsets[-1] >= (horizons or (1,))[0]:
+            raise UsageError(
+                f"offsets {list(offsets)} with horizons {list(horizons)}: offsets must stay below the first horizon, "
+                "and 'answer' sees the token alone"
+            )
+        self.target, self.hidden_size, self.horizons, self.offsets = target, hidden_size, horizons, offsets
+        self.head: nn.Module = (
+            AnswerHead(hidden_size)
+            if target == "answer"
+            else HorizonHead(hidden_size, len(horizons), followers=len(offsets) - 1)
+        )
 
-    def forward(self, hidden_NM: Tensor) -> Tensor:
+    def forward(self, states_NWF: Tensor) -> Tensor:
         """Scores [N, C], in the weights' dtype, C = 1 for `answer` and one per horizon for `horizon`."""
-        scores_NC: Tensor = self.layers(hidden_NM.to(next(self.parameters()).dtype))
+        scores_NC: Tensor = self.head(states_NWF.to(next(self.parameters()).dtype))
         return scores_NC
+
+
+def offsets_below(horizon: int) -> tuple[int, ...]:
+    """The usual offsets, as many of them as stay below the first horizon."""
+    return tuple(offset for offset in OFFSETS if offset < horizon)
 
 
 def save_predictor(
@@ -73,6 +138,7 @@ def save_predictor(
         "version": VERSION,
         "target": predictor.target,
         "horizons": json.dumps(predictor.horizons),
+        "offsets": json.dumps(predictor.offsets),
         "hidden_size": str(predictor.hidden_size),
         "fingerprint": base_fingerprint,
         "data": json.dumps(data, allow_nan=False),
@@ -89,7 +155,7 @@ def save_predictor(
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a sidecar says about itself: version, target, horizons, hidden_size, fingerprint, data, metrics.
+    """What a sidecar says about itself: version, target, horizons, offsets, hidden_size, fingerprint, data, metrics.
 
     Raises:
         UsageError: no such file, a safetensors file that is no predictor, or another version.
@@ -115,12 +181,15 @@ def load_predictor(path: str | os.PathLike[str], model: Any) -> Predictor:
             f"{metadata['fingerprint'][:12]}, this model has {model.config.hidden_size} and {ours[:12]}: "
             "load the model it was fitted for, or fit one for this model with `leanthink fit`"
         )
-    predictor = Predictor(
-        target=metadata["target"], hidden_size=metadata["hidden_size"], horizons=tuple(metadata["horizons"])
-    )
     try:
+        predictor = Predictor(
+            target=metadata["target"],
+            hidden_size=metadata["hidden_size"],
+            horizons=tuple(metadata["horizons"]),
+            offsets=tuple(metadata["offsets"]),
+        )
         predictor.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, UsageError) as error:
         raise DamagedFile(f"{path}: the weights do not fit its own metadata ({error})") from None
     return made_ready(predictor, model)
 
@@ -145,7 +214,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if metadata.get("version") != VERSION:
         raise UsageError(f"{path} has version {metadata.get('version')}, this LeanThink reads {VERSION}: fit it again")
     try:
-        decoded = {name: json.loads(metadata[name]) for name in ("horizons", "hidden_size", "data", "metrics")}
+        names = ("horizons", "offsets", "hidden_size", "data", "metrics")
+        decoded = {name: json.loads(metadata[name]) for name in names}
         if metadata["target"] not in TARGETS or not isinstance(metadata["fingerprint"], str):
             raise ValueError(f"target {metadata['target']!r}")
     except (KeyError, ValueError) as error:

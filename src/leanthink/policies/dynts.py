@@ -30,9 +30,9 @@ class DynTS(Policy):
         """One: the predicted importance."""
         return 1
 
-    def stamp(self, hidden_NM: Tensor) -> Tensor:
+    def stamp(self, states_NWF: Tensor) -> Tensor:
         """The predicted importance of each token, [N, 1]."""
-        return self.predictor(hidden_NM).float()
+        return self.predictor(states_NWF).float()
 
     def score(self, slots: Slots) -> Tensor:
         """What was stamped, whatever the slot's age, [R, S]."""

@@ -36,6 +36,11 @@ class Horizon(Policy):
         horizons = self.predictor.horizons
         if not horizons or horizons[0] < 1 or any(near >= far for near, far in pairwise(horizons)):
             raise UsageError(f"Horizon: the predictor's horizons must ascend from at least 1, got {horizons}")
+        if self.predictor.offsets[-1] >= horizons[0]:
+            raise UsageError(
+                f"Horizon: the predictor's offsets {self.predictor.offsets} must stay below its first horizon, "
+                f"{horizons[0]}: a slot is ranked by its stamp from that age on"
+            )
 
     def __repr__(self) -> str:
         return f"Horizon(horizons={self.predictor.horizons})"
@@ -45,9 +50,14 @@ class Horizon(Policy):
         """One for each horizon."""
         return len(self.predictor.horizons)
 
-    def stamp(self, hidden_NM: Tensor) -> Tensor:
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The predictor's; all of them are written before a slot leaves the local window."""
+        return self.predictor.offsets
+
+    def stamp(self, states_NWF: Tensor) -> Tensor:
         """The predicted importance of each token at each horizon, [N, C]."""
-        return self.predictor(hidden_NM).float()
+        return self.predictor(states_NWF).float()
 
     def score(self, slots: Slots) -> Tensor:
         """The stamp of the largest horizon that the slot's age has reached, [R, S]."""

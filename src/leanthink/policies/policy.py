@@ -1,7 +1,7 @@
 """What a policy is, and what it is shown: it ranks thought slots; it never counts and never writes.
 
 Shape legend: R rows (requests); S thought slots, oldest first; H kv heads; G query heads of one kv head;
-W latest queries, oldest first; D head width; C stamped channels; N tokens just fed; M model width.
+W latest queries, oldest first, or tokens seen by a predictor; D head width; C stamped channels; N tokens; F state size.
 """
 
 from __future__ import annotations
@@ -72,7 +72,11 @@ class ImportancePredictor(Protocol):
     def horizons(self) -> tuple[int, ...]:
         """Reading distances in tokens, ascending, one per channel; empty for "answer"."""
 
-    def __call__(self, hidden_NM: Tensor, /) -> Tensor:
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Which tokens it sees of each: 0 the token itself, o the one written o tokens later; ascending from 0."""
+
+    def __call__(self, states_NWF: Tensor, /) -> Tensor:
         """Scores [N, C], higher is more important."""
 
 
@@ -99,8 +103,17 @@ class Policy(Protocol):
         """How many numbers `stamp` gives each token; 0 for a policy that stamps nothing."""
         return 0
 
-    def stamp(self, hidden_NM: Tensor) -> Tensor:
-        """Numbers to store beside each token's slot, float32 [N, C], from its final-norm hidden state."""
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Which tokens `stamp` is shown of each, ascending from 0: the token itself and those so many tokens later.
+
+        A token is stamped when the last of them is written; until then its stamp means nothing, and `score` must rank
+        it above all that are stamped.
+        """
+        return (0,)
+
+    def stamp(self, states_NWF: Tensor) -> Tensor:
+        """Numbers to store beside each token's slot, float32 [N, C], from its states (see `leanthink.states`)."""
         raise AssertionError(f"{self.name} stamps nothing: channels is {self.channels}")
 
     @abstractmethod
