@@ -10,6 +10,7 @@ import torch
 
 from leanthink.errors import PredictorMismatch, UsageError
 from leanthink.importance import fit as fitting
+from leanthink.importance.batches import BATCH_TOKENS
 from leanthink.importance.examples import gather, split_by_problem, usable
 from leanthink.importance.fingerprint import fingerprint
 from leanthink.importance.fit import fit
@@ -78,6 +79,22 @@ def test_hidden_states_stand_beside_their_own_labels(model: Any, labels: Any) ->
         torch.testing.assert_close(part.states_NF[part.seen_TW[:, column]], states[seen])
     assert len(part.states_NF) <= 3 * 7
     assert torch.equal(part.labels_TC, whole.labels_TC[at])
+
+
+def test_examples_gathered_in_batches_are_those_of_each_trace_in_the_order_given(
+    model: Any, labels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traces, seen = [TRACES[index] for index in (2, 11, 0, 7, 4)], []
+    how: dict[str, Any] = {"offsets": (0, 1), "tokens_per_trace": 9, "seed": 0}
+    alone = gather(model, traces, labels, **how)
+    monkeypatch.setitem(BATCH_TOKENS, "cpu", 3 * 28)
+    together = gather(model, traces, labels, **how, progress=lambda *now: seen.append(now))
+    assert seen == [(done, 5) for done in range(1, 6)]
+    assert [examples.problem_id for examples in together] == [one.id for one in traces]
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(other.states_NF, one.states_NF, rtol=1e-4, atol=1e-5)
+        for name in ("seen_TW", "labels_TC", "tokens_after_T"):
+            assert torch.equal(getattr(other, name), getattr(one, name))
 
 
 def test_labels_of_another_model_are_refused(labels: Any) -> None:

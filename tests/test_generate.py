@@ -5,10 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-import leanthink.run
 import leanthink.seats
 from leanthink.budget import Budget
-from leanthink.cache import SlotCache
 from leanthink.completion import Completion
 from leanthink.errors import UnsupportedModel, UsageError
 from leanthink.generate import generate, split_by_bound, stream
@@ -16,7 +14,7 @@ from leanthink.load import kv_shape, think_tags
 from leanthink.policies import Policy, make_policy
 from leanthink.policies.window import Window
 from leanthink.request import make_requests
-from leanthink.run import Run
+from leanthink.engine import Engine, Progress
 from leanthink.sampling import Sampling
 from leanthink.transformers_generate import custom_generate
 from models import ARCHITECTURES, CLOSE, END, OPEN, VOCABULARY, RandomPredictor, make_model, make_tokenizer
@@ -56,20 +54,20 @@ def stock_tokens(model: Any, prompt: list[int], tokens: int) -> tuple[int, ...]:
 def checked_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Checks every row of every run after every step, and lists the most slots that any row held over its prompt."""
     most: list[int] = []
-    step = Run.step
+    step = Engine.step
 
-    def checked(run: Run) -> None:
-        step(run)
-        run.cache.check_integrity()
-        held = run.cache.host_lengths.tolist()
-        for row, request in enumerate(run.seats.requests):
-            assert held[row] <= request.bound <= run.cache.capacity
-            budget, thinking = request.budget, run.seats.answer_start[row] == leanthink.seats.NEVER
+    def checked(engine: Engine) -> Progress:
+        progress = step(engine)
+        engine.check_integrity()
+        held = engine.cache.host_lengths.tolist()
+        for row, request in enumerate(engine.seats.requests):
+            budget, thinking = request.budget, engine.seats.answer_start[row] == leanthink.seats.NEVER
             if budget is not None and thinking:
                 assert held[row] - len(request.prompt_ids) < budget.slots + budget.interval
             most.append(held[row] - len(request.prompt_ids))
+        return progress
 
-    monkeypatch.setattr(Run, "step", checked)
+    monkeypatch.setattr(Engine, "step", checked)
     return most
 
 
@@ -149,26 +147,29 @@ def test_every_slot_is_stamped_from_the_states_of_its_own_token_and_those_after_
         "sampling": [Sampling(max_new_tokens=count) for count in (20, 60, 60)],
     }
     requests = make_requests(model, TOKENIZER, tags, PROMPTS[:3], **options)
-    run = Run(model, TOKENIZER, requests, tags=tags, ends=(), rows=3)
+    engine = Engine(model, TOKENIZER, slots=200, rows=3, ends=())
+    cache = engine.cache
     fed: dict[tuple[int, int], torch.Tensor] = {}  # states by request and position
-    remember = run.cache.remember
+    remember = cache.remember
 
     def spy(states_NF: torch.Tensor) -> None:
         remember(states_NF)
         for row, states_F in enumerate(states_NF):
-            fed[run.seats.requests[row].index, int(run.cache.next_positions[row]) - 1] = states_F
+            fed[engine.seats.requests[row].index, int(cache.next_positions[row]) - 1] = states_F
 
-    run.cache.remember = spy  # type: ignore[method-assign]
+    cache.remember = spy  # type: ignore[method-assign]
+    for request in requests:
+        engine.add_request(request)
     checked = 0
-    while run.unfinished:
-        run.advance()  # the first request ends early, so that another takes its row
-        for row, request in enumerate(run.seats.requests):
-            next_position, length = int(run.cache.next_positions[row]), int(run.cache.host_lengths[row])
-            for slot in range(len(request.prompt_ids), length):
-                position = int(run.cache.positions[row, 0, 0, slot])
-                if position + 3 < next_position:
+    while engine.unfinished:
+        engine.step()  # the first request ends early, so that another takes its row
+        for row, request in enumerate(engine.seats.requests):
+            start, length = cache.regions[row].start, int(cache.host_lengths[row])
+            for slot in range(start + len(request.prompt_ids), start + length):
+                position = int(cache.positions[0, 0, slot])
+                if position + 3 < int(cache.next_positions[row]):
                     seen_1WF = torch.stack([fed[request.index, position + offset] for offset in (0, 1, 3)])[None]
-                    stamp = run.cache.stamps[row, slot, :3]
+                    stamp = cache.stamps[slot, :3]
                     torch.testing.assert_close(stamp, policy.stamp(seen_1WF)[0], rtol=1e-4, atol=1e-5)
                     checked += 1
     assert checked > 100
@@ -181,25 +182,23 @@ def test_a_kept_slot_holds_the_keys_and_values_that_were_written_at_its_position
     tags = think_tags(TOKENIZER)
     options: dict[str, Any] = {"policy": policy, "budget": BUDGET, "predictor": None, "sampling": sampling}
     requests = make_requests(model, TOKENIZER, tags, PROMPTS[:2], **options)
-    run = Run(model, TOKENIZER, requests, tags=tags, ends=(), rows=2)
-    run.admit()
-    cache = run.cache
-    layers, kv_heads = kv_shape(model.config).layers, kv_shape(model.config).kv_heads
-    written: dict[tuple[int, int, int, int], tuple[list[float], list[float]]] = {}
-    for _ in range(79):
-        run.step()
-        for row in range(2):
-            for layer in range(layers):
-                for head in range(kv_heads):
-                    for slot in range(int(cache.host_lengths[row])):
-                        sets = cache.positions[row, layer % cache.positions.shape[1], head % cache.positions.shape[2]]
-                        where = (row, layer, head, int(sets[slot]))
-                        held = (
-                            cache.keys[layer][row, head, slot].tolist(),
-                            cache.values[layer][row, head, slot].tolist(),
-                        )
+    engine = Engine(model, TOKENIZER, slots=200, rows=2, tags=tags, ends=())
+    for request in requests:
+        engine.add_request(request)
+    cache = engine.cache
+    written: dict[tuple[int, int, int, int], tuple[float, ...]] = {}
+    evictions: list[int] = []
+    while engine.unfinished:
+        evictions += [done.evictions for done in engine.step().finished.values()]
+        for row, request in enumerate(engine.seats.requests):
+            start = cache.regions[row].start
+            for layer, sets in enumerate(cache.positions.expand(2, 2, -1)):
+                for head, positions_T in enumerate(sets):
+                    for slot in range(start, start + int(cache.host_lengths[row])):
+                        where = request.index, layer, head, int(positions_T[slot])
+                        held = tuple(cache.kv_LPHTD[layer, :, head, slot].flatten().tolist())
                         assert written.setdefault(where, held) == held
-    assert run.seats.evictions.tolist() == [(79 - 16) // 8] * 2
+    assert evictions == [(79 - 16) // 8] * 2
 
 
 def test_memory_is_reserved_for_the_bound_and_not_for_max_new_tokens() -> None:
@@ -212,7 +211,7 @@ def test_memory_is_reserved_for_the_bound_and_not_for_max_new_tokens() -> None:
             model, TOKENIZER, PROMPTS[0], policy=policy, budget=budget, sampling=Sampling(max_new_tokens=tokens)
         )
         next(steps)
-        reserved.append(steps.gi_frame.f_locals["run"].cache.reserved_bytes)  # type: ignore[attr-defined]
+        reserved.append(steps.gi_frame.f_locals["self"].cache.reserved_bytes)  # type: ignore[attr-defined]
         assert reserved[-1] == (5 + 16 + 8 + 32) * kv_shape(model.config).bytes_per_slot(torch.float32)
     assert reserved[0] == reserved[1]
 
@@ -488,21 +487,6 @@ def test_custom_generate_refuses_by_name(option: dict[str, Any], name: str) -> N
     options = {"policy": "full", "max_new_tokens": 4, **option}
     with pytest.raises(UsageError, match=name):
         make_model().generate(torch.tensor([PROMPTS[0]]), custom_generate=custom_generate, **options)
-
-
-def test_prompts_of_one_length_share_a_prefill_of_bounded_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    prefills: list[tuple[int, int]] = []
-    start = SlotCache.start_prefill
-
-    def noted(cache: SlotCache, count: int, tokens: int) -> torch.Tensor:
-        prefills.append((count, tokens))
-        return start(cache, count, tokens)
-
-    monkeypatch.setattr(SlotCache, "start_prefill", noted)
-    monkeypatch.setattr(leanthink.run, "PREFILL_TOKENS", 12)
-    prompts = [[1] * 5, [1] * 20, [2] * 5, [3] * 5, [1] * 6]
-    generate(endless(), TOKENIZER, prompts, policy="full", sampling=Sampling(max_new_tokens=1))
-    assert prefills == [(2, 5), (1, 5), (1, 6), (1, 20)]
 
 
 def test_a_policy_that_asks_for_what_it_is_not_shown_is_refused() -> None:

@@ -1,32 +1,228 @@
-"""The GPU kernels against their twins in plain PyTorch. Run by hand on a GPU: pytest -m gpu."""
+"""The kernels: on the CPU through Triton's interpreter, on a GPU at the sizes of real models (`pytest -m gpu`)."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.llama import modeling_llama
 
-triton = pytest.importorskip("triton", reason="Triton comes with the CUDA builds of torch")
-pytestmark = pytest.mark.gpu
+pytest.importorskip("triton", reason="Triton is for Linux")
+
+from leanthink.kernels.append import append
+from leanthink.kernels.compact import compact
+from leanthink.kernels.decode import decode_attention, splits_for
+from leanthink.kernels.elementwise import rms_norm, rope, silu_mul
+from leanthink.kernels.fused import fused
+from models import ARCHITECTURES, VOCABULARY, make_model
+from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+HELD = [1, 2, 16, 17, 64, 65, 128, 500, 1000, 2049, 3000]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("heads", "group", "dim"), [(2, 3, 64), (8, 4, 128), (4, 7, 96), (1, 1, 256)])
-def test_decode_attention_equals_masked_sdpa_on_ragged_rows(
-    heads: int, group: int, dim: int, dtype: torch.dtype
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="the tests that this would start run here already")
+def test_kernels_under_the_interpreter() -> None:
+    tests = Path(__file__).with_name("test_kernels_interpreted.py")
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", str(tests)]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+    assert " skipped" not in done.stdout
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter is a GPU to `fused`")
+def test_nothing_is_fused_on_a_cpu() -> None:
+    assert fused(make_model("llama")).replacements == ()
+
+
+def error(got: Tensor, wanted: Tensor) -> float:
+    return float((got.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def bound(dtype: torch.dtype) -> float:
+    return 1e-5 if dtype == torch.float32 else 1e-2
+
+
+def arena(held: Tensor, heads: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Starts [N], and keys and values [2, H, T, D] that are nan wherever no row holds a slot."""
+    starts = held.cumsum(0) - held + 7 * torch.arange(1, len(held) + 1, device="cuda")
+    kv = torch.full((2, heads, int(starts[-1] + held[-1]) + 7, dim), torch.nan, dtype=dtype, device="cuda")
+    for start, count in zip(starts.tolist(), held.tolist(), strict=True):
+        kv[:, :, start : start + count] = torch.randn(2, heads, count, dim, dtype=dtype, device="cuda")
+    return starts, kv
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("splits", [1, 2, 7, 64])
+@pytest.mark.parametrize(("heads", "group", "dim"), [(2, 3, 64), (8, 4, 128), (4, 7, 96), (1, 1, 256), (1, 24, 128)])
+def test_decode_attention_reads_exactly_the_held_slots(
+    heads: int, group: int, dim: int, splits: int, dtype: torch.dtype
 ) -> None:
-    from leanthink.kernels.decode import decode_attention
-
     torch.manual_seed(dim)
-    rows, slots = 9, 200
-    keys, values = (torch.randn(rows, heads, slots, dim, device="cuda", dtype=dtype) for _ in range(2))
-    q = torch.randn(rows, heads, group, dim, device="cuda", dtype=dtype)
-    last = torch.tensor([0, 1, 15, 16, 63, 64, 65, 128, 199], device="cuda")
-    behind = torch.arange(slots, device="cuda") > last[:, None]
-    bias = torch.zeros(rows, slots, device="cuda").masked_fill(behind, -torch.inf)[:, None, None]
-    wanted = F.scaled_dot_product_attention(q.double(), keys.double(), values.double(), attn_mask=bias.double())
-    keys[behind[:, None, :, None].expand_as(keys)] = torch.nan  # what lies behind a row's length is never read
-    values[behind[:, None, :, None].expand_as(values)] = torch.nan
-    got = decode_attention(q, keys, values, last, dim**-0.5)
-    bound = 1e-5 if dtype == torch.float32 else 1e-2
-    assert (got.double() - wanted).norm() / wanted.norm() < bound
+    held = torch.tensor(HELD, device="cuda")
+    starts, kv = arena(held, heads, dim, dtype)
+    q = torch.randn(len(held), heads, group, dim, dtype=dtype, device="cuda")
+    got = decode_attention(q, kv[0], kv[1], starts, held - 1, dim**-0.5, splits=splits)
+    wanted = decode_attention_slow(q, kv[0], kv[1], starts, held - 1, dim**-0.5)
+    for row in range(len(held)):
+        assert error(got[row], wanted[row]) < bound(dtype), f"row of {HELD[row]} slots"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("splits", [1, 6])
+def test_a_captured_step_follows_starts_and_lengths(splits: int) -> None:
+    torch.manual_seed(0)
+    rows, heads, group, dim, slots = 20, 8, 4, 128, 50_000
+    kv = torch.randn(2, heads, slots, dim, dtype=torch.bfloat16, device="cuda")
+    q = torch.randn(rows, heads, group, dim, dtype=torch.bfloat16, device="cuda")
+    key, value = torch.randn(2, rows, heads, dim, dtype=torch.bfloat16, device="cuda")
+    starts, last = (torch.zeros(rows, dtype=torch.int64, device="cuda") for _ in range(2))
+
+    def step() -> Tensor:
+        append(kv[0], kv[1], starts + last, key, value)
+        return decode_attention(q, kv[0], kv[1], starts, last, dim**-0.5, splits=splits)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()  # compiles, which a capture must not
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    for longest in (1, 64, 65, 2000):
+        starts.copy_(torch.randperm(rows, device="cuda") * 2500)
+        last.copy_(torch.randint(longest, (rows,), device="cuda"))
+        for tensor in (q, key, value):
+            tensor.normal_()
+        graph.replay()
+        assert torch.equal(kv[0][:, starts + last], key.transpose(0, 1))
+        assert torch.equal(kv[1][:, starts + last], value.transpose(0, 1))
+        assert error(out, decode_attention_slow(q, kv[0], kv[1], starts, last, dim**-0.5)) < 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dim", [64, 96, 128, 256])
+def test_append_writes_one_slot_per_row_and_nothing_else(dim: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    rows, heads, slots = 64, 8, 3000
+    kv = torch.randn(2, heads, slots, dim, dtype=dtype, device="cuda")
+    wanted = kv.clone()
+    packed = torch.randn(rows, 6 * heads, dim, dtype=dtype, device="cuda")
+    key, value = packed[:, 4 * heads : 5 * heads], packed[:, 5 * heads :]
+    write = torch.randperm(slots, device="cuda")[:rows]
+    append(kv[0], kv[1], write, key, value)
+    append_slow(wanted[0], wanted[1], write, key, value)
+    assert torch.equal(kv, wanted)
+
+
+def kept_of(held: int, count: int, sets: tuple[int, ...]) -> Tensor:
+    """`count` of `held` slots: the first hundred, then a random choice."""
+    choice = torch.rand(*sets, held - 100, device="cuda").argsort(-1)[..., : count - 100].sort(-1).values + 100
+    return torch.cat([torch.arange(100, device="cuda").expand(*sets, 100), choice], dim=-1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("dim", [128, 96])
+def test_compact_moves_the_kept_slots_and_nothing_else(dim: int, per_head: bool, dtype: torch.dtype) -> None:
+    rows, layers, heads, held, count = 20, 4, 8, 2128, 2000
+    first = torch.randperm(rows, device="cuda") * (held + 9) + 5
+    for seed in range(3):  # a race need not show at once
+        torch.manual_seed(seed)
+        kv = torch.randn(layers, 2, heads, rows * (held + 9) + 5, dim, dtype=dtype, device="cuda")
+        wanted = kv.clone()
+        kept = kept_of(held, count, (rows, layers, heads) if per_head else (rows,))
+        compact(kv, first, kept)
+        compact_slow(wanted, first, kept)
+        assert torch.equal(kv, wanted)
+
+
+@pytest.mark.gpu
+def test_an_arena_may_have_more_numbers_than_32_bits_count() -> None:
+    heads, slots, dim, held = 4, 2**22 + 4096, 128, 500  # one head of the keys has 2^29 numbers, all keys 2^31
+    kv = torch.zeros(1, 2, heads, slots, dim, dtype=torch.bfloat16, device="cuda")
+    starts = torch.tensor([slots - 1100, slots - 550], device="cuda")
+    kv[..., -1100:, :].normal_()
+    q = torch.randn(2, heads, 4, dim, dtype=torch.bfloat16, device="cuda")
+    last = torch.tensor([held - 1, held - 1], device="cuda")
+    for splits in (1, 3):
+        got = decode_attention(q, kv[0, 0], kv[0, 1], starts, last, 0.1, splits=splits)
+        assert error(got, decode_attention_slow(q, kv[0, 0], kv[0, 1], starts, last, 0.1)) < 1e-2
+    tail = kv[..., -1100:, :]
+    wanted, inside = tail.clone(), starts - (slots - 1100)
+    kept = kept_of(held, 300, (2,))
+    key, value = torch.randn(2, 2, heads, dim, dtype=torch.bfloat16, device="cuda")
+    compact(kv, starts, kept)
+    compact_slow(wanted, inside, kept)
+    append(kv[0, 0], kv[0, 1], starts + 300, key, value)
+    append_slow(wanted[0, 0], wanted[0, 1], inside + 300, key, value)
+    assert torch.equal(tail, wanted)
+    assert not kv[..., :-1100, :].any()
+
+
+@pytest.mark.gpu
+def test_splits_of_a_real_step() -> None:
+    sms = torch.cuda.get_device_properties("cuda").multi_processor_count
+    assert splits_for(1 * 8, 4096, sms) == 32  # a single row: as many as stay long enough
+    assert splits_for(256 * 8, 4096, sms) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(20, 1, 4096), (20, 1, 32, 128), (1, 700, 3584)])
+def test_rms_norm_equals_the_stock_module(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=dtype, device="cuda")
+    stock = modeling_llama.LlamaRMSNorm(shape[-1], eps=1e-5).to("cuda", dtype)
+    with torch.no_grad():
+        stock.weight.normal_()
+        got, wanted = rms_norm(x, stock.weight, 1e-5), stock(x)
+    assert got.dtype == wanted.dtype
+    assert error(got, wanted) < bound(dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("rows", "tokens", "dim"), [(20, 1, 128), (1, 700, 96), (3, 5, 256)])
+def test_rope_equals_the_stock_function(rows: int, tokens: int, dim: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k = (torch.randn(rows, tokens, n, dim, dtype=dtype, device="cuda").transpose(1, 2) for n in (32, 8))
+    angles = 100 * torch.randn(rows, tokens, dim, device="cuda")
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    for got, wanted in zip(rope(q, k, cos, sin), modeling_llama.apply_rotary_pos_emb(q, k, cos, sin), strict=True):
+        assert error(got, wanted) < 1e-5
+        assert dtype == torch.float32 or torch.equal(got, wanted)  # the same roundings in the same places
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(20, 1, 12288), (1, 700, 18944)])
+def test_silu_mul_equals_the_stock_operations(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    gate, up = (5 * torch.randn(*shape[:-1], 2 * shape[-1], device="cuda")).to(dtype).chunk(2, dim=-1)
+    assert error(silu_mul(gate, up), F.silu(gate) * up) < bound(dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_a_fused_model_says_the_same(architecture: str) -> None:
+    model = make_model(architecture).to("cuda")
+    ids = torch.randint(VOCABULARY, (4, 9), device="cuda")
+    with torch.inference_mode():
+        wanted = model(ids).logits
+        with fused(model):
+            got = model(ids).logits
+    assert error(got, wanted) < 1e-4

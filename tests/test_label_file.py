@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from leanthink.errors import DamagedFile, PredictorMismatch, UsageError
+from leanthink.importance.batches import BATCH_TOKENS, batches_by_length, padded
 from leanthink.importance.label_file import default_horizons, label_traces, read_labels
 from recorded import HORIZONS, TRACES, small_model, trace
 
@@ -44,12 +46,64 @@ def test_labels_of_a_file_are_those_of_its_traces(model: Any, tmp_path: Path) ->
     assert found.of(trace("none")) is None
 
 
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("most_tokens", [1, 7, 12, 13, 40, 1000])
+def test_batches_hold_every_sequence_once_and_no_more_tokens_than_allowed(
+    most_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BATCH_TOKENS, "cpu", most_tokens)
+    lengths = [3, 6, 12, 6, 1, 5, 6]
+    batches = list(batches_by_length(lengths, CPU))
+    assert [index for batch in batches for index in batch] == [2, 1, 3, 6, 5, 0, 4]
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * lengths[batch[0]] <= most_tokens
+    for batch, following in pairwise(batches):
+        assert (len(batch) + 1) * lengths[batch[0]] > most_tokens, following
+    assert list(batches_by_length([], CPU)) == []
+
+
+def test_a_processor_labels_one_trace_at_a_time_and_a_gpu_many() -> None:
+    assert list(batches_by_length([1, 1], CPU)) == [[0], [1]]
+    assert list(batches_by_length([900] * 3, torch.device("cuda"))) == [[0, 1, 2]]
+
+
+def test_shorter_sequences_are_padded_on_the_right() -> None:
+    assert padded([(5, 6, 7), [8], [9, 4]], CPU).tolist() == [[5, 6, 7], [8, 0, 0], [9, 4, 0]]
+
+
+def test_traces_labelled_in_batches_get_the_labels_they_get_alone(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, together, seen, batch_sizes = tmp_path / "alone", tmp_path / "together", [], []
+    label_traces(model, TRACES, alone, horizons=HORIZONS)
+    monkeypatch.setitem(BATCH_TOKENS, "cpu", 3 * 33)
+    hook = model.model.register_forward_pre_hook(
+        lambda _module, _inputs, options: batch_sizes.append(len(options["input_ids"])), with_kwargs=True
+    )
+    counts = label_traces(model, TRACES, together, horizons=HORIZONS, progress=lambda *now: seen.append(now))
+    hook.remove()
+    assert batch_sizes == [3, 3, 3, 3]
+    assert counts.labelled == len(TRACES)
+    assert seen == [(done, len(TRACES)) for done in range(1, len(TRACES) + 1)]
+    one, other = read_labels(alone), read_labels(together)
+    assert one.checksums == other.checksums
+    for key, values in one.labels.items():
+        torch.testing.assert_close(other.labels[key], values, rtol=1e-4, atol=1e-6)
+
+
 class Stopped(Exception):
     pass
 
 
+@pytest.mark.parametrize("batch_tokens", [1, 2 * 29])
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_labelling_goes_on_where_it_was_stopped(model: Any, tmp_path: Path, stop_after: int) -> None:
+def test_labelling_goes_on_where_it_was_stopped(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int, batch_tokens: int
+) -> None:
+    monkeypatch.setitem(BATCH_TOKENS, "cpu", batch_tokens)
+
     def stop(done: int, total: int) -> None:
         if done == stop_after:
             raise Stopped
@@ -63,11 +117,15 @@ def test_labelling_goes_on_where_it_was_stopped(model: Any, tmp_path: Path, stop
     label_traces(model, TRACES[:4], whole, horizons=HORIZONS)
     assert read_labels(path).checksums == read_labels(whole).checksums
     for key, values in read_labels(whole).labels.items():
-        assert torch.equal(values, read_labels(path).labels[key])
+        torch.testing.assert_close(read_labels(path).labels[key], values, rtol=1e-4, atol=1e-6)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["l.safetensors", "whole.safetensors"]
 
 
-def test_labels_are_on_disk_while_labelling_goes_on(model: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_tokens", [1, 90])
+def test_labels_are_on_disk_while_labelling_goes_on(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_tokens: int
+) -> None:
+    monkeypatch.setitem(BATCH_TOKENS, "cpu", batch_tokens)
     path, on_disk = tmp_path / "l.safetensors", []
 
     def look(done: int, total: int) -> None:

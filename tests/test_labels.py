@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from leanthink.errors import UnsupportedModel, UsageError
-from leanthink.importance.labels import label_trace
+from leanthink.importance.labels import Labels, Thought, label_batch, label_trace
 from models import ARCHITECTURES, make_model
 from reference.labels_slow import label_trace_slow
 
@@ -51,12 +51,55 @@ def test_labels_equal_those_of_the_whole_matrix(kind: str, kv_heads: int, N: int
         torch.testing.assert_close(labels_TC, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
+# Prompts, thoughts and answers of all sizes: no answer, an answer without rows, thoughts that do not overlap.
+RAGGED = [
+    Thought(token_ids=tokens(N, seed=seed), prompt_tokens=prompt, thought_end=end)
+    for seed, (N, prompt, end) in enumerate(
+        [(24, 4, 20), (37, 25, 30), (3, 1, 2), (31, 0, 31), (12, 5, 11), (30, 2, 7)]
+    )
+]
+
+
+def assert_equal_to_the_slow_twin(
+    model: Any, thoughts: list[Thought], found: list[Labels], horizons: tuple[int, ...]
+) -> None:
+    for thought, labels in zip(thoughts, found, strict=True):
+        slow = label_trace_slow(model, thought.token_ids, thought.prompt_tokens, thought.thought_end, horizons)
+        torch.testing.assert_close(labels.values_TC, torch.tensor(slow), rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("chosen", [slice(None), slice(2), slice(2, 5), slice(1, None, 2)])
+def test_labels_of_a_ragged_batch_equal_those_of_each_trace_alone(kv_heads: int, chosen: slice) -> None:
+    model, thoughts, horizons = small_model(kv_heads=kv_heads), RAGGED[chosen], (1, 2, 5, 16, 31, 200)
+    for rows in (1, 2, 7, 16, 64):
+        found = label_batch(model, thoughts, horizons, block_bytes=rows * len(thoughts) * row_bytes(37))
+        assert_equal_to_the_slow_twin(model, thoughts, found, horizons)
+    for thought, labels in zip(thoughts, found, strict=True):
+        alone = label_trace(model, thought.token_ids, thought.prompt_tokens, thought.thought_end, horizons)
+        torch.testing.assert_close(labels.values_TC, alone.values_TC, rtol=1e-4, atol=1e-6, equal_nan=True)
+        assert labels.values_TC.is_contiguous()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 10])
+def test_a_block_of_a_batch_stays_within_its_bytes(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    softmax, sizes = torch.softmax, []
+
+    def measured(scores: torch.Tensor, dim: int) -> torch.Tensor:
+        sizes.append(2 * 4 * scores.numel())
+        return softmax(scores, dim=dim)
+
+    monkeypatch.setattr(torch, "softmax", measured)
+    block_bytes = rows * len(RAGGED) * row_bytes(37)
+    label_batch(small_model(), RAGGED, (1,), block_bytes=block_bytes)
+    assert block_bytes / 2 < max(sizes) <= block_bytes  # less than all of it: the last block has fewer rows
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_supported_architecture_is_labelled_exactly(architecture: str) -> None:
-    model, ids = make_model(architecture), tokens(40)
-    expected = torch.tensor(label_trace_slow(model, ids, 4, 30, (2, 8)))
-    labels_TC = label_trace(model, ids, 4, 30, (2, 8), block_bytes=6 * row_bytes(40)).values_TC
-    torch.testing.assert_close(labels_TC, expected, rtol=1e-4, atol=1e-6)
+    model, thoughts = make_model(architecture), [RAGGED[0], RAGGED[1]]
+    found = label_batch(model, thoughts, (2, 8), block_bytes=12 * row_bytes(37))
+    assert_equal_to_the_slow_twin(model, thoughts, found, (2, 8))
 
 
 def test_a_model_with_sliding_layers_is_refused_by_name() -> None:
@@ -133,3 +176,5 @@ def test_labels_on_a_gpu_equal_those_on_the_cpu() -> None:
     on_cpu = label_trace(small_model(), ids, 4, 250, (2, 32, 64)).values_TC
     on_gpu = label_trace(small_model().cuda(), ids, 4, 250, (2, 32, 64), block_bytes=1 << 20).values_TC
     torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-5)
+    for one, other in zip(label_batch(small_model().cuda(), RAGGED), label_batch(small_model(), RAGGED), strict=True):
+        torch.testing.assert_close(one.values_TC, other.values_TC, rtol=1e-3, atol=1e-5, equal_nan=True)

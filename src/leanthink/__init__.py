@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from leanthink.budget import Budget
     from leanthink.completion import Completion, Step
+    from leanthink.engine import Engine, Progress
     from leanthink.errors import DamagedFile, LeanThinkError, PredictorMismatch, UnsupportedModel, UsageError
     from leanthink.generate import generate, stream
     from leanthink.load import ThinkTags, load, think_tags
@@ -23,9 +24,11 @@ __all__ = [
     "Budget",
     "Completion",
     "DamagedFile",
+    "Engine",
     "LeanThinkError",
     "Policy",
     "PredictorMismatch",
+    "Progress",
     "Sampling",
     "Step",
     "ThinkTags",
@@ -46,9 +49,11 @@ _HOMES = {
     "Budget": "budget",
     "Completion": "completion",
     "DamagedFile": "errors",
+    "Engine": "engine",
     "LeanThinkError": "errors",
     "Policy": "policies",
     "PredictorMismatch": "errors",
+    "Progress": "engine",
     "Sampling": "sampling",
     "Step": "completion",
     "ThinkTags": "load",

@@ -7,29 +7,78 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
-from leanthink.cache import Decode, SlotCache
+from leanthink.arena import Region
+from leanthink.cache import Decode, Prefill, SlotCache
 from leanthink.errors import UnsupportedModel, UsageError
 from leanthink.states import joined, middle_outputs
 
 NAME = "leanthink"
 
 
-def decode_attention(q_NHGD: Tensor, keys_NHTD: Tensor, values_NHTD: Tensor, feed: Decode, scaling: float) -> Tensor:
-    """One query token per row over the slots its row holds, [N, H, G, D]: Triton on a GPU, packed SDPA elsewhere.
+def decode_attention(q_NHGD: Tensor, slot_cache: SlotCache, layer: int, feed: Decode, scaling: float) -> Tensor:
+    """One query token per row over the slots its row holds, [N, H, G, D].
 
-    The query heads that share a kv head are its G "tokens", so keys and values are read once and never repeated.
+    On a GPU by Triton. Elsewhere by packed SDPA, one call over all regions where they are of equal size, else one call
+    a row: the query heads that share a kv head are its G "tokens", so keys and values are read once and not repeated.
     """
+    keys_HTD, values_HTD = slot_cache.keys(layer), slot_cache.values(layer)
     if q_NHGD.is_cuda:
         from leanthink.kernels import decode
 
-        return decode.decode_attention(q_NHGD, keys_NHTD, values_NHTD, feed.write_N, scaling)
-    return F.scaled_dot_product_attention(q_NHGD, keys_NHTD, values_NHTD, attn_mask=feed.bias_N11T, scale=scaling)
+        splits = decode.splits_for(q_NHGD.shape[0] * q_NHGD.shape[1], slot_cache.slots, multiprocessors(q_NHGD.device))
+        return decode.decode_attention(q_NHGD, keys_HTD, values_HTD, feed.starts_N, feed.last_N, scaling, splits=splits)
+    if feed.bias_U11T is None or feed.region_N is None:
+        rows = zip(q_NHGD, slot_cache.regions, slot_cache.host_lengths[: len(q_NHGD)].tolist(), strict=True)
+        return torch.stack([_attend(q, keys_HTD, values_HTD, region, last, scaling) for q, region, last in rows])
+    U, size = len(feed.bias_U11T), slot_cache.arena.largest
+    slabs = [
+        kv_HTD[:, : U * size].reshape(-1, U, size, kv_HTD.shape[-1])[:, :, : feed.longest].transpose(0, 1)
+        for kv_HTD in (keys_HTD, values_HTD)
+    ]
+    q_UHGD = q_NHGD.new_zeros(U, *q_NHGD.shape[1:]).index_copy_(0, feed.region_N, q_NHGD)
+    out_UHGD = F.scaled_dot_product_attention(q_UHGD, slabs[0], slabs[1], attn_mask=feed.bias_U11T, scale=scaling)
+    return out_UHGD[feed.region_N]
+
+
+def _attend(q_HGD: Tensor, keys_HTD: Tensor, values_HTD: Tensor, region: Region, last: int, scaling: float) -> Tensor:
+    held = slice(region.start, region.start + last + 1)
+    return F.scaled_dot_product_attention(q_HGD, keys_HTD[:, held], values_HTD[:, held], scale=scaling)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many of them the GPU has."""
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
+
+
+def prefill_attention(query: Tensor, slot_cache: SlotCache, layer: int, feed: Prefill, scaling: float) -> Tensor:
+    """Each segment's tokens over the slots of its own region up to themselves, [1, H*G, tokens, D]."""
+    outs, first = [], 0
+    for piece in feed.segments:
+        q = query[:, :, first : first + piece.tokens]
+        held = slice(piece.region.start, piece.region.start + piece.done + piece.tokens)
+        keys, values = slot_cache.keys(layer)[None, :, held], slot_cache.values(layer)[None, :, held]
+        if piece.done == 0:
+            out = F.scaled_dot_product_attention(q, keys, values, is_causal=True, scale=scaling, enable_gqa=True)
+        else:
+            # Not enable_gqa: together with a mask it falls back to the slowest kernel on a GPU.
+            group = query.shape[1] // keys.shape[1]
+            keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
+            mask = causal_lower_right(piece.tokens, piece.done + piece.tokens)
+            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scaling)
+        outs.append(out)
+        first += piece.tokens
+    return torch.cat(outs, dim=2)
 
 
 def slot_attention(
@@ -48,7 +97,7 @@ def slot_attention(
 
     Args:
         module: the attention layer; its `layer_idx` says which slab is meant.
-        query: [N, H*G, S, D], rotated already.
+        query: [N, H*G, S, D], rotated already; S = 1 when decoding, N = 1 when prompts are fed.
         key: [N, H, S, D], rotated already.
         value: [N, H, S, D].
         attention_mask: None; transformers builds no mask for an attention function it does not know.
@@ -74,15 +123,11 @@ def slot_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     slot_cache.scaling = scaling
     slot_cache.write(module.layer_idx, query, key, value)
-    if isinstance(feed, Decode):
-        n, heads = key.shape[:2]
-        keys = slot_cache.keys[module.layer_idx][:n, :, : feed.longest]
-        values = slot_cache.values[module.layer_idx][:n, :, : feed.longest]
-        packed_NHGD = query.reshape(n, heads, -1, query.shape[-1])
-        out_NHGD = decode_attention(packed_NHGD, keys, values, feed, scaling)
-        return out_NHGD.flatten(1, 2)[:, None], None
-    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
-    return out.transpose(1, 2), None
+    if isinstance(feed, Prefill):
+        return prefill_attention(query, slot_cache, module.layer_idx, feed, scaling).transpose(1, 2), None
+    packed_NHGD = query.reshape(key.shape[0], key.shape[1], -1, query.shape[-1])
+    out_NHGD = decode_attention(packed_NHGD, slot_cache, module.layer_idx, feed, scaling)
+    return out_NHGD.flatten(1, 2)[:, None], None
 
 
 AttentionInterface.register(NAME, slot_attention)
@@ -99,8 +144,8 @@ def switched_to(name: str, config: Any) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def forward(model: Any, cache: SlotCache, ids_NS: Tensor, positions_NS: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the announced forward; returns states [N, F] (see `leanthink.states`) and logits [N, V] of the last token.
+def decode(model: Any, slot_cache: SlotCache, ids_N: Tensor, positions_N1: Tensor) -> tuple[Tensor, Tensor]:
+    """Feed one token to each row; returns its states [N, F] (see `leanthink.states`) and logits [N, V].
 
     The final hidden state is taken where the LM head receives it and the logits come out of the whole model, so
     whatever a model does after its head stays exact.
@@ -108,14 +153,28 @@ def forward(model: Any, cache: SlotCache, ids_NS: Tensor, positions_NS: Tensor) 
     caught: list[Tensor] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
     try:
-        with switched_to(NAME, model.config), middle_outputs(model) as middle:
+        with _announced(model, slot_cache), middle_outputs(model) as middle:
             logits: Tensor = model(
-                input_ids=ids_NS, position_ids=positions_NS, use_cache=False, logits_to_keep=1, slot_cache=cache
+                input_ids=ids_N[:, None], position_ids=positions_N1, use_cache=False, slot_cache=slot_cache
             ).logits
-    except BaseException:
-        cache.feed = None
-        raise
     finally:
         hook.remove()
-    cache.finish()
     return joined(caught[0][:, -1], middle[0][:, -1]), logits[:, -1]
+
+
+def prefill(model: Any, slot_cache: SlotCache, ids_1S: Tensor, positions_1S: Tensor) -> None:
+    """Feed pieces of prompts, announced by `start_prefill`: only their keys and values are wanted."""
+    with _announced(model, slot_cache):
+        model.base_model(input_ids=ids_1S, position_ids=positions_1S, use_cache=False, slot_cache=slot_cache)
+
+
+@contextmanager
+def _announced(model: Any, slot_cache: SlotCache) -> Iterator[None]:
+    """The announced forward, on our attention: accounted for when it succeeds, called off when it fails."""
+    try:
+        with switched_to(NAME, model.config):
+            yield
+    except BaseException:
+        slot_cache.feed = None
+        raise
+    slot_cache.finish()

@@ -74,25 +74,33 @@ def select(scores: Tensor, ages: Tensor, pinned: Tensor, budget: Budget) -> Tens
     assert scores.is_floating_point(), scores.dtype
     num_slots = scores.shape[-1]
     num_pinned = _checked_pinned(scores, pinned)
-    num_kept = num_pinned + min(budget.slots, num_slots - num_pinned)
+    return keep(scores, ages, pinned, num_pinned + min(budget.slots, num_slots - num_pinned), budget.window)
 
+
+def keep(scores: Tensor, ages: Tensor, pinned: Tensor, num_kept: int, window: int) -> Tensor:
+    """`select` for a known number of kept slots, pinned ones included: unchecked, and without a host sync."""
     # Younger first, and stable sorts from here on: that is what settles ties.
     by_age = ages.sort(dim=-1, stable=True).indices
     scores, pinned = scores.gather(-1, by_age), pinned.gather(-1, by_age)
-    in_window = (~pinned).cumsum(dim=-1) <= budget.window
+    in_window = (~pinned).cumsum(dim=-1) <= window
     ranked = scores.masked_fill(pinned | in_window, torch.inf)
     by_rank = ranked.sort(dim=-1, descending=True, stable=True).indices
     return by_age.gather(-1, by_rank[..., :num_kept]).sort(dim=-1).values
+
+
+def check_finite(finite: bool) -> None:
+    """Raise LeanThinkError unless every score was finite."""
+    if not finite:
+        raise LeanThinkError(
+            "a policy returned a score that is NaN or infinite: no slot can be ranked by it. The model's or the "
+            "predictor's numbers have overflowed; run the model in bfloat16 or float32 and check the predictor"
+        )
 
 
 def _checked_pinned(scores: Tensor, pinned: Tensor) -> int:
     """The number of pinned slots of a row, after checking all rows and all scores in one host sync."""
     counts = pinned.sum(dim=-1)
     finite, least, most = torch.stack([torch.isfinite(scores).all().long(), counts.min(), counts.max()]).tolist()
-    if not finite:
-        raise LeanThinkError(
-            "a policy returned a score that is NaN or infinite: no slot can be ranked by it. The model's or the "
-            "predictor's numbers have overflowed; run the model in bfloat16 or float32 and check the predictor"
-        )
+    check_finite(bool(finite))
     assert least == most, f"rows pin between {least} and {most} slots; all must pin the same number"
     return int(most)

@@ -1,8 +1,7 @@
-"""The bounded KV cache: one slab per layer, one length per row, eviction in place.
+"""The bounded KV cache: one arena of slots, a region of it for each request, eviction in place.
 
-N active rows   R chosen rows   L layers   H kv heads   G query heads per kv head   D head dim
-S thought slots   K kept slots   W remembered queries   C stamped numbers per slot   T slots reserved per row
-F state size      O offsets
+N active rows   R chosen rows   L layers   H kv heads   G query heads per kv head   D head dim   T slots of the arena
+S thought slots   K kept slots   W remembered queries   C stamped numbers per slot   F state size   O offsets
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leanthink.arena import Arena, Region
 from leanthink.errors import UsageError
 from leanthink.policies import Policy, Slots
 
@@ -33,193 +33,322 @@ class KVShape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prefill:
-    """The next forward writes `tokens` prompt tokens into each of rows `first`, ..., `first + count - 1`."""
+class Segment:
+    """Prompt tokens [done, done + tokens) of one request, which the next forward writes into its region."""
 
-    first: int
-    count: int
+    region: Region
+    done: int
     tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decode:
-    """The next forward writes one token into each active row; computed once, shared by all layers."""
+class Prefill:
+    """The next forward feeds the tokens of these segments, one after the other, as one sequence."""
 
-    rows_N: Tensor
-    write_N: Tensor  # the slot that each row writes
-    longest: int  # slots that attention has to read: the longest row, the new token included
-    bias_N11T: Tensor | None  # 0 where a slot is held, -inf elsewhere; None on a GPU, whose kernel reads write_N
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decode:
+    """The next forward feeds one token to each of rows 0 to N - 1; computed once, shared by all layers."""
+
+    starts_N: Tensor
+    last_N: Tensor  # slots that the row holds already: the place of the new token in its region
+    write_N: Tensor  # the slot of the arena that each row writes; T, which is nobody's, for a row without a request
+    live_N: Tensor
+    longest: int  # slots that attention has to read of the longest row, the new one included; 0 in a CUDA graph
+    bias_U11T: Tensor | None = None  # with equal regions: 0 where a region holds a slot, -inf elsewhere
+    region_N: Tensor | None = None  # and which of the U regions in use is each row's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What policies want to be shown, beyond ages and positions.
+
+    Attributes:
+        channels: numbers stamped on a slot, those of all policies side by side.
+        queries: of how many of the latest tokens each layer's queries are remembered.
+        states: of how many of the latest tokens the states are remembered.
+        per_head: whether any policy keeps different slots in different layers and heads.
+    """
+
+    channels: int = 0
+    queries: int = 0
+    states: int = 0
+    per_head: bool = False
 
 
 class SlotCache:
-    """Keys, values and bookkeeping of up to `rows` requests of at most `capacity` slots each.
+    """Keys, values and bookkeeping of up to `rows` requests at a time, on an arena of `slots` slots.
 
-    Rows [0, active) are in use. The prompt holds slots [0, prompt) of its row for ever; thought and answer
+    A request reserves a region, its prompt is fed into it in one or more pieces, then it takes the next row and
+    decodes. Rows [0, active) are in use. The prompt holds the first slots of the region for ever; thought and answer
     follow, oldest first. Lengths follow from what was fed, so the host mirrors them and never waits for the device.
 
     Args:
         shape: of the model's keys and values.
-        rows: most requests at a time.
-        capacity: slots reserved for each row.
-        dtype: of the slabs, which are allocated here, once.
-        device: where they lie.
-        channels: stamped numbers per slot; 0 for none.
-        num_queries: how many of the latest queries to remember per layer; 0 for none.
-        num_states: of how many of the latest tokens to remember the states; 0 for none.
-        state_size: numbers of one token's states.
-        per_head: whether any policy keeps different slots in different layers and heads.
+        slots: of the arena.
+        rows: most requests that decode at a time.
+        dtype: of the arena, which is allocated here, once.
+        device: where it lies.
+        state_size: numbers of one token's states (see `leanthink.states`).
+        row_slots: None, or the size that all regions have (see `leanthink.arena`).
 
     Raises:
-        UsageError: the device has no room for the slabs.
+        UsageError: the device has no room for the arena.
     """
 
     def __init__(
         self,
         shape: KVShape,
         *,
+        slots: int,
         rows: int,
-        capacity: int,
         dtype: torch.dtype,
         device: torch.device,
-        channels: int = 0,
-        num_queries: int = 0,
-        num_states: int = 0,
         state_size: int = 0,
-        per_head: bool = False,
+        row_slots: int | None = None,
     ) -> None:
-        self.shape, self.rows, self.capacity, self.num_queries = shape, rows, capacity, num_queries
-        slab = (rows, shape.kv_heads, capacity, shape.head_dim)
+        self.shape, self.slots, self.state_size = shape, slots, state_size
+        self.arena = Arena(slots, equal=row_slots)
         try:
             # Zeros, not empty: attention multiplies what lies behind a row's length by 0, and 0 * nan is nan.
-            self.keys = [torch.zeros(slab, dtype=dtype, device=device) for _ in range(shape.layers)]
-            self.values = [torch.zeros(slab, dtype=dtype, device=device) for _ in range(shape.layers)]
+            # One slot more than anyone is given: rows without a request write there.
+            arena = (shape.layers, 2, shape.kv_heads, slots + 1, shape.head_dim)
+            self.kv_LPHTD = torch.zeros(arena, dtype=dtype, device=device)  # P: keys, values
         except RuntimeError as error:
-            size = rows * capacity * shape.bytes_per_slot(dtype) / 2**30
+            size = slots * shape.bytes_per_slot(dtype) / 2**30
             raise UsageError(
-                f"{device} has no room for {rows} rows of {capacity} slots ({size:.1f} GiB of keys and values): "
+                f"{device} has no room for {slots} slots ({size:.1f} GiB of keys and values): "
                 "lower max_rows, the budget or max_new_tokens"
             ) from error
-        ring = (rows, shape.kv_heads, shape.group, num_queries, shape.head_dim)
-        self.queries = [
-            torch.zeros(ring, dtype=dtype, device=device) for _ in range(shape.layers if num_queries else 0)
-        ]
-        self.num_states = num_states
-        self.states = torch.zeros(rows, num_states, state_size if num_states else 0, dtype=dtype, device=device)
-        sets = (shape.layers, shape.kv_heads) if per_head else (1, 1)
-        self.positions = torch.zeros(rows, *sets, capacity, dtype=torch.int64, device=device)
-        self.stamps = torch.zeros(rows, capacity, channels, device=device)
-        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.prompt_lengths = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.next_positions = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.wishes = Wishes()
+        self.positions = torch.zeros(1, 1, slots + 1, dtype=torch.int64, device=device)
+        self.stamps = torch.zeros(slots + 1, 0, device=device)
+        self.states = torch.zeros(rows + 1, 0, state_size, dtype=dtype, device=device)
+        self.queries: list[Tensor] = []
+        self.prompt_queries: dict[Region, list[Tensor]] = {}
+        # One column per row, and one that stays free: rows of a CUDA graph without a request read and write there.
+        self.table = torch.zeros(5, rows + 1, dtype=torch.int64, device=device)
+        self.table[0] = slots
+        self.starts, self.lengths, self.prompt_lengths, self.next_positions, self.live = self.table.unbind(0)
+        self.rows_N = torch.arange(rows + 1, device=device)
+        self.regions: list[Region] = []  # by row
         self.host_lengths = torch.zeros(rows, dtype=torch.int64)
         self.host_prompts = torch.zeros(rows, dtype=torch.int64)
-        self.active = 0
+        self.most_rows = rows
         self.feed: Prefill | Decode | None = None
         self.scaling: float | None = None  # of query-key products, as the model's attention layers name it
 
     @property
+    def active(self) -> int:
+        """Rows in use."""
+        return len(self.regions)
+
+    @property
     def bytes_per_slot(self) -> int:
         """Bytes of the keys and values of one token, all layers together."""
-        return self.shape.bytes_per_slot(self.keys[0].dtype)
+        return self.shape.bytes_per_slot(self.kv_LPHTD.dtype)
 
     @property
     def reserved_bytes(self) -> int:
-        """Bytes of all key and value slabs."""
-        return sum(slab.nbytes for slab in (*self.keys, *self.values))
+        """Bytes of the keys and values of the arena."""
+        return self.slots * self.bytes_per_slot
 
-    def start_prefill(self, count: int, tokens: int) -> Tensor:
-        """Announce a forward over `count` new rows of `tokens` prompt tokens; returns positions [count, tokens]."""
-        assert self.feed is None
-        assert self.active + count <= self.rows
-        assert 0 < tokens <= self.capacity
-        self.feed = Prefill(first=self.active, count=count, tokens=tokens)
-        return torch.arange(tokens, device=self.lengths.device).expand(count, tokens)
+    def keys(self, layer: int) -> Tensor:
+        """Keys of one layer, [H, T + 1, D]."""
+        keys_HTD: Tensor = self.kv_LPHTD[layer, 0]
+        return keys_HTD
 
-    def start_step(self) -> Tensor:
-        """Announce a forward over one token of every active row; returns their positions [N, 1]."""
-        n = self.active
-        longest = int(self.host_lengths[:n].max()) + 1
+    def values(self, layer: int) -> Tensor:
+        """Values of one layer, [H, T + 1, D]."""
+        values_HTD: Tensor = self.kv_LPHTD[layer, 1]
+        return values_HTD
+
+    def provide(self, wishes: Wishes) -> None:
+        """Make room for what a policy wants to be shown; what is held stays as it is."""
+        old, device, rows = self.wishes, self.starts.device, self.most_rows + 1
+        if wishes.channels > old.channels:
+            more = torch.zeros(self.slots + 1, wishes.channels - old.channels, device=device)
+            self.stamps = torch.cat([self.stamps, more], dim=1)
+        if wishes.per_head and not old.per_head:
+            sets = (self.shape.layers, self.shape.kv_heads, -1)
+            self.positions = self.positions.expand(sets).clone()
+        if wishes.states > old.states:
+            self.states = _larger_ring(self.states, wishes.states, 1, self.next_positions)
+        if wishes.queries > old.queries:
+            ring = (rows, self.shape.kv_heads, self.shape.group, 0, self.shape.head_dim)
+            rings = self.queries or [self.kv_LPHTD.new_zeros(ring) for _ in range(self.shape.layers)]
+            self.queries = [_larger_ring(ring, wishes.queries, 3, self.next_positions) for ring in rings]
+        self.wishes = Wishes(
+            channels=max(old.channels, wishes.channels),
+            queries=max(old.queries, wishes.queries),
+            states=max(old.states, wishes.states),
+            per_head=old.per_head or wishes.per_head,
+        )
+
+    # -- prompts ---------------------------------------------------------------------------------------------------
+
+    def start_prefill(self, segments: Sequence[Segment]) -> Tensor:
+        """Announce a forward over these pieces of prompts, as one sequence; returns its positions [1, tokens]."""
         assert self.feed is None
-        assert longest <= self.capacity, f"a row outgrew the {self.capacity} slots reserved for it"
-        write_N = self.lengths[:n].clone()
-        bias_N11T = None
-        if not write_N.is_cuda:
-            behind_N11T = torch.arange(longest, device=write_N.device) > write_N[:, None, None, None]
-            bias_N11T = self.keys[0].new_zeros(behind_N11T.shape).masked_fill(behind_N11T, -torch.inf)
-        rows_N = torch.arange(n, device=write_N.device)
-        self.feed = Decode(rows_N=rows_N, write_N=write_N, longest=longest, bias_N11T=bias_N11T)
-        return self.next_positions[:n, None].clone()
+        assert all(0 < piece.done + piece.tokens <= piece.region.size for piece in segments)
+        self.feed = Prefill(segments=tuple(segments))
+        pieces = [torch.arange(piece.done, piece.done + piece.tokens) for piece in segments]
+        return torch.cat(pieces)[None].to(self.starts.device)
+
+    def copy_prompt(self, source: Region, target: Region, tokens: int) -> None:
+        """The first `tokens` slots of a region get the keys and values of another's: both prompts begin alike."""
+        from_T, to_T = (slice(region.start, region.start + tokens) for region in (source, target))
+        self.kv_LPHTD[:, :, :, to_T] = self.kv_LPHTD[:, :, :, from_T]
+        if source in self.prompt_queries:
+            self.prompt_queries[target] = self.prompt_queries[source]
+
+    def seat(self, region: Region, prompt: int) -> int:
+        """The next row decodes on this region, which holds all but the last of its `prompt` tokens; returns the row.
+
+        The last prompt token is fed with the decoding steps, so that all logits come out of these.
+        """
+        row, start, device = self.active, region.start, self.starts.device
+        assert row < self.most_rows
+        region.row = row
+        self.regions.append(region)
+        self.host_lengths[row], self.host_prompts[row] = prompt - 1, prompt
+        self.table[:, row] = torch.tensor([start, prompt - 1, prompt, prompt - 1, 1], device=device)
+        self.positions[:, :, start : start + prompt] = torch.arange(prompt, device=device)
+        for layer, ring in enumerate(self.queries):
+            ring[row] = 0  # a prompt shorter than the ring must not leave the former owner's queries behind
+            if region in self.prompt_queries:
+                latest = self.prompt_queries[region][layer]
+                at = torch.arange(prompt - 1 - latest.shape[2], prompt - 1, device=device) % self.wishes.queries
+                ring[row].index_copy_(2, at, latest)
+        return row
+
+    # -- decoding --------------------------------------------------------------------------------------------------
+
+    def start_step(self, rows: int | None = None) -> Tensor:
+        """Announce a forward over one token of every active row; returns their positions [N, 1].
+
+        With `rows`, of that many rows, whether active or not, by work on the device alone: for a CUDA graph.
+        """
+        n = self.active if rows is None else rows
+        assert self.feed is None
+        starts_N, lengths_N, _, next_N, live_N = self.table[:, :n].unbind(0)
+        longest = 0
+        if rows is None:
+            longest = int(self.host_lengths[:n].max()) + 1
+        self.feed = Decode(
+            starts_N=starts_N,
+            last_N=lengths_N.clone(),
+            write_N=torch.where(live_N > 0, starts_N + lengths_N, self.slots),
+            live_N=live_N,
+            longest=longest,
+            **(self._by_region(longest) if self.arena.equal and not starts_N.is_cuda else {}),
+        )
+        return next_N[:, None].clone()
+
+    def _by_region(self, longest: int) -> dict[str, Tensor]:
+        """What one attention call over all regions in use needs; a region without a row shows its first slot."""
+        assert self.arena.equal is not None
+        region_N = self.starts[: self.active] // self.arena.equal
+        last_U = torch.zeros(len(self.arena.regions), dtype=torch.int64)
+        last_U[region_N] = self.lengths[: self.active]
+        behind_UT = torch.arange(longest) > last_U[:, None]
+        bias_UT = torch.zeros(behind_UT.shape, dtype=self.kv_LPHTD.dtype).masked_fill(behind_UT, -torch.inf)
+        return {"bias_U11T": bias_UT[:, None, None], "region_N": region_N}
 
     def write(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store what a layer computed: keys and values [rows, H, tokens, D], queries [rows, H*G, tokens, D]."""
         feed = self.feed
         assert feed is not None, "announce the forward first: start_prefill or start_step"
-        if isinstance(feed, Prefill):
-            rows = slice(feed.first, feed.first + feed.count)
-            self.keys[layer][rows, :, : feed.tokens] = keys
-            self.values[layer][rows, :, : feed.tokens] = values
-        else:
-            self.keys[layer][feed.rows_N, :, feed.write_N] = keys[:, :, 0]
-            self.values[layer][feed.rows_N, :, feed.write_N] = values[:, :, 0]
-        if self.num_queries:
-            self._remember(layer, queries, feed)
-
-    def _remember(self, layer: int, queries: Tensor, feed: Prefill | Decode) -> None:
-        """The query of position p lies at p modulo W of the ring."""
-        ring, W = self.queries[layer], self.num_queries
-        packed = queries.reshape(len(queries), self.shape.kv_heads, self.shape.group, *queries.shape[2:])
         if isinstance(feed, Decode):
-            ring[feed.rows_N, :, :, self.next_positions[: self.active] % W] = packed[:, :, :, 0]
+            self._append(layer, feed, keys[:, :, 0], values[:, :, 0])
+            if self.wishes.queries:
+                at_N = self.next_positions[: len(keys)] % self.wishes.queries
+                self.queries[layer][self._rows(feed), :, :, at_N] = self._packed(queries)[:, :, :, 0]
             return
-        rows = slice(feed.first, feed.first + feed.count)
-        ring[rows] = 0  # a prompt shorter than the ring must not leave the former owner's queries behind
-        latest = torch.arange(max(0, feed.tokens - W), feed.tokens, device=ring.device)
-        ring[rows, :, :, latest % W] = packed[:, :, :, latest]
+        first = 0
+        for piece in feed.segments:
+            fed = slice(first, first + piece.tokens)
+            held = slice(piece.region.start + piece.done, piece.region.start + piece.done + piece.tokens)
+            self.keys(layer)[:, held] = keys[0, :, fed]
+            self.values(layer)[:, held] = values[0, :, fed]
+            if self.wishes.queries:
+                self._keep_latest(layer, piece, self._packed(queries[:, :, fed])[0])
+            first += piece.tokens
+
+    def _append(self, layer: int, feed: Decode, keys_NHD: Tensor, values_NHD: Tensor) -> None:
+        if keys_NHD.is_cuda:
+            from leanthink.kernels.append import append
+
+            append(self.keys(layer), self.values(layer), feed.write_N, keys_NHD, values_NHD)
+            return
+        self.keys(layer)[:, feed.write_N] = keys_NHD.transpose(0, 1)
+        self.values(layer)[:, feed.write_N] = values_NHD.transpose(0, 1)
+
+    def _rows(self, feed: Decode) -> Tensor:
+        """Row numbers, [N]; the free one for rows without a request."""
+        return torch.where(feed.live_N > 0, self.rows_N[: len(feed.live_N)], self.most_rows)
+
+    def _packed(self, queries: Tensor) -> Tensor:
+        """Queries [rows, H*G, tokens, D] as [rows, H, G, tokens, D]."""
+        return queries.reshape(len(queries), self.shape.kv_heads, self.shape.group, *queries.shape[2:])
+
+    def _keep_latest(self, layer: int, piece: Segment, queries_HGSD: Tensor) -> None:
+        """The latest queries of a prompt wait beside its region until it takes a row."""
+        kept = self.prompt_queries.setdefault(piece.region, [queries_HGSD[:, :, :0]] * self.shape.layers)
+        kept[layer] = torch.cat([kept[layer], queries_HGSD], dim=2)[:, :, -self.wishes.queries :]
 
     def finish(self) -> None:
-        """Account for the tokens that the announced forward wrote."""
+        """Account on the device for the tokens that the announced forward wrote."""
         feed, self.feed = self.feed, None
-        assert feed is not None
-        if isinstance(feed, Prefill):
-            rows = slice(feed.first, feed.first + feed.count)
-            self.positions[rows, :, :, : feed.tokens] = torch.arange(feed.tokens, device=self.positions.device)
-            for counter in (
-                self.lengths,
-                self.prompt_lengths,
-                self.next_positions,
-                self.host_lengths,
-                self.host_prompts,
-            ):
-                counter[rows] = feed.tokens
-            self.active += feed.count
-        else:
-            n = self.active
-            self.positions[feed.rows_N, :, :, feed.write_N] = self.next_positions[:n, None, None]
-            self.lengths[:n] += 1
-            self.next_positions[:n] += 1
-            self.host_lengths[:n] += 1
+        if isinstance(feed, Decode):
+            n = len(feed.live_N)
+            self.positions[:, :, feed.write_N] = self.next_positions[:n]
+            self.lengths[:n] += feed.live_N
+            self.next_positions[:n] += feed.live_N
+            self.write_N, self.row_N = feed.write_N, self._rows(feed)
+
+    def tick(self) -> None:
+        """Account on the host for a step of all active rows."""
+        self.host_lengths[: self.active] += 1
 
     def remember(self, states_NF: Tensor) -> None:
-        """Keep the states of the token just fed to each active row, in a ring: position p at p modulo its size."""
-        rows_N = torch.arange(self.active, device=self.states.device)
-        self.states[rows_N, (self.next_positions[: self.active] - 1) % self.num_states] = states_NF
+        """Keep the states of the tokens just fed, in a ring for each row: position p at p modulo its size."""
+        at_N = (self.next_positions[: len(states_NF)] - 1) % self.wishes.states
+        self.states[self.row_N, at_N] = states_NF
 
     def recall(self, rows_R: Tensor, offsets: Sequence[int]) -> Tensor:
         """States [R, O, F] of the token `offsets[-1]` before the last of each row, and of those at `offsets` after it.
 
         Before so many thought tokens are written they are another token's; that token is of the prompt, or gone.
         """
-        assert offsets[-1] < self.num_states
-        back = torch.tensor(offsets, device=self.states.device) - offsets[-1] - 1
-        return self.states[rows_R[:, None], (self.next_positions[rows_R, None] + back) % self.num_states]
+        assert offsets[-1] < self.wishes.states
+        last_R, size = self.next_positions[rows_R] - 1, self.wishes.states
+        seen = [self.states[rows_R, (last_R - offsets[-1] + offset) % size] for offset in offsets]
+        return torch.stack(seen, dim=1)
 
-    def stamp(self, rows_R: Tensor, stamps_RC: Tensor, *, late: int = 0) -> None:
-        """Attach numbers to the slot that each of these rows wrote `late` tokens before its last."""
-        slots_R = (self.lengths[rows_R] - 1 - late).clamp(min=0)  # of the prompt where the thought is still shorter
-        self.stamps[rows_R, slots_R, : stamps_RC.shape[1]] = stamps_RC.float()
+    def stamp(self, rows_R: Tensor, stamps_RC: Tensor, *, first: int = 0, late: int = 0) -> None:
+        """Attach numbers, from channel `first` on, to the slot that each row wrote `late` tokens before its last."""
+        back_R = (self.lengths[rows_R] - 1 - late).clamp(min=0)  # of the prompt where the thought is still shorter
+        slots_R = torch.where(self.live[rows_R] > 0, self.starts[rows_R] + back_R, self.slots)
+        self.stamps[slots_R, first : first + stamps_RC.shape[1]] = stamps_RC.float()
 
-    def show(self, rows_R: Tensor, count: int, seeds_R: Tensor, policy: Policy, layer: int | None = None) -> Slots:
-        """The `count` thought slots of each of these rows, as the policy sees them; `layer` for a policy per head."""
+    # -- evicting --------------------------------------------------------------------------------------------------
+
+    def show(
+        self, rows_R: Tensor, count: int, seeds_R: Tensor, policy: Policy, *, first: int = 0, layer: int | None = None
+    ) -> Slots:
+        """The `count` thought slots of each of these rows, as the policy sees them.
+
+        Args:
+            rows_R: rows that hold prompt and thought, and no answer yet.
+            count: thought slots of each.
+            seeds_R: the seeds of their requests.
+            policy: who looks.
+            first: the first of its channels among the stamps.
+            layer: which layer, for a policy per head.
+        """
         slots_RS = self._thought_slots(rows_R, count)
         next_R = self.next_positions[rows_R]
         facts: dict[str, Any] = {
@@ -228,33 +357,32 @@ class SlotCache:
             "seeds": seeds_R,
         }
         if layer is None:
-            positions_RS = self.positions[rows_R[:, None], 0, 0, slots_RS]
+            positions_RS = self.positions[0, 0, slots_RS]
             if policy.channels:
-                facts["stamps"] = self.stamps[rows_R[:, None], slots_RS, : policy.channels]
+                facts["stamps"] = self.stamps[slots_RS, first : first + policy.channels]
             return Slots(ages=next_R[:, None] - 1 - positions_RS, positions=positions_RS, **facts)
-        heads = torch.arange(self.shape.kv_heads, device=rows_R.device)[:, None]
-        where = rows_R[:, None, None], heads, slots_RS[:, None]
-        positions_RHS = self.positions[where[0], layer, where[1], where[2]]
+        positions_RHS = self.positions[layer][:, slots_RS].transpose(0, 1)
         if policy.num_queries:
             facts["queries"] = self._latest_queries(layer, rows_R, policy.num_queries)
         return Slots(
             ages=next_R[:, None, None] - 1 - positions_RHS,
             positions=positions_RHS,
             layer=layer,
-            keys=self.keys[layer][where],
-            values=self.values[layer][where],
+            keys=self.keys(layer)[:, slots_RS].transpose(0, 1),
+            values=self.values(layer)[:, slots_RS].transpose(0, 1),
             scaling=self.scaling,
             **facts,
         )
 
     def _thought_slots(self, rows_R: Tensor, count: int) -> Tensor:
-        """Indices [R, count] of the `count` slots that follow each row's prompt."""
-        return self.prompt_lengths[rows_R, None] + torch.arange(count, device=self.lengths.device)
+        """Slots [R, count] of the arena that follow each row's prompt."""
+        first_R = self.starts[rows_R] + self.prompt_lengths[rows_R]
+        return first_R[:, None] + torch.arange(count, device=first_R.device)
 
     def _latest_queries(self, layer: int, rows_R: Tensor, count: int) -> Tensor:
         """The last `count` queries of each row, oldest first, [R, H, G, count, D]; zeros before the first token."""
         age = torch.arange(count, 0, -1, device=self.lengths.device)
-        ring_RW = (self.next_positions[rows_R, None] - age) % self.num_queries
+        ring_RW = (self.next_positions[rows_R, None] - age) % self.wishes.queries
         return self.queries[layer][rows_R[:, None], :, :, ring_RW].permute(0, 2, 3, 1, 4)
 
     def evict(self, rows: Sequence[int], kept: Tensor) -> None:
@@ -264,61 +392,101 @@ class SlotCache:
             rows: rows that hold prompt and thought, and no answer yet.
             kept: ascending indices, 0 = the slot behind the prompt: [R, K] for all layers and heads, or [R, L, H, K].
         """
-        assert kept.dim() == 2 or self.positions.shape[1:3] == kept.shape[1:3]
-        host_R = torch.tensor(rows)
-        rows_R, K = host_R.to(self.lengths.device), kept.shape[-1]
+        assert kept.dim() == 2 or tuple(kept.shape[1:3]) == tuple(self.positions.shape[:2])
+        rows_R, K = torch.tensor(rows, device=self.starts.device), kept.shape[-1]
+        first_R = self.starts[rows_R] + self.prompt_lengths[rows_R]
+        self._compact(first_R, kept)
         to_RK = self._thought_slots(rows_R, K)
-        sets_RLHK = kept if kept.dim() == 4 else kept[:, None, None]
-        from_RLHK = sets_RLHK + self.prompt_lengths[rows_R, None, None, None]
-        row, head = rows_R[:, None, None], torch.arange(self.shape.kv_heads, device=rows_R.device)[:, None]
-        for layer, slabs in enumerate(zip(self.keys, self.values, strict=True)):
-            from_RHK = from_RLHK[:, layer if kept.dim() == 4 else 0]
-            for slab in slabs:
-                slab[row, head, to_RK[:, None]] = slab[row, head, from_RHK]
-        held_RLHT = self.positions[rows_R]
-        moved_RLHK = held_RLHT.gather(-1, from_RLHK.expand(-1, *held_RLHT.shape[1:3], -1))
-        self.positions[rows_R] = held_RLHT.scatter(-1, to_RK[:, None, None].expand_as(moved_RLHK), moved_RLHK)
+        for layer, sets in enumerate(self.positions):
+            for head, positions_T in enumerate(sets):
+                kept_RK = kept if kept.dim() == 2 else kept[:, layer, head]
+                positions_T[to_RK] = positions_T[first_R[:, None] + kept_RK]
         if kept.dim() == 2:
-            self.stamps[rows_R[:, None], to_RK] = self.stamps[rows_R[:, None], from_RLHK[:, 0, 0]]
+            self.stamps[to_RK] = self.stamps[first_R[:, None] + kept]
         self.lengths[rows_R] = self.prompt_lengths[rows_R] + K
-        self.host_lengths[host_R] = self.host_prompts[host_R] + K
+        self.host_lengths[rows] = self.host_prompts[rows] + K
+
+    def _compact(self, first_R: Tensor, kept: Tensor) -> None:
+        """Move the kept slots of every layer and head together, from `first_R` on."""
+        if first_R.is_cuda:
+            from leanthink.kernels.compact import compact
+
+            compact(self.kv_LPHTD, first_R, kept)
+            return
+        to_RK = first_R[:, None] + torch.arange(kept.shape[-1])
+        for layer, kv_PHTD in enumerate(self.kv_LPHTD):
+            if kept.dim() == 2:
+                kv_PHTD[:, :, to_RK] = kv_PHTD[:, :, first_R[:, None] + kept]
+                continue
+            for head in range(self.shape.kv_heads):
+                kv_PHTD[:, head, to_RK] = kv_PHTD[:, head, first_R[:, None] + kept[:, layer, head]]
+
+    # -- leaving ---------------------------------------------------------------------------------------------------
+
+    def release(self, region: Region) -> None:
+        """Give a region back; with equal regions another may move into its place, with all that it holds."""
+        self.prompt_queries.pop(region, None)
+        moved = self.arena.release(region)
+        if moved is None:
+            return
+        other, was = moved
+        to_T, from_T = slice(other.start, other.end), slice(was, was + other.size)
+        self.kv_LPHTD[:, :, :, to_T] = self.kv_LPHTD[:, :, :, from_T]
+        self.positions[:, :, to_T] = self.positions[:, :, from_T]
+        self.stamps[to_T] = self.stamps[from_T]
+        if other.row is not None:
+            self.starts[other.row] = other.start
 
     def retire(self, rows: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Give up these rows; the last active rows move into the holes. Returns (sources, targets) of the moves."""
+        """Give up these rows; the last active rows take their numbers. Returns (sources, targets) of the moves."""
         gone, left = set(rows), self.active - len(set(rows))
         sources = [row for row in range(left, self.active) if row not in gone]
         targets = sorted(row for row in gone if row < left)
-        self.active = left
-        if not sources:
-            return sources, targets
-        host_source, host_target = torch.tensor(sources), torch.tensor(targets)
-        source, target = host_source.to(self.lengths.device), host_target.to(self.lengths.device)
-        longest = int(self.host_lengths[host_source].max())
-        for slab in (*self.keys, *self.values):
-            slab[target, :, :longest] = slab[source, :, :longest]
-        for table in (
-            *self.queries,
-            self.states,
-            self.positions,
-            self.stamps,
-            self.lengths,
-            self.prompt_lengths,
-            self.next_positions,
-        ):
-            table[target] = table[source]
+        for row in gone:
+            self.regions[row].row = None
+            self.release(self.regions[row])
+        if sources:
+            source, target = (torch.tensor(entry, device=self.starts.device) for entry in (sources, targets))
+            self.table[:, target] = self.table[:, source]
+            for ring in (self.states, *self.queries):
+                ring[target] = ring[source]
         for counter in (self.host_lengths, self.host_prompts):
-            counter[host_target] = counter[host_source]
+            counter[targets] = counter[sources]
+        for old, new in zip(sources, targets, strict=True):
+            self.regions[new] = self.regions[old]
+            self.regions[new].row = new
+        self.table[0, left : self.active], self.table[1:, left : self.active] = self.slots, 0
+        del self.regions[left:]
         return sources, targets
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless every active row has its prompt, its order, and one length on host and device."""
-        assert 0 <= self.active <= self.rows
-        assert torch.equal(self.lengths[: self.active].cpu(), self.host_lengths[: self.active])
-        assert torch.equal(self.prompt_lengths[: self.active].cpu(), self.host_prompts[: self.active])
-        for row in range(self.active):
+        """Raise AssertionError unless every row has its region, its prompt, its order and its length on both sides."""
+        self.arena.check_integrity()
+        n = self.active
+        assert self.starts[:n].tolist() == [region.start for region in self.regions]
+        assert torch.equal(self.lengths[:n].cpu(), self.host_lengths[:n])
+        assert torch.equal(self.prompt_lengths[:n].cpu(), self.host_prompts[:n])
+        assert self.live.tolist() == [1] * n + [0] * (self.most_rows + 1 - n)
+        seated = {region for region in self.arena.regions if region.row is not None}
+        assert seated == set(self.regions)
+        for row, region in enumerate(self.regions):
             length, prompt = int(self.host_lengths[row]), int(self.host_prompts[row])
-            assert prompt <= length <= self.capacity, f"row {row} holds {length} slots of {self.capacity}"
-            held = self.positions[row, :, :, :length].cpu()
-            assert bool((held[..., :prompt] == torch.arange(prompt)).all()), f"row {row} lost a prompt slot"
+            assert region.row == row
+            assert prompt - 1 <= length <= region.size, f"row {row} holds {length} slots of {region.size}"
+            held = self.positions[:, :, region.start : region.start + length].cpu()
+            known = min(prompt, length)
+            assert bool((held[..., :known] == torch.arange(known)).all()), f"row {row} lost a prompt slot"
             assert bool((held.diff(dim=-1) > 0).all()), f"row {row} holds its slots out of order"
-            assert bool((held[..., -1] < int(self.next_positions[row])).all()), f"row {row} holds a slot of the future"
+            assert bool((held[..., -1:] < int(self.next_positions[row])).all()), f"row {row} holds a slot of the future"
+
+
+def _larger_ring(ring: Tensor, size: int, dim: int, next_positions: Tensor) -> Tensor:
+    """A ring of `size` places along `dim`, in which the latest positions of each row lie where they now belong."""
+    old = ring.shape[dim]
+    larger = ring.new_zeros(*ring.shape[:dim], size, *ring.shape[dim + 1 :])
+    rows = torch.arange(len(ring), device=ring.device)
+    before, after = ring.movedim(dim, 1), larger.movedim(dim, 1)
+    for age in range(1, old + 1):
+        position_N = (next_positions - age).clamp(min=0)
+        after[rows, position_N % size] = before[rows, position_N % old]
+    return larger

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from leanthink.load import ThinkTags
 
 FinishReason = Literal["stop", "length"]
+TopLogprobs = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class Completion:
         peak_kv_bytes: bytes of the keys and values in `peak_slots`.
         full_kv_bytes: bytes that a full cache would have held at the end.
         reserved_kv_bytes: bytes that were reserved for this request's row.
+        logprobs: for each generated token its log-probability; None unless the sampling asked for it.
+        top_logprobs: for each generated token the likeliest tokens, as (token id, log-probability), likeliest first.
         evicted_at: for each generated token the number of tokens generated when its slot was evicted, None for a
             slot that stayed; only with record=True, and only for a policy that keeps one set for all layers and heads.
     """
@@ -49,6 +52,8 @@ class Completion:
     peak_kv_bytes: int
     full_kv_bytes: int
     reserved_kv_bytes: int
+    logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[TopLogprobs, ...] | None = None
     evicted_at: tuple[int | None, ...] | None = None
 
 

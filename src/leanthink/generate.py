@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from leanthink.budget import Budget
-from leanthink.completion import Completion, Step, TextStream
-from leanthink.errors import UnsupportedModel, UsageError
-from leanthink.load import ThinkTags, check_supported, end_ids, think_tags
+from leanthink.completion import Completion, Step
+from leanthink.engine import Engine
+from leanthink.errors import UsageError
+from leanthink.load import ThinkTags, check_model, think_tags
 from leanthink.policies import Policy
 from leanthink.request import Predictor, Prompt, Request, as_prompts, make_requests
-from leanthink.run import Run
 from leanthink.sampling import Sampling
-from leanthink.seats import GOING_ON, NEVER
 
 OnFinish = Callable[[int, Completion], None]
 
@@ -42,7 +41,7 @@ def generate(
         budget: how many thought slots each request may keep; None with policy "full" only; one for all, or a list.
         predictor: file or module for the policies dynts and horizon; None for the one shipped with this model.
         sampling: how tokens are picked; one for all, or a list.
-        max_rows: most requests on the cache at a time; the memory is this many times the largest bound.
+        max_rows: most requests on the cache at a time; the memory is that of so many of the largest bounds.
         record: fill `Completion.evicted_at`.
         on_finish: called with a prompt's index and its completion as soon as it has finished.
 
@@ -71,20 +70,30 @@ def run_all(
     record: bool = False,
     on_finish: OnFinish | None = None,
 ) -> list[Completion]:
-    """Complete these requests, in their order; those whose bounds differ by more than a factor of two run apart."""
+    """Complete these requests, in their order.
+
+    On a CPU those whose bounds differ by more than a factor of two run apart: there regions are of equal size.
+    """
     completions: dict[int, Completion] = {}
-    for group in split_by_bound(requests):
-        run = Run(
+    on_cpu = model.device.type == "cpu"
+    for group in split_by_bound(requests) if on_cpu else [list(requests)]:
+        if not group:
+            continue
+        bounds = sorted((request.bound for request in group), reverse=True)[:max_rows]
+        engine = Engine(
             model,
             tokenizer,
-            group,
+            slots=bounds[0] * len(bounds) if on_cpu else sum(bounds),
+            row_slots=bounds[0] if on_cpu else None,
+            rows=len(bounds),
             tags=tags,
-            ends=end_ids(model, tokenizer) if ends is None else ends,
-            rows=min(max_rows, len(group)),
+            ends=ends,
             record=record,
         )
-        while run.unfinished:
-            for index, completion in run.advance():
+        for request in group:
+            engine.add_request(request)
+        while engine.unfinished:
+            for index, completion in engine.step().finished.items():
                 completions[index] = completion
                 if on_finish is not None:
                     on_finish(index, completion)
@@ -92,7 +101,7 @@ def run_all(
 
 
 def split_by_bound(requests: Sequence[Request]) -> list[list[Request]]:
-    """Groups whose bounds are within a factor of two: every row of a run reserves the largest bound of its group."""
+    """Groups whose bounds are within a factor of two, those with the smallest first."""
     groups: list[list[Request]] = []
     for request in sorted(requests, key=lambda request: request.bound):
         if groups and request.bound <= 2 * groups[-1][0].bound:
@@ -120,37 +129,6 @@ def stream(
     check_model(model)
     tags = think_tags(tokenizer)
     choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": predictor, "sampling": sampling}
-    requests = make_requests(model, tokenizer, tags, [prompt], **choices)
-    run = Run(model, tokenizer, requests, tags=tags, ends=end_ids(model, tokenizer), rows=1, record=record)
-    return _steps(run, TextStream(tokenizer, tags, sampling.stop))
-
-
-def _steps(run: Run, text: TextStream) -> Iterator[Step]:
-    run.admit()
-    seats = run.seats
-    while True:
-        generated, answer_start = int(seats.generated[0]), int(seats.answer_start[0])
-        last = int(seats.ended[0]) != GOING_ON
-        held, token_id = int(run.cache.host_lengths[0]), int(seats.ids[0, generated - 1])
-        prompt_tokens = len(seats.requests[0].prompt_ids)
-        completion = run.retire()[0][1] if last else None
-        yield Step(
-            token_id=token_id,
-            text=text.push(token_id, last=last),
-            in_thought=answer_start == NEVER,
-            slots=held,
-            full_slots=prompt_tokens + generated - 1,
-            completion=completion,
-        )
-        if last:
-            return
-        run.step()
-
-
-def check_model(model: Any) -> None:
-    """Raise UnsupportedModel unless the bounded cache can serve this model as it is loaded."""
-    check_supported(model.config)
-    devices = {parameter.device for parameter in model.parameters()}
-    if len(devices) > 1:
-        names = ", ".join(sorted(str(device) for device in devices))
-        raise UnsupportedModel(f"the model is spread over {names}: the cache lives on one device, so load it onto one")
+    (request,) = make_requests(model, tokenizer, tags, [prompt], **choices)
+    engine = Engine(model, tokenizer, slots=request.bound, rows=1, tags=tags, record=record)
+    return engine.stream_request(request)

@@ -152,3 +152,12 @@ def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     if ids is None:
         return ()
     return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def check_model(model: Any) -> None:
+    """Raise UnsupportedModel unless the bounded cache can serve this model as it is loaded."""
+    check_supported(model.config)
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1:
+        names = ", ".join(sorted(str(device) for device in devices))
+        raise UnsupportedModel(f"the model is spread over {names}: the cache lives on one device, so load it onto one")

@@ -138,6 +138,24 @@ def resolve_policies(model: Any, policies: Sequence[str | Policy], predictor: Pr
     return [named[policy] if isinstance(policy, str) else policy for policy in policies]
 
 
+class PolicyMaker:
+    """Resolves policies for many requests of one model: a name and a predictor are looked up once."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._made: dict[tuple[str, object], Policy] = {}
+
+    def make(self, policy: str | Policy, predictor: Predictor) -> Policy:
+        """As of `resolve_policies`, for one policy."""
+        key = (policy, predictor) if isinstance(policy, str) else None
+        if key in self._made:
+            return self._made[key]
+        (made,) = resolve_policies(self._model, [policy], predictor)
+        if key is not None:
+            self._made[key] = made
+        return made
+
+
 def _check_wishes(policy: Policy) -> None:
     if (policy.channels and policy.per_head) or (policy.num_queries and not policy.per_head):
         raise UsageError(

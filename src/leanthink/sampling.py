@@ -15,6 +15,9 @@ from torch import Tensor
 from leanthink.errors import UsageError
 from leanthink.splitmix import STEP, mix, shift_right
 
+MOST_LOGPROBS = 20
+Uses = tuple[bool, bool, bool, bool]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -22,7 +25,8 @@ class Sampling:
 
     The knobs mean what they mean in transformers and act in the same order: temperature, top_k (0: off),
     top_p (1: off), min_p (0: off). The same seed gives the same tokens, whatever else is in the batch.
-    Generation ends at the first of the strings in `stop`, which is not part of the text.
+    Generation ends at the first of the strings in `stop`, which is not part of the text. `logprobs`: None for none; a
+    number for the log-probability of each token and of so many of the likeliest, before temperature and the others.
     """
 
     temperature: float = 0.0
@@ -32,6 +36,7 @@ class Sampling:
     max_new_tokens: int = 4096
     seed: int = 0
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
@@ -43,6 +48,10 @@ class Sampling:
             "top_k": (isinstance(self.top_k, int) and self.top_k >= 0, "a whole number, 0 (off) or more"),
             "min_p": (0 <= self.min_p <= 1, "from 0 (off) to 1"),
             "max_new_tokens": (isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1, "1 or more"),
+            "logprobs": (
+                self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS,
+                f"None, or 0 to {MOST_LOGPROBS}",
+            ),
             "seed": (isinstance(self.seed, int) and 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1"),
         }
         for name, (fine, allowed) in checks.items():
@@ -70,6 +79,8 @@ class Sampler:
 
     def seat(self, first: int, samplings: Sequence[Sampling]) -> None:
         """Take the knobs of the requests that now hold rows `first`, `first + 1`, ..."""
+        if not samplings:
+            return
         rows = slice(first, first + len(samplings))
         self._knobs[rows] = torch.tensor([(s.temperature, s.top_p, s.min_p) for s in samplings]).to(self._knobs)
         self._top_k[rows] = torch.tensor([s.top_k for s in samplings]).to(self._top_k)
@@ -85,12 +96,24 @@ class Sampler:
         for knob in (self._knobs, self._top_k, self.seeds):
             knob[target] = knob[source]
 
-    def pick(self, logits_NV: Tensor, rows: slice, counts_N: Tensor) -> Tensor:
-        """The next token of each of `rows`, [N] int64; `counts_N` says how many each has generated so far."""
+    def uses(self, rows: int) -> Uses:
+        """What any of rows 0 to `rows` - 1 uses: sampling at all, top_k, top_p, min_p."""
+        samples, top_k, top_p, min_p = self._uses[:rows].any(dim=0).tolist()
+        return samples, top_k, top_p, min_p
+
+    def pick(self, logits_NV: Tensor, counts_N: Tensor, uses: Uses) -> Tensor:
+        """The next token of each of rows 0 to N - 1, [N] int64.
+
+        Args:
+            logits_NV: theirs.
+            counts_N: how many tokens each has generated so far.
+            uses: at least what these rows use; what nobody uses is skipped.
+        """
         greedy_N = logits_NV.argmax(dim=-1)
-        samples, top_k, top_p, min_p = self._uses[rows].any(dim=0).tolist()
+        samples, top_k, top_p, min_p = uses
         if not samples:
             return greedy_N
+        rows = slice(0, len(logits_NV))
         temperature_N, top_p_N, min_p_N = self._knobs[rows].unbind(1)
         is_greedy_N = temperature_N == 0
         scaled_NV = logits_NV.float() / temperature_N.masked_fill(is_greedy_N, 1)[:, None].float()
@@ -100,7 +123,7 @@ class Sampler:
             scaled_NV = keep_top_p(scaled_NV, top_p_N)
         if min_p:
             scaled_NV = keep_min_p(scaled_NV, min_p_N)
-        drawn_N = draw(scaled_NV, uniform(self.seeds[rows], counts_N.to(self.seeds.device)))
+        drawn_N = draw(scaled_NV, uniform(self.seeds[rows], counts_N))
         return torch.where(is_greedy_N, greedy_N, drawn_N)
 
 
@@ -132,3 +155,10 @@ def draw(scores_NV: Tensor, uniforms_N: Tensor) -> Tensor:
     cumulative_NV = scores_NV.softmax(dim=-1).double().cumsum(dim=-1)
     target_N1 = uniforms_N[:, None] * cumulative_NV[:, -1:]  # below the total, as a uniform is at most 1 - 2**-53
     return torch.searchsorted(cumulative_NV, target_N1, right=True)[:, 0]
+
+
+def log_probabilities(logits_NV: Tensor, ids_N: Tensor, most: int) -> Tensor:
+    """Of each row's token, then of its `most` likeliest, then the ids of these: float64 [N, 1 + 2 * most]."""
+    log_NV = logits_NV.double().log_softmax(dim=-1)
+    best_NK, id_NK = log_NV.topk(most, dim=-1)
+    return torch.cat([log_NV.gather(1, ids_N[:, None]), best_NK, id_NK.double()], dim=1)

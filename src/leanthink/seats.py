@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.completion import Completion, cut_at_stop, decode
+from leanthink.completion import Completion, TopLogprobs, cut_at_stop, decode
 from leanthink.load import CLOSE_TAG, OPEN_TAG, ThinkTags
 from leanthink.policies import Policy
 from leanthink.request import Request
@@ -41,10 +41,10 @@ class Seats:
         *,
         tags: ThinkTags,
         ends: Sequence[int],
-        policies: Sequence[Policy],
+        policies: list[Policy],
         record: bool,
     ) -> None:
-        self.tokenizer, self.tags, self.policies, self.record = tokenizer, tags, list(policies), record
+        self.tokenizer, self.tags, self.policies, self.record = tokenizer, tags, policies, record
         self.requests: list[Request] = []
         self._table = torch.zeros(rows, 10, dtype=torch.int64)
         columns = self._table.unbind(1)
@@ -53,19 +53,24 @@ class Seats:
         self.ids = torch.zeros(rows, 256, dtype=torch.int64)
         self.evicted_at = torch.full((rows, 256 if record else 0), -1)
         self._ends = torch.tensor(ends, dtype=torch.int64)
+        self.logprobs: dict[int, list[list[float]]] = {}  # by index of the requests that want them
 
-    def seat(self, batch: Sequence[Request], *, held: int) -> None:
-        """The next free rows go to these requests, which hold `held` slots each."""
+    def seat(self, batch: Sequence[Request]) -> None:
+        """The next free rows go to these requests, which hold all but the last token of their prompts."""
+        if not batch:
+            return
         rows = slice(len(self.requests), len(self.requests) + len(batch))
         self.requests.extend(batch)
         self._table[rows], self.ids[rows], self.evicted_at[rows] = 0, 0, -1
-        self.peak[rows] = held
         self.answer_start[rows] = torch.tensor([0 if request.starts_in_answer else NEVER for request in batch])
         self.most[rows] = torch.tensor([request.max_new_tokens for request in batch])
         budgets = [request.budget for request in batch]
         self.due[rows] = torch.tensor([budget.slots + budget.interval if budget else NEVER for budget in budgets])
         self.most_answer[rows] = torch.tensor([budget.answer if budget else NEVER for budget in budgets])
         self.policy[rows] = torch.tensor([self._index_of(request.policy) for request in batch])
+        for request in batch:
+            if request.sampling.logprobs is not None:
+                self.logprobs[request.index] = []
         self.watched[rows] = torch.tensor([bool(request.sampling.stop) for request in batch], dtype=torch.int64)
 
     def _index_of(self, policy: Policy) -> int:
@@ -79,6 +84,8 @@ class Seats:
         """Rows `rows` have finished; of the others, `sources` become `targets`, so that the taken rows come first."""
         for table in (self._table, self.ids, self.evicted_at):
             table[targets] = table[sources]
+        for row in rows:
+            self.logprobs.pop(self.requests[row].index, None)
         for source, target in zip(sources, targets, strict=True):
             self.requests[target] = self.requests[source]
         del self.requests[len(self.requests) - len(rows) :]
@@ -98,8 +105,17 @@ class Seats:
             generated_index = positions_S[dropped_S] - len(self.requests[row].prompt_ids)
             self.evicted_at[row, generated_index] = self.generated[row]
 
-    def note_tokens(self, rows: slice, ids_N: Tensor) -> None:
-        """Append one sampled token to each of these rows, and find out which of them have ended."""
+    def note_logprobs(self, values_NX: Tensor) -> None:
+        """Append to the log-probabilities of the rows that want them; columns as of `log_probabilities`."""
+        most = values_NX.shape[1] // 2
+        for request, (own, *likeliest) in zip(self.requests, values_NX.tolist(), strict=True):
+            if request.sampling.logprobs is not None:
+                k = request.sampling.logprobs
+                self.logprobs[request.index].append([own, *likeliest[:k], *likeliest[most : most + k]])
+
+    def note_tokens(self, ids_N: Tensor) -> None:
+        """Append one sampled token to each row, and find out which of them have ended."""
+        rows = slice(0, len(ids_N))
         generated, answer_start, ended = self.generated[rows], self.answer_start[rows], self.ended[rows]
         if int(generated.max()) == self.ids.shape[1]:
             self._widen()
@@ -112,7 +128,7 @@ class Seats:
         ended[(generated >= self.most[rows]) | (answer_N >= self.most_answer[rows])] = LENGTH
         ended[torch.isin(ids_N, self._ends)] = STOP
         for row in self.watched[rows].nonzero()[:, 0].tolist():
-            if self._ends_in_stop(rows.start + row):
+            if self._ends_in_stop(row):
                 ended[row] = STOP
 
     def _widen(self) -> None:
@@ -131,8 +147,8 @@ class Seats:
         ids: list[int] = self.ids[row, : int(self.generated[row])].tolist()
         return ids
 
-    def complete(self, row: int, *, held: int, capacity: int, bytes_per_slot: int) -> Completion:
-        """The result of a finished row that holds `held` slots of the `capacity` reserved for it."""
+    def complete(self, row: int, *, held: int, reserved: int, bytes_per_slot: int) -> Completion:
+        """The result of a finished row that holds `held` slots of the `reserved` ones."""
         request, ids = self.requests[row], self.tokens(row)
         end = set(self._ends.tolist())
         written = ids[:-1] if ids[-1] in end else ids
@@ -141,7 +157,7 @@ class Seats:
         tag = "" if request.starts_in_answer else CLOSE_TAG
         thought_ends = len(decode(self.tokenizer, written[:thought_tokens], self.tags))
         evicted_at = self.evicted_at[row, : len(ids)].tolist() if self.record and not request.policy.per_head else None
-        peak = int(self.peak[row])
+        peak, logprobs = int(self.peak[row]), self.logprobs.get(request.index)
         return Completion(
             text=text,
             thought=text[:thought_ends].strip().removeprefix(OPEN_TAG).strip(),
@@ -156,6 +172,15 @@ class Seats:
             evictions=int(self.evictions[row]),
             peak_kv_bytes=peak * bytes_per_slot,
             full_kv_bytes=(len(request.prompt_ids) + len(ids) - 1) * bytes_per_slot,
-            reserved_kv_bytes=capacity * bytes_per_slot,
+            reserved_kv_bytes=reserved * bytes_per_slot,
+            logprobs=None if logprobs is None else tuple(own for own, *_ in logprobs),
+            top_logprobs=None if logprobs is None else tuple(_likeliest(values) for values in logprobs),
             evicted_at=None if evicted_at is None else tuple(None if at < 0 else at for at in evicted_at),
         )
+
+
+def _likeliest(values: Sequence[float]) -> TopLogprobs:
+    """Pairs (token id, log-probability) out of one entry of `Seats.logprobs`."""
+    _, *rest = values
+    half = len(rest) // 2
+    return tuple((int(token), value) for value, token in zip(rest[:half], rest[half:], strict=True))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from leanthink.budget import Budget
 from leanthink.errors import UsageError
-from leanthink.generate import check_model, run_all
-from leanthink.load import ThinkTags, think_tags
+from leanthink.generate import run_all
+from leanthink.load import ThinkTags, check_model, think_tags
 from leanthink.policies import Policy
 from leanthink.request import Predictor, make_request, resolve_policies, thought_is_over
 from leanthink.sampling import Sampling

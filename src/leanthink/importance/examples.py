@@ -1,7 +1,7 @@
 """What a predictor is fitted to: states of thought tokens beside their labels, trace by trace.
 
 Shapes: T thought tokens of a trace (or a sample of them), F state size (see `leanthink.states`), H horizons,
-W tokens that the predictor sees of each, N tokens seen in all.
+W tokens that the predictor sees of each, N tokens seen in all (or fed), B traces of a batch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from leanthink.errors import PredictorMismatch, UsageError
+from leanthink.importance.batches import batches_by_length, padded
 from leanthink.importance.fingerprint import fingerprint
 from leanthink.importance.label_file import LabelFile
 from leanthink.states import joined, middle_outputs
@@ -97,9 +98,9 @@ def gather(
     seed: int,
     progress: Progress | None = None,
 ) -> list[Examples]:
-    """One forward pass for each trace; of a longer thought a random sample of `tokens_per_trace` tokens, in order.
+    """The examples of each trace; of a longer thought a random sample of `tokens_per_trace` tokens, in order.
 
-    Each token is seen with those at `offsets` after it.
+    Each token is seen with those at `offsets` after it. On a GPU traces of like length share a forward pass.
 
     Raises:
         PredictorMismatch: the labels belong to another model.
@@ -108,34 +109,53 @@ def gather(
         raise PredictorMismatch(
             f"the labels are of the model {labels.fingerprint[:12]}, this one is {ours[:12]}: label its own traces"
         )
-    examples = []
-    for done, trace in enumerate(traces, start=1):
-        labels_TC = labels.of(trace)
-        assert labels_TC is not None, "only labelled traces are gathered"
-        chosen_T = _sample(len(labels_TC), tokens_per_trace, f"{seed}/{trace.key}")
-        at_TW = (chosen_T[:, None] + torch.tensor(offsets)).clamp(max=len(labels_TC) - 1)
-        at_N, seen_TW = torch.unique(at_TW, return_inverse=True)
-        examples.append(
-            Examples(
-                problem_id=trace.id,
-                states_NF=_thought_states(model, trace)[at_N.to(model.device)].cpu(),
-                seen_TW=seen_TW,
-                labels_TC=labels_TC[chosen_T],
-                tokens_after_T=len(trace.token_ids) - 1 - chosen_T,
+    examples: dict[int, Examples] = {}
+    lengths = [len(trace.prompt_ids) + trace.thought_tokens for trace in traces]
+    for batch in batches_by_length(lengths, model.device):
+        states = _thought_states(model, [traces[index] for index in batch])
+        for index, states_TF in zip(batch, states, strict=True):
+            examples[index] = _examples(
+                traces[index], states_TF, labels, offsets=offsets, tokens_per_trace=tokens_per_trace, seed=seed
             )
-        )
-        if progress is not None:
-            progress(done, len(traces))
-    return examples
+            if progress is not None:
+                progress(len(examples), len(traces))
+    return [examples[index] for index in range(len(traces))]
+
+
+def _examples(
+    trace: Trace,
+    states_TF: Tensor,
+    labels: LabelFile,
+    *,
+    offsets: tuple[int, ...],
+    tokens_per_trace: int | None,
+    seed: int,
+) -> Examples:
+    labels_TC = labels.of(trace)
+    assert labels_TC is not None, "only labelled traces are gathered"
+    chosen_T = _sample(len(labels_TC), tokens_per_trace, f"{seed}/{trace.key}")
+    at_TW = (chosen_T[:, None] + torch.tensor(offsets)).clamp(max=len(labels_TC) - 1)
+    at_N, seen_TW = torch.unique(at_TW, return_inverse=True)
+    return Examples(
+        problem_id=trace.id,
+        states_NF=states_TF[at_N.to(states_TF.device)].cpu(),
+        seen_TW=seen_TW,
+        labels_TC=labels_TC[chosen_T],
+        tokens_after_T=len(trace.token_ids) - 1 - chosen_T,
+    )
 
 
 @torch.no_grad()
-def _thought_states(model: Any, trace: Trace) -> Tensor:
-    """States of the thought, [T, F]; what comes after it cannot change them and is not fed."""
-    ids = (*trace.prompt_ids, *trace.token_ids[: trace.thought_tokens])
+def _thought_states(model: Any, traces: Sequence[Trace]) -> list[Tensor]:
+    """States of each thought, [T, F]; what comes after it cannot change them and is not fed."""
+    fed = [(*trace.prompt_ids, *trace.token_ids[: trace.thought_tokens]) for trace in traces]
     with middle_outputs(model) as middle:
-        output = model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
-    return joined(output.last_hidden_state, middle[0])[0, len(trace.prompt_ids) :]
+        output = model.base_model(input_ids=padded(fed, model.device), use_cache=False)
+    states_BNF = joined(output.last_hidden_state, middle[0])
+    return [
+        states_NF[len(trace.prompt_ids) : len(ids)]
+        for trace, ids, states_NF in zip(traces, fed, states_BNF, strict=True)
+    ]
 
 
 def _sample(count: int, most: int | None, name: str) -> Tensor:

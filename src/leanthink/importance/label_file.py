@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from leanthink.errors import DamagedFile, PredictorMismatch, UsageError
+from leanthink.importance.batches import batches_by_length
 from leanthink.importance.fingerprint import fingerprint
 from leanthink.trace import Trace
 
@@ -136,35 +137,35 @@ def label_traces(
 ) -> LabelCounts:
     """Label traces into one file; a file of the same model and horizons is gone on with, trace by trace.
 
-    The file is replaced in one step after every `save_every` traces and at the end, however the end comes, so that
-    Ctrl-C loses only the trace in hand. `progress(done, total)` is called after each trace. Wrong traces and traces
-    without a thought are left out and counted.
+    On a GPU traces of like length share a forward pass. The file is replaced in one step after every `save_every`
+    traces and at the end, however the end comes, so that Ctrl-C loses only the batch in hand. `progress(done, total)`
+    is called after each trace. Wrong traces and traces without a thought are left out and counted.
 
     Raises:
         UsageError: the file holds other horizons, or labels of another trace of the same name.
         PredictorMismatch: the file holds labels of another model.
     """
-    from leanthink.importance.labels import check_horizons, label_trace
+    from leanthink.importance.labels import Thought, check_horizons, label_batch
 
     growing = _open(Path(path), check_horizons(horizons), fingerprint(model), overwrite=overwrite)
     given = list(traces)
     right = [trace for trace in given if trace.correct or not only_correct]
     thinking = [trace for trace in right if trace.thought_tokens > 0]
     todo = [trace for trace in thinking if not _is_done(growing, trace)]
-    no_answer = 0
+    lengths = [len(trace.prompt_ids) + len(trace.token_ids) for trace in todo]
+    done = 0
     try:
-        for done, trace in enumerate(todo, start=1):
-            tokens = (*trace.prompt_ids, *trace.token_ids)
-            prompt = len(trace.prompt_ids)
-            thought_end = prompt + trace.thought_tokens
-            labels = label_trace(model, tokens, prompt, thought_end, growing.horizons, block_bytes=block_bytes)
-            growing.checksums[trace.key] = checksum(trace)
-            growing.labels[trace.key] = labels.values_TC
-            no_answer += thought_end + 1 >= len(tokens)
-            if done % save_every == 0:
-                growing.save()
-            if progress is not None:
-                progress(done, len(todo))
+        for indices in batches_by_length(lengths, model.device):
+            batch = [todo[index] for index in indices]
+            found = label_batch(model, [Thought.of(t) for t in batch], growing.horizons, block_bytes=block_bytes)
+            for trace, labels in zip(batch, found, strict=True):
+                growing.checksums[trace.key] = checksum(trace)
+                growing.labels[trace.key] = labels.values_TC
+                done += 1
+                if done % save_every == 0:
+                    growing.save()
+                if progress is not None:
+                    progress(done, len(todo))
     finally:
         growing.save()
     return LabelCounts(
@@ -172,7 +173,7 @@ def label_traces(
         done_before=len(thinking) - len(todo),
         not_correct=len(given) - len(right),
         no_thought=len(right) - len(thinking),
-        no_answer=no_answer,
+        no_answer=sum(trace.answer_tokens <= 1 for trace in todo),  # `</think>` alone answers nothing
     )
 
 

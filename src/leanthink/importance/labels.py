@@ -1,8 +1,9 @@
-"""Exact attention labels of one trace: how much is each thought token read by the answer, and from how far away.
+"""Exact attention labels of traces: how much is each thought token read by the answer, and from how far away.
 
 Attention is computed in fp32, one block of query rows at a time, and reduced at once to a few numbers per token, so no
-N x N matrix is ever held. Shapes: N tokens of prompt and generated text, T thought tokens, H horizons, R rows of a
-block, C columns (keys) that the block sees, Q query heads per KV head (G of them), D head width.
+N x N matrix is ever held. Shapes: B traces of a batch, N tokens of prompt and generated text (of the longest trace, the
+others are padded on the right), T thought tokens, H horizons, R rows of a block, C columns (keys) that are labelled, G
+KV heads, A attention heads, X = B G, Y = R A / G rows of all heads that share a KV head, D head width.
 """
 
 from __future__ import annotations
@@ -18,12 +19,50 @@ from transformers import AttentionInterface
 
 from leanthink.attention import switched_to
 from leanthink.errors import UsageError
+from leanthink.importance.batches import padded
 from leanthink.load import check_supported
+from leanthink.trace import Trace
 
 ATTENTION_NAME = "leanthink_labels"
 HORIZONS = (32, 64, 128, 256, 512, 1024)
 # Blocks that stay inside the processor's cache are fastest on a CPU; a GPU wants long rows of work.
 BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thought:
+    """A thought to be labelled, `token_ids[prompt_tokens:thought_end]`, in its trace.
+
+    token_ids: prompt and generated tokens, N of them.
+    prompt_tokens: number of prompt tokens, where the thought begins.
+    thought_end: index of `</think>`; N where the thought was never closed, and then there are no answer rows.
+
+    Raises:
+        UsageError: the bounds do not lie in the trace.
+    """
+
+    token_ids: Sequence[int]
+    prompt_tokens: int
+    thought_end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.prompt_tokens < self.thought_end <= len(self.token_ids):
+            raise UsageError(
+                f"no thought to label: 0 <= prompt_tokens < thought_end <= number of tokens must hold, "
+                f"got {self.prompt_tokens}, {self.thought_end} and {len(self.token_ids)}"
+            )
+
+    @classmethod
+    def of(cls, trace: Trace) -> Thought:
+        """The thought of a recorded request."""
+        prompt = len(trace.prompt_ids)
+        token_ids = (*trace.prompt_ids, *trace.token_ids)
+        return cls(token_ids=token_ids, prompt_tokens=prompt, thought_end=prompt + trace.thought_tokens)
+
+    @property
+    def answer_rows(self) -> int:
+        """Number of tokens after `</think>`."""
+        return max(0, len(self.token_ids) - self.thought_end - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,57 +78,79 @@ class Labels:
 
 
 class _Tally:
-    """What every layer adds to: running label sums of one trace, on the model's device."""
+    """What every layer adds to: running label sums of a batch of traces, on the model's device.
+
+    The columns [first, end) are those of all thoughts; what a trace gathers outside its own is never looked at.
+    """
 
     def __init__(
-        self, *, first: int, end: int, horizons: tuple[int, ...], block_bytes: int, device: torch.device
+        self, thoughts: Sequence[Thought], *, horizons: tuple[int, ...], block_bytes: int, device: torch.device
     ) -> None:
-        self.first, self.end = first, end  # the thought is [first, end); `</think>`, where there is one, is at `end`
-        self.horizons, self.block_bytes = horizons, block_bytes
-        self.answer_T = torch.zeros(end - first, device=device)
-        self.farthest_HT = torch.zeros(len(self.horizons), end - first, device=device)
-        self.rows_and_heads = 0
+        self.thoughts, self.horizons, self.block_bytes = thoughts, horizons, block_bytes
+        self.first = min(thought.prompt_tokens for thought in thoughts)
+        self.end = max(thought.thought_end for thought in thoughts)
+        # Rows that are too near their thought's first token, or before it, read nothing that is labelled.
+        self.first_row = min(min(t.prompt_tokens + horizons[0], t.thought_end + 1) for t in thoughts)
+        self.first_answer_row = min(thought.thought_end for thought in thoughts) + 1
+        lengths = [len(thought.token_ids) for thought in thoughts]
+        self.shortest = min(lengths)
+        row_N = torch.arange(max(lengths), device=device)
+        self.is_padding_BN = row_N >= torch.tensor(lengths, device=device)[:, None]
+        end_B1 = torch.tensor([thought.thought_end for thought in thoughts], device=device)[:, None]
+        self.answer_rows_BN = ((row_N > end_B1) & ~self.is_padding_BN).float()  # factors of a sum over rows
+        self.answer_BC = torch.zeros(len(thoughts), self.end - self.first, device=device)
+        self.farthest_HBC = torch.zeros(len(horizons), *self.answer_BC.shape, device=device)
+        self.heads = 0  # of all layers so far
 
-    def add_layer(self, query_GQND: Tensor, key_GND: Tensor, scaling: float) -> None:
-        """Add one layer: queries [G, Q, N, D], keys [G, N, D], G KV heads with Q query heads each."""
-        G, Q, N, D = query_GQND.shape
-        key_GDN = key_GND.float().transpose(1, 2)
+    def add_layer(self, query_BAND: Tensor, key_BGND: Tensor, scaling: float) -> None:
+        """Add one layer: queries [B, A, N, D] and keys [B, G, N, D]."""
+        B, G, N, D = key_BGND.shape
+        A = query_BAND.shape[1]
+        key_XDN = key_BGND.float().reshape(B * G, N, D).transpose(1, 2)
         # A block takes its scores and their softmax, both fp32.
-        rows = max(1, self.block_bytes // (8 * G * Q * N))
-        # Rows that are too near the thought's first token, or before it, read nothing that is labelled.
-        start = min(self.first + self.horizons[0], self.end + 1)
-        for t0 in range(start, N, rows):
+        rows = min(max(1, self.block_bytes // (8 * B * A * N)), N)
+        ahead_RR = torch.ones(rows, rows, dtype=torch.bool, device=key_XDN.device).triu_(1)
+        for t0 in range(self.first_row, N, rows):
             t1 = min(t0 + rows, N)
-            block_GXD = (query_GQND[:, :, t0:t1].float() * scaling).reshape(G, Q * (t1 - t0), D)
-            scores = torch.bmm(block_GXD, key_GDN[:, :, :t1]).view(G * Q, t1 - t0, t1)
-            ahead = torch.ones(t1 - t0, t1 - t0, dtype=torch.bool, device=scores.device).triu_(1)
-            scores[:, :, t0:].masked_fill_(ahead, -torch.inf)
-            self._add_block(torch.softmax(scores, dim=-1)[:, :, self.first : self.end], t0, t1)
-        self.rows_and_heads += G * Q * max(0, N - self.end - 1)
+            block_XYD = (query_BAND[:, :, t0:t1].float() * scaling).reshape(B * G, -1, D)
+            scores_BARN = torch.bmm(block_XYD, key_XDN[:, :, :t1]).view(B, A, t1 - t0, t1)
+            scores_BARN[..., t0:].masked_fill_(ahead_RR[: t1 - t0, : t1 - t0], -torch.inf)
+            self._add_block(torch.softmax(scores_BARN, dim=-1)[..., self.first : self.end], t0, t1)
+        self.heads += A
 
-    def _add_block(self, attention_QRC: Tensor, t0: int, t1: int) -> None:
-        """Reduce the attention of rows [t0, t1) to the thought columns; column c is token first + c."""
-        columns = attention_QRC.shape[-1]
-        if t1 > self.end + 1:
-            answer_rows = attention_QRC[:, max(0, self.end + 1 - t0) :]
-            self.answer_T[:columns] += answer_rows.sum(dim=(0, 1))
-        largest_RC = attention_QRC.amax(dim=0)
-        largest_C = largest_RC.amax(dim=0)
-        for h, distance in enumerate(self.horizons):
+    def _add_block(self, attention_BARC: Tensor, t0: int, t1: int) -> None:
+        """Reduce the attention of rows [t0, t1) to the labelled columns; column c is token first + c."""
+        columns = attention_BARC.shape[-1]
+        if t1 > self.first_answer_row:
+            answer_row = max(t0, self.first_answer_row)
+            read_BRC = attention_BARC[:, :, answer_row - t0 :].sum(dim=1)
+            self.answer_BC[:, :columns] += (self.answer_rows_BN[:, None, answer_row:t1] @ read_BRC)[:, 0]
+        largest_BRC = attention_BARC.amax(dim=1)
+        if t1 > self.shortest:
+            largest_BRC.masked_fill_(self.is_padding_BN[:, t0:t1, None], 0)
+        largest_BC = largest_BRC.amax(dim=1)
+        for farthest_BC, distance in zip(self.farthest_HBC, self.horizons, strict=True):
             # Columns before `whole` are far enough from every row of the block, those from `none` on from no row.
             whole = min(max(t0 - distance + 1 - self.first, 0), columns)
             none = min(max(t1 - distance - self.first, 0), columns)
-            farthest_T = self.farthest_HT[h]
-            torch.maximum(farthest_T[:whole], largest_C[:whole], out=farthest_T[:whole])
+            whole_BC, band_BC = farthest_BC[:, :whole], farthest_BC[:, whole:none]
+            if whole > 0:
+                torch.maximum(whole_BC, largest_BC[:, :whole], out=whole_BC)
             if none > whole:
-                row_R1 = torch.arange(t0, t1, device=largest_C.device)[:, None]
-                token_C = torch.arange(self.first + whole, self.first + none, device=largest_C.device)
-                band_C = largest_RC[:, whole:none].masked_fill(row_R1 - token_C < distance, 0).amax(dim=0)
-                torch.maximum(farthest_T[whole:none], band_C, out=farthest_T[whole:none])
+                # Row r of the block is far enough from the column first + c while c <= r + t0 - distance - first.
+                far_BRC = largest_BRC[:, :, whole:none].tril(t0 - distance - self.first - whole)
+                torch.maximum(band_BC, far_BRC.amax(dim=1), out=band_BC)
 
-    def labels_TC(self) -> Tensor:
-        answer_T = self.answer_T / self.rows_and_heads if self.rows_and_heads else self.answer_T.fill_(torch.nan)
-        return torch.cat([answer_T[:, None], self.farthest_HT.T], dim=1).cpu()
+    def labels(self) -> list[Labels]:
+        values_BCH = torch.cat([self.answer_BC[None], self.farthest_HBC]).permute(1, 2, 0).cpu()
+        found = []
+        for thought, values_CH in zip(self.thoughts, values_BCH, strict=True):
+            own = slice(thought.prompt_tokens - self.first, thought.thought_end - self.first)
+            values_TC = values_CH[own].clone(memory_format=torch.contiguous_format)
+            rows_and_heads = self.heads * thought.answer_rows
+            values_TC[:, 0] = values_TC[:, 0] / rows_and_heads if rows_and_heads else torch.nan
+            found.append(Labels(values_TC=values_TC))
+        return found
 
 
 def _attention(
@@ -103,11 +164,9 @@ def _attention(
     label_tally: _Tally,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The stock SDPA output of a layer [1, N, heads, D], with its attention added to the tally on the way."""
-    _, heads, N, D = query.shape
-    groups = key.shape[1]
-    scale = D**-0.5 if scaling is None else scaling
-    label_tally.add_layer(query[0].view(groups, heads // groups, N, D), key[0], scale)
+    """The stock SDPA output of a layer [B, N, A, D], with its attention added to the tally on the way."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    label_tally.add_layer(query, key, scale)
     stock = AttentionInterface()["sdpa"]
     output, _ = stock(module, query, key, value, attention_mask, scaling=scale, **options)
     return output, None
@@ -124,7 +183,6 @@ def check_horizons(horizons: Sequence[int]) -> tuple[int, ...]:
     return checked
 
 
-@torch.no_grad()
 def label_trace(
     model: Any,
     token_ids: Sequence[int],
@@ -134,38 +192,43 @@ def label_trace(
     *,
     block_bytes: int | None = None,
 ) -> Labels:
-    """Labels of the thought tokens `token_ids[prompt_tokens:thought_end]`, from one forward pass over all of the trace.
+    """Labels of the thought tokens `token_ids[prompt_tokens:thought_end]`; see `Thought` and `label_batch`."""
+    thought = Thought(token_ids=token_ids, prompt_tokens=prompt_tokens, thought_end=thought_end)
+    return label_batch(model, [thought], horizons, block_bytes=block_bytes)[0]
+
+
+@torch.no_grad()
+def label_batch(
+    model: Any,
+    thoughts: Sequence[Thought],
+    horizons: Sequence[int] = HORIZONS,
+    *,
+    block_bytes: int | None = None,
+) -> list[Labels]:
+    """Labels of each thought, from one forward pass over all of their traces, padded to the longest.
 
     Args:
         model: a causal language model of transformers, in the dtype and on the device to compute with.
-        token_ids: prompt and generated tokens, N of them.
-        prompt_tokens: number of prompt tokens, where the thought begins.
-        thought_end: index of `</think>`; N where the thought was never closed, and then there are no answer rows.
+        thoughts: at least one; best of traces of like length.
         horizons: distances in tokens, ascending.
-        block_bytes: bound on the two fp32 buffers of a block of rows; one row is the least (8 bytes per head and
-            token). None: 8 MiB on a CPU, 512 MiB elsewhere.
+        block_bytes: bound on the two fp32 buffers of a block of rows; one row of each trace is the least (8 bytes per
+            trace, head and token). None: 8 MiB on a CPU, 512 MiB elsewhere.
 
-    Beside the weights this needs the block, the activations of one layer for N tokens, and nothing of N x N. The
+    Beside the weights this needs the block, the activations of one layer for B x N tokens, and nothing of N x N. The
     attention implementation of the model is changed for the duration of the call.
 
     Raises:
-        UsageError: the bounds do not lie in the trace or the horizons are not ascending.
+        UsageError: the horizons are not ascending.
         UnsupportedModel: layers without full attention (see `leanthink.load.check_supported`).
     """
     check_supported(model.config)
     distances = check_horizons(horizons)
-    N = len(token_ids)
-    if not 0 <= prompt_tokens < thought_end <= N:
-        raise UsageError(
-            f"no thought to label: 0 <= prompt_tokens < thought_end <= number of tokens must hold, "
-            f"got {prompt_tokens}, {thought_end} and {N}"
-        )
     device: torch.device = model.device
     if block_bytes is None:
         block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
-    tally = _Tally(first=prompt_tokens, end=thought_end, horizons=distances, block_bytes=block_bytes, device=device)
-    ids_1N = torch.tensor([list(token_ids)], device=device)
+    tally = _Tally(thoughts, horizons=distances, block_bytes=block_bytes, device=device)
+    ids_BN = padded([thought.token_ids for thought in thoughts], device)
     with switched_to(ATTENTION_NAME, model.config):
         # The body without the language-model head: logits of a long trace would be the largest tensor of all.
-        model.base_model(input_ids=ids_1N, use_cache=False, label_tally=tally)
-    return Labels(values_TC=tally.labels_TC())
+        model.base_model(input_ids=ids_BN, use_cache=False, label_tally=tally)
+    return tally.labels()

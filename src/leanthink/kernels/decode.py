@@ -1,6 +1,6 @@
 """Decode attention on a GPU: one query token per row over exactly the slots that its row holds.
 
-N rows   H kv heads   G query heads per kv head   D head dim   T slots
+N rows   H kv heads   G query heads per kv head   D head dim   T slots of the arena   S splits
 """
 
 from __future__ import annotations
@@ -14,59 +14,139 @@ from torch import Tensor
 
 MIN_DOT = 16  # the smallest side of a tensor-core product: G is padded to it
 BLOCK_BYTES = 16384  # of keys per step: larger blocks of wide float32 heads outgrow the shared memory
+PROGRAMS_PER_SM = 4  # enough loads in flight to keep the memory busy
+MIN_SPLIT = 128  # slots: a shorter split costs more to merge than it saves
+MAX_SPLITS = 64
+
+
+def splits_for(rows_times_heads: int, slots: int, sms: int) -> int:
+    """Into how many splits to cut rows of up to `slots` slots, for about `PROGRAMS_PER_SM` programs per SM."""
+    wanted = round(PROGRAMS_PER_SM * sms / rows_times_heads)
+    return max(1, min(wanted, slots // MIN_SPLIT, MAX_SPLITS))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _decode(  # type: ignore[no-untyped-def]
-    q, k, v, last, out, scale, q_row, q_head, q_group, k_row, k_head, k_slot, v_row, v_head, v_slot, out_row, out_head,
-    G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
+def _slots_per_split(last, row, splits, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """(Slots that the row holds, slots of each of its splits): whole blocks, so that only the last one is ragged."""
+    held = (tl.load(last + row) + 1).to(tl.int32)
+    return held, tl.cdiv(tl.cdiv(held, BLOCK), splits) * BLOCK
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _attend(  # type: ignore[no-untyped-def]
+    q, k, v, starts, last, out, highests, totals, scale, splits,
+    q_row, q_head, q_group, k_head, k_slot, v_head, v_slot,
+    DIRECT: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program per row and kv head: softmax accumulated block by block (online softmax, arXiv 1805.02867)."""
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    """One program per row, kv head and split: softmax accumulated block by block (online softmax, arXiv 1805.02867).
+
+    DIRECT (one split): `out` is the output. Else it takes sums that are still to be merged and divided, and
+    `highests` and `totals` take what that needs; a split without slots writes nothing.
+    """
+    row, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    held, per_split = _slots_per_split(last, row, splits, BLOCK)
+    begin = split * per_split
+    end = tl.minimum(begin + per_split, held)
+    if begin >= end:
+        return
     g, d = tl.arange(0, GP), tl.arange(0, DP)
-    held = tl.load(last + row) + 1
-    query = tl.load(
-        q + row * q_row + head * q_head + g[:, None] * q_group + d[None, :],
-        mask=(g[:, None] < G) & (d[None, :] < D),
-        other=0.0,
-    )
+    real = (g[:, None] < G) & (d[None, :] < D)
+    query = tl.load(q + row * q_row + head * q_head + g[:, None] * q_group + d[None, :], mask=real, other=0.0)
+    first = tl.load(starts + row)
+    t = tl.arange(0, BLOCK)
     highest = tl.full([GP], -float("inf"), tl.float32)
     total = tl.zeros([GP], tl.float32)
-    mean = tl.zeros([GP, DP], tl.float32)
-    for start in range(0, held, BLOCK):
-        t = start + tl.arange(0, BLOCK)
-        inside = (t[:, None] < held) & (d[None, :] < D)
-        keys = tl.load(k + row * k_row + head * k_head + t[:, None] * k_slot + d[None, :], mask=inside, other=0.0)
+    weighted = tl.zeros([GP, DP], tl.float32)
+    for block in range(begin, end, BLOCK):
+        left = end - block
+        inside = (t[:, None] < left) & (d[None, :] < D)
+        slot = first + block  # 64-bit, as its products must be: an arena may have more than 2^31 numbers
+        k_block, v_block = k + head * k_head + slot * k_slot, v + head * v_head + slot * v_slot
+        keys = tl.load(k_block + t[:, None] * k_slot + d[None, :], mask=inside, other=0.0)
         scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
-        scores = tl.where(t[None, :] < held, scores, -float("inf"))
+        scores = tl.where(t[None, :] < left, scores, -float("inf"))
         new_highest = tl.maximum(highest, tl.max(scores, 1))
         weights = tl.exp(scores - new_highest[:, None])
         shrink = tl.exp(highest - new_highest)
-        values = tl.load(v + row * v_row + head * v_head + t[:, None] * v_slot + d[None, :], mask=inside, other=0.0)
-        mean = mean * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+        values = tl.load(v_block + t[:, None] * v_slot + d[None, :], mask=inside, other=0.0)
+        weighted = weighted * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
         total = total * shrink + tl.sum(weights, 1)
         highest = new_highest
-    tl.store(
-        out + row * out_row + head * out_head + g[:, None] * D + d[None, :],
-        (mean / total[:, None]).to(out.dtype.element_ty),
-        mask=(g[:, None] < G) & (d[None, :] < D),
-    )
+    at = ((row * tl.num_programs(1) + head) * splits + split) * G + g
+    if DIRECT:
+        weighted = weighted / total[:, None]
+    else:
+        tl.store(highests + at, highest, mask=g < G)
+        tl.store(totals + at, total, mask=g < G)
+    tl.store(out + at[:, None] * D + d[None, :], weighted.to(out.dtype.element_ty), mask=real)
 
 
-def decode_attention(q_NHGD: Tensor, keys_NHTD: Tensor, values_NHTD: Tensor, last_N: Tensor, scaling: float) -> Tensor:
-    """Attention of row i over slots 0..last_N[i], [N, H, G, D]; a row's result does not depend on the other rows.
+@triton.jit  # type: ignore[untyped-decorator]
+def _merge(  # type: ignore[no-untyped-def]
+    sums, highests, totals, last, out, splits,
+    G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, SP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program per row, kv head and query head: the splits that had slots, weighted by their share."""
+    row, head, group = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    held, per_split = _slots_per_split(last, row, splits, BLOCK)
+    s, d = tl.arange(0, SP), tl.arange(0, DP)
+    written = s < tl.cdiv(held, per_split)
+    row_head = row * tl.num_programs(1) + head
+    at = (row_head * splits + s) * G + group
+    highest = tl.load(highests + at, mask=written, other=-float("inf"))
+    share = tl.exp(highest - tl.max(highest, 0))
+    total = tl.sum(share * tl.load(totals + at, mask=written, other=0.0), 0)
+    split_sums = tl.load(sums + at[:, None] * D + d[None, :], mask=written[:, None] & (d[None, :] < D), other=0.0)
+    merged = tl.sum(share[:, None] * split_sums, 0) / total
+    tl.store(out + (row_head * G + group) * D + d, merged.to(out.dtype.element_ty), mask=d < D)
 
-    Reads held slots only, each once for the whole group of query heads; no mask and no longest row are involved.
+
+def decode_attention(
+    q_NHGD: Tensor,
+    keys_HTD: Tensor,
+    values_HTD: Tensor,
+    starts_N: Tensor,
+    last_N: Tensor,
+    scaling: float,
+    *,
+    splits: int,
+) -> Tensor:
+    """Attention of row n over slots starts_N[n], ..., starts_N[n] + last_N[n] of the arena, [N, H, G, D].
+
+    Reads held slots only, each once for the whole group of query heads. Nothing waits for the device and all shapes
+    are those of the arguments, so a CUDA graph may capture it, and replay it with other starts and lengths.
+
+    Args:
+        q_NHGD: one query per row and query head.
+        keys_HTD: one layer's keys, of all rows.
+        values_HTD: and its values.
+        starts_N: int64, each row's first slot.
+        last_N: int64, its last slot, counted from the first: 0 or more.
+        scaling: factor on the dot products.
+        splits: how many programs share a row (`splits_for`); the result depends on it by rounding only.
     """
     N, H, G, D = q_NHGD.shape
-    assert q_NHGD.stride(-1) == keys_NHTD.stride(-1) == values_NHTD.stride(-1) == 1
+    assert q_NHGD.dtype == keys_HTD.dtype == values_HTD.dtype
+    assert q_NHGD.stride(-1) == keys_HTD.stride(-1) == values_HTD.stride(-1) == 1
+    assert starts_N.is_contiguous()
+    assert last_N.is_contiguous()
     out_NHGD = torch.empty((N, H, G, D), dtype=q_NHGD.dtype, device=q_NHGD.device)
-    launch: Any = _decode[(N, H)]
+    sums_NHSGD, highests_NHSG, totals_NHSG = out_NHGD, out_NHGD, out_NHGD
+    if splits > 1:
+        sums_NHSGD = torch.empty((N, H, splits, G, D), dtype=torch.float32, device=q_NHGD.device)
+        highests_NHSG, totals_NHSG = (torch.empty_like(sums_NHSGD[..., 0]) for _ in range(2))
     DP = max(MIN_DOT, triton.next_power_of_2(D))
-    block = max(MIN_DOT, min(64, BLOCK_BYTES // (DP * keys_NHTD.element_size())))
-    launch(
-        q_NHGD, keys_NHTD, values_NHTD, last_N, out_NHGD, scaling,
-        *q_NHGD.stride()[:3], *keys_NHTD.stride()[:3], *values_NHTD.stride()[:3], *out_NHGD.stride()[:2],
-        G=G, GP=max(MIN_DOT, triton.next_power_of_2(G)), D=D, DP=DP, BLOCK=block,
+    block = max(MIN_DOT, min(64, BLOCK_BYTES // (DP * keys_HTD.element_size())))
+    attend: Any = _attend[(N, H, splits)]
+    attend(
+        q_NHGD, keys_HTD, values_HTD, starts_N, last_N, sums_NHSGD, highests_NHSG, totals_NHSG, scaling, splits,
+        *q_NHGD.stride()[:3], *keys_HTD.stride()[:2], *values_HTD.stride()[:2],
+        DIRECT=splits == 1, G=G, GP=max(MIN_DOT, triton.next_power_of_2(G)), D=D, DP=DP, BLOCK=block,
     )  # fmt: skip
+    if splits > 1:
+        merge: Any = _merge[(N, H, G)]
+        merge(
+            sums_NHSGD, highests_NHSG, totals_NHSG, last_N, out_NHGD, splits,
+            G=G, D=D, DP=DP, SP=triton.next_power_of_2(splits), BLOCK=block,
+        )  # fmt: skip
     return out_NHGD

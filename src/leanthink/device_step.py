@@ -1,0 +1,141 @@
+"""One decoding step on the device: forward → stamp → sample; on a GPU replayed as a CUDA graph.
+
+N rows   B rows of a graph, the next size of bucket   V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanthink import attention
+from leanthink.cache import SlotCache
+from leanthink.policies import Policy
+from leanthink.sampling import Sampler, Uses, log_probabilities
+
+Stamping = tuple[Policy, int, Tensor]  # a policy, the first of its channels, the rows that it stamps
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """What a graph was captured for; what nobody uses is left out."""
+
+    rows: int
+    uses: Uses
+    logprobs: int
+
+
+class DeviceStep:
+    """Runs the device's part of a step: no host synchronisation but one copy of the sampled tokens.
+
+    Args:
+        model: in evaluation mode.
+        cache: announced, stamped and accounted for here.
+        sampler: picks the tokens.
+        graphs: None: CUDA graphs on a GPU.
+    """
+
+    def __init__(self, model: Any, cache: SlotCache, sampler: Sampler, *, graphs: bool | None = None) -> None:
+        self.model, self.cache, self.sampler = model, cache, sampler
+        device = model.device
+        self.graphs = device.type == "cuda" if graphs is None else graphs
+        rows = cache.most_rows + 1
+        self.last_ids = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._host_ids = torch.zeros(rows, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._log_values: Tensor | None = None
+        self._captured: dict[_Kind, tuple[Any, Tensor | None]] = {}
+        self._pool: Any = None
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def seat(self, first: int, last_prompt_ids: Sequence[int]) -> None:
+        """Rows from `first` on are fed these tokens next."""
+        ids = torch.tensor(last_prompt_ids, device=self.last_ids.device)
+        self.last_ids[first : first + len(last_prompt_ids)] = ids
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Rows `sources` become rows `targets`."""
+        self.last_ids[targets] = self.last_ids[sources]
+
+    def forget(self) -> None:
+        """Drop the captured graphs: what they read has moved."""
+        self._captured.clear()
+
+    def launch(self, rows: int, stamping: Sequence[Stamping], *, logprobs: int) -> None:
+        """Start a step of rows 0 to `rows` - 1; `logprobs` of how many alternatives, -1 for none at all."""
+        uses = self.sampler.uses(rows)
+        if self.graphs:
+            kind = _Kind(rows=min(bucket(rows), self.cache.most_rows), uses=uses, logprobs=logprobs)
+            if kind not in self._captured:
+                self._captured[kind] = self._capture(kind, stamping)
+            graph, self._log_values = self._captured[kind]
+            graph.replay()
+        else:
+            device = self.last_ids.device
+            of_rows = [(policy, column, rows_R.to(device)) for policy, column, rows_R in stamping if len(rows_R)]
+            self._log_values = self._run(None, rows, of_rows, uses, logprobs)
+        self._host_ids[:rows].copy_(self.last_ids[:rows], non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+    def ids(self, rows: int) -> Tensor:
+        """The sampled tokens of the step, [N] on the host; waits for the device."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._host_ids[:rows].clone()
+
+    def logprobs(self, rows: int) -> Tensor:
+        """Columns as of `leanthink.sampling.log_probabilities`, [N, X] on the host; waits for the device."""
+        assert self._log_values is not None, "launched without logprobs"
+        return self._log_values[:rows].cpu()
+
+    def _run(
+        self, graph_rows: int | None, rows: int, stamping: Sequence[Stamping], uses: Uses, logprobs: int
+    ) -> Tensor | None:
+        """Forward → stamp → sample, all on the device; returns the log-probabilities if they are wanted."""
+        cache = self.cache
+        positions_N1 = cache.start_step(graph_rows)
+        states_NF, logits_NV = attention.decode(self.model, cache, self.last_ids[:rows], positions_N1)
+        if stamping:
+            cache.remember(states_NF)
+        for policy, column, rows_R in stamping:
+            seen_RWF = cache.recall(rows_R, policy.offsets)
+            cache.stamp(rows_R, policy.stamp(seen_RWF), first=column, late=policy.offsets[-1])
+        counts_N = cache.next_positions[:rows] - cache.prompt_lengths[:rows]
+        ids_N = self.sampler.pick(logits_NV, counts_N, uses)
+        self.last_ids[:rows] = ids_N
+        return None if logprobs < 0 else log_probabilities(logits_NV, ids_N, logprobs)
+
+    def _capture(self, kind: _Kind, stamping: Sequence[Stamping]) -> tuple[Any, Tensor | None]:
+        """A graph of a step of `kind.rows` rows, with every stamping policy stamping all of them.
+
+        While it is captured no row is live, so that what runs now changes nothing that anybody holds.
+        """
+        live, last_ids = self.cache.live.clone(), self.last_ids.clone()
+        self.cache.live.zero_()
+        every = [(policy, column, self.cache.rows_N[: kind.rows]) for policy, column, _ in stamping]
+        arguments = (kind.rows, kind.rows, every, kind.uses, kind.logprobs)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._run(*arguments)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            log_values = self._run(*arguments)
+        self._pool = graph.pool()
+        self.cache.live.copy_(live)
+        self.last_ids.copy_(last_ids)
+        return graph, log_values
+
+
+def bucket(rows: int) -> int:
+    """The size of graph for so many rows: 1, 2, 4, 8, then multiples of 8, of 32 from 128 on, of 256 from 1024 on."""
+    if rows <= 8:
+        return 1 << (rows - 1).bit_length()
+    step = 8 if rows <= 128 else 32 if rows <= 1024 else 256
+    return -(-rows // step) * step

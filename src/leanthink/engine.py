@@ -1,0 +1,380 @@
+"""Continuous batching: requests are admitted by their bounds, fed in pieces, and decode together, one token a step.
+
+prompt → prefill → [ forward one token → stamp → sample → if due: score → select → compact ], for many rows at once.
+
+N active rows   R rows of one eviction   S thought slots   K kept slots   L layers   H kv heads   V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanthink import attention
+from leanthink.arena import Region
+from leanthink.budget import Budget, check_finite, keep
+from leanthink.cache import Segment, SlotCache, Wishes
+from leanthink.completion import Completion, Step, TextStream
+from leanthink.device_step import DeviceStep
+from leanthink.errors import UsageError
+from leanthink.load import ThinkTags, check_model, end_ids, kv_shape, think_tags
+from leanthink.policies import Policy
+from leanthink.request import PolicyMaker, Predictor, Prompt, Request, make_requests
+from leanthink.sampling import Sampler, Sampling
+from leanthink.seats import GOING_ON, NEVER, Seats
+from leanthink.states import state_size
+
+PREFILL_TOKENS = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What one step brought: the new token of each streamed request, and the completion of each that finished."""
+
+    steps: dict[int, Step] = field(default_factory=dict)
+    finished: dict[int, Completion] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Feeding:
+    """A request that holds its region, and whose prompt is fed so far."""
+
+    request: Request
+    region: Region
+    done: int = 0
+
+
+class Engine:
+    """Serves many requests on one arena of slots.
+
+    A request is admitted, first come first served, when a row is free and the arena has room for its bound: prompt +
+    budget + interval + answer, or everything it may write for policy "full". Nothing is ever over-committed, so nothing
+    is ever preempted. A step feeds at most `prefill_tokens` of prompts, then one token to each row that decodes.
+    Requests with equal prompts share one prefill. Not safe for use from several threads at a time.
+
+    Args:
+        model: a causal language model of transformers, in evaluation mode.
+        tokenizer: its tokenizer.
+        slots: of the arena, which is allocated here; `kv_bytes_per_slot` of `leanthink.load` says what one costs.
+        rows: most requests that decode at a time.
+        row_slots: None: a request reserves its bound. A number: every request reserves so many slots, which on a CPU
+            lets one attention call serve all rows.
+        prefill_tokens: most prompt tokens that one step feeds.
+        tags: where thoughts begin and end; None: the tokenizer's.
+        ends: token ids that end a request; None: the model's.
+        record: fill `Completion.evicted_at`.
+        graphs: whether steps are replayed as CUDA graphs; None: on a GPU.
+
+    Raises:
+        UsageError: an argument is out of range, or the device has no room for the arena.
+        UnsupportedModel: the bounded cache cannot serve this model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        slots: int,
+        rows: int = 64,
+        row_slots: int | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
+        tags: ThinkTags | None = None,
+        ends: Sequence[int] | None = None,
+        record: bool = False,
+        graphs: bool | None = None,
+    ) -> None:
+        for name, given in (("slots", slots), ("rows", rows), ("prefill_tokens", prefill_tokens)):
+            if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+                raise UsageError(f"Engine: {name}={given!r}: must be a whole number of at least 1")
+        check_model(model)
+        self.model, self.tokenizer, self.device = model, tokenizer, model.device
+        self.tags = think_tags(tokenizer) if tags is None else tags
+        self.prefill_tokens = prefill_tokens
+        self.cache = SlotCache(
+            kv_shape(model.config),
+            slots=slots,
+            rows=rows,
+            dtype=model.dtype,
+            device=model.device,
+            state_size=state_size(model),
+            row_slots=row_slots,
+        )
+        self.policies: list[Policy] = []
+        self.columns: list[int] = []  # of each policy, the first of its channels among the stamps
+        found_ends = end_ids(model, tokenizer) if ends is None else ends
+        self.seats = Seats(rows, tokenizer, tags=self.tags, ends=found_ends, policies=self.policies, record=record)
+        self.sampler = Sampler(rows, model.device)
+        self.device_step = DeviceStep(model, self.cache, self.sampler, graphs=graphs)
+        self.maker = PolicyMaker(model)
+        self.waiting: deque[Request] = deque()
+        self.feeding: deque[_Feeding] = deque()
+        self.fed: dict[tuple[int, ...], Region] = {}  # prompts that lie complete in a region
+        self.streams: dict[int, TextStream] = {}
+        self._next_id = 0
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        prompt: Prompt,
+        *,
+        policy: str | Policy = "horizon",
+        budget: Budget | None = None,
+        predictor: Predictor = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        streamed: bool = False,
+    ) -> int:
+        """Queue a request; returns its id. Arguments and errors as of `leanthink.generate`.
+
+        With `streamed`, `step` reports each of its tokens.
+
+        Raises:
+            UsageError: also if the request could never fit: its bound is larger than the arena.
+        """
+        policy = self.maker.make(policy, predictor)
+        choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": None, "sampling": sampling}
+        (request,) = make_requests(self.model, self.tokenizer, self.tags, [prompt], **choices)
+        return self.add_request(replace(request, index=self._next_id), streamed=streamed)
+
+    def add_request(self, request: Request, *, streamed: bool = False) -> int:
+        """Queue a checked request under its own index, which becomes its id. Raises UsageError if it can never fit."""
+        largest = self.cache.arena.largest
+        if request.bound > largest:
+            raise UsageError(
+                f"request {request.index} can hold {request.bound} slots, {len(request.prompt_ids)} of them prompt, "
+                f"and the engine has {largest} for one: lower its budget or max_new_tokens, or give more slots"
+            )
+        self._next_id = max(self._next_id, request.index) + 1
+        if not any(request.policy is known for known in self.policies):
+            self._welcome(request.policy)
+        if streamed:
+            self.streams[request.index] = TextStream(self.tokenizer, self.tags, request.sampling.stop)
+        self.waiting.append(request)
+        return request.index
+
+    def _welcome(self, policy: Policy) -> None:
+        """Give a policy its channels and whatever else it wants to be shown."""
+        self.policies.append(policy)
+        self.columns.append(self.cache.wishes.channels)
+        self.cache.provide(
+            Wishes(
+                channels=self.cache.wishes.channels + policy.channels,
+                queries=policy.num_queries,
+                states=policy.offsets[-1] + 1 if policy.channels else 0,
+                per_head=policy.per_head,
+            )
+        )
+        self.device_step.forget()
+
+    def cancel(self, request_id: int) -> bool:
+        """Drop a request and free its slots; False if it is not here, because it has finished or never was."""
+        self.streams.pop(request_id, None)
+        for request in self.waiting:
+            if request.index == request_id:
+                self.waiting.remove(request)
+                return True
+        for piece in self.feeding:
+            if piece.request.index == request_id:
+                self.feeding.remove(piece)
+                self.cache.release(piece.region)
+                return True
+        rows = [row for row, request in enumerate(self.seats.requests) if request.index == request_id]
+        self._leave(rows)
+        return bool(rows)
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that wait, are fed or decode."""
+        return len(self.waiting) + len(self.feeding) + self.cache.active
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self) -> Progress:
+        """Admit what fits, feed a piece of the prompts, and one token to every row that decodes."""
+        self._admit()
+        self._prefill()
+        self._seat()
+        if not self.cache.active:
+            return Progress()
+        self._decode()
+        rows = (self.seats.ended[: self.cache.active] != GOING_ON).nonzero()[:, 0].tolist()
+        facts = {"bytes_per_slot": self.cache.bytes_per_slot}
+        done = {}
+        for row in rows:
+            held, size = int(self.cache.host_lengths[row]), self.cache.regions[row].size
+            done[self.seats.requests[row].index] = self.seats.complete(row, held=held, reserved=size, **facts)
+        steps = self._streamed(done)
+        self._leave(rows)
+        return Progress(steps=steps, finished=done)
+
+    def stream(self, prompt: Prompt, **choices: Any) -> Iterator[Step]:
+        """Add a request and yield its tokens as they come, while all other requests go on; arguments as of `add`.
+
+        Completions of other requests that finish meanwhile are lost: with several requests call `step` yourself.
+        """
+        return self._steps_of(self.add(prompt, streamed=True, **choices))
+
+    def stream_request(self, request: Request) -> Iterator[Step]:
+        """`stream` for a checked request."""
+        return self._steps_of(self.add_request(request, streamed=True))
+
+    def _steps_of(self, request_id: int) -> Iterator[Step]:
+        try:
+            while request_id in self.streams:
+                if (step := self.step().steps.get(request_id)) is not None:
+                    yield step
+        finally:
+            self.cancel(request_id)
+
+    def _admit(self) -> None:
+        """Reserve regions for waiting requests, strictly in their order."""
+        while self.waiting and len(self.feeding) + self.cache.active < self.cache.most_rows:
+            region = self.cache.arena.reserve(self.waiting[0].bound)
+            if region is None:
+                return
+            self.feeding.append(_Feeding(request=self.waiting.popleft(), region=region))
+
+    def _prefill(self) -> None:
+        """Feed up to `prefill_tokens` tokens of the prompts that wait, all but the last token of each."""
+        pieces: list[tuple[_Feeding, Segment]] = []
+        room, fed_now = self.prefill_tokens, set()
+        for entry in self.feeding:
+            prompt_ids = entry.request.prompt_ids
+            if entry.done == 0 and prompt_ids in self.fed:
+                entry.done = len(prompt_ids) - 1
+                self.cache.copy_prompt(self.fed[prompt_ids], entry.region, entry.done)
+            tokens = min(room, len(prompt_ids) - 1 - entry.done)
+            if tokens and prompt_ids not in fed_now:  # an equal prompt waits for the one that is being fed
+                pieces.append((entry, Segment(region=entry.region, done=entry.done, tokens=tokens)))
+                fed_now.add(prompt_ids)
+                room -= tokens
+            if not room:
+                break
+        if not pieces:
+            return
+        ids = [entry.request.prompt_ids[piece.done : piece.done + piece.tokens] for entry, piece in pieces]
+        ids_1S = torch.tensor([[token for part in ids for token in part]], device=self.device)
+        attention.prefill(self.model, self.cache, ids_1S, self.cache.start_prefill([piece for _, piece in pieces]))
+        for entry, piece in pieces:
+            entry.done += piece.tokens
+            if entry.done == len(entry.request.prompt_ids) - 1:
+                self.fed.setdefault(entry.request.prompt_ids, entry.region)
+
+    def _seat(self) -> None:
+        """Prompts that are fed take the next rows, in their order; a longer one that is still fed is overtaken."""
+        ready = [entry for entry in self.feeding if entry.done == len(entry.request.prompt_ids) - 1]
+        if not ready:
+            return
+        first = self.cache.active
+        for entry in ready:
+            self.feeding.remove(entry)
+            self.cache.seat(entry.region, len(entry.request.prompt_ids))
+        batch = [entry.request for entry in ready]
+        self.seats.seat(batch)
+        self.sampler.seat(first, [request.sampling for request in batch])
+        self.device_step.seat(first, [request.prompt_ids[-1] for request in batch])
+
+    def _decode(self) -> None:
+        """One token for every active row; the host looks after evictions while the device works."""
+        cache, seats, n = self.cache, self.seats, self.cache.active
+        most = max((request.sampling.logprobs or 0 for request in seats.requests), default=0) if seats.logprobs else -1
+        stamping = [
+            (policy, column, seats.rows_of(index))
+            for index, (policy, column) in enumerate(zip(self.policies, self.columns, strict=True))
+            if policy.channels
+        ]
+        self.device_step.launch(n, stamping, logprobs=most)
+        cache.tick()
+        finite = self._evict()
+        if most >= 0:
+            seats.note_logprobs(self.device_step.logprobs(n))
+        seats.note_tokens(self.device_step.ids(n))
+        check_finite(finite is None or bool(finite))
+
+    def _evict(self) -> Tensor | None:
+        """Evict from every row that is due, rows of one policy and budget together; whether all scores were finite."""
+        cache, seats, n = self.cache, self.seats, self.cache.active
+        groups: dict[object, list[int]] = {}
+        for row in seats.due_rows(cache.host_lengths[:n], cache.host_prompts[:n]):
+            groups.setdefault((int(seats.policy[row]), seats.requests[row].budget), []).append(row)
+        finite = [self._evict_group(rows) for rows in groups.values()]
+        return torch.stack(finite).all() if finite else None
+
+    def _evict_group(self, rows: list[int]) -> Tensor:
+        """Score → select → compact, for rows of one policy and budget; whether the scores were finite."""
+        cache, seats = self.cache, self.seats
+        policy, budget = seats.requests[rows[0]].policy, seats.requests[rows[0]].budget
+        assert budget is not None
+        rows_R = torch.tensor(rows, device=self.device)
+        seeds_R, count = self.sampler.seeds[rows_R], int(seats.due[rows[0]])
+        column = self.columns[int(seats.policy[rows[0]])]
+        kept, finite = [], []
+        for layer in range(cache.shape.layers) if policy.per_head else [None]:
+            slots = cache.show(rows_R, count, seeds_R, policy, first=column, layer=layer)
+            scores = policy.score(slots)
+            finite.append(torch.isfinite(scores).all())
+            pinned = torch.zeros_like(slots.ages, dtype=torch.bool)  # prompt and answer are not among the slots shown
+            kept.append(keep(scores, slots.ages, pinned, min(budget.slots, count), budget.window))
+        if seats.record and not policy.per_head:
+            seats.note_evicted(rows, slots.positions.cpu(), kept[0].cpu())
+        cache.evict(rows, torch.stack(kept, dim=1) if policy.per_head else kept[0])
+        seats.evictions[rows] += 1
+        return torch.stack(finite).all()
+
+    def _streamed(self, done: dict[int, Completion]) -> dict[int, Step]:
+        """The new token of each streamed request."""
+        if not self.streams:
+            return {}
+        seats, steps = self.seats, {}
+        for row, request in enumerate(seats.requests):
+            if request.index not in self.streams:
+                continue
+            generated = int(seats.generated[row])
+            token_id, completion = int(seats.ids[row, generated - 1]), done.get(request.index)
+            steps[request.index] = Step(
+                token_id=token_id,
+                text=self.streams[request.index].push(token_id, last=completion is not None),
+                in_thought=int(seats.answer_start[row]) == NEVER,
+                slots=int(self.cache.host_lengths[row]),
+                full_slots=len(request.prompt_ids) + generated - 1,
+                completion=completion,
+            )
+        return steps
+
+    def _leave(self, rows: list[int]) -> None:
+        """Free these rows and their regions."""
+        if not rows:
+            return
+        for row in rows:
+            request, region = self.seats.requests[row], self.cache.regions[row]
+            self.streams.pop(request.index, None)
+            if self.fed.get(request.prompt_ids) is region:
+                heirs = (other for other, entry in zip(self.cache.regions, self.seats.requests, strict=True)
+                         if entry.prompt_ids == request.prompt_ids and other.row not in rows)  # fmt: skip
+                if (heir := next(heirs, None)) is None:
+                    del self.fed[request.prompt_ids]
+                else:
+                    self.fed[request.prompt_ids] = heir
+        sources, targets = self.cache.retire(rows)
+        self.seats.free(rows, sources, targets)
+        if sources:
+            self.sampler.move(sources, targets)
+            self.device_step.move(sources, targets)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless cache, rows and requests agree and no slot is held for nobody."""
+        self.cache.check_integrity()
+        assert len(self.seats.requests) == self.cache.active
+        feeding = {entry.region for entry in self.feeding}
+        assert feeding | set(self.cache.regions) == set(self.cache.arena.regions), "a region belongs to nobody"
+        for row, request in enumerate(self.seats.requests):
+            assert int(self.cache.host_prompts[row]) == len(request.prompt_ids)
+            assert int(self.cache.host_lengths[row]) <= request.bound <= self.cache.regions[row].size
+        assert set(self.fed.values()) <= set(self.cache.arena.regions), "a prompt lies in a region that was given back"

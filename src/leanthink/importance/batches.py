@@ -1,0 +1,34 @@
+"""Which sequences share a forward pass, and how they lie in it: of like length, padded on the right.
+
+Attention is causal, so what stands behind the end of a sequence changes nothing in it, and no mask is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+# Most tokens of a batch with its padding; a longer sequence goes alone. A small model keeps a GPU busy only with many
+# traces at once, and a CPU with one.
+BATCH_TOKENS = {"cpu": 1, "cuda": 16384}
+
+
+def batches_by_length(lengths: Sequence[int], device: torch.device) -> Iterator[list[int]]:
+    """Indices of the sequences that go together, longest first: what does not fit into memory fails at once."""
+    most_tokens = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > most_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """The token ids side by side, [B, N] with N the longest length; any token would do for the padding, it is 0."""
+    longest = max(map(len, sequences))
+    return torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in sequences], device=device)

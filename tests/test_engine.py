@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from leanthink import attention
+from leanthink.budget import Budget
+from leanthink.completion import Completion
+from leanthink.engine import Engine
+from leanthink.errors import LeanThinkError, UsageError
+from leanthink.generate import generate
+from leanthink.policies import Policy, Slots, make_policy
+from leanthink.sampling import Sampling
+from models import CLOSE, END, OPEN, RandomPredictor, make_model, make_tokenizer
+
+TOKENIZER = make_tokenizer()
+BUDGET = Budget(slots=16, window=4, interval=8, answer=8)
+
+
+def endless(**changes: Any) -> Any:
+    """A model that neither ends nor leaves its thought."""
+    model = make_model(**changes)
+    model.generation_config.eos_token_id = None
+    with torch.no_grad():
+        model.get_output_embeddings().weight[[OPEN, CLOSE, END]] = 0
+    return model
+
+
+def make_policies() -> list[Policy]:
+    torch.manual_seed(3)
+    horizon = RandomPredictor(64, "horizon", (4, 8, 16), offsets=(0, 1, 3))
+    learned = [make_policy("dynts", RandomPredictor(64, "answer")), make_policy("horizon", horizon)]
+    return [make_policy(name) for name in ("full", "window", "sinks", "random", "random-heads", "snapkv")] + learned
+
+
+def run(engine: Engine) -> dict[int, Completion]:
+    """Steps until nothing is left, with every invariant checked after each step."""
+    finished: dict[int, Completion] = {}
+    while engine.unfinished:
+        finished |= engine.step().finished
+        engine.check_integrity()
+    return finished
+
+
+def assert_empty(engine: Engine) -> None:
+    assert engine.cache.arena.used == engine.cache.active == 0
+    assert not engine.fed
+    assert not engine.streams
+    assert not engine.seats.logprobs
+    assert not engine.cache.prompt_queries
+
+
+@pytest.mark.parametrize("row_slots", [None, 150])
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(seed: int, row_slots: int | None) -> None:
+    chance, model, policies = random.Random(seed), make_model(seed=seed), make_policies()
+    engine = Engine(
+        model, TOKENIZER, slots=600, rows=5, row_slots=row_slots, prefill_tokens=chance.choice([3, 16, 500])
+    )
+    repeated = tuple(chance.randrange(250) for _ in range(9))
+    asked: dict[int, dict[str, Any]] = {}
+    for _ in range(25):
+        policy = chance.choice(policies)
+        slots = chance.randrange(6, 20)
+        prompt = (
+            repeated if chance.random() < 0.3 else tuple(chance.randrange(250) for _ in range(chance.randrange(1, 40)))
+        )
+        choices: dict[str, Any] = {
+            "policy": policy,
+            "budget": None if policy.name == "full" else Budget(slots=slots, window=3, interval=5, answer=20),
+            "sampling": Sampling(
+                max_new_tokens=chance.randrange(1, 70),
+                temperature=chance.choice([0.0, 0.8]),
+                top_k=chance.choice([0, 20]),
+                seed=chance.randrange(10**9),
+            ),
+        }
+        asked[engine.add(list(prompt), **choices)] = {"prompts": list(prompt), **choices}
+    finished: dict[int, Completion] = {}
+    cancelled: set[int] = set()
+    while engine.unfinished:
+        finished |= engine.step().finished
+        engine.check_integrity()
+        if chance.random() < 0.1:
+            victim = chance.choice(sorted(asked.keys() - finished.keys() - cancelled) or [10**6])
+            if engine.cancel(victim):
+                cancelled.add(victim)
+            engine.check_integrity()
+    assert cancelled
+    assert finished.keys() | cancelled == asked.keys()
+    for request_id, completion in finished.items():
+        options = asked[request_id]
+        (alone,) = generate(
+            model, TOKENIZER, options["prompts"], **{k: v for k, v in options.items() if k != "prompts"}
+        )
+        assert completion.token_ids == alone.token_ids
+        assert (completion.peak_slots, completion.evictions) == (alone.peak_slots, alone.evictions)
+    assert_empty(engine)
+
+
+def test_requests_are_admitted_in_their_order_and_within_the_arena() -> None:
+    engine = Engine(endless(), TOKENIZER, slots=100, rows=8)
+    sizes = [30, 60, 50, 5, 40]  # the third does not fit beside the first two, and the fourth does not overtake it
+    for index, size in enumerate(sizes):
+        engine.add([1, index], policy="full", sampling=Sampling(max_new_tokens=size - 2))
+    engine.step()
+    assert [request.index for request in engine.seats.requests] == [0, 1]
+    finished = run(engine)
+    assert list(finished) == [0, 1, 3, 4, 2]
+    assert [finished[i].reserved_kv_bytes // engine.cache.bytes_per_slot for i in range(5)] == sizes
+    assert_empty(engine)
+
+
+def test_a_request_that_can_never_fit_is_refused_with_the_numbers() -> None:
+    engine = Engine(endless(), TOKENIZER, slots=100)
+    with pytest.raises(UsageError, match=r"can hold 103 slots, 3 of them prompt, and the engine has 100 for one"):
+        engine.add([1, 2, 3], policy="full", sampling=Sampling(max_new_tokens=100))
+    engine.add([1, 2, 3], policy="window", budget=BUDGET, sampling=Sampling(max_new_tokens=1000))
+    assert engine.unfinished == 1
+
+
+@pytest.mark.parametrize(
+    "option", [{"slots": 0}, {"slots": 1.5}, {"slots": 10, "rows": 0}, {"slots": 10, "rows": True}]
+)
+def test_arguments_out_of_range_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="must be a whole number of at least 1"):
+        Engine(make_model(), TOKENIZER, **option)
+
+
+def test_a_long_prompt_does_not_stall_those_that_decode() -> None:
+    engine = Engine(endless(), TOKENIZER, slots=400, rows=4, prefill_tokens=10)
+    first = engine.add([5, 6, 7], policy="full", sampling=Sampling(max_new_tokens=40), streamed=True)
+    engine.step()
+    long = engine.add(list(range(100)), policy="full", sampling=Sampling(max_new_tokens=3), streamed=True)
+    came = [set(engine.step().steps) for _ in range(12)]
+    assert all(first in steps for steps in came), "each step brings a token to the first request"
+    assert [long in steps for steps in came] == [False] * 9 + [
+        True
+    ] * 3  # 99 tokens in pieces of 10, the last by decoding
+
+
+def test_a_short_prompt_overtakes_a_long_one_that_is_still_fed() -> None:
+    model = endless()
+    engine = Engine(model, TOKENIZER, slots=400, rows=4, prefill_tokens=10)
+    long = engine.add(list(range(35)), policy="full", sampling=Sampling(max_new_tokens=4))
+    short = engine.add([5], policy="full", sampling=Sampling(max_new_tokens=4))
+    finished = run(engine)
+    assert list(finished) == [short, long]
+    for request_id, prompt in ((long, list(range(35))), (short, [5])):
+        (alone,) = generate(model, TOKENIZER, prompt, policy="full", sampling=Sampling(max_new_tokens=4))
+        assert finished[request_id].token_ids == alone.token_ids
+
+
+def test_equal_prompts_are_fed_once_while_one_of_them_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[int] = []
+    prefill = attention.prefill
+
+    def noted(model: Any, cache: Any, ids_1S: torch.Tensor, positions_1S: torch.Tensor) -> None:
+        fed.append(ids_1S.shape[1])
+        prefill(model, cache, ids_1S, positions_1S)
+
+    monkeypatch.setattr(attention, "prefill", noted)
+    engine, prompt = Engine(endless(), TOKENIZER, slots=1000, rows=3, prefill_tokens=10), list(range(25))
+    lengths = [12, 5, 9, 30, 8]  # the request that was fed leaves before others that share its prompt
+    for seed, length in enumerate(lengths):
+        engine.add(prompt, policy="full", sampling=Sampling(max_new_tokens=length, temperature=1.0, seed=seed))
+    finished = run(engine)
+    assert fed == [10, 10, 4]
+    assert len({completion.token_ids[:5] for completion in finished.values()}) == 5
+    engine.add(prompt, policy="full", sampling=Sampling(max_new_tokens=2))
+    run(engine)
+    assert fed == [10, 10, 4] * 2, "nobody held the prompt any more"
+    assert_empty(engine)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 20])
+def test_a_cancelled_request_leaves_nothing_behind_whatever_it_was_doing(steps: int) -> None:
+    model = endless()
+    engine = Engine(model, TOKENIZER, slots=130, rows=2, prefill_tokens=10)
+    options: dict[str, Any] = {"policy": "window", "budget": BUDGET, "sampling": Sampling(max_new_tokens=50)}
+    other = engine.add([9, 8, 7], **options)
+    victim = engine.add(list(range(40)), **options, streamed=True)
+    for _ in range(steps):
+        engine.step()
+    assert engine.cancel(victim)
+    assert not engine.cancel(victim)
+    engine.check_integrity()
+    finished = run(engine)
+    assert list(finished) == [other]
+    assert finished[other].token_ids == generate(model, TOKENIZER, [9, 8, 7], **options)[0].token_ids
+    assert_empty(engine)
+
+
+def test_a_stream_that_is_given_up_frees_its_slots() -> None:
+    engine = Engine(endless(), TOKENIZER, slots=100)
+    steps = engine.stream([1, 2, 3], policy="full", sampling=Sampling(max_new_tokens=50))
+    assert next(steps).full_slots == 3
+    steps.close()  # type: ignore[attr-defined]
+    assert_empty(engine)
+
+
+def test_log_probabilities_are_those_of_the_stock_model() -> None:
+    model, prompt = endless(), [3, 1, 4, 1, 5]
+    wanted = [None, 0, 3]
+    samplings = [Sampling(max_new_tokens=12, temperature=0.9, seed=i, logprobs=k) for i, k in enumerate(wanted)]
+    done = generate(model, TOKENIZER, [prompt] * 3, policy="full", sampling=samplings)
+    assert done[0].logprobs is None
+    assert done[0].top_logprobs is None
+    for completion, most in zip(done[1:], wanted[1:], strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *completion.token_ids]])).logits[0, len(prompt) - 1 : -1]
+        log_NV = logits.double().log_softmax(-1)
+        own = log_NV.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        assert completion.logprobs == pytest.approx(own.tolist(), abs=1e-4)
+        assert completion.top_logprobs is not None
+        best = log_NV.topk(most)
+        for entry, values, ids in zip(
+            completion.top_logprobs, best.values.tolist(), best.indices.tolist(), strict=True
+        ):
+            assert [token for token, _ in entry] == ids
+            assert [value for _, value in entry] == pytest.approx(values, abs=1e-4)
+
+
+def test_a_policy_that_comes_later_changes_nothing_for_those_that_run() -> None:
+    model, policies = endless(), make_policies()
+    engine = Engine(model, TOKENIZER, slots=2000, rows=8)
+    options: dict[str, Any] = {"sampling": Sampling(max_new_tokens=60)}
+    asked = {}
+    for policy in reversed(policies):
+        budget = None if policy.name == "full" else BUDGET
+        asked[engine.add([7, 7, 9], policy=policy, budget=budget, **options)] = (policy, budget)
+        for _ in range(5):
+            engine.step()
+            engine.check_integrity()
+    finished = run(engine)
+    for request_id, (policy, budget) in asked.items():
+        (alone,) = generate(model, TOKENIZER, [7, 7, 9], policy=policy, budget=budget, **options)
+        assert finished[request_id].token_ids == alone.token_ids, policy.name
+
+
+def test_a_score_that_is_no_number_is_an_error_and_not_a_wrong_eviction() -> None:
+    class Broken(type(make_policy("window"))):  # type: ignore[misc]
+        def score(self, slots: Slots) -> torch.Tensor:
+            return slots.ages * float("nan")
+
+    with pytest.raises(LeanThinkError, match="NaN or infinite"):
+        generate(endless(), TOKENIZER, [1, 2], policy=Broken(), budget=BUDGET, sampling=Sampling(max_new_tokens=60))
+
+
+def test_a_name_and_a_predictor_are_resolved_once() -> None:
+    engine = Engine(endless(), TOKENIZER, slots=500)
+    predictor = RandomPredictor(64, "horizon", (4, 8, 16))
+    for _ in range(3):
+        engine.add([1], policy="horizon", budget=BUDGET, predictor=predictor, sampling=Sampling(max_new_tokens=2))
+        engine.add([1], policy="window", budget=BUDGET, sampling=Sampling(max_new_tokens=2))
+    assert [policy.name for policy in engine.policies] == ["horizon", "window"]
+    run(engine)

@@ -1,0 +1,306 @@
+"""Every kernel on the CPU, through Triton's interpreter, over random shapes.
+
+Triton chooses between compiler and interpreter when it is first imported, which torch may do at any time. So these
+tests run in a process of their own, which `tests/test_kernels.py` starts with TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers.models.llama import modeling_llama
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("run by tests/test_kernels.py, with TRITON_INTERPRET=1", allow_module_level=True)
+
+from leanthink.kernels.append import append
+from leanthink.kernels.compact import compact
+from leanthink.kernels.decode import MAX_SPLITS, MIN_SPLIT, PROGRAMS_PER_SM, decode_attention, splits_for
+from leanthink.kernels.elementwise import rms_norm, rope, silu_mul
+from leanthink.kernels.fused import fused
+from models import VOCABULARY, make_model
+from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow
+
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+# The interpreter cuts off the bits that bfloat16 lacks, where a GPU rounds.
+BOUNDS = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 2e-2}
+DIMS = [64, 96, 128, 256]
+SEEDS = st.integers(0, 2**32 - 1)
+EDGES = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129]  # slots a row holds: around each block's edge
+few = settings(max_examples=30, deadline=None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _new_tensors_are_nan() -> Iterator[None]:
+    """What a kernel was to write and did not, or reads without having written it, spoils the result."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def error(got: Tensor, wanted: Tensor) -> float:
+    return float((got.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+
+
+def regions(sizes: list[int]) -> tuple[Tensor, int]:
+    """Where regions of these sizes start that lie in reverse order with gaps between, and the arena's slots."""
+    starts, end = [], 3
+    for size in reversed(sizes):
+        starts.append(end)
+        end += size + 5
+    return torch.tensor(starts[::-1]), end
+
+
+@few
+@given(
+    held=st.lists(st.sampled_from(EDGES) | st.integers(1, 200), min_size=1, max_size=3),
+    heads=st.integers(1, 2),
+    group=st.sampled_from([1, 3, 7]),
+    dim=st.sampled_from(DIMS),
+    splits=st.sampled_from([1, 2, 3, 8, 13]),
+    dtype=st.sampled_from(FLOATS[:2]),  # the interpreter multiplies the bits of bfloat16 matrices
+    seed=SEEDS,
+)
+def test_decode_attention_reads_exactly_the_held_slots(
+    held: list[int], heads: int, group: int, dim: int, splits: int, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    (starts, slots), last = regions(held), torch.tensor(held) - 1
+    kv = torch.full((2, heads, slots, dim), torch.nan, dtype=dtype)
+    for start, count in zip(starts.tolist(), held, strict=True):
+        kv[:, :, start : start + count] = torch.randn(2, heads, count, dim)
+    q = torch.randn(len(held), group, heads, dim).to(dtype).transpose(1, 2)
+    got = decode_attention(q, kv[0], kv[1], starts, last, dim**-0.5, splits=splits)
+    assert got.dtype == dtype
+    assert error(got, decode_attention_slow(q, kv[0], kv[1], starts, last, dim**-0.5)) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+def test_a_row_of_one_slot_gets_its_value(splits: int) -> None:
+    keys, values, q = torch.randn(2, 4, 64), torch.randn(2, 4, 64), torch.randn(1, 2, 3, 64)
+    got = decode_attention(q, keys, values, torch.tensor([2]), torch.tensor([0]), 1.0, splits=splits)
+    assert torch.equal(got[0], values[:, 2, None].expand(2, 3, 64))
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_a_row_does_not_depend_on_its_neighbours(splits: int) -> None:
+    torch.manual_seed(0)
+    held = [5, 190, 64]
+    (starts, slots), last = regions(held), torch.tensor(held) - 1
+    keys, values, q = torch.randn(2, slots, 64), torch.randn(2, slots, 64), torch.randn(3, 2, 3, 64)
+    together = decode_attention(q, keys, values, starts, last, 0.1, splits=splits)
+    for row in range(3):
+        one = slice(row, row + 1)
+        alone = decode_attention(q[one], keys, values, starts[one], last[one], 0.1, splits=splits)
+        assert torch.equal(alone[0], together[row])
+
+
+@given(pairs=st.integers(1, 10_000), slots=st.integers(1, 200_000), sms=st.integers(1, 200))
+def test_splits_fill_the_sms_but_stay_long_and_few(pairs: int, slots: int, sms: int) -> None:
+    splits = splits_for(pairs, slots, sms)
+    assert 1 <= splits <= MAX_SPLITS
+    assert splits == 1 or slots / splits >= MIN_SPLIT
+    assert splits == 1 or (splits - 0.5) * pairs <= PROGRAMS_PER_SM * sms
+    if splits < MAX_SPLITS and slots / (splits + 1) >= MIN_SPLIT:
+        assert (splits + 0.5) * pairs >= PROGRAMS_PER_SM * sms
+
+
+@few
+@given(
+    rows=st.integers(1, 5),
+    heads=st.integers(1, 3),
+    dim=st.sampled_from(DIMS),
+    dtype=st.sampled_from(FLOATS),
+    seed=SEEDS,
+)
+def test_append_writes_one_slot_per_row_and_nothing_else(
+    rows: int, heads: int, dim: int, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    kv = torch.randn(2, heads, 12, dim).to(dtype)
+    wanted = kv.clone()
+    packed = torch.randn(rows, 3 * heads, dim).to(dtype)  # as a model that projects q, k and v at once has them
+    key, value = packed[:, heads : 2 * heads], packed[:, 2 * heads :]
+    write = torch.randperm(12)[:rows]
+    append(kv[0], kv[1], write, key, value)
+    append_slow(wanted[0], wanted[1], write, key, value)
+    assert torch.equal(kv, wanted)
+
+
+@few
+@given(
+    data=st.data(),
+    rows=st.integers(1, 3),
+    layers=st.integers(1, 2),
+    heads=st.integers(1, 2),
+    dim=st.sampled_from(DIMS),
+    dtype=st.sampled_from(FLOATS),
+    per_head=st.booleans(),
+    seed=SEEDS,
+)
+def test_compact_moves_the_kept_slots_and_nothing_else(
+    data: st.DataObject,
+    rows: int,
+    layers: int,
+    heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    per_head: bool,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    held = data.draw(st.sampled_from(EDGES) | st.integers(1, 200))
+    count = data.draw(st.integers(1, held))
+    still = data.draw(st.integers(0, count))  # so many of the first slots stay where they are
+    first, slots = regions([held] * rows)
+    sets = (rows, layers, heads) if per_head else (rows,)
+    chosen = torch.rand(*sets, held - still).argsort(-1)[..., : count - still].sort(-1).values + still
+    kept = torch.cat([torch.arange(still).expand(*sets, still), chosen], dim=-1)
+    kv = torch.full((layers, 2, heads, slots, dim), torch.nan, dtype=dtype)
+    for row in range(rows):
+        for layer in range(layers):
+            for head in range(heads):
+                own = first[row] + (kept[row, layer, head] if per_head else kept[row])
+                kv[layer, :, head, own] = torch.randn(2, count, dim).to(dtype)
+    wanted = kv.clone()
+    compact(kv, first, kept)
+    compact_slow(wanted, first, kept)
+    torch.testing.assert_close(kv, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+def test_compact_of_a_set_that_stays_moves_nothing() -> None:
+    kv = torch.randn(1, 2, 2, 90, 64)
+    before = kv.clone()
+    compact(kv, torch.tensor([4]), torch.arange(80)[None])
+    assert torch.equal(kv, before)
+
+
+@few
+@given(
+    shape=st.sampled_from([(1, 1), (3, 1), (2, 5), (2, 3, 4)]),
+    features=st.sampled_from([8, 24, 64, 96, 128, 1030]),
+    dtype=st.sampled_from(FLOATS),
+    seed=SEEDS,
+)
+def test_rms_norm_equals_the_stock_module(shape: tuple[int, ...], features: int, dtype: torch.dtype, seed: int) -> None:
+    torch.manual_seed(seed)
+    x, weight = torch.randn(*shape, 2 * features).to(dtype)[..., :features], torch.randn(features).to(dtype)
+    stock = modeling_llama.LlamaRMSNorm(features, eps=1e-5)
+    stock.weight.data = weight
+    with torch.no_grad():
+        assert error(rms_norm(x, weight, 1e-5), stock(x)) < BOUNDS[dtype]
+
+
+@few
+@given(
+    rows=st.integers(1, 3),
+    tokens=st.integers(1, 4),
+    heads=st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    dim=st.sampled_from([8, 24, 64, 96]),
+    one_row_of_angles=st.booleans(),
+    dtype=st.sampled_from(FLOATS),
+    seed=SEEDS,
+)
+def test_rope_equals_the_stock_function(
+    rows: int,
+    tokens: int,
+    heads: tuple[int, int],
+    dim: int,
+    one_row_of_angles: bool,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    q, k = (torch.randn(rows, tokens, count, dim).to(dtype).transpose(1, 2) for count in heads)
+    angles = torch.randn(1 if one_row_of_angles else rows, tokens, dim)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    for got, wanted in zip(rope(q, k, cos, sin), modeling_llama.apply_rotary_pos_emb(q, k, cos, sin), strict=True):
+        assert error(got, wanted) < BOUNDS[dtype]
+        assert dtype == torch.bfloat16 or torch.equal(got, wanted)
+
+
+@few
+@given(
+    shape=st.sampled_from([(1, 1), (3, 2), (2, 3, 4)]),
+    features=st.sampled_from([8, 96, 1024, 1030]),
+    dtype=st.sampled_from(FLOATS),
+    seed=SEEDS,
+)
+def test_silu_mul_takes_halves_of_one_tensor(
+    shape: tuple[int, ...], features: int, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    gate, up = (10 * torch.randn(*shape, 2 * features)).to(dtype).chunk(2, dim=-1)
+    assert error(silu_mul(gate, up), F.silu(gate) * up) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "norms", "mlps", "rotary"),
+    [
+        ("llama", 5, 2, 1),
+        ("mistral", 5, 2, 1),
+        ("qwen2", 5, 2, 1),
+        ("qwen3", 9, 2, 1),
+        ("smollm3", 7, 3, 0),
+        ("phi3", 5, 2, 0),
+        ("gemma3_text", 0, 0, 0),
+    ],
+)
+def test_a_fused_model_says_the_same_and_is_whole_again(architecture: str, norms: int, mlps: int, rotary: int) -> None:
+    model = make_model(architecture)
+    ids = torch.arange(6).reshape(2, 3) % VOCABULARY
+    before = [dict(vars(module)) for module in model.modules()]
+    context = fused(model)
+    assert len(context.replacements) == norms + mlps + rotary
+    with torch.no_grad():
+        wanted = model(ids).logits
+        for _ in range(2):  # entered again and again
+            with context:
+                assert error(model(ids).logits, wanted) < 1e-5
+    assert [dict(vars(module)) for module in model.modules()] == before
+    assert torch.equal(model(ids).logits, wanted)
+
+
+def test_an_exception_inside_leaves_the_stock_model() -> None:
+    model, stock = make_model("llama"), modeling_llama.apply_rotary_pos_emb
+    inside = []
+
+    def fail() -> None:
+        with fused(model):
+            inside.extend([modeling_llama.apply_rotary_pos_emb, vars(model.model.norm).get("forward")])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert stock not in inside
+    assert None not in inside
+    assert modeling_llama.apply_rotary_pos_emb is stock
+    assert "forward" not in vars(model.model.norm)
+
+
+def test_a_forward_that_was_replaced_already_is_left_alone() -> None:
+    model = make_model("llama")
+    model.model.norm.forward = mine = lambda x: x
+    with fused(model):
+        assert model.model.norm.forward is mine
+    assert model.model.norm.forward is mine
+
+
+def test_partial_rotary_inside_is_left_to_the_stock_function() -> None:
+    model = make_model("llama")
+    q, k, angles = torch.randn(1, 2, 3, 8), torch.randn(1, 1, 3, 8), torch.randn(1, 3, 1)
+    cos, sin = angles.cos(), angles.sin()  # one angle for all: as narrow as broadcasting allows
+    wanted = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
+    with fused(model):
+        got = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
