@@ -24,8 +24,8 @@ from leanthink.trace import read_traces
 def main() -> None:
     """Traces at temperature 0.8 of training problems, their labels, both predictors."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=120, help="problems of each family and level")
-    parser.add_argument("--levels", default="3,4,5")
+    parser.add_argument("--levels", default="3:100,4:350,5:350", help="levels, each with problems per family")
+    parser.add_argument("--targets", default="horizon,answer")
     parser.add_argument("--device", default=None)
     parser.add_argument("--rows", type=int, default=2400)
     parser.add_argument("--out", type=Path, required=True)
@@ -33,8 +33,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     traces, labels = options.out / "traces.jsonl", options.out / "labels.safetensors"
     model, tokenizer = load("tiny", device=options.device)
-    levels = [int(level) for level in options.levels.split(",")]
-    problems = [p for f in tasks.FAMILIES for k in levels for p in tasks.sample(f, k, options.count, 0, "train")]
+    counts = {int(level): int(count) for level, count in (entry.split(":") for entry in options.levels.split(","))}
+    problems = [p for f in tasks.FAMILIES for k, n in counts.items() for p in tasks.sample(f, k, n, 0, "train")]
     sampling = Sampling(temperature=0.8, max_new_tokens=4200)
     clock = time.perf_counter()
     how = {"samples": 1, "sampling": sampling, "max_rows": options.rows, "resume": traces.exists()}
@@ -43,9 +43,11 @@ def main() -> None:
     found = read_traces(traces)
     print(label_traces(model, found, labels, horizons=default_horizons(found), save_every=10**6))
     clock = _lap("label", clock)
-    for target, name in (("horizon", "horizon"), ("answer", "dynts")):
-        recipe = Recipe(target=target)  # type: ignore[arg-type]
-        fitted = fit(model, found, read_labels(labels), recipe, out_path=options.out / f"{name}.safetensors")
+    for target in options.targets.split(","):
+        name = {"horizon": "horizon", "answer": "dynts"}[target]
+        fitted = fit(
+            model, found, read_labels(labels), Recipe(target=target), out_path=options.out / f"{name}.safetensors"
+        )
         print(json.dumps(fitted.metrics, indent=1))
         clock = _lap(f"fit {name}", clock)
 

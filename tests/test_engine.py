@@ -258,3 +258,28 @@ def test_a_name_and_a_predictor_are_resolved_once() -> None:
         engine.add([1], policy="window", budget=BUDGET, sampling=Sampling(max_new_tokens=2))
     assert [policy.name for policy in engine.policies] == ["horizon", "window"]
     run(engine)
+
+
+@pytest.mark.gpu
+def test_graphs_give_the_tokens_of_plain_steps_and_of_the_cpu() -> None:
+    from leanthink.load import load
+    from leanthink.tiny import tasks
+
+    problems = [p for family in tasks.FAMILIES for p in tasks.sample(family, 2, 4, 5)]
+    budget = Budget(slots=96, window=16, interval=16, answer=128)
+    policies = ["horizon", "window", "random", "dynts", "snapkv", "full"]
+    outcomes = []
+    for device, graphs in (("cpu", False), ("cuda", False), ("cuda", True)):
+        model, tokenizer = load("tiny", device=device, dtype=torch.float32)
+        engine = Engine(model, tokenizer, slots=12_000, rows=20, graphs=graphs, prefill_tokens=100)
+        for i, problem in enumerate(problems):
+            policy = policies[i % len(policies)]
+            sampling = Sampling(max_new_tokens=400, temperature=0.5 * (i % 2), seed=i, logprobs=2 if i == 3 else None)
+            engine.add(problem.prompt, policy=policy, budget=None if policy == "full" else budget, sampling=sampling)
+        finished = run(engine)
+        outcomes.append([finished[i] for i in range(len(problems))])
+        assert_empty(engine)
+    cpu, plain, graphed = ([done.token_ids for done in outcome] for outcome in outcomes)
+    assert graphed == plain
+    assert sum(a == b for a, b in zip(cpu, plain, strict=True)) >= len(problems) - 2  # rounding may turn a near tie
+    assert outcomes[2][3].logprobs == pytest.approx(outcomes[1][3].logprobs, abs=1e-3)

@@ -50,8 +50,6 @@ def error(got: Tensor, wanted: Tensor) -> float:
     return float((got.double() - wanted.double()).norm() / wanted.double().norm())
 
 
-
-
 def regions(sizes: list[int]) -> tuple[Tensor, int]:
     """Where regions of these sizes start that lie in reverse order with gaps between, and the arena's slots."""
     starts, end = [], 3

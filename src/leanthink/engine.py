@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class Engine:
         self.maker = PolicyMaker(model)
         self.waiting: deque[Request] = deque()
         self.feeding: deque[_Feeding] = deque()
-        self.fed: dict[tuple[int, ...], Region] = {}  # prompts that lie complete in a region
+        self.fed: dict[tuple[int, ...], list[Region]] = {}  # where each prompt of a decoding request lies
         self.streams: dict[int, TextStream] = {}
         self._next_id = 0
 
@@ -249,7 +250,7 @@ class Engine:
             prompt_ids = entry.request.prompt_ids
             if entry.done == 0 and prompt_ids in self.fed:
                 entry.done = len(prompt_ids) - 1
-                self.cache.copy_prompt(self.fed[prompt_ids], entry.region, entry.done)
+                self.cache.copy_prompt(self.fed[prompt_ids][0], entry.region, entry.done)
             tokens = min(room, len(prompt_ids) - 1 - entry.done)
             if tokens and prompt_ids not in fed_now:  # an equal prompt waits for the one that is being fed
                 pieces.append((entry, Segment(region=entry.region, done=entry.done, tokens=tokens)))
@@ -264,8 +265,6 @@ class Engine:
         attention.prefill(self.model, self.cache, ids_1S, self.cache.start_prefill([piece for _, piece in pieces]))
         for entry, piece in pieces:
             entry.done += piece.tokens
-            if entry.done == len(entry.request.prompt_ids) - 1:
-                self.fed.setdefault(entry.request.prompt_ids, entry.region)
 
     def _seat(self) -> None:
         """Prompts that are fed take the next rows, in their order; a longer one that is still fed is overtaken."""
@@ -276,6 +275,7 @@ class Engine:
         for entry in ready:
             self.feeding.remove(entry)
             self.cache.seat(entry.region, len(entry.request.prompt_ids))
+            self.fed.setdefault(entry.request.prompt_ids, []).append(entry.region)
         batch = [entry.request for entry in ready]
         self.seats.seat(batch)
         self.sampler.seat(first, [request.sampling for request in batch])
@@ -355,13 +355,9 @@ class Engine:
         for row in rows:
             request, region = self.seats.requests[row], self.cache.regions[row]
             self.streams.pop(request.index, None)
-            if self.fed.get(request.prompt_ids) is region:
-                heirs = (other for other, entry in zip(self.cache.regions, self.seats.requests, strict=True)
-                         if entry.prompt_ids == request.prompt_ids and other.row not in rows)  # fmt: skip
-                if (heir := next(heirs, None)) is None:
-                    del self.fed[request.prompt_ids]
-                else:
-                    self.fed[request.prompt_ids] = heir
+            self.fed[request.prompt_ids].remove(region)
+            if not self.fed[request.prompt_ids]:
+                del self.fed[request.prompt_ids]
         sources, targets = self.cache.retire(rows)
         self.seats.free(rows, sources, targets)
         if sources:
@@ -377,4 +373,4 @@ class Engine:
         for row, request in enumerate(self.seats.requests):
             assert int(self.cache.host_prompts[row]) == len(request.prompt_ids)
             assert int(self.cache.host_lengths[row]) <= request.bound <= self.cache.regions[row].size
-        assert set(self.fed.values()) <= set(self.cache.arena.regions), "a prompt lies in a region that was given back"
+        assert sorted(map(id, chain(*self.fed.values()))) == sorted(map(id, self.cache.regions)), "a prompt is lost"

@@ -1,7 +1,9 @@
-"""The slow twin of the bounded cache: per row, layer and head a plain list of slots, each a dict."""
+"""The slow twin of the bounded cache: per request, layer and head a plain list of slots, each a dict."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -9,38 +11,100 @@ from torch import Tensor
 Slot = dict[str, Any]
 
 
+@dataclass
+class SlowRequest:
+    """What one request holds.
+
+    Attributes:
+        heads: `heads[layer][head]` is the list of slots that this head of this layer holds, oldest first.
+        prompt: tokens of its prompt, the last of which is fed by decoding.
+        fed: tokens fed so far; the next one has this position.
+        stamps: for each slot, the numbers stamped on it, by channel.
+        queries: of the latest tokens, by layer and position.
+        states: of the latest tokens, by position.
+    """
+
+    heads: list[list[list[Slot]]]
+    prompt: int
+    fed: int = 0
+    stamps: list[dict[int, float]] = field(default_factory=list)
+    queries: list[dict[int, list[Any]]] = field(default_factory=list)
+    states: dict[int, list[float]] = field(default_factory=dict)
+
+
 class SlowCache:
-    """`rows[row][layer][head]` is the list of slots that this head of this layer holds, oldest first."""
+    """Requests whose prompts are fed, in `waiting`, and those that decode, in `rows`; policies' wishes may grow."""
 
     def __init__(self, layers: int, kv_heads: int) -> None:
         self.layers, self.kv_heads = layers, kv_heads
-        self.rows: list[list[list[list[Slot]]]] = []
-        self.prompts: list[int] = []
-        self.fed: list[int] = []
+        self.num_queries, self.num_states = 0, 0
+        self.waiting: list[SlowRequest] = []
+        self.rows: list[SlowRequest] = []
 
-    def admit(self, keys_LHPD: Tensor, values_LHPD: Tensor) -> None:
-        """A new row with a prompt of P tokens."""
-        self.rows.append([[[] for _ in range(self.kv_heads)] for _ in range(self.layers)])
-        self.prompts.append(keys_LHPD.shape[2])
-        self.fed.append(0)
-        for token in range(keys_LHPD.shape[2]):
-            self.append(len(self.rows) - 1, keys_LHPD[:, :, token], values_LHPD[:, :, token], stamp=None)
+    def reserve(self, prompt: int) -> SlowRequest:
+        """A new request, of which nothing is fed."""
+        heads: list[list[list[Slot]]] = [[[] for _ in range(self.kv_heads)] for _ in range(self.layers)]
+        self.waiting.append(SlowRequest(heads, prompt, queries=[{} for _ in range(self.layers)]))
+        return self.waiting[-1]
 
-    def append(self, row: int, keys_LHD: Tensor, values_LHD: Tensor, stamp: list[float] | None) -> None:
-        """One more token in every layer and head of a row."""
+    def feed(self, request: SlowRequest, keys_LHD: Tensor, values_LHD: Tensor, queries_LHGD: Tensor) -> None:
+        """One more token in every layer and head of a request."""
+        position = request.fed
         for layer in range(self.layers):
             for head in range(self.kv_heads):
-                slot = {"position": self.fed[row], "key": keys_LHD[layer, head].tolist(), "stamp": stamp}
-                self.rows[row][layer][head].append({**slot, "value": values_LHD[layer, head].tolist()})
-        self.fed[row] += 1
+                key, value = keys_LHD[layer, head].tolist(), values_LHD[layer, head].tolist()
+                request.heads[layer][head].append({"position": position, "key": key, "value": value})
+            if self.num_queries:
+                _keep_youngest(request.queries[layer], position, queries_LHGD[layer].tolist(), self.num_queries)
+        request.stamps.append({})
+        request.fed += 1
 
-    def evict(self, row: int, layer: int, head: int, kept: list[int]) -> None:
-        """Keep the prompt and these thought slots of one head."""
-        slots, prompt = self.rows[row][layer][head], self.prompts[row]
-        self.rows[row][layer][head] = slots[:prompt] + [slots[prompt + index] for index in kept]
+    def copy_prompt(self, source: SlowRequest, target: SlowRequest) -> None:
+        """An equal prompt, all but its last token, which is not fed a second time."""
+        tokens = target.prompt - 1
+        target.heads = [[[dict(slot) for slot in slots[:tokens]] for slots in heads] for heads in source.heads]
+        prompt_queries = [{at: q for at, q in asked.items() if at < tokens} for asked in source.queries]
+        target.queries, target.stamps, target.fed = prompt_queries, [{} for _ in range(tokens)], tokens
 
-    def retire(self, row: int) -> None:
-        """The last row takes the place of this one."""
-        for table in (self.rows, self.prompts, self.fed):
-            table[row] = table[-1]
-            table.pop()
+    def seat(self, request: SlowRequest) -> None:
+        """The next row is this request's."""
+        self.waiting.remove(request)
+        self.rows.append(request)
+
+    def remember(self, row: int, state: list[float]) -> None:
+        """Keep the state of the token fed last."""
+        if self.num_states:
+            _keep_youngest(self.rows[row].states, self.rows[row].fed - 1, state, self.num_states)
+
+    def stamp(self, row: int, first: int, numbers: Sequence[float], late: int) -> None:
+        """Attach numbers to the slot `late` slots before the last, or to the first one of all."""
+        stamps = self.rows[row].stamps
+        stamps[max(0, len(stamps) - 1 - late)] |= dict(enumerate(numbers, start=first))
+
+    def evict(self, row: int, kept: list[Any]) -> None:
+        """Keep the prompt and these thought slots: indices for all heads, or a list of them for each layer and head."""
+        request = self.rows[row]
+        shared = isinstance(kept[0], int)
+        for layer, heads in enumerate(request.heads):
+            for head, slots in enumerate(heads):
+                chosen = kept if shared else kept[layer][head]
+                heads[head] = slots[: request.prompt] + [slots[request.prompt + index] for index in chosen]
+        thought = [request.stamps[request.prompt + index] for index in kept] if shared else [{} for _ in kept[0][0]]
+        request.stamps = request.stamps[: request.prompt] + thought
+
+    def retire(self, rows: Sequence[int]) -> None:
+        """The last rows, in their order, take the lowest numbers that these leave free."""
+        for row in sorted(rows, reverse=True):
+            if row >= len(self.rows) - len(rows):
+                del self.rows[row]
+        free = sorted(row for row in rows if row < len(self.rows))
+        moved = self.rows[len(self.rows) - len(free) :]
+        del self.rows[len(self.rows) - len(free) :]
+        for row, request in zip(free, moved, strict=True):
+            self.rows[row] = request
+
+
+def _keep_youngest(kept: dict[int, Any], position: int, entry: Any, most: int) -> None:
+    kept[position] = entry
+    for old in [at for at in kept if at <= position - most]:
+        del kept[old]
