@@ -8,18 +8,31 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from leanthink.attention import forward, slot_attention
-from leanthink.cache import KVShape, SlotCache
+from leanthink.arena import Region
+from leanthink.attention import decode, prefill, slot_attention
+from leanthink.cache import KVShape, Segment, SlotCache
 from leanthink.errors import UnsupportedModel, UsageError
 from leanthink.load import kv_shape
 from models import make_model
 
 CPU = torch.device("cpu")
+LAYER: Any = SimpleNamespace(layer_idx=0)
+EQUAL = 12
+POISON = 1e4  # lies in every slot that nobody has written: it must not be seen
 
 
-def make_cache(shape: KVShape, rows: int, capacity: int) -> SlotCache:
-    return SlotCache(shape, rows=rows, capacity=capacity, dtype=torch.float32, device=CPU)
+def make_cache(shape: KVShape, rows: int, slots: int, row_slots: int | None = None) -> SlotCache:
+    cache = SlotCache(shape, slots=slots, rows=rows, dtype=torch.float32, device=CPU, row_slots=row_slots)
+    cache.kv_LPHTD.fill_(POISON)
+    return cache
+
+
+def reserve(cache: SlotCache, size: int = EQUAL) -> Region:
+    region = cache.arena.reserve(size)
+    assert region is not None
+    return region
 
 
 def attend_slowly(
@@ -31,82 +44,200 @@ def attend_slowly(
     return [sum(w * v for w, v in zip(weights, column, strict=True)) / sum(weights) for column in columns]
 
 
+def attend_all_slowly(query_GSD: Tensor, keys_HSD: Tensor, values_HSD: Tensor, scaling: float) -> Tensor:
+    """The last tokens of a prompt, each over itself and what came before it, [S, query heads, D]."""
+    group, before = len(query_GSD) // len(keys_HSD), keys_HSD.shape[1] - query_GSD.shape[1]
+    rows = [
+        [
+            attend_slowly(q_D.tolist(), keys_SD[: seen + 1].tolist(), values_SD[: seen + 1].tolist(), scaling)
+            for q_D, keys_SD, values_SD in zip(
+                query_GSD[:, seen - before],
+                keys_HSD.repeat_interleave(group, 0),
+                values_HSD.repeat_interleave(group, 0),
+                strict=True,
+            )
+        ]
+        for seen in range(before, keys_HSD.shape[1])
+    ]
+    return torch.tensor(rows)
+
+
 @given(
-    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=4),
     kv_heads=st.integers(1, 3),
     group=st.integers(1, 3),
     scaling=st.sampled_from([None, 0.7]),
+    row_slots=st.sampled_from([None, EQUAL]),
+    order=st.randoms(use_true_random=False),
     seed=st.integers(0, 10**6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_decode_equals_the_slow_twin_over_ragged_rows(
-    lengths: list[int], kv_heads: int, group: int, scaling: float | None, seed: int
+    lengths: list[int], kv_heads: int, group: int, scaling: float | None, row_slots: int | None, order: Any, seed: int
 ) -> None:
     torch.manual_seed(seed)
     shape = KVShape(layers=1, kv_heads=kv_heads, group=group, head_dim=4)
-    cache, n = make_cache(shape, rows=5, capacity=12), len(lengths)
-    layer: Any = SimpleNamespace(layer_idx=0)
-    for length in lengths:
-        cache.start_prefill(1, length)
-        prompt = torch.randn(3, 1, kv_heads, length, 4)
-        slot_attention(layer, prompt[0].repeat_interleave(group, 1), prompt[1], prompt[2], None, slot_cache=cache)
-        cache.finish()
-    for slabs in (cache.keys[0], cache.values[0]):
-        for row, length in enumerate(lengths):
-            slabs[row, :, length:] = 1e4  # what lies behind a row's length must not be seen
+    cache, n = make_cache(shape, rows=5, slots=63, row_slots=row_slots), len(lengths)
+    regions = [reserve(cache) for _ in range(n + 1)]  # one of them, at any place, is still fed
+    order.shuffle(regions)
+    for region, length in zip(regions, lengths, strict=False):
+        region_T = slice(region.start, region.start + length)
+        cache.kv_LPHTD[:, :, :, region_T] = torch.randn(1, 2, kv_heads, length, 4)
+        cache.seat(region, length + 1)
     cache.start_step()
     query, key, value = torch.randn(n, kv_heads * group, 1, 4), *torch.randn(2, n, kv_heads, 1, 4)
-    out, weights = slot_attention(layer, query, key, value, None, scaling=scaling, slot_cache=cache)
+    out, weights = slot_attention(LAYER, query, key, value, None, scaling=scaling, slot_cache=cache)
     assert weights is None
     assert out.shape == (n, 1, kv_heads * group, 4)
     for row, length in enumerate(lengths):
-        for head in range(kv_heads * group):
-            keys = cache.keys[0][row, head // group, : length + 1].tolist()
-            values = cache.values[0][row, head // group, : length + 1].tolist()
-            slow = attend_slowly(query[row, head, 0].tolist(), keys, values, scaling or 0.5)
-            torch.testing.assert_close(out[row, 0, head], torch.tensor(slow), rtol=1e-4, atol=1e-5)
+        held = slice(regions[row].start, regions[row].start + length + 1)
+        assert torch.equal(cache.keys(0)[:, held][:, -1], key[row, :, 0])
+        slow = attend_all_slowly(query[row], cache.keys(0)[:, held], cache.values(0)[:, held], scaling or 0.5)
+        torch.testing.assert_close(out[row], slow, rtol=1e-4, atol=1e-5)
 
 
-def test_prefill_is_causal() -> None:
-    shape = KVShape(layers=1, kv_heads=2, group=2, head_dim=4)
-    query, key, value = torch.randn(2, 4, 6, 4), *torch.randn(2, 2, 2, 6, 4)
-    cache = make_cache(shape, rows=2, capacity=6)
-    cache.start_prefill(2, 6)
-    out, _ = slot_attention(SimpleNamespace(layer_idx=0), query, key, value, None, slot_cache=cache)  # type: ignore[arg-type]
-    for token in range(6):
-        keys, values = key[1, 0, : token + 1].tolist(), value[1, 0, : token + 1].tolist()
-        slow = attend_slowly(query[1, 1, token].tolist(), keys, values, 0.5)
-        torch.testing.assert_close(out[1, token, 1], torch.tensor(slow), rtol=1e-4, atol=1e-5)
+@given(
+    prompts=st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=1, max_size=3),
+    kv_heads=st.integers(1, 2),
+    group=st.integers(1, 3),
+    row_slots=st.sampled_from([None, 20]),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=60, deadline=None)
+def test_prompts_in_pieces_of_any_cut_equal_one_piece_and_the_slow_twin(
+    prompts: list[list[int]], kv_heads: int, group: int, row_slots: int | None, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    shape = KVShape(layers=1, kv_heads=kv_heads, group=group, head_dim=4)
+    cache, n = make_cache(shape, rows=1, slots=123, row_slots=row_slots), len(prompts)
+    regions, outs = [reserve(cache, 20) for _ in prompts], [torch.empty(0, kv_heads * group, 4)] * n
+    queries = [torch.randn(kv_heads * group, sum(cuts), 4) for cuts in prompts]
+    keys, values = ([torch.randn(kv_heads, sum(cuts), 4) for cuts in prompts] for _ in range(2))
+    for turn in range(4):  # every forward feeds a piece of each prompt that has one left
+        fed = [(i, sum(cuts[:turn]), cuts[turn]) for i, cuts in enumerate(prompts) if turn < len(cuts)]
+        if not fed:
+            break
+        cache.start_prefill([Segment(region=regions[i], done=done, tokens=tokens) for i, done, tokens in fed])
+        whole = (torch.cat([x[i][:, at : at + m] for i, at, m in fed], dim=1)[None] for x in (queries, keys, values))
+        out, weights = slot_attention(LAYER, *whole, None, slot_cache=cache)
+        cache.finish()
+        assert weights is None
+        assert out.shape == (1, sum(tokens for *_, tokens in fed), kv_heads * group, 4)
+        for (i, *_), piece in zip(fed, out[0].split([tokens for *_, tokens in fed]), strict=True):
+            outs[i] = torch.cat([outs[i], piece])
+    for i in range(n):
+        slow = attend_all_slowly(queries[i], keys[i], values[i], 0.5)
+        torch.testing.assert_close(outs[i], slow, rtol=1e-4, atol=1e-5)
+        alone, tokens = make_cache(shape, rows=1, slots=20), len(slow)
+        alone.start_prefill([Segment(region=reserve(alone, tokens), done=0, tokens=tokens)])
+        one, _ = slot_attention(LAYER, queries[i][None], keys[i][None], values[i][None], None, slot_cache=alone)
+        torch.testing.assert_close(outs[i], one[0], rtol=1e-4, atol=1e-5)
 
 
-def test_forward_gives_the_hidden_state_that_feeds_the_head_and_the_models_own_logits() -> None:
-    model = make_model("qwen3")
-    ids = torch.randint(0, 256, (2, 7))
-    cache = make_cache(kv_shape(model.config), rows=2, capacity=8)
+def test_the_scale_of_the_models_layers_is_noted_for_policies() -> None:
+    cache = make_cache(KVShape(layers=1, kv_heads=1, group=1, head_dim=4), rows=1, slots=4)
+    x = torch.randn(1, 1, 2, 4)
+    for given_scaling, noted in ((None, 0.5), (0.7, 0.7)):
+        cache.start_prefill([Segment(region=reserve(cache, 2), done=0, tokens=2)])
+        slot_attention(LAYER, x, x, x, None, scaling=given_scaling, slot_cache=cache)
+        cache.finish()
+        assert cache.scaling == noted
+
+
+# -- the model -----------------------------------------------------------------------------------------------------
+
+
+def fed_cache(model: Any, prompts: list[Tensor], row_slots: int | None) -> SlotCache:
+    """Rows that hold all but the last token of these prompts, which are fed in two forwards, cut anywhere."""
+    cache = make_cache(kv_shape(model.config), rows=len(prompts), slots=60, row_slots=row_slots)
+    regions = [reserve(cache) for _ in prompts]
+    for first in (True, False):
+        pieces, ids = [], []
+        for region, prompt in zip(regions, prompts, strict=True):
+            cut, fed = len(prompt) // 3, len(prompt) - 1
+            done, tokens = (0, cut) if first else (cut, fed - cut)
+            pieces.append(Segment(region=region, done=done, tokens=tokens))
+            ids.append(prompt[done : done + tokens])
+        prefill(model, cache, torch.cat(ids)[None], cache.start_prefill([piece for piece in pieces if piece.tokens]))
+    for region, prompt in zip(regions, prompts, strict=True):
+        cache.seat(region, len(prompt))
+    return cache
+
+
+@pytest.mark.parametrize("row_slots", [None, EQUAL])
+@pytest.mark.parametrize("architecture", ["qwen3", "phi3"])
+def test_decode_gives_the_models_own_logits_and_the_states_that_feed_the_head(
+    architecture: str, row_slots: int | None
+) -> None:
+    model = make_model(architecture)
+    texts = [torch.randint(0, 256, (length,)) for length in (9, 4, 6)]
     with torch.no_grad():
-        stock = model(ids, output_hidden_states=True)
-        states, logits = forward(model, cache, ids, cache.start_prefill(2, 7))
-    torch.testing.assert_close(logits, stock.logits[:, -1], rtol=1e-4, atol=1e-4)
-    hidden, middle = states.chunk(2, dim=-1)
-    torch.testing.assert_close(hidden, stock.hidden_states[-1][:, -1], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(model.model.norm(middle), hidden, rtol=1e-4, atol=1e-4)  # of two layers it is the last
-    torch.testing.assert_close(model.lm_head(hidden), logits, rtol=1e-4, atol=1e-4)
+        cache = fed_cache(model, [text[:-1] for text in texts], row_slots)
+        for token in (-2, -1):
+            ids_N = torch.stack([text[token] for text in texts])
+            states, logits = decode(model, cache, ids_N, cache.start_step())
+            cache.tick()
+            cache.check_integrity()
+            for row, text in enumerate(texts):
+                stock = model(text[None, : len(text) + 1 + token], output_hidden_states=True)
+                torch.testing.assert_close(logits[row], stock.logits[0, -1], rtol=1e-4, atol=1e-4)
+                hidden, middle = states[row].chunk(2)
+                torch.testing.assert_close(hidden, stock.hidden_states[-1][0, -1], rtol=1e-4, atol=1e-4)
+                # Of two layers the middle one is the last.
+                torch.testing.assert_close(model.model.norm(middle), hidden, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(model.lm_head(hidden), logits[row], rtol=1e-4, atol=1e-4)
 
 
 def test_the_models_own_attention_is_back_after_a_forward_and_after_a_failure() -> None:
-    model = make_model()
+    model, wrong = make_model(), 10**6
     before = model.config._attn_implementation
-    cache = make_cache(kv_shape(model.config), rows=1, capacity=8)
+    text = torch.tensor([5, 6, 7, 8])
+    cache = make_cache(kv_shape(model.config), rows=1, slots=8)
+    region = reserve(cache, 8)
+
+    def feed(ids: list[int], done: int) -> None:
+        segment = Segment(region=region, done=done, tokens=len(ids))
+        prefill(model, cache, torch.tensor([ids]), cache.start_prefill([segment]))
+        assert model.config._attn_implementation == before == "sdpa"
+
     with torch.no_grad():
-        forward(model, cache, torch.zeros(1, 3, dtype=torch.int64), cache.start_prefill(1, 3))
-    assert model.config._attn_implementation == before == "sdpa"
-    positions = cache.start_step()
-    with pytest.raises(IndexError):
-        forward(model, cache, torch.full((1, 1), 10**6), positions)
+        feed([5], done=0)
+        with pytest.raises(IndexError):
+            feed([6, wrong], done=1)
+        assert model.config._attn_implementation == "sdpa"
+        assert cache.feed is None
+        feed([6, 7], done=1)  # and the cache can go on
+        cache.seat(region, 4)
+        with pytest.raises(IndexError):
+            decode(model, cache, torch.tensor([wrong]), cache.start_step())
+        assert model.config._attn_implementation == "sdpa"
+        assert not model.lm_head._forward_pre_hooks
+        assert not any(layer._forward_hooks for layer in model.model.layers)
+        cache.check_integrity()
+        _, logits = decode(model, cache, text[-1:], cache.start_step())
+        torch.testing.assert_close(logits[0], model(text[None]).logits[0, -1], rtol=1e-4, atol=1e-4)
     assert model.config._attn_implementation == "sdpa"
-    assert not model.lm_head._forward_pre_hooks
-    with torch.no_grad():  # and the cache can go on
-        forward(model, cache, torch.zeros(1, 1, dtype=torch.int64), cache.start_step())
+
+
+def test_a_step_that_fails_between_two_layers_can_be_repeated() -> None:
+    model = make_model()
+    text = torch.tensor([5, 6, 7, 8])
+    with torch.no_grad():
+        cache = fed_cache(model, [text], None)
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("out of memory")
+
+        hook = model.model.layers[1].register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            decode(model, cache, text[-1:], cache.start_step())
+        hook.remove()
+        cache.check_integrity()
+        _, logits = decode(model, cache, text[-1:], cache.start_step())
+        torch.testing.assert_close(logits[0], model(text[None]).logits[0, -1], rtol=1e-4, atol=1e-4)
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------
 
 
 def test_use_without_the_cache_is_refused() -> None:
@@ -116,11 +247,19 @@ def test_use_without_the_cache_is_refused() -> None:
         model(torch.zeros(1, 3, dtype=torch.int64))
 
 
+def test_use_without_an_announcement_is_refused() -> None:
+    cache = make_cache(KVShape(layers=1, kv_heads=1, group=1, head_dim=4), rows=1, slots=4)
+    x = torch.randn(1, 1, 2, 4)
+    with pytest.raises(UsageError, match="works only inside"):
+        slot_attention(LAYER, x, x, x, None, slot_cache=cache)
+
+
 def test_softcap_and_dropout_are_refused() -> None:
-    cache = make_cache(KVShape(layers=1, kv_heads=1, group=1, head_dim=4), rows=1, capacity=4)
-    cache.start_prefill(1, 2)
-    x, layer = torch.randn(1, 1, 2, 4), SimpleNamespace(layer_idx=0)
+    cache = make_cache(KVShape(layers=1, kv_heads=1, group=1, head_dim=4), rows=1, slots=4)
+    cache.start_prefill([Segment(region=reserve(cache, 4), done=0, tokens=2)])
+    x = torch.randn(1, 1, 2, 4)
     with pytest.raises(UnsupportedModel, match="softcap"):
-        slot_attention(layer, x, x, x, None, softcap=30.0, slot_cache=cache)  # type: ignore[arg-type]
+        slot_attention(LAYER, x, x, x, None, softcap=30.0, slot_cache=cache)
     with pytest.raises(UsageError, match=r"call model\.eval"):
-        slot_attention(layer, x, x, x, None, dropout=0.1, slot_cache=cache)  # type: ignore[arg-type]
+        slot_attention(LAYER, x, x, x, None, dropout=0.1, slot_cache=cache)
+    assert bool((cache.kv_LPHTD == POISON).all()), "nothing was written"

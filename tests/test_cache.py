@@ -1,202 +1,563 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from leanthink.budget import Budget, select
-from leanthink.cache import KVShape, SlotCache
+from leanthink.arena import Region
+from leanthink.cache import KVShape, Segment, SlotCache, Wishes
 from leanthink.errors import UsageError
 from leanthink.policies import make_policy
-from reference.cache_slow import SlowCache
+from leanthink.policies.snapkv import SnapKV
+from policy_slots import make
+from reference.cache_slow import SlowCache, SlowRequest
 
 SHAPE = KVShape(layers=2, kv_heads=2, group=3, head_dim=4)
 CPU = torch.device("cpu")
+EQUAL = 14
+STATE = 3  # numbers of one token's state
 
 
-def make_cache(rows: int = 4, capacity: int = 40, **options: object) -> SlotCache:
-    return SlotCache(SHAPE, rows=rows, capacity=capacity, dtype=torch.float32, device=CPU, **options)  # type: ignore[arg-type]
+def make_cache(slots: int = 60, rows: int = 4, **options: object) -> SlotCache:
+    return SlotCache(SHAPE, slots=slots, rows=rows, dtype=torch.float32, device=CPU, state_size=STATE, **options)  # type: ignore[arg-type]
 
 
-def write_random(cache: SlotCache, count: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a forward would write: keys, values [L, rows, H, tokens, D] and queries [L, rows, H*G, tokens, D]."""
-    keys, values = torch.randn(2, SHAPE.layers, count, SHAPE.kv_heads, tokens, SHAPE.head_dim)
-    queries = torch.randn(SHAPE.layers, count, SHAPE.kv_heads * SHAPE.group, tokens, SHAPE.head_dim)
+def write_random(cache: SlotCache, rows: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What a forward would write: keys and values [L, rows, H, tokens, D], queries [L, rows, H, G, tokens, D]."""
+    keys, values = torch.randn(2, SHAPE.layers, rows, SHAPE.kv_heads, tokens, SHAPE.head_dim)
+    queries = torch.randn(SHAPE.layers, rows, SHAPE.kv_heads, SHAPE.group, tokens, SHAPE.head_dim)
     for layer in range(SHAPE.layers):
-        cache.write(layer, queries[layer], keys[layer], values[layer])
+        cache.write(layer, queries[layer].flatten(1, 2), keys[layer], values[layer])
     cache.finish()
     return keys, values, queries
 
 
-def prefill(cache: SlotCache, count: int, tokens: int, slow: SlowCache | None = None) -> None:
-    cache.start_prefill(count, tokens)
-    keys, values, _ = write_random(cache, count, tokens)
-    for row in range(count if slow else 0):
-        slow.admit(keys[:, row], values[:, row])
+def feed(cache: SlotCache, region: Region, pieces: Sequence[int]) -> Tensor:
+    """The first tokens of a prompt, in pieces of these sizes; returns their queries [L, H, G, tokens, D]."""
+    fed = [torch.empty(SHAPE.layers, SHAPE.kv_heads, SHAPE.group, 0, SHAPE.head_dim)]
+    for piece in pieces:
+        done = sum(queries.shape[3] for queries in fed)
+        cache.start_prefill([Segment(region=region, done=done, tokens=piece)])
+        fed.append(write_random(cache, 1, piece)[2][:, 0])
+    return torch.cat(fed, dim=3)
 
 
-def step(cache: SlotCache, slow: SlowCache | None = None) -> None:
-    n = cache.active
+def take_seat(cache: SlotCache, prompt: int, size: int = EQUAL) -> Region:
+    """A row with a prompt of this length, all but the last token of which is fed."""
+    region = cache.arena.reserve(size)
+    assert region is not None
+    feed(cache, region, [prompt - 1] if prompt > 1 else [])
+    cache.seat(region, prompt)
+    return region
+
+
+def step(cache: SlotCache) -> Tensor:
+    """One token for every active row; returns the queries [L, N, H, G, D]."""
     cache.start_step()
-    keys, values, _ = write_random(cache, n, 1)
-    stamps = torch.randn(n, cache.stamps.shape[-1])
-    cache.stamp(torch.arange(n), stamps)
-    for row in range(n if slow else 0):
-        slow.append(row, keys[:, row, :, 0], values[:, row, :, 0], stamps[row].tolist())
+    queries = write_random(cache, cache.active, 1)[2]
+    cache.tick()
+    return queries[..., 0, :]
 
 
-def evict(cache: SlotCache, slow: SlowCache, rows: list[int], budget: Budget, *, per_head: bool) -> None:
-    """Rows of equal thought length keep what random scores choose, in both caches."""
-    thought = int(cache.host_lengths[rows[0]] - cache.host_prompts[rows[0]])
-    shape = (len(rows), SHAPE.layers, SHAPE.kv_heads, thought) if per_head else (len(rows), thought)
-    ages = torch.arange(thought - 1, -1, -1).expand(shape)
-    kept = select(torch.rand(shape), ages, torch.zeros(shape, dtype=torch.bool), budget)
-    cache.evict(rows, kept)
-    for i, row in enumerate(rows):
-        for layer in range(SHAPE.layers):
-            for head in range(SHAPE.kv_heads):
-                slow.evict(row, layer, head, (kept[i, layer, head] if per_head else kept[i]).tolist())
+class History:
+    """A cache and its slow twin, which go through the same acts."""
+
+    def __init__(self, seed: int, row_slots: int | None) -> None:
+        torch.manual_seed(seed)
+        self.chance = random.Random(seed)
+        self.cache = make_cache(slots=5 * EQUAL + 3, row_slots=row_slots)  # one row less than there are equal regions
+        self.slow = SlowCache(SHAPE.layers, SHAPE.kv_heads)
+        self.feeding: list[tuple[Region, SlowRequest]] = []
+
+    def reserve(self) -> None:
+        prompt = self.chance.randint(1, 7)
+        region = self.cache.arena.reserve(min(EQUAL, prompt + self.chance.randint(1, 9)))
+        if region is not None:
+            self.feeding.append((region, self.slow.reserve(prompt)))
+
+    def feed(self) -> None:
+        """A piece of some of the prompts that wait, in one forward."""
+        pieces, fed = [], []
+        for region, request in self.feeding:
+            if (left := request.prompt - 1 - request.fed) and self.chance.random() < 0.8:
+                tokens = self.chance.randint(1, left)
+                pieces.append(Segment(region=region, done=request.fed, tokens=tokens))
+                fed.extend([request] * tokens)
+        if not pieces:
+            return
+        positions = self.cache.start_prefill(pieces)[0].tolist()
+        keys, values, queries = write_random(self.cache, 1, len(fed))
+        for at, request in enumerate(fed):
+            assert positions[at] == request.fed
+            self.slow.feed(request, keys[:, 0, :, at], values[:, 0, :, at], queries[:, 0, :, :, at])
+
+    def copy(self) -> None:
+        """A request with the prompt of another."""
+        complete = [(region, request) for region, request in self.feeding if request.fed == request.prompt - 1]
+        known = complete + list(zip(self.cache.regions, self.slow.rows, strict=True))
+        if not known:
+            return
+        source, twin = self.chance.choice(known)
+        region = self.cache.arena.reserve(min(EQUAL, twin.prompt + self.chance.randint(1, 9)))
+        if region is not None:
+            self.cache.copy_prompt(source, region, twin.prompt - 1)
+            self.feeding.append((region, self.slow.reserve(twin.prompt)))
+            self.slow.copy_prompt(twin, self.feeding[-1][1])
+
+    def seat(self) -> None:
+        for region, request in list(self.feeding):
+            if request.fed == request.prompt - 1 and self.cache.active < self.cache.most_rows:
+                assert self.cache.seat(region, request.prompt) == len(self.slow.rows)
+                self.slow.seat(request)
+                self.feeding.remove((region, request))
+
+    def step(self) -> None:
+        """One token for every row; sometimes for rows without a request, too, as a CUDA graph does."""
+        cache, active = self.cache, self.cache.active
+        full = [row for row, region in enumerate(cache.regions) if int(cache.host_lengths[row]) == region.size]
+        if full:
+            self.leave(full)
+            return
+        graph_rows = self.chance.choice([None, None, self.chance.randint(max(1, active), cache.most_rows)])
+        if not active and (graph_rows is None or self.chance.random() < 0.8):
+            return
+        positions = cache.start_step(graph_rows)[:active, 0].tolist()
+        assert positions == [request.fed for request in self.slow.rows]
+        n = active if graph_rows is None else graph_rows
+        keys, values, queries = write_random(cache, n, 1)
+        cache.tick()
+        states, wishes = torch.randn(n, STATE), cache.wishes
+        first, late = self.chance.randint(0, wishes.channels), self.chance.choice([0, 0, 1, 4])
+        stamps = torch.randn(n, wishes.channels - first)
+        if wishes.states:
+            cache.remember(states)
+        cache.stamp(torch.arange(n), stamps, first=first, late=late)
+        for row, request in enumerate(self.slow.rows):
+            self.slow.feed(request, keys[:, row, :, 0], values[:, row, :, 0], queries[:, row, :, :, 0])
+            self.slow.remember(row, states[row].tolist())
+            self.slow.stamp(row, first, stamps[row].tolist(), late)
+
+    def evict(self) -> None:
+        """Rows with equally many thought slots keep some of them."""
+        thought = [len(request.stamps) - request.prompt for request in self.slow.rows]
+        if not (held_by_any := [held for held in thought if held > 0]):
+            return
+        wanted = self.chance.choice(held_by_any)
+        rows = [row for row, held in enumerate(thought) if held == wanted]
+        num_kept, per_head = self.chance.randint(1, wanted), self.cache.wishes.per_head and self.chance.random() < 0.5
+        kept = []
+        for row in rows:
+            sets = [sorted(self.chance.sample(range(wanted), num_kept)) for _ in range(SHAPE.layers * SHAPE.kv_heads)]
+            heads = [sets[layer * SHAPE.kv_heads :][: SHAPE.kv_heads] for layer in range(SHAPE.layers)]
+            kept.append(heads if per_head else sets[0])
+            self.slow.evict(row, kept[-1])
+        self.cache.evict(rows, torch.tensor(kept))
+
+    def retire(self) -> None:
+        if self.cache.active:
+            count = min(self.cache.active, self.chance.choice([1, 1, 2, 4]))
+            self.leave(self.chance.sample(range(self.cache.active), count))
+
+    def leave(self, rows: list[int]) -> None:
+        before = list(self.slow.rows)
+        sources, targets = self.cache.retire(rows)
+        self.slow.retire(rows)
+        assert [before[row] for row in sources] == [self.slow.rows[row] for row in targets]
+        assert all(self.slow.rows[row] is before[row] for row in range(len(self.slow.rows)) if row not in targets)
+
+    def cancel(self) -> None:
+        """A request gives its region back while its prompt is fed."""
+        if self.feeding:
+            region, request = self.feeding.pop(self.chance.randrange(len(self.feeding)))
+            self.cache.release(region)
+            self.slow.waiting.remove(request)
+
+    def provide(self) -> None:
+        """A policy joins and wants to be shown more, or no more than others were shown already."""
+        wishes = self.chance.choice(
+            [
+                Wishes(channels=self.chance.randint(1, 3)),
+                Wishes(channels=1, states=self.chance.randint(1, 6)),
+                Wishes(queries=self.chance.randint(1, 6), per_head=True),
+                Wishes(per_head=True),
+            ]
+        )
+        self.cache.provide(wishes)
+        self.slow.num_queries = max(self.slow.num_queries, wishes.queries)
+        self.slow.num_states = max(self.slow.num_states, wishes.states)
+
+    def assert_same(self) -> None:
+        self.cache.check_integrity()
+        assert self.cache.active == len(self.slow.rows)
+        for row, (region, request) in enumerate(zip(self.cache.regions, self.slow.rows, strict=True)):
+            self._assert_same_slots(region, request, int(self.cache.host_lengths[row]))
+            assert int(self.cache.prompt_lengths[row]) == request.prompt
+            assert int(self.cache.next_positions[row]) == request.fed
+            self._assert_same_memories(row, request)
+        for region, request in self.feeding:
+            self._assert_same_slots(region, request, request.fed, seated=False)
+
+    def _assert_same_slots(self, region: Region, request: SlowRequest, length: int, seated: bool = True) -> None:
+        held = slice(region.start, region.start + length)
+        for part, name in enumerate(("key", "value")):
+            slow = [[[slot[name] for slot in slots] for slots in heads] for heads in request.heads]
+            assert self.cache.kv_LPHTD[:, part, :, held].tolist() == slow
+        if seated:
+            positions = self.cache.positions.expand(SHAPE.layers, SHAPE.kv_heads, -1)[:, :, held].tolist()
+            assert positions == [[[slot["position"] for slot in slots] for slots in heads] for heads in request.heads]
+            for stamps, known in zip(self.cache.stamps[held].tolist(), request.stamps, strict=True):
+                assert {channel: stamps[channel] for channel in known} == known
+
+    def _assert_same_memories(self, row: int, request: SlowRequest) -> None:
+        wishes, rows = self.cache.wishes, torch.tensor([row])
+        if wishes.queries:
+            zeros = torch.zeros(SHAPE.kv_heads, SHAPE.group, SHAPE.head_dim).tolist()
+            policy, seeds = SnapKV(observation=wishes.queries), torch.tensor([0])
+            for layer, asked in enumerate(request.queries):
+                shown = self.cache.show(rows, 0, seeds, policy, layer=layer).queries
+                latest = [asked.get(position, zeros) for position in range(request.fed - wishes.queries, request.fed)]
+                assert shown[0].movedim(2, 0).tolist() == latest
+        if wishes.states and request.fed:
+            offsets = (0, wishes.states // 2, wishes.states - 1)
+            for offset, state in zip(offsets, self.cache.recall(rows, offsets)[0].tolist(), strict=True):
+                position = request.fed - wishes.states + offset
+                assert state == request.states.get(position, state)
 
 
-def assert_same(cache: SlotCache, slow: SlowCache, *, with_stamps: bool) -> None:
-    cache.check_integrity()
-    assert cache.active == len(slow.rows)
-    for row in range(cache.active):
-        assert int(cache.next_positions[row]) == slow.fed[row]
-        for layer in range(SHAPE.layers):
-            for head in range(SHAPE.kv_heads):
-                slots, length = slow.rows[row][layer][head], int(cache.host_lengths[row])
-                assert cache.keys[layer][row, head, :length].tolist() == [slot["key"] for slot in slots]
-                assert cache.values[layer][row, head, :length].tolist() == [slot["value"] for slot in slots]
-                sets = cache.positions[row, layer % cache.positions.shape[1], head % cache.positions.shape[2]]
-                assert sets[:length].tolist() == [slot["position"] for slot in slots]
-                if with_stamps:
-                    thought = slots[slow.prompts[row] :]
-                    held = cache.stamps[row, slow.prompts[row] : length].tolist()
-                    assert held == [slot["stamp"] for slot in thought]
+ACTS = ["reserve", "reserve", "feed", "feed", "copy", "seat", "seat", "step", "step", "step", "step", "step"]
+ACTS += ["evict", "evict", "retire", "cancel", "provide", "provide"]
 
 
-@given(seed=st.integers(0, 10**6), per_head=st.booleans())
+@pytest.mark.parametrize("row_slots", [None, EQUAL])
+@given(acts=st.lists(st.sampled_from(ACTS), min_size=20, max_size=60), seed=st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
-def test_any_history_leaves_the_same_slots_as_the_slow_twin(seed: int, per_head: bool) -> None:
-    torch.manual_seed(seed)
-    chance = random.Random(seed)
-    cache, slow = make_cache(channels=2, per_head=per_head), SlowCache(SHAPE.layers, SHAPE.kv_heads)
-    for _ in range(chance.randrange(5, 40)):
-        act = chance.choice(["admit", "step", "step", "step", "evict", "retire"])
-        if act == "admit" and cache.active < cache.rows:
-            prefill(cache, chance.randint(1, cache.rows - cache.active), chance.randint(1, 6), slow)
-        elif act == "step" and cache.active and int(cache.host_lengths[: cache.active].max()) < cache.capacity:
-            step(cache, slow)
-        elif act == "evict" and cache.active:
-            thought = (cache.host_lengths - cache.host_prompts)[: cache.active].tolist()
-            wanted = chance.choice(thought)
-            rows = [row for row in range(cache.active) if thought[row] == wanted]
-            slots = max(1, wanted + chance.choice([-3, -1, 0, 1, 5]))  # above, at and below what is held
-            window = chance.randint(0, slots)
-            if wanted:
-                evict(cache, slow, rows, Budget(slots=slots, window=window), per_head=per_head)
-        elif act == "retire" and cache.active:
-            row = chance.randrange(cache.active)
-            cache.retire([row])
-            slow.retire(row)
-        assert_same(cache, slow, with_stamps=not per_head)
+def test_any_history_leaves_the_same_slots_as_the_slow_twin(row_slots: int | None, acts: list[str], seed: int) -> None:
+    history = History(seed, row_slots)
+    for act in ["reserve", "reserve", "provide", "feed", "seat", *acts]:
+        getattr(history, act)()
+        history.assert_same()
 
 
-def test_rows_that_retire_together_leave_the_others_untouched_in_a_prefix() -> None:
-    cache = make_cache(rows=6, num_queries=2)
-    for tokens in (1, 2, 3, 4, 5, 6):
-        prefill(cache, 1, tokens)
-    held = [cache.keys[1][row].clone() for row in range(6)]
-    asked = [cache.queries[1][row].clone() for row in range(6)]
-    sources, targets = cache.retire([0, 2, 5])
-    assert (sorted(sources), targets) == ([3, 4], [0, 2])
+@pytest.mark.parametrize("row_slots", [None, EQUAL])
+def test_rows_that_retire_together_leave_the_others_untouched_in_a_prefix(row_slots: int | None) -> None:
+    cache = make_cache(slots=6 * EQUAL, rows=6, row_slots=row_slots)
+    cache.provide(Wishes(queries=2, per_head=True))
+    regions = [take_seat(cache, prompt) for prompt in (1, 2, 3, 4, 5, 6)]
+    step(cache)
+    held = [cache.kv_LPHTD[:, :, :, region.start : region.start + row + 1] for row, region in enumerate(regions)]
+    held, asked = [kv.clone() for kv in held], [cache.queries[1][row].clone() for row in range(6)]
+    assert cache.retire([5, 0, 2]) == ([3, 4], [0, 2])
     assert cache.active == 3
-    was = {0: sources[0], 1: 1, 2: sources[1]}
-    for row, old in was.items():
-        assert int(cache.host_lengths[row]) == old + 1
-        assert torch.equal(cache.keys[1][row, :, : old + 1], held[old][:, : old + 1])
+    for row, old in {0: 3, 1: 1, 2: 4}.items():
+        assert cache.regions[row] is regions[old]
+        assert cache.host_lengths[row] == cache.prompt_lengths[row] == old + 1
+        assert torch.equal(cache.kv_LPHTD[:, :, :, regions[old].start :][:, :, :, : old + 1], held[old])
         assert torch.equal(cache.queries[1][row], asked[old])
+    assert cache.arena.used == 3 * EQUAL
     cache.check_integrity()
 
 
-def test_the_ring_shows_the_latest_queries_oldest_first() -> None:
-    cache = make_cache(num_queries=5, per_head=True)
-    cache.start_prefill(2, 3)
-    _, _, prompt_queries = write_random(cache, 2, 3)
-    seen = [prompt_queries]
-    for _ in range(4):
-        cache.start_step()
-        seen.append(write_random(cache, 2, 1)[2])
-    every = torch.cat(seen, dim=3)  # [L, rows, H*G, tokens, D]
-    policy = make_policy("snapkv")
-    object.__setattr__(policy, "observation", 4)
-    rows = torch.arange(2)
-    for layer in range(SHAPE.layers):
-        shown = cache.show(rows, 4, torch.zeros(2, dtype=torch.int64), policy, layer).queries
-        assert shown is not None
-        assert torch.equal(shown.flatten(1, 2), every[layer, :, :, -4:])
+def test_retiring_nobody_changes_nothing() -> None:
+    cache = make_cache()
+    region = take_seat(cache, 3)
+    assert cache.retire([]) == ([], [])
+    assert cache.regions == [region]
+    cache.check_integrity()
 
 
-def test_a_short_prompt_does_not_inherit_the_queries_of_the_rows_former_owner() -> None:
-    cache = make_cache(rows=1, num_queries=4, per_head=True)
-    prefill(cache, 1, 4)
-    cache.retire([0])
-    prefill(cache, 1, 2)
-    assert int((cache.queries[0][0] == 0).all(dim=-1).sum()) == 2 * SHAPE.kv_heads * SHAPE.group
+# -- what policies are shown ---------------------------------------------------------------------------------------
 
 
 def test_slots_show_thought_only_and_count_ages_from_the_next_position() -> None:
-    cache = make_cache(channels=1)
-    prefill(cache, 2, 3)
-    for _ in range(5):
+    cache = make_cache()
+    take_seat(cache, 3)
+    take_seat(cache, 3)
+    for _ in range(6):
         step(cache)
     cache.evict([0, 1], torch.tensor([[0, 2, 4], [1, 3, 4]]))
-    seeds = torch.tensor([7, 8])
-    slots = cache.show(torch.tensor([0, 1]), 3, seeds, make_policy("window"))
+    slots = cache.show(torch.tensor([0, 1]), 3, torch.tensor([7, 8]), make_policy("window"))
     assert slots.positions.tolist() == [[3, 5, 7], [4, 6, 7]]
     assert slots.ages.tolist() == [[4, 2, 0], [3, 1, 0]]
     assert slots.next_position.tolist() == [8, 8]
     assert slots.prompt_tokens.tolist() == [3, 3]
     assert slots.seeds.tolist() == [7, 8]
     assert slots.stamps is None
+    assert slots.keys is None
 
 
-def test_reserved_bytes_are_rows_times_capacity_times_bytes_per_slot() -> None:
-    cache = make_cache(rows=3, capacity=17)
+def test_a_policy_per_head_sees_each_heads_own_slots_of_its_layer() -> None:
+    cache = make_cache()
+    cache.provide(Wishes(queries=1, per_head=True))
+    region = take_seat(cache, 2)
+    for _ in range(4):
+        step(cache)
+    cache.scaling = 0.3
+    keys = cache.keys(1)[:, region.start + 2 : region.start + 5].clone()
+    cache.evict([0], torch.tensor([[[[0, 1], [1, 2]], [[0, 2], [1, 2]]]]))
+    slots = cache.show(torch.tensor([0]), 2, torch.tensor([0]), SnapKV(observation=1), layer=1)
+    assert (slots.layer, slots.scaling) == (1, 0.3)
+    assert slots.positions.tolist() == [[[2, 4], [3, 4]]]
+    assert slots.ages.tolist() == [[[2, 0], [1, 0]]]
+    assert slots.keys is not None
+    assert torch.equal(slots.keys[0], torch.stack([keys[0, [0, 2]], keys[1, [1, 2]]]))
+
+
+def test_the_ring_of_states_shows_the_right_tokens_after_moves_and_after_it_was_enlarged() -> None:
+    cache = make_cache()
+    cache.provide(Wishes(channels=1, states=2))
+    names = [100, 200, 300]
+    for prompt in (1, 3, 6):
+        take_seat(cache, prompt)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            step(cache)
+            last_N = cache.next_positions[: cache.active] - 1
+            cache.remember((torch.tensor(names) + last_N)[:, None].expand(-1, STATE).float())
+
+    def recalled(*offsets: int) -> list[list[float]]:
+        return cache.recall(torch.arange(cache.active), offsets)[..., 0].tolist()
+
+    run(4)
+    assert recalled(0, 1) == [[102, 103], [204, 205], [307, 308]]
+    cache.retire([0])
+    names = [300, 200]
+    assert recalled(0, 1) == [[307, 308], [204, 205]]
+    cache.provide(Wishes(states=5))
+    assert recalled(0, 1) == [[307, 308], [204, 205]]
+    run(3)
+    assert recalled(0, 1, 4) == [[307, 308, 311], [204, 205, 208]]
+    assert cache.recall(torch.tensor([1]), (0, 2))[0, :, 0].tolist() == [206, 208]
+
+
+def test_the_ring_of_queries_shows_the_right_tokens_after_moves_and_after_it_was_enlarged() -> None:
+    cache = make_cache()
+    cache.provide(Wishes(queries=2, per_head=True))
+    for prompt in (1, 3, 6):
+        take_seat(cache, prompt)
+    seen = [step(cache) for _ in range(3)]
+    cache.retire([0])
+    moved = torch.stack(seen)[:, :, [2, 1]]  # [tokens, L, N, H, G, D]
+    cache.provide(Wishes(queries=4))
+    assert torch.equal(latest_queries(cache, 2), moved[-2:].movedim(0, -2))
+    assert not latest_queries(cache, 4)[..., :2, :].any(), "what was not remembered is not made up"
+    moved = torch.cat([moved, torch.stack([step(cache), step(cache)])])
+    assert torch.equal(latest_queries(cache, 4), moved[-4:].movedim(0, -2))
+
+
+def latest_queries(cache: SlotCache, count: int) -> Tensor:
+    """Of all active rows and layers, oldest first, [L, N, H, G, count, D]."""
+    rows, policy = torch.arange(cache.active), SnapKV(observation=count)
+    layers = [cache.show(rows, 0, rows, policy, layer=layer).queries for layer in range(SHAPE.layers)]
+    return torch.stack([queries for queries in layers if queries is not None])
+
+
+def test_a_short_prompt_does_not_inherit_the_queries_of_the_rows_former_owner() -> None:
+    cache = make_cache(rows=1)
+    cache.provide(Wishes(queries=4, per_head=True))
+    take_seat(cache, 5)
+    step(cache)
+    cache.retire([0])
+    take_seat(cache, 2)
+    shown = latest_queries(cache, 4)
+    assert not shown[..., :3, :].any()
+    assert shown[..., 3, :].all()
+
+
+@pytest.mark.parametrize(("late", "position"), [(0, 4), (1, 3), (2, 2), (3, 1), (4, 0), (9, 0)])
+def test_a_late_stamp_lands_on_its_token_or_on_a_prompt_slot_of_its_own(late: int, position: int) -> None:
+    cache = make_cache()
+    cache.provide(Wishes(channels=2))
+    regions = [take_seat(cache, 2), take_seat(cache, 2)]
+    for _ in range(4):
+        step(cache)
+    cache.stamp(torch.tensor([1]), torch.tensor([[7.0]]), first=1, late=late)
+    assert cache.stamps.nonzero().tolist() == [[regions[1].start + position, 1]]
+
+
+def test_a_late_stamp_finds_its_token_after_an_eviction_and_stays_with_it() -> None:
+    cache = make_cache()
+    cache.provide(Wishes(channels=4))
+    take_seat(cache, 2)
+    for _ in range(5):
+        step(cache)
+    cache.evict([0], torch.tensor([[0, 2, 3]]))  # positions 2, 4 and 5 of 2 to 5
+    cache.stamp(torch.tensor([0]), torch.tensor([[1.0, 2.0, 3.0]]), first=1, late=1)
+    step(cache)
+    cache.evict([0], torch.tensor([[1, 3]]))
+    slots = cache.show(torch.tensor([0]), 2, torch.tensor([0]), make("horizon"), first=1)
+    assert slots.positions.tolist() == [[4, 6]]
+    assert slots.stamps is not None
+    assert slots.stamps[0, 0].tolist() == [1.0, 2.0, 3.0]
+
+
+# -- rows without a request ----------------------------------------------------------------------------------------
+
+
+def half_full(row_slots: int | None) -> SlotCache:
+    """Two of four rows in use, the other two left by former owners; one region is still fed; every wish is granted."""
+    torch.manual_seed(5)
+    cache = make_cache(row_slots=row_slots)
+    cache.provide(Wishes(channels=2, queries=3, states=2, per_head=True))
+    for prompt in (2, 4, 3, 5):
+        take_seat(cache, prompt)
+    for _ in range(3):
+        step(cache)
+        cache.remember(torch.randn(4, STATE))
+        cache.stamp(torch.arange(4), torch.randn(4, 2))
+    cache.retire([1, 3])
+    feed(cache, cache.arena.reserve(5), [2])
+    torch.manual_seed(6)
+    return cache
+
+
+def everything(cache: SlotCache) -> dict[str, Tensor]:
+    """All that anybody holds: each tensor without its spare slot, place or column."""
+    rings = {f"queries {layer}": ring[:-1] for layer, ring in enumerate(cache.queries)}
+    facts = {"positions": cache.positions[..., :-1], "stamps": cache.stamps[:-1], "states": cache.states[:-1]}
+    host = {"table": cache.table, "host_lengths": cache.host_lengths, "host_prompts": cache.host_prompts}
+    tensors = {"kv": cache.kv_LPHTD[..., :-1, :], **facts, **rings, **host}
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("row_slots", [None, EQUAL])
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_a_step_of_more_rows_than_are_active_is_a_step_of_the_active_ones(rows: int, row_slots: int | None) -> None:
+    plain, padded = half_full(row_slots), half_full(row_slots)
+    keys, values = torch.randn(2, SHAPE.layers, rows, SHAPE.kv_heads, 1, SHAPE.head_dim)
+    queries = torch.randn(SHAPE.layers, rows, SHAPE.kv_heads * SHAPE.group, 1, SHAPE.head_dim)
+    states, stamps = torch.randn(rows, STATE), torch.randn(rows, 1)
+    for cache, n, asked in ((plain, 2, None), (padded, rows, rows)):
+        assert cache.start_step(asked).shape == (n, 1)
+        for layer in range(SHAPE.layers):
+            cache.write(layer, queries[layer, :n], keys[layer, :n], values[layer, :n])
+        cache.finish()
+        cache.remember(states[:n])
+        cache.stamp(torch.arange(n), stamps[:n], first=1, late=1)
+        cache.tick()
+        cache.check_integrity()
+    before, after = everything(plain), everything(padded)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_step_while_no_row_is_live_changes_only_the_spare_slot() -> None:
+    cache = half_full(None)
+    before, live = everything(cache), cache.live.clone()
+    cache.live.zero_()  # as while a CUDA graph is captured
+    cache.start_step(4)
+    write_random(cache, 4, 1)
+    cache.remember(torch.randn(4, STATE))
+    cache.stamp(torch.arange(4), torch.randn(4, 2), late=1)
+    cache.live.copy_(live)
+    after = everything(cache)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert cache.kv_LPHTD[..., -1, :].all(), "somewhere the rows must write"
+    cache.check_integrity()
+
+
+# -- sizes and refusals --------------------------------------------------------------------------------------------
+
+
+def test_reserved_bytes_are_slots_times_bytes_per_slot() -> None:
+    cache = make_cache(slots=17)
     assert cache.bytes_per_slot == 2 * 2 * 2 * 4 * 4
-    assert cache.reserved_bytes == 3 * 17 * cache.bytes_per_slot
+    assert cache.reserved_bytes == 17 * cache.bytes_per_slot
 
 
-def test_slabs_that_do_not_fit_say_how_large_they_are_and_what_to_lower() -> None:
-    with pytest.raises(UsageError, match=r"1000000 rows of 1000000000 slots \(\d+\.\d GiB .* lower max_rows"):
-        make_cache(rows=10**6, capacity=10**9)
+def test_an_arena_that_does_not_fit_says_how_large_it_is_and_what_to_lower() -> None:
+    with pytest.raises(UsageError, match=r"cpu has no room for 1000000000000000 slots \(\d+\.\d GiB .* lower max_rows"):
+        make_cache(slots=10**15)
 
 
-def test_a_row_cannot_outgrow_its_capacity() -> None:
-    cache = make_cache(capacity=3)
-    prefill(cache, 1, 3)
-    with pytest.raises(AssertionError, match="outgrew the 3 slots"):
+def test_a_prompt_cannot_outgrow_its_region() -> None:
+    cache = make_cache()
+    region = cache.arena.reserve(3)
+    with pytest.raises(AssertionError):
+        cache.start_prefill([Segment(region=region, done=2, tokens=2)])
+
+
+def test_a_row_cannot_outgrow_its_region() -> None:
+    cache = make_cache()
+    take_seat(cache, 3, size=4)
+    step(cache)
+    step(cache)
+    with pytest.raises(AssertionError, match="outgrew its region"):
         cache.start_step()
 
 
-@pytest.mark.parametrize("damage", ["order", "prompt", "length", "future"])
-def test_check_integrity_finds(damage: str) -> None:
+def test_there_are_no_more_rows_than_were_asked_for() -> None:
+    cache = make_cache(rows=1)
+    take_seat(cache, 2, size=4)
+    with pytest.raises(AssertionError):
+        cache.seat(cache.arena.reserve(4), 1)
+
+
+def test_only_an_announced_forward_writes_and_only_one_is_announced() -> None:
     cache = make_cache()
-    prefill(cache, 2, 3)
-    step(cache)
-    step(cache)
-    cache.check_integrity()
+    take_seat(cache, 2)
+    with pytest.raises(AssertionError, match="announce the forward first"):
+        write_random(cache, 1, 1)
+    cache.start_step()
+    with pytest.raises(AssertionError):
+        cache.start_step()
+    with pytest.raises(AssertionError):
+        cache.start_prefill([])
+
+
+def damage_cache(cache: SlotCache, damage: str) -> None:
+    """Row 1 holds positions 0 to 4 of a prompt of 3, in a region of 6 slots behind row 0's 7."""
+    second = cache.regions[1]
     if damage == "order":
-        cache.positions[1, 0, 0, 3] = 4
+        cache.positions[0, 0, second.start + 3 : second.start + 5] = torch.tensor([4, 3])
+    elif damage == "twice":
+        cache.positions[0, 0, second.start + 4] = 3
     elif damage == "prompt":
-        cache.positions[1, 0, 0, 0] = 1
+        cache.positions[0, 0, second.start] = 1
     elif damage == "length":
         cache.lengths[1] = 4
-    else:
+    elif damage == "prompt length":
+        cache.prompt_lengths[1] = 2
+    elif damage == "unfed":
+        cache.lengths[1] = cache.host_lengths[1] = 1
+    elif damage == "outgrown":
+        second.size = 4
+    elif damage == "future":
         cache.next_positions[1] = 4
+    elif damage == "start":
+        cache.starts[1] = 6
+    elif damage == "live":
+        cache.live[1] = 0
+    elif damage == "ghost":
+        cache.live[2] = 1
+    elif damage == "row":
+        cache.regions[0].row = 1
+    elif damage == "overlap":
+        second.start = int(cache.starts[1].fill_(6))
+    elif damage == "nobody's region":
+        cache.arena.reserve(5).row = 2
+    else:
+        cache.arena.release(second)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("order", "twice", "prompt", "length", "prompt length", "unfed", "outgrown", "future", "start", "live"),
+        *("ghost", "row", "overlap", "nobody's region", "a region given back"),
+    ],
+)
+def test_check_integrity_finds(damage: str) -> None:
+    cache = make_cache()
+    take_seat(cache, 3, size=7)
+    take_seat(cache, 3, size=6)
+    for _ in range(3):
+        step(cache)
+    cache.check_integrity()
+    damage_cache(cache, damage)
     with pytest.raises(AssertionError):
         cache.check_integrity()

@@ -31,8 +31,8 @@ FLAGS = {
     "--temperature --top-p --top-k --min-p --max-new-tokens --seed --policy --budget --window --interval --answer "
     "--predictor --max-rows --record --resume --overwrite --device --dtype --json",
     "label": "--traces --out --model --horizons --all --resume --overwrite --device --dtype --json",
-    "fit": "--traces --labels --out --model --target --horizons --transform --steps --batch --lr --val-share "
-    "--tokens-per-trace --all --seed --overwrite --device --dtype --json",
+    "fit": "--traces --labels --out --model --target --horizons --offsets --transform --steps --batch --lr "
+    "--val-share --tokens-per-trace --all --seed --overwrite --device --dtype --json",
     "demo": "--out --overwrite --device --json",
     "tasks list": "--json",
     "tasks sample": "--family --level --count --seed --split --json",

@@ -50,7 +50,6 @@ def assert_empty(engine: Engine) -> None:
     assert not engine.fed
     assert not engine.streams
     assert not engine.seats.logprobs
-    assert not engine.cache.prompt_queries
 
 
 @pytest.mark.parametrize("row_slots", [None, 150])

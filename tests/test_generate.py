@@ -8,13 +8,13 @@ import torch
 import leanthink.seats
 from leanthink.budget import Budget
 from leanthink.completion import Completion
+from leanthink.engine import Engine, Progress
 from leanthink.errors import UnsupportedModel, UsageError
 from leanthink.generate import generate, split_by_bound, stream
 from leanthink.load import kv_shape, think_tags
 from leanthink.policies import Policy, make_policy
 from leanthink.policies.window import Window
 from leanthink.request import make_requests
-from leanthink.engine import Engine, Progress
 from leanthink.sampling import Sampling
 from leanthink.transformers_generate import custom_generate
 from models import ARCHITECTURES, CLOSE, END, OPEN, VOCABULARY, RandomPredictor, make_model, make_tokenizer

@@ -17,16 +17,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.llama import modeling_llama
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.7", reason="the interpreter of Triton 3.6 fails with NumPy 2.4")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by tests/test_kernels.py, with TRITON_INTERPRET=1", allow_module_level=True)
 
 from leanthink.kernels.append import append
 from leanthink.kernels.compact import compact
 from leanthink.kernels.decode import MAX_SPLITS, MIN_SPLIT, PROGRAMS_PER_SM, decode_attention, splits_for
-from leanthink.kernels.elementwise import rms_norm, rope, silu_mul
-from leanthink.kernels.fused import fused
-from models import VOCABULARY, make_model
+from leanthink.kernels.elementwise import add_rms_norm, rms_norm, rope, silu_mul
 from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -190,13 +188,18 @@ def test_compact_of_a_set_that_stays_moves_nothing() -> None:
     dtype=st.sampled_from(FLOATS),
     seed=SEEDS,
 )
-def test_rms_norm_equals_the_stock_module(shape: tuple[int, ...], features: int, dtype: torch.dtype, seed: int) -> None:
+def test_norms_equal_the_stock_module(shape: tuple[int, ...], features: int, dtype: torch.dtype, seed: int) -> None:
     torch.manual_seed(seed)
     x, weight = torch.randn(*shape, 2 * features).to(dtype)[..., :features], torch.randn(features).to(dtype)
     stock = modeling_llama.LlamaRMSNorm(features, eps=1e-5)
     stock.weight.data = weight
     with torch.no_grad():
         assert error(rms_norm(x, weight, 1e-5), stock(x)) < BOUNDS[dtype]
+        added = torch.randn(*shape, features).to(dtype)
+        total, normed = add_rms_norm(x, added, weight, 1e-5)
+        assert error(total, x + added) < BOUNDS[dtype]
+        assert dtype == torch.bfloat16 or torch.equal(total, x + added)
+        assert error(normed, stock(total)) < BOUNDS[dtype]
 
 
 @few
@@ -240,65 +243,3 @@ def test_silu_mul_takes_halves_of_one_tensor(
     torch.manual_seed(seed)
     gate, up = (10 * torch.randn(*shape, 2 * features)).to(dtype).chunk(2, dim=-1)
     assert error(silu_mul(gate, up), F.silu(gate) * up) < BOUNDS[dtype]
-
-
-@pytest.mark.parametrize(
-    ("architecture", "norms", "mlps", "rotary"),
-    [
-        ("llama", 5, 2, 1),
-        ("mistral", 5, 2, 1),
-        ("qwen2", 5, 2, 1),
-        ("qwen3", 9, 2, 1),
-        ("smollm3", 7, 3, 0),
-        ("phi3", 5, 2, 0),
-        ("gemma3_text", 0, 0, 0),
-    ],
-)
-def test_a_fused_model_says_the_same_and_is_whole_again(architecture: str, norms: int, mlps: int, rotary: int) -> None:
-    model = make_model(architecture)
-    ids = torch.arange(6).reshape(2, 3) % VOCABULARY
-    before = [dict(vars(module)) for module in model.modules()]
-    context = fused(model)
-    assert len(context.replacements) == norms + mlps + rotary
-    with torch.no_grad():
-        wanted = model(ids).logits
-        for _ in range(2):  # entered again and again
-            with context:
-                assert error(model(ids).logits, wanted) < 1e-5
-    assert [dict(vars(module)) for module in model.modules()] == before
-    assert torch.equal(model(ids).logits, wanted)
-
-
-def test_an_exception_inside_leaves_the_stock_model() -> None:
-    model, stock = make_model("llama"), modeling_llama.apply_rotary_pos_emb
-    inside = []
-
-    def fail() -> None:
-        with fused(model):
-            inside.extend([modeling_llama.apply_rotary_pos_emb, vars(model.model.norm).get("forward")])
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert stock not in inside
-    assert None not in inside
-    assert modeling_llama.apply_rotary_pos_emb is stock
-    assert "forward" not in vars(model.model.norm)
-
-
-def test_a_forward_that_was_replaced_already_is_left_alone() -> None:
-    model = make_model("llama")
-    model.model.norm.forward = mine = lambda x: x
-    with fused(model):
-        assert model.model.norm.forward is mine
-    assert model.model.norm.forward is mine
-
-
-def test_partial_rotary_inside_is_left_to_the_stock_function() -> None:
-    model = make_model("llama")
-    q, k, angles = torch.randn(1, 2, 3, 8), torch.randn(1, 1, 3, 8), torch.randn(1, 3, 1)
-    cos, sin = angles.cos(), angles.sin()  # one angle for all: as narrow as broadcasting allows
-    wanted = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
-    with fused(model):
-        got = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
-    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))

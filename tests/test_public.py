@@ -47,7 +47,7 @@ def test_type_checkers_see_the_same_names_as_users():
 
 
 @pytest.mark.parametrize(
-    "first", ["import leanthink.generate", "from leanthink.load import load", "import leanthink.run"]
+    "first", ["import leanthink.generate", "from leanthink.load import load", "import leanthink.engine"]
 )
 def test_functions_win_over_the_modules_of_the_same_name(first):
     assert (

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from leanthink.errors import UsageError
-from leanthink.sampling import Sampler, Sampling, draw, keep_min_p, keep_top_k, keep_top_p, uniform
+from leanthink.sampling import (
+    MOST_LOGPROBS,
+    Sampler,
+    Sampling,
+    Uses,
+    draw,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    log_probabilities,
+    uniform,
+)
 from reference.sampling_slow import sample_slowly
 
 SAMPLINGS = st.builds(
@@ -22,17 +33,62 @@ SAMPLINGS = st.builds(
 )
 
 
-@given(samplings=st.lists(SAMPLINGS, min_size=1, max_size=6), counts=st.integers(0, 10**6), seed=st.integers(0, 10**6))
+@given(
+    samplings=st.lists(SAMPLINGS, min_size=1, max_size=6),
+    alone=st.integers(0, 6),
+    counts=st.integers(0, 10**6),
+    seed=st.integers(0, 10**6),
+)
 @settings(max_examples=150, deadline=None)
-def test_every_row_draws_what_the_slow_twin_draws(samplings: list[Sampling], counts: int, seed: int) -> None:
+def test_every_row_draws_what_the_slow_twin_draws(
+    samplings: list[Sampling], alone: int, counts: int, seed: int
+) -> None:
     torch.manual_seed(seed)
     logits = 3 * torch.randn(len(samplings), 23)
     sampler = Sampler(8, torch.device("cpu"))
-    sampler.seat(1, samplings)
+    sampler.seat(0, samplings[:alone])  # rows are taken at once or one after the other
+    sampler.seat(len(samplings[:alone]), samplings[alone:])
     counts_N = counts + torch.arange(len(samplings))
-    picked = sampler.pick(logits, slice(1, 1 + len(samplings)), counts_N).tolist()
+    picked = sampler.pick(logits, counts_N, sampler.uses(len(samplings))).tolist()
     rows = zip(logits.tolist(), samplings, counts_N.tolist(), strict=True)
     assert picked == [sample_slowly(row, sampling, count) for row, sampling, count in rows]
+
+
+@given(
+    samplings=st.lists(SAMPLINGS, min_size=1, max_size=6), more=st.tuples(*[st.booleans()] * 4), seed=st.integers(0, 99)
+)
+@settings(max_examples=80, deadline=None)
+def test_steps_that_nobody_uses_change_nothing(samplings: list[Sampling], more: Uses, seed: int) -> None:
+    torch.manual_seed(seed)
+    logits, counts_N = 3 * torch.randn(len(samplings), 23), torch.arange(len(samplings))
+    sampler = Sampler(len(samplings), torch.device("cpu"))
+    sampler.seat(0, samplings)
+    uses = sampler.uses(len(samplings))
+    padded = tuple(used or extra for used, extra in zip(uses, more, strict=True))
+    assert torch.equal(sampler.pick(logits, counts_N, padded), sampler.pick(logits, counts_N, uses))
+
+
+def test_uses_says_what_any_of_the_first_rows_asks_for() -> None:
+    sampler = Sampler(6, torch.device("cpu"))
+    samplings = [
+        Sampling(top_k=0),
+        Sampling(temperature=0.7),
+        Sampling(top_k=5),
+        Sampling(top_p=0.9),
+        Sampling(min_p=0.1),
+    ]
+    sampler.seat(0, samplings)
+    assert sampler.uses(1) == (False, False, False, False)
+    assert sampler.uses(2) == (True, False, False, False)
+    assert sampler.uses(3) == (True, True, False, False)
+    assert sampler.uses(4) == (True, True, True, False)
+    assert sampler.uses(5) == sampler.uses(6) == (True, True, True, True)
+    sampler.move([4], [0])
+    assert sampler.uses(1) == (False, False, False, True)
+    sampler.seat(0, [Sampling()])
+    sampler.seat(1, [])
+    assert sampler.uses(1) == (False, False, False, False)
+    assert sampler.uses(2) == (True, False, False, False)
 
 
 def test_a_row_draws_the_same_whatever_the_other_rows_ask_for() -> None:
@@ -42,9 +98,9 @@ def test_a_row_draws_the_same_whatever_the_other_rows_ask_for() -> None:
     sampler = Sampler(3, torch.device("cpu"))
     for count in range(50):
         sampler.seat(0, [mine, *neighbours])
-        together = sampler.pick(logits, slice(0, 3), torch.full((3,), count))[0]
-        sampler.seat(0, [mine])
-        assert int(sampler.pick(logits[:1], slice(0, 1), torch.tensor([count]))) == int(together)
+        together = sampler.pick(logits, torch.full((3,), count), sampler.uses(3))[0]
+        alone = sampler.pick(logits[:1], torch.tensor([count]), sampler.uses(1))
+        assert int(alone) == int(together)
 
 
 def test_a_row_that_moves_keeps_its_knobs() -> None:
@@ -53,10 +109,14 @@ def test_a_row_that_moves_keeps_its_knobs() -> None:
     sampler.seat(
         0, [Sampling(), Sampling(), Sampling(), Sampling(temperature=1.5, top_k=40, top_p=0.9, min_p=0.01, seed=3)]
     )
-    counts = torch.arange(4) * 0
-    before = int(sampler.pick(logits, slice(0, 4), counts)[3])
-    sampler.move([3], [1])
-    assert int(sampler.pick(logits[:2], slice(0, 2), counts[:2])[1]) == before
+    for count in range(20):  # each draw is another one
+        sampler.seat(1, [Sampling()])
+        assert sampler.uses(2) == (False, False, False, False)
+        counts = torch.full((4,), count)
+        before = int(sampler.pick(logits, counts, sampler.uses(4))[3])
+        sampler.move([3], [1])
+        assert sampler.uses(2) == (True, True, True, True)
+        assert int(sampler.pick(logits[:2], counts[:2], sampler.uses(2))[1]) == before
 
 
 @pytest.mark.parametrize("knob", [1, 4, 40])
@@ -117,6 +177,8 @@ def test_seeds_and_counts_give_unrelated_numbers() -> None:
         {"max_new_tokens": 0},
         {"seed": -1},
         {"seed": 2**63},
+        {"logprobs": -1},
+        {"logprobs": MOST_LOGPROBS + 1},
         {"stop": "word"},
         {"stop": ("",)},
     ],
@@ -124,3 +186,43 @@ def test_seeds_and_counts_give_unrelated_numbers() -> None:
 def test_values_out_of_range_are_refused_by_name(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         Sampling(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("logprobs", [None, 0, 1, MOST_LOGPROBS])
+def test_logprobs_may_be_none_or_up_to_the_most_that_are_returned(logprobs: int | None) -> None:
+    assert Sampling(logprobs=logprobs).logprobs == logprobs
+
+
+def test_log_probabilities_are_those_of_the_token_then_of_the_likeliest_then_their_ids() -> None:
+    # Weights 1, 2, 5 of 8 and, shifted by a constant, which changes nothing, 6, 3, 1 of 10.
+    logits = torch.tensor([[1.0, 2.0, 5.0], [6.0, 3.0, 1.0]], dtype=torch.float64).log()
+    logits[1] += 7
+    values = log_probabilities(logits, torch.tensor([1, 2]), most=2)
+    golden = [[0.25, 0.625, 0.25], [0.1, 0.6, 0.3]]
+    assert values.dtype == torch.float64
+    assert values.shape == (2, 5)
+    torch.testing.assert_close(values[:, :3], torch.tensor(golden, dtype=torch.float64).log())
+    assert values[:, 3:].tolist() == [[2, 1], [0, 1]]
+
+
+def test_log_probabilities_of_ties_name_each_token_once() -> None:
+    values = log_probabilities(torch.tensor([[2.0, 2.0, 2.0], [0.0, 9.0, 9.0]]), torch.tensor([0, 2]), most=3)
+    torch.testing.assert_close(values[0, :4], torch.full((4,), -math.log(3), dtype=torch.float64))
+    assert sorted(values[0, 4:].tolist()) == [0, 1, 2]
+    rest = math.log(2 + math.exp(-9))
+    torch.testing.assert_close(values[1, :4], torch.tensor([-rest, -rest, -rest, -9 - rest], dtype=torch.float64))
+    assert sorted(values[1, 4:6].tolist()) == [1, 2]
+    assert values[1, 6] == 0
+
+
+def test_without_alternatives_there_is_only_the_tokens_own_log_probability() -> None:
+    values = log_probabilities(torch.tensor([[0.0, 0.0, -torch.inf], [0.0, 300.0, 0.0]]), torch.tensor([1, 0]), most=0)
+    assert values.tolist() == [[-math.log(2)], [-300.0]]
+
+
+def test_log_probabilities_of_half_precision_logits_are_worked_out_in_double() -> None:
+    logits = torch.tensor([[1.0, 2.5, -3.0]], dtype=torch.bfloat16)
+    weights = [math.exp(logit) for logit in (1.0, 2.5, -3.0)]
+    golden = [[math.log(weight / sum(weights)) for weight in (weights[2], weights[1])]]
+    values = log_probabilities(logits, torch.tensor([2]), most=1)
+    torch.testing.assert_close(values[:, :2], torch.tensor(golden, dtype=torch.float64))

@@ -33,6 +33,7 @@ class Arena:
         assert equal is None or 0 < equal <= total
         self.total, self.equal = total, equal
         self.regions: list[Region] = []  # in use, by start
+        self.widest = 0  # slots of the largest region ever given out
 
     @property
     def largest(self) -> int:
@@ -56,6 +57,7 @@ class Arena:
         if start + size > self.total:
             return None
         new = Region(start=start, size=size)
+        self.widest = max(self.widest, size)
         insort(self.regions, new, key=lambda region: region.start)
         return new
 

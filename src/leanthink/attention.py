@@ -34,7 +34,9 @@ def decode_attention(q_NHGD: Tensor, slot_cache: SlotCache, layer: int, feed: De
     if q_NHGD.is_cuda:
         from leanthink.kernels import decode
 
-        splits = decode.splits_for(q_NHGD.shape[0] * q_NHGD.shape[1], slot_cache.slots, multiprocessors(q_NHGD.device))
+        splits = decode.splits_for(
+            q_NHGD.shape[0] * q_NHGD.shape[1], slot_cache.arena.widest, multiprocessors(q_NHGD.device)
+        )
         return decode.decode_attention(q_NHGD, keys_HTD, values_HTD, feed.starts_N, feed.last_N, scaling, splits=splits)
     if feed.bias_U11T is None or feed.region_N is None:
         rows = zip(q_NHGD, slot_cache.regions, slot_cache.host_lengths[: len(q_NHGD)].tolist(), strict=True)
@@ -170,11 +172,6 @@ def prefill(model: Any, slot_cache: SlotCache, ids_1S: Tensor, positions_1S: Ten
 
 @contextmanager
 def _announced(model: Any, slot_cache: SlotCache) -> Iterator[None]:
-    """The announced forward, on our attention: accounted for when it succeeds, called off when it fails."""
-    try:
-        with switched_to(NAME, model.config):
-            yield
-    except BaseException:
-        slot_cache.feed = None
-        raise
-    slot_cache.finish()
+    """The announced forward, on our attention."""
+    with slot_cache.accounted(), switched_to(NAME, model.config):
+        yield

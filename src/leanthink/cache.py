@@ -6,7 +6,8 @@ S thought slots   K kept slots   W remembered queries   C stamped numbers per sl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,14 +121,13 @@ class SlotCache:
             size = slots * shape.bytes_per_slot(dtype) / 2**30
             raise UsageError(
                 f"{device} has no room for {slots} slots ({size:.1f} GiB of keys and values): "
-                "lower max_rows, the budget or max_new_tokens"
+                "lower slots or max_rows, the budget or max_new_tokens"
             ) from error
         self.wishes = Wishes()
         self.positions = torch.zeros(1, 1, slots + 1, dtype=torch.int64, device=device)
         self.stamps = torch.zeros(slots + 1, 0, device=device)
         self.states = torch.zeros(rows + 1, 0, state_size, dtype=dtype, device=device)
         self.queries: list[Tensor] = []
-        self.prompt_queries: dict[Region, list[Tensor]] = {}
         # One column per row, and one that stays free: rows of a CUDA graph without a request read and write there.
         self.table = torch.zeros(5, rows + 1, dtype=torch.int64, device=device)
         self.table[0] = slots
@@ -136,6 +136,7 @@ class SlotCache:
         self.regions: list[Region] = []  # by row
         self.host_lengths = torch.zeros(rows, dtype=torch.int64)
         self.host_prompts = torch.zeros(rows, dtype=torch.int64)
+        self.host_sizes = torch.zeros(rows, dtype=torch.int64)
         self.most_rows = rows
         self.feed: Prefill | Decode | None = None
         self.scaling: float | None = None  # of query-key products, as the model's attention layers name it
@@ -201,8 +202,6 @@ class SlotCache:
         """The first `tokens` slots of a region get the keys and values of another's: both prompts begin alike."""
         from_T, to_T = (slice(region.start, region.start + tokens) for region in (source, target))
         self.kv_LPHTD[:, :, :, to_T] = self.kv_LPHTD[:, :, :, from_T]
-        if source in self.prompt_queries:
-            self.prompt_queries[target] = self.prompt_queries[source]
 
     def seat(self, region: Region, prompt: int) -> int:
         """The next row decodes on this region, which holds all but the last of its `prompt` tokens; returns the row.
@@ -213,15 +212,11 @@ class SlotCache:
         assert row < self.most_rows
         region.row = row
         self.regions.append(region)
-        self.host_lengths[row], self.host_prompts[row] = prompt - 1, prompt
+        self.host_lengths[row], self.host_prompts[row], self.host_sizes[row] = prompt - 1, prompt, region.size
         self.table[:, row] = torch.tensor([start, prompt - 1, prompt, prompt - 1, 1], device=device)
         self.positions[:, :, start : start + prompt] = torch.arange(prompt, device=device)
-        for layer, ring in enumerate(self.queries):
-            ring[row] = 0  # a prompt shorter than the ring must not leave the former owner's queries behind
-            if region in self.prompt_queries:
-                latest = self.prompt_queries[region][layer]
-                at = torch.arange(prompt - 1 - latest.shape[2], prompt - 1, device=device) % self.wishes.queries
-                ring[row].index_copy_(2, at, latest)
+        for ring in self.queries:
+            ring[row] = 0  # of the row's former owner; the prompt's own are not kept
         return row
 
     # -- decoding --------------------------------------------------------------------------------------------------
@@ -237,6 +232,7 @@ class SlotCache:
         longest = 0
         if rows is None:
             longest = int(self.host_lengths[:n].max()) + 1
+            assert bool((self.host_lengths[:n] < self.host_sizes[:n]).all()), "a row outgrew its region"
         self.feed = Decode(
             starts_N=starts_N,
             last_N=lengths_N.clone(),
@@ -273,8 +269,6 @@ class SlotCache:
             held = slice(piece.region.start + piece.done, piece.region.start + piece.done + piece.tokens)
             self.keys(layer)[:, held] = keys[0, :, fed]
             self.values(layer)[:, held] = values[0, :, fed]
-            if self.wishes.queries:
-                self._keep_latest(layer, piece, self._packed(queries[:, :, fed])[0])
             first += piece.tokens
 
     def _append(self, layer: int, feed: Decode, keys_NHD: Tensor, values_NHD: Tensor) -> None:
@@ -294,10 +288,15 @@ class SlotCache:
         """Queries [rows, H*G, tokens, D] as [rows, H, G, tokens, D]."""
         return queries.reshape(len(queries), self.shape.kv_heads, self.shape.group, *queries.shape[2:])
 
-    def _keep_latest(self, layer: int, piece: Segment, queries_HGSD: Tensor) -> None:
-        """The latest queries of a prompt wait beside its region until it takes a row."""
-        kept = self.prompt_queries.setdefault(piece.region, [queries_HGSD[:, :, :0]] * self.shape.layers)
-        kept[layer] = torch.cat([kept[layer], queries_HGSD], dim=2)[:, :, -self.wishes.queries :]
+    @contextmanager
+    def accounted(self) -> Iterator[None]:
+        """The announced forward runs inside: accounted for when it succeeds, called off when it fails."""
+        try:
+            yield
+        except BaseException:
+            self.feed = None
+            raise
+        self.finish()
 
     def finish(self) -> None:
         """Account on the device for the tokens that the announced forward wrote."""
@@ -380,7 +379,7 @@ class SlotCache:
         return first_R[:, None] + torch.arange(count, device=first_R.device)
 
     def _latest_queries(self, layer: int, rows_R: Tensor, count: int) -> Tensor:
-        """The last `count` queries of each row, oldest first, [R, H, G, count, D]; zeros before the first token."""
+        """The last `count` queries of each row, oldest first, [R, H, G, count, D]; zeros for tokens of the prompt."""
         age = torch.arange(count, 0, -1, device=self.lengths.device)
         ring_RW = (self.next_positions[rows_R, None] - age) % self.wishes.queries
         return self.queries[layer][rows_R[:, None], :, :, ring_RW].permute(0, 2, 3, 1, 4)
@@ -425,7 +424,6 @@ class SlotCache:
 
     def release(self, region: Region) -> None:
         """Give a region back; with equal regions another may move into its place, with all that it holds."""
-        self.prompt_queries.pop(region, None)
         moved = self.arena.release(region)
         if moved is None:
             return
@@ -450,7 +448,7 @@ class SlotCache:
             self.table[:, target] = self.table[:, source]
             for ring in (self.states, *self.queries):
                 ring[target] = ring[source]
-        for counter in (self.host_lengths, self.host_prompts):
+        for counter in (self.host_lengths, self.host_prompts, self.host_sizes):
             counter[targets] = counter[sources]
         for old, new in zip(sources, targets, strict=True):
             self.regions[new] = self.regions[old]

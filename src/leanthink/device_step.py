@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink import attention
+from leanthink import attention, decoder
+from leanthink.budget import check_finite
 from leanthink.cache import SlotCache
 from leanthink.policies import Policy
 from leanthink.sampling import Sampler, Uses, log_probabilities
@@ -27,6 +28,7 @@ class _Kind:
     rows: int
     uses: Uses
     logprobs: int
+    span: int  # slots, a power of two, that no region exceeds: decides how attention is split
 
 
 class DeviceStep:
@@ -41,11 +43,15 @@ class DeviceStep:
 
     def __init__(self, model: Any, cache: SlotCache, sampler: Sampler, *, graphs: bool | None = None) -> None:
         self.model, self.cache, self.sampler = model, cache, sampler
+        self._decode = decoder.decode if decoder.is_llama_like(model) else attention.decode
         device = model.device
         self.graphs = device.type == "cuda" if graphs is None else graphs
         rows = cache.most_rows + 1
         self.last_ids = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._host_ids = torch.zeros(rows, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.finite = torch.ones(1, dtype=torch.bool, device=device)  # whether all scores of evictions were
+        pinned = device.type == "cuda"
+        self._host_ids = torch.zeros(rows, dtype=torch.int64, pin_memory=pinned)
+        self._host_finite = torch.ones(1, dtype=torch.bool, pin_memory=pinned)
         self._log_values: Tensor | None = None
         self._captured: dict[_Kind, tuple[Any, Tensor | None]] = {}
         self._pool: Any = None
@@ -68,7 +74,8 @@ class DeviceStep:
         """Start a step of rows 0 to `rows` - 1; `logprobs` of how many alternatives, -1 for none at all."""
         uses = self.sampler.uses(rows)
         if self.graphs:
-            kind = _Kind(rows=min(bucket(rows), self.cache.most_rows), uses=uses, logprobs=logprobs)
+            span = 1 << (self.cache.arena.widest - 1).bit_length()
+            kind = _Kind(rows=min(bucket(rows), self.cache.most_rows), uses=uses, logprobs=logprobs, span=span)
             if kind not in self._captured:
                 self._captured[kind] = self._capture(kind, stamping)
             graph, self._log_values = self._captured[kind]
@@ -78,13 +85,19 @@ class DeviceStep:
             of_rows = [(policy, column, rows_R.to(device)) for policy, column, rows_R in stamping if len(rows_R)]
             self._log_values = self._run(None, rows, of_rows, uses, logprobs)
         self._host_ids[:rows].copy_(self.last_ids[:rows], non_blocking=True)
+        self._host_finite.copy_(self.finite, non_blocking=True)
         if self._copied is not None:
             self._copied.record()
 
     def ids(self, rows: int) -> Tensor:
-        """The sampled tokens of the step, [N] on the host; waits for the device."""
+        """The sampled tokens of the step, [N] on the host; waits for the device.
+
+        Raises:
+            LeanThinkError: a score of an eviction before this step was not finite.
+        """
         if self._copied is not None:
             self._copied.synchronize()
+        check_finite(bool(self._host_finite))
         return self._host_ids[:rows].clone()
 
     def logprobs(self, rows: int) -> Tensor:
@@ -98,7 +111,7 @@ class DeviceStep:
         """Forward → stamp → sample, all on the device; returns the log-probabilities if they are wanted."""
         cache = self.cache
         positions_N1 = cache.start_step(graph_rows)
-        states_NF, logits_NV = attention.decode(self.model, cache, self.last_ids[:rows], positions_N1)
+        states_NF, logits_NV = self._decode(self.model, cache, self.last_ids[:rows], positions_N1)
         if stamping:
             cache.remember(states_NF)
         for policy, column, rows_R in stamping:

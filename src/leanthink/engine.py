@@ -14,11 +14,10 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from leanthink import attention
 from leanthink.arena import Region
-from leanthink.budget import Budget, check_finite, keep
+from leanthink.budget import Budget, keep
 from leanthink.cache import Segment, SlotCache, Wishes
 from leanthink.completion import Completion, Step, TextStream
 from leanthink.device_step import DeviceStep
@@ -292,41 +291,39 @@ class Engine:
         ]
         self.device_step.launch(n, stamping, logprobs=most)
         cache.tick()
-        finite = self._evict()
+        self._evict()
         if most >= 0:
             seats.note_logprobs(self.device_step.logprobs(n))
         seats.note_tokens(self.device_step.ids(n))
-        check_finite(finite is None or bool(finite))
 
-    def _evict(self) -> Tensor | None:
-        """Evict from every row that is due, rows of one policy and budget together; whether all scores were finite."""
+    def _evict(self) -> None:
+        """Evict from every row that is due, rows of one policy and budget together."""
         cache, seats, n = self.cache, self.seats, self.cache.active
         groups: dict[object, list[int]] = {}
         for row in seats.due_rows(cache.host_lengths[:n], cache.host_prompts[:n]):
             groups.setdefault((int(seats.policy[row]), seats.requests[row].budget), []).append(row)
-        finite = [self._evict_group(rows) for rows in groups.values()]
-        return torch.stack(finite).all() if finite else None
+        for rows in groups.values():
+            self._evict_group(rows)
 
-    def _evict_group(self, rows: list[int]) -> Tensor:
-        """Score → select → compact, for rows of one policy and budget; whether the scores were finite."""
+    def _evict_group(self, rows: list[int]) -> None:
+        """Score → select → compact, for rows of one policy and budget."""
         cache, seats = self.cache, self.seats
         policy, budget = seats.requests[rows[0]].policy, seats.requests[rows[0]].budget
         assert budget is not None
         rows_R = torch.tensor(rows, device=self.device)
         seeds_R, count = self.sampler.seeds[rows_R], int(seats.due[rows[0]])
         column = self.columns[int(seats.policy[rows[0]])]
-        kept, finite = [], []
+        kept = []
         for layer in range(cache.shape.layers) if policy.per_head else [None]:
             slots = cache.show(rows_R, count, seeds_R, policy, first=column, layer=layer)
             scores = policy.score(slots)
-            finite.append(torch.isfinite(scores).all())
+            self.device_step.finite &= torch.isfinite(scores).all()  # looked at with the next step's tokens
             pinned = torch.zeros_like(slots.ages, dtype=torch.bool)  # prompt and answer are not among the slots shown
             kept.append(keep(scores, slots.ages, pinned, min(budget.slots, count), budget.window))
         if seats.record and not policy.per_head:
             seats.note_evicted(rows, slots.positions.cpu(), kept[0].cpu())
         cache.evict(rows, torch.stack(kept, dim=1) if policy.per_head else kept[0])
         seats.evictions[rows] += 1
-        return torch.stack(finite).all()
 
     def _streamed(self, done: dict[int, Completion]) -> dict[int, Step]:
         """The new token of each streamed request."""

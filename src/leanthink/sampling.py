@@ -49,7 +49,7 @@ class Sampling:
             "min_p": (0 <= self.min_p <= 1, "from 0 (off) to 1"),
             "max_new_tokens": (isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1, "1 or more"),
             "logprobs": (
-                self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS,
+                self.logprobs is None or (type(self.logprobs) is int and 0 <= self.logprobs <= MOST_LOGPROBS),
                 f"None, or 0 to {MOST_LOGPROBS}",
             ),
             "seed": (isinstance(self.seed, int) and 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1"),
@@ -158,7 +158,10 @@ def draw(scores_NV: Tensor, uniforms_N: Tensor) -> Tensor:
 
 
 def log_probabilities(logits_NV: Tensor, ids_N: Tensor, most: int) -> Tensor:
-    """Of each row's token, then of its `most` likeliest, then the ids of these: float64 [N, 1 + 2 * most]."""
+    """Of each row's token, then of its `most` likeliest, then the ids of these: float64 [N, 1 + 2 * most].
+
+    Equally likely tokens come in any order, as topk gives them.
+    """
     log_NV = logits_NV.double().log_softmax(dim=-1)
     best_NK, id_NK = log_NV.topk(most, dim=-1)
     return torch.cat([log_NV.gather(1, ids_N[:, None]), best_NK, id_NK.double()], dim=1)

@@ -11,7 +11,7 @@ from torch import Tensor
 Slot = dict[str, Any]
 
 
-@dataclass
+@dataclass(eq=False)
 class SlowRequest:
     """What one request holds.
 
@@ -20,8 +20,8 @@ class SlowRequest:
         prompt: tokens of its prompt, the last of which is fed by decoding.
         fed: tokens fed so far; the next one has this position.
         stamps: for each slot, the numbers stamped on it, by channel.
-        queries: of the latest tokens, by layer and position.
-        states: of the latest tokens, by position.
+        queries: of the latest tokens that were decoded, by layer and position; empty before it takes a row.
+        states: of the latest tokens that were decoded, by position.
     """
 
     heads: list[list[list[Slot]]]
@@ -44,7 +44,7 @@ class SlowCache:
     def reserve(self, prompt: int) -> SlowRequest:
         """A new request, of which nothing is fed."""
         heads: list[list[list[Slot]]] = [[[] for _ in range(self.kv_heads)] for _ in range(self.layers)]
-        self.waiting.append(SlowRequest(heads, prompt, queries=[{} for _ in range(self.layers)]))
+        self.waiting.append(SlowRequest(heads, prompt))
         return self.waiting[-1]
 
     def feed(self, request: SlowRequest, keys_LHD: Tensor, values_LHD: Tensor, queries_LHGD: Tensor) -> None:
@@ -54,7 +54,7 @@ class SlowCache:
             for head in range(self.kv_heads):
                 key, value = keys_LHD[layer, head].tolist(), values_LHD[layer, head].tolist()
                 request.heads[layer][head].append({"position": position, "key": key, "value": value})
-            if self.num_queries:
+            if self.num_queries and request.queries:
                 _keep_youngest(request.queries[layer], position, queries_LHGD[layer].tolist(), self.num_queries)
         request.stamps.append({})
         request.fed += 1
@@ -63,12 +63,12 @@ class SlowCache:
         """An equal prompt, all but its last token, which is not fed a second time."""
         tokens = target.prompt - 1
         target.heads = [[[dict(slot) for slot in slots[:tokens]] for slots in heads] for heads in source.heads]
-        prompt_queries = [{at: q for at, q in asked.items() if at < tokens} for asked in source.queries]
-        target.queries, target.stamps, target.fed = prompt_queries, [{} for _ in range(tokens)], tokens
+        target.stamps, target.fed = [{} for _ in range(tokens)], tokens
 
     def seat(self, request: SlowRequest) -> None:
         """The next row is this request's."""
         self.waiting.remove(request)
+        request.queries = [{} for _ in range(self.layers)]
         self.rows.append(request)
 
     def remember(self, row: int, state: list[float]) -> None:
@@ -94,14 +94,11 @@ class SlowCache:
 
     def retire(self, rows: Sequence[int]) -> None:
         """The last rows, in their order, take the lowest numbers that these leave free."""
-        for row in sorted(rows, reverse=True):
-            if row >= len(self.rows) - len(rows):
-                del self.rows[row]
-        free = sorted(row for row in rows if row < len(self.rows))
-        moved = self.rows[len(self.rows) - len(free) :]
-        del self.rows[len(self.rows) - len(free) :]
-        for row, request in zip(free, moved, strict=True):
-            self.rows[row] = request
+        left = len(self.rows) - len(rows)
+        stay = [request for row, request in enumerate(self.rows) if row >= left and row not in rows]
+        for row in sorted(row for row in rows if row < left):
+            self.rows[row] = stay.pop(0)
+        del self.rows[left:]
 
 
 def _keep_youngest(kept: dict[int, Any], position: int, entry: Any, most: int) -> None:

@@ -16,25 +16,46 @@ SILU_BLOCK = 1024
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _rms_norm(x, weight, out, x_row, eps, F: tl.constexpr, FP: tl.constexpr):  # type: ignore[no-untyped-def]
+def _rms_norm(  # type: ignore[no-untyped-def]
+    x, added, weight, total, out, x_row, added_row, eps, F: tl.constexpr, FP: tl.constexpr, ADD: tl.constexpr
+):
     row, f = tl.program_id(0).to(tl.int64), tl.arange(0, FP)
     numbers = tl.load(x + row * x_row + f, mask=f < F, other=0.0)
+    if ADD:
+        more = tl.load(added + row * added_row + f, mask=f < F, other=0.0)
+        numbers = (numbers.to(tl.float32) + more.to(tl.float32)).to(numbers.dtype)
+        tl.store(total + row * F + f, numbers, mask=f < F)
     wide = numbers.to(tl.float32)
     normed = (wide * tl.rsqrt(tl.sum(wide * wide, 0) / F + eps)).to(numbers.dtype)
     scaled = normed.to(tl.float32) * tl.load(weight + f, mask=f < F, other=0.0).to(tl.float32)
     tl.store(out + row * F + f, scaled.to(out.dtype.element_ty), mask=f < F)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """LlamaRMSNorm over the last dim: normalised in float32, rounded to x's dtype, then multiplied by the weight."""
+def _launch_rms_norm(x: Tensor, added: Tensor, weight: Tensor, total: Tensor, eps: float, *, add: bool) -> Tensor:
     F = x.shape[-1]
-    x_MF = x.reshape(-1, F)
-    assert x_MF.stride(-1) == weight.stride(-1) == 1
+    x_MF, added_MF = x.reshape(-1, F), added.reshape(-1, F)
+    assert x_MF.stride(-1) == added_MF.stride(-1) == weight.stride(-1) == 1
     out = torch.empty(x.shape, dtype=torch.result_type(x, weight), device=x.device)
     FP = triton.next_power_of_2(F)
     launch: Any = _rms_norm[(len(x_MF),)]
-    launch(x_MF, weight, out, x_MF.stride(0), eps, F=F, FP=FP, num_warps=max(1, min(16, FP // 512)))
+    launch(
+        x_MF, added_MF, weight, total, out, x_MF.stride(0), added_MF.stride(0), eps,
+        F=F, FP=FP, ADD=add, num_warps=max(1, min(16, FP // 512)),
+    )  # fmt: skip
     return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """LlamaRMSNorm over the last dim: normalised in float32, rounded to x's dtype, then multiplied by the weight."""
+    return _launch_rms_norm(x, x, weight, x, eps, add=False)
+
+
+def add_rms_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The sum of both, and its `rms_norm`."""
+    assert x.shape == added.shape
+    assert x.dtype == added.dtype
+    total = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return total, _launch_rms_norm(x, added, weight, total, eps, add=True)
 
 
 @triton.jit

@@ -34,7 +34,7 @@ class Slots:
         layer: index of the layer, for policies per head.
         keys: [R, H, S, D], rotated to their own positions.
         values: [R, H, S, D].
-        queries: of the latest W tokens, the youngest last, rotated: [R, H, G, W, D].
+        queries: of the latest W tokens, the youngest last, rotated, zeros for tokens of the prompt: [R, H, G, W, D].
         scaling: what the model multiplies query-key products by.
     """
 

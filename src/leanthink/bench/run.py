@@ -1,0 +1,81 @@
+"""Runs the parts of a measurement, one after the other, on one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from leanthink.bench.bed import Bed, free_memory
+from leanthink.bench.birth import certificate
+from leanthink.bench.cpu import cpu
+from leanthink.bench.decode import decode
+from leanthink.bench.eviction import eviction
+from leanthink.bench.floor import floor
+from leanthink.bench.latency import latency
+from leanthink.bench.memory import memory
+from leanthink.bench.options import PARTS, Options
+from leanthink.bench.plot import can_draw, draw
+from leanthink.bench.report import PICTURE, lines, write_result
+from leanthink.bench.stock import stock
+from leanthink.bench.throughput import throughput
+
+MEASURES: dict[str, Callable[[Bed], dict[str, Any]]] = {
+    "floor": floor,
+    "decode": decode,
+    "eviction": eviction,
+    "throughput": throughput,
+    "stock": stock,
+    "latency": latency,
+    "memory": memory,
+    "cpu": cpu,
+}
+OnPart = Callable[[str, dict[str, Any]], None]
+Tell = Callable[[str], None]
+
+
+def run(options: Options, *, command: str = "", on_part: OnPart | None = None) -> dict[str, Any]:
+    """Measure the parts that `options` names, in the order of PARTS; returns one document in plain JSON types.
+
+    Args:
+        options: what to measure; see `options_from`.
+        command: the command line, for the birth certificate.
+        on_part: called with a part's name and the document so far as soon as that part is there.
+
+    Raises:
+        UsageError: there is no such model, or the device has no room for it.
+    """
+    logging.disable_progress_bar()
+    bed = Bed(options)
+    result: dict[str, Any] = {
+        "birth": certificate(options.device, command),
+        "options": asdict(options),
+        "model": bed.facts(),
+        "parts": {},
+    }
+    for part in PARTS:
+        if part in options.parts:
+            result["parts"][part] = MEASURES[part](bed)
+            free_memory()
+            if on_part is not None:
+                on_part(part, result)
+    return result
+
+
+def run_into(folder: Path, options: Options, *, command: str, tell: Tell) -> dict[str, Any]:
+    """`run`, with the result written after every part, its lines told, and a picture at the end if it can be drawn."""
+
+    def on_part(part: str, result: dict[str, Any]) -> None:
+        write_result(result, folder)
+        for line in lines(part, result["parts"][part]):
+            tell(line)
+
+    result = run(options, command=command, on_part=on_part)
+    if not can_draw():
+        tell("no picture: that needs matplotlib, pip install 'leanthink[eval]'")
+    elif draw(result, folder / PICTURE):
+        tell(f"drawn: {folder / PICTURE}")
+    return result

@@ -1,0 +1,414 @@
+"""What `leanthink bench` measures is consistent, and the states it puts in place are those that requests come to."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from command_line import refused
+from leanthink.bench import stock
+from leanthink.bench.bed import Bed
+from leanthink.bench.eviction import gathered
+from leanthink.bench.floor import COPY_BYTES
+from leanthink.bench.latency import serve
+from leanthink.bench.measure import spread, timed_steps
+from leanthink.bench.memory import predicted_bytes
+from leanthink.bench.options import LARGE, PARTS, SMALL, Options, options_from
+from leanthink.bench.plot import draw, floors, speeds
+from leanthink.bench.run import run
+from leanthink.bench.seating import Place, seat
+from leanthink.bench.throughput import places_of
+from leanthink.bench.weights import all_bytes, build, config_of, never_ending, step_bytes
+from leanthink.budget import Budget
+from leanthink.engine import Engine
+from leanthink.errors import UsageError
+from leanthink.load import kv_shape
+from leanthink.policies import Policy, make_policy
+from leanthink.request import make_request
+from leanthink.sampling import Sampling
+from models import RandomPredictor, make_model, make_tokenizer
+
+TOKENIZER = make_tokenizer()
+
+
+@pytest.fixture(autouse=True)
+def _small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COPY_BYTES, "cpu", 2**20)
+
+
+def small(folder: Path, *parts: str, **changes: Any) -> Options:
+    """Options that take no time."""
+    settings: dict[str, Any] = SMALL | {
+        "cells": ((3, 40), (2, 24)),
+        "steps": 5,
+        "prompt": 8,
+        "output": 90,
+        "kv_gib": 0.001,
+        "budgets": (24, 12),
+        "interval": 6,
+        "requests": 5,
+        "latency_output": 6,
+        "warm_up": 2,
+        "repeats": 2,
+        "cpu_batches": (1, 2),
+        "cpu_output": 5,
+    }
+    return Options(shape=None, model=str(folder), device="cpu", parts=parts, **(settings | changes))
+
+
+def measured(folder: Path, part: str, **changes: Any) -> dict[str, Any]:
+    return run(small(folder, part, **changes))["parts"][part]
+
+
+@cache
+def weights_of(shape: str) -> Any:
+    return build(config_of(shape), "meta", torch.bfloat16)
+
+
+# -- shapes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "weights", "per_slot"),
+    [
+        ("llama-3.1-8b", 8_030_261_248, 131072),
+        ("qwen2.5-7b", 7_615_616_512, 57344),
+        ("qwen3-8b", 8_190_735_360, 147456),
+    ],
+)
+def test_shapes_have_the_published_sizes(shape: str, weights: int, per_slot: int) -> None:
+    model, config = weights_of(shape), config_of(shape)
+    assert sum(parameter.nbytes for parameter in model.parameters()) == 2 * weights
+    assert kv_shape(config).bytes_per_slot(torch.bfloat16) == per_slot
+    assert step_bytes(model) == 2 * (weights - config.vocab_size * config.hidden_size)
+
+
+def test_a_table_that_is_also_the_head_is_read_once() -> None:
+    tied, untied = (make_model(tie_word_embeddings=tie) for tie in (True, False))
+    assert step_bytes(tied) == step_bytes(untied) == sum(p.nbytes for p in tied.parameters())
+
+
+def test_memory_is_told_before_anything_is_allocated() -> None:
+    found = predicted_bytes(config_of("llama-3.1-8b"), torch.bfloat16, slots=10**6, rows=64)
+    assert found["weights"] == all_bytes(weights_of("llama-3.1-8b")) == pytest.approx(16.06e9, rel=1e-3)
+    assert found["keys_and_values"] == (10**6 + 1) * 131072
+    assert found["tables"] < 50e6
+
+
+# -- seats in place ----------------------------------------------------------------------------------------------------
+
+
+def small_policies() -> list[tuple[Policy, Budget | None]]:
+    torch.manual_seed(3)
+    horizon = RandomPredictor(64, "horizon", (4, 8, 16), offsets=(0, 1, 3))
+    budget = Budget(slots=16, window=4, interval=8, answer=8)
+    return [
+        (make_policy("full"), None),
+        (make_policy("window"), budget),
+        (make_policy("random-heads"), budget),
+        (make_policy("horizon", horizon), budget),
+    ]
+
+
+@pytest.mark.parametrize("choice", range(4))
+@pytest.mark.parametrize("steps", [1, 20, 31, 290])  # the last is longer than the host's record of tokens is at first
+def test_a_request_put_in_place_goes_on_as_one_that_really_got_there(choice: int, steps: int) -> None:
+    model = never_ending(make_model())
+    policy, budget = small_policies()[choice]
+    requests = [
+        make_request(i, [i + 1] * (5 + i), policy=policy, budget=budget, sampling=sampling(i), context=4096)
+        for i in range(3)
+    ]
+    real, placed = (Engine(model, TOKENIZER, slots=1200, rows=4, ends=()) for _ in range(2))
+    for request in requests:
+        real.add_request(request)
+    for _ in range(steps):
+        real.step()
+    held = real.cache.host_lengths.tolist()
+    seat(placed, [Place(request=r, held=h, generated=steps) for r, h in zip(requests, held[:3], strict=True)])
+    placed.check_integrity()
+    for name in ("table", "host_lengths", "host_prompts"):
+        assert torch.equal(getattr(real.cache, name), getattr(placed.cache, name)), name
+    assert torch.equal(real.seats.generated, placed.seats.generated)
+    assert torch.equal(real.seats.due, placed.seats.due)
+    for name in ("kv_LPHTD", "positions", "stamps", "states"):
+        getattr(placed.cache, name).copy_(getattr(real.cache, name))
+    placed.device_step.last_ids.copy_(real.device_step.last_ids)
+    for step in range(steps, steps + 40):
+        for engine in (real, placed):
+            engine.step()
+            engine.check_integrity()
+        for row in range(3):
+            assert real.seats.tokens(row)[steps:] == placed.seats.tokens(row)[steps:], (step, row)
+    assert torch.equal(real.cache.host_lengths, placed.cache.host_lengths)
+
+
+def sampling(seed: int) -> Sampling:
+    return Sampling(max_new_tokens=380, temperature=0.8 * (seed > 0), seed=seed)
+
+
+def test_what_is_put_in_place_is_random_and_leaves_when_it_is_done() -> None:
+    model = never_ending(make_model())
+    request = make_request(
+        0, [1, 2], policy=make_policy("full"), budget=None, sampling=Sampling(max_new_tokens=50), context=4096
+    )
+    engine = Engine(model, TOKENIZER, slots=60, rows=2, ends=())
+    seat(engine, [Place(request=request, held=40, generated=39)])
+    assert float(engine.cache.kv_LPHTD.std()) == pytest.approx(1, abs=0.05)
+    finished: dict[int, Any] = {}
+    while engine.unfinished:
+        finished |= engine.step().finished
+    assert len(finished[0].token_ids) == 50
+    assert finished[0].peak_slots == 51
+    assert engine.cache.arena.used == 0
+
+
+@pytest.mark.parametrize("batch", [1, 3, 20, 64, 65, 200])
+@pytest.mark.parametrize("interval", [2, 7, 128])
+def test_evictions_are_spread_evenly_and_leave_steps_without_any(batch: int, interval: int) -> None:
+    extras = gathered(batch, interval)
+    assert len(extras) == batch
+    assert all(0 <= extra < interval for extra in extras)
+    assert max(extras) == interval - 1, "the first step evicts"
+    per_step = [extras.count(extra) for extra in set(extras)]
+    assert max(per_step) - min(per_step) <= 1
+    assert len(set(extras)) <= max(1, interval // 2)
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+def test_spread_is_that_of_the_numbers() -> None:
+    assert spread([1.0, 2.0, 3.0, 4.0, 10.0]) == pytest.approx({"n": 5, "median": 3, "p10": 1.4, "p90": 7.6, "mean": 4})
+
+
+def consistent(cell: dict[str, Any]) -> None:
+    """A cell's numbers follow from each other."""
+    step = cell["step_ms"]
+    assert 0 < step["p10"] <= step["median"] <= step["p90"]
+    assert cell["share_of_floor"] == pytest.approx(cell["floor_ms"] / step["median"])
+    assert cell["tokens_per_second"] == pytest.approx(1e3 * cell["rows"] / step["mean"])
+
+
+def test_floor_is_the_bytes_over_the_bandwidth(folder: Path) -> None:
+    bed = Bed(small(folder))
+    assert step_bytes(bed.model) == sum(p.nbytes for p in bed.model.parameters()), "its head is its table"
+    bed.bandwidth["median"] = 1e9
+    assert bed.floor_ms(50) == pytest.approx((step_bytes(bed.model) + 50 * 2 * 2 * 64 * 4) / 1e6)
+    found = measured(folder, "floor")
+    assert [cell["batch"] for cell in found["cells"]] == [3, 2]
+    assert found["copy_bytes_per_second"]["n"] == 10
+    assert all(cell["floor_ms"] > 0 for cell in found["cells"])
+
+
+def test_decode_measures_rows_that_hold_what_was_asked_for(folder: Path) -> None:
+    for cell in measured(folder, "decode")["cells"]:
+        consistent(cell)
+        assert cell["rows"] == cell["batch"]
+        assert cell["step_ms"]["n"] == 5
+        assert cell["slots_read_per_row"] == pytest.approx(cell["slots"], abs=2)
+
+
+def test_eviction_measures_whole_intervals_and_as_much_of_full(folder: Path) -> None:
+    for cell in measured(folder, "eviction")["cells"]:
+        bounded, full = cell["horizon"], cell["full"]
+        consistent(bounded)
+        consistent(full)
+        assert bounded["evictions"] == cell["batch"], "every row once an interval"
+        with_any, without = bounded["step_ms_with_eviction"], bounded["step_ms_without"]
+        assert with_any["n"] + without["n"] == bounded["step_ms"]["n"] == 6
+        share = 1 - without["mean"] / bounded["step_ms"]["mean"]
+        assert bounded["eviction_share"] == pytest.approx(share)
+        assert full["slots_read_per_row"] == pytest.approx(bounded["slots_read_per_row"], abs=2)
+        assert cell["budget"] + 8 < bounded["slots_read_per_row"] <= cell["budget"] + 8 + 6
+
+
+def test_throughput_fills_the_memory_and_says_what_is_extrapolated(folder: Path) -> None:
+    found = measured(folder, "throughput", requests=1000)
+    arena = int(0.001 * 2**30) // (2 * 2 * 64 * 4)
+    assert [row["budget"] for row in found["policies"]] == [None, 24, 12]
+    for row, bound in zip(found["policies"], (8 + 90, 8 + 24 + 6 + 1, 8 + 12 + 6 + 1), strict=True):
+        consistent(row)
+        assert (row["bound_slots"], row["rows"]) == (bound, arena // bound)
+        assert row["ratio_to_full"] == pytest.approx(
+            row["tokens_per_second"] / found["policies"][0]["tokens_per_second"]
+        )
+        assert row["seconds_for_all_requests_extrapolated"] == pytest.approx(1000 * 90 / row["tokens_per_second"])
+    assert "extrapolated" in found["extrapolation"]
+    assert measured(folder, "throughput")["policies"][2]["rows"] == 5, "no more than there are requests"
+
+
+def test_throughput_spreads_rows_over_their_lives(folder: Path) -> None:
+    bed = Bed(small(folder))
+    full, bounded = (places_of(bed, 8, slots, steps=10) for slots in (None, 24))
+    helds = [place.held for place in full]
+    assert helds == sorted(helds)
+    assert helds[0] < 8 + 10
+    assert helds[-1] >= 8 + 90 - 10 - 10
+    assert {place.held for place in bounded} <= set(range(8 + 24, 8 + 24 + 6))
+    assert len({place.generated for place in bounded}) == 8
+
+
+def test_throughput_records_a_memory_that_holds_nobody(folder: Path) -> None:
+    rows = measured(folder, "throughput", kv_gib=0.00005, budgets=(12, 80))["policies"]
+    assert "98 slots" in rows[0]["error"]
+    assert "--kv-gib" in rows[0]["error"]
+    assert "tokens_per_second" in rows[1]
+    assert "ratio_to_full" not in rows[1]
+    assert "error" in rows[2]
+
+
+def test_stock_generate_is_compared_at_the_same_rows_and_slots(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("not on this device")
+
+    monkeypatch.setattr("transformers.LlamaForCausalLM.generate_batch", refuse)
+    monkeypatch.setattr("transformers.Qwen3ForCausalLM.generate_batch", refuse)
+    result = run(small(folder, "decode", "stock"))["parts"]
+    for cell, ours in zip(result["stock"]["cells"], result["decode"]["cells"], strict=True):
+        assert cell["our_step_ms"] == ours["step_ms"], "measured once"
+        steps = cell["generate"]["step_ms"]
+        assert steps["n"] == 5
+        assert cell["generate"]["ratio_to_ours"] == pytest.approx(steps["mean"] / ours["step_ms"]["mean"])
+        assert cell["continuous_batching"] == {"error": "RuntimeError: not on this device"}
+
+
+@pytest.mark.slow
+def test_continuous_batching_runs_on_this_machine(folder: Path) -> None:
+    (cell,) = measured(folder, "stock", cells=((2, 20),))["cells"]
+    assert cell["continuous_batching"]["step_ms"]["n"] >= 3
+
+
+def test_steps_of_continuous_batching_are_those_with_every_request() -> None:
+    late = [3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 9.5]
+    early = [float(second) for second in range(9)]
+    assert stock.between_all([early, late]) == [1e3] * 1  # 4 to 8, less three
+    with pytest.raises(RuntimeError, match="--steps"):
+        stock.between_all([[1.0, 2.0], [3.0, 4.0]])
+
+
+def test_latency_counts_every_token(folder: Path) -> None:
+    found = measured(folder, "latency")
+    assert found["tokens"] == 5 * 6
+    assert found["first_token_ms"]["n"] == 5
+    assert found["between_tokens_ms"]["n"] == 5 * 5
+    assert found["first_token_ms"]["median"] <= found["first_token_ms"]["p99"]
+    assert found["tokens_per_second"] == pytest.approx(30 / found["seconds"])
+    assert found["most_at_a_time"] == 5
+
+
+def test_latency_of_requests_that_wait_for_room(folder: Path) -> None:
+    bed = Bed(small(folder))
+    requests = [bed.request(i, prompt=4, output=6, slots=None) for i in range(4)]
+    found = serve(bed.engine([10] * 4, slots=20), requests)
+    assert found["most_at_a_time"] == 2
+    assert found["tokens"] == 24
+
+
+def test_memory_told_beforehand_is_what_is_allocated(folder: Path) -> None:
+    found = measured(folder, "memory")
+    assert found["slots"] == 3 * (8 + 40 + 6 + 1)
+    assert found["predicted_to_measured"] == pytest.approx(1, abs=0.01)
+    assert found["predicted_bytes"]["all"] == sum(v for k, v in found["predicted_bytes"].items() if k != "all")
+    assert "can hold 32 slots, 16 of them prompt" in found["refusal"]
+
+
+def test_on_a_cpu_both_write_the_same_tokens(folder: Path) -> None:
+    found = measured(folder, "cpu")
+    for batch, row in zip((1, 2), found["batches"], strict=True):
+        assert row["requests_with_the_same_tokens"] == row["batch"] == batch
+        speeds_of = row["tokens_per_second"]
+        assert row["ratio"] == pytest.approx(speeds_of["leanthink"]["median"] / speeds_of["transformers"]["median"])
+        assert speeds_of["leanthink"]["n"] == 2
+
+
+def test_a_cell_without_room_is_recorded_and_the_others_are_measured(folder: Path) -> None:
+    cells = measured(folder, "decode", cells=((1, 5000), (2, 24)))["cells"]
+    assert "4608" in cells[0]["error"]
+    consistent(cells[1])
+
+
+def test_steps_say_how_many_evicted(folder: Path) -> None:
+    bed = Bed(small(folder))
+    request = bed.request(0, prompt=4, output=80, slots=10)
+    engine = bed.engine([request.bound])
+    seat(engine, [Place(request=request, held=4 + 10 + 3, generated=20)])
+    assert timed_steps(engine, warm_up=2, steps=7).evictions == [1, 0, 0, 0, 0, 0, 1]
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_result_and_picture(folder: Path, tmp_path: Path, inside: Any) -> None:
+    out = tmp_path / "out"
+    words = ["bench", "--model", folder, "--parts", "decode,throughput", "--batch", "2", "--slots", "24,30", "--steps",
+             "4", "--prompt", "8", "--output", "90", "--kv-gib", "0.001", "--budgets", "12", "--interval", "6",
+             "--requests", "4", "--device", "cpu", "--out", out]  # fmt: skip
+    done = inside(*words, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result == json.loads((out / "bench.json").read_text())
+    assert result["birth"].keys() >= {"command", "commit", "hardware", "torch", "transformers"}
+    assert list(result["parts"]) == ["decode", "throughput"]
+    assert result["model"]["kv_bytes_per_slot"] == 2 * 2 * 64 * 4
+    assert (out / "bench.png").stat().st_size > 1000
+    assert "decode: batch 2, slots 24" in done.err
+    refused(inside(*words), 2, "bench.json exists", "--overwrite")
+    assert floors(result).keys() == {"full 2 x 24", "full 2 x 30"}
+    assert speeds(result).keys() == {"full", "horizon 12"}
+
+
+def test_the_picture_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
+    result = {"model": {"name": "x"}, "birth": {"hardware": "y"}, "parts": {"decode": {"cells": [{"error": "z"}]}}}
+    assert not draw(result, tmp_path / "none.png")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"shape": "qwen2.5-7"}, ["'qwen2.5-7'", "Did you mean 'qwen2.5-7b'?"]),
+        ({"parts": "floor,decod"}, ["'decod'", "Did you mean 'decode'?"]),
+        ({"shape": "tiny", "model": "x"}, ["exactly one"]),
+        ({"batch": "3"}, ["--batch and --slots"]),
+        ({"batch": "3,x", "slots": "20"}, ["--batch '3,x'"]),
+        ({"batch": "0", "slots": "20"}, ["above 0"]),
+        ({"steps": "2"}, ["--steps 2", "at least 3"]),
+        ({"steps": "3,4"}, ["--steps '3,4'", "one number"]),
+        ({"kv-gib": "0"}, ["--kv-gib"]),
+        ({"output": "20"}, ["--output 20"]),
+        ({"device": "cuda:7"}, ["'cuda:7'"]),
+    ],
+)
+def test_wrong_flags_are_refused(flags: dict[str, str], words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        options_from({"device": "cpu"} | flags)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_defaults_depend_on_the_size_of_the_model() -> None:
+    found = options_from({"device": "cpu"})
+    assert (found.shape, found.parts, found.cells) == ("tiny", PARTS, SMALL["cells"])
+    assert LARGE.keys() == SMALL.keys()
+    grid = options_from({"device": "cpu", "batch": "1,2", "slots": "8,9", "budgets": "5,6"})
+    assert grid.cells == ((1, 8), (1, 9), (2, 8), (2, 9))
+    assert grid.budgets == (5, 6)
+    assert replace(found, steps=33, interval=32).whole_intervals == 64
+
+
+def test_the_script_needs_neither_typer_nor_rich(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "bench" / "engine.py"
+    blocked = "import sys; sys.modules['typer'] = sys.modules['rich'] = None; import runpy; "
+    words = f"sys.argv = ['bench/engine.py', '--parts', 'nothing', '--out', {str(tmp_path / 'x')!r}]; "
+    code = f"{blocked}{words}runpy.run_path({str(script)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "unknown part 'nothing'" in done.stderr

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from leanthink import attention, decoder
+from leanthink.cache import Segment, SlotCache
+from leanthink.load import kv_shape
+from leanthink.states import state_size
+from models import make_model
+
+
+def cache_with_prompts(model: Any, lengths: list[int]) -> SlotCache:
+    """Rows whose prompts, all but the last token, have been fed."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"slots": 100, "rows": 4, "dtype": torch.float32, "device": torch.device("cpu")}
+    cache = SlotCache(kv_shape(model.config), state_size=state_size(model), **shape)
+    for length in lengths:
+        region = cache.arena.reserve(20)
+        assert region is not None
+        positions = cache.start_prefill([Segment(region=region, done=0, tokens=length - 1)])
+        attention.prefill(model, cache, torch.randint(0, 250, (1, length - 1)), positions)
+        cache.seat(region, length)
+    return cache
+
+
+@pytest.mark.parametrize("architecture", decoder.FAMILIES)
+@pytest.mark.parametrize("layers", [1, 3])
+@torch.no_grad()
+def test_the_lean_forward_says_what_the_models_own_says(architecture: str, layers: int) -> None:
+    model = make_model(architecture, num_hidden_layers=layers)
+    assert decoder.is_llama_like(model)
+    stock, lean = cache_with_prompts(model, [5, 2, 9]), cache_with_prompts(model, [5, 2, 9])
+    for _ in range(4):
+        ids = torch.randint(0, 250, (3,))
+        wanted = attention.decode(model, stock, ids, stock.start_step())
+        got = decoder.decode(model, lean, ids, lean.start_step())
+        for cache in (stock, lean):
+            cache.tick()
+            cache.check_integrity()
+        for ours, theirs in zip(got, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(lean.kv_LPHTD, stock.kv_LPHTD, rtol=1e-4, atol=1e-4)
+    assert lean.scaling == stock.scaling
+
+
+@torch.no_grad()
+def test_half_precision_is_rounded_where_the_modules_round() -> None:
+    model = make_model("qwen3").bfloat16()
+    x = torch.randn(4, 64).bfloat16()
+    norm = model.model.layers[0].input_layernorm
+    assert torch.equal(decoder._Plain.norm(x, norm), norm(x))
+
+
+def test_other_families_changed_classes_and_hooked_layers_keep_their_own_forward() -> None:
+    assert not decoder.is_llama_like(make_model("phi3"))
+    assert not decoder.is_llama_like(make_model("gemma3_text"))
+    model = make_model("llama")
+    hook = model.model.layers[1].register_forward_hook(lambda *_: None)
+    assert not decoder.is_llama_like(model)
+    hook.remove()
+    assert decoder.is_llama_like(model)
+
+    class Changed(type(model)):  # type: ignore[misc]
+        pass
+
+    model.__class__ = Changed
+    assert not decoder.is_llama_like(model)
+
+
+def test_a_failed_forward_is_called_off() -> None:
+    model = make_model("llama")
+    cache = cache_with_prompts(model, [3])
+    with pytest.raises(IndexError), torch.no_grad():
+        decoder.decode(model, cache, torch.tensor([10**6]), cache.start_step())
+    with torch.no_grad():
+        decoder.decode(model, cache, torch.tensor([1]), cache.start_step())
+    cache.tick()
+    cache.check_integrity()
