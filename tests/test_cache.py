@@ -364,9 +364,7 @@ def test_a_short_prompt_does_not_inherit_the_queries_of_the_rows_former_owner() 
     step(cache)
     cache.retire([0])
     take_seat(cache, 2)
-    shown = latest_queries(cache, 4)
-    assert not shown[..., :3, :].any()
-    assert shown[..., 3, :].all()
+    assert not latest_queries(cache, 4).any()
 
 
 @pytest.mark.parametrize(("late", "position"), [(0, 4), (1, 3), (2, 2), (3, 1), (4, 0), (9, 0)])
@@ -470,7 +468,7 @@ def test_reserved_bytes_are_slots_times_bytes_per_slot() -> None:
 
 
 def test_an_arena_that_does_not_fit_says_how_large_it_is_and_what_to_lower() -> None:
-    with pytest.raises(UsageError, match=r"cpu has no room for 1000000000000000 slots \(\d+\.\d GiB .* lower max_rows"):
+    with pytest.raises(UsageError, match=r"cpu has no room for 10{15} slots \(\d+\.\d GiB .* lower slots or max_rows"):
         make_cache(slots=10**15)
 
 

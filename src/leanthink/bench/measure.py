@@ -55,15 +55,10 @@ def timed_steps(engine: Engine, *, warm_up: int, steps: int) -> Steps:
     rows, measured = engine.cache.active, Steps()
     for _ in range(warm_up):
         engine.step()
-    evicted = int(engine.seats.evictions[:rows].sum())
-    clock = now(engine.device)
     for _ in range(steps):
-        held = int(engine.cache.host_lengths[:rows].sum()) + rows
-        engine.step()
-        before, clock = clock, now(engine.device)
-        before_evicted, evicted = evicted, int(engine.seats.evictions[:rows].sum())
-        measured.ms.append(1e3 * (clock - before))
-        measured.held.append(held)
-        measured.evictions.append(evicted - before_evicted)
+        measured.held.append(int(engine.cache.host_lengths[:rows].sum()) + rows)
+        evicted = int(engine.seats.evictions[:rows].sum())
+        measured.ms.append(1e3 * seconds(engine.step, engine.device))
+        measured.evictions.append(int(engine.seats.evictions[:rows].sum()) - evicted)
     assert engine.cache.active == rows, "a request has finished while it was measured"
     return measured
