@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from birth import certificate
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from leanthink.bench.birth import certificate
 from leanthink.importance.labels import HORIZONS, label_trace
 
 ANSWER_TOKENS, PROMPT_TOKENS = 200, 100

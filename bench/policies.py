@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import accuracy
-from birth import certificate
 
 import leanthink.tiny
+from leanthink.bench.birth import certificate
 from leanthink.budget import Budget
 from leanthink.completion import Completion
 from leanthink.eval.grading import last_boxed

@@ -16,8 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from birth import certificate
-
+from leanthink.bench.birth import certificate
 from leanthink.budget import Budget
 from leanthink.completion import Completion
 from leanthink.engine import Engine

@@ -34,11 +34,15 @@ FLAGS = {
     "fit": "--traces --labels --out --model --target --horizons --offsets --transform --steps --batch --lr "
     "--val-share --tokens-per-trace --all --seed --overwrite --device --dtype --json",
     "demo": "--out --overwrite --device --json",
+    "bench": "--shape --model --parts --batch --slots --steps --prompt --output --kv-gib --budgets --interval "
+    "--requests --out --overwrite --device --json",
     "tasks list": "--json",
     "tasks sample": "--family --level --count --seed --split --json",
 }
 EXAMPLES = [
-    example for module in (cli, cli.generate, cli.collect, cli.label, cli.fit, cli.demo) for example in module.EXAMPLES
+    example
+    for module in (cli, cli.generate, cli.collect, cli.label, cli.fit, cli.demo, cli.bench)
+    for example in module.EXAMPLES
 ] + [*cli.tasks.LIST_EXAMPLES, *cli.tasks.SAMPLE_EXAMPLES]
 
 
@@ -89,7 +93,7 @@ def test_every_example_of_the_help_pages_is_understood(example, inside):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["generate"], ["tasks"], ["tasks", "sample"], ["collect"], ["label"], ["fit"], ["demo"]]
+    "command", [[], ["generate"], ["tasks"], ["tasks", "sample"], ["collect"], ["label"], ["fit"], ["demo"], ["bench"]]
 )
 def test_help_opens_with_a_sentence_and_examples(command, inside):
     page = inside(*command, "--help").out

@@ -193,6 +193,19 @@ def test_a_cancelled_request_leaves_nothing_behind_whatever_it_was_doing(steps: 
     assert_empty(engine)
 
 
+def test_a_long_request_can_take_the_row_of_a_cancelled_one() -> None:
+    model = endless()
+    engine = Engine(model, TOKENIZER, slots=900, rows=2)
+    first = engine.add([1, 2, 3], policy="full", sampling=Sampling(max_new_tokens=300))
+    second = engine.add([4, 5], policy="full", sampling=Sampling(max_new_tokens=300))
+    for _ in range(270):  # more tokens than the host's record has room for at first
+        engine.step()
+    assert engine.cancel(first)
+    finished = run(engine)
+    (alone,) = generate(model, TOKENIZER, [4, 5], policy="full", sampling=Sampling(max_new_tokens=300))
+    assert finished[second].token_ids == alone.token_ids
+
+
 def test_a_stream_that_is_given_up_frees_its_slots() -> None:
     engine = Engine(endless(), TOKENIZER, slots=100)
     steps = engine.stream([1, 2, 3], policy="full", sampling=Sampling(max_new_tokens=50))

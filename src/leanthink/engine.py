@@ -172,6 +172,7 @@ class Engine:
         )
         self.device_step.forget()
 
+    @torch.inference_mode()
     def cancel(self, request_id: int) -> bool:
         """Drop a request and free its slots; False if it is not here, because it has finished or never was."""
         self.streams.pop(request_id, None)

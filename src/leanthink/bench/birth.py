@@ -9,16 +9,23 @@ import datetime
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import version
 
 import torch
 
 
-def certificate(device: str, command: str) -> dict[str, str]:
-    """Command, date, commit, hardware and versions; a commit with local changes says so."""
+def certificate(device: str | None = None, command: str | None = None) -> dict[str, str]:
+    """Command, date, commit, hardware and versions; a commit with local changes says so.
+
+    Args:
+        device: what was measured on; None: a GPU where there is one.
+        command: the command line; None: that of this process.
+    """
     processor = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return {
-        "command": command,
+        "command": command or " ".join(["python", *sys.argv]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": os.environ.get("COMMIT") or _commit(),
         "hardware": processor if device == "cpu" else torch.cuda.get_device_name(device),
