@@ -1,0 +1,169 @@
+"""The rewards of DeepCompress (arXiv 2510.27419): right or wrong, length by difficulty, and a penalty near the limit.
+
+Pure functions of a whole generation batch: B prompts with G responses each. `correct_BG` holds 1 for right, 0 for wrong
+and NaN for a response that could not be graded, which then counts nowhere and is rewarded with NaN. Lengths are response
+tokens, the end token included. Everything may be nested lists, arrays or tensors; results are float64 tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from leanthink.errors import UsageError, unknown
+
+Numbers = Any  # what torch.as_tensor takes
+LengthRule = Literal["dual", "penalty", "bonus", "none"]
+FIXED_BETA: dict[str, float | None] = {"dual": None, "penalty": 1.0, "bonus": -1.0, "none": 0.0}
+
+
+def outcome_reward(correct_BG: Numbers) -> Tensor:
+    """+1 for a right response, -1 for a wrong one, [B, G]."""
+    return 2 * _graded(correct_BG) - 1
+
+
+def pass_ratio(correct_BG: Numbers) -> Tensor:
+    """P_g: the share of each prompt's graded responses that are right, [B]; NaN where none was graded."""
+    return _graded(correct_BG).nanmean(dim=1)
+
+
+def batch_pass_ratio(correct_BG: Numbers) -> float:
+    """The mean of P_g over all prompts that were generated, before any group is dropped; NaN where none was graded."""
+    return float(pass_ratio(correct_BG).nanmean())
+
+
+def moving_average(previous: float, observed: float, decay: float) -> float:
+    """P_b: decay * previous + (1 - decay) * observed; the previous value where nothing was observed (NaN).
+
+    The paper starts it at 1.0 with decay 0.99, and scores a batch against the value that has the batch in it.
+
+    Raises:
+        UsageError: decay outside [0, 1].
+    """
+    if not 0 <= decay <= 1:
+        raise UsageError(f"decay={decay}: must be from 0 (the observed value alone) to 1 (the previous one alone)")
+    return previous if observed != observed else decay * previous + (1 - decay) * observed
+
+
+def difficulty(pass_ratio_B: Numbers, batch_pass_ratio: float) -> Tensor:
+    """β = P_g - P_b in (-1, 1), [B]: above 0 the prompt is simple and short responses pay, below it is hard."""
+    beta_B: Tensor = _numbers(pass_ratio_B) - batch_pass_ratio
+    return beta_B
+
+
+def standardized_length(lengths_BG: Numbers, correct_BG: Numbers | None = None) -> Tensor:
+    """z: each length less its group's mean, over its group's population standard deviation; 0 where that is 0, [B, G].
+
+    Right and wrong responses count alike. With `correct_BG`, responses that were not graded stay out of mean and
+    deviation.
+    """
+    lengths_BG = _numbers(lengths_BG)
+    counted_BG = lengths_BG if correct_BG is None else lengths_BG.where(~_graded(correct_BG).isnan(), torch.nan)
+    centred_BG = counted_BG - counted_BG.nanmean(dim=1, keepdim=True)
+    deviation_B1 = centred_BG.square().nanmean(dim=1, keepdim=True).sqrt()
+    z_BG = centred_BG / deviation_B1.where(deviation_B1 > 0, 1)
+    return z_BG.where(deviation_B1 > 0, 0).where(~counted_BG.isnan(), 0)
+
+
+def dual_length_reward(
+    lengths_BG: Numbers, correct_BG: Numbers, beta_B: Numbers, alpha: float = 0.2, *, keep_mastered: bool = False
+) -> Tensor:
+    """Alpha * sigmoid(-β z) for right responses, 0 for all others, [B, G].
+
+    As published, a group that is all right or all wrong gets none: its outcome rewards are equal, and after the group's
+    normalisation the length alone would decide, as strongly as correctness does elsewhere.
+
+    Args:
+        lengths_BG: response tokens.
+        correct_BG: 1, 0 or NaN.
+        beta_B: difficulty of each prompt.
+        alpha: the largest length reward.
+        keep_mastered: groups that are all right get a length reward too; not in the paper, and safe only where
+            advantages are not divided by the group's own standard deviation.
+
+    Raises:
+        UsageError: alpha is negative.
+    """
+    if alpha < 0:
+        raise UsageError(f"alpha={alpha}: the weight of the length reward must be 0 or more")
+    correct_BG = _graded(correct_BG)
+    ratio_B1 = pass_ratio(correct_BG)[:, None]
+    told_apart_B1 = (ratio_B1 > 0) & (ratio_B1 <= 1 if keep_mastered else ratio_B1 < 1)
+    z_BG = standardized_length(lengths_BG, correct_BG)
+    reward_BG = alpha * torch.sigmoid(-_numbers(beta_B)[:, None] * z_BG)
+    return reward_BG.where((correct_BG == 1) & told_apart_B1, 0)
+
+
+def soft_overlong(lengths_BG: Numbers, max_length: int, buffer: int, factor: float = 1.0) -> Tensor:
+    """0 up to max_length - buffer, then falling linearly to -factor at max_length, [B, G] (DAPO, arXiv 2503.14476).
+
+    Raises:
+        UsageError: the buffer is not within 1 and max_length, or the factor is negative.
+    """
+    if not 0 < buffer <= max_length or factor < 0:
+        raise UsageError(
+            f"max_length={max_length}, buffer={buffer}, factor={factor}: "
+            "0 < buffer <= max_length and factor >= 0 must hold"
+        )
+    over_BG = _numbers(lengths_BG) - (max_length - buffer)
+    return (-over_BG / buffer * factor).clamp(max=0)
+
+
+def deepcompress_reward(
+    lengths_BG: Numbers,
+    correct_BG: Numbers,
+    batch_pass_ratio: float,
+    alpha: float = 0.2,
+    *,
+    rule: LengthRule = "dual",
+    keep_mastered: bool = False,
+    max_length: int | None = None,
+    buffer: int = 2048,
+    factor: float = 1.0,
+) -> Tensor:
+    """The whole reward: outcome + length + overlong, [B, G]; NaN for responses that were not graded.
+
+    Args:
+        lengths_BG: response tokens.
+        correct_BG: 1, 0 or NaN.
+        batch_pass_ratio: P_b, the moving average that this batch is already in.
+        alpha: the largest length reward.
+        rule: "dual" (β from difficulty), or for comparison "penalty" (β = 1), "bonus" (β = -1) and "none".
+        keep_mastered: see `dual_length_reward`.
+        max_length: where the overlong penalty is whole; None for no penalty.
+        buffer: over how many tokens before that it grows.
+        factor: how large it is.
+
+    Raises:
+        UsageError: an argument out of range, or groups of fewer than two responses.
+    """
+    if rule not in FIXED_BETA:
+        raise unknown("length rule", rule, FIXED_BETA)
+    lengths_BG, correct_BG = _numbers(lengths_BG), _graded(correct_BG)
+    if lengths_BG.shape != correct_BG.shape or lengths_BG.dim() != 2 or lengths_BG.shape[1] < 2:
+        raise UsageError(
+            f"lengths are {list(lengths_BG.shape)} and verdicts {list(correct_BG.shape)}: both must be [B, G] with at "
+            "least 2 responses a prompt, as a group of one has nothing to be compared with"
+        )
+    reward_BG = outcome_reward(correct_BG)
+    if rule != "none":
+        fixed, ratio_B = FIXED_BETA[rule], pass_ratio(correct_BG)
+        beta_B = difficulty(ratio_B, batch_pass_ratio) if fixed is None else torch.full_like(ratio_B, fixed)
+        reward_BG = reward_BG + dual_length_reward(lengths_BG, correct_BG, beta_B, alpha, keep_mastered=keep_mastered)
+    if max_length is not None:
+        reward_BG = reward_BG + soft_overlong(lengths_BG, max_length, buffer, factor)
+    return reward_BG
+
+
+def _numbers(values: Numbers) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64)
+
+
+def _graded(correct_BG: Numbers) -> Tensor:
+    """Verdicts as numbers. Raises UsageError for anything but 0, 1 and NaN."""
+    graded = _numbers(correct_BG)
+    if not bool(((graded == 0) | (graded == 1) | graded.isnan()).all()):
+        raise UsageError("verdicts must be 1 (right), 0 (wrong) or NaN (not graded): turn rewards into verdicts first")
+    return graded

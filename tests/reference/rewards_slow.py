@@ -1,0 +1,35 @@
+"""The slow twin of `leanthink.rl.rewards`: one response at a time, in plain Python numbers."""
+
+from __future__ import annotations
+
+import math
+
+
+def reward_slowly(
+    lengths: list[int],
+    correct: list[float],
+    index: int,
+    batch_pass_ratio: float,
+    *,
+    alpha: float,
+    rule: str,
+    keep_mastered: bool,
+    overlong: tuple[int, int, float] | None,
+) -> float:
+    """The whole reward of response `index` of one prompt; NaN if it was not graded."""
+    if math.isnan(correct[index]):
+        return math.nan
+    graded = [i for i, verdict in enumerate(correct) if not math.isnan(verdict)]
+    ratio = sum(correct[i] for i in graded) / len(graded)
+    reward = 1.0 if correct[index] else -1.0
+    mixed = 0 < ratio < 1 or (keep_mastered and ratio == 1)
+    if rule != "none" and correct[index] and mixed:
+        mean = sum(lengths[i] for i in graded) / len(graded)
+        deviation = math.sqrt(sum((lengths[i] - mean) ** 2 for i in graded) / len(graded))
+        z = (lengths[index] - mean) / deviation if deviation else 0.0
+        beta = {"dual": ratio - batch_pass_ratio, "penalty": 1.0, "bonus": -1.0}[rule]
+        reward += alpha / (1 + math.exp(beta * z))
+    if overlong is not None:
+        max_length, buffer, factor = overlong
+        reward += min(-(lengths[index] - (max_length - buffer)) / buffer * factor, 0.0)
+    return reward
