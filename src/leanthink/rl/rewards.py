@@ -1,8 +1,8 @@
 """The rewards of DeepCompress (arXiv 2510.27419): right or wrong, length by difficulty, and a penalty near the limit.
 
-Pure functions of a whole generation batch: B prompts with G responses each. `correct_BG` holds 1 for right, 0 for wrong
-and NaN for a response that could not be graded, which then counts nowhere and is rewarded with NaN. Lengths are response
-tokens, the end token included. Everything may be nested lists, arrays or tensors; results are float64 tensors.
+Pure functions of a whole generation batch: B prompts with G responses each. `correct_BG` holds 1 for right, 0 for
+wrong and NaN for a response that could not be graded, which then counts nowhere and is rewarded with NaN. Lengths are
+response tokens, the end token included. Everything may be nested lists, arrays or tensors; results are float64 tensors.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def standardized_length(lengths_BG: Numbers, correct_BG: Numbers | None = None) 
     Right and wrong responses count alike. With `correct_BG`, responses that were not graded stay out of mean and
     deviation.
     """
-    lengths_BG = _numbers(lengths_BG)
-    counted_BG = lengths_BG if correct_BG is None else lengths_BG.where(~_graded(correct_BG).isnan(), torch.nan)
+    known_BG = _numbers(lengths_BG)
+    counted_BG = known_BG if correct_BG is None else known_BG.where(~_graded(correct_BG).isnan(), torch.nan)
     centred_BG = counted_BG - counted_BG.nanmean(dim=1, keepdim=True)
     deviation_B1 = centred_BG.square().nanmean(dim=1, keepdim=True).sqrt()
-    z_BG = centred_BG / deviation_B1.where(deviation_B1 > 0, 1)
-    return z_BG.where(deviation_B1 > 0, 0).where(~counted_BG.isnan(), 0)
+    z_BG: Tensor = (centred_BG / deviation_B1.where(deviation_B1 > 0, 1)).where(deviation_B1 > 0, 0)
+    return z_BG.where(~counted_BG.isnan(), 0)
 
 
 def dual_length_reward(
