@@ -36,7 +36,7 @@ def test_the_lean_forward_says_what_the_models_own_says(architecture: str, layer
     for _ in range(4):
         ids = torch.randint(0, 250, (3,))
         wanted = attention.decode(model, stock, ids, stock.start_step())
-        got = decoder.decode(model, lean, ids, lean.start_step())
+        got = decoder.LeanDecoder(model)(lean, ids, lean.start_step())
         for cache in (stock, lean):
             cache.tick()
             cache.check_integrity()
@@ -51,7 +51,7 @@ def test_half_precision_is_rounded_where_the_modules_round() -> None:
     model = make_model("qwen3").bfloat16()
     x = torch.randn(4, 64).bfloat16()
     norm = model.model.layers[0].input_layernorm
-    assert torch.equal(decoder._Plain.norm(x, norm), norm(x))
+    assert torch.equal(decoder._Plain.norm(x, norm.weight, norm.variance_epsilon), norm(x))
 
 
 def test_other_families_changed_classes_and_hooked_layers_keep_their_own_forward() -> None:
@@ -62,6 +62,11 @@ def test_other_families_changed_classes_and_hooked_layers_keep_their_own_forward
     assert not decoder.is_llama_like(model)
     hook.remove()
     assert decoder.is_llama_like(model)
+
+    model.lm_head = torch.nn.Linear(64, 300)
+    model.model.layers[0].mlp.up_proj = type("Quantised", (torch.nn.Linear,), {})(64, 96)
+    assert not decoder.is_llama_like(model)
+    model = make_model("llama")
 
     class Changed(type(model)):  # type: ignore[misc]
         pass
@@ -74,8 +79,8 @@ def test_a_failed_forward_is_called_off() -> None:
     model = make_model("llama")
     cache = cache_with_prompts(model, [3])
     with pytest.raises(IndexError), torch.no_grad():
-        decoder.decode(model, cache, torch.tensor([10**6]), cache.start_step())
+        decoder.LeanDecoder(model)(cache, torch.tensor([10**6]), cache.start_step())
     with torch.no_grad():
-        decoder.decode(model, cache, torch.tensor([1]), cache.start_step())
+        decoder.LeanDecoder(model)(cache, torch.tensor([1]), cache.start_step())
     cache.tick()
     cache.check_integrity()

@@ -38,7 +38,7 @@ def decode_attention(q_NHGD: Tensor, slot_cache: SlotCache, layer: int, feed: De
             q_NHGD.shape[0] * q_NHGD.shape[1], slot_cache.arena.widest, multiprocessors(q_NHGD.device)
         )
         return decode.decode_attention(q_NHGD, keys_HTD, values_HTD, feed.starts_N, feed.last_N, scaling, splits=splits)
-    if feed.bias_U11T is None or feed.region_N is None:
+    if feed.bias_U11T is None:
         rows = zip(q_NHGD, slot_cache.regions, slot_cache.host_lengths[: len(q_NHGD)].tolist(), strict=True)
         return torch.stack([_attend(q, keys_HTD, values_HTD, region, last, scaling) for q, region, last in rows])
     U, size = len(feed.bias_U11T), slot_cache.arena.largest
@@ -46,9 +46,11 @@ def decode_attention(q_NHGD: Tensor, slot_cache: SlotCache, layer: int, feed: De
         kv_HTD[:, : U * size].reshape(-1, U, size, kv_HTD.shape[-1])[:, :, : feed.longest].transpose(0, 1)
         for kv_HTD in (keys_HTD, values_HTD)
     ]
-    q_UHGD = q_NHGD.new_zeros(U, *q_NHGD.shape[1:]).index_copy_(0, feed.region_N, q_NHGD)
+    q_UHGD = q_NHGD
+    if feed.region_N is not None:
+        q_UHGD = q_NHGD.new_zeros(U, *q_NHGD.shape[1:]).index_copy_(0, feed.region_N, q_NHGD)
     out_UHGD = F.scaled_dot_product_attention(q_UHGD, slabs[0], slabs[1], attn_mask=feed.bias_U11T, scale=scaling)
-    return out_UHGD[feed.region_N]
+    return out_UHGD if feed.region_N is None else out_UHGD[feed.region_N]
 
 
 def _attend(q_HGD: Tensor, keys_HTD: Tensor, values_HTD: Tensor, region: Region, last: int, scaling: float) -> Tensor:

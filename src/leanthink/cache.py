@@ -59,7 +59,7 @@ class Decode:
     live_N: Tensor
     longest: int  # slots that attention has to read of the longest row, the new one included; 0 in a CUDA graph
     bias_U11T: Tensor | None = None  # with equal regions: 0 where a region holds a slot, -inf elsewhere
-    region_N: Tensor | None = None  # and which of the U regions in use is each row's
+    region_N: Tensor | None = None  # and which of the U regions in use is each row's; None where row n has region n
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,15 +243,16 @@ class SlotCache:
         )
         return next_N[:, None].clone()
 
-    def _by_region(self, longest: int) -> dict[str, Tensor]:
+    def _by_region(self, longest: int) -> dict[str, Tensor | None]:
         """What one attention call over all regions in use needs; a region without a row shows its first slot."""
         assert self.arena.equal is not None
         region_N = self.starts[: self.active] // self.arena.equal
+        in_order = self.active == len(self.arena.regions) and torch.equal(region_N, self.rows_N[: self.active])
         last_U = torch.zeros(len(self.arena.regions), dtype=torch.int64)
         last_U[region_N] = self.lengths[: self.active]
         behind_UT = torch.arange(longest) > last_U[:, None]
         bias_UT = torch.zeros(behind_UT.shape, dtype=self.kv_LPHTD.dtype).masked_fill(behind_UT, -torch.inf)
-        return {"bias_U11T": bias_UT[:, None, None], "region_N": region_N}
+        return {"bias_U11T": bias_UT[:, None, None], "region_N": None if in_order else region_N}
 
     def write(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store what a layer computed: keys and values [rows, H, tokens, D], queries [rows, H*G, tokens, D]."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,8 +43,9 @@ class DeviceStep:
     """
 
     def __init__(self, model: Any, cache: SlotCache, sampler: Sampler, *, graphs: bool | None = None) -> None:
-        self.model, self.cache, self.sampler = model, cache, sampler
-        self._decode = decoder.decode if decoder.is_llama_like(model) else attention.decode
+        self.cache, self.sampler = cache, sampler
+        lean = decoder.is_llama_like(model)
+        self._decode = decoder.LeanDecoder(model) if lean else partial(attention.decode, model)
         device = model.device
         self.graphs = device.type == "cuda" if graphs is None else graphs
         rows = cache.most_rows + 1
@@ -111,7 +113,7 @@ class DeviceStep:
         """Forward → stamp → sample, all on the device; returns the log-probabilities if they are wanted."""
         cache = self.cache
         positions_N1 = cache.start_step(graph_rows)
-        states_NF, logits_NV = self._decode(self.model, cache, self.last_ids[:rows], positions_N1)
+        states_NF, logits_NV = self._decode(cache, self.last_ids[:rows], positions_N1)
         if stamping:
             cache.remember(states_NF)
         for policy, column, rows_R in stamping:
