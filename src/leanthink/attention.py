@@ -1,4 +1,4 @@
-"""Attention over the bounded cache, plugged into transformers, and the forward pass that uses it.
+"""Attention over the bounded cache, plugged into transformers, and the forward passes that use it.
 
 N rows   H kv heads   G query heads per kv head   D head dim   S tokens fed   T slots read   F state size   V vocabulary
 """
@@ -100,7 +100,7 @@ def slot_attention(
     """The function behind `attn_implementation="leanthink"`: writes keys and values into the cache, then attends.
 
     Args:
-        module: the attention layer; its `layer_idx` says which slab is meant.
+        module: the attention layer; its `layer_idx` says whose slots are meant.
         query: [N, H*G, S, D], rotated already; S = 1 when decoding, N = 1 when prompts are fed.
         key: [N, H, S, D], rotated already.
         value: [N, H, S, D].

@@ -60,7 +60,7 @@ class Engine:
     Args:
         model: a causal language model of transformers, in evaluation mode.
         tokenizer: its tokenizer.
-        slots: of the arena, which is allocated here; `kv_bytes_per_slot` of `leanthink.load` says what one costs.
+        slots: of the arena, which is allocated here; one costs `kv_shape(model.config).bytes_per_slot(model.dtype)`.
         rows: most requests that decode at a time.
         row_slots: None: a request reserves its bound. A number: every request reserves so many slots, which on a CPU
             lets one attention call serve all rows.

@@ -62,7 +62,7 @@ class Slots:
 
 
 class ImportancePredictor(Protocol):
-    """A fitted predictor as policies use it: hidden states in, ranking scores out."""
+    """A fitted predictor as policies use it: states of tokens in, ranking scores out."""
 
     @property
     def target(self) -> str:
