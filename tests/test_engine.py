@@ -206,6 +206,33 @@ def test_a_long_request_can_take_the_row_of_a_cancelled_one() -> None:
     assert finished[second].token_ids == alone.token_ids
 
 
+def test_streams_can_be_read_in_turns_and_lose_nothing_of_each_other_or_of_the_rest() -> None:
+    model, sampling = endless(), Sampling(max_new_tokens=12)
+    engine = Engine(model, TOKENIZER, slots=300, rows=4)
+    silent = engine.add([9, 9], policy="full", sampling=Sampling(max_new_tokens=4))
+    first = engine.stream([1, 2, 3], policy="full", sampling=sampling)
+    second = engine.stream([4, 5], policy="full", sampling=sampling)
+    started = [next(first), next(first), next(second)]
+    rest_first, rest_second = list(first), list(second)
+    for prompt, steps in (([1, 2, 3], started[:2] + rest_first), ([4, 5], started[2:] + rest_second)):
+        (alone,) = generate(model, TOKENIZER, prompt, policy="full", sampling=sampling)
+        assert tuple(step.token_id for step in steps) == alone.token_ids
+        assert steps[-1].completion is not None
+        assert "".join(step.text for step in steps) == alone.text
+    assert engine.unfinished == 0
+    assert list(engine.step().finished) == [silent], "it finished while the streams were read"
+    assert not engine.step().finished
+    assert_empty(engine)
+
+
+def test_a_stream_whose_request_is_cancelled_elsewhere_ends() -> None:
+    engine = Engine(endless(), TOKENIZER, slots=300, rows=4)
+    steps = engine.stream([1, 2, 3], policy="full", sampling=Sampling(max_new_tokens=50))
+    next(steps)
+    assert engine.cancel(0)
+    assert list(steps) == []
+
+
 def test_a_stream_that_is_given_up_frees_its_slots() -> None:
     engine = Engine(endless(), TOKENIZER, slots=100)
     steps = engine.stream([1, 2, 3], policy="full", sampling=Sampling(max_new_tokens=50))

@@ -116,6 +116,8 @@ class Engine:
         self.feeding: deque[_Feeding] = deque()
         self.fed: dict[tuple[int, ...], list[Region]] = {}  # where each prompt of a decoding request lies
         self.streams: dict[int, TextStream] = {}
+        self._mail: dict[int, deque[Step]] = {}  # steps of streams that are being read, not yet yielded
+        self._unclaimed: dict[int, Completion] = {}  # finished while a stream was read, not yet reported
         self._next_id = 0
 
     # -- requests --------------------------------------------------------------------------------------------------
@@ -196,9 +198,17 @@ class Engine:
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def step(self) -> Progress:
-        """Admit what fits, feed a piece of the prompts, and one token to every row that decodes."""
+        """Admit what fits, feed a piece of the prompts, and one token to every row that decodes.
+
+        What finished while a `stream` was being read is reported here too.
+        """
+        progress = self._advance()
+        finished, self._unclaimed = self._unclaimed | progress.finished, {}
+        return Progress(steps=progress.steps, finished=finished)
+
+    @torch.inference_mode()
+    def _advance(self) -> Progress:
         self._admit()
         self._prefill()
         self._seat()
@@ -216,22 +226,33 @@ class Engine:
         return Progress(steps=steps, finished=done)
 
     def stream(self, prompt: Prompt, **choices: Any) -> Iterator[Step]:
-        """Add a request and yield its tokens as they come, while all other requests go on; arguments as of `add`.
+        """Add a request and yield its tokens as they come, while all others go on; arguments as of `add`.
 
-        Completions of other requests that finish meanwhile are lost: with several requests call `step` yourself.
+        Several streams may be read in turns. One that is closed early cancels its request.
         """
-        return self._steps_of(self.add(prompt, streamed=True, **choices))
+        return self._stream_of(self.add(prompt, streamed=True, **choices))
 
     def stream_request(self, request: Request) -> Iterator[Step]:
         """`stream` for a checked request."""
-        return self._steps_of(self.add_request(request, streamed=True))
+        return self._stream_of(self.add_request(request, streamed=True))
 
-    def _steps_of(self, request_id: int) -> Iterator[Step]:
+    def _stream_of(self, request_id: int) -> Iterator[Step]:
+        """Its steps are kept from now on, not only from the first that is asked for."""
+        self._mail[request_id] = deque()
+        return self._steps_of(request_id, self._mail[request_id])
+
+    def _steps_of(self, request_id: int, mail: deque[Step]) -> Iterator[Step]:
         try:
-            while request_id in self.streams:
-                if (step := self.step().steps.get(request_id)) is not None:
-                    yield step
+            while mail or request_id in self.streams:
+                if mail:
+                    yield mail.popleft()
+                    continue
+                progress = self._advance()
+                for other in progress.steps.keys() & self._mail.keys():
+                    self._mail[other].append(progress.steps[other])
+                self._unclaimed |= {i: done for i, done in progress.finished.items() if i not in self._mail}
         finally:
+            del self._mail[request_id]
             self.cancel(request_id)
 
     def _admit(self) -> None:
