@@ -27,8 +27,7 @@ def main() -> None:
     out, overwrite = given.pop("out"), given.pop("overwrite")
     try:
         check_new(out, overwrite=overwrite)
-        command = " ".join(["python", *sys.argv])
-        run_into(out, options_from(given), command=command, tell=partial(print, flush=True))
+        run_into(out, options_from(given), tell=partial(print, flush=True))
     except LeanThinkError as error:
         sys.exit(f"bench/engine.py: {error}")
 

@@ -14,24 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig
 
 from leanthink.bench.birth import certificate
+from leanthink.bench.weights import build
 from leanthink.importance.labels import HORIZONS, label_trace
 
 ANSWER_TOKENS, PROMPT_TOKENS = 200, 100
 
 
-def build(layers: int, device: str, dtype: torch.dtype) -> Any:
-    """Random weights, drawn wide so that attention is far from uniform."""
-    config = LlamaConfig(
+def shape(layers: int, dtype: torch.dtype) -> LlamaConfig:
+    """Weights are to be drawn wide, so that attention is far from uniform."""
+    return LlamaConfig(
         vocab_size=128256 if dtype == torch.bfloat16 else 1024, hidden_size=4096, intermediate_size=14336,
         num_hidden_layers=layers, num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=131072,
         initializer_range=0.04,
     )  # fmt: skip
-    torch.manual_seed(0)
-    with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 @torch.no_grad()
@@ -50,7 +48,7 @@ def plain(model: Any, ids: list[int], thought_end: int) -> Tensor:
 
 def error(device: str, layers: int, tokens: int = 1024) -> dict[str, float]:
     """Our labels against the plain matrices, both in float32, so that nothing but the label code differs."""
-    model = build(layers, device, torch.float32)
+    model = build(shape(layers, torch.float32), device, torch.float32)
     ids = torch.randint(0, 1024, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     ours = label_trace(model, ids, PROMPT_TOKENS, tokens - ANSWER_TOKENS).values_TC
     theirs = plain(model, ids, tokens - ANSWER_TOKENS)
@@ -60,7 +58,7 @@ def error(device: str, layers: int, tokens: int = 1024) -> dict[str, float]:
 
 def cost(layers: int, tokens: int, repeats: int) -> dict[str, Any]:
     """Seconds and peak memory on the GPU in bf16, after one warm-up."""
-    model = build(layers, "cuda", torch.bfloat16)
+    model = build(shape(layers, torch.bfloat16), "cuda", torch.bfloat16)
     weights = torch.cuda.memory_allocated()
     ids = torch.randint(0, 128256, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     seconds = []

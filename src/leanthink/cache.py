@@ -110,7 +110,7 @@ class SlotCache:
         state_size: int = 0,
         row_slots: int | None = None,
     ) -> None:
-        self.shape, self.slots, self.state_size = shape, slots, state_size
+        self.shape, self.slots = shape, slots
         self.arena = Arena(slots, equal=row_slots)
         try:
             # Zeros, not empty: attention multiplies what lies behind a row's length by 0, and 0 * nan is nan.
@@ -307,7 +307,7 @@ class SlotCache:
             self.positions[:, :, feed.write_N] = self.next_positions[:n]
             self.lengths[:n] += feed.live_N
             self.next_positions[:n] += feed.live_N
-            self.write_N, self.row_N = feed.write_N, self._rows(feed)
+            self.row_N = self._rows(feed)
 
     def tick(self) -> None:
         """Account on the host for a step of all active rows."""

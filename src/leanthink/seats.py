@@ -57,8 +57,6 @@ class Seats:
 
     def seat(self, batch: Sequence[Request]) -> None:
         """The next free rows go to these requests, which hold all but the last token of their prompts."""
-        if not batch:
-            return
         rows = slice(len(self.requests), len(self.requests) + len(batch))
         self.requests.extend(batch)
         self._table[rows], self.ids[rows], self.evicted_at[rows] = 0, 0, -1

@@ -37,12 +37,12 @@ OnPart = Callable[[str, dict[str, Any]], None]
 Tell = Callable[[str], None]
 
 
-def run(options: Options, *, command: str = "", on_part: OnPart | None = None) -> dict[str, Any]:
+def run(options: Options, *, command: str | None = None, on_part: OnPart | None = None) -> dict[str, Any]:
     """Measure the parts that `options` names, in the order of PARTS; returns one document in plain JSON types.
 
     Args:
         options: what to measure; see `options_from`.
-        command: the command line, for the birth certificate.
+        command: the command line, for the birth certificate; None: that of this process.
         on_part: called with a part's name and the document so far as soon as that part is there.
 
     Raises:
@@ -65,7 +65,7 @@ def run(options: Options, *, command: str = "", on_part: OnPart | None = None) -
     return result
 
 
-def run_into(folder: Path, options: Options, *, command: str, tell: Tell) -> dict[str, Any]:
+def run_into(folder: Path, options: Options, *, command: str | None = None, tell: Tell) -> dict[str, Any]:
     """`run`, with the result written after every part, its lines told, and a picture at the end if it can be drawn."""
 
     def on_part(part: str, result: dict[str, Any]) -> None:
