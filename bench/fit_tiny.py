@@ -26,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--levels", default="3:100,4:350,5:350", help="levels, each with problems per family")
     parser.add_argument("--targets", default="horizon,answer")
+    parser.add_argument("--steps", type=int, default=12000, help="of the horizon predictor")
     parser.add_argument("--device", default=None)
     parser.add_argument("--rows", type=int, default=2400)
     parser.add_argument("--out", type=Path, required=True)
@@ -43,11 +44,14 @@ def main() -> None:
     found = read_traces(traces)
     print(label_traces(model, found, labels, horizons=default_horizons(found), save_every=10**6))
     clock = _lap("label", clock)
+    recipes = {
+        "horizon": Recipe(target="horizon", steps=options.steps, val_share=0.03),
+        "answer": Recipe(target="answer"),
+    }
     for target in options.targets.split(","):
         name = {"horizon": "horizon", "answer": "dynts"}[target]
-        fitted = fit(
-            model, found, read_labels(labels), Recipe(target=target), out_path=options.out / f"{name}.safetensors"
-        )
+        out_path = options.out / f"{name}.safetensors"
+        fitted = fit(model, found, read_labels(labels), recipes[target], out_path=out_path)
         print(json.dumps(fitted.metrics, indent=1))
         clock = _lap(f"fit {name}", clock)
 

@@ -101,11 +101,13 @@ def _columns(labels: LabelFile, recipe: Recipe) -> tuple[list[int], Recipe]:
 
 
 def _counts(examples: Sequence[Examples], recipe: Recipe) -> Tensor:
-    """Which labels count in the loss, bool [N, C]."""
+    """Which labels count in the loss, bool [N, C]: of a horizon those of tokens with so many tokens after them.
+
+    A slot is ranked by a horizon only once it is that old, and then its thought did go on so long: a label of 0 for a
+    thought that ended sooner would teach how long thoughts are, and old slots that are still needed would be lost.
+    """
     after_N1 = torch.cat([example.tokens_after_T for example in examples])[:, None]
-    if not recipe.mask_unreached or recipe.horizons is None:
-        return torch.ones(len(after_N1), len(recipe.horizons or (0,)), dtype=torch.bool)
-    return after_N1 >= torch.tensor(recipe.horizons)
+    return after_N1 >= torch.tensor(recipe.horizons or (0,))
 
 
 def _roomiest(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:

@@ -51,7 +51,7 @@ class HorizonHead(nn.Module):
 
     def __init__(self, hidden_size: int, horizons: int, followers: int) -> None:
         super().__init__()
-        M, F, P = hidden_size, 2 * hidden_size, hidden_size // 4
+        M, F, P = hidden_size, 2 * hidden_size, hidden_size // 2
         self.mean_F, self.spread_F = nn.Buffer(torch.zeros(F)), nn.Buffer(torch.ones(F))  # of what it was fitted to
         self.own = nn.Linear(F, 2 * M)
         self.summary = nn.Linear(F, P, bias=False) if followers else None

@@ -31,8 +31,6 @@ class Recipe:
     offsets: which tokens the predictor sees of each, 0 the token itself, o the one written o tokens later. None: 0, 1,
         2, 4, 8 and 12, as far as they stay below the first horizon. For "horizon" only.
     transform: of the answer label b: "power" y = 10 b^0.3 / 0.3, "scale" y = 10000 b. For "answer" only.
-    mask_unreached: leave a token out of a horizon's loss if its trace ends before that distance. Otherwise the label is
-        the maximum over no attention at all, 0, as in the definition.
     lr: None: 5e-4 for "answer", 1e-3 for "horizon".
     val_share: share of the problems whose traces are held out, to measure on.
     tokens_per_trace: of longer thoughts only a random sample of so many tokens is held in memory and fitted to.
@@ -45,7 +43,6 @@ class Recipe:
     horizons: tuple[int, ...] | None = None
     offsets: tuple[int, ...] | None = None
     transform: Transform = "power"
-    mask_unreached: bool = False
     steps: int = 6000
     batch: int = 8192
     lr: float | None = None
@@ -59,10 +56,8 @@ class Recipe:
             raise unknown("predictor target", self.target, TARGETS)
         if self.transform not in TRANSFORMS:
             raise unknown("label transform", self.transform, TRANSFORMS)
-        if self.target == "answer" and (self.horizons is not None or self.offsets is not None or self.mask_unreached):
-            raise UsageError(
-                "horizons, offsets and mask_unreached belong to the target 'horizon': leave them out for 'answer'"
-            )
+        if self.target == "answer" and (self.horizons is not None or self.offsets is not None):
+            raise UsageError("horizons and offsets belong to the target 'horizon': leave them out for 'answer'")
         if min(self.steps, self.batch) < 1 or (self.tokens_per_trace is not None and self.tokens_per_trace < 1):
             raise UsageError(f"steps, batch and tokens_per_trace must be at least 1, got {self}")
         if not 0 <= self.val_share < 1 or (self.lr is not None and self.lr <= 0):
