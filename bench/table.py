@@ -29,8 +29,10 @@ def policies_table() -> str:
     lines += [
         "",
         f"Greedy accuracy in % [95 % interval], n = {found['n']} held-out problems of six families whose full thought",
-        f"has at least 1000 tokens (mean {found['mean_full_thought']:.0f});",
-        "slots = most thought slots held at any time, the prompt pinned on top for every policy. "
+        f"has at least 1000 tokens (mean {found['mean_full_thought']:.0f}); {found['samples']} samples each at "
+        f"temperature 0.6: full {_percent(by_cell['full', 1.0])},",
+        f"horizon {' / '.join(_percent(by_cell['horizon', ratio]) for ratio in ratios)}.",
+        "Slots = most thought slots held at any time, the prompt pinned on top for every policy. "
         f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']},",
         f"[bench/results/policies.json](bench/results/policies.json), `{birth['command']}`.",
     ]
@@ -54,6 +56,10 @@ def accuracy_sentence() -> str:
 def _cell(row: dict[str, Any]) -> str:
     mean, low, high = (100 * share for share in row["greedy"])
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _percent(row: dict[str, Any]) -> str:
+    return f"{100 * row['sampled'][0]:.1f}"
 
 
 def main() -> None:
