@@ -336,6 +336,12 @@ class SlotCache:
 
     # -- evicting --------------------------------------------------------------------------------------------------
 
+    def indices(self, rows: Sequence[int]) -> Tensor:
+        """These rows as an index on the device, copied from pinned memory: any other copy would wait for its work."""
+        rows_R = torch.tensor(rows)
+        on_gpu = self.starts.is_cuda
+        return rows_R.pin_memory().to(self.starts.device, non_blocking=True) if on_gpu else rows_R
+
     def show(
         self, rows_R: Tensor, count: int, seeds_R: Tensor, policy: Policy, *, first: int = 0, layer: int | None = None
     ) -> Slots:
@@ -393,7 +399,7 @@ class SlotCache:
             kept: ascending indices, 0 = the slot behind the prompt: [R, K] for all layers and heads, or [R, L, H, K].
         """
         assert kept.dim() == 2 or tuple(kept.shape[1:3]) == tuple(self.positions.shape[:2])
-        rows_R, K = torch.tensor(rows, device=self.starts.device), kept.shape[-1]
+        rows_R, K = self.indices(rows), kept.shape[-1]
         first_R = self.starts[rows_R] + self.prompt_lengths[rows_R]
         self._compact(first_R, kept)
         to_RK = self._thought_slots(rows_R, K)
@@ -445,7 +451,7 @@ class SlotCache:
             self.regions[row].row = None
             self.release(self.regions[row])
         if sources:
-            source, target = (torch.tensor(entry, device=self.starts.device) for entry in (sources, targets))
+            source, target = self.indices(sources), self.indices(targets)
             self.table[:, target] = self.table[:, source]
             for ring in (self.states, *self.queries):
                 ring[target] = ring[source]

@@ -332,7 +332,7 @@ class Engine:
         cache, seats = self.cache, self.seats
         policy, budget = seats.requests[rows[0]].policy, seats.requests[rows[0]].budget
         assert budget is not None
-        rows_R = torch.tensor(rows, device=self.device)
+        rows_R = cache.indices(rows)
         seeds_R, count = self.sampler.seeds[rows_R], int(seats.due[rows[0]])
         column = self.columns[int(seats.policy[rows[0]])]
         kept = []

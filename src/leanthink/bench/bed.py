@@ -32,6 +32,7 @@ class Bed:
 
     Attributes:
         cells: decode results by (rows, slots), for the parts that compare with them.
+        horizon_cells: eviction results likewise, the budget in place of slots.
     """
 
     def __init__(self, options: Options) -> None:
@@ -43,6 +44,7 @@ class Bed:
         self.bytes_per_slot = kv_shape(self.model.config).bytes_per_slot(self.dtype)
         self.step_bytes = step_bytes(self.model)
         self.cells: dict[tuple[int, int], dict[str, Any]] = {}
+        self.horizon_cells: dict[tuple[int, int], dict[str, Any]] = {}
         self.full = make_policy("full")
 
     @cached_property

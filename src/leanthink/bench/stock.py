@@ -15,11 +15,15 @@ from transformers.generation.streamers import BaseStreamer
 
 from leanthink.bench.bed import Bed, free_memory
 from leanthink.bench.decode import full_cell
+from leanthink.bench.eviction import horizon_cell
 from leanthink.bench.measure import spread
 
 SKIPPED = 3  # steps after the prompt, while kernels are chosen
 BLOCK = 256  # slots of a block of transformers' paged cache
-METHOD = "time between successive tokens while all rows decode; ratio = its mean step / our mean step"
+METHOD = (
+    "time between successive tokens while all rows decode; ratio = its mean step / our mean step, with the full cache "
+    "and with evictions to a budget of as many slots as stock holds"
+)
 
 
 def stock(bed: Bed) -> dict[str, Any]:
@@ -30,14 +34,18 @@ def stock(bed: Bed) -> dict[str, Any]:
     }
     cells = []
     for batch, slots in bed.options.cells:
-        ours = full_cell(bed, batch, slots)
+        ours = {
+            "": full_cell(bed, batch, slots),
+            "_with_eviction": horizon_cell(bed, batch, slots).get("horizon", {}),
+        }
         prompts = [bed.prompt(slots, index) for index in range(batch)]
-        cell = {"batch": batch, "slots": slots, "our_step_ms": ours.get("step_ms")}
+        cell = {"batch": batch, "slots": slots}
+        cell |= {f"our_step_ms{how}": found.get("step_ms") for how, found in ours.items()}
         cells.append(cell | {name: _result(partial(steps, bed, prompts), ours) for name, steps in ways.items()})
     return {"attention": bed.model.config._attn_implementation, "method": METHOD, "cells": cells}
 
 
-def _result(measure: Callable[[], list[float]], ours: dict[str, Any]) -> dict[str, Any]:
+def _result(measure: Callable[[], list[float]], ours: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Its steps and their ratio to ours; whatever goes wrong in foreign code is its result."""
     try:
         step_ms = spread(measure())
@@ -45,9 +53,11 @@ def _result(measure: Callable[[], list[float]], ours: dict[str, Any]) -> dict[st
         return {"error": f"{type(error).__name__}: {error}"}
     finally:
         free_memory()
-    return {"step_ms": step_ms} | (
-        {"ratio_to_ours": step_ms["mean"] / ours["step_ms"]["mean"]} if "step_ms" in ours else {}
-    )
+    return {"step_ms": step_ms} | {
+        f"ratio_to_ours{how}": step_ms["mean"] / found["step_ms"]["mean"]
+        for how, found in ours.items()
+        if "step_ms" in found
+    }
 
 
 class Times(BaseStreamer):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from typing import ClassVar
 
@@ -62,7 +63,13 @@ class Horizon(Policy):
     def score(self, slots: Slots) -> Tensor:
         """The stamp of the largest horizon that the slot's age has reached, [R, S]."""
         assert slots.stamps is not None, "the cache stamps every slot of a policy with channels"
-        horizons_C = torch.tensor(self.predictor.horizons, device=slots.ages.device)
+        horizons_C = _on(slots.ages.device, self.predictor.horizons)
         reached_RS = (horizons_C <= slots.ages[..., None]).sum(dim=-1)
         score_RS = slots.stamps.gather(-1, (reached_RS - 1).clamp(min=0)[..., None]).squeeze(-1)
         return torch.where(reached_RS == 0, LOCAL - slots.ages, score_RS)
+
+
+@cache
+def _on(device: torch.device, horizons: tuple[int, ...]) -> Tensor:
+    """Copied to the device once: each copy from ordinary memory would wait for the step that runs there."""
+    return torch.tensor(horizons, device=device)
