@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 from leanthink.kernels.append import append
 from leanthink.kernels.compact import compact
 from leanthink.kernels.decode import decode_attention, splits_for
-from leanthink.kernels.elementwise import add_rms_norm, rms_norm, rope, silu_mul
-from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow
+from leanthink.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
+from leanthink.kernels.place import place
+from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -193,15 +195,26 @@ def test_norms_equal_the_stock_module(shape: tuple[int, ...], dtype: torch.dtype
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("rows", "tokens", "dim"), [(20, 1, 128), (1, 700, 96), (3, 5, 256)])
-def test_rope_equals_the_stock_function(rows: int, tokens: int, dim: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(32, 8, 128), (28, 4, 128), (3, 1, 96), (8, 2, 256)])
+def test_place_norms_rotates_and_writes_what_the_stock_functions_say(
+    heads: int, kv_heads: int, dim: int, rotated: bool, normed: bool, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
-    q, k = (torch.randn(rows, tokens, n, dim, dtype=dtype, device="cuda").transpose(1, 2) for n in (32, 8))
-    angles = 100 * torch.randn(rows, tokens, dim, device="cuda")
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    for got, wanted in zip(rope(q, k, cos, sin), modeling_llama.apply_rotary_pos_emb(q, k, cos, sin), strict=True):
-        assert error(got, wanted) < 1e-5
-        assert dtype == torch.float32 or torch.equal(got, wanted)  # the same roundings in the same places
+    rows, slots = 20, 3000
+    qkv = torch.randn(rows, (heads + 2 * kv_heads) * dim, dtype=dtype, device="cuda")
+    angles = 100 * torch.randn(rows, dim, device="cuda")
+    norms = tuple(torch.randn(2, dim, dtype=dtype, device="cuda")) if normed else None
+    turns = (angles.cos().to(dtype), angles.sin().to(dtype)) if rotated else None
+    how: dict[str, Any] = {"norms": norms, "angles": turns, "eps": 1e-5}
+    kv = torch.randn(2, kv_heads, slots, dim, dtype=dtype, device="cuda")
+    wanted_kv, write = kv.clone(), torch.randperm(slots, device="cuda")[:rows]
+    got = place(qkv, kv[0], kv[1], write, **how)
+    wanted = place_slow(qkv, wanted_kv[0], wanted_kv[1], write, **how)
+    for ours, theirs in ((got, wanted), (kv, wanted_kv)):
+        assert error(ours, theirs) < bound(dtype)
+        assert normed or dtype == torch.float32 or torch.equal(ours, theirs), "the same roundings in the same places"
 
 
 @pytest.mark.gpu

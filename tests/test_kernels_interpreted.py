@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -24,8 +25,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from leanthink.kernels.append import append
 from leanthink.kernels.compact import compact
 from leanthink.kernels.decode import MAX_SPLITS, MIN_SPLIT, PROGRAMS_PER_SM, decode_attention, splits_for
-from leanthink.kernels.elementwise import add_rms_norm, rms_norm, rope, silu_mul
-from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow
+from leanthink.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
+from leanthink.kernels.place import place
+from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 # The interpreter cuts off the bits that bfloat16 lacks, where a GPU rounds.
@@ -204,30 +206,30 @@ def test_norms_equal_the_stock_module(shape: tuple[int, ...], features: int, dty
 
 @few
 @given(
-    rows=st.integers(1, 3),
-    tokens=st.integers(1, 4),
+    rows=st.integers(1, 4),
     heads=st.tuples(st.integers(1, 4), st.integers(1, 3)),
     dim=st.sampled_from([8, 24, 64, 96]),
-    one_row_of_angles=st.booleans(),
+    normed=st.booleans(),
+    rotated=st.booleans(),
     dtype=st.sampled_from(FLOATS),
     seed=SEEDS,
 )
-def test_rope_equals_the_stock_function(
-    rows: int,
-    tokens: int,
-    heads: tuple[int, int],
-    dim: int,
-    one_row_of_angles: bool,
-    dtype: torch.dtype,
-    seed: int,
+def test_place_norms_rotates_and_writes_what_the_stock_functions_say(
+    rows: int, heads: tuple[int, int], dim: int, normed: bool, rotated: bool, dtype: torch.dtype, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    q, k = (torch.randn(rows, tokens, count, dim).to(dtype).transpose(1, 2) for count in heads)
-    angles = torch.randn(1 if one_row_of_angles else rows, tokens, dim)
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    for got, wanted in zip(rope(q, k, cos, sin), modeling_llama.apply_rotary_pos_emb(q, k, cos, sin), strict=True):
-        assert error(got, wanted) < BOUNDS[dtype]
-        assert dtype == torch.bfloat16 or torch.equal(got, wanted)
+    qkv = torch.randn(rows, (heads[0] + 2 * heads[1]) * dim + 8).to(dtype)[:, 8:]
+    cos, sin = torch.randn(2, rows, dim).to(dtype)
+    norms = tuple(torch.randn(2, dim).to(dtype)) if normed else None
+    how: dict[str, Any] = {"norms": norms, "angles": (cos, sin) if rotated else None, "eps": 1e-5}
+    kv = torch.randn(2, heads[1], 12, dim).to(dtype)
+    wanted_kv, write = kv.clone(), torch.randperm(12)[:rows]
+    got = place(qkv, kv[0], kv[1], write, **how)
+    wanted = place_slow(qkv, wanted_kv[0], wanted_kv[1], write, **how)
+    for ours, theirs in ((got, wanted), (kv, wanted_kv)):
+        assert ours.dtype == dtype
+        assert error(ours, theirs) < BOUNDS[dtype]
+        assert normed or dtype == torch.bfloat16 or torch.equal(ours, theirs), "the same roundings in the same places"
 
 
 @few

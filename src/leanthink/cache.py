@@ -259,10 +259,8 @@ class SlotCache:
         feed = self.feed
         assert feed is not None, "announce the forward first: start_prefill or start_step"
         if isinstance(feed, Decode):
-            self._append(layer, feed, keys[:, :, 0], values[:, :, 0])
-            if self.wishes.queries:
-                at_N = self.next_positions[: len(keys)] % self.wishes.queries
-                self.queries[layer][self._rows(feed), :, :, at_N] = self._packed(queries)[:, :, :, 0]
+            self.append(layer, feed, keys[:, :, 0], values[:, :, 0])
+            self.keep_queries(layer, feed, queries[:, :, 0])
             return
         first = 0
         for piece in feed.segments:
@@ -272,7 +270,8 @@ class SlotCache:
             self.values(layer)[:, held] = values[0, :, fed]
             first += piece.tokens
 
-    def _append(self, layer: int, feed: Decode, keys_NHD: Tensor, values_NHD: Tensor) -> None:
+    def append(self, layer: int, feed: Decode, keys_NHD: Tensor, values_NHD: Tensor) -> None:
+        """Write one token of every row."""
         if keys_NHD.is_cuda:
             from leanthink.kernels.append import append
 
@@ -285,9 +284,12 @@ class SlotCache:
         """Row numbers, [N]; the free one for rows without a request."""
         return torch.where(feed.live_N > 0, self.rows_N[: len(feed.live_N)], self.most_rows)
 
-    def _packed(self, queries: Tensor) -> Tensor:
-        """Queries [rows, H*G, tokens, D] as [rows, H, G, tokens, D]."""
-        return queries.reshape(len(queries), self.shape.kv_heads, self.shape.group, *queries.shape[2:])
+    def keep_queries(self, layer: int, feed: Decode, queries_NAD: Tensor) -> None:
+        """Keep the queries of one token of every row, A = H*G heads, in a ring for each row, if anybody wants them."""
+        if self.wishes.queries:
+            at_N = self.next_positions[: len(queries_NAD)] % self.wishes.queries
+            packed_NHGD = queries_NAD.reshape(-1, self.shape.kv_heads, self.shape.group, self.shape.head_dim)
+            self.queries[layer][self._rows(feed), :, :, at_N] = packed_NHGD
 
     @contextmanager
     def accounted(self) -> Iterator[None]:

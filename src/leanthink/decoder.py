@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from leanthink.attention import decode_attention
 from leanthink.cache import Decode, SlotCache
+from leanthink.side_by_side import side_by_side
 from leanthink.states import joined
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 Linear = tuple[Tensor, Tensor | None]  # weight and bias
+Angles = tuple[Tensor, ...] | None  # cosines and sines [N, D]
 
 
 def is_llama_like(model: Any) -> bool:
@@ -40,17 +41,13 @@ class _Layer:
     """The weights of one layer, found once: looking them up in modules costs as much as a small product."""
 
     index: int
-    q: Linear
-    k: Linear
-    v: Linear
+    qkv: Linear  # queries, keys and values side by side
     o: Linear
-    gate: Linear
-    up: Linear
+    gate_up: Linear
     down: Linear
     before: Tensor  # norm before attention
     after: Tensor  # and before the MLP
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    qk_norms: tuple[Tensor, Tensor] | None
     rotates: bool
     scaling: float
 
@@ -60,6 +57,7 @@ class LeanDecoder:
 
     Args:
         model: for which `is_llama_like` holds; its weights must not be replaced afterwards, only changed in place.
+            Those that share an input are moved next to each other in memory, see `leanthink.side_by_side`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -76,15 +74,15 @@ class LeanDecoder:
         assert isinstance(feed, Decode)
         with slot_cache.accounted():
             x_NM, added_NM = self.embed(ids_N), None
-            cos_N1D, sin_N1D = self.rotary(x_NM[:, None], positions_N1)
+            angles_ND = tuple(angle_N1D[:, 0] for angle_N1D in self.rotary(x_NM[:, None], positions_N1))
             for layer in self.layers:
                 x_NM, normed_NM = ops.add_norm(x_NM, added_NM, layer.before, eps)
                 if layer.index == self.middle + 1:
                     middle_NM = x_NM
-                attended_NM = self._attend(layer, slot_cache, feed, normed_NM, cos_N1D, sin_N1D)
+                attended_NM = self._attend(layer, slot_cache, feed, normed_NM, angles_ND)
                 x_NM, normed_NM = ops.add_norm(x_NM, attended_NM, layer.after, eps)
-                opened = ops.silu_mul(F.linear(normed_NM, *layer.gate), F.linear(normed_NM, *layer.up))
-                added_NM = F.linear(opened, *layer.down)
+                gate, up = F.linear(normed_NM, *layer.gate_up).chunk(2, dim=-1)
+                added_NM = F.linear(ops.silu_mul(gate, up), *layer.down)
             x_NM, final_NM = ops.add_norm(x_NM, added_NM, self.norm, eps)
             if self.middle + 1 == len(self.layers):
                 middle_NM = x_NM
@@ -92,48 +90,39 @@ class LeanDecoder:
         return joined(final_NM, middle_NM), logits_NV
 
     def _attend(
-        self, layer: _Layer, slot_cache: SlotCache, feed: Decode, x_NM: Tensor, cos_N1D: Tensor, sin_N1D: Tensor
+        self, layer: _Layer, slot_cache: SlotCache, feed: Decode, x_NM: Tensor, angles_ND: tuple[Tensor, ...]
     ) -> Tensor:
         """Project, norm where the family does, rotate, write, attend, project."""
         shape, N = slot_cache.shape, len(x_NM)
-        H, G, D = shape.kv_heads, shape.group, shape.head_dim
-        q_NAD = F.linear(x_NM, *layer.q).view(N, H * G, D)
-        k_NHD = F.linear(x_NM, *layer.k).view(N, H, D)
-        v_NHD = F.linear(x_NM, *layer.v).view(N, H, D)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q_NAD = self.ops.norm(q_NAD, layer.q_norm, self.eps)
-            k_NHD = self.ops.norm(k_NHD, layer.k_norm, self.eps)
-        if layer.rotates:
-            q_NAD, k_NHD = self.ops.rope(q_NAD, k_NHD, cos_N1D, sin_N1D)
         slot_cache.scaling = layer.scaling
-        slot_cache.write(layer.index, q_NAD[:, :, None], k_NHD[:, :, None], v_NHD[:, :, None])
-        out_NHGD = decode_attention(q_NAD.view(N, H, G, D), slot_cache, layer.index, feed, layer.scaling)
-        return F.linear(out_NHGD.reshape(N, H * G * D), *layer.o)
+        qkv_NX = F.linear(x_NM, *layer.qkv)
+        q_NAD = self.ops.place(layer, slot_cache, feed, qkv_NX, angles_ND if layer.rotates else None, self.eps)
+        q_NHGD = q_NAD.view(N, shape.kv_heads, shape.group, shape.head_dim)
+        out_NHGD = decode_attention(q_NHGD, slot_cache, layer.index, feed, layer.scaling)
+        return F.linear(out_NHGD.reshape(N, -1), *layer.o)
 
 
 def _layer(layer: Any) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    q, k, v, o = (_linear(getattr(attention, name)) for name in PROJECTIONS)
     return _Layer(
         index=attention.layer_idx,
-        q=q,
-        k=k,
-        v=v,
-        o=o,
-        gate=_linear(mlp.gate_proj),
-        up=_linear(mlp.up_proj),
+        qkv=_linear(attention.q_proj, attention.k_proj, attention.v_proj),
+        o=_linear(attention.o_proj),
+        gate_up=_linear(mlp.gate_proj, mlp.up_proj),
         down=_linear(mlp.down_proj),
         before=layer.input_layernorm.weight,
         after=layer.post_attention_layernorm.weight,
-        q_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
-        k_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+        qk_norms=(attention.q_norm.weight, attention.k_norm.weight) if hasattr(attention, "q_norm") else None,
         rotates=bool(getattr(attention, "use_rope", True)),
         scaling=attention.scaling,
     )
 
 
-def _linear(module: nn.Linear) -> Linear:
-    return module.weight, module.bias
+def _linear(*modules: nn.Linear) -> Linear:
+    """Weight and bias of modules with one input, as of one module whose outputs are theirs side by side."""
+    biases = [module.bias for module in modules if module.bias is not None]
+    assert len(biases) in (0, len(modules)), "these families have a bias in all three projections or in none"
+    return side_by_side([module.weight for module in modules]), side_by_side(biases) if biases else None
 
 
 class _Plain:
@@ -152,11 +141,23 @@ class _Plain:
         return x_NM, _Plain.norm(x_NM, weight, eps)
 
     @staticmethod
-    def rope(q_NAD: Tensor, k_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> tuple[Tensor, Tensor]:
-        both = torch.cat([q_NAD, k_NHD], dim=1)
-        left, right = both.chunk(2, dim=-1)
-        turned = both * cos_N1D + torch.cat([-right, left], dim=-1) * sin_N1D
-        return turned[:, : q_NAD.shape[1]], turned[:, q_NAD.shape[1] :]
+    def place(
+        layer: _Layer, slot_cache: SlotCache, feed: Decode, qkv_NX: Tensor, angles_ND: Angles, eps: float
+    ) -> Tensor:
+        """Queries and keys normed and rotated, keys and values written; returns the queries [N, A, D]."""
+        H, D = slot_cache.shape.kv_heads, slot_cache.shape.head_dim
+        heads_NXD = qkv_NX.view(len(qkv_NX), -1, D)
+        both_NXD, v_NHD = heads_NXD[:, :-H], heads_NXD[:, -H:]
+        if layer.qk_norms is not None:
+            parts = zip((both_NXD[:, :-H], both_NXD[:, -H:]), layer.qk_norms, strict=True)
+            both_NXD = torch.cat([_Plain.norm(part, weight, eps) for part, weight in parts], dim=1)
+        if angles_ND is not None:
+            left, right = both_NXD.chunk(2, dim=-1)
+            cos_N1D, sin_N1D = (angle_ND[:, None] for angle_ND in angles_ND)
+            both_NXD = both_NXD * cos_N1D + torch.cat([-right, left], dim=-1) * sin_N1D
+        slot_cache.append(layer.index, feed, both_NXD[:, -H:], v_NHD)
+        slot_cache.keep_queries(layer.index, feed, both_NXD[:, :-H])
+        return both_NXD[:, :-H]
 
     @staticmethod
     def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
@@ -167,16 +168,21 @@ class _Fused:
     """The same, each in one launch of a Triton kernel."""
 
     def __init__(self) -> None:
-        from leanthink.kernels import elementwise
+        from leanthink.kernels import elementwise, place
 
-        self._kernels = elementwise
-        self.norm, self.silu_mul = elementwise.rms_norm, elementwise.silu_mul
+        self._norm, self._add_norm, self._place = elementwise.rms_norm, elementwise.add_rms_norm, place.place
+        self.silu_mul = elementwise.silu_mul
 
     def add_norm(self, x_NM: Tensor, added_NM: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         if added_NM is None:
-            return x_NM, self.norm(x_NM, weight, eps)
-        return self._kernels.add_rms_norm(x_NM, added_NM, weight, eps)
+            return x_NM, self._norm(x_NM, weight, eps)
+        return self._add_norm(x_NM, added_NM, weight, eps)
 
-    def rope(self, q_NAD: Tensor, k_NHD: Tensor, cos_N1D: Tensor, sin_N1D: Tensor) -> tuple[Tensor, Tensor]:
-        q, k = self._kernels.rope(q_NAD[:, :, None], k_NHD[:, :, None], cos_N1D, sin_N1D)
-        return q[:, :, 0], k[:, :, 0]
+    def place(
+        self, layer: _Layer, slot_cache: SlotCache, feed: Decode, qkv_NX: Tensor, angles_ND: Angles, eps: float
+    ) -> Tensor:
+        keys_HTD, values_HTD = slot_cache.keys(layer.index), slot_cache.values(layer.index)
+        how: dict[str, Any] = {"norms": layer.qk_norms, "angles": angles_ND, "eps": eps}
+        q_NAD = self._place(qkv_NX, keys_HTD, values_HTD, feed.write_N, **how)
+        slot_cache.keep_queries(layer.index, feed, q_NAD)
+        return q_NAD

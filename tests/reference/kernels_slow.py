@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers.models.llama import modeling_llama
 
 
 def decode_attention_slow(
@@ -31,6 +32,37 @@ def append_slow(keys_HTD: Tensor, values_HTD: Tensor, write_N: Tensor, key_NHD: 
         for head in range(len(keys_HTD)):
             keys_HTD[head, slot] = key_NHD[row, head]
             values_HTD[head, slot] = value_NHD[row, head]
+
+
+def place_slow(
+    qkv_NX: Tensor,
+    keys_HTD: Tensor,
+    values_HTD: Tensor,
+    write_N: Tensor,
+    *,
+    norms: tuple[Tensor, Tensor] | None,
+    angles: tuple[Tensor, Tensor] | None,
+    eps: float,
+) -> Tensor:
+    """With transformers' own modules and functions."""
+    H, D = len(keys_HTD), keys_HTD.shape[-1]
+    heads_NXD = qkv_NX.view(len(qkv_NX), -1, D)
+    q_NAD, k_NHD, v_NHD = heads_NXD[:, : -2 * H], heads_NXD[:, -2 * H : -H], heads_NXD[:, -H:]
+    if norms is not None:
+        q_NAD, k_NHD = (_normed(x, weight, eps) for x, weight in zip((q_NAD, k_NHD), norms, strict=True))
+    if angles is not None:
+        cos_N1D, sin_N1D = (angle_ND[:, None] for angle_ND in angles)
+        q_NA1D, k_NH1D = modeling_llama.apply_rotary_pos_emb(q_NAD[:, :, None], k_NHD[:, :, None], cos_N1D, sin_N1D)
+        q_NAD, k_NHD = q_NA1D[:, :, 0], k_NH1D[:, :, 0]
+    append_slow(keys_HTD, values_HTD, write_N, k_NHD, v_NHD)
+    return q_NAD
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    stock = modeling_llama.LlamaRMSNorm(x.shape[-1], eps=eps)
+    stock.weight.data = weight
+    normed: Tensor = stock(x).detach()
+    return normed
 
 
 def compact_slow(kv_LPHTD: Tensor, first_R: Tensor, kept: Tensor) -> None:
