@@ -217,6 +217,20 @@ def test_decode_measures_rows_that_hold_what_was_asked_for(folder: Path) -> None
         assert cell["slots_read_per_row"] == pytest.approx(cell["slots"], abs=2)
 
 
+def test_breakdown_explains_the_measured_step(folder: Path) -> None:
+    result = run(small(folder, "decode", "breakdown"))["parts"]
+    for cell, decoded in zip(result["breakdown"]["cells"], result["decode"]["cells"], strict=True):
+        assert cell["step_ms"] == decoded["step_ms"], "measured once"
+        kinds = [cell[f"{name}_ms"] for name in ("products", "attention", "between", "sampler")]
+        assert all(kind["median"] > 0 for kind in kinds)
+        assert cell["rest_ms"] == pytest.approx(cell["step_ms"]["median"] - sum(kind["median"] for kind in kinds))
+
+
+def test_a_forward_of_transformers_is_not_taken_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leanthink.decoder.FAMILIES", ())
+    assert all("not taken apart" in cell["error"] for cell in measured(folder, "breakdown")["cells"])
+
+
 def test_eviction_measures_whole_intervals_and_as_much_of_full(folder: Path) -> None:
     for cell in measured(folder, "eviction")["cells"]:
         bounded, full = cell["horizon"], cell["full"]

@@ -7,6 +7,7 @@ from typing import Any
 from leanthink.bench.bed import Bed, attempt
 from leanthink.bench.measure import Steps, spread, timed_steps
 from leanthink.bench.seating import Place, seat
+from leanthink.engine import Engine
 
 
 def decode(bed: Bed) -> dict[str, Any]:
@@ -26,6 +27,11 @@ def full_cell(bed: Bed, batch: int, slots: int) -> dict[str, Any]:
 
 def full_steps(bed: Bed, batch: int, slots: int, steps: int) -> Steps:
     """Steps of rows that hold `slots` slots in the middle of the measured ones."""
+    return timed_steps(full_engine(bed, batch, slots, steps), warm_up=bed.options.warm_up, steps=steps)
+
+
+def full_engine(bed: Bed, batch: int, slots: int, steps: int) -> Engine:
+    """Rows that will hold `slots` slots after the warm-up and half of the steps."""
     warm_up, prompt = bed.options.warm_up, min(bed.options.prompt, slots // 2)
     held = max(prompt, slots - warm_up - steps // 2)
     generated = held - prompt + 1
@@ -36,7 +42,7 @@ def full_steps(bed: Bed, batch: int, slots: int, steps: int) -> Steps:
     ]
     engine = bed.engine([place.request.bound for place in places])
     seat(engine, places)
-    return timed_steps(engine, warm_up=warm_up, steps=steps)
+    return engine
 
 
 def summary(bed: Bed, batch: int, steps: Steps) -> dict[str, Any]:

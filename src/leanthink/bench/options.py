@@ -10,7 +10,7 @@ from typing import Any
 from leanthink.bench.shapes import SHAPES
 from leanthink.errors import UsageError, unknown
 
-PARTS = ("floor", "decode", "eviction", "throughput", "stock", "latency", "memory", "cpu")
+PARTS = ("floor", "decode", "breakdown", "eviction", "throughput", "stock", "latency", "memory", "cpu")
 FLAGS = {
     "shape": f"Random weights of a known shape: {', '.join(SHAPES)}; or the embedded reasoner: tiny.",
     "model": "Instead of a shape: a folder, a .gguf file or a hub id.",

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from leanthink.bench.bed import Bed, free_memory
 from leanthink.bench.birth import certificate
+from leanthink.bench.breakdown import breakdown
 from leanthink.bench.cpu import cpu
 from leanthink.bench.decode import decode
 from leanthink.bench.eviction import eviction
@@ -26,6 +27,7 @@ from leanthink.bench.throughput import throughput
 MEASURES: dict[str, Callable[[Bed], dict[str, Any]]] = {
     "floor": floor,
     "decode": decode,
+    "breakdown": breakdown,
     "eviction": eviction,
     "throughput": throughput,
     "stock": stock,
