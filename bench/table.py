@@ -1,4 +1,4 @@
-"""Writes the README's measured table out of the result files: `python bench/table.py`; `--check` only compares."""
+"""Writes the README's measured tables out of the result files: `python bench/table.py`; `--check` only compares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-PLACE = re.compile(r"(<!-- table:policies -->\n).*?(<!-- /table -->)", re.DOTALL)
+ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
 
 
 def policies_table() -> str:
@@ -58,6 +58,57 @@ def _cell(row: dict[str, Any]) -> str:
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
+def steps_table() -> str:
+    """Decoding steps against the floor, and what evictions take of them."""
+    lines = [
+        "| shape | rows x slots | floor | our step, full [p10, p90] | of the floor | evictions | with `horizon` |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ENGINES:
+        parts = _engine(name)["parts"]
+        for cell, evicting in zip(parts["decode"]["cells"], parts["eviction"]["cells"], strict=True):
+            step, longer = cell["step_ms"], evicting["horizon_to_full"] - 1
+            lines.append(
+                f"| {name} | {cell['batch']} x {cell['slots']} | {cell['floor_ms']:.1f} ms "
+                f"| {step['median']:.1f} ms [{step['p10']:.1f}, {step['p90']:.1f}] | {1 / cell['share_of_floor']:.2f}x "
+                f"| {100 * evicting['horizon']['eviction_share']:.1f} % | {100 * longer:+.1f} % |"
+            )
+    lines += [
+        "",
+        "Floor = bytes of weights and held slots over the copy bandwidth of the same run. Evictions: their share of",
+        "decoding time at an interval of 128; with `horizon`: the mean step against one that only holds as many slots,",
+        "so the predictor's own work counts too.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def throughput_table() -> str:
+    """Tokens per second from the same memory."""
+    budgets = [row["budget"] for row in _engine(ENGINES[0])["parts"]["throughput"]["policies"][1:]]
+    lines = ["| shape | full | " + " | ".join(f"horizon {budget}" for budget in budgets) + " |"]
+    lines.append("|---" * (len(budgets) + 2) + "|")
+    for name in ENGINES:
+        first, *rest = _engine(name)["parts"]["throughput"]["policies"]
+        full = f"{first['tokens_per_second']:.0f} ({first['rows']} rows)"
+        cells = [f"{r['tokens_per_second']:.0f} ({r['rows']} rows, {r['ratio_to_full']:.1f}x)" for r in rest]
+        lines.append("| " + " | ".join([name, full, *cells]) + " |")
+    found = _engine(ENGINES[0])
+    options, birth = found["options"], found["birth"]
+    lines += [
+        "",
+        f"Tokens per second at {options['kv_gib']:g} GiB for keys and values, {options['requests']} requests of "
+        f"{options['prompt']} + {options['output']} tokens, in the middle of their lives.",
+        f"{birth['hardware']}, torch {birth['torch']}, random weights in bfloat16, commit {birth['commit']}, "
+        "[bench/results](bench/results), `leanthink bench --shape SHAPE`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _engine(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"engine-{name}" / "bench.json").read_text())
+    return found
+
+
 def _percent(row: dict[str, Any]) -> str:
     return f"{100 * row['sampled'][0]:.1f}"
 
@@ -65,8 +116,14 @@ def _percent(row: dict[str, Any]) -> str:
 def main() -> None:
     """Rewrite README.md, or with --check leave with 1 if it is out of date."""
     readme = ROOT / "README.md"
-    text = readme.read_text()
-    fresh = PLACE.sub(lambda m: m[1] + policies_table() + "\n" + accuracy_sentence() + m[2], text)
+    text = fresh = readme.read_text()
+    tables = {
+        "policies": policies_table() + "\n" + accuracy_sentence(),
+        "engine": steps_table() + "\n" + throughput_table(),
+    }
+    for name, table in tables.items():
+        place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
+        fresh = place.sub(lambda found, table=table: found[1] + table + found[2], fresh)
     if "--check" in sys.argv:
         sys.exit(fresh != text)
     readme.write_text(fresh)
