@@ -75,32 +75,28 @@ def steps_table() -> str:
             )
     lines += [
         "",
-        "Floor = bytes of weights and held slots over the copy bandwidth of the same run. Evictions: their share of",
-        "decoding time at an interval of 128; with `horizon`: the mean step against one that only holds as many slots,",
-        "so the predictor's own work counts too.",
+        "Floor = bytes of weights and held slots over the copy bandwidth of the same run; evictions = their share of",
+        "time, interval 128; with `horizon` = its mean step against one that only holds as many slots.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def throughput_table() -> str:
+def throughput_lines() -> str:
     """Tokens per second from the same memory."""
-    budgets = [row["budget"] for row in _engine(ENGINES[0])["parts"]["throughput"]["policies"][1:]]
-    lines = ["| shape | full | " + " | ".join(f"horizon {budget}" for budget in budgets) + " |"]
-    lines.append("|---" * (len(budgets) + 2) + "|")
-    for name in ENGINES:
-        first, *rest = _engine(name)["parts"]["throughput"]["policies"]
-        full = f"{first['tokens_per_second']:.0f} ({first['rows']} rows)"
-        cells = [f"{r['tokens_per_second']:.0f} ({r['rows']} rows, {r['ratio_to_full']:.1f}x)" for r in rest]
-        lines.append("| " + " | ".join([name, full, *cells]) + " |")
     found = _engine(ENGINES[0])
     options, birth = found["options"], found["birth"]
-    lines += [
-        "",
+    lines = [
         f"Tokens per second at {options['kv_gib']:g} GiB for keys and values, {options['requests']} requests of "
-        f"{options['prompt']} + {options['output']} tokens, in the middle of their lives.",
-        f"{birth['hardware']}, torch {birth['torch']}, random weights in bfloat16, commit {birth['commit']}, "
-        "[bench/results](bench/results), `leanthink bench --shape SHAPE`.",
+        f"{options['prompt']} + {options['output']} tokens, in the middle of their lives:"
     ]
+    for name in ENGINES:
+        first, *rest = _engine(name)["parts"]["throughput"]["policies"]
+        cells = [f"{row['budget']}: {row['tokens_per_second']:.0f} ({row['ratio_to_full']:.1f}x)" for row in rest]
+        lines.append(f"{name} full {first['tokens_per_second']:.0f}, `horizon` {', '.join(cells)};")
+    lines.append(
+        f"{birth['hardware']}, torch {birth['torch']}, random weights in bfloat16, commit {birth['commit']}, "
+        "[bench/results](bench/results), `leanthink bench --shape SHAPE`."
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -119,7 +115,7 @@ def main() -> None:
     text = fresh = readme.read_text()
     tables = {
         "policies": policies_table() + "\n" + accuracy_sentence(),
-        "engine": steps_table() + "\n" + throughput_table(),
+        "engine": steps_table() + throughput_lines(),
     }
     for name, table in tables.items():
         place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
