@@ -11,6 +11,8 @@ from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsW
 from leanthink.errors import UsageError
 from leanthink.sampling import (
     MOST_LOGPROBS,
+    SHORT_TOP_K,
+    SHORTLIST,
     Sampler,
     Sampling,
     Uses,
@@ -54,41 +56,63 @@ def test_every_row_draws_what_the_slow_twin_draws(
     assert picked == [sample_slowly(row, sampling, count) for row, sampling, count in rows]
 
 
+@given(samplings=st.lists(SAMPLINGS, min_size=1, max_size=4), seed=st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_a_shortlist_of_a_large_vocabulary_holds_all_that_can_be_drawn(samplings: list[Sampling], seed: int) -> None:
+    torch.manual_seed(seed)
+    logits = (
+        (3 * torch.randn(len(samplings), SHORTLIST + 200)).bfloat16().float()
+    )  # with many ties, as models have them
+    sampler, counts_N = Sampler(8, torch.device("cpu")), torch.arange(len(samplings))
+    sampler.seat(0, samplings)
+    picked = sampler.pick(logits, counts_N, sampler.uses(len(samplings))).tolist()
+    for row, sampling in enumerate(samplings):
+        assert picked[row] == sample_slowly(logits[row].tolist(), sampling, row)
+        sampler.seat(0, [sampling])
+        assert picked[row] == int(sampler.pick(logits[row : row + 1], counts_N[row : row + 1], sampler.uses(1)))
+
+
 @given(
-    samplings=st.lists(SAMPLINGS, min_size=1, max_size=6), more=st.tuples(*[st.booleans()] * 4), seed=st.integers(0, 99)
+    samplings=st.lists(SAMPLINGS, min_size=1, max_size=6),
+    more=st.tuples(*[st.booleans()] * 5),
+    vocabulary=st.sampled_from([23, SHORTLIST + 30]),
+    seed=st.integers(0, 99),
 )
 @settings(max_examples=80, deadline=None)
-def test_steps_that_nobody_uses_change_nothing(samplings: list[Sampling], more: Uses, seed: int) -> None:
+def test_steps_that_nobody_uses_change_nothing(
+    samplings: list[Sampling], more: tuple[bool, ...], vocabulary: int, seed: int
+) -> None:
     torch.manual_seed(seed)
-    logits, counts_N = 3 * torch.randn(len(samplings), 23), torch.arange(len(samplings))
+    logits, counts_N = 3 * torch.randn(len(samplings), vocabulary), torch.arange(len(samplings))
     sampler = Sampler(len(samplings), torch.device("cpu"))
     sampler.seat(0, samplings)
     uses = sampler.uses(len(samplings))
-    padded = tuple(used or extra for used, extra in zip(uses, more, strict=True))
+    padded = Uses(*(used or extra for used, extra in zip(uses, more, strict=True)))
     assert torch.equal(sampler.pick(logits, counts_N, padded), sampler.pick(logits, counts_N, uses))
 
 
 def test_uses_says_what_any_of_the_first_rows_asks_for() -> None:
     sampler = Sampler(6, torch.device("cpu"))
     samplings = [
-        Sampling(top_k=0),
+        Sampling(top_k=5, top_p=0.5, min_p=0.5),  # greedy: none of it matters
         Sampling(temperature=0.7),
-        Sampling(top_k=5),
-        Sampling(top_p=0.9),
-        Sampling(min_p=0.1),
+        Sampling(temperature=0.7, top_k=SHORT_TOP_K + 1),
+        Sampling(temperature=0.7, top_k=SHORT_TOP_K, top_p=0.9),
+        Sampling(temperature=0.7, top_k=1, min_p=0.1),
     ]
     sampler.seat(0, samplings)
-    assert sampler.uses(1) == (False, False, False, False)
-    assert sampler.uses(2) == (True, False, False, False)
-    assert sampler.uses(3) == (True, True, False, False)
-    assert sampler.uses(4) == (True, True, True, False)
-    assert sampler.uses(5) == sampler.uses(6) == (True, True, True, True)
+    nothing = Uses(short=False, long=False, top_k=False, top_p=False, min_p=False)
+    assert sampler.uses(1) == nothing
+    assert sampler.uses(2) == nothing._replace(long=True)
+    assert sampler.uses(3) == nothing._replace(long=True, top_k=True)
+    assert sampler.uses(4) == nothing._replace(short=True, long=True, top_k=True, top_p=True)
+    assert sampler.uses(5) == sampler.uses(6) == Uses(short=True, long=True, top_k=True, top_p=True, min_p=True)
     sampler.move([4], [0])
-    assert sampler.uses(1) == (False, False, False, True)
+    assert sampler.uses(1) == nothing._replace(short=True, min_p=True)
     sampler.seat(0, [Sampling()])
     sampler.seat(1, [])
-    assert sampler.uses(1) == (False, False, False, False)
-    assert sampler.uses(2) == (True, False, False, False)
+    assert sampler.uses(1) == nothing
+    assert sampler.uses(2) == nothing._replace(long=True)
 
 
 def test_a_row_draws_the_same_whatever_the_other_rows_ask_for() -> None:
@@ -111,11 +135,11 @@ def test_a_row_that_moves_keeps_its_knobs() -> None:
     )
     for count in range(20):  # each draw is another one
         sampler.seat(1, [Sampling()])
-        assert sampler.uses(2) == (False, False, False, False)
+        assert not any(sampler.uses(2))
         counts = torch.full((4,), count)
         before = int(sampler.pick(logits, counts, sampler.uses(4))[3])
         sampler.move([3], [1])
-        assert sampler.uses(2) == (True, True, True, True)
+        assert sampler.uses(2) == Uses(short=True, long=False, top_k=False, top_p=True, min_p=True)
         assert int(sampler.pick(logits[:2], counts[:2], sampler.uses(2))[1]) == before
 
 

@@ -1,6 +1,6 @@
 """Turns logits into tokens, one row at a time in meaning and all rows at once in cost.
 
-N rows   V vocabulary
+N rows   V vocabulary   S shortlisted tokens
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,18 @@ from leanthink.errors import UsageError
 from leanthink.splitmix import STEP, mix, shift_right
 
 MOST_LOGPROBS = 20
-Uses = tuple[bool, bool, bool, bool]
+SHORTLIST = 1024  # tokens, the most likely ones, among which a row with a small top_k draws
+SHORT_TOP_K = 256  # and the largest such top_k: even where many tokens tie with the k-th, they are in the list
+
+
+class Uses(NamedTuple):
+    """What any of some rows uses; what nobody uses need not be computed."""
+
+    short: bool  # samples, with a top_k of 1 to SHORT_TOP_K
+    long: bool  # samples, with another top_k or none
+    top_k: bool  # samples, with a top_k above SHORT_TOP_K
+    top_p: bool
+    min_p: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +87,7 @@ class Sampler:
         self._knobs = torch.zeros(rows, 3, dtype=torch.float64, device=device)  # temperature, top_p, min_p
         self._top_k = torch.zeros(rows, dtype=torch.int64, device=device)
         self.seeds = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._uses = torch.zeros(rows, 4, dtype=torch.bool)  # on the host: samples at all, top_k, top_p, min_p
+        self._uses = torch.zeros(rows, len(Uses._fields), dtype=torch.bool)  # on the host, in that order
 
     def seat(self, first: int, samplings: Sequence[Sampling]) -> None:
         """Take the knobs of the requests that now hold rows `first`, `first + 1`, ..."""
@@ -85,8 +97,7 @@ class Sampler:
         self._knobs[rows] = torch.tensor([(s.temperature, s.top_p, s.min_p) for s in samplings]).to(self._knobs)
         self._top_k[rows] = torch.tensor([s.top_k for s in samplings]).to(self._top_k)
         self.seeds[rows] = torch.tensor([s.seed for s in samplings]).to(self.seeds)
-        uses = [(s.temperature > 0, s.top_k > 0, s.top_p < 1, s.min_p > 0) for s in samplings]
-        self._uses[rows] = torch.tensor(uses)
+        self._uses[rows] = torch.tensor([_uses_of(sampling) for sampling in samplings])
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Rows `sources` become rows `targets`."""
@@ -97,9 +108,8 @@ class Sampler:
             knob[target] = knob[source]
 
     def uses(self, rows: int) -> Uses:
-        """What any of rows 0 to `rows` - 1 uses: sampling at all, top_k, top_p, min_p."""
-        samples, top_k, top_p, min_p = self._uses[:rows].any(dim=0).tolist()
-        return samples, top_k, top_p, min_p
+        """What any of rows 0 to `rows` - 1 uses."""
+        return Uses(*self._uses[:rows].any(dim=0).tolist())
 
     def pick(self, logits_NV: Tensor, counts_N: Tensor, uses: Uses) -> Tensor:
         """The next token of each of rows 0 to N - 1, [N] int64.
@@ -108,23 +118,57 @@ class Sampler:
             logits_NV: theirs.
             counts_N: how many tokens each has generated so far.
             uses: at least what these rows use; what nobody uses is skipped.
+
+        Sorting a whole vocabulary takes longer than reading the cache does. A row with a small top_k draws from a
+        shortlist, and does so whatever its neighbours use, so that its tokens are the same alone and in a batch.
         """
         greedy_N = logits_NV.argmax(dim=-1)
-        samples, top_k, top_p, min_p = uses
-        if not samples:
+        if not (uses.short or uses.long):
             return greedy_N
         rows = slice(0, len(logits_NV))
-        temperature_N, top_p_N, min_p_N = self._knobs[rows].unbind(1)
+        temperature_N = self._knobs[rows, 0]
         is_greedy_N = temperature_N == 0
         scaled_NV = logits_NV.float() / temperature_N.masked_fill(is_greedy_N, 1)[:, None].float()
-        if top_k:
-            scaled_NV = keep_top_k(scaled_NV, self._top_k[rows])
-        if top_p:
-            scaled_NV = keep_top_p(scaled_NV, top_p_N)
-        if min_p:
-            scaled_NV = keep_min_p(scaled_NV, min_p_N)
-        drawn_N = draw(scaled_NV, uniform(self.seeds[rows], counts_N))
+        uniform_N = uniform(self.seeds[rows], counts_N)
+        if logits_NV.shape[1] <= SHORTLIST or not uses.short:
+            drawn_N = self._drawn(scaled_NV, uniform_N, uses)
+        else:
+            drawn_N = self._drawn_from_shortlist(scaled_NV, uniform_N, uses)
+            if uses.long:
+                top_k_N = self._top_k[rows]
+                is_short_N = (top_k_N > 0) & (top_k_N <= SHORT_TOP_K)
+                long_N = self._drawn(scaled_NV, uniform_N, uses._replace(short=False))
+                drawn_N = torch.where(is_short_N, drawn_N, long_N)
         return torch.where(is_greedy_N, greedy_N, drawn_N)
+
+    def _drawn_from_shortlist(self, scaled_NV: Tensor, uniform_N: Tensor, uses: Uses) -> Tensor:
+        """The draw among each row's SHORTLIST likeliest tokens, in vocabulary order as in `_drawn`."""
+        ids_NS = scaled_NV.topk(SHORTLIST, dim=-1, sorted=False).indices.sort(dim=-1).values
+        drawn_N = self._drawn(scaled_NV.gather(1, ids_NS), uniform_N, uses)
+        return ids_NS.gather(1, drawn_N[:, None])[:, 0]
+
+    def _drawn(self, scaled_NV: Tensor, uniform_N: Tensor, uses: Uses) -> Tensor:
+        """Which column of each row is drawn from what its knobs leave."""
+        rows = slice(0, len(scaled_NV))
+        _, top_p_N, min_p_N = self._knobs[rows].unbind(1)
+        if uses.short or uses.top_k:
+            scaled_NV = keep_top_k(scaled_NV, self._top_k[rows])
+        if uses.top_p:
+            scaled_NV = keep_top_p(scaled_NV, top_p_N)
+        if uses.min_p:
+            scaled_NV = keep_min_p(scaled_NV, min_p_N)
+        return draw(scaled_NV, uniform_N)
+
+
+def _uses_of(sampling: Sampling) -> Uses:
+    samples, short = sampling.temperature > 0, 0 < sampling.top_k <= SHORT_TOP_K
+    return Uses(
+        short=samples and short,
+        long=samples and not short,
+        top_k=samples and sampling.top_k > SHORT_TOP_K,
+        top_p=samples and sampling.top_p < 1,
+        min_p=samples and sampling.min_p > 0,
+    )
 
 
 def keep_top_k(scores_NV: Tensor, top_k_N: Tensor) -> Tensor:

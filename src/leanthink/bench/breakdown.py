@@ -20,9 +20,11 @@ from leanthink.bench.measure import seconds, spread
 from leanthink.cache import Decode
 from leanthink.engine import Engine
 from leanthink.errors import UsageError
+from leanthink.sampling import Sampling
 
 METHOD = "each kind of work alone, in one CUDA graph on a GPU; rest = the median step less all of them"
 WARM_UP, TIMES = 3, 20
+SAMPLED = Sampling(temperature=0.6, top_k=20, top_p=0.95)  # as reasoning models are served
 
 
 def breakdown(bed: Bed) -> dict[str, Any]:
@@ -37,18 +39,16 @@ def _cell(bed: Bed, batch: int, slots: int) -> dict[str, Any]:
         if "step_ms" not in whole:
             raise UsageError(f"there is no step to explain: {whole['error']}")
         step_ms: dict[str, float] = whole["step_ms"]
-        parts = _measure(bed, batch, slots)
-        return {
-            "step_ms": step_ms,
-            **parts,
-            "rest_ms": step_ms["median"] - sum(part["median"] for part in parts.values()),
-        }
+        parts, sampling_ms = _measure(bed, batch, slots)
+        rest_ms = step_ms["median"] - sum(part["median"] for part in parts.values())
+        return {"step_ms": step_ms, **parts, "rest_ms": rest_ms, "sampling_instead_ms": sampling_ms}
 
     return {"batch": batch, "slots": slots} | attempt(measure)
 
 
 @torch.inference_mode()
-def _measure(bed: Bed, batch: int, slots: int) -> dict[str, dict[str, float]]:
+def _measure(bed: Bed, batch: int, slots: int) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """The kinds of work of the measured step, which is greedy, and beside them a sampler that samples."""
     if not decoder.is_llama_like(bed.model):
         raise UsageError(
             f"{bed.model.config.model_type} decodes through transformers' own forward, which is not taken apart"
@@ -64,7 +64,9 @@ def _measure(bed: Bed, batch: int, slots: int) -> dict[str, dict[str, float]]:
         "between": partial(_between, lean, engine, feed, batch, positions_N1),
         "sampler": partial(_sampler, engine, batch),
     }
-    return {f"{name}_ms": _timed(kind(), bed.device) for name, kind in kinds.items()}
+    parts = {f"{name}_ms": _timed(kind(), bed.device) for name, kind in kinds.items()}
+    engine.sampler.seat(0, [SAMPLED] * batch)
+    return parts, _timed(_sampler(engine, batch), bed.device)
 
 
 def _products(lean: decoder.LeanDecoder, batch: int) -> Callable[[], object]:
