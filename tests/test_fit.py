@@ -200,6 +200,21 @@ def test_horizons_can_be_a_choice_of_the_labelled_ones(model: Any, labels: Any) 
         fit(model, TRACES, labels, Recipe(horizons=(8, 2), steps=2))
 
 
+def test_horizons_that_hardly_any_token_reaches_are_left_out_unless_they_are_asked_for(model: Any) -> None:
+    values_TC = torch.rand(20, 5, generator=torch.Generator().manual_seed(0))
+    labels = made_labels(model, twins(answer=0), values_TC, (4, 10, 19, 20, 30))  # 16, 10, 1, 0 and 0 tokens of 20
+    assert fit(model, twins(answer=0), labels, Recipe(steps=1, batch=8)).predictor.horizons == (4, 10, 19)
+    rare = [*twins(answer=0), *(replace(trace(f"s{i}", thought=9, answer=0)) for i in range(20))]
+    assert fitting._columns(rare, labels, Recipe())[1].horizons == (4, 10)  # 19 is reached by 2 tokens of 220
+    assert fitting._columns(rare, labels, Recipe(horizons=(19,)))[1].horizons == (19,)
+    short = [trace(f"t{i}", thought=3, answer=0) for i in range(2)]
+    assert fitting._reached(short, 4) == 0
+    with pytest.raises(UsageError, match="longer traces"):
+        fitting._columns(short, labels, Recipe())
+    with pytest.raises(UsageError, match="horizon 20: no thought token"):
+        fitting._columns(rare, labels, Recipe(horizons=(4, 20)))
+
+
 def test_without_held_out_traces_only_the_training_loss_is_reported(model: Any, labels: Any) -> None:
     metrics = fit(model, TRACES[:1], labels, Recipe(steps=2, batch=8, val_share=0, tokens_per_trace=4)).metrics
     assert metrics.keys() == {"train_loss", "held_out_traces"}

@@ -25,7 +25,9 @@ Out = Annotated[Path, option("--out", about="Safetensors file for the predictor.
 Target = Annotated[
     str | None, option("--target", about="horizon (policy horizon) or answer (policy dynts).", default="horizon")
 ]
-Horizons = Annotated[str | None, option("--horizons", about="Which of the labelled ones to fit.", default="all")]
+Horizons = Annotated[
+    str | None, option("--horizons", about="Which of the labelled ones to fit.", default="those reached")
+]
 Offsets = Annotated[
     str | None, option("--offsets", about="Tokens seen of each, itself (0) and later ones.", default="0,1,2,4,8,12")
 ]

@@ -25,6 +25,7 @@ from leanthink.importance.recipe import Recipe, goal, loss, rate
 from leanthink.trace import Trace
 
 TOP_SHARES = (0.2, 0.3)
+LEAST_REACHED = 0.01  # of the tokens: a horizon that fewer reach is learned worse than the one before it serves
 Progress = Callable[[str, int, int], None]
 
 
@@ -53,11 +54,12 @@ def fit(
     `progress(stage, done, total)` is called for the stages "read" and "fit".
 
     Raises:
-        UsageError: no usable trace, a horizon that was not labelled, too few problems to hold any out.
+        UsageError: no usable trace, a horizon that was not labelled or that no trace reaches, too few problems to hold
+            any out.
         PredictorMismatch: the labels belong to another model.
     """
-    columns, recipe = _columns(labels, recipe)
     kept = usable(traces, labels, only_correct=recipe.only_correct, need_answer=recipe.target == "answer")
+    columns, recipe = _columns(kept, labels, recipe)
     fitted_to, held_out = split_by_problem(kept, share=recipe.val_share, seed=recipe.seed)
     examples = gather(
         model,
@@ -85,19 +87,33 @@ def fit(
     return Fitted(predictor=made_ready(predictor, model), data=data, metrics=metrics)
 
 
-def _columns(labels: LabelFile, recipe: Recipe) -> tuple[list[int], Recipe]:
+def _columns(traces: Sequence[Trace], labels: LabelFile, recipe: Recipe) -> tuple[list[int], Recipe]:
     """Label columns to fit, and the recipe with its horizons spelt out."""
     if recipe.target == "answer":
         return [0], recipe
-    horizons = labels.horizons if recipe.horizons is None else recipe.horizons
+    reached = {horizon: _reached(traces, horizon) for horizon in labels.horizons}
+    enough = LEAST_REACHED * sum(trace.thought_tokens for trace in traces)
+    horizons = recipe.horizons
+    if horizons is None:
+        horizons = tuple(h for h in labels.horizons if reached[h] >= enough) or labels.horizons[:1]
     for horizon in horizons:
         if horizon not in labels.horizons:
             raise unknown("horizon", horizon, labels.horizons)
+        if not reached[horizon]:
+            raise UsageError(
+                f"horizon {horizon}: no thought token of these traces has so many tokens after it; leave it out, or "
+                "collect longer traces"
+            )
     if not horizons or list(horizons) != sorted(set(horizons)):
         raise UsageError(f"horizons must be ascending, at least one, got {list(horizons)}")
     offsets = offsets_below(horizons[0]) if recipe.offsets is None else recipe.offsets
     spelt_out = replace(recipe, horizons=horizons, offsets=offsets)
     return [1 + labels.horizons.index(horizon) for horizon in horizons], spelt_out
+
+
+def _reached(traces: Sequence[Trace], horizon: int) -> int:
+    """How many thought tokens have at least so many tokens after them."""
+    return sum(min(trace.thought_tokens, max(0, len(trace.token_ids) - horizon)) for trace in traces)
 
 
 def _counts(examples: Sequence[Examples], recipe: Recipe) -> Tensor:
