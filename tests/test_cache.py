@@ -133,14 +133,16 @@ class History:
         cache.tick()
         states, wishes = torch.randn(n, STATE), cache.wishes
         first, late = self.chance.randint(0, wishes.channels), self.chance.choice([0, 0, 1, 4])
-        stamps = torch.randn(n, wishes.channels - first)
+        count = self.chance.choice([1, 1, 2, 5])
+        stamps = torch.randn(n, count, wishes.channels - first)
         if wishes.states:
             cache.remember(states)
         cache.stamp(torch.arange(n), stamps, first=first, late=late)
         for row, request in enumerate(self.slow.rows):
             self.slow.feed(request, keys[:, row, :, 0], values[:, row, :, 0], queries[:, row, :, :, 0])
             self.slow.remember(row, states[row].tolist())
-            self.slow.stamp(row, first, stamps[row].tolist(), late)
+            for older in range(count):
+                self.slow.stamp(row, first, stamps[row, older].tolist(), late + older)
 
     def evict(self) -> None:
         """Rows with equally many thought slots keep some of them."""
@@ -223,10 +225,12 @@ class History:
                 latest = [asked.get(position, zeros) for position in range(request.fed - wishes.queries, request.fed)]
                 assert shown[0].movedim(2, 0).tolist() == latest
         if wishes.states and request.fed:
-            offsets = (0, wishes.states // 2, wishes.states - 1)
-            for offset, state in zip(offsets, self.cache.recall(rows, offsets)[0].tolist(), strict=True):
-                position = request.fed - wishes.states + offset
-                assert state == request.states.get(position, state)
+            count = self.chance.randint(1, wishes.states)
+            offsets = (0, (wishes.states - count) // 2, wishes.states - count)
+            for older, states in enumerate(self.cache.recall(rows, offsets, count)[0].tolist()):
+                for offset, state in zip(offsets, states, strict=True):
+                    position = request.fed - 1 - offsets[-1] - older + offset
+                    assert state == request.states.get(position, state)
 
 
 ACTS = ["reserve", "reserve", "feed", "feed", "copy", "seat", "seat", "step", "step", "step", "step", "step"]
@@ -321,7 +325,7 @@ def test_the_ring_of_states_shows_the_right_tokens_after_moves_and_after_it_was_
             cache.remember((torch.tensor(names) + last_N)[:, None].expand(-1, STATE).float())
 
     def recalled(*offsets: int) -> list[list[float]]:
-        return cache.recall(torch.arange(cache.active), offsets)[..., 0].tolist()
+        return cache.recall(torch.arange(cache.active), offsets)[:, 0, :, 0].tolist()
 
     run(4)
     assert recalled(0, 1) == [[102, 103], [204, 205], [307, 308]]
@@ -332,7 +336,7 @@ def test_the_ring_of_states_shows_the_right_tokens_after_moves_and_after_it_was_
     assert recalled(0, 1) == [[307, 308], [204, 205]]
     run(3)
     assert recalled(0, 1, 4) == [[307, 308, 311], [204, 205, 208]]
-    assert cache.recall(torch.tensor([1]), (0, 2))[0, :, 0].tolist() == [206, 208]
+    assert cache.recall(torch.tensor([1]), (0, 2), 3)[0, :, :, 0].tolist() == [[206, 208], [205, 207], [204, 206]]
 
 
 def test_the_ring_of_queries_shows_the_right_tokens_after_moves_and_after_it_was_enlarged() -> None:
@@ -367,15 +371,16 @@ def test_a_short_prompt_does_not_inherit_the_queries_of_the_rows_former_owner() 
     assert not latest_queries(cache, 4).any()
 
 
-@pytest.mark.parametrize(("late", "position"), [(0, 4), (1, 3), (2, 2), (3, 1), (4, 0), (9, 0)])
-def test_a_late_stamp_lands_on_its_token_or_on_a_prompt_slot_of_its_own(late: int, position: int) -> None:
+@pytest.mark.parametrize(("late", "position"), [(0, 4), (1, 3), (2, 2), (3, 1), (4, 0), (5, None), (9, None)])
+def test_a_late_stamp_lands_on_its_token_or_on_a_prompt_slot_of_its_own(late: int, position: int | None) -> None:
     cache = make_cache()
     cache.provide(Wishes(channels=2))
     regions = [take_seat(cache, 2), take_seat(cache, 2)]
     for _ in range(4):
         step(cache)
-    cache.stamp(torch.tensor([1]), torch.tensor([[7.0]]), first=1, late=late)
-    assert cache.stamps.nonzero().tolist() == [[regions[1].start + position, 1]]
+    cache.stamp(torch.tensor([1]), torch.tensor([[[7.0]]]), first=1, late=late)
+    wanted = cache.slots if position is None else regions[1].start + position  # the spare slot is nobody's
+    assert cache.stamps.nonzero().tolist() == [[wanted, 1]]
 
 
 def test_a_late_stamp_finds_its_token_after_an_eviction_and_stays_with_it() -> None:
@@ -385,7 +390,7 @@ def test_a_late_stamp_finds_its_token_after_an_eviction_and_stays_with_it() -> N
     for _ in range(5):
         step(cache)
     cache.evict([0], torch.tensor([[0, 2, 3]]))  # positions 2, 4 and 5 of 2 to 5
-    cache.stamp(torch.tensor([0]), torch.tensor([[1.0, 2.0, 3.0]]), first=1, late=1)
+    cache.stamp(torch.tensor([0]), torch.tensor([[[1.0, 2.0, 3.0]]]), first=1, late=1)
     step(cache)
     cache.evict([0], torch.tensor([[1, 3]]))
     slots = cache.show(torch.tensor([0]), 2, torch.tensor([0]), make("horizon"), first=1)
@@ -407,7 +412,7 @@ def half_full(row_slots: int | None) -> SlotCache:
     for _ in range(3):
         step(cache)
         cache.remember(torch.randn(4, STATE))
-        cache.stamp(torch.arange(4), torch.randn(4, 2))
+        cache.stamp(torch.arange(4), torch.randn(4, 1, 2))
     cache.retire([1, 3])
     feed(cache, cache.arena.reserve(5), [2])
     torch.manual_seed(6)
@@ -429,7 +434,7 @@ def test_a_step_of_more_rows_than_are_active_is_a_step_of_the_active_ones(rows: 
     plain, padded = half_full(row_slots), half_full(row_slots)
     keys, values = torch.randn(2, SHAPE.layers, rows, SHAPE.kv_heads, 1, SHAPE.head_dim)
     queries = torch.randn(SHAPE.layers, rows, SHAPE.kv_heads * SHAPE.group, 1, SHAPE.head_dim)
-    states, stamps = torch.randn(rows, STATE), torch.randn(rows, 1)
+    states, stamps = torch.randn(rows, STATE), torch.randn(rows, 2, 1)
     for cache, n, asked in ((plain, 2, None), (padded, rows, rows)):
         assert cache.start_step(asked).shape == (n, 1)
         for layer in range(SHAPE.layers):
@@ -450,7 +455,7 @@ def test_a_step_while_no_row_is_live_changes_only_the_spare_slot() -> None:
     cache.start_step(4)
     write_random(cache, 4, 1)
     cache.remember(torch.randn(4, STATE))
-    cache.stamp(torch.arange(4), torch.randn(4, 2), late=1)
+    cache.stamp(torch.arange(4), torch.randn(4, 3, 2), late=1)
     cache.live.copy_(live)
     after = everything(cache)
     assert all(torch.equal(before[name], after[name]) for name in before)

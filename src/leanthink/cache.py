@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from leanthink.arena import Arena, Region
+from leanthink.constants import constant
 from leanthink.errors import UsageError
 from leanthink.policies import Policy, Slots
 
@@ -320,21 +321,31 @@ class SlotCache:
         at_N = (self.next_positions[: len(states_NF)] - 1) % self.wishes.states
         self.states[self.row_N, at_N] = states_NF
 
-    def recall(self, rows_R: Tensor, offsets: Sequence[int]) -> Tensor:
-        """States [R, O, F] of the token `offsets[-1]` before the last of each row, and of those at `offsets` after it.
+    def recall(self, rows_R: Tensor, offsets: tuple[int, ...], count: int = 1) -> Tensor:
+        """What of S = `count` tokens of each row was remembered, [R, S, O, F]: the states of the tokens at `offsets`.
 
-        Before so many thought tokens are written they are another token's; that token is of the prompt, or gone.
+        The first token is the one `offsets[-1]` before the row's last, each further one is a token older. Before so
+        many thought tokens are written they are another token's; that token is of the prompt, or gone.
         """
-        assert offsets[-1] < self.wishes.states
-        last_R, size = self.next_positions[rows_R] - 1, self.wishes.states
-        seen = [self.states[rows_R, (last_R - offsets[-1] + offset) % size] for offset in offsets]
-        return torch.stack(seen, dim=1)
+        size, late = self.wishes.states, offsets[-1]
+        assert late + count <= size
+        token_RS = self.next_positions[rows_R][:, None] - 1 - late - self._ages(count)
+        at_RSO = (token_RS[..., None] + constant(offsets, rows_R.device)) % size
+        return self.states[rows_R[:, None, None], at_RSO]
 
-    def stamp(self, rows_R: Tensor, stamps_RC: Tensor, *, first: int = 0, late: int = 0) -> None:
-        """Attach numbers, from channel `first` on, to the slot that each row wrote `late` tokens before its last."""
-        back_R = (self.lengths[rows_R] - 1 - late).clamp(min=0)  # of the prompt where the thought is still shorter
-        slots_R = torch.where(self.live[rows_R] > 0, self.starts[rows_R] + back_R, self.slots)
-        self.stamps[slots_R, first : first + stamps_RC.shape[1]] = stamps_RC.float()
+    def stamp(self, rows_R: Tensor, stamps_RSC: Tensor, *, first: int = 0, late: int = 0) -> None:
+        """Attach numbers, from channel `first` on, to S tokens of each row: the one `late` before its last, and older.
+
+        They must be the youngest in the row's slots, or else be gone. Where the thought is still shorter, slots of the
+        prompt are stamped, which nobody ranks.
+        """
+        back_RS = self.lengths[rows_R][:, None] - 1 - late - self._ages(stamps_RSC.shape[1])
+        there_RS = (self.live[rows_R][:, None] > 0) & (back_RS >= 0)
+        slots_RS = torch.where(there_RS, self.starts[rows_R][:, None] + back_RS, self.slots)
+        self.stamps[slots_RS, first : first + stamps_RSC.shape[-1]] = stamps_RSC.float()
+
+    def _ages(self, count: int) -> Tensor:
+        return constant(tuple(range(count)), self.starts.device)
 
     # -- evicting --------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from leanthink.policies import Policy
 from leanthink.sampling import Sampler, Uses, log_probabilities
 
 Stamping = tuple[Policy, int, Tensor]  # a policy, the first of its channels, the rows that it stamps
+STAMPED_AT_ONCE = 1024  # tokens: what the predictor needs for more of them would count in the peak of memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,10 @@ class DeviceStep:
         self._captured.clear()
 
     def launch(self, rows: int, stamping: Sequence[Stamping], *, logprobs: int) -> None:
-        """Start a step of rows 0 to `rows` - 1; `logprobs` of how many alternatives, -1 for none at all."""
+        """Start a step of rows 0 to `rows` - 1; `logprobs` of how many alternatives, -1 for none at all.
+
+        `stamping` are the policies that stamp in every step.
+        """
         uses = self.sampler.uses(rows)
         if self.graphs:
             span = 1 << (self.cache.arena.widest - 1).bit_length()
@@ -90,6 +94,13 @@ class DeviceStep:
         self._host_finite.copy_(self.finite, non_blocking=True)
         if self._copied is not None:
             self._copied.record()
+
+    def stamp(self, policy: Policy, column: int, rows_R: Tensor) -> None:
+        """Stamp the last `policy.stride` tokens of these rows that have all their followers."""
+        for part_R in torch.split(rows_R, max(1, STAMPED_AT_ONCE // policy.stride)):
+            seen_RSWF = self.cache.recall(part_R, policy.offsets, policy.stride)
+            stamps_RSC = policy.stamp(seen_RSWF.flatten(0, 1)).view(len(part_R), policy.stride, -1)
+            self.cache.stamp(part_R, stamps_RSC, first=column, late=policy.offsets[-1])
 
     def ids(self, rows: int) -> Tensor:
         """The sampled tokens of the step, [N] on the host; waits for the device.
@@ -114,11 +125,10 @@ class DeviceStep:
         cache = self.cache
         positions_N1 = cache.start_step(graph_rows)
         states_NF, logits_NV = self._decode(cache, self.last_ids[:rows], positions_N1)
-        if stamping:
+        if cache.wishes.states:
             cache.remember(states_NF)
         for policy, column, rows_R in stamping:
-            seen_RWF = cache.recall(rows_R, policy.offsets)
-            cache.stamp(rows_R, policy.stamp(seen_RWF), first=column, late=policy.offsets[-1])
+            self.stamp(policy, column, rows_R)
         counts_N = cache.next_positions[:rows] - cache.prompt_lengths[:rows]
         ids_N = self.sampler.pick(logits_NV, counts_N, uses)
         self.last_ids[:rows] = ids_N

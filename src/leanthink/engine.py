@@ -20,7 +20,7 @@ from leanthink.arena import Region
 from leanthink.budget import Budget, keep
 from leanthink.cache import Segment, SlotCache, Wishes
 from leanthink.completion import Completion, Step, TextStream
-from leanthink.device_step import DeviceStep
+from leanthink.device_step import DeviceStep, Stamping
 from leanthink.errors import UsageError
 from leanthink.load import ThinkTags, check_model, end_ids, kv_shape, think_tags
 from leanthink.policies import Policy
@@ -119,6 +119,7 @@ class Engine:
         self._mail: dict[int, deque[Step]] = {}  # steps of streams that are being read, not yet yielded
         self._unclaimed: dict[int, Completion] = {}  # finished while a stream was read, not yet reported
         self._next_id = 0
+        self._decoded = 0  # steps so far in which rows decoded
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -168,7 +169,7 @@ class Engine:
             Wishes(
                 channels=self.cache.wishes.channels + policy.channels,
                 queries=policy.num_queries,
-                states=policy.offsets[-1] + 1 if policy.channels else 0,
+                states=policy.offsets[-1] + policy.stride if policy.channels else 0,
                 per_head=policy.per_head,
             )
         )
@@ -306,17 +307,24 @@ class Engine:
         """One token for every active row; the host looks after evictions while the device works."""
         cache, seats, n = self.cache, self.seats, self.cache.active
         most = max((request.sampling.logprobs or 0 for request in seats.requests), default=0) if seats.logprobs else -1
-        stamping = [
-            (policy, column, seats.rows_of(index))
-            for index, (policy, column) in enumerate(zip(self.policies, self.columns, strict=True))
-            if policy.channels
-        ]
-        self.device_step.launch(n, stamping, logprobs=most)
+        self.device_step.launch(n, self._stamping(strided=False), logprobs=most)
         cache.tick()
+        for policy, column, rows_R in self._stamping(strided=True):
+            if self._decoded % policy.stride == 0 and len(rows_R):
+                self.device_step.stamp(policy, column, cache.indices(rows_R.tolist()))
+        self._decoded += 1
         self._evict()
         if most >= 0:
             seats.note_logprobs(self.device_step.logprobs(n))
         seats.note_tokens(self.device_step.ids(n))
+
+    def _stamping(self, *, strided: bool) -> list[Stamping]:
+        """The policies that stamp in every step, or those that do so in every so many-th, and their rows."""
+        return [
+            (policy, column, self.seats.rows_of(index))
+            for index, (policy, column) in enumerate(zip(self.policies, self.columns, strict=True))
+            if policy.channels and (policy.stride > 1) == strided
+        ]
 
     def _evict(self) -> None:
         """Evict from every row that is due, rows of one policy and budget together."""

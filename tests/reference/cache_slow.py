@@ -77,9 +77,10 @@ class SlowCache:
             _keep_youngest(self.rows[row].states, self.rows[row].fed - 1, state, self.num_states)
 
     def stamp(self, row: int, first: int, numbers: Sequence[float], late: int) -> None:
-        """Attach numbers to the slot `late` slots before the last, or to the first one of all."""
+        """Attach numbers to the slot `late` slots before the last, if there is one."""
         stamps = self.rows[row].stamps
-        stamps[max(0, len(stamps) - 1 - late)] |= dict(enumerate(numbers, start=first))
+        if late < len(stamps):
+            stamps[len(stamps) - 1 - late] |= dict(enumerate(numbers, start=first))
 
     def evict(self, row: int, kept: list[Any]) -> None:
         """Keep the prompt and these thought slots: indices for all heads, or a list of them for each layer and head."""

@@ -13,6 +13,7 @@ from leanthink.bench.weights import all_bytes, build
 from leanthink.errors import UsageError
 from leanthink.importance.predictor import Predictor, offsets_below
 from leanthink.load import kv_shape
+from leanthink.policies import make_policy
 
 
 def memory(bed: Bed) -> dict[str, Any]:
@@ -30,8 +31,9 @@ def predicted_bytes(config: Any, dtype: torch.dtype, *, slots: int, rows: int) -
     offsets, size = offsets_below(HORIZONS[0]), config.hidden_size
     with torch.device("meta"):
         predictor = Predictor(target="horizon", hidden_size=size, horizons=HORIZONS, offsets=offsets).to(dtype)
+    stride = make_policy("horizon", predictor).stride
     per_slot = torch.int64.itemsize + len(HORIZONS) * torch.float32.itemsize
-    states = (offsets[-1] + 1) * 2 * size * dtype.itemsize
+    states = (offsets[-1] + stride) * 2 * size * dtype.itemsize
     counts = 12 * torch.int64.itemsize  # five in the cache's table; its number, latest token and knobs elsewhere
     return {
         "weights": all_bytes(build(config, "meta", dtype)),

@@ -27,8 +27,8 @@ class Recipe:
 
     target: "horizon" (binary cross-entropy to each horizon's label) or "answer" (arXiv 2601.18383: squared error to the
         transformed answer label, fivefold weight where 4 <= y < 5).
-    horizons: which of the labelled horizons to fit; None: all that a hundredth of the thought tokens have so many tokens
-        after them for, at least the first. For "horizon" only.
+    horizons: which of the labelled horizons to fit; None: those that a hundredth of the thought tokens reach, that is,
+        have so many tokens after them, but at least the first. For "horizon" only.
     offsets: which tokens the predictor sees of each, 0 the token itself, o the one written o tokens later. None: 0, 1,
         2, 4, 8 and 12, as far as they stay below the first horizon. For "horizon" only.
     transform: of the answer label b: "power" y = 10 b^0.3 / 0.3, "scale" y = 10000 b. For "answer" only.

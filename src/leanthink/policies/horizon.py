@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from leanthink.constants import constant
 from leanthink.errors import UsageError
 from leanthink.policies.policy import ImportancePredictor, Policy, Slots, Target, check_target
 
 # Above any score of a predictor (they are logits), and small enough that float32 tells LOCAL - age from
 # LOCAL - age - 1.
 LOCAL = 2.0**23
+MOST_AT_ONCE = 16  # tokens of a row: the predictor's weights are read once for all of them
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -56,6 +57,11 @@ class Horizon(Policy):
         """The predictor's; all of them are written before a slot leaves the local window."""
         return self.predictor.offsets
 
+    @property
+    def stride(self) -> int:
+        """As many tokens as can wait until the oldest of them leaves the local window, at most MOST_AT_ONCE."""
+        return min(MOST_AT_ONCE, self.predictor.horizons[0] - self.offsets[-1])
+
     def stamp(self, states_NWF: Tensor) -> Tensor:
         """The predicted importance of each token at each horizon, [N, C]."""
         return self.predictor(states_NWF).float()
@@ -63,13 +69,7 @@ class Horizon(Policy):
     def score(self, slots: Slots) -> Tensor:
         """The stamp of the largest horizon that the slot's age has reached, [R, S]."""
         assert slots.stamps is not None, "the cache stamps every slot of a policy with channels"
-        horizons_C = _on(slots.ages.device, self.predictor.horizons)
+        horizons_C = constant(self.predictor.horizons, slots.ages.device)
         reached_RS = (horizons_C <= slots.ages[..., None]).sum(dim=-1)
         score_RS = slots.stamps.gather(-1, (reached_RS - 1).clamp(min=0)[..., None]).squeeze(-1)
         return torch.where(reached_RS == 0, LOCAL - slots.ages, score_RS)
-
-
-@cache
-def _on(device: torch.device, horizons: tuple[int, ...]) -> Tensor:
-    """Copied to the device once: each copy from ordinary memory would wait for the step that runs there."""
-    return torch.tensor(horizons, device=device)

@@ -112,6 +112,15 @@ class Policy(Protocol):
         """
         return (0,)
 
+    @property
+    def stride(self) -> int:
+        """How many tokens of a row may be stamped together, in every so many-th step only, at least 1.
+
+        A token may thus have to wait for its stamp until `stride` - 1 more tokens are written. Until then, too, `score`
+        must rank it above all that are stamped, and the younger of two such tokens above the older.
+        """
+        return 1
+
     def stamp(self, states_NWF: Tensor) -> Tensor:
         """Numbers to store beside each token's slot, float32 [N, C], from its states (see `leanthink.states`)."""
         raise AssertionError(f"{self.name} stamps nothing: channels is {self.channels}")
