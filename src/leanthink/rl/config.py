@@ -38,7 +38,8 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         overlong_factor: that penalty at max_completion_length.
         think_tags: whether a response must close its thought to be right.
         dynamic_sampling: generate until the batch is full of groups that teach something.
-        max_rounds: most rounds of that; what is missing then is filled with groups of advantage 0, which change nothing.
+        max_rounds: most rounds of that; what is then missing is filled with groups of advantage 0, which change
+            nothing.
         rollouts: "engine" (ours), "transformers" or "vllm" (TRL's, in the mode that `vllm_mode` says).
         rollout_policy: of the engine; "full" keeps everything.
         rollout_budget: of that policy: slots, window, interval, answer.
@@ -152,10 +153,11 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             )
         if self.rollout_rows < 1:
             raise UsageError(f"rollout_rows={self.rollout_rows}: at least 1 response at a time")
-        self.use_vllm = self.use_vllm or self.rollouts == "vllm"
+        if self.rollouts == "vllm":
+            self.use_vllm = True
 
     def _check_checkpoints(self) -> None:
-        """A run can go on exactly as it was only from where a generation batch ends: TRL does not save the rest of it."""
+        """A run goes on as it was only from where a generation batch ends: TRL does not save the rest of one."""
         updates = self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps
         if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % max(1, updates):
             raise UsageError(

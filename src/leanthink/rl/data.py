@@ -102,7 +102,9 @@ def check_answers(dataset: Dataset) -> None:
         )
     for index, answer in enumerate(dataset["answer"]):
         if not isinstance(answer, str) or not answer.strip():
-            raise UsageError(f"row {index} of the data has answer {answer!r}: give the right answer as text, or drop it")
+            raise UsageError(
+                f"row {index} of the data has answer {answer!r}: give the right answer as text, or drop it"
+            )
 
 
 def grade(columns: Mapping[str, Any], text: str, *, think_tags: bool) -> bool | None:

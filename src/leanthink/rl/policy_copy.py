@@ -49,7 +49,11 @@ class PolicyCopy:
         for name, weight in self.model.named_parameters():
             path, _, leaf = name.rpartition(".")
             module = self._base.get_submodule(path)
-            if not only_trained or any(part.requires_grad for part in module.parameters(recurse=False)) or _adapted(module):
+            if (
+                not only_trained
+                or any(part.requires_grad for part in module.parameters(recurse=False))
+                or _adapted(module)
+            ):
                 weight.copy_(_folded(module, leaf))
 
 
@@ -62,8 +66,8 @@ def _base_of(model: Any) -> Any:
         plain = isinstance(config, LoraConfig) and not config.use_dora and not config.modules_to_save
         if not plain or config.bias != "none":
             raise UsageError(
-                f"adapter {name!r} cannot be folded into weights for our engine: use LoRA without DoRA, modules_to_save "
-                "and bias, or rollouts='transformers'"
+                f"adapter {name!r} cannot be folded into weights for our engine: use LoRA without DoRA, "
+                "modules_to_save and bias, or rollouts='transformers'"
             )
     return model.get_base_model()
 

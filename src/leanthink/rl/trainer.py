@@ -49,8 +49,9 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
 
     Dynamic sampling: a generation batch is scored, its groups that are all right or all wrong are dropped, and whole
     batches of other prompts are generated until as many groups as the batch holds are left, in at most `max_rounds`
-    rounds. Statistics are of all prompts of a round, before any is dropped. What is then still missing is filled up with
-    dropped groups whose advantages are 0 and whose tokens do not count in the loss: the update is that of a smaller batch.
+    rounds. Statistics are of all prompts of a round, before any is dropped. What is then still missing is filled up
+    with dropped groups whose advantages are 0 and whose tokens do not count in the loss: the update is that of a
+    smaller batch.
     The other prompts are drawn from the whole data set, by seed, step and round.
 
     Args:
@@ -126,7 +127,9 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)
-        return _SeededByEpoch(sampler, self.args.seed, lambda: int(self.state.epoch or 0)) if sampler.shuffle else sampler
+        return (
+            _SeededByEpoch(sampler, self.args.seed, lambda: int(self.state.epoch or 0)) if sampler.shuffle else sampler
+        )
 
     def _calculate_rewards(self, *arguments: Any) -> Tensor:
         self._all_rewards = super()._calculate_rewards(*arguments)
@@ -142,7 +145,9 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         wanted = args.generation_batch_size
         kept: list[Row] = []  # of all ranks, group after group
         for number in range(args.max_rounds if args.dynamic_sampling else 1):
-            output = super()._generate_and_score_completions(inputs if number == 0 else self._other_inputs(number, size))
+            output = super()._generate_and_score_completions(
+                inputs if number == 0 else self._other_inputs(number, size)
+            )
             self._report(number)
             teaching, others = self._sorted_rows(output)
             kept += gather_object(teaching)
@@ -208,7 +213,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
 
 
 class _SeededByEpoch(Sampler[int]):
-    """TRL's sampler, which goes on with its generator from epoch to epoch, so that a resumed run would start it anew."""
+    """TRL's sampler, seeded for each epoch: its own generator goes on, and a resumed run would start it anew."""
 
     def __init__(self, sampler: Any, seed: int, epoch: Callable[[], int]) -> None:
         self._sampler, self._seed, self._epoch = sampler, seed, epoch
@@ -234,13 +239,17 @@ def check_version(installed: str | None = None) -> None:
     """Raise UsageError for a TRL whose insides nobody has looked at."""
     found = version("trl") if installed is None else installed
     if found not in TRL:
-        raise UsageError(f"trl {found} is installed, and DeepCompressTrainer is tested with trl{TRL}: pip install 'trl{TRL}'")
+        raise UsageError(
+            f"trl {found} is installed, and DeepCompressTrainer is tested with trl{TRL}: pip install 'trl{TRL}'"
+        )
 
 
 def check_data(dataset: Any, args: DeepCompressConfig) -> None:
     """Raise UsageError for data that cannot be trained on with these settings."""
     if not hasattr(dataset, "__len__"):
-        raise UsageError("the training data are a stream: dynamic sampling draws from all of them, give a datasets.Dataset")
+        raise UsageError(
+            "the training data are a stream: dynamic sampling draws from all of them, give a datasets.Dataset"
+        )
     check_answers(dataset)
     prompts = args.generation_batch_size // args.num_generations
     if len(dataset) < prompts:

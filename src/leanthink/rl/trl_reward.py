@@ -1,7 +1,7 @@
 """DeepCompress as a reward of TRL: judges responses, takes its statistics over all ranks, and keeps the average.
 
-TRL calls a reward on each rank with that rank's part of the generation batch, and a group may lie on two ranks. So every
-rank gathers everybody's lengths and verdicts, computes the same whole batch, and returns its own part.
+TRL calls a reward on each rank with that rank's part of the generation batch, and a group may lie on two ranks. So
+every rank gathers everybody's lengths and verdicts, computes the same whole batch, and returns its own part.
 
 The average lives in the trainer's state, which is written into each checkpoint and read back on resuming, under
 `stateful_callbacks["DeepCompressReward"]`. It advances once per optimiser step: what is scored again before the next
@@ -157,7 +157,9 @@ class DeepCompressReward:
         ]
         judged = gather_object(local)
         if len(judged) % group:
-            raise UsageError(f"{len(judged)} responses are no whole groups of {group}: change the evaluation batch size")
+            raise UsageError(
+                f"{len(judged)} responses are no whole groups of {group}: change the evaluation batch size"
+            )
         self.scored = self._score_batch(judged, group, trainer_state, training=training)
         if log_metric is not None:
             for name, value in metrics(self.scored).items():
@@ -171,7 +173,7 @@ class DeepCompressReward:
         text = decode(tokenizer, ids, tags)
         thought, closing, _ = text.partition(CLOSE_TAG)
         correct = self.grader(row, text, think_tags=self.think_tags)
-        ends = list(ids).index(tags.close_id) if tags.close_id in ids else len(ids)
+        ends = next((i for i, token in enumerate(ids) if token == tags.close_id), len(ids))
         return Judged(
             id=str(row.get("id", "")),
             family=row.get("family"),
@@ -215,10 +217,8 @@ class DeepCompressReward:
         if not training:
             begun = observed if self.start == OBSERVED else float(self.start)
             return begun if kept is None else float(kept["average"])
-        if kept is None:
-            before = None
-        else:
-            before = kept["before"] if kept["step"] == state.global_step else kept["average"]
+        same_step = kept is not None and kept["step"] == state.global_step
+        before = None if kept is None else kept["before" if same_step else "average"]
         if before is None and self.start == OBSERVED:
             average = observed
         else:
@@ -250,8 +250,8 @@ def check_scale(*, keep_mastered: bool, scale_rewards: str) -> None:
 def metrics(scored: Scored) -> dict[str, float]:
     """What is logged of a batch: always the same keys, NaN where there is nothing to take the mean of.
 
-    Simple prompts are those with β > 0, hard ones all others. Tokens are means: of whole responses, right and wrong, and
-    of thoughts, on simple and on hard prompts.
+    Simple prompts are those with β > 0, hard ones all others. Tokens are means: of whole responses, right and wrong,
+    and of thoughts, on simple and on hard prompts.
     """
     correct_BG, shape = scored.correct_BG, scored.correct_BG.shape
     tokens_BG = torch.tensor([one.tokens for one in scored.judged], dtype=torch.float64).view(shape)
