@@ -108,6 +108,9 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
                 f"num_generations={self.num_generations}: a group of one has nothing to be compared with; "
                 "give 2 or more (published: 16)"
             )
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}: at least 1")
 
     def _check_method(self) -> None:
         check_settings(rule=self.rule, decay=self.decay, start=self.start)

@@ -51,8 +51,8 @@ def train(
         tell: is told how it goes, a line for each logging step.
 
     Returns:
-        `out`, `steps`, `final` (a folder), `average` (of the pass ratio) and the latest `metrics`; None on all processes
-        but the main one.
+        `out`, `steps`, `final` (a folder), `average` (of the pass ratio) and the latest `metrics`; None on all
+        processes but the main one.
 
     Raises:
         UsageError: an unknown setting or one out of range, nothing to resume, or an earlier run in `out`.
@@ -74,7 +74,7 @@ def train(
     log = RunLog(out, writes=writes, tell=tell if writes else None)
     lora = settings.get("lora")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # read by TRL
+        warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)  # TRL's use
         trainer = DeepCompressTrainer(
             model,
             args,

@@ -7,8 +7,8 @@ begin with `eval_`. The last line has the run's time, `train_runtime`.
 
 `rollouts.jsonl`: an object for each group that was generated in training, dropped ones too: `step` (the first that
 could learn from it, 1 for the first of all), `round` (of dynamic sampling, from 0), `id`, `family` and `level` of the
-problem (null where unknown), `beta`, and lists with an entry for each response: `tokens`, `thought_tokens`, `right` (null: not
-graded), `closed`, `length_reward`, `reward`, `self_checks`.
+problem (null where unknown), `beta`, and lists with an entry for each response: `tokens`, `thought_tokens`, `right`
+(null: not graded), `closed`, `length_reward`, `reward`, `self_checks`.
 
 A run that goes on drops what was written after the checkpoint that it goes on from.
 """
