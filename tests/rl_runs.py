@@ -12,12 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from models import END, make_model, make_tokenizer
-
 from leanthink.rl.config import DeepCompressConfig
 from leanthink.rl.data import from_tasks
 from leanthink.rl.trainer import DeepCompressTrainer
 from leanthink.rl.trl_reward import STATE
+from models import END, make_model, make_tokenizer
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
 PROBLEMS = 12

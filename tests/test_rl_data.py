@@ -59,7 +59,7 @@ def test_columns_of_any_data_set_are_found_by_name() -> None:
     row = data.from_columns(raw, problem="question", answer="gold", id="name")[0]
     assert (row["id"], row["answer"], judged(row, "2")) == ("sum", "2", True)
     assert data.from_columns(raw, problem="question", answer="gold")[0]["id"] == "row-0"
-    with pytest.raises(UsageError, match="unknown column 'problem'.*question"):
+    with pytest.raises(UsageError, match=r"unknown column 'problem'.*question"):
         data.from_columns(raw)
 
 

@@ -195,9 +195,13 @@ def test_a_model_that_is_spread_over_ranks_is_refused() -> None:
 def test_what_the_cache_cannot_serve_is_refused_before_anything_is_generated(folder: Path) -> None:
     with pytest.raises(UnsupportedModel, match="sliding window"):
         EngineRollouts(make_model("mistral", sliding_window=CONTEXT // 2))
+    learned: dict[str, Any] = {
+        "policy": "horizon",
+        "budget": Budget(slots=64),
+        "predictor": folder / "other.safetensors",
+    }
     with pytest.raises(PredictorMismatch):
-        budget = Budget(slots=64)
-        EngineRollouts(make_policy(), policy="horizon", budget=budget, predictor=folder / "other.safetensors")
+        EngineRollouts(make_policy(), **learned)
 
 
 def test_transformers_generates_in_its_place_if_asked_to(tmp_path: Path) -> None:

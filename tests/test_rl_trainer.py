@@ -279,7 +279,7 @@ def test_a_chat_template_without_think_tags_is_refused(tmp_path: Path) -> None:
     plain = TEMPLATE.replace("<think>", "")
     with pytest.raises(UsageError, match="no chat template"):
         module.check_template(make_tokenizer(), prompt, settings(tmp_path))
-    with pytest.raises(UsageError, match="has no think tags.*think_tags=False"):
+    with pytest.raises(UsageError, match=r"has no think tags.*think_tags=False"):
         module.check_template(make_tokenizer(plain), prompt, settings(tmp_path))
     with pytest.raises(UsageError, match="enable_thinking"):
         module.check_template(make_tokenizer(TEMPLATE + "</think>"), prompt, settings(tmp_path))
@@ -290,5 +290,5 @@ def test_a_chat_template_without_think_tags_is_refused(tmp_path: Path) -> None:
 
 def test_another_version_of_trl_is_refused() -> None:
     module.check_version("1.16.3")
-    with pytest.raises(UsageError, match="trl 1.17.0 is installed.*pip install"):
+    with pytest.raises(UsageError, match=r"trl 1\.17\.0 is installed.*pip install"):
         module.check_version("1.17.0")

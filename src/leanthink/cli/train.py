@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,6 @@ EXAMPLES = (
     "leanthink train --config examples/deepcompress-tiny.yaml",
     "leanthink train --config examples/deepcompress-tiny.yaml --alpha 0.5 --set max_rounds=4 --out runs/half",
     "leanthink train --config examples/deepcompress-tiny.yaml --resume",
-    "accelerate launch --config_file examples/ddp.yaml -m leanthink train --config examples/deepcompress-tiny.yaml",
 )
 Config = Annotated[Path | None, option("--config", about="YAML file of settings; flags win.", metavar="FILE")]
 Model = Annotated[
@@ -137,9 +137,8 @@ def command(
     if keep_mastered:
         settings |= {"keep_mastered": True, "scale_rewards": "batch"}
     slots = {"slots": budget, "window": window, "interval": interval, "answer": answer}
-    given_slots = {name: value for name, value in slots.items() if value is not None}
-    if given_slots:
-        settings["rollout_budget"] = (settings.get("rollout_budget") or {}) | given_slots
+    if policy is not None or any(value is not None for value in slots.values()):
+        settings["rollout_budget"] = _budget(slots, settings)
     source = _source(tasks, levels, count, problems, instruction, settings.get("data"))
     if source is not None:
         settings["data"] = source
@@ -201,6 +200,15 @@ def _source(
     details = {"count": count, "instruction": instruction}
     source |= {name: value for name, value in details.items() if value is not None}
     return source or None
+
+
+def _budget(flags: dict[str, int | None], settings: dict[str, Any]) -> dict[str, int] | None:
+    """The budget of the flags over that of the file; None for the policy full."""
+    policy = settings.get("rollout_policy", "full")
+    configured = {} if policy == "full" else settings.get("rollout_budget") or {}
+    parts = {name: configured.get(name) if value is None else value for name, value in flags.items()}
+    made = options.make_budget(policy, **parts)
+    return None if made is None else asdict(made)
 
 
 def _assignment(text: str) -> tuple[str, Any]:

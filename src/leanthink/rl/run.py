@@ -145,7 +145,7 @@ def make_config(settings: Mapping[str, Any]) -> Any:
             chosen[name] = _number(name, value)  # YAML reads 1e-6 as text
     on_gpu = torch.cuda.is_available()
     defaults: dict[str, Any] = {"logging_steps": 1, "report_to": "none", "bf16": on_gpu, "use_cpu": not on_gpu}
-    defaults |= {"disable_tqdm": True}
+    defaults |= {"disable_tqdm": True, "seed": 0}
     return DeepCompressConfig(output_dir=str(settings["out"]), **{**defaults, **chosen})
 
 
