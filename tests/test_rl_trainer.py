@@ -19,7 +19,7 @@ from leanthink.rl import trainer as module
 from leanthink.rl.advantages import batch_scaled
 from leanthink.rl.data import from_tasks
 from leanthink.rl.trl_reward import DeepCompressReward
-from models import make_tokenizer
+from models import make_model, make_tokenizer
 from rl_runs import PROBLEMS, TEMPLATE, average, likes, make_policy, make_trainer, settings, weights
 
 SCRIPT = Path(__file__).parent / "rl_runs.py"
@@ -170,6 +170,27 @@ def test_mastered_groups_stay_and_move_by_no_more_than_alpha_over_the_floor(tmp_
     assert len(rounds) == 2
 
 
+@pytest.mark.parametrize("slots", [8, 4096])
+def test_tokens_sampled_under_a_budget_weigh_as_the_whole_cache_makes_them_likelier(tmp_path: Path, slots: int) -> None:
+    budget = {"slots": slots, "window": 4, "interval": 4, "answer": 8}
+    changes = {"rollout_policy": "sinks", "rollout_budget": budget, "max_completion_length": 48, "model": make_model()}
+    trainer, _ = make_trainer(tmp_path, grader=Judge(0, 6), rollout_ratio_cap=1.5, **changes)
+    batch = full_batch(trainer)
+    mask = batch["completion_mask"].bool()
+    weights = (batch["advantages"] / batch["advantages"][:, :1])[mask]  # nothing is evicted before the first token
+    (kl,), (mean,) = (trainer._metrics["train"][f"rollouts/{name}"] for name in ("kl", "weight"))
+    if slots == 4096:
+        assert abs(kl) < 1e-5
+        torch.testing.assert_close(weights, torch.ones_like(weights), rtol=1e-4, atol=1e-4)
+    else:
+        assert kl > 0.1
+        assert float(weights.max()) == pytest.approx(1.5, abs=1e-4)
+        assert float(weights.min()) < 0.9
+    assert mean == pytest.approx(float(weights.mean()), abs=1e-3)
+    trainer.train()
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
+
+
 def test_further_rewards_are_added(tmp_path: Path) -> None:
     def longer(completion_ids: Any, **others: Any) -> list[float]:
         return [float(len(ids)) for ids in completion_ids]
@@ -246,6 +267,8 @@ def test_lora_trains_the_adapters_and_generates_with_them(tmp_path: Path) -> Non
         ({"rollouts": "transformers", "rollout_policy": "sinks", "rollout_budget": {"slots": 64}}, "'engine'"),
         ({"repetition_penalty": 1.1}, "rollouts='transformers'"),
         ({"rollout_rows": 0}, "rollout_rows=0"),
+        ({"rollout_policy": "sinks", "rollout_budget": {"slots": 64}, "temperature": 0.9}, "give temperature=1"),
+        ({"rollout_ratio_cap": 0.5}, "rollout_ratio_cap=0.5"),
         ({"steps_per_generation": 4, "save_steps": 2}, "multiple of 4"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
     ],

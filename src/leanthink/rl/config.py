@@ -44,6 +44,8 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         rollout_policy: of the engine; "full" keeps everything.
         rollout_budget: of that policy: slots, window, interval, answer.
         rollout_predictor: file of the predictor for the policies dynts and horizon; None: the one shipped.
+        rollout_ratio_cap: with a budget, the largest weight of a token: how much likelier the whole cache makes it than
+            the bounded one that it was sampled under. TRL has 3.0 for the same purpose with vLLM.
         rollout_rows: most responses that the engine generates at a time on one device.
 
     Raises:
@@ -72,6 +74,7 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     rollout_policy: str = "full"
     rollout_budget: dict[str, int] | None = None
     rollout_predictor: str | None = None
+    rollout_ratio_cap: float = 3.0
     rollout_rows: int = 64
 
     def __post_init__(self) -> None:
@@ -154,6 +157,15 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
                 "rollouts='engine' knows temperature, top_p, top_k and min_p: leave repetition_penalty and "
                 "generation_kwargs out, or give rollouts='transformers'"
             )
+        plain = (self.temperature, self.top_p, self.top_k or 0, self.min_p or 0) == (1, 1, 0, 0)
+        if self.rollout_policy != "full" and not plain:
+            raise UsageError(
+                f"rollout_policy={self.rollout_policy!r} with temperature={self.temperature:g}, top_p={self.top_p:g}, "
+                f"top_k={self.top_k}, min_p={self.min_p}: what a bounded cache samples is weighed by its probability, "
+                "which is known for plain sampling alone; give temperature=1 and leave the others out"
+            )
+        if self.rollout_ratio_cap < 1:
+            raise UsageError(f"rollout_ratio_cap={self.rollout_ratio_cap}: 1 or more, or every token would weigh less")
         if self.rollout_rows < 1:
             raise UsageError(f"rollout_rows={self.rollout_rows}: at least 1 response at a time")
         if self.rollouts == "vllm":

@@ -10,9 +10,11 @@ What it relies on, in TRL 1.16 (the tested range is `TRL`, other versions are re
 - `GRPOTrainer._calculate_rewards(inputs, prompts, completions, completion_ids_list)`, which returns the rewards of all
   ranks, [responses, functions]. Overridden to see them.
 - `GRPOTrainer._get_train_sampler(dataset)`: overridden, as TRL's sampler forgets in which epoch a run went on.
+- `GRPOTrainer._get_per_token_logps_and_entropies(model, ids, mask, tokens_to_keep, batch_size)`: called. Its loss takes
+  advantages [N, T] too.
 - `_metrics` (what is logged), `_tokenize_prompts` (in `leanthink.rl.rollouts`).
 
-B groups of G responses   N responses of this rank
+B groups of G responses   N responses of this rank   T tokens of the longest of them
 """
 
 from __future__ import annotations
@@ -141,7 +143,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         if not self.model.training or not (args.dynamic_sampling or args.keep_mastered):
             plain: dict[str, Any] = super()._generate_and_score_completions(inputs)
             self._report(0)
-            return plain
+            return self._weighed(plain)
         wanted = args.generation_batch_size
         kept: list[Row] = []  # of all ranks, group after group
         for number in range(args.max_rounds if args.dynamic_sampling else 1):
@@ -158,7 +160,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         logged["dynamic_sampling/rounds"].append(number + 1)
         logged["dynamic_sampling/kept"].append(len(kept) / (wanted * (number + 1)))
         logged["dynamic_sampling/filled"].append(len(fillers) / wanted)
-        return self._batch(kept[:wanted], fillers, size)
+        return self._weighed(self._batch(kept[:wanted], fillers, size))
 
     def _report(self, number: int) -> None:
         if self.on_scored is not None and self.model.training and self.reward.scored is not None:
@@ -210,6 +212,28 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         names = [name for name in own[0] if name != "reward"]
         batch = {name: _stacked(name, [row[name] for row in own], pad_id).to(device) for name in names}
         return {**batch, "num_items_in_batch": torch.tensor(tokens, device=device)}
+
+    def _weighed(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Advantages per token where a bounded cache has sampled: the update is to the policy with the whole cache.
+
+        Each token weighs as much as the whole cache makes it likelier, up to a cap: truncated importance sampling, as
+        TRL does it for vLLM. Logged are the mean weight and the KL divergence of the sampling policy from the other.
+        """
+        if self.args.rollout_policy == "full" or not self.model.training:
+            return batch
+        sampled, mask = batch["sampling_per_token_logps"], batch["completion_mask"]
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        attended = torch.cat([batch["prompt_mask"], mask], dim=1)
+        size = self.args.per_device_train_batch_size
+        with torch.no_grad():
+            whole, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, attended, mask.shape[1], size)
+        difference = (whole - sampled) * mask
+        weights = difference.exp().clamp(max=self.args.rollout_ratio_cap)
+        sums = torch.stack([-difference.sum(), (weights * mask).sum(), mask.sum().float()])
+        kl, weight, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
+        self._metrics["train"]["rollouts/kl"].append(kl / tokens)
+        self._metrics["train"]["rollouts/weight"].append(weight / tokens)
+        return {**batch, "advantages": batch["advantages"][:, None] * weights}
 
 
 class _SeededByEpoch(Sampler[int]):
