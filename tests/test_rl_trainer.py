@@ -89,6 +89,30 @@ def test_evaluation_leaves_average_and_later_steps_alone(tmp_path: Path) -> None
     assert len(found) == 3
 
 
+def test_epochs_and_rounds_bring_other_problems(tmp_path: Path) -> None:
+    trainer, seen = make_trainer(tmp_path, max_steps=8)
+    trainer.train()
+    firsts = [[id for id, _, _ in record["judged"]] for record in seen if record["round"] == 0]
+    assert len(firsts) == 8  # four batches an epoch
+    assert sorted(sum(firsts[:4], [])) == sorted(sum(firsts[4:], []))
+    assert firsts[:4] != firsts[4:]
+    others = []
+    for step, number in ((0, 1), (0, 2), (1, 1)):
+        trainer.state.global_step = step
+        others.append([row["id"] for row in trainer._other_inputs(number, 6)])
+    assert len({tuple(ids) for ids in others}) == 3
+    assert all(ids[::2] == ids[1::2] and len(set(ids)) == 3 for ids in others)
+
+
+def test_rows_of_rounds_of_other_widths_are_padded_as_trl_pads() -> None:
+    rows = [torch.tensor([0, 1]), torch.tensor([3, 4, 5])]
+    assert module._stacked("prompt_ids", rows, 9).tolist() == [[9, 0, 1], [3, 4, 5]]
+    assert module._stacked("prompt_mask", rows, 9).tolist() == [[0, 0, 1], [3, 4, 5]]
+    assert module._stacked("completion_ids", rows, 9).tolist() == [[0, 1, 9], [3, 4, 5]]
+    assert module._stacked("sampling_per_token_logps", rows, 9).tolist() == [[0, 1, 0], [3, 4, 5]]
+    assert module._stacked("advantages", [torch.tensor(1), torch.tensor(2)], 9).tolist() == [1, 2]
+
+
 class Judge:
     """Grades by the round: rounds before `mixed_from` are all right, later ones are mixed in every second group."""
 
