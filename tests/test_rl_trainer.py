@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_epochs_and_rounds_bring_other_problems(tmp_path: Path) -> None:
     trainer.train()
     firsts = [[id for id, _, _ in record["judged"]] for record in seen if record["round"] == 0]
     assert len(firsts) == 8  # four batches an epoch
-    assert sorted(sum(firsts[:4], [])) == sorted(sum(firsts[4:], []))
+    assert sorted(chain(*firsts[:4])) == sorted(chain(*firsts[4:]))
     assert firsts[:4] != firsts[4:]
     others = []
     for step, number in ((0, 1), (0, 2), (1, 1)):
