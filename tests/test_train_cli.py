@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers.quantizers.base import HfQuantizer
 
 from command_line import refused
 from leanthink.errors import UsageError
@@ -182,6 +185,20 @@ def test_a_budget_comes_from_flags_over_the_file(tmp_path: Path, inside: Any, ra
     assert inside(*words).code == 0
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     assert settings["rollout_budget"] == {"slots": 8, "window": 4, "interval": 4, "answer": 1024}
+
+
+def test_weights_of_a_gguf_file_are_trained_as_the_whole_weights_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    from leanthink.rl import run
+
+    model = make_model()
+    model.is_quantized, model.quantization_method = True, "gguf"
+    model.hf_quantizer = SimpleNamespace(
+        remove_quantization_config=partial(HfQuantizer.remove_quantization_config, None)
+    )
+    monkeypatch.setattr("leanthink.load.load", lambda *_, **__: (model, make_tokenizer()))
+    loaded, _ = run._load({"model": "some.gguf"})
+    assert not loaded.is_quantized
+    assert not hasattr(loaded, "hf_quantizer")
 
 
 def test_the_log_is_cut_to_what_the_checkpoint_knows(tmp_path: Path) -> None:

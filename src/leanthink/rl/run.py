@@ -214,6 +214,9 @@ def _load(settings: Mapping[str, Any]) -> tuple[Any, Any]:
     if name not in dtypes:
         raise unknown("dtype", name, dtypes)
     model, tokenizer = load(settings.get("model", "tiny"), device="cpu", dtype=dtypes[name])
+    if getattr(model, "quantization_method", None) == "gguf":
+        # Its weights are whole once they are loaded; transformers goes on calling them quantised and refuses to train.
+        model.hf_quantizer.remove_quantization_config(model)
     template = settings.get("chat_template")
     if template is not None:
         if not Path(template).is_file():
