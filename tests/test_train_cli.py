@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -192,10 +193,9 @@ def test_weights_of_a_gguf_file_are_trained_as_the_whole_weights_they_are(monkey
 
     model = make_model()
     model.is_quantized, model.quantization_method = True, "gguf"
-    model.hf_quantizer = SimpleNamespace(
-        remove_quantization_config=partial(HfQuantizer.remove_quantization_config, None)
-    )
-    monkeypatch.setattr("leanthink.load.load", lambda *_, **__: (model, make_tokenizer()))
+    remove = partial(HfQuantizer.remove_quantization_config, None)
+    model.hf_quantizer = SimpleNamespace(remove_quantization_config=remove)
+    monkeypatch.setattr(sys.modules["leanthink.load"], "load", lambda *_, **__: (model, make_tokenizer()))
     loaded, _ = run._load({"model": "some.gguf"})
     assert not loaded.is_quantized
     assert not hasattr(loaded, "hf_quantizer")
@@ -218,8 +218,6 @@ def test_the_progress_line_tells_what_is_not_there_with_a_dash() -> None:
 
 
 def test_training_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     from leanthink.cli.train import command
 
     monkeypatch.setitem(sys.modules, "trl", None)
