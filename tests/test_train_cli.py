@@ -25,7 +25,7 @@ SMALL = (
     "--tasks", "sums,equations", "--levels", "1", "--count", 8, "--group", 4, "--batch", 4, "--max-completion", 96,
     "--lr", 1e-5, "--start", "observed", "--decay", 0.9,
 )  # fmt: skip
-SETS = ("max_rounds=2", "warmup_steps=0", "gradient_checkpointing=false", "overlong_buffer=0")
+SETS = ("max_rounds=1", "warmup_steps=0", "gradient_checkpointing=false", "overlong_buffer=0")
 
 
 def run_of(out: Path, steps: int, *more: object, sets: tuple[str, ...] = SETS) -> list[object]:
@@ -41,7 +41,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_twenty_steps_on_the_embedded_reasoner_can_be_gone_on_with(tmp_path: Path, inside: Any) -> None:
     out = tmp_path / "run"
-    done = inside(*run_of(out, 20, "--set", "save_steps=10", "--json"))
+    done = inside(*run_of(out, 20, "--set", "save_steps=20", "--json", "--group", 2, "--batch", 2))
     assert done.code == 0, done.err
     document = json.loads(done.out)
     log, groups = lines(out / "log.jsonl"), lines(out / "rollouts.jsonl")
@@ -57,7 +57,7 @@ def test_twenty_steps_on_the_embedded_reasoner_can_be_gone_on_with(tmp_path: Pat
     assert {group["step"] for group in groups} == set(range(1, 21))
     mixed = [group for group in groups if len(set(group["right"])) == 2]
     assert mixed
-    assert all(len(group["tokens"]) == 4 and group["level"] == 1 for group in groups)
+    assert all(len(group["tokens"]) == 2 and group["level"] == 1 for group in groups)
     assert done.err.count("thought tokens, simple") == 20
     state = json.loads((out / "checkpoint-20" / "trainer_state.json").read_text())
     assert state["stateful_callbacks"][STATE]["attributes"]["average"] == document["average"]
@@ -66,7 +66,7 @@ def test_twenty_steps_on_the_embedded_reasoner_can_be_gone_on_with(tmp_path: Pat
     assert not torch.equal(trained.lm_head.weight, start.lm_head.weight)
     assert tokenizer.chat_template is not None
 
-    again = inside(*run_of(out, 21, "--set", "save_steps=10", "--json", "--resume"))
+    again = inside(*run_of(out, 21, "--set", "save_steps=20", "--json", "--group", 2, "--batch", 2, "--resume"))
     assert again.code == 0, again.err
     assert json.loads(again.out)["steps"] == 21
     assert [record["step"] for record in lines(out / "log.jsonl") if "loss" in record] == list(range(1, 22))
@@ -134,6 +134,10 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
         ((*SMALL, "--out", "OUT", "--count", "0"), ["no problem"]),
         ((*SMALL, "--out", "OUT", "--set", "dtype=int8"), ["unknown dtype 'int8'"]),
         ((*SMALL, "--out", "OUT", "--set", "learning_rate=fast"), ["learning_rate='fast'"]),
+        ((*SMALL, "--out", "OUT", "--set", "max_rounds=many"), ["max_rounds='many'", "a number"]),
+        ((*SMALL, "--out", "OUT", "--set", "max_rounds=true"), ["max_rounds=True", "a number"]),
+        ((*SMALL, "--out", "OUT", "--set", "keep_mastered=1"), ["keep_mastered=1", "true or false"]),
+        ((*SMALL, "--out", "OUT", "--set", "num_generations_eval=1"), ["num_generations_eval=1"]),
         ((*SMALL, "--out", "OUT", "--set", "lora={rank: 4}"), ["unknown key of lora 'rank'"]),
         ((*SMALL, "--out", "OUT", "--set", "chat_template=no.jinja"), ["no chat template 'no.jinja'"]),
         (("--config", "no.yaml"), ["no file of settings"]),

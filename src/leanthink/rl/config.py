@@ -106,11 +106,12 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         return None if self.rollout_budget is None else Budget(**self.rollout_budget)
 
     def _check_group(self) -> None:
-        if self.num_generations < 2:
-            raise UsageError(
-                f"num_generations={self.num_generations}: a group of one has nothing to be compared with; "
-                "give 2 or more (published: 16)"
-            )
+        for name in ("num_generations", "num_generations_eval"):
+            size = getattr(self, name)
+            if size is not None and size < 2:
+                raise UsageError(
+                    f"{name}={size}: a group of one has nothing to be compared with; give 2 or more (published: 16)"
+                )
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: at least 1")

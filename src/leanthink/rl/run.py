@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,9 +141,7 @@ def make_config(settings: Mapping[str, Any]) -> Any:
     chosen = {name: value for name, value in settings.items() if name not in SECTIONS}
     typed = {field.name: field for field in fields(DeepCompressConfig)}
     for name, value in chosen.items():
-        default = typed[name].default
-        if isinstance(default, float) and isinstance(value, str) and name != "start":
-            chosen[name] = _number(name, value)  # YAML reads 1e-6 as text
+        chosen[name] = value if name == "start" else _of_kind(name, value, typed[name].default)
     on_gpu = torch.cuda.is_available()
     defaults: dict[str, Any] = {"logging_steps": 1, "report_to": "none", "bf16": on_gpu, "use_cpu": not on_gpu}
     defaults |= {"disable_tqdm": True, "seed": 0}
@@ -198,11 +197,18 @@ def clear(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _number(name: str, value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise UsageError(f"{name}={value!r}: must be a number") from None
+def _of_kind(name: str, value: Any, default: Any) -> Any:
+    """The value, if it is of its default's kind. Raises UsageError: TRL would find out late, or never."""
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise UsageError(f"{name}={value!r}: must be true or false")
+    elif isinstance(default, int | float):
+        if isinstance(value, str) and isinstance(default, float):
+            with suppress(ValueError):
+                return float(value)  # YAML reads 1e-6 as text
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UsageError(f"{name}={value!r}: must be a number")
+    return value
 
 
 def _load(settings: Mapping[str, Any]) -> tuple[Any, Any]:
