@@ -336,6 +336,11 @@ def test_a_chat_template_without_think_tags_is_refused(tmp_path: Path) -> None:
     module.check_template(make_tokenizer(plain), asked, settings(tmp_path))
 
 
+def test_a_name_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"leanthink\.load\('tiny'\)"):
+        make_trainer(tmp_path, model="tiny")
+
+
 def test_another_version_of_trl_is_refused() -> None:
     module.check_version("1.16.3")
     with pytest.raises(UsageError, match=r"trl 1\.17\.0 is installed.*pip install"):

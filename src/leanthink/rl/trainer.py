@@ -68,7 +68,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         others: everything else that GRPOTrainer takes, such as peft_config, callbacks and optimizers.
 
     Raises:
-        UsageError: another version of TRL, data without answers, fewer problems than a batch has, or a chat template
+        UsageError: another version of TRL, a model's name instead of a model, data without answers, fewer problems than a batch has, or a chat template
             without think tags.
         UnsupportedModel: rollouts="engine" with a model that the bounded cache cannot serve.
     """
@@ -87,6 +87,10 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         **others: Any,
     ) -> None:
         check_version()
+        if isinstance(model, str):
+            raise UsageError(
+                f"model={model!r} is a name: give what leanthink.load({model!r}) returns, and its tokenizer"
+            )
         check_data(train_dataset, args)
         chosen = {} if grader is None else {"grader": grader}
         self.reward = DeepCompressReward(
@@ -129,9 +133,9 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)
-        return (
-            _SeededByEpoch(sampler, self.args.seed, lambda: int(self.state.epoch or 0)) if sampler.shuffle else sampler
-        )
+        if not sampler.shuffle:
+            return sampler
+        return _SeededByEpoch(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
 
     def _calculate_rewards(self, *arguments: Any) -> Tensor:
         self._all_rewards = super()._calculate_rewards(*arguments)
@@ -193,7 +197,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         columns["reward"] = total[first : first + size].cpu()
         sorted_rows: tuple[list[Row], list[Row]] = ([], [])
         for i in range(size):
-            row = {name: column[i] for name, column in columns.items()}
+            row = {name: column[i].clone() for name, column in columns.items()}  # a view would travel as the whole
             sorted_rows[0 if teaches_B[(first + i) // self.num_generations] else 1].append(row)
         return sorted_rows
 
