@@ -68,8 +68,8 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         others: everything else that GRPOTrainer takes, such as peft_config, callbacks and optimizers.
 
     Raises:
-        UsageError: another version of TRL, a model's name instead of a model, data without answers, fewer problems than a batch has, or a chat template
-            without think tags.
+        UsageError: another version of TRL, a model's name instead of a model, data without answers, fewer problems
+            than a batch has, or a chat template without think tags.
         UnsupportedModel: rollouts="engine" with a model that the bounded cache cannot serve.
     """
 
