@@ -36,12 +36,15 @@ FLAGS = {
     "demo": "--out --overwrite --device --json",
     "bench": "--shape --model --parts --batch --slots --steps --prompt --output --kv-gib --budgets --interval "
     "--requests --out --overwrite --device --json",
+    "train": "--config --model --out --tasks --levels --count --problems --instruction --steps --group --batch "
+    "--accumulate --max-completion --temperature --lr --rule --alpha --decay --start --keep-mastered --rollouts "
+    "--policy --budget --window --interval --answer --predictor --lora-rank --seed --set --resume --overwrite --json",
     "tasks list": "--json",
     "tasks sample": "--family --level --count --seed --split --json",
 }
 EXAMPLES = [
     example
-    for module in (cli, cli.generate, cli.collect, cli.label, cli.fit, cli.demo, cli.bench)
+    for module in (cli, cli.generate, cli.collect, cli.label, cli.fit, cli.train, cli.demo, cli.bench)
     for example in module.EXAMPLES
 ] + [*cli.tasks.LIST_EXAMPLES, *cli.tasks.SAMPLE_EXAMPLES]
 
@@ -93,7 +96,8 @@ def test_every_example_of_the_help_pages_is_understood(example, inside):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["generate"], ["tasks"], ["tasks", "sample"], ["collect"], ["label"], ["fit"], ["demo"], ["bench"]]
+    "command",
+    [[], ["generate"], ["tasks"], ["tasks", "sample"], ["collect"], ["label"], ["fit"], ["demo"], ["bench"], ["train"]],
 )
 def test_help_opens_with_a_sentence_and_examples(command, inside):
     page = inside(*command, "--help").out

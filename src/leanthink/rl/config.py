@@ -1,0 +1,190 @@
+"""The settings of a DeepCompress run: TRL's, with the published values as defaults, and the method's own."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from trl import GRPOConfig
+
+from leanthink.budget import Budget
+from leanthink.errors import UsageError, unknown
+from leanthink.policies import POLICIES
+from leanthink.rl.advantages import batch_scaled
+from leanthink.rl.rewards import soft_overlong
+from leanthink.rl.trl_reward import check_scale, check_settings
+
+ROLLOUTS = ("engine", "transformers", "vllm")
+PUBLISHED_BUFFER = 5  # the overlong penalty grows over the last fifth: 2048 tokens of 10240
+
+
+@dataclass
+class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
+    """Settings of `DeepCompressTrainer`; every field of TRL's GRPOConfig is one too.
+
+    Defaults are those of the released training scripts (arXiv 2510.27419), but for batch sizes, which depend on the
+    machine: published are 512 prompts of 16 responses a step, in 16 optimiser updates.
+
+    Attributes:
+        rule: "dual", or to compare with "penalty" (β = 1), "bonus" (β = -1), "none".
+        alpha: the largest length reward.
+        decay: λ of the moving average of the pass ratio. Its start is half forgotten after ln 0.5 / ln λ steps, 69 at
+            0.99: for a short run of T steps give 0.5 ** (1 / (0.115 * T)).
+        start: the average before the first batch, or "observed" for the first batch's own ratio.
+        keep_mastered: ours: groups that are all right keep a length signal; needs scale_rewards="batch".
+        advantage_floor: with keep_mastered, the least that centred rewards are divided by.
+        overlong_buffer: tokens before max_completion_length over which a penalty grows; None: a fifth of it; 0: none.
+        overlong_factor: that penalty at max_completion_length.
+        think_tags: whether a response must close its thought to be right.
+        dynamic_sampling: generate until the batch is full of groups that teach something.
+        max_rounds: most rounds of that; what is then missing is filled with groups of advantage 0, which change
+            nothing.
+        rollouts: "engine" (ours), "transformers" or "vllm" (TRL's, in the mode that `vllm_mode` says).
+        rollout_policy: of the engine; "full" keeps everything.
+        rollout_budget: of that policy: slots, window, interval, answer.
+        rollout_predictor: file of the predictor for the policies dynts and horizon; None: the one shipped.
+        rollout_ratio_cap: with a budget, the largest weight of a token: how much likelier the whole cache makes it than
+            the bounded one that it was sampled under. TRL has 3.0 for the same purpose with vLLM.
+        rollout_rows: most responses that the engine generates at a time on one device.
+
+    Raises:
+        UsageError: a value out of range, or values that do not go together; the message names the fix.
+    """
+
+    learning_rate: float = 1e-6
+    warmup_steps: float = 10
+    weight_decay: float = 0.1
+    num_generations: int = 16
+    max_completion_length: int = 10240
+    epsilon_high: float | None = 0.28
+
+    rule: str = "dual"
+    alpha: float = 0.2
+    decay: float = 0.99
+    start: Any = 1.0  # float | "observed", which TrainingArguments cannot spell
+    keep_mastered: bool = False
+    advantage_floor: float = 0.5
+    overlong_buffer: int | None = None
+    overlong_factor: float = 1.0
+    think_tags: bool = True
+    dynamic_sampling: bool = True
+    max_rounds: int = 10
+    rollouts: str = "engine"
+    rollout_policy: str = "full"
+    rollout_budget: dict[str, int] | None = None
+    rollout_predictor: str | None = None
+    rollout_ratio_cap: float = 3.0
+    rollout_rows: int = 64
+
+    def __post_init__(self) -> None:
+        """Check our fields first: TRL's own check would otherwise report the same fault in other words."""
+        self._check_group()
+        self._check_method()
+        self._check_rollouts()
+        try:
+            with warnings.catch_warnings():  # TRL's default for gradient_checkpointing has a new name in transformers
+                warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+                super().__post_init__()
+        except ValueError as error:
+            batch, group = self.generation_batch_size, self.num_generations
+            if isinstance(batch, int) and batch % group:
+                raise UsageError(_no_whole_groups(batch, group)) from error
+            raise UsageError(str(error)) from error
+        self._check_checkpoints()
+
+    @property
+    def buffer(self) -> int | None:
+        """Tokens over which the overlong penalty grows; None for no penalty."""
+        if self.overlong_buffer is None:
+            return max(1, self.max_completion_length // PUBLISHED_BUFFER)
+        return self.overlong_buffer or None
+
+    @property
+    def budget(self) -> Budget | None:
+        """Of the engine's rollouts; None for policy full."""
+        return None if self.rollout_budget is None else Budget(**self.rollout_budget)
+
+    def _check_group(self) -> None:
+        for name in ("num_generations", "num_generations_eval"):
+            size = getattr(self, name)
+            if size is not None and size < 2:
+                raise UsageError(
+                    f"{name}={size}: a group of one has nothing to be compared with; give 2 or more (published: 16)"
+                )
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}: at least 1")
+
+    def _check_method(self) -> None:
+        check_settings(rule=self.rule, decay=self.decay, start=self.start)
+        check_scale(keep_mastered=self.keep_mastered, scale_rewards=str(self.scale_rewards))
+        if self.keep_mastered:
+            import torch
+
+            batch_scaled(torch.zeros(1, 2), self.advantage_floor)
+        if self.buffer is not None:
+            soft_overlong([[1]], self.max_completion_length, self.buffer, self.overlong_factor)
+        if self.multi_objective_aggregation != "sum_then_normalize":
+            raise UsageError(
+                f"multi_objective_aggregation={self.multi_objective_aggregation!r}: normalised by itself, the length "
+                'reward would count as much as correctness; leave it at "sum_then_normalize"'
+            )
+        if self.max_rounds < 1:
+            raise UsageError(f"max_rounds={self.max_rounds}: at least 1; dynamic_sampling=False for no filtering")
+
+    def _check_rollouts(self) -> None:
+        if self.rollouts not in ROLLOUTS:
+            raise unknown("kind of rollouts", self.rollouts, ROLLOUTS)
+        if self.rollout_policy not in POLICIES:
+            raise unknown("policy", self.rollout_policy, POLICIES)
+        if (self.rollout_policy == "full") != (self.rollout_budget is None):
+            raise UsageError(
+                f"rollout_policy={self.rollout_policy!r} with rollout_budget={self.rollout_budget!r}: "
+                "policy full takes no budget, every other one needs one such as {slots: 512}"
+            )
+        if self.rollout_budget is not None:
+            names = ("slots", "window", "interval", "answer")
+            for name in self.rollout_budget:
+                if name not in names:
+                    raise unknown("part of rollout_budget", name, names)
+            if "slots" not in self.rollout_budget:
+                raise UsageError("rollout_budget has no slots: say how many thought slots stay, such as {slots: 512}")
+            Budget(**self.rollout_budget)
+        if self.rollouts != "engine" and self.rollout_policy != "full":
+            raise UsageError(f"rollout_policy={self.rollout_policy!r} needs rollouts='engine', not {self.rollouts!r}")
+        if self.rollouts == "engine" and (self.repetition_penalty != 1 or self.generation_kwargs):
+            raise UsageError(
+                "rollouts='engine' knows temperature, top_p, top_k and min_p: leave repetition_penalty and "
+                "generation_kwargs out, or give rollouts='transformers'"
+            )
+        plain = (self.temperature, self.top_p, self.top_k or 0, self.min_p or 0) == (1, 1, 0, 0)
+        if self.rollout_policy != "full" and not plain:
+            raise UsageError(
+                f"rollout_policy={self.rollout_policy!r} with temperature={self.temperature:g}, top_p={self.top_p:g}, "
+                f"top_k={self.top_k}, min_p={self.min_p}: what a bounded cache samples is weighed by its probability, "
+                "which is known for plain sampling alone; give temperature=1 and leave the others out"
+            )
+        if self.rollout_ratio_cap < 1:
+            raise UsageError(f"rollout_ratio_cap={self.rollout_ratio_cap}: 1 or more, or every token would weigh less")
+        if self.rollout_rows < 1:
+            raise UsageError(f"rollout_rows={self.rollout_rows}: at least 1 response at a time")
+        if self.rollouts == "vllm":
+            self.use_vllm = True
+
+    def _check_checkpoints(self) -> None:
+        """A run goes on as it was only from where a generation batch ends: TRL does not save the rest of one."""
+        updates = self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps
+        if self.save_strategy == "steps" and self.save_steps >= 1 and self.save_steps % max(1, updates):
+            raise UsageError(
+                f"save_steps={self.save_steps:g} falls in the middle of a generation batch, which lasts {updates:g} "
+                f"optimiser steps and is not saved: give a multiple of {updates:g}"
+            )
+
+
+def _no_whole_groups(batch: int, group: int) -> str:
+    return (
+        f"a generation batch of {batch} responses holds no whole number of groups of num_generations={group}: make "
+        "per_device_train_batch_size * number of processes * steps_per_generation a multiple of it, such as "
+        f"{-(-batch // group) * group}"
+    )

@@ -1,0 +1,194 @@
+"""Problems to train on, as a data set of TRL, and the way back from its columns to a problem that can be graded.
+
+Columns: `prompt` (chat messages), `id`, `problem`, `answer`, `family` and `level` (None where there are none), `grader`
+and `facts` (what that grader needs, as JSON).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leanthink.errors import UsageError, unknown
+from leanthink.eval.grading import check_gold, is_solved
+from leanthink.eval.problems import Problem, read_problems
+from leanthink.tiny import tasks
+from leanthink.tiny.problem import Problem as Task
+from leanthink.tiny.problem import Split
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+GOLD, TASK, GYM = "gold", "task", "reasoning-gym"  # graders: by the gold, by the task's family, by the environment
+BOXED = r"Put the final answer in \boxed{}."
+
+
+def from_jsonl(path: str | Path, *, instruction: str = "") -> Dataset:
+    """A file of {"id", "problem", "answer"}; `instruction` is put after each problem.
+
+    Raises:
+        UsageError: no such file, a bad line, or an answer that cannot be graded.
+    """
+    records = ((problem.id, problem.problem, problem.answer) for problem in read_problems(path))
+    return _graded_by_gold(records, instruction)
+
+
+def from_columns(
+    dataset: Dataset, *, problem: str = "problem", answer: str = "answer", id: str | None = None, instruction: str = ""
+) -> Dataset:
+    """Any data set with a column of problems and one of answers; without ids they are row-0, row-1, ...
+
+    Raises:
+        UsageError: a column is not there, or a row has no answer, or one that cannot be graded.
+    """
+    for name in filter(None, (problem, answer, id)):
+        if name not in dataset.column_names:
+            raise unknown("column", name, dataset.column_names)
+    ids = [f"row-{index}" for index in range(len(dataset))] if id is None else [str(value) for value in dataset[id]]
+    return _graded_by_gold(zip(ids, dataset[problem], dataset[answer], strict=True), instruction)
+
+
+def from_tasks(
+    families: Sequence[str], levels: Sequence[int], count: int, seed: int = 0, split: Split = "train"
+) -> Dataset:
+    """`count` embedded tasks of each family and level, graded by their own families.
+
+    Raises:
+        UsageError: as of `leanthink.tiny.tasks.sample`.
+    """
+    sampled = [
+        task for family in families for level in levels for task in tasks.sample(family, level, count, seed, split)
+    ]
+    return _dataset(
+        _row(task.id, task.prompt, task.answer, grader=TASK, facts=task.facts, family=task.family, level=task.level)
+        for task in sampled
+    )
+
+
+def from_gym(
+    environments: Mapping[str, Mapping[str, Any]], count: int, seed: int = 0, *, instruction: str = BOXED
+) -> Dataset:
+    """`count` entries of each environment of reasoning-gym, graded by its `score_answer`: a score of 1 is right.
+
+    Args:
+        environments: by name, the settings of each; {} for its defaults.
+        count: entries of each.
+        seed: same seed, same entries.
+        instruction: put after each question; what is graded is the content of the box.
+
+    Raises:
+        UsageError: reasoning-gym is not installed, or it has no such environment, or refuses the settings.
+    """
+    rows = []
+    for name, settings in environments.items():
+        facts = {"name": name, "settings": dict(settings), "count": count, "seed": seed}
+        for index, entry in enumerate(_environment(json.dumps(facts))):
+            of_entry = {**facts, "index": index}
+            question = f"{entry['question']}\n\n{instruction}"
+            answer = str(entry["answer"])
+            rows.append(_row(f"{name}-{seed}-{index}", question, answer, grader=GYM, facts=of_entry, family=name))
+    return _dataset(rows)
+
+
+def check_answers(dataset: Dataset) -> None:
+    """Raise UsageError unless every row has an answer to grade by."""
+    if "answer" not in dataset.column_names:
+        raise UsageError(
+            f"the data have no column 'answer', only {', '.join(dataset.column_names)}: nothing could be graded; "
+            "name the column of the right answers, or make the data with leanthink.rl.data"
+        )
+    for index, answer in enumerate(dataset["answer"]):
+        if not isinstance(answer, str) or not answer.strip():
+            raise UsageError(
+                f"row {index} of the data has answer {answer!r}: give the right answer as text, or drop it"
+            )
+
+
+def grade(columns: Mapping[str, Any], text: str, *, think_tags: bool) -> bool | None:
+    """Whether `text` solves the problem of these columns; None where there is no answer to grade by.
+
+    With `think_tags` a thought that was never closed is wrong, whatever it says.
+    """
+    if not columns.get("answer"):
+        return None
+    return is_solved(problem_of(columns), text, think_tags=think_tags)
+
+
+def problem_of(columns: Mapping[str, Any]) -> Problem:
+    """The problem of one row, with the check of its grader. Raises UsageError for a grader nobody knows."""
+    grader = columns.get("grader") or GOLD
+    if grader not in (GOLD, TASK, GYM):
+        raise unknown("grader", grader, (GOLD, TASK, GYM))
+    check = None
+    if grader == TASK:
+        facts = json.loads(columns["facts"])  # tuples have become lists, which no check minds
+        fields = {"prompt": columns["problem"], "answer": columns["answer"], "key": columns["id"], "facts": facts}
+        check = partial(tasks.is_correct, Task(family=columns["family"], level=columns["level"], **fields))
+    elif grader == GYM:
+        check = partial(_scores_one, columns["facts"])
+    text = columns.get("problem") or ""
+    return Problem(id=str(columns.get("id") or ""), problem=text, answer=columns["answer"], check=check)
+
+
+def _graded_by_gold(records: Iterable[tuple[str, str, str]], instruction: str) -> Dataset:
+    rows = []
+    for id, problem, answer in records:
+        if answer is None or not str(answer).strip():
+            raise UsageError(f"problem {id!r} has no answer to grade by: give one, or drop the problem")
+        check_gold(str(answer))
+        text = f"{problem}\n\n{instruction}" if instruction else problem
+        rows.append(_row(id, text, str(answer), grader=GOLD))
+    return _dataset(rows)
+
+
+def _row(
+    id: str,
+    problem: str,
+    answer: str,
+    *,
+    grader: str,
+    facts: Any = None,
+    family: str | None = None,
+    level: int | None = None,
+) -> dict[str, Any]:
+    messages = [{"role": "user", "content": problem}]
+    columns = {"prompt": messages, "id": id, "problem": problem, "answer": answer, "family": family, "level": level}
+    return {**columns, "grader": grader, "facts": json.dumps(facts)}
+
+
+def _dataset(rows: Iterable[dict[str, Any]]) -> Dataset:
+    from datasets import Dataset
+
+    made = list(rows)
+    if not made:
+        raise UsageError("no problem to train on: ask for at least one")
+    dataset: Dataset = Dataset.from_list(made)
+    return dataset
+
+
+@cache
+def _environment(facts: str) -> Any:
+    """The reasoning-gym data set of these facts, as JSON. Raises UsageError."""
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise UsageError("these data need the package reasoning-gym: pip install 'leanthink[gym]'") from error
+    wanted = json.loads(facts)
+    if wanted["name"] not in reasoning_gym.factory.DATASETS:
+        raise unknown("reasoning-gym environment", wanted["name"], reasoning_gym.factory.DATASETS)
+    settings = {**wanted["settings"], "size": wanted["count"], "seed": wanted["seed"]}
+    try:
+        return reasoning_gym.create_dataset(wanted["name"], **settings)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UsageError(f"reasoning-gym refuses {wanted['name']} with {wanted['settings']}: {error}") from error
+
+
+def _scores_one(facts: str, answer: str | None) -> bool:
+    """Whether the environment gives this answer its whole point. Entries are made anew from their seed."""
+    wanted = json.loads(facts)
+    index = wanted.pop("index")
+    environment = _environment(json.dumps(wanted))
+    return answer is not None and float(environment.score_answer(answer, environment[index])) >= 1

@@ -1,0 +1,264 @@
+"""One training run from settings: model, data and trainer are made, the run is carried out or gone on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from leanthink.errors import UsageError, unknown
+from leanthink.rl import data
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SECTIONS = ("model", "dtype", "chat_template", "data", "eval_data", "lora", "out")
+SOURCES: dict[str, tuple[str, ...]] = {
+    "tasks": ("levels", "count", "seed", "split"),
+    "problems": ("instruction",),
+    "dataset": ("split", "problem", "answer", "id", "instruction"),
+    "gym": ("count", "seed", "instruction"),
+}
+LORA = ("r", "alpha", "dropout", "target_modules")
+RUN, FINAL = "run.json", "final"
+
+
+def train(
+    settings: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    tell: Callable[[str], None] | None = None,
+) -> dict[str, Any] | None:
+    """Train and return what came out.
+
+    Writes into the folder `out`: `run.json` (settings and birth certificate), `log.jsonl` and `rollouts.jsonl` (see
+    `leanthink.rl.run_log`), TRL's `checkpoint-N` and, at the end, `final`: the model, adapters merged, and tokenizer.
+
+    Args:
+        settings: `model` (as of `leanthink.load`), `dtype` (of its weights, default float32), `chat_template` (a file,
+            in place of the tokenizer's), `data` and `eval_data` (see `make_data`), `lora` ({} for its defaults, r 16
+            and alpha 32 on all linear layers; left out: all weights are trained), `out` (a folder), and any field
+            of `DeepCompressConfig`.
+        resume: go on from the last checkpoint in `out`.
+        overwrite: remove what an earlier run left in `out`.
+        tell: is told how it goes, a line for each logging step.
+
+    Returns:
+        `out`, `steps`, `final` (a folder), `average` (of the pass ratio) and the latest `metrics`; None on all
+        processes but the main one.
+
+    Raises:
+        UsageError: an unknown setting or one out of range, nothing to resume, or an earlier run in `out`.
+        UnsupportedModel: the bounded cache cannot serve the model.
+    """
+    from transformers import ProgressCallback
+    from transformers.trainer_callback import PrinterCallback
+
+    from leanthink.rl.run_log import RunLog
+    from leanthink.rl.trainer import DeepCompressTrainer
+    from leanthink.rl.trl_reward import STATE
+
+    out, checkpoint = check_settings(settings, resume=resume, overwrite=overwrite)
+    args = make_config(settings)
+    writes = args.process_index == 0
+    if writes and overwrite:
+        clear(out)
+    model, tokenizer = _load(settings)
+    log = RunLog(out, writes=writes, tell=tell if writes else None)
+    lora = settings.get("lora")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)  # TRL's use
+        trainer = DeepCompressTrainer(
+            model,
+            args,
+            make_data(settings["data"]),
+            eval_dataset=make_data(settings["eval_data"]) if "eval_data" in settings else None,
+            processing_class=tokenizer,
+            on_scored=log.on_scored,
+            callbacks=[log],
+            peft_config=None if lora is None else _lora(lora),
+        )
+        trainer.remove_callback(PrinterCallback)  # both write among what we print
+        trainer.remove_callback(ProgressCallback)
+        if writes and not resume:
+            _write_run(out, settings)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        _save_final(trainer, out / FINAL, adapters=lora is not None)
+    if not writes:
+        return None
+    kept = trainer.state.stateful_callbacks.get(STATE, {}).get("attributes", {})
+    return {
+        "out": str(out),
+        "steps": trainer.state.global_step,
+        "final": str(out / FINAL),
+        "average": kept.get("average"),
+        "metrics": log.latest,
+    }
+
+
+def check_settings(settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> tuple[Path, str | None]:
+    """The folder of the run and the checkpoint to go on from. Raises UsageError before anything is loaded."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from leanthink.rl.config import DeepCompressConfig
+
+    known = [*SECTIONS, *(field.name for field in fields(DeepCompressConfig) if field.init)]
+    for name in settings:
+        if name not in known or name == "output_dir":
+            raise unknown("setting", name, sorted({*known} - {"output_dir"}))
+    for name in ("data", "out"):
+        if name not in settings:
+            raise UsageError(f"the settings lack {name!r}: {_LACKING[name]}")
+    out = Path(settings["out"])
+    last = get_last_checkpoint(out) if out.is_dir() else None
+    if resume and overwrite:
+        raise UsageError("resume and overwrite exclude each other: give one of them")
+    if resume and last is None:
+        raise UsageError(f"there is no checkpoint in {out} to go on from: start without resume")
+    if not resume and not overwrite and (out / RUN).exists():
+        raise UsageError(f"{out} holds a run already: give another folder, or resume it, or overwrite it")
+    return out, last if resume else None
+
+
+_LACKING = {
+    "data": "say what to train on, such as {tasks: [multiply], levels: [1, 2], count: 64}",
+    "out": "name the folder of the run",
+}
+
+
+def make_config(settings: Mapping[str, Any]) -> Any:
+    """The `DeepCompressConfig` of these settings. Where TRL wants bfloat16 without a GPU it gets float32."""
+    from leanthink.rl.config import DeepCompressConfig
+
+    chosen = {name: value for name, value in settings.items() if name not in SECTIONS}
+    typed = {field.name: field for field in fields(DeepCompressConfig)}
+    for name, value in chosen.items():
+        chosen[name] = value if name == "start" else _of_kind(name, value, typed[name].default)
+    on_gpu = torch.cuda.is_available()
+    defaults: dict[str, Any] = {"logging_steps": 1, "report_to": "none", "bf16": on_gpu, "use_cpu": not on_gpu}
+    defaults |= {"disable_tqdm": True, "seed": 0}
+    return DeepCompressConfig(output_dir=str(settings["out"]), **{**defaults, **chosen})
+
+
+def make_data(source: Mapping[str, Any]) -> Dataset:
+    """The data set of one of these sources, each with further keys that have defaults.
+
+    - `tasks`: families of the embedded tasks, or "all"; levels, count (of each family and level), seed, split.
+    - `problems`: a JSONL file of {id, problem, answer}; instruction.
+    - `dataset`: a data set's name or folder; split, the columns problem, answer and id, instruction.
+    - `gym`: environments of reasoning-gym with their settings; count, seed, instruction.
+
+    Raises:
+        UsageError: no source or several, an unknown key, or what the source itself refuses.
+    """
+    if not isinstance(source, Mapping):
+        raise UsageError(f"data={source!r}: give a mapping with one of {', '.join(SOURCES)}")
+    kinds = [kind for kind in SOURCES if kind in source]
+    if len(kinds) != 1:
+        raise UsageError(f"data has {' and '.join(kinds) or 'no source'}: give exactly one of {', '.join(SOURCES)}")
+    (kind,) = kinds
+    for name in source:
+        if name != kind and name not in SOURCES[kind]:
+            raise unknown(f"key of data with {kind}", name, SOURCES[kind])
+    options = {name: value for name, value in source.items() if name != kind}
+    wanted = source[kind]
+    if kind == "tasks":
+        from leanthink.tiny.tasks import FAMILIES, LEVELS
+
+        families = list(FAMILIES) if wanted == "all" else [wanted] if isinstance(wanted, str) else list(wanted)
+        return data.from_tasks(families, **{"levels": LEVELS, "count": 64, **options})
+    if kind == "problems":
+        return data.from_jsonl(wanted, **options)
+    if kind == "gym":
+        environments = {wanted: {}} if isinstance(wanted, str) else wanted
+        return data.from_gym(environments, **{"count": 256, **options})
+    from datasets import load_dataset
+
+    split = options.pop("split", "train")
+    return data.from_columns(load_dataset(wanted, split=split), **options)
+
+
+def clear(out: Path) -> None:
+    """Remove an earlier run: its checkpoints would be taken for those of the new one."""
+    from leanthink.rl.run_log import LOG, ROLLOUTS
+
+    for folder in (*out.glob("checkpoint-*"), out / FINAL):
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    for name in (RUN, LOG, ROLLOUTS):
+        (out / name).unlink(missing_ok=True)
+
+
+def _of_kind(name: str, value: Any, default: Any) -> Any:
+    """The value, if it is of its default's kind. Raises UsageError: TRL would find out late, or never."""
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise UsageError(f"{name}={value!r}: must be true or false")
+    elif isinstance(default, int | float):
+        if isinstance(value, str) and isinstance(default, float):
+            with suppress(ValueError):
+                return float(value)  # YAML reads 1e-6 as text
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UsageError(f"{name}={value!r}: must be a number")
+    return value
+
+
+def _load(settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Model and tokenizer, on the host: the trainer knows which device is this process's own."""
+    from leanthink.load import load
+
+    name = settings.get("dtype", "float32")
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in dtypes:
+        raise unknown("dtype", name, dtypes)
+    model, tokenizer = load(settings.get("model", "tiny"), device="cpu", dtype=dtypes[name])
+    if getattr(model, "quantization_method", None) == "gguf":
+        # Its weights are whole once they are loaded; transformers goes on calling them quantised and refuses to train.
+        model.hf_quantizer.remove_quantization_config(model)
+    template = settings.get("chat_template")
+    if template is not None:
+        if not Path(template).is_file():
+            raise UsageError(f"there is no chat template {template!r}: give the path of a file")
+        tokenizer.chat_template = Path(template).read_text()
+    return model, tokenizer
+
+
+def _lora(options: Mapping[str, Any]) -> Any:
+    from peft import LoraConfig
+
+    for name in options:
+        if name not in LORA:
+            raise unknown("key of lora", name, LORA)
+    return LoraConfig(
+        r=options.get("r", 16),
+        lora_alpha=options.get("alpha", 32),
+        lora_dropout=options.get("dropout", 0.0),
+        target_modules=options.get("target_modules", "all-linear"),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _write_run(out: Path, settings: Mapping[str, Any]) -> None:
+    from leanthink.bench.birth import certificate
+
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"settings": {**settings, "out": str(out)}, "birth": certificate()}
+    (out / RUN).write_text(json.dumps(record, indent=1, default=str) + "\n")
+
+
+def _save_final(trainer: Any, folder: Path, *, adapters: bool) -> None:
+    if not adapters:
+        trainer.save_model(str(folder))
+        return
+    if trainer.args.process_index == 0:
+        merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+        merged.save_pretrained(folder)
+        trainer.processing_class.save_pretrained(folder)

@@ -1,0 +1,124 @@
+"""What a training run writes beside TRL's checkpoints, and the line that tells how it goes.
+
+`log.jsonl`: an object for each time something is logged, with `step` (optimiser steps done), `epoch` and every metric
+by its name, null where there was nothing to take a mean of: TRL's own (`loss`, `entropy`, `clip_ratio/...`,
+`completions/...`), those of `leanthink.rl.trl_reward.metrics` and `dynamic_sampling/...`. Metrics of an evaluation
+begin with `eval_`. With several rounds or steps since the line before, a metric is their mean. The last line has the
+run's time, `train_runtime`.
+
+`rollouts.jsonl`: an object for each group that was generated in training, dropped ones too: `step` (the first that
+could learn from it, 1 for the first of all), `round` (of dynamic sampling, from 0), `id`, `family` and `level` of the
+problem (null where unknown), `beta`, and lists with an entry for each response: `tokens`, `thought_tokens`, `right`
+(null: not graded), `closed`, `length_reward`, `reward`, `self_checks`.
+
+A run that goes on drops what was written after the checkpoint that it goes on from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from leanthink.rl.trl_reward import Scored
+
+LOG, ROLLOUTS = "log.jsonl", "rollouts.jsonl"
+
+
+class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Writes both files, on the main process only.
+
+    Args:
+        folder: of the run.
+        writes: whether this is the main process.
+        tell: is told a line for each logging step; None for silence.
+    """
+
+    def __init__(self, folder: Path, *, writes: bool, tell: Callable[[str], None] | None = None) -> None:
+        self.folder, self.writes, self.tell = folder, writes, tell
+        self.latest: dict[str, Any] = {}  # the latest metrics of training
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Start both files, or cut them to what the checkpoint knows."""
+        if not self.writes:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (LOG, ROLLOUTS):
+            cut(self.folder / name, state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **others: Any) -> None:
+        """Write a line of the log, and tell how it goes."""
+        if not self.writes or logs is None:
+            return
+        record = {"step": state.global_step} | {name: _plain(value) for name, value in logs.items()}
+        self._append(LOG, [record])
+        if "loss" in record:
+            self.latest = record
+            if self.tell is not None:
+                self.tell(progress_line(record, state.max_steps))
+
+    def on_scored(self, step: int, number: int, scored: Scored) -> None:
+        """Write the groups of a generation batch."""
+        if self.writes:
+            self._append(ROLLOUTS, group_records(step + 1, number, scored))
+
+    def _append(self, name: str, records: list[dict[str, Any]]) -> None:
+        with (self.folder / name).open("a") as file:
+            file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in records)
+
+
+def group_records(step: int, number: int, scored: Scored) -> list[dict[str, Any]]:
+    """The lines of `rollouts.jsonl` for a generation batch."""
+    records = []
+    group = scored.correct_BG.shape[1]
+    for b, beta in enumerate(scored.beta_B.tolist()):
+        judged = scored.judged[b * group : (b + 1) * group]
+        rights = [_plain(one.correct) for one in judged]
+        first = judged[0]
+        record: dict[str, Any] = {"step": step, "round": number, "id": first.id, "family": first.family}
+        record |= {"level": first.level, "beta": _rounded(beta)}
+        record |= {
+            "tokens": [one.tokens for one in judged],
+            "thought_tokens": [one.thought_tokens for one in judged],
+            "right": [None if right is None else bool(right) for right in rights],
+            "closed": [one.closed for one in judged],
+            "length_reward": [_rounded(value) for value in scored.length_reward_BG[b].tolist()],
+            "reward": [_rounded(value) for value in scored.reward_BG[b].tolist()],
+            "self_checks": [one.checks for one in judged],
+        }
+        records.append(record)
+    return records
+
+
+def progress_line(record: dict[str, Any], steps: int) -> str:
+    """Reward, accuracy, thought tokens on simple and hard problems, and β, in one line."""
+    told = [f"step {record['step']}/{steps}"]
+    for words, name, digits in (
+        ("reward", "reward", 3),
+        ("accuracy", "accuracy", 3),
+        ("thought tokens, simple", "simple/thought_tokens", 0),
+        ("hard", "hard/thought_tokens", 0),
+        ("β", "beta", 3),
+    ):
+        value = record.get(name)
+        told.append(f"{words} {'-' if value is None else format(value, f'.{digits}f')}")
+    return "  ".join(told)
+
+
+def cut(path: Path, step: int) -> None:
+    """Drop the lines after this step, and one that was not finished; without steps the file starts empty."""
+    lines = path.read_text().splitlines(keepends=True) if step and path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    path.write_text("".join(kept))
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 5) if math.isfinite(value) else None

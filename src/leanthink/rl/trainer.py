@@ -1,0 +1,307 @@
+"""DeepCompress on TRL's GRPOTrainer: its reward, dynamic sampling, advantages that keep mastered groups, our rollouts.
+
+Everything else is TRL's: clip-higher, the token-level loss and no KL term are settings of `DeepCompressConfig`.
+
+What it relies on, in TRL 1.16 (the tested range is `TRL`, other versions are refused):
+- `GRPOTrainer._generate_and_score_completions(inputs)`, which `_prepare_inputs` calls once for a generation batch in
+  training mode and once for each batch in evaluation; it returns a dict of tensors, one row a response of this rank,
+  but for the scalar `num_items_in_batch`, which divides the loss. Overridden, as it is the smallest place that sees
+  what a batch became before it is cut into steps.
+- `GRPOTrainer._calculate_rewards(inputs, prompts, completions, completion_ids_list)`, which returns the rewards of all
+  ranks, [responses, functions]. Overridden to see them.
+- `GRPOTrainer._get_train_sampler(dataset)`: overridden, as TRL's sampler forgets in which epoch a run went on.
+- `GRPOTrainer._get_per_token_logps_and_entropies(model, ids, mask, tokens_to_keep, batch_size)`: called. Its loss takes
+  advantages [N, T] too.
+- `_metrics` (what is logged), `_tokenize_prompts` (in `leanthink.rl.rollouts`).
+
+B groups of G responses   N responses of this rank   T tokens of the longest of them
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from packaging.specifiers import SpecifierSet
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Sampler
+from trl import GRPOTrainer
+
+from leanthink.errors import UsageError
+from leanthink.load import CLOSE_TAG, OPEN_TAG, think_tags
+from leanthink.request import thought_is_over
+from leanthink.rl.advantages import batch_scaled
+from leanthink.rl.config import DeepCompressConfig
+from leanthink.rl.data import check_answers
+from leanthink.rl.rollouts import EngineRollouts, check_whole
+from leanthink.rl.trl_reward import DeepCompressReward, Grader, Scored
+
+TRL = SpecifierSet(">=1.16,<1.17")
+Row = dict[str, Tensor]
+OnScored = Callable[[int, int, Scored], None]
+
+
+class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
+    """GRPO with the DeepCompress reward and dynamic sampling.
+
+    Dynamic sampling: a generation batch is scored, its groups that are all right or all wrong are dropped, and whole
+    batches of other prompts are generated until as many groups as the batch holds are left, in at most `max_rounds`
+    rounds. Statistics are of all prompts of a round, before any is dropped. What is then still missing is filled up
+    with dropped groups whose advantages are 0 and whose tokens do not count in the loss: the update is that of a
+    smaller batch.
+    The other prompts are drawn from the whole data set, by seed, step and round.
+
+    Args:
+        model: a causal language model of transformers or a PeftModel.
+        args: the settings.
+        train_dataset: columns as of `leanthink.rl.data`; at least `prompt` (chat messages) and `answer`.
+        eval_dataset: the same.
+        processing_class: the tokenizer.
+        reward_funcs: further rewards of TRL, added to that of DeepCompress.
+        grader: tells right from wrong; None: `leanthink.rl.data.grade`.
+        on_scored: called on every rank with step, round and what was scored, for each generation batch in training.
+        others: everything else that GRPOTrainer takes, such as peft_config, callbacks and optimizers.
+
+    Raises:
+        UsageError: another version of TRL, a model's name instead of a model, data without answers, fewer problems
+            than a batch has, or a chat template without think tags.
+        UnsupportedModel: rollouts="engine" with a model that the bounded cache cannot serve.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: DeepCompressConfig,
+        train_dataset: Any,
+        *,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_funcs: Sequence[Any] = (),
+        grader: Grader | None = None,
+        on_scored: OnScored | None = None,
+        **others: Any,
+    ) -> None:
+        check_version()
+        if isinstance(model, str):
+            raise UsageError(
+                f"model={model!r} is a name: give what leanthink.load({model!r}) returns, and its tokenizer"
+            )
+        check_data(train_dataset, args)
+        chosen = {} if grader is None else {"grader": grader}
+        self.reward = DeepCompressReward(
+            max_length=args.max_completion_length,
+            rule=args.rule,  # type: ignore[arg-type]  # checked by the config
+            alpha=args.alpha,
+            decay=args.decay,
+            start=args.start,
+            keep_mastered=args.keep_mastered,
+            buffer=args.buffer,
+            factor=args.overlong_factor,
+            think_tags=args.think_tags,
+            **chosen,
+        )
+        self.on_scored = on_scored
+        self._all_rewards = torch.empty(0, 0)  # of the latest generation batch, all ranks: [responses, functions]
+        rollouts = None
+        if args.rollouts == "engine":
+            rollouts = EngineRollouts(  # before adapters are put in: a predictor knows its model by the plain weights
+                model.to(args.device),
+                policy=args.rollout_policy,
+                budget=args.budget,
+                predictor=args.rollout_predictor,
+                rows=args.rollout_rows,
+            )
+        super().__init__(
+            model=model,
+            reward_funcs=[self.reward, *reward_funcs],
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **others,
+        )
+        if rollouts is not None:
+            check_whole(self)
+            self.rollout_func = rollouts
+        self.reward.attach(self)
+        check_template(self.processing_class, train_dataset[0]["prompt"], args)
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(dataset)
+        if not sampler.shuffle:
+            return sampler
+        return _SeededByEpoch(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
+
+    def _calculate_rewards(self, *arguments: Any) -> Tensor:
+        self._all_rewards = super()._calculate_rewards(*arguments)
+        return self._all_rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's, until the batch is full; on every rank equally often, as all ranks look at the same verdicts."""
+        args, size = self.args, len(inputs)
+        if not self.model.training or not (args.dynamic_sampling or args.keep_mastered):
+            plain: dict[str, Any] = super()._generate_and_score_completions(inputs)
+            self._report(0)
+            return self._weighed(plain)
+        wanted = args.generation_batch_size
+        kept: list[Row] = []  # of all ranks, group after group
+        for number in range(args.max_rounds if args.dynamic_sampling else 1):
+            output = super()._generate_and_score_completions(
+                inputs if number == 0 else self._other_inputs(number, size)
+            )
+            self._report(number)
+            teaching, others = self._sorted_rows(output)
+            kept += gather_object(teaching)
+            if len(kept) >= wanted:
+                break
+        fillers = [] if len(kept) >= wanted else gather_object(others)[: wanted - len(kept)]
+        logged = self._metrics["train"]
+        logged["dynamic_sampling/rounds"].append(number + 1)
+        logged["dynamic_sampling/kept"].append(len(kept) / (wanted * (number + 1)))
+        logged["dynamic_sampling/filled"].append(len(fillers) / wanted)
+        return self._weighed(self._batch(kept[:wanted], fillers, size))
+
+    def _report(self, number: int) -> None:
+        if self.on_scored is not None and self.model.training and self.reward.scored is not None:
+            self.on_scored(self.state.global_step, number, self.reward.scored)
+
+    def _other_inputs(self, number: int, size: int) -> list[dict[str, Any]]:
+        """This rank's part of another generation batch, the same for the same seed, step and round."""
+        digest = hashlib.sha256(f"{self.args.seed}/{self.state.global_step}/{number}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:6]))
+        drawn = torch.randperm(len(self.train_dataset), generator=generator).tolist()
+        first = self.accelerator.process_index * size
+        return [self.train_dataset[drawn[row // self.num_generations]] for row in range(first, first + size)]
+
+    def _sorted_rows(self, output: dict[str, Any]) -> tuple[list[Row], list[Row]]:
+        """This rank's responses on the host: those of groups that teach something, and the others."""
+        for name, value in output.items():
+            if not isinstance(value, Tensor):
+                raise UsageError(f"dynamic sampling serves text alone, and this batch has {name!r}: switch it off")
+        scored = self.reward.scored
+        assert scored is not None
+        if self.args.dynamic_sampling:
+            teaches_B = scored.told_apart(mastered=self.args.keep_mastered)
+        else:
+            teaches_B = torch.ones(len(scored.beta_B), dtype=torch.bool)
+        columns = {name: value.cpu() for name, value in output.items() if value.dim()}
+        size = len(columns["advantages"])
+        first = self.accelerator.process_index * size
+        weighted = self._all_rewards * self.reward_weights.to(self._all_rewards.device)
+        total = weighted.nansum(dim=1).where(~weighted.isnan().all(dim=1), torch.nan)
+        columns["reward"] = total[first : first + size].cpu()
+        sorted_rows: tuple[list[Row], list[Row]] = ([], [])
+        for i in range(size):
+            row = {name: column[i].clone() for name, column in columns.items()}  # a view would travel as the whole
+            sorted_rows[0 if teaches_B[(first + i) // self.num_generations] else 1].append(row)
+        return sorted_rows
+
+    def _batch(self, kept: list[Row], fillers: list[Row], size: int) -> dict[str, Any]:
+        """This rank's part of the full batch, as TRL's method returns it."""
+        device = self.accelerator.device
+        if self.args.keep_mastered and kept:
+            rewards_BG = torch.stack([row["reward"] for row in kept]).view(-1, self.num_generations)
+            scaled = batch_scaled(rewards_BG, self.args.advantage_floor).flatten()
+            kept = [{**row, "advantages": advantage} for row, advantage in zip(kept, scaled, strict=True)]
+        tokens = sum(int(row["completion_mask"].sum()) for row in kept)
+        silent = [{**row, "advantages": torch.zeros_like(row["advantages"])} for row in fillers]
+        first = self.accelerator.process_index * size
+        own = [*kept, *silent][first : first + size]
+        pad_id = self.processing_class.pad_token_id
+        names = [name for name in own[0] if name != "reward"]
+        batch = {name: _stacked(name, [row[name] for row in own], pad_id).to(device) for name in names}
+        return {**batch, "num_items_in_batch": torch.tensor(tokens, device=device)}
+
+    def _weighed(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Advantages per token where a bounded cache has sampled: the update is to the policy with the whole cache.
+
+        Each token weighs as much as the whole cache makes it likelier, up to a cap: truncated importance sampling, as
+        TRL does it for vLLM. Logged are the mean weight and the KL divergence of the sampling policy from the other.
+        """
+        if self.args.rollout_policy == "full" or not self.model.training:
+            return batch
+        sampled, mask = batch["sampling_per_token_logps"], batch["completion_mask"]
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        attended = torch.cat([batch["prompt_mask"], mask], dim=1)
+        size = self.args.per_device_train_batch_size
+        with torch.no_grad():
+            whole, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, attended, mask.shape[1], size)
+        difference = (whole - sampled) * mask
+        weights = difference.exp().clamp(max=self.args.rollout_ratio_cap)
+        sums = torch.stack([-difference.sum(), (weights * mask).sum(), mask.sum().float()])
+        kl, weight, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
+        self._metrics["train"]["rollouts/kl"].append(kl / tokens)
+        self._metrics["train"]["rollouts/weight"].append(weight / tokens)
+        return {**batch, "advantages": batch["advantages"][:, None] * weights}
+
+
+class _SeededByEpoch(Sampler[int]):
+    """TRL's sampler, seeded for each epoch: its own generator goes on, and a resumed run would start it anew."""
+
+    def __init__(self, sampler: Any, seed: int, epoch: Callable[[], int]) -> None:
+        self._sampler, self._seed, self._epoch = sampler, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self._sampler.generator.manual_seed(self._seed + self._epoch())
+        return iter(self._sampler)
+
+
+def _stacked(name: str, rows: list[Tensor], pad_id: int) -> Tensor:
+    """Rows of different rounds in one tensor, padded where TRL pads them."""
+    if rows[0].dim() == 0:
+        return torch.stack(rows)
+    side = "left" if name.startswith("prompt_") else "right"
+    padding = pad_id if name in ("prompt_ids", "completion_ids") else 0
+    return pad_sequence(rows, batch_first=True, padding_value=padding, padding_side=side)
+
+
+def check_version(installed: str | None = None) -> None:
+    """Raise UsageError for a TRL whose insides nobody has looked at."""
+    found = version("trl") if installed is None else installed
+    if found not in TRL:
+        raise UsageError(
+            f"trl {found} is installed, and DeepCompressTrainer is tested with trl{TRL}: pip install 'trl{TRL}'"
+        )
+
+
+def check_data(dataset: Any, args: DeepCompressConfig) -> None:
+    """Raise UsageError for data that cannot be trained on with these settings."""
+    if not hasattr(dataset, "__len__"):
+        raise UsageError(
+            "the training data are a stream: dynamic sampling draws from all of them, give a datasets.Dataset"
+        )
+    check_answers(dataset)
+    prompts = args.generation_batch_size // args.num_generations
+    if len(dataset) < prompts:
+        raise UsageError(
+            f"{len(dataset)} problems are fewer than the {prompts} prompts of one generation batch: give more, or a "
+            "smaller generation batch"
+        )
+
+
+def check_template(tokenizer: Any, prompt: Any, args: DeepCompressConfig) -> None:
+    """Raise UsageError for a chat template after which no response could close a thought."""
+    if not args.think_tags:
+        return
+    template = tokenizer.get_chat_template() if getattr(tokenizer, "chat_template", None) else None
+    cure = "give a chat template with think tags, or think_tags=False to grade whole texts"
+    if template is None:
+        raise UsageError(f"the tokenizer has no chat template, and so no think tags: {cure}")
+    options = {"add_generation_prompt": True, **(args.chat_template_kwargs or {})}
+    text = tokenizer.apply_chat_template(prompt, tokenize=False, **options)
+    if not any(tag in part for tag in (OPEN_TAG, CLOSE_TAG) for part in (template, text)):
+        raise UsageError(f"the chat template has no think tags, so no response would count as right: {cure}")
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    if thought_is_over(tokenizer, ids, think_tags(tokenizer)):
+        raise UsageError(
+            "the chat template closes the thought before the response begins: leave enable_thinking=False out of "
+            "chat_template_kwargs, or give think_tags=False"
+        )

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from leanthink.errors import UsageError
+from leanthink.rl import data
+from leanthink.rl.run import make_data
+from leanthink.tiny import tasks
+
+NAMES = ["prompt", "id", "problem", "answer", "family", "level", "grader", "facts"]
+
+
+def judged(row: Any, answer: str) -> bool | None:
+    return data.grade(row, f"hm</think>\\boxed{{{answer}}}", think_tags=True)
+
+
+@pytest.mark.parametrize("family", tasks.FAMILIES)
+def test_tasks_come_back_from_their_columns_with_their_own_grader(family: str) -> None:
+    rows = data.from_tasks([family], [1, 2], 3)
+    assert rows.column_names == NAMES
+    assert len(rows) == 6
+    for row in rows:
+        assert row["prompt"] == [{"content": row["problem"], "role": "user"}]
+        assert judged(row, row["answer"])
+        assert not judged(row, row["answer"] + "0")
+
+
+def test_another_way_to_the_target_of_a_countdown_is_right() -> None:
+    row = data.from_tasks(["countdown"], [2], 1, split="held-out")[0]
+    assert row["answer"] == "(68+55)+24"
+    assert judged(row, "24+55+68")
+    assert not judged(row, "147")
+
+
+def test_a_thought_that_is_not_closed_is_wrong_and_what_has_no_answer_cannot_be_graded() -> None:
+    row = data.from_tasks(["sums"], [1], 1)[0]
+    text = f"\\boxed{{{row['answer']}}}"
+    assert data.grade(row, text, think_tags=True) is False
+    assert data.grade(row, text, think_tags=False) is True
+    assert data.grade({**row, "answer": None}, text, think_tags=False) is None
+
+
+def test_a_file_of_problems_is_graded_as_mathematics_and_takes_an_instruction(tmp_path: Path) -> None:
+    path = tmp_path / "problems.jsonl"
+    path.write_text(json.dumps({"id": "a", "problem": "Half?", "answer": r"\frac{1}{2}"}) + "\n")
+    row = data.from_jsonl(path, instruction="Box it.")[0]
+    assert row["prompt"][0]["content"] == "Half?\n\nBox it."
+    assert judged(row, "0.5")
+    assert not judged(row, "0.6")
+
+
+def test_columns_of_any_data_set_are_found_by_name() -> None:
+    raw = Dataset.from_dict({"question": ["1+1?"], "gold": ["2"], "name": ["sum"]})
+    row = data.from_columns(raw, problem="question", answer="gold", id="name")[0]
+    assert (row["id"], row["answer"], judged(row, "2")) == ("sum", "2", True)
+    assert data.from_columns(raw, problem="question", answer="gold")[0]["id"] == "row-0"
+    with pytest.raises(UsageError, match=r"unknown column 'problem'.*question"):
+        data.from_columns(raw)
+
+
+@pytest.mark.parametrize("answer", [None, "", "  "])
+def test_a_row_without_an_answer_is_refused(answer: str | None) -> None:
+    raw = Dataset.from_dict({"problem": ["1+1?", "1+2?"], "answer": ["2", answer]})
+    with pytest.raises(UsageError, match="problem 'row-1' has no answer"):
+        data.from_columns(raw)
+    with pytest.raises(UsageError, match="row 1 of the data has answer"):
+        data.check_answers(raw)
+
+
+def test_data_without_an_answer_column_are_refused() -> None:
+    with pytest.raises(UsageError, match="no column 'answer', only problem"):
+        data.check_answers(Dataset.from_dict({"problem": ["1+1?"]}))
+
+
+def test_environments_of_reasoning_gym_score_their_own_entries() -> None:
+    rows = data.from_gym({"chain_sum": {"max_terms": 3}, "spell_backward": {}}, 3, seed=1)
+    assert len(rows) == 6
+    for row in rows:
+        assert row["prompt"][0]["content"].endswith(data.BOXED)
+        assert judged(row, row["answer"])
+        assert not judged(row, "nonsense")
+        assert data.grade(row, f"</think>{row['answer']}", think_tags=True) is False  # no box
+    assert rows["id"] == data.from_gym({"chain_sum": {"max_terms": 3}, "spell_backward": {}}, 3, seed=1)["id"]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({}, "exactly one of tasks, problems, dataset, gym"),
+        ({"tasks": "all", "gym": "chain_sum"}, "tasks and gym"),
+        ({"tasks": ["sums"], "level": [1]}, "unknown key of data with tasks 'level'.*Did you mean 'levels'"),
+        ({"tasks": ["sum"]}, "unknown family 'sum'"),
+        ({"gym": "chain_sun"}, "unknown reasoning-gym environment 'chain_sun'.*chain_sum"),
+        ({"gym": {"chain_sum": {"min_terms": -1}}}, "refuses chain_sum"),
+        ({"gym": {"chain_sum": {"terms": 1}}}, "refuses chain_sum"),
+        ({"problems": "nowhere.jsonl"}, "no file of problems"),
+        ("tasks", "give a mapping"),
+        ({"tasks": [], "levels": [1]}, "no problem to train on"),
+    ],
+)
+def test_bad_sources_are_refused_with_the_fix(source: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        make_data(source)
+
+
+def test_an_unknown_grader_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown grader 'judge'"):
+        data.problem_of({"answer": "1", "grader": "judge"})

@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import GRPOTrainer
+
+from leanthink.errors import UsageError
+from leanthink.rl import trainer as module
+from leanthink.rl.advantages import batch_scaled
+from leanthink.rl.data import from_tasks
+from leanthink.rl.trl_reward import DeepCompressReward
+from models import make_model, make_tokenizer
+from rl_runs import PROBLEMS, TEMPLATE, average, likes, make_policy, make_trainer, settings, weights
+
+SCRIPT = Path(__file__).parent / "rl_runs.py"
+
+
+def ranks(folder: Path, count: int, responses: int) -> dict[str, Any]:
+    """What rank 0 of so many processes prints."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(folder), str(responses)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    outputs = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0] * count, outputs[0][1][-2000:]
+    found: dict[str, Any] = json.loads(outputs[0][0].splitlines()[-1])
+    return found
+
+
+def test_two_ranks_whose_groups_straddle_them_are_one(tmp_path: Path) -> None:
+    alone, seen = make_trainer(tmp_path / "one")
+    alone.train()
+    two = ranks(tmp_path / "two", 2, 3)  # three responses a rank, groups of two
+    assert two["seen"] == seen
+    assert any(record["round"] for record in seen), "no dynamic sampling to compare"
+    assert len({tokens for record in seen for _, tokens, _ in record["judged"]}) > 2, "no lengths to compare"
+    assert two["average"] == average(alone)
+    torch.testing.assert_close(torch.tensor(two["weights"]), torch.tensor(weights(alone)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [2, 4, 5])  # in the first epoch, at its end, in the second
+def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(tmp_path: Path, step: int) -> None:
+    changes = {"max_steps": 6, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
+    whole, seen = make_trainer(tmp_path, **changes)
+    whole.train()
+    resumed, again = make_trainer(tmp_path, **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert again == [record for record in seen if record["step"] >= step]
+    assert again
+    assert average(resumed) == average(whole)
+    assert weights(resumed) == weights(whole)
+
+
+def test_evaluation_leaves_average_and_later_steps_alone(tmp_path: Path) -> None:
+    plain, seen = make_trainer(tmp_path / "plain")
+    plain.train()
+    evaluated, also = make_trainer(
+        tmp_path / "evaluated",
+        eval_strategy="steps",
+        eval_steps=1,
+        per_device_eval_batch_size=8,
+        num_generations_eval=4,
+        others={"eval_dataset": from_tasks(["sums"], [1], 4, split="held-out")},
+    )
+    evaluated.train()
+    assert also == seen
+    assert average(evaluated) == average(plain)
+    found = [record["eval_accuracy"] for record in evaluated.state.log_history if "eval_accuracy" in record]
+    assert len(found) == 3
+
+
+def test_epochs_and_rounds_bring_other_problems(tmp_path: Path) -> None:
+    trainer, seen = make_trainer(tmp_path, max_steps=8)
+    trainer.train()
+    firsts = [[id for id, _, _ in record["judged"]] for record in seen if record["round"] == 0]
+    assert len(firsts) == 8  # four batches an epoch
+    assert sorted(chain(*firsts[:4])) == sorted(chain(*firsts[4:]))
+    assert firsts[:4] != firsts[4:]
+    others = []
+    for step, number in ((0, 1), (0, 2), (1, 1)):
+        trainer.state.global_step = step
+        others.append([row["id"] for row in trainer._other_inputs(number, 6)])
+    assert len({tuple(ids) for ids in others}) == 3
+    assert all(ids[::2] == ids[1::2] and len(set(ids)) == 3 for ids in others)
+
+
+def test_rows_of_rounds_of_other_widths_are_padded_as_trl_pads() -> None:
+    rows = [torch.tensor([0, 1]), torch.tensor([3, 4, 5])]
+    assert module._stacked("prompt_ids", rows, 9).tolist() == [[9, 0, 1], [3, 4, 5]]
+    assert module._stacked("prompt_mask", rows, 9).tolist() == [[0, 0, 1], [3, 4, 5]]
+    assert module._stacked("completion_ids", rows, 9).tolist() == [[0, 1, 9], [3, 4, 5]]
+    assert module._stacked("sampling_per_token_logps", rows, 9).tolist() == [[0, 1, 0], [3, 4, 5]]
+    assert module._stacked("advantages", [torch.tensor(1), torch.tensor(2)], 9).tolist() == [1, 2]
+
+
+class Judge:
+    """Grades by the round: rounds before `mixed_from` are all right, later ones are mixed in every second group."""
+
+    def __init__(self, mixed_from: int, responses: int, *, right: bool = True) -> None:
+        self.mixed_from, self.responses, self.right, self.calls = mixed_from, responses, right, 0
+
+    def __call__(self, row: Any, text: str, *, think_tags: bool) -> bool:
+        number, place = divmod(self.calls, self.responses)
+        self.calls += 1
+        return self.right if number < self.mixed_from or place // 2 % 2 else place % 2 == 0
+
+
+def full_batch(trainer: Any) -> dict[str, Any]:
+    """What a generation batch became."""
+    trainer.model.train()
+    rows = [trainer.train_dataset[i // 2] for i in range(6)]
+    batch: dict[str, Any] = trainer._generate_and_score_completions(rows)
+    return batch
+
+
+def test_dynamic_sampling_keeps_the_groups_that_are_told_apart_until_the_batch_is_full(tmp_path: Path) -> None:
+    trainer, seen = make_trainer(tmp_path, grader=Judge(1, 6))
+    batch = full_batch(trainer)
+    assert [record["round"] for record in seen] == [0, 1, 2]  # none, then two of three each
+    assert [record["observed"] for record in seen] == pytest.approx([1, 2 / 3, 2 / 3])  # before groups are dropped
+    advantages = batch["advantages"].view(3, 2)
+    assert (advantages.sign() == torch.tensor([1, -1])).all()
+    kept = [record["judged"][i] for record in seen[1:] for i in (0, 1, 4, 5)][:6]
+    assert batch["completion_mask"].sum(1).tolist() == [tokens for _, tokens, _ in kept]
+    assert int(batch["num_items_in_batch"]) == int(batch["completion_mask"].sum())
+    assert batch["prompt_ids"].shape == batch["prompt_mask"].shape
+    for ids, mask, (id, _, _) in zip(batch["prompt_ids"], batch["prompt_mask"], kept, strict=True):
+        rows = {row["id"]: row["problem"] for row in trainer.train_dataset}
+        assert trainer.processing_class.decode(ids[mask.bool()]) == rows[id] + "<think>"
+    metrics = trainer._metrics["train"]
+    assert metrics["dynamic_sampling/rounds"] == [3]
+    assert metrics["dynamic_sampling/kept"] == [8 / 18]
+    assert metrics["dynamic_sampling/filled"] == [0]
+    assert average(trainer)["average"] == pytest.approx(0.8 + 0.2 * 2 / 3)  # once, with the last round
+
+
+def test_what_is_missing_after_the_last_round_is_filled_with_what_teaches_nothing(tmp_path: Path) -> None:
+    trainer, seen = make_trainer(tmp_path, grader=Judge(1, 6), max_rounds=2)
+    batch = full_batch(trainer)
+    assert len(seen) == 2
+    assert batch["advantages"][4:].tolist() == [0, 0]
+    assert batch["advantages"][:4].abs().min() > 0.5
+    assert int(batch["num_items_in_batch"]) == int(batch["completion_mask"][:4].sum())
+    assert trainer._metrics["train"]["dynamic_sampling/filled"] == [1 / 3]
+
+
+def test_a_batch_with_nothing_to_learn_from_has_advantages_of_zero_whatever_the_overlong_penalty(
+    tmp_path: Path,
+) -> None:
+    trainer, _ = make_trainer(tmp_path, grader=Judge(9, 6, right=False), max_rounds=2, overlong_buffer=8)
+    batch = full_batch(trainer)
+    assert batch["advantages"].tolist() == [0] * 6
+    assert int(batch["num_items_in_batch"]) == 0
+
+
+def test_without_dynamic_sampling_a_batch_is_taken_as_it_comes(tmp_path: Path) -> None:
+    trainer, seen = make_trainer(tmp_path, grader=Judge(9, 6), dynamic_sampling=False)
+    batch = full_batch(trainer)
+    assert len(seen) == 1
+    assert batch["advantages"].tolist() == [0] * 6
+
+
+def test_mastered_groups_stay_and_move_by_no_more_than_alpha_over_the_floor(tmp_path: Path) -> None:
+    ours = {"keep_mastered": True, "scale_rewards": "batch", "start": 0.0}
+    trainer, seen = make_trainer(tmp_path, grader=Judge(9, 6), **ours)
+    batch = full_batch(trainer)
+    assert len(seen) == 1
+    rewards = torch.tensor(seen[0]["reward"])
+    torch.testing.assert_close(batch["advantages"].view(3, 2), batch_scaled(rewards, 0.5))
+    largest = float(batch["advantages"].abs().max())
+    assert 0 < largest <= 0.2 / 0.5
+    wrong, rounds = make_trainer(tmp_path / "wrong", grader=Judge(9, 6, right=False), max_rounds=2, **ours)
+    assert full_batch(wrong)["advantages"].tolist() == [0] * 6  # all wrong is still dropped
+    assert len(rounds) == 2
+
+
+@pytest.mark.parametrize("slots", [8, 4096])
+def test_tokens_sampled_under_a_budget_weigh_as_the_whole_cache_makes_them_likelier(tmp_path: Path, slots: int) -> None:
+    budget = {"slots": slots, "window": 4, "interval": 4, "answer": 8}
+    changes = {"rollout_policy": "sinks", "rollout_budget": budget, "max_completion_length": 48, "model": make_model()}
+    trainer, _ = make_trainer(tmp_path, grader=Judge(0, 6), rollout_ratio_cap=1.5, **changes)
+    batch = full_batch(trainer)
+    mask = batch["completion_mask"].bool()
+    weights = (batch["advantages"] / batch["advantages"][:, :1])[mask]  # nothing is evicted before the first token
+    (kl,), (mean,) = (trainer._metrics["train"][f"rollouts/{name}"] for name in ("kl", "weight"))
+    if slots == 4096:
+        assert abs(kl) < 1e-5
+        torch.testing.assert_close(weights, torch.ones_like(weights), rtol=1e-4, atol=1e-4)
+    else:
+        assert kl > 0.1
+        assert float(weights.max()) == pytest.approx(1.5, abs=1e-4)
+        assert float(weights.min()) < 0.9
+    assert mean == pytest.approx(float(weights.mean()), abs=1e-3)
+    trainer.train()
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
+
+
+def test_further_rewards_are_added(tmp_path: Path) -> None:
+    def longer(completion_ids: Any, **others: Any) -> list[float]:
+        return [float(len(ids)) for ids in completion_ids]
+
+    trainer, seen = make_trainer(tmp_path, others={"reward_funcs": [longer]}, keep_mastered=True, scale_rewards="batch")
+    batch = full_batch(trainer)
+    tokens = torch.tensor([[float(n) for _, n, _ in record["judged"]] for record in seen]).view(-1, 2)
+    rewards = torch.tensor([record["reward"] for record in seen]).view(-1, 2) + tokens
+    kept = torch.tensor([any(c for _, _, c in record["judged"][g : g + 2]) for record in seen for g in (0, 2, 4)])
+    torch.testing.assert_close(batch["advantages"].view(3, 2), batch_scaled(rewards[kept][:3], 0.5))
+
+
+def test_batch_scaling_divides_by_the_batch_and_never_by_less_than_the_floor() -> None:
+    nan = float("nan")
+    rewards = torch.tensor([[1.0, -1.0], [1.1, 1.0], [nan, 1.0]])
+    deviation = rewards[~rewards.isnan()].std()
+    wanted = torch.tensor([[1.0, -1.0], [0.05, -0.05], [0.0, 0.0]]) / deviation
+    torch.testing.assert_close(batch_scaled(rewards, 0.5), wanted)
+    torch.testing.assert_close(batch_scaled(rewards[1:2], 0.5), torch.tensor([[0.1, -0.1]]))
+    with pytest.raises(UsageError, match="floor=0"):
+        batch_scaled(rewards, 0)
+
+
+def test_the_reward_serves_a_plain_grpo_trainer(tmp_path: Path) -> None:
+    reward = DeepCompressReward(max_length=8, grader=likes)
+    trainer = GRPOTrainer(
+        model=make_policy(),
+        reward_funcs=reward,
+        args=settings(tmp_path, max_steps=1),
+        train_dataset=from_tasks(["sums"], [1], PROBLEMS),
+        processing_class=make_tokenizer(TEMPLATE),
+    )
+    reward.attach(trainer)
+    trainer.train()
+    assert average(trainer)["step"] == 0
+    assert "pass_ratio/average" in trainer.state.log_history[0]
+
+
+def test_lora_trains_the_adapters_and_generates_with_them(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer, seen = make_trainer(tmp_path, others={"peft_config": lora}, gradient_checkpointing=True)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    assert len({record["step"] for record in seen}) == 3
+    assert (tmp_path / "checkpoint-3" / "adapter_model.safetensors").is_file()
+    assert math.isfinite(trainer.state.log_history[-1]["train_loss"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_generations": 1}, "num_generations=1: a group of one"),
+        ({"per_device_train_batch_size": 5}, "generation batch of 5.*such as 6"),
+        ({"decay": 1.5}, "decay=1.5"),
+        ({"start": "first"}, '"observed"'),
+        ({"rule": "longer"}, "unknown length rule"),
+        ({"keep_mastered": True}, 'scale_rewards="batch"'),
+        ({"keep_mastered": True, "scale_rewards": "batch", "advantage_floor": 0}, "floor=0"),
+        ({"overlong_buffer": 9}, "buffer=9"),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, "sum_then_normalize"),
+        ({"max_rounds": 0}, "max_rounds=0"),
+        ({"rollouts": "vllms"}, "Did you mean 'vllm'"),
+        ({"rollout_policy": "horizons"}, "Did you mean 'horizon'"),
+        ({"rollout_policy": "sinks"}, "slots: 512"),
+        ({"rollout_budget": {"slots": 64}}, "takes no budget"),
+        ({"rollout_policy": "sinks", "rollout_budget": {"slot": 64}}, "Did you mean 'slots'"),
+        ({"rollout_policy": "sinks", "rollout_budget": {"window": 4}}, "has no slots"),
+        ({"rollout_policy": "sinks", "rollout_budget": {"slots": 4, "window": 8}}, "window=8"),
+        ({"rollouts": "transformers", "rollout_policy": "sinks", "rollout_budget": {"slots": 64}}, "'engine'"),
+        ({"repetition_penalty": 1.1}, "rollouts='transformers'"),
+        ({"rollout_rows": 0}, "rollout_rows=0"),
+        ({"rollout_policy": "sinks", "rollout_budget": {"slots": 64}, "temperature": 0.9}, "give temperature=1"),
+        ({"rollout_ratio_cap": 0.5}, "rollout_ratio_cap=0.5"),
+        ({"steps_per_generation": 4, "save_steps": 2}, "multiple of 4"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
+    ],
+)
+def test_bad_settings_are_refused_with_the_fix(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        settings(tmp_path, **changes)
+
+
+def test_published_defaults(tmp_path: Path) -> None:
+    args = module.DeepCompressConfig(str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=16)
+    assert (args.epsilon, args.epsilon_high, args.beta, args.loss_type) == (0.2, 0.28, 0.0, "dapo")
+    assert (args.scale_rewards, args.multi_objective_aggregation) == ("group", "sum_then_normalize")
+    assert (args.alpha, args.decay, args.start, args.rule, args.max_rounds) == (0.2, 0.99, 1.0, "dual", 10)
+    assert (args.buffer, args.overlong_factor, args.num_generations) == (2048, 1.0, 16)
+    assert (args.learning_rate, args.weight_decay, args.warmup_steps) == (1e-6, 0.1, 10)
+
+
+def test_data_that_cannot_be_trained_on_are_refused(tmp_path: Path) -> None:
+    args = settings(tmp_path)
+    with pytest.raises(UsageError, match="no column 'answer'"):
+        module.check_data(Dataset.from_dict({"prompt": ["a"]}), args)
+    with pytest.raises(UsageError, match="2 problems are fewer than the 3 prompts"):
+        module.check_data(Dataset.from_dict({"prompt": ["a"] * 2, "answer": ["1"] * 2}), args)
+    with pytest.raises(UsageError, match="stream"):
+        module.check_data(iter(()), args)
+
+
+def test_a_chat_template_without_think_tags_is_refused(tmp_path: Path) -> None:
+    prompt = [{"role": "user", "content": "hi"}]
+    plain = TEMPLATE.replace("<think>", "")
+    with pytest.raises(UsageError, match="no chat template"):
+        module.check_template(make_tokenizer(), prompt, settings(tmp_path))
+    with pytest.raises(UsageError, match=r"has no think tags.*think_tags=False"):
+        module.check_template(make_tokenizer(plain), prompt, settings(tmp_path))
+    with pytest.raises(UsageError, match="enable_thinking"):
+        module.check_template(make_tokenizer(TEMPLATE + "</think>"), prompt, settings(tmp_path))
+    module.check_template(make_tokenizer(plain), prompt, settings(tmp_path, think_tags=False))
+    asked = [{"role": "system", "content": "Think within <think> and </think>."}, *prompt]
+    module.check_template(make_tokenizer(plain), asked, settings(tmp_path))
+
+
+def test_a_name_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"leanthink\.load\('tiny'\)"):
+        make_trainer(tmp_path, model="tiny")
+
+
+def test_another_version_of_trl_is_refused() -> None:
+    module.check_version("1.16.3")
+    with pytest.raises(UsageError, match=r"trl 1\.17\.0 is installed.*pip install"):
+        module.check_version("1.17.0")

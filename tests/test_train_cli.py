@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import math
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers.quantizers.base import HfQuantizer
+
+from command_line import refused
+from leanthink.errors import UsageError
+from leanthink.load import load
+from leanthink.rl.run_log import cut, progress_line
+from leanthink.rl.trl_reward import STATE
+from models import make_model, make_tokenizer
+from rl_runs import ENDS, TEMPLATE
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SMALL = (
+    "--tasks", "sums,equations", "--levels", "1", "--count", 8, "--group", 4, "--batch", 4, "--max-completion", 96,
+    "--lr", 1e-5, "--start", "observed", "--decay", 0.9,
+)  # fmt: skip
+SETS = ("max_rounds=1", "warmup_steps=0", "gradient_checkpointing=false", "overlong_buffer=0")
+
+
+def run_of(out: Path, steps: int, *more: object, sets: tuple[str, ...] = SETS) -> list[object]:
+    """The words of a short run on the embedded reasoner."""
+    flags = [word for name in sets for word in ("--set", name)]
+    return ["train", *SMALL, "--steps", steps, "--out", out, *flags, *more]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_twenty_steps_on_the_embedded_reasoner_can_be_gone_on_with(tmp_path: Path, inside: Any) -> None:
+    out = tmp_path / "run"
+    mixed_up = ("--tasks", "equations", "--temperature", 1.5, "--max-completion", 104, "--group", 2, "--batch", 2)
+    mixed_up += ("--set", "save_steps=20")
+    done = inside(*run_of(out, 20, *mixed_up, "--json"))
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    log, groups = lines(out / "log.jsonl"), lines(out / "rollouts.jsonl")
+    steps = [record for record in log if "loss" in record]
+    assert [record["step"] for record in steps] == list(range(1, 21))
+    assert all(math.isfinite(record["loss"]) for record in steps)
+    assert any(record["grad_norm"] > 0 for record in steps)
+    averages = [record["pass_ratio/average"] for record in steps]
+    assert len(set(averages)) > 10, "the average did not move"
+    assert 0 < document["average"] < 1
+    assert document["steps"] == 20
+    assert document["metrics"]["step"] == 20
+    assert {group["step"] for group in groups} == set(range(1, 21))
+    mixed = [group for group in groups if len(set(group["right"])) == 2]
+    assert len(mixed) > 2
+    assert all(len(group["tokens"]) == 2 and group["level"] == 1 for group in groups)
+    assert done.err.count("thought tokens, simple") == 20
+    state = json.loads((out / "checkpoint-20" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"][STATE]["attributes"]["average"] == document["average"]
+    trained, tokenizer = load(out / "final", device="cpu")
+    start, _ = load("tiny", device="cpu")
+    assert not torch.equal(trained.lm_head.weight, start.lm_head.weight)
+    assert tokenizer.chat_template is not None
+
+    again = inside(*run_of(out, 21, *mixed_up, "--json", "--resume"))
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["steps"] == 21
+    assert [record["step"] for record in lines(out / "log.jsonl") if "loss" in record] == list(range(1, 22))
+    refused(inside(*run_of(out, 20)), 2, "holds a run already", "resume", "overwrite")
+
+
+@pytest.fixture(scope="module")
+def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved Llama, made on the spot, that ends its responses early."""
+    folder: Path = tmp_path_factory.mktemp("llama")
+    model = make_model("llama")
+    model.generation_config.eos_token_id = ENDS
+    model.save_pretrained(folder)
+    make_tokenizer(TEMPLATE).save_pretrained(folder)
+    return folder
+
+
+def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
+    tmp_path: Path, inside: Any, random_llama: Path
+) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text(
+        f"model: {random_llama}\nout: {tmp_path / 'unused'}\ndata: {{tasks: sums, levels: [1], count: 8}}\n"
+        "learning_rate: 1e-3\nnum_generations: 4\nper_device_train_batch_size: 4\nmax_completion_length: 16\n"
+        "max_steps: 50\nmax_rounds: 2\nlora: {r: 4, alpha: 8}\nwarmup_steps: 0\n"
+    )
+    out = tmp_path / "run"
+    done = inside("train", "--config", config, "--steps", 3, "--out", out, "--group", 2, "--levels", "1,2")
+    assert done.code == 0, done.err
+    assert done.out == f"3 steps; the model is in {out / 'final'}\n"
+    assert (out / "checkpoint-3" / "adapter_model.safetensors").is_file()
+    settings = json.loads((out / "run.json").read_text())["settings"]
+    assert (settings["max_steps"], settings["num_generations"], settings["lora"]) == (3, 2, {"r": 4, "alpha": 8})
+    assert settings["data"] == {"tasks": "sums", "levels": [1, 2], "count": 8}
+    merged, _ = load(out / "final", device="cpu")
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert {len(group["right"]) for group in lines(out / "rollouts.jsonl")} == {2}
+    assert not (tmp_path / "unused").exists()
+    over = inside("train", "--config", config, "--steps", 1, "--out", out, "--overwrite", "--budget", 8, "--window", 4)
+    refused(over, 2, "policy 'full' keeps everything", "leave out --budget, --window")
+    once = inside("train", "--config", config, "--steps", 1, "--out", out, "--overwrite", "--keep-mastered")
+    assert once.code == 0, once.err
+    assert not (out / "checkpoint-3").exists()
+    assert [record["step"] for record in lines(out / "log.jsonl") if "loss" in record] == [1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--out", "OUT"), ["lack 'data'", "tasks"]),
+        (("--tasks", "sums"), ["lack 'out'", "folder"]),
+        ((*SMALL, "--out", "OUT", "--set", "alfa=1"), ["unknown setting 'alfa'", "Did you mean 'alpha'"]),
+        ((*SMALL, "--out", "OUT", "--set", "output_dir=x"), ["unknown setting 'output_dir'"]),
+        ((*SMALL, "--out", "OUT", "--set", "alpha"), ["NAME=VALUE"]),
+        ((*SMALL, "--out", "OUT", "--resume"), ["no checkpoint in", "without resume"]),
+        ((*SMALL, "--out", "OUT", "--resume", "--overwrite"), ["exclude each other"]),
+        ((*SMALL, "--out", "OUT", "--group", 1), ["num_generations=1", "2 or more"]),
+        ((*SMALL, "--out", "OUT", "--batch", 6), ["generation batch of 6", "such as 8"]),
+        ((*SMALL, "--out", "OUT", "--decay", 2), ["decay=2"]),
+        ((*SMALL, "--out", "OUT", "--start", "seen"), ["observed"]),
+        ((*SMALL, "--out", "OUT", "--rule", "longer"), ["unknown length rule", "penalty"]),
+        ((*SMALL, "--out", "OUT", "--problems", "p.jsonl"), ["--tasks", "--problems"]),
+        ((*SMALL, "--out", "OUT", "--levels", "one"), ["--levels 'one'"]),
+        ((*SMALL, "--out", "OUT", "--levels", "9"), ["unknown level 9"]),
+        ((*SMALL, "--out", "OUT", "--count", "0"), ["no problem"]),
+        ((*SMALL, "--out", "OUT", "--set", "dtype=int8"), ["unknown dtype 'int8'"]),
+        ((*SMALL, "--out", "OUT", "--set", "learning_rate=fast"), ["learning_rate='fast'"]),
+        ((*SMALL, "--out", "OUT", "--set", "max_rounds=many"), ["max_rounds='many'", "a number"]),
+        ((*SMALL, "--out", "OUT", "--set", "max_rounds=true"), ["max_rounds=True", "a number"]),
+        ((*SMALL, "--out", "OUT", "--set", "keep_mastered=1"), ["keep_mastered=1", "true or false"]),
+        ((*SMALL, "--out", "OUT", "--set", "num_generations_eval=1"), ["num_generations_eval=1"]),
+        ((*SMALL, "--out", "OUT", "--set", "lora={rank: 4}"), ["unknown key of lora 'rank'"]),
+        ((*SMALL, "--out", "OUT", "--set", "chat_template=no.jinja"), ["no chat template 'no.jinja'"]),
+        (("--config", "no.yaml"), ["no file of settings"]),
+    ],
+)
+def test_bad_commands_are_refused_with_the_fix(tmp_path: Path, inside: Any, words: Any, said: list[str]) -> None:
+    out = tmp_path / "run"
+    refused(inside("train", *(out if word == "OUT" else word for word in words)), 2, *said)
+    assert not (out / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize(("text", "said"), [("a: [", "is no YAML"), ("- a", "holds no settings"), ("", "no settings")])
+def test_files_that_hold_no_settings_are_refused(tmp_path: Path, inside: Any, text: str, said: str) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text(text)
+    refused(inside("train", "--config", config), 2, said)
+
+
+def test_a_model_without_think_tags_is_refused(tmp_path: Path, inside: Any, random_llama: Path) -> None:
+    template = tmp_path / "plain.jinja"
+    template.write_text(TEMPLATE.replace("<think>", ""))
+    words = run_of(tmp_path / "run", 1, "--model", random_llama, "--set", f"chat_template={template}")
+    refused(inside(*words), 2, "no think tags", "think_tags=False")
+    assert inside(*words, "--set", "think_tags=false", "--max-completion", 8).code == 0
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("deepcompress-*.yaml")), ids=lambda path: path.stem)
+def test_the_settings_in_the_examples_are_known_and_go_together(path: Path, tmp_path: Path) -> None:
+    import yaml
+
+    from leanthink.rl.run import check_settings, make_config
+
+    settings = {**yaml.safe_load(path.read_text()), "out": str(tmp_path / "run")}
+    check_settings(settings, resume=False, overwrite=False)
+    make_config({**settings, "bf16": False})
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("accelerate-*.yaml")), ids=lambda path: path.stem)
+def test_the_launch_configurations_in_the_examples_are_what_accelerate_reads(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(path)).num_processes in (2, 8)
+
+
+def test_a_budget_comes_from_flags_over_the_file(tmp_path: Path, inside: Any, random_llama: Path) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text("rollout_policy: sinks\nrollout_budget: {slots: 8, window: 4}\n")
+    sets = ("max_rounds=1", "num_generations=2", "max_completion_length=16")
+    words = run_of(tmp_path / "run", 1, "--config", config, "--model", random_llama, "--interval", 4, sets=sets)
+    assert inside(*words).code == 0
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert settings["rollout_budget"] == {"slots": 8, "window": 4, "interval": 4, "answer": 1024}
+
+
+def test_weights_of_a_gguf_file_are_trained_as_the_whole_weights_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    from leanthink.rl import run
+
+    model = make_model()
+    model.is_quantized, model.quantization_method = True, "gguf"
+    remove = partial(HfQuantizer.remove_quantization_config, None)
+    model.hf_quantizer = SimpleNamespace(remove_quantization_config=remove)
+    monkeypatch.setattr(sys.modules["leanthink.load"], "load", lambda *_, **__: (model, make_tokenizer()))
+    loaded, _ = run._load({"model": "some.gguf"})
+    assert not loaded.is_quantized
+    assert not hasattr(loaded, "hf_quantizer")
+
+
+def test_the_log_is_cut_to_what_the_checkpoint_knows(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    cut(path, 2)
+    assert lines(path) == [{"step": 1}, {"step": 2}]
+    cut(path, 0)
+    assert path.read_text() == ""
+
+
+def test_the_progress_line_tells_what_is_not_there_with_a_dash() -> None:
+    record = {"step": 3, "reward": 0.5, "accuracy": None, "simple/thought_tokens": 41.6, "beta": -0.25}
+    assert progress_line(record, 9) == (
+        "step 3/9  reward 0.500  accuracy -  thought tokens, simple 42  hard -  β -0.250"
+    )
+
+
+def test_training_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from leanthink.cli.train import command
+
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(UsageError, match=r"needs trl: pip install 'leanthink\[train\]'"):
+        command()
