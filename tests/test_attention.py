@@ -12,8 +12,9 @@ from torch import Tensor
 
 from leanthink.arena import Region
 from leanthink.attention import decode, prefill, slot_attention
-from leanthink.cache import KVShape, Segment, SlotCache
+from leanthink.cache import KVShape, SlotCache
 from leanthink.errors import UnsupportedModel, UsageError
+from leanthink.feeds import Segment
 from leanthink.load import kv_shape
 from models import make_model
 

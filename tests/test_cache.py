@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from leanthink.arena import Region
-from leanthink.cache import KVShape, Segment, SlotCache, Wishes
+from leanthink.cache import KVShape, SlotCache, Wishes
 from leanthink.errors import UsageError
+from leanthink.feeds import Segment
 from leanthink.policies import make_policy
 from leanthink.policies.snapkv import SnapKV
 from policy_slots import make

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from leanthink import attention, decoder
-from leanthink.cache import Segment, SlotCache
+from leanthink.cache import SlotCache
+from leanthink.feeds import Segment
 from leanthink.load import kv_shape
 from leanthink.states import state_size
 from models import make_model

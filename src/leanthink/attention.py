@@ -17,8 +17,9 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
 from leanthink.arena import Region
-from leanthink.cache import Decode, Prefill, SlotCache
+from leanthink.cache import SlotCache
 from leanthink.errors import UnsupportedModel, UsageError
+from leanthink.feeds import Decode, Prefill
 from leanthink.states import joined, middle_outputs
 
 NAME = "leanthink"

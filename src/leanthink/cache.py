@@ -17,6 +17,7 @@ from torch import Tensor
 from leanthink.arena import Arena, Region
 from leanthink.constants import constant
 from leanthink.errors import UsageError
+from leanthink.feeds import Decode, Prefill, Segment
 from leanthink.policies import Policy, Slots
 
 
@@ -32,35 +33,6 @@ class KVShape:
     def bytes_per_slot(self, dtype: torch.dtype) -> int:
         """Bytes of the keys and values of one token."""
         return 2 * self.layers * self.kv_heads * self.head_dim * dtype.itemsize
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """Prompt tokens [done, done + tokens) of one request, which the next forward writes into its region."""
-
-    region: Region
-    done: int
-    tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prefill:
-    """The next forward feeds the tokens of these segments, one after the other, as one sequence."""
-
-    segments: tuple[Segment, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decode:
-    """The next forward feeds one token to each of rows 0 to N - 1; computed once, shared by all layers."""
-
-    starts_N: Tensor
-    last_N: Tensor  # slots that the row holds already: the place of the new token in its region
-    write_N: Tensor  # the slot of the arena that each row writes; T, which is nobody's, for a row without a request
-    live_N: Tensor
-    longest: int  # slots that attention has to read of the longest row, the new one included; 0 in a CUDA graph
-    bias_U11T: Tensor | None = None  # with equal regions: 0 where a region holds a slot, -inf elsewhere
-    region_N: Tensor | None = None  # and which of the U regions in use is each row's; None where row n has region n
 
 
 @dataclass(frozen=True, kw_only=True)

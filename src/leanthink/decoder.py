@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanthink.attention import decode_attention
-from leanthink.cache import Decode, SlotCache
+from leanthink.cache import SlotCache
+from leanthink.feeds import Decode
 from leanthink.side_by_side import side_by_side
 from leanthink.states import joined
 

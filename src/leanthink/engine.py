@@ -18,10 +18,11 @@ import torch
 from leanthink import attention
 from leanthink.arena import Region
 from leanthink.budget import Budget, keep
-from leanthink.cache import Segment, SlotCache, Wishes
+from leanthink.cache import SlotCache, Wishes
 from leanthink.completion import Completion, Step, TextStream
 from leanthink.device_step import DeviceStep, Stamping
 from leanthink.errors import UsageError
+from leanthink.feeds import Segment
 from leanthink.load import ThinkTags, check_model, end_ids, kv_shape, think_tags
 from leanthink.policies import Policy
 from leanthink.request import PolicyMaker, Predictor, Prompt, Request, make_requests

@@ -17,9 +17,9 @@ from leanthink.attention import decode_attention
 from leanthink.bench.bed import Bed, attempt
 from leanthink.bench.decode import full_cell, full_engine
 from leanthink.bench.measure import seconds, spread
-from leanthink.cache import Decode
 from leanthink.engine import Engine
 from leanthink.errors import UsageError
+from leanthink.feeds import Decode
 from leanthink.sampling import Sampling
 
 METHOD = "each kind of work alone, in one CUDA graph on a GPU; rest = the median step less all of them"
