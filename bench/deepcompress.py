@@ -8,27 +8,26 @@
 
 The average forgets half of its start within 11.5 % of the steps, as 0.99 does in the published 600.
 
-1. A start that is right for some of its samples and wrong for others (the shipped one, of 4469 such steps, is hardly
-   ever wrong; on an H100 700 steps take a minute and a half, compilation included; --smoke checks the GPU first):
+1. A start that is right in some of its samples and wrong in others. The shipped one, of 4469 such steps, is hardly ever
+   wrong; 700 steps are 115 M tokens, a minute on an H100 and the compilation. The learning rate falls to 0 within them:
 
-    PYTHONPATH=src python bench/deepcompress.py --help
-    PYTHONPATH=src python -m leanthink.tiny.train --out $OUT/start --steps 700 --seed 0
+    PYTHONPATH=src python -m leanthink.tiny.train --out start --steps 700 --seed 0
 
-2. The pilot: pass ratios of the start's samples by family and level. Wanted are levels from about 0.2 to 0.95; with
-   more, train fewer steps, with less, more; give levels that are out of range a smaller count, or leave them out:
+2. The pilot: pass ratios of the start's samples by family and level. Wanted are levels from about 0.2 to 0.95; above
+   that, train fewer steps, below it, more; give levels that are out of range smaller counts, or leave them out:
 
-    PYTHONPATH=src python bench/deepcompress.py --pilot --start start --asked 8 --out $OUT
+    PYTHONPATH=src python bench/deepcompress.py --pilot --start start --asked 8 --eval-rows 1500 --out results
 
-3. The experiment, a seed a command. Each arm is a process; arms take turns on the GPUs that there are. What comes back
-   is one JSON for each run, and `summary.md`; logs and checkpoints stay in --work:
+3. The experiment, a seed a command. Each arm is a process, on one of the GPUs in turn (with a GPU for each, --micro 64
+   is faster). What comes out is one JSON for each run, and `summary.md`; logs and trained models stay in --work:
 
-    PYTHONPATH=src python bench/deepcompress.py --start start --seeds 1 --parallel 5 --limit-s 560 --out $OUT
-    PYTHONPATH=src python bench/deepcompress.py --start start --seeds 2 --parallel 5 --limit-s 560 --out $OUT \
+    PYTHONPATH=src python bench/deepcompress.py --start start --seeds 1 --parallel 5 --limit-s 560 --out results
+    PYTHONPATH=src python bench/deepcompress.py --start start --seeds 2 --parallel 5 --limit-s 560 --out results \
         --arms none,penalty,bonus,published,ours
 
    and, with the files of both in one folder:
 
-    PYTHONPATH=src python bench/deepcompress.py --table --out bench/results/deepcompress
+    PYTHONPATH=src python bench/deepcompress.py --table --out results
 
 Processes on one GPU take turns unless NVIDIA's MPS runs (`nvidia-cuda-mps-control -d` before, `echo quit |
 nvidia-cuda-mps-control` after, with CUDA_MPS_PIPE_DIRECTORY and CUDA_MPS_LOG_DIRECTORY set to folders of one's own).
@@ -37,6 +36,7 @@ nvidia-cuda-mps-control` after, with CUDA_MPS_PIPE_DIRECTORY and CUDA_MPS_LOG_DI
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import subprocess
@@ -100,13 +100,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--levels", default="1:96,2:96,3:96,4:96,5:96", help="to train on, each with problems of every family")
     add("--prompts", type=int, default=32, help="of a step")
     add("--group", type=int, default=16, help="responses to each prompt")
-    add("--micro", type=int, default=32, help="responses in one forward pass of the update")
+    add("--micro", type=int, default=16, help="responses in one forward and backward pass")
     add("--max-tokens", type=int, default=1536, help="of a response in training and in the pilot")
     add("--max-rounds", type=int, default=2, help="of dynamic sampling: generation batches for one step")
     add("--lr", type=float, default=1e-4)
     add("--asked", type=int, default=40, help="problems of each family and level in evaluation and pilot")
     add("--eval-tokens", type=int, default=4000, help="of a response in the evaluation")
-    add("--eval-rows", type=int, default=512, help="responses at a time in evaluation and pilot")
+    add("--eval-rows", type=int, default=384, help="responses at a time in evaluation and pilot")
     add("--parallel", type=int, default=5, help="arms at a time; the start is evaluated beside them")
     add("--limit-s", type=float, default=560, help="seconds for all runs together; what is late stops at its next step")
     add("--reserve-s", type=float, default=75, help="of that, for a run's evaluation")
@@ -128,7 +128,8 @@ def check(options: argparse.Namespace) -> None:
     for level in options.levels:
         if level not in LEVELS:
             raise unknown("level", level, LEVELS)
-    for name in ("steps", "prompts", "micro", "max_tokens", "max_rounds", "asked", "eval_tokens", "parallel"):
+    counts = ("steps", "prompts", "micro", "max_tokens", "max_rounds", "asked", "eval_tokens", "eval_rows", "parallel")
+    for name in counts:
         if getattr(options, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
     if options.prompts * options.group % options.micro:
@@ -140,8 +141,6 @@ def check(options: argparse.Namespace) -> None:
         raise UsageError(f"--reserve-s {options.reserve_s:g} leaves nothing of --limit-s {options.limit_s:g} to train")
     if options.start != "tiny" and not (Path(options.start) / "config.json").is_file():
         raise UsageError(f"--start {options.start!r} is no folder with a model: give one, or tiny")
-    if options.work is None:
-        options.work = Path(tempfile.mkdtemp(prefix="deepcompress-"))
 
 
 def _names(what: str, given: str, known: Iterable[str]) -> list[str]:
@@ -185,6 +184,7 @@ def jobs_of(options: argparse.Namespace, began: float) -> list[Job]:
 def run_all(arguments: list[str], options: argparse.Namespace) -> int:
     """Carry out all runs, so many at a time; returns how many failed, each of which has a result that says why."""
     began = told_last = time.time()
+    options.work = options.work or Path(tempfile.mkdtemp(prefix="deepcompress-"))
     options.work.mkdir(parents=True, exist_ok=True)
     print(f"logs in {options.work}", flush=True)
     waiting, failed = deque(jobs_of(options, began)), 0
@@ -210,6 +210,7 @@ def run_all(arguments: list[str], options: argparse.Namespace) -> int:
 
 def start(job: Job, place: int, arguments: list[str], options: argparse.Namespace) -> subprocess.Popen[bytes]:
     """Its process, on one of the GPUs in turn."""
+    (options.out / f"{job.name}.json").unlink(missing_ok=True)  # of an earlier command
     words = [*arguments, "--work", str(options.work), "--one", job.arm, str(job.seed), "--until", str(job.until)]
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // (options.parallel + 1))), **os.environ}
     count = torch.cuda.device_count()
@@ -241,8 +242,10 @@ def finished(job: Job, options: argparse.Namespace, seconds: float) -> bool:
         return True
     late = time.time() > job.until
     error = "killed: it was late" if late and status < 0 else f"status {status}: {last_line(options.work, job)}"
-    result = {"arm": job.arm, "seed": job.seed, "settings": told(options), "birth": certificate(), "error": error}
-    write(path, result | {"curve": curve(options.work / job.name)})
+    result = {"arm": job.arm, "seed": job.seed, "settings": told(options), "birth": certificate()}
+    result["curve"] = curve(options.work / job.name)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    write(path, result | known | {"error": error})
     print((options.work / f"{job.name}.log").read_text()[-2000:], flush=True)
     return False
 

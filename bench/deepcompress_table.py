@@ -6,6 +6,7 @@ P problems of the evaluation, the same for all runs   D draws of the bootstrap
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def _levels(done: dict[str, list[Run]]) -> list[str]:
         cells = []
         for level in every:
             right, tokens = (float(column(runs, name, (level,)).mean()) for name in ("right", "thought_tokens"))
-            cells.append(f"{100 * right:.1f} / {tokens:.0f}")
+            cells.append("-" if math.isnan(right) else f"{100 * right:.1f} / {tokens:.0f}")
         unfinished, checks = (float(column(runs, name, every).mean()) for name in ("unfinished", "checks"))
         lines.append(f"| {arm} | {' | '.join(cells)} | {100 * unfinished:.1f} | {checks:.2f} |")
     return [*lines, ""]
@@ -146,7 +147,7 @@ def _runs(runs: list[Run], arms: tuple[str, ...]) -> list[str]:
         seconds = [_mean(curve, name) for name in ("rollout_seconds", "update_seconds")]
         cells = ["-" if value is None else f"{value:.3g}" for value in (*last, *seconds)]
         steps = f"{len(curve)} of {run['settings']['steps']}"
-        remark = run.get("error") or run.get("stopped") or ""
+        remark = (run.get("error") or run.get("stopped") or "").replace("|", "/")
         lines.append(f"| {' | '.join((run['arm'], str(run['seed']), steps, *cells, remark))} |")
     return lines
 
