@@ -21,8 +21,8 @@ The average forgets half of its start within 11.5 % of the steps, as 0.99 does i
 3. The experiment, a seed a command. Each arm is a process, on one of the GPUs in turn (with a GPU for each, --micro 64
    is faster). What comes out is one JSON for each run, and `summary.md`; logs and trained models stay in --work:
 
-    PYTHONPATH=src python bench/deepcompress.py --start start --seeds 1 --parallel 5 --limit-s 560 --out results
-    PYTHONPATH=src python bench/deepcompress.py --start start --seeds 2 --parallel 5 --limit-s 560 --out results \
+    PYTHONPATH=src python bench/deepcompress.py --start start --seeds 1 --parallel 5 --limit-s 550 --out results
+    PYTHONPATH=src python bench/deepcompress.py --start start --seeds 2 --parallel 5 --limit-s 550 --out results \
         --arms none,penalty,bonus,published,ours
 
    and, with the files of both in one folder:
@@ -101,14 +101,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--prompts", type=int, default=32, help="of a step")
     add("--group", type=int, default=16, help="responses to each prompt")
     add("--micro", type=int, default=16, help="responses in one forward and backward pass")
-    add("--max-tokens", type=int, default=1536, help="of a response in training and in the pilot")
+    add("--max-tokens", type=int, default=2048, help="of a response in training and in the pilot")
     add("--max-rounds", type=int, default=2, help="of dynamic sampling: generation batches for one step")
     add("--lr", type=float, default=1e-4)
     add("--asked", type=int, default=40, help="problems of each family and level in evaluation and pilot")
     add("--eval-tokens", type=int, default=4000, help="of a response in the evaluation")
     add("--eval-rows", type=int, default=384, help="responses at a time in evaluation and pilot")
     add("--parallel", type=int, default=5, help="arms at a time; the start is evaluated beside them")
-    add("--limit-s", type=float, default=560, help="seconds for all runs together; what is late stops at its next step")
+    add("--limit-s", type=float, default=550, help="seconds for all runs together; what is late stops at its next step")
     add("--reserve-s", type=float, default=75, help="of that, for a run's evaluation")
     add("--tell-s", type=float, default=20, help="seconds between two reports")
     add("--one", nargs=2, metavar=("ARM", "SEED"), help="carry out one run in this process")
@@ -189,23 +189,33 @@ def run_all(arguments: list[str], options: argparse.Namespace) -> int:
     print(f"logs in {options.work}", flush=True)
     waiting, failed = deque(jobs_of(options, began)), 0
     running: dict[int, Job] = {}  # by place, which decides the GPU; place -1 is that of the start
-    while waiting or running:
-        free = [place for place in range(options.parallel) if place not in running]
-        while waiting and (free or waiting[0].arm == START):
-            job = waiting.popleft()
-            place = -1 if job.arm == START else free.pop(0)
-            job.process = start(job, place, arguments, options)
-            running[place] = job
-        time.sleep(0.2)
-        for place, job in list(running.items()):
-            if ended(job):
-                del running[place]
-                failed += not finished(job, options, time.time() - began)
-        if time.time() - told_last > options.tell_s:
-            told_last = time.time()
-            for job in running.values():
-                print(f"[{told_last - began:4.0f} s] {job.name}: {last_line(options.work, job)}", flush=True)
+    try:
+        while waiting or running:
+            launch(waiting, running, arguments, options)
+            time.sleep(0.2)
+            for place, job in list(running.items()):
+                if ended(job):
+                    del running[place]
+                    failed += not finished(job, options, time.time() - began)
+            if time.time() - told_last > options.tell_s:
+                told_last = time.time()
+                for job in running.values():
+                    print(f"[{told_last - began:4.0f} s] {job.name}: {last_line(options.work, job)}", flush=True)
+    finally:
+        for job in running.values():
+            assert job.process is not None
+            job.process.kill()
     return failed
+
+
+def launch(waiting: deque[Job], running: dict[int, Job], arguments: list[str], options: argparse.Namespace) -> None:
+    """Start what has a place; the start needs none."""
+    free = [place for place in range(options.parallel) if place not in running]
+    while waiting and (free or waiting[0].arm == START):
+        job = waiting.popleft()
+        place = -1 if job.arm == START else free.pop(0)
+        job.process = start(job, place, arguments, options)
+        running[place] = job
 
 
 def start(job: Job, place: int, arguments: list[str], options: argparse.Namespace) -> subprocess.Popen[bytes]:

@@ -186,6 +186,23 @@ def test_an_arm_that_fails_is_reported_and_the_others_go_on(
     assert "| none | 1 | 0 of 80 |" in (tmp_path / "summary.md").read_text()
 
 
+def test_a_run_that_is_late_is_killed_and_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper = "import time; time.sleep(60)"
+
+    def stand_in(job: Any, place: int, arguments: list[str], options: Any) -> Any:
+        job.until = 0.0
+        (options.work / f"{job.name}.log").write_text("step 1/80\n")
+        (options.out / f"{job.name}.json").write_text(json.dumps({"arm": "none", "seed": 1, "train_seconds": 9}))
+        return subprocess.Popen([sys.executable, "-c", sleeper])
+
+    monkeypatch.setattr(deepcompress, "start", stand_in)
+    words = ["--arms", "none", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
+    assert deepcompress.main(words) == 1
+    result = json.loads((tmp_path / "none-1.json").read_text())
+    assert result["error"] == "killed: it was late"
+    assert result["train_seconds"] == 9
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
