@@ -1,4 +1,4 @@
-"""DeepCompress on the embedded reasoner: five ways to reward length, from one start, with the same data and seeds.
+r"""DeepCompress on the embedded reasoner: five ways to reward length, from one start, with the same data and seeds.
 
 - none: GRPO with dynamic sampling and no length reward, what the others are compared with
 - penalty, bonus: the length reward with β = 1 and with β = -1 for every problem
