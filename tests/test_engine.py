@@ -243,8 +243,11 @@ def test_a_stream_that_is_given_up_frees_its_slots() -> None:
 
 def test_log_probabilities_are_those_of_the_stock_model() -> None:
     model, prompt = endless(), [3, 1, 4, 1, 5]
-    wanted = [None, 0, 3]
-    samplings = [Sampling(max_new_tokens=12, temperature=0.9, seed=i, logprobs=k) for i, k in enumerate(wanted)]
+    wanted, tokens = [None, 0, 3], [5, 12, 300]  # rows move when one has finished, and tables grow
+    samplings = [
+        Sampling(max_new_tokens=n, temperature=0.9, seed=i, logprobs=k)
+        for i, (k, n) in enumerate(zip(wanted, tokens, strict=True))
+    ]
     done = generate(model, TOKENIZER, [prompt] * 3, policy="full", sampling=samplings)
     assert done[0].logprobs is None
     assert done[0].top_logprobs is None

@@ -30,6 +30,14 @@ def test_tasks_come_back_from_their_columns_with_their_own_grader(family: str) -
         assert not judged(row, row["answer"] + "0")
 
 
+def test_levels_may_have_counts_of_their_own() -> None:
+    rows = make_data({"tasks": ["sums", "bases"], "levels": {1: 2, 3: 1}, "seed": 5})
+    assert [(row["family"], row["level"]) for row in rows] == [
+        ("sums", 1), ("sums", 1), ("sums", 3), ("bases", 1), ("bases", 1), ("bases", 3),
+    ]  # fmt: skip
+    assert rows["id"][:2] == data.from_tasks(["sums"], [1], 2, 5)["id"]
+
+
 def test_another_way_to_the_target_of_a_countdown_is_right() -> None:
     row = data.from_tasks(["countdown"], [2], 1, split="held-out")[0]
     assert row["answer"] == "(68+55)+24"

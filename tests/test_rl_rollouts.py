@@ -57,7 +57,7 @@ def test_responses_are_those_of_generate_each_with_its_own_seed(tmp_path: Path) 
 
 
 def test_logprobs_are_those_that_training_computes_for_the_same_tokens(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path)
+    trainer = make_trainer(tmp_path, off_policy_mask_threshold=0.5)
     found = trainer.rollout_func(prompts(trainer, 1), trainer)
     for prompt, response, given in zip(
         *(found[key] for key in ("prompt_ids", "completion_ids", "logprobs")), strict=True
@@ -68,6 +68,11 @@ def test_logprobs_are_those_that_training_computes_for_the_same_tokens(tmp_path:
                 trainer.model, both, torch.ones_like(both), len(response)
             )
         torch.testing.assert_close(torch.tensor(given, dtype=torch.float32), wanted[0], rtol=1e-4, atol=1e-4)
+
+
+def test_logprobs_that_nobody_reads_are_not_asked_for(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    assert trainer.rollout_func(prompts(trainer, 1), trainer)["logprobs"] is None
 
 
 def test_seeds_depend_on_step_and_call_in_training_and_on_neither_in_evaluation(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ class Seats:
         ended: GOING_ON, STOP or LENGTH.
         policy: index of the request's policy in `policies`.
         watched: whether there are stop strings to look for.
+        alternatives: of how many tokens, beside its own, the request wants log-probabilities.
+        own: the log-probability of each generated token; empty until a request wants them.
         evicted_at: for each generated token, tokens generated when its slot was evicted; -1 for never; empty without
             `record`.
     """
@@ -46,14 +48,15 @@ class Seats:
     ) -> None:
         self.tokenizer, self.tags, self.policies, self.record = tokenizer, tags, policies, record
         self.requests: list[Request] = []
-        self._table = torch.zeros(rows, 10, dtype=torch.int64)
+        self._table = torch.zeros(rows, 11, dtype=torch.int64)
         columns = self._table.unbind(1)
         self.generated, self.answer_start, self.due, self.most, self.most_answer = columns[:5]
-        self.peak, self.evictions, self.ended, self.policy, self.watched = columns[5:]
+        self.peak, self.evictions, self.ended, self.policy, self.watched, self.alternatives = columns[5:]
         self.ids = torch.zeros(rows, 256, dtype=torch.int64)
         self.evicted_at = torch.full((rows, 256 if record else 0), -1)
         self._ends = torch.tensor(ends, dtype=torch.int64)
-        self.logprobs: dict[int, list[list[float]]] = {}  # by index of the requests that want them
+        self.own = torch.zeros(rows, 0, dtype=torch.float64)
+        self.logprobs: dict[int, list[TopLogprobs]] = {}  # by index of the requests that want them: the likeliest
 
     def seat(self, batch: Sequence[Request]) -> None:
         """The next free rows go to these requests, which hold all but the last token of their prompts."""
@@ -69,6 +72,7 @@ class Seats:
         for request in batch:
             if request.sampling.logprobs is not None:
                 self.logprobs[request.index] = []
+        self.alternatives[rows] = torch.tensor([request.sampling.logprobs or 0 for request in batch])
         self.watched[rows] = torch.tensor([bool(request.sampling.stop) for request in batch], dtype=torch.int64)
 
     def _index_of(self, policy: Policy) -> int:
@@ -80,7 +84,7 @@ class Seats:
 
     def free(self, rows: Sequence[int], sources: list[int], targets: list[int]) -> None:
         """Rows `rows` have finished; of the others, `sources` become `targets`, so that the taken rows come first."""
-        for table in (self._table, self.ids, self.evicted_at):
+        for table in (self._table, self.ids, self.evicted_at, self.own):
             table[targets] = table[sources]
         for row in rows:
             self.logprobs.pop(self.requests[row].index, None)
@@ -104,12 +108,17 @@ class Seats:
             self.evicted_at[row, generated_index] = self.generated[row]
 
     def note_logprobs(self, values_NX: Tensor) -> None:
-        """Append to the log-probabilities of the rows that want them; columns as of `log_probabilities`."""
-        most = values_NX.shape[1] // 2
-        for request, (own, *likeliest) in zip(self.requests, values_NX.tolist(), strict=True):
-            if request.sampling.logprobs is not None:
-                k = request.sampling.logprobs
-                self.logprobs[request.index].append([own, *likeliest[:k], *likeliest[most : most + k]])
+        """Append the log-probabilities of the tokens noted next; columns as of `log_probabilities`."""
+        n, most = len(values_NX), values_NX.shape[1] // 2
+        if int(self.generated[:n].max()) >= self.own.shape[1]:
+            wider = torch.zeros(len(self.own), 2 * self.ids.shape[1], dtype=torch.float64)
+            wider[:, : self.own.shape[1]] = self.own
+            self.own = wider
+        self.own[:n].scatter_(1, self.generated[:n, None], values_NX[:, :1])
+        for row in self.alternatives[:n].nonzero()[:, 0].tolist():
+            k, (_, *likeliest) = int(self.alternatives[row]), values_NX[row].tolist()
+            pairs = zip(likeliest[most : most + k], likeliest[:k], strict=True)
+            self.logprobs[self.requests[row].index].append(tuple((int(token), value) for token, value in pairs))
 
     def note_tokens(self, ids_N: Tensor) -> None:
         """Append one sampled token to each row, and find out which of them have ended."""
@@ -155,7 +164,7 @@ class Seats:
         tag = "" if request.starts_in_answer else CLOSE_TAG
         thought_ends = len(decode(self.tokenizer, written[:thought_tokens], self.tags))
         evicted_at = self.evicted_at[row, : len(ids)].tolist() if self.record and not request.policy.per_head else None
-        peak, logprobs = int(self.peak[row]), self.logprobs.get(request.index)
+        peak, likeliest = int(self.peak[row]), self.logprobs.get(request.index)
         return Completion(
             text=text,
             thought=text[:thought_ends].strip().removeprefix(OPEN_TAG).strip(),
@@ -171,14 +180,7 @@ class Seats:
             peak_kv_bytes=peak * bytes_per_slot,
             full_kv_bytes=(len(request.prompt_ids) + len(ids) - 1) * bytes_per_slot,
             reserved_kv_bytes=reserved * bytes_per_slot,
-            logprobs=None if logprobs is None else tuple(own for own, *_ in logprobs),
-            top_logprobs=None if logprobs is None else tuple(_likeliest(values) for values in logprobs),
+            logprobs=None if likeliest is None else tuple(self.own[row, : len(ids)].tolist()),
+            top_logprobs=None if likeliest is None else tuple(likeliest or [()] * len(ids)),
             evicted_at=None if evicted_at is None else tuple(None if at < 0 else at for at in evicted_at),
         )
-
-
-def _likeliest(values: Sequence[float]) -> TopLogprobs:
-    """Pairs (token id, log-probability) out of one entry of `Seats.logprobs`."""
-    _, *rest = values
-    half = len(rest) // 2
-    return tuple((int(token), value) for value, token in zip(rest[:half], rest[half:], strict=True))

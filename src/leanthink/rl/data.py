@@ -52,16 +52,20 @@ def from_columns(
 
 
 def from_tasks(
-    families: Sequence[str], levels: Sequence[int], count: int, seed: int = 0, split: Split = "train"
+    families: Sequence[str],
+    levels: Sequence[int] | Mapping[int, int],
+    count: int,
+    seed: int = 0,
+    split: Split = "train",
 ) -> Dataset:
-    """`count` embedded tasks of each family and level, graded by their own families.
+    """Embedded tasks, graded by their own families: `count` of each family and level, or what `levels` maps it to.
 
     Raises:
         UsageError: as of `leanthink.tiny.tasks.sample`.
     """
-    sampled = [
-        task for family in families for level in levels for task in tasks.sample(family, level, count, seed, split)
-    ]
+    counts = levels if isinstance(levels, Mapping) else dict.fromkeys(levels, count)
+    cells = [(family, level) for family in families for level in counts]
+    sampled = [task for cell in cells for task in tasks.sample(*cell, counts[cell[1]], seed, split)]
     return _dataset(
         _row(task.id, task.prompt, task.answer, grader=TASK, facts=task.facts, family=task.family, level=task.level)
         for task in sampled

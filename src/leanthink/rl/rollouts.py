@@ -27,8 +27,9 @@ ROUNDED_TO = 256  # slots: a somewhat longer prompt than any before must not mak
 class EngineRollouts:
     """For `rollout_func` of a GRPOTrainer. The engine is made at the first call and kept, with its CUDA graphs.
 
-    The log-probabilities that it returns are those of the sampled tokens, where the sampling is plain (temperature 1,
-    nothing cut off); else None, as TRL would want them after the cuts.
+    The log-probabilities that it returns are those of the sampled tokens, where somebody reads them (a bounded cache
+    samples from another policy than the one that is trained; TRL's off-policy mask) and the sampling is plain
+    (temperature 1, nothing cut off); else None, as they cost time in every step and TRL would want them after the cuts.
 
     Args:
         model: the starting model, for which a predictor was fitted.
@@ -73,11 +74,11 @@ class EngineRollouts:
             self._engine = None  # it still holds requests that nobody waits for
             raise
         done = [finished[request.index] for request in requests]
-        plain = requests[0].sampling.logprobs is not None
+        with_logprobs = requests[0].sampling.logprobs is not None
         return {
             "prompt_ids": [list(request.prompt_ids) for request in requests],
             "completion_ids": [list(completion.token_ids) for completion in done],
-            "logprobs": [list(completion.logprobs or ()) for completion in done] if plain else None,
+            "logprobs": [list(completion.logprobs or ()) for completion in done] if with_logprobs else None,
         }
 
     def _requests(self, prompts: Sequence[Any], trainer: Any) -> list[Request]:
@@ -94,6 +95,7 @@ class EngineRollouts:
         tags = think_tags(tokenizer)
         knobs: dict[str, Any] = {"top_p": trainer.top_p, "top_k": trainer.top_k or 0, "min_p": trainer.min_p or 0.0}
         plain = trainer.temperature == 1 and knobs == {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+        read = self._policy.name != "full" or trainer.off_policy_mask_threshold is not None
         return [
             make_request(
                 index,
@@ -104,7 +106,7 @@ class EngineRollouts:
                     temperature=trainer.temperature,
                     max_new_tokens=trainer.max_completion_length,
                     seed=response_seed(trainer.args.seed, when, ids, (first + index) % group),
-                    logprobs=0 if plain else None,
+                    logprobs=0 if plain and read else None,
                     **knobs,
                 ),
                 context=context,

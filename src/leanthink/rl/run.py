@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -36,6 +36,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     tell: Callable[[str], None] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> dict[str, Any] | None:
     """Train and return what came out.
 
@@ -50,6 +51,7 @@ def train(
         resume: go on from the last checkpoint in `out`.
         overwrite: remove what an earlier run left in `out`.
         tell: is told how it goes, a line for each logging step.
+        callbacks: further ones of transformers, such as one that stops the run.
 
     Returns:
         `out`, `steps`, `final` (a folder), `average` (of the pass ratio) and the latest `metrics`; None on all
@@ -83,7 +85,7 @@ def train(
             eval_dataset=make_data(settings["eval_data"]) if "eval_data" in settings else None,
             processing_class=tokenizer,
             on_scored=log.on_scored,
-            callbacks=[log],
+            callbacks=[log, *callbacks],
             peft_config=None if lora is None else _lora(lora),
         )
         trainer.remove_callback(PrinterCallback)  # both write among what we print
@@ -151,7 +153,8 @@ def make_config(settings: Mapping[str, Any]) -> Any:
 def make_data(source: Mapping[str, Any]) -> Dataset:
     """The data set of one of these sources, each with further keys that have defaults.
 
-    - `tasks`: families of the embedded tasks, or "all"; levels, count (of each family and level), seed, split.
+    - `tasks`: families of the embedded tasks, or "all"; levels, count (of each family and level), seed, split; levels
+      may be a mapping of each level to a count of its own.
     - `problems`: a JSONL file of {id, problem, answer}; instruction.
     - `dataset`: a data set's name or folder; split, the columns problem, answer and id, instruction.
     - `gym`: environments of reasoning-gym with their settings; count, seed, instruction.

@@ -2,9 +2,10 @@
 
 `log.jsonl`: an object for each time something is logged, with `step` (optimiser steps done), `epoch` and every metric
 by its name, null where there was nothing to take a mean of: TRL's own (`loss`, `entropy`, `clip_ratio/...`,
-`completions/...`), those of `leanthink.rl.trl_reward.metrics` and `dynamic_sampling/...`. Metrics of an evaluation
-begin with `eval_`. With several rounds or steps since the line before, a metric is their mean. The last line has the
-run's time, `train_runtime`.
+`completions/...`, `step_time` in seconds), those of `leanthink.rl.trl_reward.metrics`, `dynamic_sampling/...` and
+`rollouts/seconds`, which of the step's time went into generating and judging, all rounds together. Metrics of an
+evaluation begin with `eval_`. With several rounds or steps since the line before, a metric is their mean. The last line
+has the run's time, `train_runtime`.
 
 `rollouts.jsonl`: an object for each group that was generated in training, dropped ones too: `step` (the first that
 could learn from it, 1 for the first of all), `round` (of dynamic sampling, from 0), `id`, `family` and `level` of the

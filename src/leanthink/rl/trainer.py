@@ -9,6 +9,8 @@ What it relies on, in TRL 1.16 (the tested range is `TRL`, other versions are re
   what a batch became before it is cut into steps.
 - `GRPOTrainer._calculate_rewards(inputs, prompts, completions, completion_ids_list)`, which returns the rewards of all
   ranks, [responses, functions]. Overridden to see them.
+- `GRPOTrainer._prepare_inputs(batch)`, which shuffles a generation batch and cuts it into the micro-batches of
+  `_buffered_inputs`, each as wide as the longest response of all. Overridden to cut them anew, by length.
 - `GRPOTrainer._get_train_sampler(dataset)`: overridden, as TRL's sampler forgets in which epoch a run went on.
 - `GRPOTrainer._get_per_token_logps_and_entropies(model, ids, mask, tokens_to_keep, batch_size)`: called. Its loss takes
   advantages [N, T] too.
@@ -20,6 +22,7 @@ B groups of G responses   N responses of this rank   T tokens of the longest of 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -38,6 +41,7 @@ from leanthink.request import thought_is_over
 from leanthink.rl.advantages import batch_scaled
 from leanthink.rl.config import DeepCompressConfig
 from leanthink.rl.data import check_answers
+from leanthink.rl.micro_batches import by_length, is_text
 from leanthink.rl.rollouts import EngineRollouts, check_whole
 from leanthink.rl.trl_reward import DeepCompressReward, Grader, Scored
 
@@ -141,7 +145,25 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         self._all_rewards = super()._calculate_rewards(*arguments)
         return self._all_rewards
 
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        before: Any = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        made: Any = self._buffered_inputs
+        # The loss bnpo is a mean of each micro-batch: which responses are together decides the update.
+        if not self.model.training or made is before or self.loss_type == "bnpo" or not is_text(made[0]):
+            return inputs
+        self._buffered_inputs: Any = by_length(made, self.args.gradient_accumulation_steps)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """The full batch, and how long it took to generate and judge it."""
+        start = time.perf_counter()
+        batch = self._full_batch(inputs)
+        if self.model.training:
+            self._metrics["train"]["rollouts/seconds"].append(time.perf_counter() - start)
+        return batch
+
+    def _full_batch(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's, until the batch is full; on every rank equally often, as all ranks look at the same verdicts."""
         args, size = self.args, len(inputs)
         if not self.model.training or not (args.dynamic_sampling or args.keep_mastered):

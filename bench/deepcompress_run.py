@@ -1,0 +1,225 @@
+"""One run of `bench/deepcompress.py`: training by the product's own path, and the evaluation; and the pilot."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepcompress_table import MEASURED, START, by_level
+from transformers import TrainerCallback
+from transformers.utils.logging import disable_progress_bar
+
+from leanthink.bench.birth import certificate
+from leanthink.bench.measure import spread
+from leanthink.completion import Completion
+from leanthink.eval.grading import last_boxed
+from leanthink.generate import generate
+from leanthink.load import load
+from leanthink.rl.run import train
+from leanthink.rl.run_log import LOG
+from leanthink.rl.trl_reward import SELF_CHECK
+from leanthink.sampling import Sampling
+from leanthink.tiny import tasks
+from leanthink.tiny.birth import save_weights
+from leanthink.tiny.problem import Problem
+
+ARMS: dict[str, dict[str, Any]] = {
+    START: {},
+    "none": {"rule": "none"},
+    "penalty": {"rule": "penalty"},
+    "bonus": {"rule": "bonus"},
+    "published": {"rule": "dual", "start": 1.0},
+    "ours": {"rule": "dual", "start": "observed", "keep_mastered": True, "scale_rewards": "batch"},
+}
+HALF_LIFE = 0.115  # of the average, as a share of the steps: 69 of 600, as published
+EVALUATION_SEED = 7
+ASIDE = ("out", "work", "weights", "pilot", "table", "tell_s", "one", "until")  # options that change no number
+CURVE = (
+    "accuracy", "thought_tokens", "simple/accuracy", "simple/thought_tokens", "hard/accuracy", "hard/thought_tokens",
+    "share_simple", "beta", "pass_ratio/batch", "pass_ratio/average", "length_reward", "groups/all_right",
+    "groups/all_wrong", "entropy", "self_checks", "closed", "dynamic_sampling/rounds", "dynamic_sampling/filled",
+    "reward", "loss", "grad_norm",
+)  # fmt: skip
+
+
+class TimeLimit(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Stops a run before a step as long as the longest yet would end after `until`, in seconds of `time.time`."""
+
+    def __init__(self, until: float) -> None:
+        self.until, self.last, self.longest = until, time.time(), 0.0
+        self.stopped: str | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Look at the clock. The first step, which makes the engine's graphs, only counts while it is the only one."""
+        now = time.time()
+        seconds, self.last = now - self.last, now
+        self.longest = seconds if state.global_step <= 2 else max(self.longest, seconds)
+        if now + self.longest > self.until and state.global_step < state.max_steps:
+            self.stopped = f"time was up after {state.global_step} of {state.max_steps} steps"
+            control.should_training_stop = True
+
+
+def run(arm: str, seed: int, options: argparse.Namespace) -> None:
+    """Train, evaluate, and write the result as far as it has come."""
+    disable_progress_bar()  # the last line of a log is what is told of a run
+    path = options.out / f"{arm}-{seed}.json"
+    result: dict[str, Any] = {"arm": arm, "seed": seed, "settings": told(options), "birth": certificate()}
+    folder = options.start
+    if arm != START:
+        limit = TimeLimit(options.until - options.reserve_s)
+        started = time.time()
+        settings = settings_of(arm, seed, options)
+        done = train(settings, overwrite=True, tell=lambda line: print(line, flush=True), callbacks=[limit])
+        assert done is not None
+        folder = done["final"]
+        result |= {"training": settings, "curve": curve(Path(done["out"])), "stopped": limit.stopped}
+        result["train_seconds"] = time.time() - started
+        write(path, result)
+        gc.collect()  # the trainer, with its optimiser and the graphs of its engine
+        torch.cuda.empty_cache()
+    print("evaluation", flush=True)
+    model, tokenizer = load(folder)
+    result["evaluation"] = evaluate(model, tokenizer, options)
+    write(path, result)
+    if options.weights and arm != START:
+        save_weights(model, options.weights / f"{arm}-{seed}")
+
+
+def settings_of(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Of `leanthink.rl.run.train`: alike for all arms but for the method.
+
+    One update a generation batch, so that no pass over old log-probabilities is needed, and no checkpoints.
+    """
+    return {
+        "model": options.start,
+        "out": str(options.work / f"{arm}-{seed}"),
+        "data": {"tasks": options.families, "levels": options.levels, "seed": seed},
+        "max_steps": options.steps,
+        "learning_rate": options.lr,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": min(4, options.steps // 10),
+        "num_generations": options.group,
+        "per_device_train_batch_size": options.micro,
+        "gradient_accumulation_steps": options.prompts * options.group // options.micro,
+        "max_completion_length": options.max_tokens,
+        "max_rounds": options.max_rounds,
+        "rollout_rows": options.prompts * options.group,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "seed": seed,
+        "decay": 0.5 ** (1 / (HALF_LIFE * options.steps)),
+        **ARMS[arm],
+    }
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    """What the run log has of each step so far, and the seconds that went into rollouts and into the update."""
+    path = folder / LOG
+    lines = path.read_text().splitlines() if path.exists() else []
+    steps = []
+    for record in map(json.loads, lines):
+        if "loss" in record:
+            seconds = record["rollouts/seconds"]
+            step = {"step": record["step"], **{name: record.get(name) for name in CURVE}}
+            steps.append(step | {"rollout_seconds": seconds, "update_seconds": record["step_time"] - seconds})
+    return steps
+
+
+def evaluate(model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Held-out problems of all families and levels, greedy, with the full cache; the longest are asked first."""
+    started = time.time()
+    cells = [(family, level) for level in reversed(tasks.LEVELS) for family in options.families]
+    problems = [p for cell in cells for p in tasks.sample(*cell, options.asked, EVALUATION_SEED)]
+    greedy = Sampling(temperature=0.0, max_new_tokens=options.eval_tokens)
+    completions = generate(
+        model, tokenizer, [p.prompt for p in problems], policy="full", sampling=greedy, max_rows=options.eval_rows
+    )
+    found = judged(problems, completions)
+    return {
+        "seed": EVALUATION_SEED,
+        "max_tokens": options.eval_tokens,
+        "seconds": time.time() - started,
+        "levels": by_level(found),
+        "problems": found,
+    }
+
+
+def judged(problems: list[Problem], completions: Iterable[Completion]) -> dict[str, list[Any]]:
+    """A column for each thing that is known of a response, with an entry for each problem."""
+    found: dict[str, list[Any]] = {name: [] for name in ("id", "family", "level", *MEASURED)}
+    for problem, done in zip(problems, completions, strict=True):
+        found["id"].append(problem.id)
+        found["family"].append(problem.family)
+        found["level"].append(problem.level)
+        found["right"].append(int(tasks.is_correct(problem, last_boxed(done.answer))))
+        found["thought_tokens"].append(done.thought_tokens)
+        found["unfinished"].append(int(done.finish_reason == "length"))
+        found["checks"].append(len(SELF_CHECK.findall(done.thought)))
+    return found
+
+
+def pilot(options: argparse.Namespace) -> str:
+    """What the start does with training problems at temperature 1, group by group: written, and told as Markdown."""
+    model, tokenizer = load(options.start)
+    cells = [(family, level) for level in reversed(tasks.LEVELS) for family in options.families]
+    problems = [p for cell in cells for p in tasks.sample(*cell, options.asked, options.seeds[0], "train")]
+    asked = [p for p in problems for _ in range(options.group)]
+    samplings = [Sampling(temperature=1.0, max_new_tokens=options.max_tokens, seed=i) for i in range(len(asked))]
+    started = time.time()
+    prompts = [p.prompt for p in asked]
+    how = {"policy": "full", "sampling": samplings, "max_rows": options.eval_rows}
+    completions = generate(model, tokenizer, prompts, **how)
+    found = judged(asked, completions)
+    families = (None, *options.families)
+    rows = [_pilot_row(found, options.group, level, family) for level in tasks.LEVELS for family in families]
+    seconds = time.time() - started
+    result = {"settings": told(options), "birth": certificate(), "seconds": seconds, "rows": rows}
+    write(options.out / "pilot.json", result)
+    head = "| level | family | problems | pass ratio | p10 | median | p90 | all right | all wrong | tokens | p90 "
+    return "\n".join([f"{head}| unfinished |", "|---" * 12 + "|", *map(_pilot_line, rows)]) + "\n"
+
+
+def _pilot_row(found: dict[str, list[Any]], group: int, level: int, family: str | None) -> dict[str, Any]:
+    """Of one level, and of one family or all: pass ratios of its groups, thought tokens of its responses."""
+    of_cell = [i for i, own in enumerate(found["level"]) if own == level and family in (None, found["family"][i])]
+    right_BG = torch.tensor([found["right"][i] for i in of_cell]).double().view(-1, group)
+    ratio_B = right_BG.mean(dim=1)
+    return {
+        "level": level,
+        "family": family,
+        "pass_ratios": ratio_B.tolist(),
+        "pass_ratio": spread(ratio_B.tolist()),
+        "all_right": float((ratio_B == 1).double().mean()),
+        "all_wrong": float((ratio_B == 0).double().mean()),
+        "thought_tokens": spread([float(found["thought_tokens"][i]) for i in of_cell]),
+        "unfinished": sum(found["unfinished"][i] for i in of_cell) / len(of_cell),
+    }
+
+
+def _pilot_line(row: dict[str, Any]) -> str:
+    ratio, tokens = row["pass_ratio"], row["thought_tokens"]
+    cells = [str(row["level"]), row["family"] or "all", str(ratio["n"])]
+    cells += [f"{ratio[name]:.2f}" for name in ("mean", "p10", "median", "p90")]
+    cells += [f"{row[name]:.2f}" for name in ("all_right", "all_wrong")]
+    cells += [f"{tokens[name]:.0f}" for name in ("mean", "p90")] + [f"{row['unfinished']:.2f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def told(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that decide a result, in plain JSON types."""
+    given = {name: value for name, value in vars(options).items() if name not in ASIDE}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """All of it or nothing: whoever reads meanwhile finds the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(result) + "\n")
+    beside.replace(path)

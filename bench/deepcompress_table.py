@@ -1,0 +1,169 @@
+"""The summary of the arms of `bench/deepcompress.py`, out of their result files.
+
+P problems of the evaluation, the same for all runs   D draws of the bootstrap
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanthink.errors import UsageError
+
+Run = dict[str, Any]
+BASE, START = "none", "start"
+SCOPES = {"all levels": (1, 2, 3, 4, 5), "levels 1-2": (1, 2), "level 5": (5,)}
+LAST_STEPS = 10
+SHOWN = ("accuracy", "thought_tokens", "entropy", "beta", "pass_ratio/average", "dynamic_sampling/rounds")
+MEASURED = ("right", "thought_tokens", "unfinished", "checks")  # of each response in an evaluation
+
+
+def interval(values_P: Tensor, draws: int = 2000) -> list[float]:
+    """Mean and its 95 % interval, by drawing problems with replacement."""
+    means_D = values_P[_drawn(len(values_P), draws)].mean(dim=1)
+    return [float(values_P.mean()), *_middle(means_D)]
+
+
+def change(own_P: Tensor, base_P: Tensor, draws: int = 2000) -> list[float]:
+    """How much the mean of the first is above that of the second, as a share of it, with its 95 % interval."""
+    drawn_DP = _drawn(len(own_P), draws)
+    ratios_D = own_P[drawn_DP].sum(dim=1) / base_P[drawn_DP].sum(dim=1)
+    return [float(own_P.sum() / base_P.sum()) - 1, *_middle(ratios_D - 1)]
+
+
+def _drawn(problems: int, draws: int) -> Tensor:
+    return torch.randint(problems, (draws, problems), generator=torch.Generator().manual_seed(0))
+
+
+def _middle(values_D: Tensor) -> list[float]:
+    bounds: list[float] = torch.quantile(values_D, torch.tensor([0.025, 0.975], dtype=values_D.dtype)).tolist()
+    return bounds
+
+
+def by_level(problems: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """Of an evaluation: accuracy and thought tokens with intervals, unfinished share and self-checks, by level."""
+    levels = torch.tensor(problems["level"])
+    rows = []
+    for level in (None, *sorted(set(problems["level"]))):
+        chosen = torch.ones_like(levels, dtype=torch.bool) if level is None else levels == level
+        column = {name: torch.tensor(problems[name]).double()[chosen] for name in MEASURED}
+        row: dict[str, Any] = {"level": level, "n": int(chosen.sum())}
+        row |= {"accuracy": interval(column["right"]), "thought_tokens": interval(column["thought_tokens"])}
+        rows.append(row | {"unfinished": float(column["unfinished"].mean()), "checks": float(column["checks"].mean())})
+    return rows
+
+
+def read(folder: Path) -> list[Run]:
+    """The results of all runs in a folder. Raises UsageError if there are none, or of different problems."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    runs: list[Run] = [run for run in found if "arm" in run]
+    if not runs:
+        raise UsageError(f"{folder} holds no result of a run: give the --out of the experiment")
+    evaluated = [run for run in runs if "evaluation" in run]
+    for run in evaluated[1:]:
+        if run["evaluation"]["problems"]["id"] != evaluated[0]["evaluation"]["problems"]["id"]:
+            names = " and ".join(f"{one['arm']}-{one['seed']}" for one in (evaluated[0], run))
+            raise UsageError(f"{names} were asked different problems: give all runs the same --asked and --families")
+    return runs
+
+
+def column(runs: list[Run], name: str, levels: tuple[int, ...]) -> Tensor:
+    """Of these runs the mean of a measurement for each problem of these levels, [P] float64."""
+    chosen = [level in levels for level in runs[0]["evaluation"]["problems"]["level"]]
+    values = [torch.tensor(run["evaluation"]["problems"][name]).double() for run in runs]
+    return torch.stack(values).mean(dim=0)[torch.tensor(chosen)]
+
+
+def compared(runs: list[Run], base: list[Run], levels: tuple[int, ...]) -> dict[str, list[float] | None]:
+    """Accuracy and thought tokens of one arm over its seeds, and against the base over the seeds that both have."""
+    found: dict[str, list[float] | None] = {
+        name: interval(column(runs, name, levels)) for name in ("right", "thought_tokens")
+    }
+    seeds = {run["seed"] for run in base}
+    if runs[0]["arm"] != START:
+        seeds &= {run["seed"] for run in runs}
+        runs = [run for run in runs if run["seed"] in seeds]
+    base = [run for run in base if run["seed"] in seeds]
+    if not base or runs[0]["arm"] == BASE:
+        return found | {"right_against": None, "tokens_against": None}
+    found["right_against"] = interval(column(runs, "right", levels) - column(base, "right", levels))
+    own, other = column(runs, "thought_tokens", levels), column(base, "thought_tokens", levels)
+    return found | {"tokens_against": change(own, other)}
+
+
+def summary(runs: list[Run], arms: tuple[str, ...]) -> str:
+    """Markdown: the arms by scope, by level, and how each run went."""
+    done = {arm: [run for run in runs if run["arm"] == arm and "evaluation" in run] for arm in arms}
+    done = {arm: of_arm for arm, of_arm in done.items() if of_arm}
+    lines = ["# DeepCompress: the arms of one experiment", ""]
+    for scope, levels in SCOPES.items():
+        lines += [f"## {scope}", "", "| arm | seeds | right, % | against none | thought tokens | against none |"]
+        lines.append("|---|---|---|---|---|---|")
+        for arm, of_arm in done.items():
+            found = compared(of_arm, done.get(BASE, []), levels)
+            cells = [_percent(found["right"]), _percent(found["right_against"], sign="+")]
+            cells += [_tokens(found["thought_tokens"]), _percent(found["tokens_against"], sign="+", unit=" %")]
+            seeds = ", ".join(str(run["seed"]) for run in of_arm)
+            lines.append(f"| {arm} | {seeds} | {' | '.join(cells)} |")
+        lines.append("")
+    lines += [*_levels(done), *_runs(runs, arms)]
+    if done:
+        evaluation = next(iter(done.values()))[0]["evaluation"]
+        lines += ["", f"n = {len(evaluation['problems']['id'])} held-out problems (seed {evaluation['seed']}), greedy, "
+                  "full cache. In brackets: 95 % interval of a bootstrap over problems, paired for differences, of the "
+                  "mean over seeds. `none` is GRPO with dynamic sampling and no length reward."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _levels(done: dict[str, list[Run]]) -> list[str]:
+    lines = ["## by level: right, % / thought tokens", "", "| arm | 1 | 2 | 3 | 4 | 5 | unfinished, % | self-checks |"]
+    lines.append("|---" * 8 + "|")
+    every = SCOPES["all levels"]
+    for arm, runs in done.items():
+        cells = []
+        for level in every:
+            right, tokens = (float(column(runs, name, (level,)).mean()) for name in ("right", "thought_tokens"))
+            cells.append("-" if math.isnan(right) else f"{100 * right:.1f} / {tokens:.0f}")
+        unfinished, checks = (float(column(runs, name, every).mean()) for name in ("unfinished", "checks"))
+        lines.append(f"| {arm} | {' | '.join(cells)} | {100 * unfinished:.1f} | {checks:.2f} |")
+    return [*lines, ""]
+
+
+def _runs(runs: list[Run], arms: tuple[str, ...]) -> list[str]:
+    lines = [f"## how the runs went (training: mean of the last {LAST_STEPS} steps)", ""]
+    names = ("arm", "seed", "steps", "right, %", "thought tokens", "entropy", "β", "average", "rounds", "rollouts, s")
+    lines += [f"| {' | '.join((*names, 'update, s', 'remark'))} |", "|---" * (len(names) + 2) + "|"]
+    for run in sorted(runs, key=lambda run: (arms.index(run["arm"]), run["seed"])):
+        if run["arm"] == START and "error" not in run:
+            continue
+        curve = run.get("curve", [])
+        last = [_mean(curve[-LAST_STEPS:], name) for name in SHOWN]
+        last[0] = None if last[0] is None else 100 * last[0]
+        seconds = [_mean(curve, name) for name in ("rollout_seconds", "update_seconds")]
+        cells = ["-" if value is None else f"{value:.3g}" for value in (*last, *seconds)]
+        steps = f"{len(curve)} of {run['settings']['steps']}"
+        remark = (run.get("error") or run.get("stopped") or "").replace("|", "/")
+        lines.append(f"| {' | '.join((run['arm'], str(run['seed']), steps, *cells, remark))} |")
+    return lines
+
+
+def _mean(curve: list[dict[str, Any]], name: str) -> float | None:
+    values = [step[name] for step in curve if step.get(name) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _percent(found: list[float] | None, sign: str = "", unit: str = "") -> str:
+    if found is None:
+        return "-"
+    mean, low, high = (format(100 * value, f"{sign}.1f") for value in found)
+    return f"{mean}{unit} [{low}, {high}]"
+
+
+def _tokens(found: list[float] | None) -> str:
+    assert found is not None
+    return "{:.0f} [{:.0f}, {:.0f}]".format(*found)
