@@ -1,6 +1,9 @@
-"""Makes the shipped predictors of the embedded reasoner: collect, label, fit, each as the CLI does it.
+"""Makes predictors of the embedded reasoner, or of a model trained from it: collect, label, fit, each as the CLI does.
 
 python bench/fit_tiny.py --out DIR
+python bench/fit_tiny.py --model runs/deepcompress-tiny/final --targets horizon --out DIR
+
+The problems are the same for every model, and so are all settings: predictors differ by the traces of their models.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from leanthink.eval.problems import from_tasks
 from leanthink.importance.collect import collect
@@ -20,20 +24,44 @@ from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
 from leanthink.trace import read_traces
 
+NAMES = {"horizon": "horizon", "answer": "dynts"}  # of the predictor's file, by its target
+
 
 def main() -> None:
-    """Traces at temperature 0.8 of training problems, their labels, both predictors."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Traces at temperature 0.8 of training problems, their labels, and a predictor for each target."""
+    options = parse()
+    options.out.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = load(options.model, device=options.device)
+    traces, labels = options.out / "traces.jsonl", options.out / "labels.safetensors"
+    collect_and_label(model, tokenizer, traces, labels, options)
+    found = read_traces(traces)
+    recipes = {
+        "horizon": Recipe(target="horizon", steps=options.steps, val_share=0.03),
+        "answer": Recipe(target="answer"),
+    }
+    for target in options.targets.split(","):
+        clock = time.perf_counter()
+        out_path = options.out / f"{NAMES[target]}.safetensors"
+        fitted = fit(model, found, read_labels(labels), recipes[target], out_path=out_path)
+        print(json.dumps(fitted.metrics, indent=1))
+        _lap(f"fit {NAMES[target]}", clock)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny", help="or a folder of a model that writes like it")
     parser.add_argument("--levels", default="3:100,4:350,5:350", help="levels, each with problems per family")
     parser.add_argument("--targets", default="horizon,answer")
     parser.add_argument("--steps", type=int, default=12000, help="of the horizon predictor")
     parser.add_argument("--device", default=None)
     parser.add_argument("--rows", type=int, default=2400)
     parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    traces, labels = options.out / "traces.jsonl", options.out / "labels.safetensors"
-    model, tokenizer = load("tiny", device=options.device)
+    return parser.parse_args()
+
+
+def collect_and_label(model: Any, tokenizer: Any, traces: Path, labels: Path, options: argparse.Namespace) -> None:
+    """Write one trace of each problem, going on with what is there, and the labels of the right ones."""
     counts = {int(level): int(count) for level, count in (entry.split(":") for entry in options.levels.split(","))}
     problems = [p for f in tasks.FAMILIES for k, n in counts.items() for p in tasks.sample(f, k, n, 0, "train")]
     sampling = Sampling(temperature=0.8, max_new_tokens=4200)
@@ -43,17 +71,7 @@ def main() -> None:
     clock = _lap("collect", clock)
     found = read_traces(traces)
     print(label_traces(model, found, labels, horizons=default_horizons(found), save_every=10**6))
-    clock = _lap("label", clock)
-    recipes = {
-        "horizon": Recipe(target="horizon", steps=options.steps, val_share=0.03),
-        "answer": Recipe(target="answer"),
-    }
-    for target in options.targets.split(","):
-        name = {"horizon": "horizon", "answer": "dynts"}[target]
-        out_path = options.out / f"{name}.safetensors"
-        fitted = fit(model, found, read_labels(labels), recipes[target], out_path=out_path)
-        print(json.dumps(fitted.metrics, indent=1))
-        clock = _lap(f"fit {name}", clock)
+    _lap("label", clock)
 
 
 def _lap(what: str, since: float) -> float:

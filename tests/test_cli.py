@@ -36,9 +36,10 @@ FLAGS = {
     "demo": "--out --overwrite --device --json",
     "bench": "--shape --model --parts --batch --slots --steps --prompt --output --kv-gib --budgets --interval "
     "--requests --out --overwrite --device --json",
-    "train": "--config --model --out --tasks --levels --count --problems --instruction --steps --group --batch "
-    "--accumulate --max-completion --temperature --lr --rule --alpha --decay --start --keep-mastered --rollouts "
-    "--policy --budget --window --interval --answer --predictor --lora-rank --seed --set --resume --overwrite --json",
+    "train": "--report --config --model --out --tasks --levels --count --problems --instruction --steps --group "
+    "--batch --accumulate --max-completion --temperature --lr --rule --alpha --decay --start --keep-mastered "
+    "--rollouts --policy --budget --window --interval --answer --predictor --lora-rank --seed --set --resume "
+    "--overwrite --json",
     "tasks list": "--json",
     "tasks sample": "--family --level --count --seed --split --json",
 }

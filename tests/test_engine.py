@@ -97,6 +97,7 @@ def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(seed: int,
         )
         assert completion.token_ids == alone.token_ids
         assert (completion.peak_slots, completion.evictions) == (alone.peak_slots, alone.evictions)
+        assert completion.slot_steps == alone.slot_steps
     assert_empty(engine)
 
 

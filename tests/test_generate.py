@@ -83,6 +83,8 @@ def test_without_a_budget_the_tokens_are_those_of_stock_generate(architecture: s
     assert alone.token_ids == stock[0]
     assert alone.peak_slots == len(prompts[0]) + len(stock[0]) - 1
     assert alone.peak_kv_bytes == alone.full_kv_bytes
+    steps = len(stock[0])  # the first holds the prompt, each further one a slot more
+    assert alone.slot_steps == steps * len(prompts[0]) + steps * (steps - 1) // 2
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
@@ -100,6 +102,7 @@ def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(temperature: floa
         (alone,) = generate(model, TOKENIZER, PROMPTS[i], **options)
         assert alone.token_ids == completion.token_ids, policies[i].name
         assert (alone.peak_slots, alone.evictions) == (completion.peak_slots, completion.evictions)
+        assert alone.slot_steps == completion.slot_steps
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "phi3", "gemma3_text"])
@@ -245,6 +248,8 @@ def test_peak_and_kept_slots_are_those_of_the_budget(checked_steps: list[int]) -
     assert done.full_kv_bytes == 105 * kv_shape(model.config).bytes_per_slot(torch.float32)
     assert done.peak_kv_bytes == 29 * kv_shape(model.config).bytes_per_slot(torch.float32)
     assert max(checked_steps) == 16 + 7  # after a step the eviction has been done
+    # Thought slots at the 101 steps: 0 to 24, nine times 17 to 24, and 17 to 20; with the 5 of the prompt each time.
+    assert done.slot_steps == 300 + 9 * 164 + 74 + 101 * 5 == 2355
 
 
 class _Script:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,19 @@ from leanthink.tiny import weights_path
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+CYCLE = (ROOT / "examples" / "cycle.md").read_text()
 DESIGN = (ROOT / "docs" / "design.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    """The code blocks of the README in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    """The code blocks of the README, or of another page, in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    """The words of every `leanthink` line of the README, in order."""
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("leanthink ")]
+def commands(page: str = README, program: str = "leanthink") -> list[list[str]]:
+    """The words of every line that begins with this program, in order."""
+    lines = [line for block in blocks("bash", page) for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{program} ")]
 
 
 @pytest.mark.slow
@@ -66,8 +69,22 @@ def test_the_demonstration_runs_on_the_shipped_weights(tmp_path, capfd):
 
 def test_every_command_of_the_readme_is_understood(capfd):
     assert ["demo"] in commands()
-    for words in commands():
+    for words in [*commands(), *commands(CYCLE)]:
         assert cli.run([*words, "--help"]) == 0, capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_cycle_runs_in_its_order(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for words in commands(CYCLE):
+        assert cli.run(words) == 0, capfd.readouterr().err
+    (words,) = commands(CYCLE, "python")
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    made = {path.name for path in (tmp_path / "runs" / "cycle").iterdir()}
+    assert made >= {"final", "report.html", "traces.jsonl", "labels.safetensors", "horizon.safetensors"}
+    assert "compounding.json" in made
 
 
 def test_the_readme_is_short_and_keeps_the_place_of_its_table():
@@ -90,7 +107,7 @@ def test_the_file_map_is_complete_and_names_no_file_that_is_gone():
 
 
 def test_links_lead_to_files_of_the_repository():
-    for page in ("README.md", "docs/design.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+    for page in ("README.md", "docs/design.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/cycle.md"):
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"

@@ -13,7 +13,6 @@ import torch
 from transformers.quantizers.base import HfQuantizer
 
 from command_line import refused
-from leanthink.errors import UsageError
 from leanthink.load import load
 from leanthink.rl.run_log import cut, progress_line
 from leanthink.rl.trl_reward import STATE
@@ -223,9 +222,30 @@ def test_the_progress_line_tells_what_is_not_there_with_a_dash() -> None:
     )
 
 
-def test_training_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from leanthink.cli.train import command
-
+def test_training_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch, inside: Any) -> None:
     monkeypatch.setitem(sys.modules, "trl", None)
-    with pytest.raises(UsageError, match=r"needs trl: pip install 'leanthink\[train\]'"):
-        command()
+    refused(inside("train"), 2, "needs trl: pip install 'leanthink[train]'")
+
+
+def test_a_run_is_reported_from_what_it_recorded(tmp_path: Path, inside: Any, random_llama: Path) -> None:
+    out, held_out = tmp_path / "run", "eval_data={tasks: equations, levels: [1], count: 2}"
+    sets = (*SETS, held_out, "eval_strategy=steps", "eval_steps=2", "num_generations_eval=2", "logging_steps=1")
+    words = run_of(out, 3, "--model", random_llama, "--max-completion", 12, sets=sets)
+    assert inside(*words).code == 0
+    done = inside("train", "--report", out, "--json")
+    assert done.code == 0, done.err
+    (report,) = json.loads(done.out)["runs"]
+    assert (report["steps"], report["planned"], report["finished"]) == (3, 3, True)
+    assert (report["first_steps"], report["last_steps"]) == ([1, 1], [3, 3])
+    logged = [record for record in lines(out / "log.jsonl") if "loss" in record]
+    assert report["metrics"]["thought_tokens"]["last"] == logged[-1]["thought_tokens"]
+    assert report["metrics"]["eval_accuracy"]["last"] is not None
+    groups = [group for group in lines(out / "rollouts.jsonl") if group["step"] == 3]
+    tokens = [count for group in groups for count in group["thought_tokens"]]
+    assert report["rows"][0]["last"]["thought_tokens"]["mean"] == pytest.approx(sum(tokens) / len(tokens))
+    page = (out / "report.html").read_text()
+    assert "Held-out problems" in page
+    assert "3 of 3<" in page
+    again = inside(*words, "--overwrite", "--steps", 1)
+    assert again.code == 0, again.err
+    assert not (out / "report.html").exists(), "it told of the run before"

@@ -28,6 +28,8 @@ class Completion:
             answer's slots or of the context.
         peak_slots: slots held at the fullest moment, prompt included.
         kept_slots: slots held at the end, prompt included.
+        slot_steps: the slots held at each decoding step, prompt included, added up over the steps: what the request
+            cost in memory times steps. The slot of a step's own token counts, and so do those evicted after it.
         evictions: how many times slots were evicted.
         peak_kv_bytes: bytes of the keys and values in `peak_slots`.
         full_kv_bytes: bytes that a full cache would have held at the end.
@@ -48,6 +50,7 @@ class Completion:
     finish_reason: FinishReason
     peak_slots: int
     kept_slots: int
+    slot_steps: int
     evictions: int
     peak_kv_bytes: int
     full_kv_bytes: int

@@ -26,6 +26,7 @@ class Seats:
         due: thought slots at which an eviction is due.
         most, most_answer: tokens, and answer tokens, at which the request ends.
         peak: most slots held so far.
+        slot_steps: slots held at each decoding step so far, added up.
         evictions: how many there were.
         ended: GOING_ON, STOP or LENGTH.
         policy: index of the request's policy in `policies`.
@@ -48,10 +49,11 @@ class Seats:
     ) -> None:
         self.tokenizer, self.tags, self.policies, self.record = tokenizer, tags, policies, record
         self.requests: list[Request] = []
-        self._table = torch.zeros(rows, 11, dtype=torch.int64)
+        self._table = torch.zeros(rows, 12, dtype=torch.int64)
         columns = self._table.unbind(1)
         self.generated, self.answer_start, self.due, self.most, self.most_answer = columns[:5]
-        self.peak, self.evictions, self.ended, self.policy, self.watched, self.alternatives = columns[5:]
+        self.peak, self.slot_steps, self.evictions, self.ended, self.policy, self.watched = columns[5:11]
+        self.alternatives = columns[11]
         self.ids = torch.zeros(rows, 256, dtype=torch.int64)
         self.evicted_at = torch.full((rows, 256 if record else 0), -1)
         self._ends = torch.tensor(ends, dtype=torch.int64)
@@ -93,9 +95,13 @@ class Seats:
         del self.requests[len(self.requests) - len(rows) :]
 
     def due_rows(self, lengths_N: Tensor, prompts_N: Tensor) -> list[int]:
-        """Rows that must evict, given the slots that each holds and how many of them are prompt; notes the peaks."""
+        """Rows that must evict, given the slots that each holds and how many of them are prompt; notes what is held.
+
+        To be called once in each decoding step, when the slots of its tokens are written and before any is evicted.
+        """
         n = len(self.requests)
         self.peak[:n] = torch.maximum(self.peak[:n], lengths_N)
+        self.slot_steps[:n] += lengths_N
         is_due_N = (lengths_N - prompts_N == self.due[:n]) & (self.answer_start[:n] == NEVER)
         rows: list[int] = is_due_N.nonzero()[:, 0].tolist()
         return rows
@@ -176,6 +182,7 @@ class Seats:
             finish_reason="stop" if int(self.ended[row]) == STOP else "length",
             peak_slots=peak,
             kept_slots=held,
+            slot_steps=int(self.slot_steps[row]),
             evictions=int(self.evictions[row]),
             peak_kv_bytes=peak * bytes_per_slot,
             full_kv_bytes=(len(request.prompt_ids) + len(ids) - 1) * bytes_per_slot,

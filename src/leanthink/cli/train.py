@@ -1,4 +1,4 @@
-"""`leanthink train`: DeepCompress reinforcement learning, from a YAML file, flags, or both."""
+"""`leanthink train`: DeepCompress reinforcement learning, from a YAML file, flags, or both; and reports of its runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ EXAMPLES = (
     "leanthink train --config examples/deepcompress-tiny.yaml",
     "leanthink train --config examples/deepcompress-tiny.yaml --alpha 0.5 --set max_rounds=4 --out runs/half",
     "leanthink train --config examples/deepcompress-tiny.yaml --resume",
+    "leanthink train --report runs/deepcompress-tiny runs/half",
 )
+Runs = Annotated[
+    list[Path] | None, typer.Argument(metavar="FOLDER", help="Runs to compare, with --report.", show_default=False)
+]
+Report = Annotated[
+    bool, option("--report", about="Write a page with plots of the runs in these folders, and train nothing.")
+]
 Config = Annotated[Path | None, option("--config", about="YAML file of settings; flags win.", metavar="FILE")]
 Model = Annotated[
     str | None, option("--model", about='"tiny", a folder, a .gguf file or a hub id.', default="tiny", metavar="NAME")
 ]
-Out = Annotated[Path | None, option("--out", about="Folder of the run.", metavar="FOLDER")]
+Out = Annotated[Path | None, option("--out", about="Folder of the run, or of the report.", metavar="FOLDER")]
 Tasks = Annotated[str | None, option("--tasks", about="Families of embedded tasks, or all.", metavar="A,B,...")]
 OptionalLevels = Annotated[str | None, *Levels.__metadata__]
 Count = Annotated[int | None, option("--count", about="Problems for each family and level.", default=64)]
@@ -67,6 +74,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def command(
+    context: typer.Context,
+    runs: Runs = None,
+    report: Report = False,
     config: Config = None,
     model: Model = None,
     out: Out = None,
@@ -101,7 +111,12 @@ def command(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Put the settings together, check them, then train."""
+    """Write the report that was asked for; else put the settings together, check them, then train."""
+    if report:
+        refuse_more(context)
+        return _report(runs or [], out, as_json=as_json)
+    if runs:
+        raise UsageError(f"{runs[0]} is read with --report alone; a run that trains is named with --out")
     try:
         import datasets  # noqa: F401
         import peft  # noqa: F401
@@ -144,6 +159,33 @@ def command(
         settings["data"] = source
     settings |= dict(_assignment(text) for text in set_ or ())
     _train(settings, resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+def refuse_more(context: typer.Context) -> None:
+    """Raise UsageError for options that a report does not know."""
+    allowed = {"runs", "report", "out", "as_json"}
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name not in allowed and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--report takes folders of runs, --out and --json: leave out {parameter.opts[0]}")
+
+
+def _report(runs: list[Path], out: Path | None, *, as_json: bool) -> None:
+    from leanthink.rl.report_page import write_page
+    from leanthink.rl.run_files import REPORT, read_runs
+
+    found = read_runs(runs)
+    if out is None:
+        parents = {folder.resolve().parent for folder in runs}
+        if len(parents) > 1:
+            raise UsageError("the runs lie in different folders: say with --out where the report shall be written")
+        out = runs[0] if len(runs) == 1 else runs[0].parent
+    reports = write_page(found, out / REPORT)
+    if as_json:
+        print_json({"report": str(out / REPORT), "runs": [asdict(report) for report in reports]})
+    else:
+        print(out / REPORT)
 
 
 def _train(settings: dict[str, Any], *, resume: bool, overwrite: bool, as_json: bool) -> None:

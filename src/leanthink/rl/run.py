@@ -15,6 +15,7 @@ import torch
 
 from leanthink.errors import UsageError, unknown
 from leanthink.rl import data
+from leanthink.rl.run_files import FINAL, LOG, REPORT, ROLLOUTS, RUN
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,7 +28,6 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "gym": ("count", "seed", "instruction"),
 }
 LORA = ("r", "alpha", "dropout", "target_modules")
-RUN, FINAL = "run.json", "final"
 
 
 def train(
@@ -191,12 +191,10 @@ def make_data(source: Mapping[str, Any]) -> Dataset:
 
 def clear(out: Path) -> None:
     """Remove an earlier run: its checkpoints would be taken for those of the new one."""
-    from leanthink.rl.run_log import LOG, ROLLOUTS
-
     for folder in (*out.glob("checkpoint-*"), out / FINAL):
         if folder.is_dir():
             shutil.rmtree(folder)
-    for name in (RUN, LOG, ROLLOUTS):
+    for name in (RUN, LOG, ROLLOUTS, REPORT):
         (out / name).unlink(missing_ok=True)
 
 

@@ -25,9 +25,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from leanthink.rl.run_files import LOG, ROLLOUTS
 from leanthink.rl.trl_reward import Scored
-
-LOG, ROLLOUTS = "log.jsonl", "rollouts.jsonl"
 
 
 class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no types
