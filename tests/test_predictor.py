@@ -180,18 +180,33 @@ def test_metadata_that_cannot_be_right_is_a_damaged_file(change: dict[str, str |
         load_predictor(path, model)
 
 
-def test_the_fingerprint_follows_shape_and_final_norm_and_nothing_else() -> None:
+def test_the_fingerprint_follows_shape_and_layers_and_not_the_vocabulary() -> None:
     model = small_model()
     original = fingerprint(model)
-    assert fingerprint(small_model(vocab_size=80)) == original
     assert fingerprint(small_model().bfloat16()) == original
-    nn.init.normal_(model.model.layers[0].mlp.up_proj.weight)
+    nn.init.normal_(model.get_input_embeddings().weight)
+    model.resize_token_embeddings(80)
     assert fingerprint(model) == original
     model.model.norm.weight.data[3] += 0.5
     assert fingerprint(model) != original
+    other = small_model()
+    nn.init.normal_(other.model.layers[1].mlp.up_proj.weight)
+    assert fingerprint(other) != original
     for change in ({"num_hidden_layers": 3}, {"num_key_value_heads": 4}, {"intermediate_size": 64}, {"head_dim": 32}):
         assert fingerprint(small_model(**change)) != original
     assert fingerprint(small_model("llama")) != original
+
+
+def test_a_model_that_was_trained_on_is_another() -> None:
+    model, ids = small_model(), torch.arange(8)[None]
+    original = fingerprint(model)
+    weights = [layer.self_attn.v_proj.weight for layer in model.model.layers]  # as few as the least of adapters touches
+    optimiser = torch.optim.Adam(weights, lr=1e-5)
+    for _ in range(5):
+        optimiser.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        optimiser.step()
+    assert fingerprint(model) != original
 
 
 def test_a_model_without_a_final_norm_cannot_be_identified() -> None:

@@ -21,30 +21,41 @@ _SHAPE_FIELDS = (
     "num_key_value_heads",
 )
 _FINAL_NORMS = ("norm", "final_layernorm", "ln_f")
+SAMPLED = 64  # numbers of each weight: training moves all of them, if only a little
 
 
 def fingerprint(model: Any) -> str:
-    """SHA-256 over a model's shape and its final norm weight as bfloat16, in hex.
+    """SHA-256 over a model's shape and over numbers out of every weight of its layers and final norm, in hex.
 
-    The same for every dtype, device and adapter-free copy of a checkpoint; another for every other trained model.
+    They are read as bfloat16: the same for every dtype, device and adapter-free copy of a checkpoint, another for every
+    other trained model, also for one that was trained on from the first.
 
     Raises:
-        UnsupportedModel: the model has no final norm where decoders have it.
+        UnsupportedModel: the model has no layers or no final norm where decoders have them.
     """
     config = model.config
     shape = {name: getattr(config, name, None) for name in _SHAPE_FIELDS}
     shape["head_dim"] = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    weight = _final_norm_weight(model).detach().to("cpu", torch.bfloat16).contiguous()
-    digest.update(bytes(weight.view(torch.uint8).tolist()))
+    sampled = torch.cat([_sample(weight) for weight in _weights(model)])
+    digest.update(bytes(sampled.cpu().view(torch.uint8).tolist()))
     return digest.hexdigest()
 
 
-def _final_norm_weight(model: Any) -> Tensor:
-    for name in _FINAL_NORMS:
-        weight = getattr(getattr(model.base_model, name, None), "weight", None)
-        if isinstance(weight, Tensor):
-            return weight
-    raise UnsupportedModel(
-        f"{type(model).__name__} cannot be identified: it has no final norm named {', '.join(_FINAL_NORMS)}"
-    )
+def _weights(model: Any) -> list[Tensor]:
+    body = model.base_model
+    norms = [getattr(getattr(body, name, None), "weight", None) for name in _FINAL_NORMS]
+    norm = next((weight for weight in norms if isinstance(weight, Tensor)), None)
+    if norm is None or not hasattr(body, "layers"):
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot be identified: it has no layers, or no final norm named "
+            f"{', '.join(_FINAL_NORMS)}"
+        )
+    return [*body.layers.parameters(), norm]
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """Evenly spaced numbers, bfloat16."""
+    flat = weight.detach().reshape(-1)
+    at = torch.arange(SAMPLED, device=flat.device) * (len(flat) - 1) // (SAMPLED - 1)
+    return flat[at].to(torch.bfloat16)
