@@ -106,11 +106,7 @@ def parse() -> argparse.Namespace:
 
 
 def predictor_path(name: str, options: argparse.Namespace) -> Path:
-    """The predictor's file of the model "start" or "trained".
-
-    A trained model must name its own: where training left the final norm as it was, its fingerprint is still that of
-    the start, and the shipped predictor would pass for its own.
-    """
+    """The predictor's file of the model "start" or "trained"; only for "tiny" one is shipped."""
     given: Path | None = getattr(options, f"{name}_predictor")
     if given is None and getattr(options, name) != "tiny":
         raise UsageError(
