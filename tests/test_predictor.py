@@ -47,10 +47,11 @@ def test_the_answer_predictor_is_the_head_of_the_paper() -> None:
 
 
 def test_the_horizon_predictor_gives_one_logit_for_each_horizon() -> None:
+    torch.manual_seed(0)
     predictor = Predictor(target="horizon", hidden_size=64, horizons=(32, 64, 128))
     shapes = [tuple(weight.shape) for weight in predictor.parameters()]
     assert shapes == [(128, 128), (128,), (32, 128), (32,), (3, 32), (3,)]
-    scores = predictor(torch.randn(50, 1, 128))
+    scores = predictor(10 * torch.randn(50, 1, 128))
     assert scores.shape == (50, 3)
     assert scores.min() < 0 < scores.max()
 
