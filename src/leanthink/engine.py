@@ -311,7 +311,7 @@ class Engine:
         self.device_step.launch(n, self._stamping(strided=False), logprobs=most)
         cache.tick()
         for policy, column, rows_R in self._stamping(strided=True):
-            if self._decoded % policy.stride == 0 and len(rows_R):
+            if len(rows_R):
                 self.device_step.stamp(policy, column, cache.indices(rows_R.tolist()))
         self._decoded += 1
         self._evict()
@@ -320,11 +320,11 @@ class Engine:
         seats.note_tokens(self.device_step.ids(n))
 
     def _stamping(self, *, strided: bool) -> list[Stamping]:
-        """The policies that stamp in every step, or those that do so in every so many-th, and their rows."""
+        """The policies that stamp in this step, of those that do in every step or of the others, and their rows."""
         return [
             (policy, column, self.seats.rows_of(index))
             for index, (policy, column) in enumerate(zip(self.policies, self.columns, strict=True))
-            if policy.channels and (policy.stride > 1) == strided
+            if policy.channels and (policy.stride > 1) == strided and self._decoded % policy.stride == 0
         ]
 
     def _evict(self) -> None:

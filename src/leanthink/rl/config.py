@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from trl import GRPOConfig
 
 from leanthink.budget import Budget
@@ -120,8 +121,6 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         check_settings(rule=self.rule, decay=self.decay, start=self.start)
         check_scale(keep_mastered=self.keep_mastered, scale_rewards=str(self.scale_rewards))
         if self.keep_mastered:
-            import torch
-
             batch_scaled(torch.zeros(1, 2), self.advantage_floor)
         if self.buffer is not None:
             soft_overlong([[1]], self.max_completion_length, self.buffer, self.overlong_factor)

@@ -29,11 +29,13 @@ from leanthink.rl.data import grade
 from leanthink.rl.rewards import (
     FIXED_BETA,
     LengthRule,
+    batch_pass_ratio,
     deepcompress_reward,
     difficulty,
     moving_average,
     outcome_reward,
     pass_ratio,
+    soft_overlong,
 )
 
 STATE = "DeepCompressReward"
@@ -188,7 +190,7 @@ class DeepCompressReward:
     def _score_batch(self, judged: list[Judged], group: int, state: Any, *, training: bool) -> Scored:
         lengths_BG = torch.tensor([one.tokens for one in judged]).view(-1, group)
         correct_BG = torch.tensor([one.correct for one in judged], dtype=torch.float64).view(-1, group)
-        observed = float(pass_ratio(correct_BG).nanmean())
+        observed = batch_pass_ratio(correct_BG)
         average = self._advance(state, observed, training=training)
         total_BG, length_BG = self._score(lengths_BG, correct_BG, average)
         return Scored(
@@ -204,12 +206,11 @@ class DeepCompressReward:
     def _score(self, lengths_BG: Tensor, correct_BG: Tensor, average: float) -> tuple[Tensor, Tensor]:
         """The whole reward and the length's share of it, both [B, G]."""
         rule: dict[str, Any] = {"rule": self.rule, "keep_mastered": self.keep_mastered}
-        without_BG = deepcompress_reward(lengths_BG, correct_BG, average, self.alpha, **rule)
-        length_BG = without_BG - outcome_reward(correct_BG)
-        if self.buffer is None:
-            return without_BG, length_BG
-        limit: dict[str, Any] = {"max_length": self.max_length, "buffer": self.buffer, "factor": self.factor}
-        return deepcompress_reward(lengths_BG, correct_BG, average, self.alpha, **rule, **limit), length_BG
+        reward_BG = deepcompress_reward(lengths_BG, correct_BG, average, self.alpha, **rule)
+        length_BG = reward_BG - outcome_reward(correct_BG)
+        if self.buffer is not None:
+            reward_BG = reward_BG + soft_overlong(lengths_BG, self.max_length, self.buffer, self.factor)
+        return reward_BG, length_BG
 
     def _advance(self, state: Any, observed: float, *, training: bool) -> float:
         """P_b to score this batch with; in training it is also stored, beside the value before this step."""
