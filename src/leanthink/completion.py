@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,6 +61,20 @@ class Completion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Eviction:
+    """What one eviction took from a recorded request.
+
+    Attributes:
+        positions: of the tokens that lost their slots, ascending; the prompt's come first in the sequence.
+        importance: by position, what was predicted of each token that an eviction ranks for the first time: one number
+            for each channel of the policy, higher is more important; empty for a policy without a predictor.
+    """
+
+    positions: tuple[int, ...]
+    importance: Mapping[int, tuple[float, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """One token of a streamed request.
 
@@ -70,6 +84,9 @@ class Step:
         in_thought: whether it belongs to the thought.
         slots: slots that the request holds now, prompt included.
         full_slots: slots that a full cache would hold now.
+        eviction: what was evicted when this token was generated, before it has a slot; only of a recorded request.
+        logprob: its log-probability; None unless the sampling asked for it.
+        top_logprobs: the likeliest tokens in its place, as (token id, log-probability), likeliest first.
         completion: the whole result, on the last step.
     """
 
@@ -78,6 +95,9 @@ class Step:
     in_thought: bool
     slots: int
     full_slots: int
+    eviction: Eviction | None = None
+    logprob: float | None = None
+    top_logprobs: TopLogprobs | None = None
     completion: Completion | None = None
 
 

@@ -14,17 +14,18 @@ from itertools import chain
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from leanthink import attention
 from leanthink.arena import Region
 from leanthink.budget import Budget, keep
 from leanthink.cache import SlotCache, Wishes
-from leanthink.completion import Completion, Step, TextStream
+from leanthink.completion import Completion, Eviction, Step, TextStream
 from leanthink.device_step import DeviceStep, Stamping
 from leanthink.errors import UsageError
 from leanthink.feeds import Segment
 from leanthink.load import ThinkTags, check_model, end_ids, kv_shape, think_tags
-from leanthink.policies import Policy
+from leanthink.policies import Policy, Slots
 from leanthink.request import PolicyMaker, Predictor, Prompt, Request, make_requests
 from leanthink.sampling import Sampler, Sampling
 from leanthink.seats import GOING_ON, NEVER, Seats
@@ -68,7 +69,7 @@ class Engine:
         prefill_tokens: most prompt tokens that one step feeds.
         tags: where thoughts begin and end; None: the tokenizer's.
         ends: token ids that end a request; None: the model's.
-        record: fill `Completion.evicted_at`.
+        record: fill `Completion.evicted_at`, whether or not a request asks for it.
         graphs: whether steps are replayed as CUDA graphs; None: on a GPU.
 
     Raises:
@@ -119,6 +120,9 @@ class Engine:
         self.streams: dict[int, TextStream] = {}
         self._mail: dict[int, deque[Step]] = {}  # steps of streams that are being read, not yet yielded
         self._unclaimed: dict[int, Completion] = {}  # finished while a stream was read, not yet reported
+        self._evicted: dict[int, Eviction] = {}  # of recorded requests that are streamed, in this step
+        self._ranked: dict[int, int] = {}  # of those: the last position whose importance was told
+        self.evictions = 0  # of all requests so far
         self._next_id = 0
         self._decoded = 0  # steps so far in which rows decoded
 
@@ -133,10 +137,11 @@ class Engine:
         predictor: Predictor = None,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         streamed: bool = False,
+        record: bool = False,
     ) -> int:
         """Queue a request; returns its id. Arguments and errors as of `leanthink.generate`.
 
-        With `streamed`, `step` reports each of its tokens.
+        With `streamed`, `step` reports each of its tokens, with `record` too what each eviction took.
 
         Raises:
             UsageError: also if the request could never fit: its bound is larger than the arena.
@@ -144,7 +149,7 @@ class Engine:
         policy = self.maker.make(policy, predictor)
         choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": None, "sampling": sampling}
         (request,) = make_requests(self.model, self.tokenizer, self.tags, [prompt], **choices)
-        return self.add_request(replace(request, index=self._next_id), streamed=streamed)
+        return self.add_request(replace(request, index=self._next_id, record=record), streamed=streamed)
 
     def add_request(self, request: Request, *, streamed: bool = False) -> int:
         """Queue a checked request under its own index, which becomes its id. Raises UsageError if it can never fit."""
@@ -177,9 +182,20 @@ class Engine:
         self.device_step.forget()
 
     @torch.inference_mode()
+    def cut(self, request_id: int) -> Completion | None:
+        """End a request now, free its slots and return what it has written, with finish reason "length".
+
+        None if there is nothing: it has no token yet, has finished or never was.
+        """
+        rows = [row for row, request in enumerate(self.seats.requests) if request.index == request_id]
+        done = self._complete(rows[0]) if rows and int(self.seats.generated[rows[0]]) else None
+        self.cancel(request_id)
+        return done
+
+    @torch.inference_mode()
     def cancel(self, request_id: int) -> bool:
         """Drop a request and free its slots; False if it is not here, because it has finished or never was."""
-        self.streams.pop(request_id, None)
+        self._forget(request_id)
         for request in self.waiting:
             if request.index == request_id:
                 self.waiting.remove(request)
@@ -218,14 +234,19 @@ class Engine:
             return Progress()
         self._decode()
         rows = (self.seats.ended[: self.cache.active] != GOING_ON).nonzero()[:, 0].tolist()
-        facts = {"bytes_per_slot": self.cache.bytes_per_slot}
-        done = {}
-        for row in rows:
-            held, size = int(self.cache.host_lengths[row]), self.cache.regions[row].size
-            done[self.seats.requests[row].index] = self.seats.complete(row, held=held, reserved=size, **facts)
+        done = {self.seats.requests[row].index: self._complete(row) for row in rows}
         steps = self._streamed(done)
         self._leave(rows)
         return Progress(steps=steps, finished=done)
+
+    def _complete(self, row: int) -> Completion:
+        held, size = int(self.cache.host_lengths[row]), self.cache.regions[row].size
+        return self.seats.complete(row, held=held, reserved=size, bytes_per_slot=self.cache.bytes_per_slot)
+
+    def _forget(self, request_id: int) -> None:
+        """What is kept of a request beside its row."""
+        for kept in (self.streams, self._evicted, self._ranked):
+            kept.pop(request_id, None)
 
     def stream(self, prompt: Prompt, **choices: Any) -> Iterator[Step]:
         """Add a request and yield its tokens as they come, while all others go on; arguments as of `add`.
@@ -351,10 +372,35 @@ class Engine:
             self.device_step.finite &= torch.isfinite(scores).all()  # looked at with the next step's tokens
             pinned = torch.zeros_like(slots.ages, dtype=torch.bool)  # prompt and answer are not among the slots shown
             kept.append(keep(scores, slots.ages, pinned, min(budget.slots, count), budget.window))
-        if seats.record and not policy.per_head:
-            seats.note_evicted(rows, slots.positions.cpu(), kept[0].cpu())
+        if bool(seats.recorded[rows].any()):
+            self._record(rows, slots, policy, kept[0])
         cache.evict(rows, torch.stack(kept, dim=1) if policy.per_head else kept[0])
         seats.evictions[rows] += 1
+        self.evictions += len(rows)
+
+    def _record(self, rows: list[int], slots: Slots, policy: Policy, kept_RK: Tensor) -> None:
+        """Note what the recorded ones of these rows are about to lose, and tell it to those that are streamed."""
+        seats, noted = self.seats, [place for place, row in enumerate(rows) if seats.recorded[row]]
+        positions_RS, told = slots.positions[noted].cpu(), [rows[place] for place in noted]
+        for place, gone in enumerate(seats.note_evicted(told, positions_RS, kept_RK[noted].cpu())):
+            request_id = seats.requests[told[place]].index
+            if request_id not in self.streams:
+                continue
+            stamps_SC = None if slots.stamps is None else slots.stamps[noted[place]].cpu()
+            importance = self._importance(request_id, policy, positions_RS[place], stamps_SC)
+            self._evicted[request_id] = Eviction(positions=gone, importance=importance)
+
+    def _importance(
+        self, request_id: int, policy: Policy, positions_S: Tensor, stamps_SC: Tensor | None
+    ) -> dict[int, tuple[float, ...]]:
+        """The stamps of thought slots that have theirs by now and were not told before, by position."""
+        if stamps_SC is None:
+            return {}
+        stamped = int(positions_S[-1]) - policy.offsets[-1] - policy.stride + 1
+        news_S = (positions_S > self._ranked.get(request_id, -1)) & (positions_S <= stamped)
+        self._ranked[request_id] = max(stamped, self._ranked.get(request_id, -1))
+        positions = positions_S[news_S].tolist()
+        return {at: tuple(stamp) for at, stamp in zip(positions, stamps_SC[news_S].tolist(), strict=True)}
 
     def _streamed(self, done: dict[int, Completion]) -> dict[int, Step]:
         """The new token of each streamed request."""
@@ -366,12 +412,16 @@ class Engine:
                 continue
             generated = int(seats.generated[row])
             token_id, completion = int(seats.ids[row, generated - 1]), done.get(request.index)
+            likeliest = seats.logprobs.get(request.index)
             steps[request.index] = Step(
                 token_id=token_id,
                 text=self.streams[request.index].push(token_id, last=completion is not None),
                 in_thought=int(seats.answer_start[row]) == NEVER,
                 slots=int(self.cache.host_lengths[row]),
                 full_slots=len(request.prompt_ids) + generated - 1,
+                eviction=self._evicted.pop(request.index, None),
+                logprob=None if likeliest is None else float(seats.own[row, generated - 1]),
+                top_logprobs=None if likeliest is None else (likeliest or [()])[-1],
                 completion=completion,
             )
         return steps
@@ -382,7 +432,7 @@ class Engine:
             return
         for row in rows:
             request, region = self.seats.requests[row], self.cache.regions[row]
-            self.streams.pop(request.index, None)
+            self._forget(request.index)
             self.fed[request.prompt_ids].remove(region)
             if not self.fed[request.prompt_ids]:
                 del self.fed[request.prompt_ids]

@@ -26,7 +26,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One checked request; `bound` is the number of slots it can ever hold, which is what it reserves."""
+    """One checked request; `bound` is the number of slots it can ever hold, which is what it reserves.
+
+    `record` says that its evictions are to be told.
+    """
 
     index: int
     prompt_ids: tuple[int, ...]
@@ -36,6 +39,7 @@ class Request:
     starts_in_answer: bool
     max_new_tokens: int
     bound: int
+    record: bool = False
 
 
 def make_request(

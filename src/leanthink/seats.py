@@ -33,8 +33,9 @@ class Seats:
         watched: whether there are stop strings to look for.
         alternatives: of how many tokens, beside its own, the request wants log-probabilities.
         own: the log-probability of each generated token; empty until a request wants them.
-        evicted_at: for each generated token, tokens generated when its slot was evicted; -1 for never; empty without
-            `record`.
+        recorded: whether its evictions are noted: it or all are to be recorded, and its policy keeps one set.
+        evicted_at: for each generated token, tokens generated when its slot was evicted; -1 for never, and where nothing
+            is recorded.
     """
 
     def __init__(
@@ -49,13 +50,13 @@ class Seats:
     ) -> None:
         self.tokenizer, self.tags, self.policies, self.record = tokenizer, tags, policies, record
         self.requests: list[Request] = []
-        self._table = torch.zeros(rows, 12, dtype=torch.int64)
+        self._table = torch.zeros(rows, 13, dtype=torch.int64)
         columns = self._table.unbind(1)
         self.generated, self.answer_start, self.due, self.most, self.most_answer = columns[:5]
         self.peak, self.slot_steps, self.evictions, self.ended, self.policy, self.watched = columns[5:11]
-        self.alternatives = columns[11]
+        self.alternatives, self.recorded = columns[11:]
         self.ids = torch.zeros(rows, 256, dtype=torch.int64)
-        self.evicted_at = torch.full((rows, 256 if record else 0), -1)
+        self.evicted_at = torch.full((rows, 256), -1)
         self._ends = torch.tensor(ends, dtype=torch.int64)
         self.own = torch.zeros(rows, 0, dtype=torch.float64)
         self.logprobs: dict[int, list[TopLogprobs]] = {}  # by index of the requests that want them: the likeliest
@@ -76,6 +77,8 @@ class Seats:
                 self.logprobs[request.index] = []
         self.alternatives[rows] = torch.tensor([request.sampling.logprobs or 0 for request in batch])
         self.watched[rows] = torch.tensor([bool(request.sampling.stop) for request in batch], dtype=torch.int64)
+        told = [(self.record or request.record) and not request.policy.per_head for request in batch]
+        self.recorded[rows] = torch.tensor(told, dtype=torch.int64)
 
     def _index_of(self, policy: Policy) -> int:
         return next(index for index, known in enumerate(self.policies) if known is policy)
@@ -106,12 +109,15 @@ class Seats:
         rows: list[int] = is_due_N.nonzero()[:, 0].tolist()
         return rows
 
-    def note_evicted(self, rows: Sequence[int], positions_RS: Tensor, kept_RK: Tensor) -> None:
-        """Record which of the thought tokens at these positions are about to lose their slots."""
+    def note_evicted(self, rows: Sequence[int], positions_RS: Tensor, kept_RK: Tensor) -> list[tuple[int, ...]]:
+        """Record which of the thought tokens at these positions are about to lose their slots; returns theirs."""
         dropped_RS = torch.ones_like(positions_RS, dtype=torch.bool).scatter(1, kept_RK, False)
+        gone = []
         for row, positions_S, dropped_S in zip(rows, positions_RS, dropped_RS, strict=True):
             generated_index = positions_S[dropped_S] - len(self.requests[row].prompt_ids)
             self.evicted_at[row, generated_index] = self.generated[row]
+            gone.append(tuple(positions_S[dropped_S].tolist()))
+        return gone
 
     def note_logprobs(self, values_NX: Tensor) -> None:
         """Append the log-probabilities of the tokens noted next; columns as of `log_probabilities`."""
@@ -169,7 +175,7 @@ class Seats:
         thought_tokens = min(len(ids), int(self.answer_start[row]))
         tag = "" if request.starts_in_answer else CLOSE_TAG
         thought_ends = len(decode(self.tokenizer, written[:thought_tokens], self.tags))
-        evicted_at = self.evicted_at[row, : len(ids)].tolist() if self.record and not request.policy.per_head else None
+        evicted_at = self.evicted_at[row, : len(ids)].tolist() if self.recorded[row] else None
         peak, likeliest = int(self.peak[row]), self.logprobs.get(request.index)
         return Completion(
             text=text,
