@@ -380,7 +380,8 @@ class Engine:
 
     def _record(self, rows: list[int], slots: Slots, policy: Policy, kept_RK: Tensor) -> None:
         """Note what the recorded ones of these rows are about to lose, and tell it to those that are streamed."""
-        seats, noted = self.seats, [place for place, row in enumerate(rows) if seats.recorded[row]]
+        seats = self.seats
+        noted = [place for place, row in enumerate(rows) if seats.recorded[row]]
         positions_RS, told = slots.positions[noted].cpu(), [rows[place] for place in noted]
         for place, gone in enumerate(seats.note_evicted(told, positions_RS, kept_RK[noted].cpu())):
             request_id = seats.requests[told[place]].index

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from jinja2 import TemplateError
 from torch import nn
 
 from leanthink.budget import Budget
@@ -201,7 +202,10 @@ def encode_prompt(tokenizer: Any, index: int, prompt: Prompt) -> list[int]:
         raise _no_prompt(index, prompt)
     if getattr(tokenizer, "chat_template", None) is None:
         raise UsageError(f"prompt {index} is a chat, and this tokenizer has no chat template: give text instead")
-    text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+    try:
+        text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise UsageError(f"prompt {index} is refused by the model's chat template: {error}") from error
     chat_ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     return chat_ids
 

@@ -34,8 +34,8 @@ class Seats:
         alternatives: of how many tokens, beside its own, the request wants log-probabilities.
         own: the log-probability of each generated token; empty until a request wants them.
         recorded: whether its evictions are noted: it or all are to be recorded, and its policy keeps one set.
-        evicted_at: for each generated token, tokens generated when its slot was evicted; -1 for never, and where nothing
-            is recorded.
+        evicted_at: for each generated token, tokens generated when its slot was evicted; -1 for never, and where
+            nothing is recorded.
     """
 
     def __init__(

@@ -1,0 +1,148 @@
+"""`leanthink serve`: an OpenAI-compatible server on the bounded cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from leanthink.cli import options
+from leanthink.cli.help import help_text, option
+from leanthink.cli.output import print_json, say
+from leanthink.errors import UsageError
+
+EXAMPLES = (
+    "leanthink serve",
+    "leanthink serve --model Qwen/Qwen3-4B --predictor predictor.safetensors --budget 2048 --window 128",
+    "leanthink serve --host 0.0.0.0 --keys keys.txt --queue 64",
+)
+KEY_VARIABLE = "LEANTHINK_API_KEY"
+Name = Annotated[
+    str | None, option("--name", about="Of the model, for clients.", default="as --model, a file's without folders")
+]
+Host = Annotated[str, option("--host", about="Address to listen on.", default="127.0.0.1", metavar="ADDRESS")]
+Port = Annotated[int, option("--port", about="0 takes a free one.", default=8000)]
+Keys = Annotated[
+    Path | None, option("--keys", about=f"API keys, one a line; else {KEY_VARIABLE} holds one.", metavar="FILE")
+]
+Rows = Annotated[int | None, option("--rows", about="Most choices that decode at a time.", default=64)]
+KVGib = Annotated[
+    float | None,
+    option("--kv-gib", about="Memory for keys and values.", default="80 % of a GPU's free memory, 2 on a CPU"),
+]
+MaxSlots = Annotated[
+    int | None, option("--max-slots", about="Most slots that a choice may reserve.", default="the context")
+]
+MaxBudget = Annotated[int | None, option("--max-budget", about="Largest budget a request may ask.", default=8192)]
+MaxPrompt = Annotated[
+    int | None, option("--max-prompt", about="Longest prompt.", default="the context", metavar="TOKENS")
+]
+MaxChoices = Annotated[int | None, option("--max-choices", about="Most choices of a request.", default=16)]
+MaxBody = Annotated[int | None, option("--max-body", about="Largest body.", default=1048576, metavar="BYTES")]
+Queue = Annotated[int | None, option("--queue", about="Most choices that wait; more get 429.", default=256)]
+Timeout = Annotated[
+    float | None, option("--timeout", about="Seconds after which a request is cut.", default=600, metavar="SECONDS")
+]
+Grace = Annotated[
+    float | None,
+    option("--grace", about="Seconds that running requests get to finish at the end.", default=30, metavar="SECONDS"),
+]
+LogText = Annotated[bool, option("--log-text", about="Log prompts and answers too.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("serve", help=help_text("Serve a model to OpenAI's clients, with a bounded KV cache.", EXAMPLES))(
+        command
+    )
+
+
+def command(
+    model: options.Model = "tiny",
+    name: Name = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    keys: Keys = None,
+    policy: options.Policy = "horizon",
+    budget: options.Slots = None,
+    window: options.Window = None,
+    interval: options.Interval = None,
+    answer: options.Answer = None,
+    predictor: options.PredictorFile = None,
+    rows: Rows = None,
+    kv_gib: KVGib = None,
+    max_slots: MaxSlots = None,
+    max_budget: MaxBudget = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    max_prompt: MaxPrompt = None,
+    max_choices: MaxChoices = None,
+    max_body: MaxBody = None,
+    queue: Queue = None,
+    timeout: Timeout = None,
+    grace: Grace = None,
+    log_text: LogText = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check everything that can be checked without the model, then load it and serve until a signal comes."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"serving needs {error.name}: pip install 'leanthink[serve]'") from error
+    from leanthink.serve.settings import Settings
+
+    limits: dict[str, Any] = {
+        "rows": rows,
+        "kv_gib": kv_gib,
+        "max_slots": max_slots,
+        "max_budget": max_budget,
+        "max_new_tokens": max_new_tokens,
+        "max_prompt_tokens": max_prompt,
+        "max_choices": max_choices,
+        "max_body_bytes": max_body,
+        "queue": queue,
+        "timeout_seconds": timeout,
+        "grace_seconds": grace,
+    }
+    settings = Settings(
+        name=_served_name(model) if name is None else name,
+        host=host,
+        port=port,
+        keys=_read_keys(keys),
+        policy=policy,
+        budget=options.make_budget(policy, slots=budget, window=window, interval=interval, answer=answer),
+        predictor=predictor,
+        log_text=log_text,
+        **{limit: value for limit, value in limits.items() if value is not None},
+    )
+    loaded, tokenizer = options.load_model(model, device, dtype)
+    from leanthink.serve.run import serve
+
+    serve(loaded, tokenizer, settings, tell=say, ready=print_json if as_json else _say_ready)
+
+
+def _say_ready(facts: dict[str, Any]) -> None:
+    say(f"serving {facts['model']} at {facts['url']}/v1 on {facts['slots']} slots; Ctrl-C ends it")
+
+
+def _served_name(model: str) -> str:
+    """A folder or file is named by its last part: where it lies is nobody's business."""
+    return Path(model).name if Path(model).exists() else model
+
+
+def _read_keys(path: Path | None) -> tuple[str, ...]:
+    """The keys of a file, or that of the environment. Raises UsageError for a file that is not there or holds none."""
+    if path is None:
+        key = os.environ.get(KEY_VARIABLE)
+        return () if key is None else (key,)
+    if not path.is_file():
+        raise UsageError(f"there is no file of API keys at {path}: check the path")
+    keys = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    if not keys:
+        raise UsageError(f"{path} holds no API key: write one a line")
+    return keys

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: bodies → requests → one engine in a thread of its own → documents or events."""

@@ -1,0 +1,328 @@
+"""What is sent back: OpenAI's documents and the chunks of its streams, for chats and for plain completions."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from leanthink.completion import Completion, Step, TextStream, TopLogprobs
+from leanthink.load import ThinkTags
+from leanthink.request import Request
+from leanthink.serve.loop import Arrival
+from leanthink.serve.parts import Parts
+
+Document = dict[str, Any]
+DONE = b"data: [DONE]\n\n"
+
+
+def usage(requests: Sequence[Request], completions: Iterable[Completion], *, plain: bool) -> Document:
+    """What a request cost: each prompt once, and everything of all choices together; `plain`: no thought is told."""
+    done = list(completions)
+    prompts = {request.prompt_ids for request in requests}
+    prompt_tokens, generated = sum(map(len, prompts)), sum(len(completion.token_ids) for completion in done)
+    names = ("peak_slots", "kept_slots", "evictions", "peak_kv_bytes", "full_kv_bytes", "reserved_kv_bytes")
+    thought = 0 if plain else sum(completion.thought_tokens for completion in done)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": generated,
+        "total_tokens": prompt_tokens + generated,
+        "completion_tokens_details": {"reasoning_tokens": thought},
+        "kv": {name: sum(getattr(completion, name) for completion in done) for name in names},
+    }
+
+
+def event(document: Mapping[str, Any]) -> bytes:
+    """One server-sent event."""
+    return b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
+
+
+class Tokens:
+    """How single tokens are told in log-probabilities."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def text(self, token_id: int) -> str:
+        """The token's own text; a piece of a character shows as the replacement sign."""
+        text: str = self._tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def entry(self, token_id: int, logprob: float, likeliest: TopLogprobs = ()) -> Document:
+        """One token of a chat's log-probabilities."""
+        alternatives = [self._pair(other, value) for other, value in likeliest]
+        return {**self._pair(token_id, logprob), "top_logprobs": alternatives}
+
+    def _pair(self, token_id: int, logprob: float) -> Document:
+        text = self.text(token_id)
+        in_bytes = None if "\ufffd" in text else list(text.encode())
+        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": in_bytes}
+
+
+class Choice(Protocol):
+    """One choice as one of the two endpoints tells it."""
+
+    @abstractmethod
+    def whole(self, completion: Completion) -> Document:
+        """The choice of a document, without index and finish reason."""
+
+    @abstractmethod
+    def opening(self) -> Document | None:
+        """What a stream begins with, if with anything."""
+
+    @abstractmethod
+    def grown(self, steps: Sequence[Step]) -> list[Document]:
+        """What these tokens add, as chunks."""
+
+    @abstractmethod
+    def rest(self, completion: Completion) -> list[Document]:
+        """What is missing at the end, as chunks."""
+
+    @abstractmethod
+    def closing(self) -> Document:
+        """What the last chunk carries beside its finish reason."""
+
+
+class ChatChoice(Choice):
+    """A message: the thought in `reasoning_content`, the answer in `content`."""
+
+    def __init__(self, request: Request, tokenizer: Any, tags: ThinkTags) -> None:
+        self._parts = Parts(plain=tags.close_id is None, starts_in_answer=request.starts_in_answer)
+        self._tokens = Tokens(tokenizer)
+
+    def whole(self, completion: Completion) -> Document:
+        """The message."""
+        thought, answer = self._parts.whole(completion)
+        message = {"role": "assistant", "content": answer, "reasoning_content": thought or None}
+        return {"message": message, "logprobs": self._all_logprobs(completion)}
+
+    def _all_logprobs(self, completion: Completion) -> Document | None:
+        if completion.logprobs is None or completion.top_logprobs is None:
+            return None
+        told = zip(completion.token_ids, completion.logprobs, completion.top_logprobs, strict=True)
+        entries = [self._tokens.entry(*token) for token in told]
+        ends = completion.thought_tokens
+        return {"content": entries[ends:], "reasoning_content": entries[:ends]}
+
+    def opening(self) -> Document:
+        """The role."""
+        return {"delta": {"role": "assistant", "content": ""}}
+
+    def grown(self, steps: Sequence[Step]) -> list[Document]:
+        """At most one chunk of thought and one of answer."""
+        pieces = [self._parts.push(step) for step in steps]
+        texts = ["".join(side) for side in zip(*pieces, strict=True)]
+        chunks = []
+        for name, text, in_thought in (("reasoning_content", texts[0], True), ("content", texts[1], False)):
+            own = [step for step in steps if step.in_thought == in_thought and step.logprob is not None]
+            if text or own:
+                chunks.append({"delta": {name: text} if text else {}} | self._logprobs(name, own))
+        return chunks
+
+    def _logprobs(self, name: str, steps: Sequence[Step]) -> Document:
+        told = [(step.token_id, step.logprob, step.top_logprobs or ()) for step in steps if step.logprob is not None]
+        return {"logprobs": {name: [self._tokens.entry(*token) for token in told]}} if told else {}
+
+    def rest(self, completion: Completion) -> list[Document]:
+        """What was held back of thought and answer."""
+        both = zip(("reasoning_content", "content"), self._parts.rest(completion), strict=True)
+        return [{"delta": {name: text}} for name, text in both if text]
+
+    def closing(self) -> Document:
+        """Nothing."""
+        return {"delta": {}}
+
+
+class TextChoice(Choice):
+    """Text as the model wrote it, thought tags included."""
+
+    def __init__(self, request: Request, tokenizer: Any, tags: ThinkTags) -> None:
+        self._tokens, self._sent = Tokens(tokenizer), 0
+        self._again = TextStream(tokenizer, tags, request.sampling.stop)
+
+    def whole(self, completion: Completion) -> Document:
+        """The text."""
+        if completion.logprobs is None or completion.top_logprobs is None:
+            return {"text": completion.text, "logprobs": None}
+        told = zip(completion.token_ids, completion.logprobs, completion.top_logprobs, strict=True)
+        last, offsets = len(completion.token_ids) - 1, [0]
+        for place, token in enumerate(completion.token_ids):
+            offsets.append(offsets[-1] + len(self._again.push(token, last=place == last)))
+        return {"text": completion.text, "logprobs": self._logprobs(list(told), offsets[:-1])}
+
+    def _logprobs(self, told: Sequence[tuple[int, float, TopLogprobs]], offsets: Sequence[int]) -> Document:
+        entries = [self._tokens.entry(*token) for token in told]
+        return {
+            "tokens": [entry["token"] for entry in entries],
+            "token_logprobs": [entry["logprob"] for entry in entries],
+            "top_logprobs": [
+                {other["token"]: other["logprob"] for other in reversed(entry["top_logprobs"])} for entry in entries
+            ],
+            "text_offset": list(offsets),
+        }
+
+    def opening(self) -> None:
+        """Nothing."""
+
+    def grown(self, steps: Sequence[Step]) -> list[Document]:
+        """One chunk, if there is text or a log-probability."""
+        told, offsets, text = [], [], ""
+        for step in steps:
+            if step.logprob is not None:
+                told.append((step.token_id, step.logprob, step.top_logprobs or ()))
+                offsets.append(self._sent + len(text))
+            text += step.text
+        self._sent += len(text)
+        return [{"text": text, "logprobs": self._logprobs(told, offsets) if told else None}] if text or told else []
+
+    def rest(self, completion: Completion) -> list[Document]:
+        """What was held back."""
+        text = completion.text[self._sent :]
+        return [{"text": text, "logprobs": None}] if text else []
+
+    def closing(self) -> Document:
+        """No text."""
+        return {"text": "", "logprobs": None}
+
+
+class Answer:
+    """One HTTP request's answer, as one document or as a stream of chunks.
+
+    Args:
+        chat: whether it answers a chat.
+        model: as clients know it.
+        requests: one for each choice.
+        tokenizer, tags: of the engine.
+        kv_events: whether chunks tell of positions and evictions.
+        with_usage: whether a stream ends with a chunk of usage.
+    """
+
+    def __init__(
+        self,
+        *,
+        chat: bool,
+        model: str,
+        requests: Sequence[Request],
+        tokenizer: Any,
+        tags: ThinkTags,
+        kv_events: bool,
+        with_usage: bool,
+    ) -> None:
+        self._chat, self._requests, self._kv_events, self._with_usage = chat, requests, kv_events, with_usage
+        self._plain = tags.close_id is None
+        kind = ChatChoice if chat else TextChoice
+        self._choices: list[Choice] = [kind(request, tokenizer, tags) for request in requests]
+        self._generated = [0] * len(requests)
+        self._horizons = [getattr(getattr(request.policy, "predictor", None), "horizons", ()) for request in requests]
+        self.id = ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12)
+        self._head = {"created": int(time.time()), "model": model}
+        self.completions: dict[int, Completion] = {}
+        self.reasons: dict[int, str] = {}
+
+    @property
+    def usage(self) -> Document:
+        """Of the choices that have finished."""
+        return usage(self._requests, self.completions.values(), plain=self._plain)
+
+    def document(self) -> Document:
+        """Everything at once; every choice has finished."""
+        choices = [
+            {"index": i, **choice.whole(self.completions[i]), "finish_reason": self.reasons[i]}
+            for i, choice in enumerate(self._choices)
+        ]
+        kind = "chat.completion" if self._chat else "text_completion"
+        return {"id": self.id, "object": kind, **self._head, "choices": choices, "usage": self.usage}
+
+    def note(self, arrivals: Iterable[Arrival]) -> bool:
+        """Take in what has finished; whether all has."""
+        for arrival in arrivals:
+            if arrival.completion is not None:
+                self.completions[arrival.choice] = arrival.completion
+                self.reasons[arrival.choice] = arrival.reason or arrival.completion.finish_reason
+            elif arrival.reason is not None:
+                self.reasons[arrival.choice] = arrival.reason
+        return len(self.reasons) == len(self._choices)
+
+    def opening(self) -> bytes:
+        """What a stream begins with."""
+        found = b""
+        for i, choice in enumerate(self._choices):
+            first, facts = choice.opening(), self._facts(i)
+            if first is not None or facts:
+                found += self._chunk(i, first or choice.closing(), facts)
+        return found
+
+    def chunks(self, arrivals: Sequence[Arrival]) -> bytes:
+        """What these arrivals add to a stream: one chunk for all tokens of a choice, where nothing more is wanted."""
+        found = []
+        for i in sorted({arrival.choice for arrival in arrivals}):
+            own = [arrival for arrival in arrivals if arrival.choice == i]
+            steps = [arrival.step for arrival in own if arrival.step is not None]
+            choice = self._choices[i]
+            if self._kv_events:
+                for step in steps:
+                    first, *more = choice.grown([step]) or [choice.closing()]
+                    found += [self._chunk(i, first, self._events(i, step)), *(self._chunk(i, part) for part in more)]
+            elif steps:
+                found += [self._chunk(i, part) for part in choice.grown(steps)]
+            if i in self.reasons:
+                if i in self.completions:
+                    found += [self._chunk(i, part) for part in choice.rest(self.completions[i])]
+                found.append(self._chunk(i, choice.closing(), finish_reason=self.reasons[i]))
+        return b"".join(found)
+
+    def end(self) -> bytes:
+        """What a stream ends with."""
+        return (event(self._framed([]) | {"usage": self.usage}) if self._with_usage else b"") + DONE
+
+    def _chunk(
+        self, index: int, part: Document, leanthink: Document | None = None, finish_reason: str | None = None
+    ) -> bytes:
+        framed = self._framed([{"index": index, **part, "finish_reason": finish_reason}])
+        if self._with_usage:
+            framed["usage"] = None
+        if leanthink:
+            framed["leanthink"] = {"index": index, **leanthink}
+        return event(framed)
+
+    def _framed(self, choices: list[Document]) -> Document:
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        return {"id": self.id, "object": kind, **self._head, "choices": choices}
+
+    def _facts(self, index: int) -> Document | None:
+        """What a viewer must know before the first token."""
+        if not self._kv_events:
+            return None
+        request = self._requests[index]
+        budget = request.budget
+        names = ("slots", "window", "interval", "answer")
+        return {
+            "prompt_tokens": len(request.prompt_ids),
+            "policy": request.policy.name,
+            "budget": None if budget is None else {name: getattr(budget, name) for name in names},
+            "horizons": list(self._horizons[index]),
+        }
+
+    def _events(self, index: int, step: Step) -> Document:
+        """Where a token stands, and what was evicted when it was generated; the words of `leanthink.trace`."""
+        generated, prompt_tokens = self._generated[index], len(self._requests[index].prompt_ids)
+        self._generated[index] += 1
+        told: Document = {
+            "token_id": step.token_id,
+            "position": prompt_tokens + generated,
+            "text": step.text,
+            "in_thought": step.in_thought,
+            "slots": step.slots,
+            "full_slots": step.full_slots,
+        }
+        if step.eviction is not None:
+            importance = [[position, *scores] for position, scores in step.eviction.importance.items()]
+            told["eviction"] = {
+                "evicted_at": generated,
+                "positions": list(step.eviction.positions),
+                "importance": [[position, *(round(score, 4) for score in scores)] for position, *scores in importance],
+            }
+        return told

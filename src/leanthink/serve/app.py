@@ -1,0 +1,126 @@
+"""The routes: what can be asked, and how errors are told."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+import leanthink
+from leanthink.serve.guard import Guard
+from leanthink.serve.refusals import Refusal, of_validation
+from leanthink.serve.schema import ChatBody, ChatDocument, FaultDocument, ModelCard, ModelList, TextBody, TextDocument
+from leanthink.serve.service import Service
+
+VIEWER = Path(leanthink.__file__).parent / "viewer"
+ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": FaultDocument}, "5XX": {"model": FaultDocument}}
+
+
+def make_app(service: Service) -> ASGIApp:
+    """The whole application: routes, errors, and the guard around them."""
+    app = FastAPI(title="LeanThink", version=leanthink.__version__, docs_url=None, redoc_url=None)
+    _add_errors(app)
+    _add_models(app, service)
+    _add_completions(app, service)
+    _add_states(app, service)
+    if (VIEWER / "index.html").is_file():
+        app.mount("/viewer", StaticFiles(directory=VIEWER, html=True), name="viewer")
+    settings = service.settings
+    paths = [path for route in app.routes if (path := getattr(route, "path", None))]
+    return Guard(app, keys=settings.keys, max_body_bytes=settings.max_body_bytes, metrics=service.metrics, paths=paths)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refusal)
+    async def refused(_: Request, refusal: Refusal) -> JSONResponse:
+        return refusal.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return of_validation(error.errors()).response()
+
+    @app.exception_handler(StarletteHTTPException)
+    async def failed(request: Request, error: HTTPException) -> JSONResponse:
+        told = {404: f"there is no {request.url.path[:100]} here", 405: f"{request.method} is not allowed here"}
+        message = told.get(error.status_code, str(error.detail))
+        return Refusal(error.status_code, message, headers=error.headers).response()
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> JSONResponse:
+        return Refusal(500, "an error that nobody planned for: the server's log knows it").response()
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    settings, reader, born = service.settings, service.reader, int(time.time())
+    limits = {
+        "max_budget": settings.max_budget,
+        "max_slots": reader.largest,
+        "max_new_tokens": settings.max_new_tokens,
+        "max_prompt_tokens": settings.max_prompt_tokens or reader.context - 1,
+        "max_choices": settings.max_choices,
+        "max_body_bytes": settings.max_body_bytes,
+    }
+    facts = {
+        "policy": settings.policy,
+        "policies": sorted(reader.policies),
+        "budget": None if settings.budget is None else asdict(settings.budget),
+        "context": reader.context,
+        "limits": limits,
+    }
+    card = {"id": settings.name, "object": "model", "created": born, "owned_by": "leanthink", "leanthink": facts}
+
+    @app.get("/v1/models", responses=ERRORS, response_model=ModelList)
+    async def list_models() -> JSONResponse:
+        """The model that is served, with its policies and limits."""
+        return JSONResponse({"object": "list", "data": [card]})
+
+    @app.get("/v1/models/{name:path}", responses=ERRORS, response_model=ModelCard)
+    async def show_model(name: str) -> JSONResponse:
+        """One model."""
+        if name != settings.name:
+            raise Refusal(404, f"the model {name[:100]!r} is not served here, {settings.name!r} is",
+                          param="model", code="model_not_found")  # fmt: skip
+        return JSONResponse(card)
+
+
+def _add_completions(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/chat/completions", responses=ERRORS, response_model=ChatDocument)
+    async def chat(body: ChatBody, request: Request) -> Response:
+        """Answer a conversation; the thought comes apart from the answer."""
+        return await service.answer(body, request.scope, request.receive)
+
+    @app.post("/v1/completions", responses=ERRORS, response_model=TextDocument)
+    async def complete(body: TextBody, request: Request) -> Response:
+        """Continue a text as it is."""
+        return await service.answer(body, request.scope, request.receive)
+
+
+def _add_states(app: FastAPI, service: Service) -> None:
+    @app.get("/health", responses=ERRORS)
+    async def health() -> JSONResponse:
+        """Whether the server works at all."""
+        if service.work.broken is not None:
+            raise Refusal(503, "the engine broke: restart the server", code="broken")
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/ready", responses=ERRORS)
+    async def ready() -> JSONResponse:
+        """Whether a request would be taken now."""
+        if service.work.broken is not None or service.draining or service.is_full:
+            why = "broken" if service.work.broken else "shutting_down" if service.draining else "queue_full"
+            raise Refusal(503, f"not ready: {why}", code=why, headers={"retry-after": "1"})
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)

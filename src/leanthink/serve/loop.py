@@ -1,0 +1,284 @@
+"""The engine in a thread of its own: orders go in as they come, and what a step brought comes out in one hand-over.
+
+Two threads: the event loop's, which owns all of `Work` and the jobs, and the engine's, which runs `EngineThread`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from leanthink.completion import Completion, Step
+from leanthink.engine import Engine, Progress
+from leanthink.request import Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """What the engine holds after a step, in requests and slots."""
+
+    waiting: int = 0
+    running: int = 0
+    slots_held: int = 0
+    slots_reserved: int = 0
+    slots_of_full: int = 0
+    evictions: int = 0  # so far
+
+
+@dataclass(frozen=True, kw_only=True)
+class News:
+    """What the engine's thread hands over at a time."""
+
+    progress: Progress
+    cut: dict[int, Completion | None]
+    levels: Levels
+
+
+class Order(NamedTuple):
+    """What the engine shall do: `act` on this request; "add" comes with the request."""
+
+    act: str
+    request_id: int
+    request: Request | None = None
+    streamed: bool = False
+
+
+class EngineThread:
+    """Steps the engine while there is work, and sleeps otherwise.
+
+    Args:
+        engine: touched by nobody else from now on.
+        tell: called in this thread with what each step brought.
+        fail: called in this thread, once, when the engine broke; then the thread has ended.
+    """
+
+    def __init__(self, engine: Engine, *, tell: Callable[[News], None], fail: Callable[[BaseException], None]) -> None:
+        self.engine, self._tell, self._fail = engine, tell, fail
+        self._orders: deque[Order] = deque()
+        self._wake, self._stop = threading.Event(), False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def order(self, order: Order) -> None:
+        """Obeyed before the next step; from any thread."""
+        self._orders.append(order)
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End after the step in hand, and wait for that."""
+        self._stop = True
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop:
+                if not self.engine.unfinished and not self._orders:
+                    self.engine.check_integrity()
+                    self._tell(News(progress=Progress(), cut={}, levels=self._levels()))
+                    self._wake.wait()
+                self._wake.clear()  # before the orders are read: one that comes from now on wakes again
+                cut = self._obey()
+                progress = self.engine.step() if self.engine.unfinished else Progress()
+                self._tell(News(progress=progress, cut=cut, levels=self._levels()))
+        except BaseException as error:  # the edge of a thread: whoever waits for it must hear of it
+            self._fail(error)
+
+    def _obey(self) -> dict[int, Completion | None]:
+        cut = {}
+        while self._orders:
+            order = self._orders.popleft()
+            if order.request is not None:
+                self.engine.add_request(order.request, streamed=order.streamed)
+            elif order.act == "cut":
+                cut[order.request_id] = self.engine.cut(order.request_id)
+            else:
+                self.engine.cancel(order.request_id)
+        return cut
+
+    def _levels(self) -> Levels:
+        engine, n = self.engine, self.engine.cache.active
+        generated = int(engine.seats.generated[:n].sum())
+        return Levels(
+            waiting=len(engine.waiting),
+            running=len(engine.feeding) + n,
+            slots_held=int(engine.cache.host_lengths[:n].sum()),
+            slots_reserved=engine.cache.arena.used,
+            slots_of_full=int(engine.cache.host_prompts[:n].sum()) + generated - n,
+            evictions=engine.evictions,
+        )
+
+
+class Arrival(NamedTuple):
+    """What a job gets: a token of a choice, a finished choice, or both; `reason` is why it was cut, if it was."""
+
+    choice: int
+    step: Step | None
+    completion: Completion | None
+    reason: str | None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing more comes for this choice."""
+        return self.completion is not None or self.reason is not None
+
+
+class EngineBroke(Exception):
+    """An error that nobody planned for ended the engine's thread: nothing more will come."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One HTTP request's choices; lives on the event loop."""
+
+    ids: range
+    streamed: bool
+    started: float
+    reason: str | None = None  # why it is being cut
+    open: set[int] = field(default_factory=set)  # ids that are not finished
+    last_seen: dict[int, float] = field(default_factory=dict)  # when the latest token of each choice came
+    _mail: list[Arrival] = field(default_factory=list)
+    _waiter: asyncio.Future[None] | None = None
+    _error: Exception | None = None
+
+    async def arrivals(self) -> list[Arrival]:
+        """All that came since the last call, at least one. Raises what the job was failed with."""
+        if not self._mail and self._error is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._error is not None:
+            raise self._error
+        mail, self._mail = self._mail, []
+        return mail
+
+    def put(self, arrival: Arrival) -> None:
+        """Deliver."""
+        self._mail.append(arrival)
+        self._ring()
+
+    def fail(self, error: Exception) -> None:
+        """Nothing more will come, for this reason."""
+        self._error = error
+        self._ring()
+
+    def _ring(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Work:
+    """All jobs, on the event loop: hands requests to the engine, and what it brings to the jobs.
+
+    Args:
+        engine: to be stepped.
+        on_news: called after each hand-over was delivered.
+        on_failure: called when the engine broke.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        on_news: Callable[[News], None],
+        on_token: Callable[[Job, int], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_news, self._on_token, self._on_failure = on_news, on_token, on_failure
+        self._jobs: dict[int, Job] = {}
+        self._next_id = 0
+        self.broken: BaseException | None = None
+        self._thread = EngineThread(engine, tell=self._soon(self._deliver), fail=self._soon(self._break))
+
+    def _soon(self, call: Callable[..., None]) -> Callable[..., None]:
+        """`call`, in the event loop's thread; nothing once that has ended."""
+
+        def hand_over(what: object) -> None:
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(call, what)
+
+        return hand_over
+
+    def start(self) -> None:
+        """Begin stepping."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the engine's thread."""
+        self._thread.stop()
+
+    @property
+    def unfinished(self) -> int:
+        """Choices that wait or run."""
+        return len(self._jobs)
+
+    @property
+    def jobs(self) -> set[Job]:
+        """Those with unfinished choices."""
+        return set(self._jobs.values())
+
+    def submit(self, requests: Sequence[Request], *, streamed: bool) -> Job:
+        """Queue the choices of one HTTP request."""
+        ids = range(self._next_id, self._next_id + len(requests))
+        self._next_id = ids.stop
+        job = Job(ids=ids, streamed=streamed, started=self._loop.time(), open=set(ids))
+        if self.broken is not None:
+            job.fail(EngineBroke())
+            return job
+        for request_id, request in zip(ids, requests, strict=True):
+            self._jobs[request_id] = job
+            self._thread.order(Order("add", request_id, replace(request, index=request_id), streamed))
+        return job
+
+    def abandon(self, job: Job) -> None:
+        """Nobody waits for this job any more: free its slots."""
+        for request_id in job.open:
+            self._jobs.pop(request_id, None)
+            self._thread.order(Order("cancel", request_id))
+        job.open.clear()
+
+    def cut(self, job: Job, reason: str) -> None:
+        """End this job with what it has; it will say why."""
+        if job.reason is None:
+            job.reason = reason
+            for request_id in job.open:
+                self._thread.order(Order("cut", request_id))
+
+    def _deliver(self, news: News) -> None:
+        for request_id, step in news.progress.steps.items():
+            job = self._jobs.get(request_id)
+            if job is not None:
+                self._on_token(job, request_id)
+                self._put(job, request_id, step, step.completion, None)
+        for request_id, completion in news.progress.finished.items():
+            job = self._jobs.get(request_id)
+            if job is not None and not job.streamed:
+                self._put(job, request_id, None, completion, None)
+        for request_id, cut in news.cut.items():
+            job = self._jobs.get(request_id)
+            if job is not None:
+                self._put(job, request_id, None, cut, job.reason)
+        self._on_news(news)
+
+    def _put(
+        self, job: Job, request_id: int, step: Step | None, completion: Completion | None, reason: str | None
+    ) -> None:
+        arrival = Arrival(request_id - job.ids.start, step, completion, reason)
+        if arrival.is_last:
+            job.open.discard(request_id)
+            del self._jobs[request_id]
+        job.put(arrival)
+
+    def _break(self, error: BaseException) -> None:
+        self.broken = error
+        for job in self.jobs:
+            job.fail(EngineBroke())
+        self._jobs.clear()
+        self._on_failure(error)

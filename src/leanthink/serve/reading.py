@@ -1,0 +1,198 @@
+"""From a checked body to the requests of the engine, bounded by what this server allows."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+from leanthink.budget import Budget
+from leanthink.errors import PredictorMismatch, UsageError, unknown
+from leanthink.load import think_tags
+from leanthink.policies import POLICIES, Policy
+from leanthink.request import PolicyMaker, Prompt, Request, encode_prompt, make_request, thought_is_over
+from leanthink.sampling import Sampling
+from leanthink.serve.refusals import Refusal, bad_request
+from leanthink.serve.schema import Asked, ChatBody, Message, TextBody
+from leanthink.serve.settings import Settings
+
+
+class Reader:
+    """Turns bodies into requests; safe beside a running engine, as it works on a tokenizer of its own.
+
+    Args:
+        model, tokenizer: those of the engine.
+        settings: the defaults and limits.
+        largest: most slots that one request can reserve.
+
+    Raises:
+        LeanThinkError: the default policy cannot be had for this model.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, settings: Settings, *, largest: int) -> None:
+        self.settings, self.largest = settings, largest
+        self.tokenizer = deepcopy(tokenizer)
+        self.tags = think_tags(self.tokenizer)
+        self.context: int = model.config.max_position_embeddings
+        self._vocabulary: int = model.config.vocab_size
+        self.policies: dict[str, Policy] = {}
+        self._missing: dict[str, str] = {}  # policies that this model cannot have, and why
+        maker = PolicyMaker(model)
+        for name, kind in POLICIES.items():
+            try:
+                self.policies[name] = maker.make(name, settings.predictor if kind.target is not None else None)
+            except (UsageError, PredictorMismatch) as error:
+                if name == settings.policy:
+                    raise
+                self._missing[name] = str(error)
+
+    def read(self, body: ChatBody | TextBody) -> list[Request]:
+        """One request for each choice, in their order, all with index 0.
+
+        Raises:
+            Refusal: what is asked for is not served, above a limit, or contradicts itself.
+        """
+        if body.model != self.settings.name:
+            raise Refusal(404, f"the model {body.model!r} is not served here, {self.settings.name!r} is",
+                          param="model", code="model_not_found")  # fmt: skip
+        if body.stream_options is not None and not body.stream:
+            raise bad_request("stream_options belong to a stream: add stream=true or leave them out", "stream_options")
+        policy, budget = self._policy(body), self._budget(body)
+        if body.kv_events and not body.stream:
+            raise bad_request("kv_events are told in a stream: add stream=true or leave them out", "kv_events")
+        if body.kv_events and policy.per_head:
+            raise bad_request(
+                f"kv_events: policy {policy.name!r} keeps other tokens in every head, which no event can tell: "
+                "leave them out, or choose a policy with one set for all heads", "policy")  # fmt: skip
+        sampling, record = self._sampling(body), bool(body.kv_events)
+        prompts = [self._ids(prompt) for prompt in _prompts(body)]
+        choices = body.n or 1
+        if choices * len(prompts) > self.settings.max_choices:
+            raise bad_request(
+                f"{len(prompts)} prompts with n={choices}: at most {self.settings.max_choices} choices are allowed", "n"
+            )
+        return [
+            self._request(ids, policy, budget, replace(sampling, seed=(sampling.seed + i) % 2**63), record)
+            for ids in prompts
+            for i in range(choices)
+        ]
+
+    def _policy(self, body: Asked) -> Policy:
+        name = body.policy or self.settings.policy
+        if name in self._missing:
+            raise bad_request(self._missing[name], "policy")
+        if name not in self.policies:
+            raise bad_request(str(unknown("policy", name[:100], self.policies)), "policy")
+        return self.policies[name]
+
+    def _budget(self, body: Asked) -> Budget | None:
+        """The server's budget with what the body gives in its place."""
+        names = {"slots": "budget", "window": "window", "interval": "interval", "answer": "answer"}
+        given = {slot: value for slot, name in names.items() if (value := getattr(body, name)) is not None}
+        if (body.policy or self.settings.policy) == "full":
+            if given:
+                fields = ", ".join(names[slot] for slot in given)
+                raise bad_request(f"policy 'full' keeps everything: leave out {fields}", names[next(iter(given))])
+            return None
+        usual = self.settings.budget
+        if usual is None and "slots" not in given:
+            raise bad_request("this server has no budget of its own: give budget, in slots", "budget")
+        asked = given.get("slots", 0)
+        if asked > self.settings.max_budget:
+            raise bad_request(f"budget={asked}: at most {self.settings.max_budget} slots are allowed", "budget")
+        try:
+            return Budget(**given) if usual is None else replace(usual, **given)
+        except UsageError as error:
+            raise bad_request(str(error), names[next(iter(given))]) from None
+
+    def _sampling(self, body: ChatBody | TextBody) -> Sampling:
+        """The body's knobs; those left out are OpenAI's defaults, and the seed is drawn."""
+        tokens = self._max_new_tokens(body)
+        stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+        return Sampling(
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            top_k=body.top_k or 0,
+            min_p=body.min_p or 0.0,
+            max_new_tokens=tokens,
+            seed=secrets.randbits(62) if body.seed is None else body.seed,
+            stop=tuple(stop),
+            logprobs=_logprobs(body),
+        )
+
+    def _max_new_tokens(self, body: ChatBody | TextBody) -> int:
+        name, tokens, most = "max_tokens", body.max_tokens, self.settings.max_new_tokens
+        if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
+            if tokens is not None:
+                raise bad_request("max_tokens and max_completion_tokens are one thing: give one of them", name)
+            name, tokens = "max_completion_tokens", body.max_completion_tokens
+        if tokens is not None and tokens > most:
+            raise bad_request(f"{name}={tokens}: at most {most} tokens are allowed", name)
+        return tokens or most
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        try:
+            is_text = isinstance(prompt, str)
+            ids = self.tokenizer(prompt).input_ids if is_text else encode_prompt(self.tokenizer, 0, prompt)
+        except UsageError as error:
+            raise bad_request(str(error), "messages") from None
+        highest = max(ids, default=0)
+        if highest >= self._vocabulary:
+            raise bad_request(f"there is no token {highest}: ids go from 0 to {self._vocabulary - 1}", "prompt")
+        most = self.settings.max_prompt_tokens or self.context - 1
+        if len(ids) > most:
+            raise Refusal(400, f"the prompt has {len(ids)} tokens, and at most {most} are allowed: shorten it",
+                          code="context_length_exceeded")  # fmt: skip
+        return ids
+
+    def _request(
+        self, ids: list[int], policy: Policy, budget: Budget | None, sampling: Sampling, record: bool
+    ) -> Request:
+        try:
+            request = make_request(
+                0,
+                ids,
+                policy=policy,
+                budget=budget,
+                sampling=sampling,
+                context=self.context,
+                starts_in_answer=thought_is_over(self.tokenizer, ids, self.tags),
+            )
+        except UsageError as error:
+            raise bad_request(str(error)) from None
+        if request.bound > self.largest:
+            raise bad_request(
+                f"the request can hold {request.bound} slots, {len(ids)} of them prompt, and at most {self.largest} are "
+                "allowed: lower max_tokens, or the budget and its interval and answer")  # fmt: skip
+        return replace(request, record=record)
+
+
+def _logprobs(body: ChatBody | TextBody) -> int | None:
+    """Of how many alternatives; None for no log-probabilities at all."""
+    if isinstance(body, TextBody):
+        return body.logprobs
+    if body.top_logprobs is not None and not body.logprobs:
+        raise bad_request("top_logprobs need logprobs=true", "top_logprobs")
+    return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def _prompts(body: ChatBody | TextBody) -> Sequence[Prompt]:
+    if isinstance(body, ChatBody):
+        return [[_plain(message) for message in body.messages]]
+    prompt: Any = body.prompt
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        prompt = [prompt]
+    return list(prompt)
+
+
+def _plain(message: Message) -> dict[str, str]:
+    """A message as chat templates know it."""
+    text = message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
+    plain = {"role": "system" if message.role == "developer" else message.role, "content": text}
+    if message.reasoning_content is not None:
+        if message.role != "assistant":
+            raise bad_request(f"reasoning_content belongs to the assistant, not to {message.role}", "messages")
+        plain["reasoning_content"] = message.reasoning_content
+    return plain

@@ -1,0 +1,67 @@
+"""Errors as OpenAI's clients expect them: a status, and a body that says what was given and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+
+class Refusal(Exception):
+    """A request that gets no answer but this error.
+
+    Args:
+        status: of HTTP, 4xx or 5xx.
+        message: what was given, what is allowed, what to do.
+        param: the field of the body that is to blame.
+        code: a word for programs.
+        headers: more of the answer's headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, headers
+
+    def document(self) -> dict[str, Any]:
+        """The body."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The whole answer."""
+        return JSONResponse(self.document(), self.status, headers=self.headers)
+
+
+def bad_request(message: str, param: str | None = None) -> Refusal:
+    """A body that asks for what is not allowed."""
+    return Refusal(400, message, param=param, code="invalid_value")
+
+
+def of_validation(errors: Sequence[Mapping[str, Any]]) -> Refusal:
+    """The refusal for what pydantic found, told by its first finding; what was given is not repeated at length."""
+    found = errors[0]
+    place = [str(part) for part in found["loc"] if part != "body"]
+    if found["type"] == "json_invalid":
+        return Refusal(400, f"the body is not JSON: {found['ctx']['error']}", code="invalid_json")
+    param = ".".join(place) or None
+    if found["type"] == "extra_forbidden":
+        return Refusal(400, f"{param} is not a field that this server honours: leave it out", param=param,
+                       code="unknown_field")  # fmt: skip
+    if found["type"] == "missing":
+        what = f"{param} is missing" if param else "the body is empty or is not sent as application/json"
+        return Refusal(400, f"{what}: give it", param=param, code="missing_field")
+    return bad_request(f"{param or 'the body'}: {found['msg']}{_given(found.get('input'))}", param)
+
+
+def _given(value: object) -> str:
+    return f", got {value!r}" if isinstance(value, bool | int | float) and abs(value) < 1e30 else ""

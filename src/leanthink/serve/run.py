@@ -1,0 +1,146 @@
+"""Runs a server from its first request to its last: sockets, signals, and the way down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import uvicorn
+
+from leanthink.engine import Engine
+from leanthink.errors import LeanThinkError, UsageError
+from leanthink.load import kv_shape
+from leanthink.serve.app import make_app
+from leanthink.serve.logs import log, start_logging
+from leanthink.serve.service import Service
+from leanthink.serve.settings import Settings
+
+GIB = 2**30
+CPU_GIB, GPU_SHARE = 2.0, 0.8
+LAST_SECONDS = 10  # after the grace time, for what was cut to be sent
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
+    """The engine with the memory of these settings; on a CPU all requests reserve alike, so that one call attends.
+
+    Raises:
+        UsageError: the memory has no room for one request.
+    """
+    per_slot = kv_shape(model.config).bytes_per_slot(model.dtype)
+    slots = int(_kv_bytes(model.device, settings.kv_gib)) // per_slot
+    most = min(settings.max_slots or model.config.max_position_embeddings, slots)
+    if settings.max_slots is not None and settings.max_slots > slots:
+        raise UsageError(f"max_slots={settings.max_slots}, and the memory has {slots} slots in all: raise kv_gib")
+    if most < 2:
+        raise UsageError(f"the memory for keys and values has room for {slots} slots: raise kv_gib")
+    if model.device.type != "cpu":
+        return Engine(model, tokenizer, slots=slots, rows=settings.rows)
+    rows = min(settings.rows, slots // most)
+    return Engine(model, tokenizer, slots=rows * most, rows=rows, row_slots=most)
+
+
+def _kv_bytes(device: torch.device, gib: float | None) -> float:
+    if gib is not None:
+        return gib * GIB
+    return GPU_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else CPU_GIB * GIB
+
+
+def serve(
+    model: Any,
+    tokenizer: Any,
+    settings: Settings,
+    *,
+    tell: Callable[[str], None],
+    ready: Callable[[dict[str, Any]], None],
+) -> None:
+    """Serve until a signal says to stop, then finish what runs within the grace time.
+
+    Args:
+        model, tokenizer: as `load` gives them.
+        settings: of the server.
+        tell: for warnings to whoever started it.
+        ready: called once, when requests are answered: with url, model, rows and slots.
+
+    Raises:
+        UsageError: the address cannot be had, or the memory has no room.
+        LeanThinkError: the engine broke.
+    """
+    start_logging()
+    if settings.host not in LOOPBACK and not settings.keys:
+        tell(f"warning: {settings.host} can be reached from other machines, and no API key is set: give --keys")
+    engine = make_engine(model, tokenizer, settings)
+    with _listen(settings.host, settings.port) as listening:
+        asyncio.run(_serve(engine, settings, listening, ready))
+
+
+@contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+        except OSError as error:
+            raise UsageError(
+                f"cannot listen on {host}:{port}: {error.strerror}; give another --host or --port"
+            ) from error
+        yield listening
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which leaves the signals to us: it would end the process by the signal, not with exit code 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing."""
+        yield
+
+
+async def _serve(
+    engine: Engine, settings: Settings, listening: socket.socket, ready: Callable[[dict[str, Any]], None]
+) -> None:
+    service = Service(engine, settings, on_failure=lambda: _stop(server))
+    config = uvicorn.Config(
+        make_app(service),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + LAST_SECONDS,
+    )
+    server = _Server(config)
+
+    def on_signal() -> None:
+        if service.draining:
+            service.cut_all()  # a second signal: now
+        service.drain()
+        _stop(server)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    host, port = listening.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    facts = {"url": url, "model": settings.name, "rows": engine.cache.most_rows, "slots": engine.cache.arena.total}
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    log("ready", **facts)
+    ready(facts)
+    await serving
+    service.stop()
+    log("stopped", level=logging.INFO)
+    if service.work.broken is not None:
+        raise LeanThinkError(f"the engine broke: {service.work.broken}") from service.work.broken
+
+
+def _stop(server: uvicorn.Server) -> None:
+    server.should_exit = True

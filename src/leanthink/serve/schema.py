@@ -1,0 +1,204 @@
+"""The bodies of requests, as OpenAI's clients send them: every field is honoured, and any other is refused by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from leanthink.sampling import MOST_LOGPROBS
+
+MOST_STOPS = 4
+MOST = 2**31 - 1
+Count = Annotated[int, Field(ge=1, le=MOST)]
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
+Zero = Annotated[float, Field(ge=0, le=0, description="Not supported: 0 or left out.")]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MOST)]], Field(min_length=1)]
+
+
+class Strict(BaseModel):
+    """Refuses unknown fields, and takes no text for a number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Strict):
+    """What a stream carries beside its tokens."""
+
+    include_usage: bool = False
+
+
+class Asked(Strict):
+    """What both endpoints take; null stands for a field that is left out."""
+
+    model: str
+    n: Annotated[int, Field(ge=1, le=128, description="Choices; choice i of a seeded request has seed + i.")] | None = (
+        None
+    )
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=MOST, description="0 is off.")] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None = None
+    frequency_penalty: Zero | None = None
+    presence_penalty: Zero | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    policy: Annotated[str, Field(description="What ranks thought slots; GET /v1/models lists them.")] | None = None
+    budget: Annotated[int, Field(ge=1, le=MOST, description="Thought slots that an eviction leaves.")] | None = None
+    window: (
+        Annotated[int, Field(ge=0, le=MOST, description="Youngest thought tokens, which no eviction touches.")] | None
+    ) = None
+    interval: Annotated[int, Field(ge=1, le=MOST, description="Tokens that gather between two evictions.")] | None = (
+        None
+    )
+    answer: Annotated[int, Field(ge=1, le=MOST, description="Most slots of the answer.")] | None = None
+    kv_events: Annotated[bool, Field(description="Tell positions and evictions in the stream.")] | None = None
+
+
+class TextPart(Strict):
+    """A piece of a message's text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Strict):
+    """One message; `developer` is another word for `system`."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    reasoning_content: Annotated[str, Field(description="Of an assistant: handed to the chat template.")] | None = None
+
+
+class ChatBody(Asked):
+    """The body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+
+class TextBody(Asked):
+    """The body of POST /v1/completions; the prompt is taken as it is, without the chat template."""
+
+    prompt: (
+        Annotated[str, Field(min_length=1)]
+        | TokenIds
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+        | Annotated[list[TokenIds], Field(min_length=1)]
+    )
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+
+
+class Fault(BaseModel):
+    """What went wrong, in words for whoever sent the request."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class FaultDocument(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: Fault
+
+
+class KV(BaseModel):
+    """The memory of a request's keys and values, added up over its choices."""
+
+    peak_slots: int
+    kept_slots: int
+    evictions: int
+    peak_kv_bytes: int
+    full_kv_bytes: int
+    reserved_kv_bytes: int
+
+
+class TokenDetails(BaseModel):
+    """What the completion's tokens were."""
+
+    reasoning_tokens: int
+
+
+class Usage(BaseModel):
+    """What a request cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    completion_tokens_details: TokenDetails
+    kv: KV
+
+
+FinishReason = Literal["stop", "length", "timeout", "shutdown"]
+
+
+class AssistantMessage(BaseModel):
+    """The answer, and the thought before it."""
+
+    role: Literal["assistant"]
+    content: str
+    reasoning_content: str | None
+
+
+class ChatChoice(BaseModel):
+    """One of a chat's `n` answers."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: dict[str, Any] | None
+    finish_reason: FinishReason
+
+
+class ChatDocument(BaseModel):
+    """The answer to a chat that is not streamed."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class TextChoice(BaseModel):
+    """One continuation of a prompt, thought tags included."""
+
+    index: int
+    text: str
+    logprobs: dict[str, Any] | None
+    finish_reason: FinishReason
+
+
+class TextDocument(BaseModel):
+    """The answer to a completion that is not streamed."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class ModelCard(BaseModel):
+    """The model, and what requests may ask of it."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    leanthink: dict[str, Any]
+
+
+class ModelList(BaseModel):
+    """All models: the one that is served."""
+
+    object: Literal["list"]
+    data: list[ModelCard]

@@ -1,0 +1,88 @@
+"""What a server may be told: where it listens, what requests get by default, and what they may ask for at most."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from leanthink.budget import Budget
+from leanthink.errors import UsageError, unknown
+from leanthink.policies import POLICIES
+
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One server.
+
+    Attributes:
+        name: of the model, as clients give it.
+        host, port: where to listen; port 0 takes a free one.
+        keys: API keys, one of which every request under /v1 must bear; empty: none is asked for.
+        policy: of requests that name none.
+        budget: of requests that name none, and where those that give a part of it get the rest; None with "full" only.
+        predictor: file for the policies that rank by one; None for the one shipped with the model.
+        max_budget: largest budget that a request may ask for, in slots.
+        max_slots: most slots that one request may reserve (prompt + budget + interval + answer); None: the context.
+        max_new_tokens: most tokens generated for one choice, and what a request gets that names no number.
+        max_prompt_tokens: None: up to the context.
+        max_choices: most choices of one request, over all its prompts.
+        max_body_bytes: largest body of a request.
+        rows: most choices that decode at a time.
+        kv_gib: memory for keys and values; None: 80 % of what is free on a GPU, 2 GiB on a CPU.
+        queue: most choices that wait for a row; more are refused with 429.
+        timeout_seconds: after which a request ends with what it has.
+        grace_seconds: after the signal to stop, before what still runs is cut.
+        log_text: whether prompts and answers are logged.
+
+    Raises:
+        UsageError: a value is out of its range, or policy and budget do not go together.
+    """
+
+    name: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: tuple[str, ...] = field(default=(), repr=False)
+    policy: str = "horizon"
+    budget: Budget | None = Budget(slots=256)
+    predictor: Path | None = None
+    max_budget: int = 8192
+    max_slots: int | None = None
+    max_new_tokens: int = 4096
+    max_prompt_tokens: int | None = None
+    max_choices: int = 16
+    max_body_bytes: int = MEBIBYTE
+    rows: int = 64
+    kv_gib: float | None = None
+    queue: int = 256
+    timeout_seconds: float = 600.0
+    grace_seconds: float = 30.0
+    log_text: bool = False
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise unknown("policy", self.policy, POLICIES)
+        if (self.policy == "full") != (self.budget is None):
+            raise UsageError(
+                f"policy {self.policy!r} with budget {self.budget}: full takes none, every other needs one"
+            )
+        if self.budget is not None and self.budget.slots > self.max_budget:
+            raise UsageError(
+                f"the budget of {self.budget.slots} slots is above max_budget={self.max_budget}: raise that"
+            )
+        least = {"port": 0, "queue": 0, "timeout_seconds": 0.1, "grace_seconds": 0} | dict.fromkeys(
+            ("max_budget", "max_slots", "max_new_tokens", "max_prompt_tokens", "max_choices", "max_body_bytes", "rows"),
+            1,
+        )
+        for name, number in least.items():
+            given = getattr(self, name)
+            if given is not None and not (number <= given < math.inf):
+                raise UsageError(f"{name}={given!r}: must be {number} or more")
+        if self.port > 65535:
+            raise UsageError(f"port={self.port}: must be 0 (any that is free) to 65535")
+        if self.kv_gib is not None and not (0 < self.kv_gib < math.inf):
+            raise UsageError(f"kv_gib={self.kv_gib!r}: must be above 0")
+        if not all(key and key.isascii() and key.strip() == key for key in self.keys):
+            raise UsageError("an API key is empty, has blanks around it or is not ASCII: clients could not send it")
