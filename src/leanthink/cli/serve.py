@@ -33,7 +33,7 @@ KVGib = Annotated[
     option("--kv-gib", about="Memory for keys and values.", default="80 % of a GPU's free memory, 2 on a CPU"),
 ]
 MaxSlots = Annotated[
-    int | None, option("--max-slots", about="Most slots that a choice may reserve.", default="the context")
+    int | None, option("--max-slots", about="Most slots that a choice may reserve; faster on a CPU.", default="all")
 ]
 MaxBudget = Annotated[int | None, option("--max-budget", about="Largest budget a request may ask.", default=8192)]
 MaxPrompt = Annotated[

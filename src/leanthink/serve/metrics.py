@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from leanthink.completion import Completion
@@ -15,7 +17,7 @@ class Metrics:
 
     def __init__(self, *, slots: int) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
+        own: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("leanthink_requests", "HTTP requests", ["path", "status"], **own)
         self.seconds = Histogram("leanthink_request_seconds", "From request to end of answer", buckets=SECONDS, **own)
         self.choices = Counter("leanthink_choices", "Choices that ended, by why", ["finish_reason"], **own)

@@ -164,8 +164,9 @@ class Reader:
             raise bad_request(str(error)) from None
         if request.bound > self.largest:
             raise bad_request(
-                f"the request can hold {request.bound} slots, {len(ids)} of them prompt, and at most {self.largest} are "
-                "allowed: lower max_tokens, or the budget and its interval and answer")  # fmt: skip
+                f"the request can hold {request.bound} slots, {len(ids)} of them prompt, and at most {self.largest} "
+                "are allowed: lower max_tokens, or the budget and its interval and answer"
+            )
         return replace(request, record=record)
 
 

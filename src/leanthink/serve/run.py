@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import signal
 import socket
@@ -29,19 +28,18 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
-    """The engine with the memory of these settings; on a CPU all requests reserve alike, so that one call attends.
+    """The engine with the memory of these settings.
+
+    With `max_slots` every choice reserves so many on a CPU: there one call attends to rows of equal size.
 
     Raises:
         UsageError: the memory has no room for one request.
     """
     per_slot = kv_shape(model.config).bytes_per_slot(model.dtype)
-    slots = int(_kv_bytes(model.device, settings.kv_gib)) // per_slot
-    most = min(settings.max_slots or model.config.max_position_embeddings, slots)
-    if settings.max_slots is not None and settings.max_slots > slots:
-        raise UsageError(f"max_slots={settings.max_slots}, and the memory has {slots} slots in all: raise kv_gib")
-    if most < 2:
-        raise UsageError(f"the memory for keys and values has room for {slots} slots: raise kv_gib")
-    if model.device.type != "cpu":
+    slots, most = int(_kv_bytes(model.device, settings.kv_gib)) // per_slot, settings.max_slots
+    if slots < (most or 2):
+        raise UsageError(f"there is memory for {slots} slots, and {most or 2} are needed: raise kv_gib")
+    if most is None or model.device.type != "cpu":
         return Engine(model, tokenizer, slots=slots, rows=settings.rows)
     rows = min(settings.rows, slots // most)
     return Engine(model, tokenizer, slots=rows * most, rows=rows, row_slots=most)
@@ -64,7 +62,8 @@ def serve(
     """Serve until a signal says to stop, then finish what runs within the grace time.
 
     Args:
-        model, tokenizer: as `load` gives them.
+        model: as `load` gives it.
+        tokenizer: its tokenizer.
         settings: of the server.
         tell: for warnings to whoever started it.
         ready: called once, when requests are answered: with url, model, rows and slots.
@@ -129,7 +128,12 @@ async def _serve(
         loop.add_signal_handler(number, on_signal)
     host, port = listening.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    facts = {"url": url, "model": settings.name, "rows": engine.cache.most_rows, "slots": engine.cache.arena.total}
+    facts: dict[str, Any] = {
+        "url": url,
+        "model": settings.name,
+        "rows": engine.cache.most_rows,
+        "slots": engine.cache.arena.total,
+    }
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
@@ -137,7 +141,7 @@ async def _serve(
     ready(facts)
     await serving
     service.stop()
-    log("stopped", level=logging.INFO)
+    log("stopped")
     if service.work.broken is not None:
         raise LeanThinkError(f"the engine broke: {service.work.broken}") from service.work.broken
 

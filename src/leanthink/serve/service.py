@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
@@ -43,7 +43,9 @@ class Service:
 
     def __init__(self, engine: Engine, settings: Settings, *, on_failure: Callable[[], None]) -> None:
         self.settings, self.engine = settings, engine
-        self.reader = Reader(engine.model, engine.tokenizer, settings, largest=engine.cache.arena.largest)
+        self.reader = Reader(
+            engine.model, engine.tokenizer, settings, largest=settings.max_slots or engine.cache.arena.largest
+        )
         self.metrics = Metrics(slots=engine.cache.arena.total)
         self._on_failure, self._loop = on_failure, asyncio.get_running_loop()
         self.work = Work(engine, on_news=self._note, on_token=self._time, on_failure=self._fail)
@@ -141,7 +143,7 @@ class Service:
 
     async def follow(
         self, job: Job, answer: Answer, facts: dict[str, Any], receive: Receive
-    ) -> AsyncIterator[list[Arrival]]:
+    ) -> AsyncGenerator[list[Arrival], None]:
         """What arrives for a job, noted in its answer, until all its choices have ended.
 
         Its slots are free when this is closed. Raises ClientGone and EngineBroke.

@@ -11,6 +11,7 @@ from leanthink.errors import UsageError, unknown
 from leanthink.policies import POLICIES
 
 MEBIBYTE = 2**20
+USUAL_BUDGET = Budget(slots=256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class Settings:
         budget: of requests that name none, and where those that give a part of it get the rest; None with "full" only.
         predictor: file for the policies that rank by one; None for the one shipped with the model.
         max_budget: largest budget that a request may ask for, in slots.
-        max_slots: most slots that one request may reserve (prompt + budget + interval + answer); None: the context.
+        max_slots: most slots that one choice may reserve (prompt + budget + interval + answer); None: all. On a CPU every
+            choice reserves as many as are given here, which is faster.
         max_new_tokens: most tokens generated for one choice, and what a request gets that names no number.
         max_prompt_tokens: None: up to the context.
         max_choices: most choices of one request, over all its prompts.
@@ -46,7 +48,7 @@ class Settings:
     port: int = 8000
     keys: tuple[str, ...] = field(default=(), repr=False)
     policy: str = "horizon"
-    budget: Budget | None = Budget(slots=256)
+    budget: Budget | None = USUAL_BUDGET
     predictor: Path | None = None
     max_budget: int = 8192
     max_slots: int | None = None
