@@ -109,6 +109,7 @@ class Guard:
             message = await receive()
             total += len(message.get("body", b""))
             if total > self._most:
+                await _drain(receive)
                 raise HTTPException(413, self._too_large(), headers={"connection": "close"})
             return message
 

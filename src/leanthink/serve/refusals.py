@@ -7,6 +7,9 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+LONGEST_PARAM = 200  # characters
+TYPES = ("str", "int", "list")
+
 
 class Refusal(Exception):
     """A request that gets no answer but this error.
@@ -28,8 +31,9 @@ class Refusal(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code, self.headers = status, param, code, headers
+        super().__init__(_sendable(message))
+        self.status, self.code, self.headers = status, code, headers
+        self.param = None if param is None else _sendable(param)[:LONGEST_PARAM]
 
     def document(self) -> dict[str, Any]:
         """The body."""
@@ -49,8 +53,8 @@ def bad_request(message: str, param: str | None = None) -> Refusal:
 
 def of_validation(errors: Sequence[Mapping[str, Any]]) -> Refusal:
     """The refusal for what pydantic found, told by its first finding; what was given is not repeated at length."""
-    found = errors[0]
-    place = [str(part) for part in found["loc"] if part != "body"]
+    found = next((error for error in errors if not error["type"].endswith("_type")), errors[0])
+    place = [str(part) for part in found["loc"][1:] if not _is_branch(part)]
     if found["type"] == "json_invalid":
         return Refusal(400, f"the body is not JSON: {found['ctx']['error']}", code="invalid_json")
     param = ".".join(place) or None
@@ -61,6 +65,16 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> Refusal:
         what = f"{param} is missing" if param else "the body is empty or is not sent as application/json"
         return Refusal(400, f"{what}: give it", param=param, code="missing_field")
     return bad_request(f"{param or 'the body'}: {found['msg']}{_given(found.get('input'))}", param)
+
+
+def _is_branch(part: str | int) -> bool:
+    """Whether this part of a place names one of the types that a field may have, and not a field."""
+    return isinstance(part, str) and (part in TYPES or not part.isidentifier())
+
+
+def _sendable(text: str) -> str:
+    """Half of a surrogate pair can stand in JSON, but cannot be sent."""
+    return text.encode(errors="replace").decode()
 
 
 def _given(value: object) -> str:

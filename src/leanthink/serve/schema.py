@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from leanthink.sampling import MOST_LOGPROBS
 
 MOST_STOPS = 4
 MOST = 2**31 - 1
 Count = Annotated[int, Field(ge=1, le=MOST)]
-StopText = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def _whole_characters(text: str) -> str:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("half of a surrogate pair is no character")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
+Prompt = Annotated[Text, Field(min_length=1)]
+StopText = Annotated[Text, Field(min_length=1, max_length=256)]
 Zero = Annotated[float, Field(ge=0, le=0, description="Not supported: 0 or left out.")]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MOST)]], Field(min_length=1)]
 
@@ -62,15 +72,15 @@ class TextPart(Strict):
     """A piece of a message's text."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Strict):
     """One message; `developer` is another word for `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
-    reasoning_content: Annotated[str, Field(description="Of an assistant: handed to the chat template.")] | None = None
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    reasoning_content: Annotated[Text, Field(description="Of an assistant: handed to the chat template.")] | None = None
 
 
 class ChatBody(Asked):
@@ -86,9 +96,9 @@ class TextBody(Asked):
     """The body of POST /v1/completions; the prompt is taken as it is, without the chat template."""
 
     prompt: (
-        Annotated[str, Field(min_length=1)]
+        Prompt
         | TokenIds
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+        | Annotated[list[Prompt], Field(min_length=1)]
         | Annotated[list[TokenIds], Field(min_length=1)]
     )
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None

@@ -26,8 +26,8 @@ class Settings:
         budget: of requests that name none, and where those that give a part of it get the rest; None with "full" only.
         predictor: file for the policies that rank by one; None for the one shipped with the model.
         max_budget: largest budget that a request may ask for, in slots.
-        max_slots: most slots that one choice may reserve (prompt + budget + interval + answer); None: all. On a CPU every
-            choice reserves as many as are given here, which is faster.
+        max_slots: most slots that one choice may reserve (prompt + budget + interval + answer); None: all. On a CPU
+            every choice reserves as many as are given here, which is faster.
         max_new_tokens: most tokens generated for one choice, and what a request gets that names no number.
         max_prompt_tokens: None: up to the context.
         max_choices: most choices of one request, over all its prompts.

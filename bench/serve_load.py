@@ -1,0 +1,224 @@
+"""Many clients at once, some of them bad: no 5xx, no leak, and every answer equals the one computed alone.
+
+    python bench/serve_load.py --out bench/results/serve-load.json
+
+Each client asks again and again. Of its requests a fifth is left at a random moment, a tenth is read slowly, and a
+twentieth is malformed; a client that is told 429 waits as long as it is told. Answers are compared with `generate` on
+one request at a time; times are those of clients that read at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from serve_client import Answer, ask, running
+
+from leanthink.bench.birth import certificate
+from leanthink.bench.measure import quantiles
+from leanthink.budget import Budget
+from leanthink.generate import generate
+from leanthink.load import load
+from leanthink.sampling import Sampling
+from leanthink.tiny import tasks
+
+POLICIES = ("full", "window", "sinks", "random", "random-heads", "snapkv", "dynts", "horizon")
+LEAVE, SLOW, MALFORMED = 0.2, 0.1, 0.05  # shares of the requests
+MAX_SLOTS = 512
+BAD_BODIES = (
+    b"{",
+    b"\xff\xfe",
+    b"[]",
+    b'{"model": "tiny"}',
+    b'{"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "colour": 1}',
+    b'{"model": "tiny", "messages": [{"role": "system", "content": "hi"}]}',
+    b'{"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "budget": 1000000}',
+    b'{"model": "other", "messages": [{"role": "user", "content": "hi"}]}',
+    b" " * 2**21,
+)
+
+
+def draw(chance: random.Random, prompts: list[str]) -> dict[str, Any]:
+    """The body of one request."""
+    policy = chance.choice(POLICIES)
+    body: dict[str, Any] = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": chance.choice(prompts)}],
+        "policy": policy,
+        "max_tokens": chance.randrange(20, 300),
+        "temperature": chance.choice([0.0, 0.6, 1.0]),
+        "top_k": chance.choice([0, 20]),
+        "top_p": chance.choice([1.0, 0.95]),
+        "seed": chance.randrange(2**53),
+    }
+    if policy != "full":
+        body |= {"budget": chance.randrange(16, 96), "window": 8, "interval": chance.randrange(8, 48), "answer": 200}
+    return body
+
+
+def alone(model: Any, tokenizer: Any, body: dict[str, Any]) -> tuple[str, str, str]:
+    """Thought, answer and finish reason of this request by itself."""
+    budget = {"slots": body.get("budget"), **{name: body.get(name) for name in ("window", "interval", "answer")}}
+    names = ("temperature", "top_k", "top_p", "seed")
+    (done,) = generate(
+        model,
+        tokenizer,
+        body["messages"][0]["content"],
+        policy=body["policy"],
+        budget=None if body["policy"] == "full" else Budget(**budget),
+        sampling=Sampling(max_new_tokens=body["max_tokens"], **{name: body[name] for name in names}),
+    )
+    return done.thought, done.answer, done.finish_reason
+
+
+class Load:
+    """The clients, and what they saw."""
+
+    def __init__(self, port: int, bodies: list[dict[str, Any]], *, seconds: float, seed: int) -> None:
+        self.port, self.bodies, self.ends = port, bodies, time.perf_counter() + seconds
+        self.chance = random.Random(seed)
+        self.statuses: Counter[int] = Counter()
+        self.kinds: Counter[str] = Counter()
+        self.first: list[float] = []
+        self.between: list[float] = []
+        self.answers: list[tuple[int, Answer]] = []
+        self.wrong_status: list[str] = []
+
+    async def client(self) -> None:
+        """Ask until the time is over."""
+        while time.perf_counter() < self.ends:
+            drawn, which = self.chance.random(), self.chance.randrange(len(self.bodies))
+            if drawn < MALFORMED:
+                await self._malformed()
+            elif drawn < MALFORMED + LEAVE:
+                await self._one("left", which, leave_after=self.chance.randrange(1, 150))
+            elif drawn < MALFORMED + LEAVE + SLOW:
+                await self._one("slow", which, pause=0.05)
+            else:
+                await self._one("read", which)
+
+    async def _malformed(self) -> None:
+        body = self.chance.choice(BAD_BODIES)
+        answer = await ask(self.port, body)
+        self.kinds["malformed"] += 1
+        self.statuses[answer.status] += 1
+        if not 400 <= answer.status < 500:
+            self.wrong_status.append(f"{answer.status} for {body[:60]!r}")
+
+    async def _one(self, kind: str, which: int, *, pause: float | None = None, leave_after: int | None = None) -> None:
+        body = json.dumps(self.bodies[which] | {"stream": True}).encode()
+        start = time.perf_counter()
+        slowly = None if pause is None else lambda _: self.chance.random() * 2 * pause
+        answer = await ask(self.port, body, pause=slowly, leave_after=leave_after)
+        self.statuses[answer.status] += 1
+        if answer.status == 429:
+            self.kinds["told to wait"] += 1
+            await asyncio.sleep(answer.retry_after)
+            return
+        self.kinds[kind] += 1
+        if answer.status != 200:
+            self.wrong_status.append(f"{answer.status} for {body[:200]!r}")
+        if answer.complete:
+            self.answers.append((which, answer))
+        if kind == "read":
+            times = answer.times[1:]  # the first event, the role, is there at once
+            self.first.append(times[0] - start)
+            self.between += [later - earlier for earlier, later in pairwise(times)]
+
+
+async def watch(pid: int, seconds: float) -> list[float]:
+    """The server's memory in MiB, every second."""
+    found = []
+    for _ in range(int(seconds)):
+        fields = Path(f"/proc/{pid}/status").read_text().splitlines()
+        found.append(int(next(line for line in fields if line.startswith("VmRSS")).split()[1]) / 1024)
+        await asyncio.sleep(1)
+    return found
+
+
+def gauges(port: int) -> dict[str, float]:
+    """The server's metrics, those without labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+        lines = [line.split() for line in page.read().decode().splitlines()]
+    return {name: float(value) for name, value in (line for line in lines if len(line) == 2) if "{" not in name}
+
+
+def main() -> None:
+    """Load, compare, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=180)
+    parser.add_argument("--different", type=int, default=120, help="different requests, each asked many times")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    chance = random.Random(options.seed)
+    prompts = [p.prompt for family in tasks.FAMILIES for p in tasks.sample(family, 1, 20, options.seed)]
+    bodies = [draw(chance, prompts) for _ in range(options.different)]
+    memory = 64 * MAX_SLOTS * 8192 / 2**30
+    flags = ["--max-slots", MAX_SLOTS, "--kv-gib", memory, "--grace", 20]
+
+    async def all_clients(port: int, pid: int) -> tuple[Load, list[float]]:
+        load = Load(port, bodies, seconds=options.seconds, seed=options.seed)
+        everyone = asyncio.gather(*(load.client() for _ in range(options.clients)))
+        megabytes = await watch(pid, options.seconds)
+        await everyone
+        return load, megabytes
+
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        with running(log, *flags) as (process, port):
+            load_, megabytes = asyncio.run(all_clients(port, process.pid))
+            time.sleep(2)
+            left = gauges(port)
+        exit_code, lines = process.returncode, log.read_text().splitlines()
+    errors = [line for line in lines if '"level": "error"' in line or '"level": "critical"' in line]
+    model, tokenizer = load("tiny")
+    asked = sorted({which for which, _ in load_.answers})
+    expected = {which: alone(model, tokenizer, bodies[which]) for which in asked}
+    different = [
+        which
+        for which, answer in load_.answers
+        if (answer.reasoning_content, answer.content, answer.finish_reason) != expected[which]
+    ]
+    third = max(1, len(megabytes) // 3)
+    result = {
+        "birth": certificate("cpu"),
+        "cores": os.cpu_count(),
+        "settings": {name: str(value) for name, value in vars(options).items()},
+        "requests": dict(load_.kinds),
+        "statuses": {str(status): count for status, count in sorted(load_.statuses.items())},
+        "wrong_statuses": load_.wrong_status,
+        "errors_in_the_log": errors[:5],
+        "finished_answers": len(load_.answers),
+        "different_from_alone": different,
+        "left_in_the_engine": {name: left[f"leanthink_{name}"] for name in ("queue", "running", "slots_reserved")},
+        "tokens_streamed_to_readers": len(load_.between) + len(load_.first),
+        "evictions": left["leanthink_evictions_total"],
+        "seconds_to_first_token": quantiles(load_.first, p50=0.5, p99=0.99),
+        "seconds_between_tokens": quantiles(load_.between, p50=0.5, p99=0.99),
+        "resident_mebibytes": {
+            "every_10_seconds": [round(value, 1) for value in megabytes[::10]],
+            "mean_of_second_third": sum(megabytes[third : 2 * third]) / third,
+            "mean_of_last_third": sum(megabytes[-third:]) / third,
+        },
+        "exit_code": exit_code,
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
