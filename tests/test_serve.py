@@ -348,6 +348,7 @@ def test_a_body_of_100_megabytes_is_refused_and_the_server_lives(server: Server)
         line.sendall(f"{announced}content-type: application/json\r\n\r\n".encode())
         for _ in range(40):  # 2.5 MB in chunks, without a length
             line.sendall(b"10000\r\n" + b" " * 2**16 + b"\r\n")
+        line.sendall(b"0\r\n\r\n")
         assert b" 413 " in line.recv(100)
     assert server_megabytes(server) - before < 50
     assert server.request("/health") == (200, {"status": "ok"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import logging
 import secrets
@@ -21,7 +23,7 @@ from leanthink.serve.refusals import Refusal
 
 FACTS = "leanthink.facts"  # where in a request's scope whoever answers it leaves what the log shall say
 DRAINED_BYTES = 2**28  # of a body that is too large: read and dropped, so that its sender gets to read the refusal
-DRAIN_SECONDS = 10.0
+DRAIN_SECONDS = 5.0
 VIEWER_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -142,9 +144,11 @@ class Guard:
 
 async def _drain(receive: Receive) -> None:
     """Read and drop what a client is still sending: cut off in the middle, it would not see the refusal."""
-    ends, left = time.perf_counter() + DRAIN_SECONDS, DRAINED_BYTES
-    while left > 0 and time.perf_counter() < ends:
-        message = await receive()
-        left -= len(message.get("body", b""))
-        if message["type"] != "http.request" or not message.get("more_body"):
-            return
+    left = DRAINED_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    return

@@ -66,6 +66,157 @@ class EngineThread:
         tell: Callable[[list[News]], None],
         fail: Callable[[BaseException], None],
     ) -> None:
+        self.engine, self._tell, self._fail = engine, tell, fail
+        self._orders: deque[Order] = deque()
+        self._wake, self._stop = threading.Event(), False
+        self._gathered: list[News] = []
+        self._taken = threading.Event()
+        self._taken.set()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def order(self, order: Order) -> None:
+        """Obeyed before the next step; from any thread."""
+        self._orders.append(order)
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End after the step in hand, and wait for that."""
+        self._stop = True
+        self._wake.set()
+        self._taken.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop:
+                if not self.engine.unfinished and not self._orders:
+                    self.engine.check_integrity()
+                    self._taken.wait()
+                    self._hand_over()
+                    self._wake.wait()
+                self._wake.clear()  # before the orders are read: one that comes from now on wakes again
+                cut = self._obey()
+                progress = self.engine.step() if self.engine.unfinished else Progress()
+                self._gathered.append(News(progress=progress, cut=cut, levels=self._levels()))
+                if self._taken.is_set():
+                    self._hand_over()
+        except BaseException as error:  # the edge of a thread: whoever waits for it must hear of it
+            self._fail(error)
+
+    def _hand_over(self) -> None:
+        if self._gathered:
+            self._taken.clear()
+            self._tell(self._gathered)
+            self._gathered = []
+
+    def taken(self) -> None:
+        """What was told is dealt with; from any thread."""
+        self._taken.set()
+
+    def _obey(self) -> dict[int, Completion | None]:
+        cut = {}
+        while self._orders:
+            order = self._orders.popleft()
+            if order.request is not None:
+                self.engine.add_request(order.request, streamed=order.streamed)
+            elif order.act == "cut":
+                cut[order.request_id] = self.engine.cut(order.request_id)
+            else:
+                self.engine.cancel(order.request_id)
+        return cut
+
+    def _levels(self) -> Levels:
+        engine, n = self.engine, self.engine.cache.active
+        generated = int(engine.seats.generated[:n].sum())
+        return Levels(
+            waiting=len(engine.waiting),
+            running=len(engine.feeding) + n,
+            slots_held=int(engine.cache.host_lengths[:n].sum()),
+            slots_reserved=engine.cache.arena.used,
+            slots_of_full=int(engine.cache.host_prompts[:n].sum()) + generated - n,
+            evictions=engine.evictions,
+        )
+
+
+class Arrival(NamedTuple):
+    """What a job gets: a token of a choice, a finished choice, or both; `reason` is why it was cut, if it was."""
+
+    choice: int
+    step: Step | None
+    completion: Completion | None
+    reason: str | None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing more comes for this choice."""
+        return self.completion is not None or self.reason is not None
+
+
+class EngineBroke(Exception):
+    """An error that nobody planned for ended the engine's thread: nothing more will come."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One HTTP request's choices; lives on the event loop."""
+
+    ids: range
+    streamed: bool
+    started: float
+    reason: str | None = None  # why it is being cut
+    open: set[int] = field(default_factory=set)  # ids that are not finished
+    last_seen: dict[int, float] = field(default_factory=dict)  # when the latest token of each choice came
+    _mail: list[Arrival] = field(default_factory=list)
+    _waiter: asyncio.Future[None] | None = None
+    _error: Exception | None = None
+
+    async def arrivals(self) -> list[Arrival]:
+        """All that came since the last call, at least one. Raises what the job was failed with."""
+        if not self._mail and self._error is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._error is not None:
+            raise self._error
+        mail, self._mail = self._mail, []
+        return mail
+
+    def put(self, arrival: Arrival) -> None:
+        """Deliver."""
+        self._mail.append(arrival)
+        self._ring()
+
+    def fail(self, error: Exception) -> None:
+        """Nothing more will come, for this reason."""
+        self._error = error
+        self._ring()
+
+    def _ring(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Work:
+    """All jobs, on the event loop: hands requests to the engine, and what it brings to the jobs.
+
+    Args:
+        engine: to be stepped.
+        on_news: called with what each step brought, after it was delivered.
+        on_token: called for each token of a streamed choice, with the job and the choice's id.
+        on_failure: called when the engine broke.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        on_news: Callable[[News], None],
+        on_token: Callable[[Job, int], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_news, self._on_token, self._on_failure = on_news, on_token, on_failure
         self._jobs: dict[int, Job] = {}

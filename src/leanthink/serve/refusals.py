@@ -69,7 +69,7 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> Refusal:
 
 def _is_branch(part: str | int) -> bool:
     """Whether this part of a place names one of the types that a field may have, and not a field."""
-    return isinstance(part, str) and (part in TYPES or not part.isidentifier())
+    return isinstance(part, str) and (part in TYPES or "[" in part or part.startswith("constrained-"))
 
 
 def _sendable(text: str) -> str:

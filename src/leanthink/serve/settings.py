@@ -67,17 +67,11 @@ class Settings:
         if self.policy not in POLICIES:
             raise unknown("policy", self.policy, POLICIES)
         if (self.policy == "full") != (self.budget is None):
-            raise UsageError(
-                f"policy {self.policy!r} with budget {self.budget}: full takes none, every other needs one"
-            )
+            raise UsageError(f"policy {self.policy!r} with {self.budget}: full takes no budget, every other needs one")
         if self.budget is not None and self.budget.slots > self.max_budget:
-            raise UsageError(
-                f"the budget of {self.budget.slots} slots is above max_budget={self.max_budget}: raise that"
-            )
-        least = {"port": 0, "queue": 0, "timeout_seconds": 0.1, "grace_seconds": 0} | dict.fromkeys(
-            ("max_budget", "max_slots", "max_new_tokens", "max_prompt_tokens", "max_choices", "max_body_bytes", "rows"),
-            1,
-        )
+            raise UsageError(f"budget={self.budget.slots} is above max_budget={self.max_budget}: raise that")
+        least = {"port": 0, "queue": 0, "timeout_seconds": 0.1, "grace_seconds": 0, "rows": 1, "max_choices": 1}
+        least |= dict.fromkeys(("max_budget", "max_slots", "max_new_tokens", "max_prompt_tokens", "max_body_bytes"), 1)
         for name, number in least.items():
             given = getattr(self, name)
             if given is not None and not (number <= given < math.inf):
