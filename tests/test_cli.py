@@ -40,12 +40,15 @@ FLAGS = {
     "--batch --accumulate --max-completion --temperature --lr --rule --alpha --decay --start --keep-mastered "
     "--rollouts --policy --budget --window --interval --answer --predictor --lora-rank --seed --set --resume "
     "--overwrite --json",
+    "serve": "--model --name --host --port --keys --policy --budget --window --interval --answer --predictor --rows "
+    "--kv-gib --max-slots --max-budget --max-new-tokens --max-prompt --max-choices --max-body --queue --timeout "
+    "--grace --log-text --device --dtype --json",
     "tasks list": "--json",
     "tasks sample": "--family --level --count --seed --split --json",
 }
 EXAMPLES = [
     example
-    for module in (cli, cli.generate, cli.collect, cli.label, cli.fit, cli.train, cli.demo, cli.bench)
+    for module in (cli, cli.generate, cli.serve, cli.collect, cli.label, cli.fit, cli.train, cli.demo, cli.bench)
     for example in module.EXAMPLES
 ] + [*cli.tasks.LIST_EXAMPLES, *cli.tasks.SAMPLE_EXAMPLES]
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+import shlex
 import socket
+import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from functools import cache
 from itertools import groupby
@@ -23,6 +28,7 @@ QUESTION = "What is 12 times 13?"
 MESSAGES: Any = [{"role": "user", "content": QUESTION}]
 TIGHT = {"budget": 32, "window": 8, "interval": 16, "answer": 200}
 KEY = "sk-test-1"
+PAGE = Path(__file__).parent.parent / "docs" / "serving.md"
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +279,35 @@ def test_events_mean_what_a_trace_means(client: openai.OpenAI) -> None:
         held -= len(token.get("eviction", {}).get("positions", ()))
         assert token["slots"] == held
         held += 1
+
+
+def test_the_page_on_serving_is_true(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    page = PAGE.read_text().replace("http://127.0.0.1:8000", server.url)
+    blocks = {
+        language: re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
+        for language in ("bash", "python", "json")
+    }
+    lines = [line for block in blocks["bash"] for line in block.replace("\\\n", " ").splitlines()]
+    curls = [shlex.split(line) for line in lines if line.startswith("curl ")]
+    assert len(curls) == 4
+    for words in curls:
+        told = subprocess.run(
+            [*words, "--silent", "--fail-with-body"], capture_output=True, text=True, check=True
+        ).stdout
+        assert "1776" in told or words[-1].endswith("/metrics") or "tiny" in told
+    (code,) = blocks["python"]
+    exec(code, {})
+    assert "1776" in capfd.readouterr().out
+    facts, token = (json.loads(block) for block in blocks["json"])
+    _, document = server.chat(stream=False)
+    assert document["usage"]["kv"].keys() == {name for name in document["usage"]["kv"] if f"`{name}`" in page}
+    asked = json.dumps({"model": "tiny", "messages": MESSAGES, "stream": True, "kv_events": True, **TIGHT}).encode()
+    request = urllib.request.Request(f"{server.url}/v1/chat/completions", asked, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        events = [json.loads(line[6:]) for line in answer if line.startswith(b"data: {")]
+    seen = [event["leanthink"] for event in events if "leanthink" in event]
+    assert seen[0].keys() == facts.keys()
+    assert all(event.keys() | {"eviction"} == token.keys() for event in seen[1:])
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
