@@ -36,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--requests", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=1024, help="most tokens of a request")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--max-slots", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
@@ -51,7 +52,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, running(Path(folder, "log"), *flags) as (_, port):
         for repeat in range(options.repeats + 1):
             for kind, rates in found.items():
-                rate = by_engine(*loaded, prompts, options) if kind == "engine" else by_server(port, prompts, kind)
+                rate = (
+                    by_engine(*loaded, prompts, options)
+                    if kind == "engine"
+                    else by_server(port, prompts, kind, options.tokens)
+                )
                 print("warm-up" if repeat == 0 else repeat, kind, f"{rate:.0f} tokens/s", flush=True)
                 if repeat:
                     rates.append(rate)
@@ -74,17 +79,17 @@ def by_engine(model: Any, tokenizer: Any, prompts: list[str], options: argparse.
     engine = Engine(model, tokenizer, slots=slots, rows=options.rows, row_slots=options.max_slots)
     start, tokens = time.perf_counter(), 0
     for seed, prompt in enumerate(prompts):
-        engine.add(prompt, budget=BUDGET, sampling=Sampling(temperature=0.6, max_new_tokens=1024, seed=seed))
+        engine.add(prompt, budget=BUDGET, sampling=Sampling(temperature=0.6, max_new_tokens=options.tokens, seed=seed))
     while engine.unfinished:
         tokens += sum(len(done.token_ids) for done in engine.step().finished.values())
     return tokens / (time.perf_counter() - start)
 
 
-def by_server(port: int, prompts: list[str], kind: str) -> float:
+def by_server(port: int, prompts: list[str], kind: str, tokens_each: int) -> float:
     """Tokens per second as the clients see them."""
     streamed = {"stream": True, "stream_options": {"include_usage": True}} if kind == "streamed" else {}
     budget = {"budget": BUDGET.slots, "window": BUDGET.window, "interval": BUDGET.interval, "answer": BUDGET.answer}
-    knobs = {"model": "tiny", "temperature": 0.6, "max_tokens": 1024} | budget | streamed
+    knobs = {"model": "tiny", "temperature": 0.6, "max_tokens": tokens_each} | budget | streamed
     bodies = [
         json.dumps(knobs | {"seed": seed, "messages": [{"role": "user", "content": prompt}]}).encode()
         for seed, prompt in enumerate(prompts)

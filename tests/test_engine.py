@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from leanthink.engine import Engine
 from leanthink.errors import LeanThinkError, UsageError
 from leanthink.generate import generate
 from leanthink.policies import Policy, Slots, make_policy
+from leanthink.policies.horizon import Horizon
 from leanthink.sampling import Sampling
 from models import CLOSE, END, OPEN, RandomPredictor, make_model, make_tokenizer
 
@@ -326,3 +328,80 @@ def test_graphs_give_the_tokens_of_plain_steps_and_of_the_cpu() -> None:
     assert graphed == plain
     assert sum(a == b for a, b in zip(cpu, plain, strict=True)) >= len(problems) - 2  # rounding may turn a near tie
     assert outcomes[2][3].logprobs == pytest.approx(outcomes[1][3].logprobs, abs=1e-3)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4, 5, 20])
+def test_a_request_that_is_cut_brings_what_it_has_and_frees_its_slots(steps: int) -> None:
+    model = endless()
+    engine = Engine(model, TOKENIZER, slots=200, rows=2, prefill_tokens=10)
+    options: dict[str, Any] = {"policy": "window", "budget": BUDGET, "sampling": Sampling(max_new_tokens=50)}
+    other = engine.add([9, 8, 7], **options)
+    victim = engine.add(list(range(40)), **options, streamed=True)
+    for _ in range(steps):
+        engine.step()
+    done = engine.cut(victim)
+    assert engine.cut(victim) is None
+    engine.check_integrity()
+    assert list(run(engine)) == [other]
+    assert_empty(engine)
+    written = max(0, steps - 4)  # 2 + 39 tokens in pieces of 10; the last piece and the first token share a step
+    if not written:
+        assert done is None
+        return
+    assert done is not None
+    (whole,) = generate(model, TOKENIZER, list(range(40)), **options)
+    assert done.token_ids == whole.token_ids[:written]
+    assert (done.finish_reason, done.prompt_tokens) == ("length", 40)
+
+
+NOTED: dict[int, tuple[float, ...]] = {}  # of each position, what the latest eviction was shown
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class NotingHorizon(Horizon):
+    """Horizon, which notes what it is shown of each token."""
+
+    def score(self, slots: Slots) -> torch.Tensor:
+        """As of Horizon."""
+        assert slots.stamps is not None
+        NOTED.update({p: tuple(s) for p, s in zip(slots.positions[0].tolist(), slots.stamps[0].tolist(), strict=True)})
+        return super().score(slots)
+
+
+def test_a_recorded_stream_tells_what_each_eviction_took_and_what_was_predicted() -> None:
+    torch.manual_seed(3)
+    NOTED.clear()
+    policy = NotingHorizon(predictor=RandomPredictor(64, "horizon", (8, 16), offsets=(0, 1, 3)))
+    model, sampling = endless(), Sampling(max_new_tokens=90, logprobs=1)
+    engine = Engine(model, TOKENIZER, slots=400, rows=3)
+    engine.add([5], policy="window", budget=BUDGET, sampling=sampling, record=True)  # recorded, but nobody listens
+    engine.add([5, 6], policy="window", budget=BUDGET, sampling=sampling, streamed=True)
+    told = engine.add([1, 2, 3], policy=policy, budget=BUDGET, sampling=sampling, streamed=True, record=True)
+    steps, others = [], []
+    while engine.unfinished:
+        progress = engine.step()
+        steps += [progress.steps[told]] if told in progress.steps else []
+        others += [step.eviction for request_id, step in progress.steps.items() if request_id != told]
+        engine.check_integrity()
+    assert others == [None] * 90
+    assert_empty(engine)
+    assert not engine._evicted
+    assert not engine._ranked
+    noted = dict(NOTED)
+    evicted_at: list[int | None] = [None] * 90
+    importance: dict[int, tuple[float, ...]] = {}
+    for generated, step in enumerate(steps):
+        if step.eviction is not None:
+            assert not importance.keys() & step.eviction.importance.keys(), "told twice"
+            importance |= step.eviction.importance
+            for position in step.eviction.positions:
+                evicted_at[position - 3] = generated
+    (alone,) = generate(model, TOKENIZER, [1, 2, 3], policy=policy, budget=BUDGET, sampling=sampling, record=True)
+    assert tuple(evicted_at) == alone.evicted_at == steps[-1].completion.evicted_at
+    assert sum(at is not None for at in evicted_at) > 40
+    gone = {index + 3 for index, at in enumerate(evicted_at) if at is not None}
+    assert gone <= importance.keys()
+    assert importance == {position: noted[position] for position in importance}
+    assert tuple(step.logprob for step in steps) == steps[-1].completion.logprobs
+    assert tuple(step.top_logprobs for step in steps) == steps[-1].completion.top_logprobs
+    assert engine.evictions == 3 * alone.evictions, "all three have the same budget and length"

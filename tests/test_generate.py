@@ -374,6 +374,12 @@ def test_generation_ends_at_the_models_context() -> None:
         generate(model, TOKENIZER, list(range(20)), policy="full")
 
 
+def test_a_chat_that_the_template_refuses_is_an_error_with_its_words() -> None:
+    picky = make_tokenizer("{{ raise_exception('no role ' + messages[0]['role']) }}")
+    with pytest.raises(UsageError, match="prompt 0 is refused by the model's chat template: no role system"):
+        generate(make_model(), picky, [[{"role": "system", "content": "hi"}]], policy="full")
+
+
 def test_a_text_goes_through_the_chat_template_as_the_users_message() -> None:
     turns = "{% for turn in messages %}[{{ turn.role }}]{{ turn.content }}{% endfor %}"
     template = turns + "{% if add_generation_prompt %}<think>{% endif %}"
