@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -17,7 +17,7 @@ from leanthink.engine import Engine
 from leanthink.serve.answers import DONE, Answer, event
 from leanthink.serve.guard import FACTS
 from leanthink.serve.logs import log
-from leanthink.serve.loop import Arrival, EngineBroke, Job, News, Work
+from leanthink.serve.loop import EngineBroke, Job, News, Work
 from leanthink.serve.metrics import Metrics
 from leanthink.serve.reading import Reader
 from leanthink.serve.refusals import Refusal
@@ -102,10 +102,10 @@ class Service:
         Raises:
             Refusal: the body asks for what is not allowed, or there is no room now.
         """
+        requests = await self._loop.run_in_executor(self._readers, self.reader.read, body)
         if self.draining:
             raise Refusal(503, "the server is going down: ask another one", code="shutting_down",
                           headers={"retry-after": str(math.ceil(self.settings.grace_seconds) or 1)})  # fmt: skip
-        requests = await self._loop.run_in_executor(self._readers, self.reader.read, body)
         if self.work.unfinished + len(requests) > self.engine.cache.most_rows + self.settings.queue:
             raise Refusal(429, f"the queue is full ({self.settings.queue} wait): try again later", code="queue_full",
                           headers={"retry-after": str(self._retry_seconds())})  # fmt: skip
@@ -129,8 +129,8 @@ class Service:
 
     async def _document(self, job: Job, answer: Answer, facts: dict[str, Any], receive: Receive) -> Response:
         try:
-            async with aclosing(self.follow(job, answer, facts, receive)) as news:
-                async for _ in news:
+            async with self.follow(job, answer, facts, receive):
+                while not answer.note(await job.arrivals()):
                     pass
         except ClientGone:
             return Response(status_code=499)  # nobody reads it; the log says so
@@ -141,22 +141,16 @@ class Service:
             raise Refusal(status, f"{why}, and not every choice has begun: try again", code=job.reason)
         return JSONResponse(answer.document())
 
+    @asynccontextmanager
     async def follow(
         self, job: Job, answer: Answer, facts: dict[str, Any], receive: Receive
-    ) -> AsyncGenerator[list[Arrival], None]:
-        """What arrives for a job, noted in its answer, until all its choices have ended.
-
-        Its slots are free when this is closed. Raises ClientGone and EngineBroke.
-        """
+    ) -> AsyncGenerator[None, None]:
+        """Inside, a client that leaves fails the job with ClientGone, and the timeout cuts it; then slots are freed."""
         watch = asyncio.create_task(_until_gone(receive))
         watch.add_done_callback(lambda watch: None if watch.cancelled() else job.fail(ClientGone()))
         timer = self._loop.call_later(self.settings.timeout_seconds, self.work.cut, job, "timeout")
         try:
-            ended = False
-            while not ended:
-                arrivals = await job.arrivals()
-                ended = answer.note(arrivals)
-                yield arrivals
+            yield
         finally:
             watch.cancel()
             timer.cancel()
@@ -200,12 +194,14 @@ class EventStream(Response):
 
         service, answer, facts = self._service, self._answer, scope[FACTS]
         try:
-            async with aclosing(service.follow(self._job, answer, facts, receive)) as news:
+            async with service.follow(self._job, answer, facts, receive):
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 await write(answer.opening())
-                async for arrivals in news:
-                    data = answer.chunks(arrivals)
-                    if data:
+                ended = False
+                while not ended:
+                    arrivals = await self._job.arrivals()
+                    ended = answer.note(arrivals)
+                    if data := answer.chunks(arrivals):
                         await write(data)
             await write(answer.end(), more=False)
         except EngineBroke:
