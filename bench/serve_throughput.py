@@ -3,7 +3,8 @@
     python bench/serve_throughput.py --out bench/results/serve-throughput.json
 
 The engine runs in a process of its own as the server does, with as many threads; all requests are there at once. The
-server is measured with whole answers and with streams; the clients share the machine with it.
+server is measured with whole answers and with streams; the clients share the machine with it. Beside tokens per second
+it tells the processor seconds of the process that serves, which say the same where the machine has other work to do.
 """
 
 from __future__ import annotations
@@ -48,45 +49,63 @@ def main() -> None:
     prompts = problems[: options.requests]
     memory = options.rows * options.max_slots * 8192 / 2**30
     flags = ["--rows", options.rows, "--max-slots", options.max_slots, "--kv-gib", memory, "--queue", options.requests]
-    found: dict[str, list[float]] = {"engine": [], "whole": [], "streamed": []}
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder, "log"), *flags) as (_, port):
+    rates: dict[str, list[float]] = {"engine": [], "whole": [], "streamed": []}
+    costs: dict[str, list[float]] = {kind: [] for kind in rates}
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder, "log"), *flags) as (process, port):
         for repeat in range(options.repeats + 1):
-            for kind, rates in found.items():
-                rate = (
-                    by_engine(*loaded, prompts, options)
-                    if kind == "engine"
-                    else by_server(port, prompts, kind, options.tokens)
-                )
-                print("warm-up" if repeat == 0 else repeat, kind, f"{rate:.0f} tokens/s", flush=True)
+            for kind in rates:
+                pid = os.getpid() if kind == "engine" else process.pid
+                before, start = processor_seconds(pid), time.perf_counter()
+                if kind == "engine":
+                    tokens = by_engine(*loaded, prompts, options)
+                else:
+                    tokens = by_server(port, prompts, kind, options.tokens)
+                rate = tokens / (time.perf_counter() - start)
+                cost = 1000 * (processor_seconds(pid) - before) / tokens
+                told = f"{rate:.0f} tokens/s, {cost:.2f} processor seconds for 1000 tokens"
+                print("warm-up" if repeat == 0 else repeat, kind, told, flush=True)
                 if repeat:
-                    rates.append(rate)
-    told = {kind: spread(rates) for kind, rates in found.items()}
+                    rates[kind].append(rate)
+                    costs[kind].append(cost)
+    speed, cost_of = ({kind: spread(found) for kind, found in of.items()} for of in (rates, costs))
     result = {
         "birth": certificate("cpu"),
         "cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
         "settings": {name: str(value) for name, value in vars(options).items()},
-        "tokens_per_second": told,
-        "whole_over_engine": told["whole"]["median"] / told["engine"]["median"],
-        "streamed_over_engine": told["streamed"]["median"] / told["engine"]["median"],
+        "tokens_per_second": speed,
+        "processor_seconds_for_1000_tokens": cost_of,
+        "tokens_per_second_over_engine": {
+            kind: speed[kind]["median"] / speed["engine"]["median"] for kind in ("whole", "streamed")
+        },
+        "tokens_per_processor_second_over_engine": {
+            kind: cost_of["engine"]["median"] / cost_of[kind]["median"] for kind in ("whole", "streamed")
+        },
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
-def by_engine(model: Any, tokenizer: Any, prompts: list[str], options: argparse.Namespace) -> float:
-    """Tokens per second of the engine alone."""
+def processor_seconds(pid: int) -> float:
+    """What a process has used so far, all its threads together."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def by_engine(model: Any, tokenizer: Any, prompts: list[str], options: argparse.Namespace) -> int:
+    """Tokens that the engine alone generates."""
     slots = options.rows * options.max_slots
     engine = Engine(model, tokenizer, slots=slots, rows=options.rows, row_slots=options.max_slots)
-    start, tokens = time.perf_counter(), 0
+    tokens = 0
     for seed, prompt in enumerate(prompts):
         engine.add(prompt, budget=BUDGET, sampling=Sampling(temperature=0.6, max_new_tokens=options.tokens, seed=seed))
     while engine.unfinished:
         tokens += sum(len(done.token_ids) for done in engine.step().finished.values())
-    return tokens / (time.perf_counter() - start)
+    return tokens
 
 
-def by_server(port: int, prompts: list[str], kind: str, tokens_each: int) -> float:
-    """Tokens per second as the clients see them."""
+def by_server(port: int, prompts: list[str], kind: str, tokens_each: int) -> int:
+    """Tokens that the clients get."""
     streamed = {"stream": True, "stream_options": {"include_usage": True}} if kind == "streamed" else {}
     budget = {"budget": BUDGET.slots, "window": BUDGET.window, "interval": BUDGET.interval, "answer": BUDGET.answer}
     knobs = {"model": "tiny", "temperature": 0.6, "max_tokens": tokens_each} | budget | streamed
@@ -100,9 +119,7 @@ def by_server(port: int, prompts: list[str], kind: str, tokens_each: int) -> flo
         assert all(answer.complete and answer.usage is not None for answer in answers)
         return sum(answer.usage["completion_tokens"] for answer in answers if answer.usage)
 
-    start = time.perf_counter()
-    tokens = asyncio.run(all_at_once())
-    return tokens / (time.perf_counter() - start)
+    return asyncio.run(all_at_once())
 
 
 if __name__ == "__main__":

@@ -299,7 +299,7 @@ def test_the_page_on_serving_is_true(server: Server, capfd: pytest.CaptureFixtur
     exec(code, {})
     assert "1776" in capfd.readouterr().out
     facts, token = (json.loads(block) for block in blocks["json"])
-    _, document = server.chat(stream=False)
+    _, document = server.chat(max_tokens=5)
     assert document["usage"]["kv"].keys() == {name for name in document["usage"]["kv"] if f"`{name}`" in page}
     asked = json.dumps({"model": "tiny", "messages": MESSAGES, "stream": True, "kv_events": True, **TIGHT}).encode()
     request = urllib.request.Request(f"{server.url}/v1/chat/completions", asked, {"content-type": "application/json"})
