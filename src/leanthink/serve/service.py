@@ -15,14 +15,15 @@ from starlette.types import Receive, Scope, Send
 
 from leanthink.engine import Engine
 from leanthink.serve.answers import DONE, Answer, event
+from leanthink.serve.engine_thread import News
 from leanthink.serve.guard import FACTS
 from leanthink.serve.logs import log
-from leanthink.serve.loop import EngineBroke, Job, News, Work
 from leanthink.serve.metrics import Metrics
 from leanthink.serve.reading import Reader
 from leanthink.serve.refusals import Refusal
 from leanthink.serve.schema import ChatBody, TextBody
 from leanthink.serve.settings import Settings
+from leanthink.serve.work import EngineBroke, Job, Work
 
 STALLED_SECONDS = 60.0  # a client that takes nothing for so long is gone
 MOST_RETRY_SECONDS = 60

@@ -1,0 +1,126 @@
+"""The engine's thread and the jobs: what is handed over, and what becomes of the jobs when the engine breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from leanthink.budget import Budget
+from leanthink.engine import Engine
+from leanthink.generate import generate
+from leanthink.policies import make_policy
+from leanthink.request import Request, make_request
+from leanthink.sampling import Sampling
+from leanthink.serve.engine_thread import EngineThread, News, Order
+from leanthink.serve.work import EngineBroke, Job, Work
+from models import make_model, make_tokenizer
+
+TOKENIZER = make_tokenizer()
+BUDGET = Budget(slots=16, window=4, interval=8, answer=8)
+
+
+def request(prompt: list[int], tokens: int = 40) -> Request:
+    sampling = Sampling(max_new_tokens=tokens)
+    return make_request(0, prompt, policy=make_policy("window"), budget=BUDGET, sampling=sampling, context=4096)
+
+
+def noted(news: list[Any]) -> dict[str, Any]:
+    return {"on_news": news.append, "on_token": lambda *_: None, "on_failure": news.append}
+
+
+async def all_of(job: Job) -> list[Any]:
+    found = []
+    while sum(arrival.is_last for arrival in found) < len(job.ids):
+        found += await job.arrivals()
+    return found
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_every_choice_gets_what_generate_gives_and_nothing_is_left(streamed: bool) -> None:
+    model, prompts = make_model(), [[5, 6], [7], [8, 9, 10]]
+
+    async def run() -> list[Any]:
+        engine = Engine(model, TOKENIZER, slots=300, rows=2)
+        work = Work(engine, **noted([]))
+        work.start()
+        jobs = [work.submit([request(prompt)], streamed=streamed) for prompt in prompts]
+        found = [await all_of(job) for job in jobs]
+        work.stop()
+        assert (work.unfinished, engine.unfinished, engine.cache.arena.used) == (0, 0, 0)
+        return found
+
+    budget: dict[str, Any] = {"policy": "window", "budget": BUDGET, "sampling": Sampling(max_new_tokens=40)}
+    expected = generate(model, TOKENIZER, prompts, **budget)
+    for arrivals, alone in zip(asyncio.run(run()), expected, strict=True):
+        assert arrivals[-1].completion.token_ids == alone.token_ids
+        steps = [arrival.step.token_id for arrival in arrivals if arrival.step is not None]
+        assert tuple(steps) == (alone.token_ids if streamed else ())
+
+
+def test_a_job_that_is_abandoned_or_cut_leaves_the_engine() -> None:
+    async def run() -> None:
+        engine = Engine(make_model(), TOKENIZER, slots=9000, rows=2)
+        work = Work(engine, **noted([]))
+        work.start()
+        left, cut, other = (work.submit([request([5, i], 3000)] * 2, streamed=True) for i in range(3))
+        await cut.arrivals()
+        work.abandon(left)
+        work.abandon(left)
+        work.cut(cut, "timeout")
+        work.cut(other, "shutdown")
+        for job in (cut, other):
+            last = [arrival for arrival in await all_of(job) if arrival.is_last]
+            assert {arrival.reason for arrival in last} == {job.reason}
+        assert work.unfinished == 0
+        work.stop()
+        assert engine.unfinished == 0
+
+    asyncio.run(run())
+
+
+def test_steps_are_gathered_while_the_last_ones_are_still_dealt_with() -> None:
+    engine, told, enough = Engine(make_model(), TOKENIZER, slots=300, rows=1), [], threading.Event()
+
+    def tell(gathered: list[News]) -> None:
+        told.append(list(gathered))
+        enough.set()
+
+    thread = EngineThread(engine, tell=tell, fail=lambda error: told.append(error))
+    thread.order(Order("add", 1, replace(request([5]), index=1), streamed=True))
+    thread.start()
+    assert enough.wait(30)
+    while engine.unfinished:
+        time.sleep(0.01)  # nobody has taken the first hand-over: no other may come
+    time.sleep(0.1)
+    assert len(told) == 1
+    enough.clear()
+    thread.taken()
+    assert enough.wait(30)
+    thread.stop()
+    first, rest, *_ = told
+    assert len(first) == 1
+    assert sum(len(news.progress.steps) for news in rest) == 39
+
+
+def test_when_the_engine_breaks_every_job_hears_of_it() -> None:
+    async def run() -> None:
+        engine: Any = Engine(make_model(), TOKENIZER, slots=300, rows=1)
+        engine.step = lambda: 1 / 0
+        heard: list[Any] = []
+        work = Work(engine, **noted(heard))
+        work.start()
+        job = work.submit([request([5])], streamed=False)
+        with pytest.raises(EngineBroke):
+            await job.arrivals()
+        with pytest.raises(EngineBroke):
+            await work.submit([request([5])], streamed=False).arrivals()
+        assert isinstance(work.broken, ZeroDivisionError)
+        assert isinstance(heard[-1], ZeroDivisionError)
+        work.stop()
+
+    asyncio.run(run())
