@@ -100,7 +100,7 @@ def test_epochs_and_rounds_bring_other_problems(tmp_path: Path) -> None:
     others = []
     for step, number in ((0, 1), (0, 2), (1, 1)):
         trainer.state.global_step = step
-        others.append([row["id"] for row in trainer._other_inputs(number, 6)])
+        others.append([row["id"] for row in trainer._round_inputs(number, [{}] * 6)])
     assert len({tuple(ids) for ids in others}) == 3
     assert all(ids[::2] == ids[1::2] and len(set(ids)) == 3 for ids in others)
 
@@ -163,6 +163,21 @@ def test_what_is_missing_after_the_last_round_is_filled_with_what_teaches_nothin
     assert batch["advantages"][:4].abs().min() > 0.5
     assert int(batch["num_items_in_batch"]) == int(batch["completion_mask"][:4].sum())
     assert trainer._metrics["train"]["dynamic_sampling/filled"] == [1 / 3]
+
+
+def test_an_oversampled_round_begins_with_the_batch_and_may_fill_it_alone(tmp_path: Path) -> None:
+    trainer, seen = make_trainer(tmp_path, grader=Judge(0, 12), oversample=2)
+    batch = full_batch(trainer)
+    (record,) = seen
+    assert [id for id, _, _ in record["judged"][:6]] == [trainer.train_dataset[i // 2]["id"] for i in range(6)]
+    assert len(record["judged"]) == 12
+    told_apart = [record["judged"][i] for i in (0, 1, 4, 5, 8, 9)]
+    assert batch["completion_mask"].sum(1).tolist() == [tokens for _, tokens, _ in told_apart]
+    assert trainer._metrics["train"]["dynamic_sampling/kept"] == [0.5]
+    trainer.state.global_step = 1
+    more = [row["id"] for row in trainer._round_inputs(0, [trainer.train_dataset[0]] * 6)]
+    assert more != [id for id, _, _ in record["judged"]]
+    assert more[::2] == more[1::2]
 
 
 def test_a_batch_with_nothing_to_learn_from_has_advantages_of_zero_whatever_the_overlong_penalty(
@@ -282,6 +297,8 @@ def test_lora_trains_the_adapters_and_generates_with_them(tmp_path: Path) -> Non
         ({"overlong_buffer": 9}, "buffer=9"),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "sum_then_normalize"),
         ({"max_rounds": 0}, "max_rounds=0"),
+        ({"oversample": 0}, "oversample=0"),
+        ({"oversample": 2, "dynamic_sampling": False}, "oversample=2 with dynamic_sampling=False"),
         ({"rollouts": "vllms"}, "Did you mean 'vllm'"),
         ({"rollout_policy": "horizons"}, "Did you mean 'horizon'"),
         ({"rollout_policy": "sinks"}, "slots: 512"),

@@ -15,7 +15,7 @@ from torch import Tensor
 MIN_DOT = 16  # the smallest side of a tensor-core product: G is padded to it
 BLOCK_BYTES = 8192  # of keys per step
 STAGES, WARPS = 3, 2  # steps whose loads are in flight, and warps of a program
-PROGRAMS_PER_SM = 3  # more only make more splits to merge
+PROGRAMS_PER_SM = 4  # rows of unequal length want some to share them
 MIN_SPLIT = 128  # slots: a shorter split costs more to merge than it saves
 MAX_SPLITS = 64
 

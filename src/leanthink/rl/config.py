@@ -41,6 +41,8 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         dynamic_sampling: generate until the batch is full of groups that teach something.
         max_rounds: most rounds of that; what is then missing is filled with groups of advantage 0, which change
             nothing.
+        oversample: prompts that a round of dynamic sampling generates for each one that the batch holds: more of them
+            fill the batch in fewer rounds, and a round lasts as long as its longest response.
         rollouts: "engine" (ours), "transformers" or "vllm" (TRL's, in the mode that `vllm_mode` says).
         rollout_policy: of the engine; "full" keeps everything.
         rollout_budget: of that policy: slots, window, interval, answer.
@@ -71,6 +73,7 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     think_tags: bool = True
     dynamic_sampling: bool = True
     max_rounds: int = 10
+    oversample: int = 1
     rollouts: str = "engine"
     rollout_policy: str = "full"
     rollout_budget: dict[str, int] | None = None
@@ -131,6 +134,11 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             )
         if self.max_rounds < 1:
             raise UsageError(f"max_rounds={self.max_rounds}: at least 1; dynamic_sampling=False for no filtering")
+        if self.oversample < 1 or (self.oversample > 1 and not self.dynamic_sampling):
+            raise UsageError(
+                f"oversample={self.oversample} with dynamic_sampling={self.dynamic_sampling}: at least 1, and just 1 "
+                "without dynamic sampling, as nothing is dropped then"
+            )
 
     def _check_rollouts(self) -> None:
         if self.rollouts not in ROLLOUTS:

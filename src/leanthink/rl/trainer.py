@@ -12,8 +12,9 @@ What it relies on, in TRL 1.16 (the tested range is `TRL`, other versions are re
 - `GRPOTrainer._prepare_inputs(batch)`, which shuffles a generation batch and cuts it into the micro-batches of
   `_buffered_inputs`, each as wide as the longest response of all. Overridden to cut them anew, by length.
 - `GRPOTrainer._get_train_sampler(dataset)`: overridden, as TRL's sampler forgets in which epoch a run went on.
-- `GRPOTrainer._get_per_token_logps_and_entropies(model, ids, mask, tokens_to_keep, batch_size)`: called. Its loss takes
-  advantages [N, T] too.
+- `GRPOTrainer._get_per_token_logps_and_entropies(model, ids, mask, tokens_to_keep, batch_size)`, and that a model
+  called with `labels` and `fused_lm_head=True` returns `log_probs` and `entropy` of what they name. Overridden, as rows
+  without a mask are faster and safer (`leanthink.rl.log_probs`). The loss takes advantages [N, T] too.
 - `_metrics` (what is logged), `_tokenize_prompts` (in `leanthink.rl.rollouts`).
 
 B groups of G responses   N responses of this rank   T tokens of the longest of them
@@ -31,6 +32,7 @@ import torch
 from accelerate.utils import gather_object
 from packaging.specifiers import SpecifierSet
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from trl import GRPOTrainer
@@ -41,6 +43,7 @@ from leanthink.request import thought_is_over
 from leanthink.rl.advantages import batch_scaled
 from leanthink.rl.config import DeepCompressConfig
 from leanthink.rl.data import check_answers
+from leanthink.rl.log_probs import left_aligned
 from leanthink.rl.micro_batches import by_length, is_text
 from leanthink.rl.rollouts import EngineRollouts, check_whole
 from leanthink.rl.trl_reward import DeepCompressReward, Grader, Scored
@@ -55,9 +58,9 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
 
     Dynamic sampling: a generation batch is scored, its groups that are all right or all wrong are dropped, and whole
     batches of other prompts are generated until as many groups as the batch holds are left, in at most `max_rounds`
-    rounds. Statistics are of all prompts of a round, before any is dropped. What is then still missing is filled up
-    with dropped groups whose advantages are 0 and whose tokens do not count in the loss: the update is that of a
-    smaller batch.
+    rounds, each of `oversample` times as many prompts. Statistics are of all prompts of a round, before any is dropped.
+    What is then still missing is filled up with dropped groups whose advantages are 0 and whose tokens do not count in
+    the loss: the update is that of a smaller batch.
     The other prompts are drawn from the whole data set, by seed, step and round.
 
     Args:
@@ -155,6 +158,37 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         self._buffered_inputs: Any = by_length(made, self.args.gradient_accumulation_steps)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **others: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """TRL's, of rows moved to the left; images and routed experts, which need the mask, go TRL's own way."""
+        if compute_aux_loss or any(value is not None for value in others.values()):
+            settings = {"compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss, **others}
+            found: tuple[Tensor, Tensor | None, Tensor | None] = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, **settings
+            )
+            return found
+        size = batch_size or len(input_ids)
+        log_probs: list[Tensor] = []
+        entropies: list[Tensor] = []
+        for first in range(0, len(input_ids), size):
+            chunk = slice(first, first + size)
+            rows = left_aligned(input_ids[chunk], attention_mask[chunk], logits_to_keep)
+            with self.accelerator.autocast():
+                output = model(input_ids=rows.ids_NW, labels=rows.labels_NW, fused_lm_head=True)
+            # What is returned of a token stands one column before it; the first one is never scored.
+            log_probs.append(rows.back(pad(output.log_probs, (1, 0)))[:, -logits_to_keep:])
+            entropies.append(rows.back(pad(output.entropy, (1, 0)))[:, -logits_to_keep:])
+        return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """The full batch, and how long it took to generate and judge it."""
         start = time.perf_counter()
@@ -173,9 +207,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         wanted = args.generation_batch_size
         kept: list[Row] = []  # of all ranks, group after group
         for number in range(args.max_rounds if args.dynamic_sampling else 1):
-            output = super()._generate_and_score_completions(
-                inputs if number == 0 else self._other_inputs(number, size)
-            )
+            output = super()._generate_and_score_completions(self._round_inputs(number, inputs))
             self._report(number)
             teaching, others = self._sorted_rows(output)
             kept += gather_object(teaching)
@@ -184,7 +216,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         fillers = [] if len(kept) >= wanted else gather_object(others)[: wanted - len(kept)]
         logged = self._metrics["train"]
         logged["dynamic_sampling/rounds"].append(number + 1)
-        logged["dynamic_sampling/kept"].append(len(kept) / (wanted * (number + 1)))
+        logged["dynamic_sampling/kept"].append(len(kept) / (wanted * args.oversample * (number + 1)))
         logged["dynamic_sampling/filled"].append(len(fillers) / wanted)
         return self._weighed(self._batch(kept[:wanted], fillers, size))
 
@@ -192,13 +224,23 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         if self.on_scored is not None and self.model.training and self.reward.scored is not None:
             self.on_scored(self.state.global_step, number, self.reward.scored)
 
-    def _other_inputs(self, number: int, size: int) -> list[dict[str, Any]]:
-        """This rank's part of another generation batch, the same for the same seed, step and round."""
+    def _round_inputs(self, number: int, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """This rank's part of the prompts of a round; those of the first one begin with the batch itself.
+
+        The others are the same for the same seed, step and round, on any number of ranks.
+        """
+        size = self.args.oversample * len(inputs)
+        if number == 0 and size == len(inputs):
+            return inputs
+        given = gather_object(inputs) if number == 0 else []
         digest = hashlib.sha256(f"{self.args.seed}/{self.state.global_step}/{number}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:6]))
         drawn = torch.randperm(len(self.train_dataset), generator=generator).tolist()
+        missing = range(self.args.oversample * self.args.generation_batch_size - len(given))
+        others = [drawn[row // self.num_generations % len(drawn)] for row in missing]
         first = self.accelerator.process_index * size
-        return [self.train_dataset[drawn[row // self.num_generations]] for row in range(first, first + size)]
+        rows = [*given, *others][first : first + size]
+        return [self.train_dataset[row] if isinstance(row, int) else row for row in rows]
 
     def _sorted_rows(self, output: dict[str, Any]) -> tuple[list[Row], list[Row]]:
         """This rank's responses on the host: those of groups that teach something, and the others."""
