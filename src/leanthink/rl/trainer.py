@@ -49,6 +49,7 @@ from leanthink.rl.rollouts import EngineRollouts, check_whole
 from leanthink.rl.trl_reward import DeepCompressReward, Grader, Scored
 
 TRL = SpecifierSet(">=1.16,<1.17")
+BY_TOKENS = ("dapo", "cispo", "vespo")  # losses that are divided by the tokens of the whole update
 Row = dict[str, Tensor]
 OnScored = Callable[[int, int, Scored], None]
 
@@ -155,7 +156,8 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         # The loss bnpo is a mean of each micro-batch: which responses are together decides the update.
         if not self.model.training or made is before or self.loss_type == "bnpo" or not is_text(made[0]):
             return inputs
-        self._buffered_inputs: Any = by_length(made, self.args.gradient_accumulation_steps)
+        even = self.loss_type not in BY_TOKENS
+        self._buffered_inputs: Any = by_length(made, self.args.gradient_accumulation_steps, even=even)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _get_per_token_logps_and_entropies(
