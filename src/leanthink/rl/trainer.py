@@ -47,6 +47,7 @@ from leanthink.rl.log_probs import left_aligned
 from leanthink.rl.micro_batches import by_length, is_text
 from leanthink.rl.rollouts import EngineRollouts, check_whole
 from leanthink.rl.trl_reward import DeepCompressReward, Grader, Scored
+from leanthink.sdpa import for_any_length
 
 TRL = SpecifierSet(">=1.16,<1.17")
 BY_TOKENS = ("dapo", "cispo", "vespo")  # losses that are divided by the tokens of the whole update
@@ -159,6 +160,12 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         even = self.loss_type not in BY_TOKENS
         self._buffered_inputs: Any = by_length(made, self.args.gradient_accumulation_steps, even=even)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def training_step(self, *arguments: Any) -> Tensor:
+        """Forward and backward pass of a micro-batch, whose length is its own."""
+        with for_any_length():
+            loss: Tensor = super().training_step(*arguments)
+        return loss
 
     def _get_per_token_logps_and_entropies(
         self,
