@@ -11,6 +11,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
+SMALLER, STOCK = "llama-3.1-8b-16gib", "llama-3.1-8b-stock"
 
 
 def policies_table() -> str:
@@ -86,18 +87,34 @@ def throughput_lines() -> str:
     found = _engine(ENGINES[0])
     options, birth = found["options"], found["birth"]
     lines = [
-        f"Tokens per second at {options['kv_gib']:g} GiB for keys and values, {options['requests']} requests of "
-        f"{options['prompt']} + {options['output']} tokens, in the middle of their lives:"
+        f"Tokens per second, {options['requests']} requests of {options['prompt']} + {options['output']} tokens in the "
+        "middle of their lives, from the same memory for keys and values:"
     ]
-    for name in ENGINES:
-        first, *rest = _engine(name)["parts"]["throughput"]["policies"]
+    for name in (*ENGINES, SMALLER):
+        measured = _engine(name)
+        first, *rest = measured["parts"]["throughput"]["policies"]
         cells = [f"{row['budget']}: {row['tokens_per_second']:.0f} ({row['ratio_to_full']:.1f}x)" for row in rest]
-        lines.append(f"{name} full {first['tokens_per_second']:.0f}, `horizon` {', '.join(cells)};")
+        lines.append(
+            f"{measured['options']['shape']}, {measured['options']['kv_gib']:g} GiB: full "
+            f"{first['tokens_per_second']:.0f}, `horizon` {', '.join(cells)};"
+        )
     lines.append(
         f"{birth['hardware']}, torch {birth['torch']}, random weights in bfloat16, commit {birth['commit']}, "
         "[bench/results](bench/results), `leanthink bench --shape SHAPE`."
     )
     return "\n".join(lines) + "\n"
+
+
+def stock_lines() -> str:
+    """Steps of transformers itself, at the rows and slots of a cell of ours, measured in one run."""
+    found = _engine(STOCK)
+    (cell,) = found["parts"]["stock"]["cells"]
+    ways = {"`generate`": cell["generate"], "continuous batching": cell["continuous_batching"]}
+    told = [f"{how} {way['step_ms']['median']:.0f} ms ({way['ratio_to_ours']:.1f}x ours)" for how, way in ways.items()]
+    return (
+        f"A step of stock transformers {found['birth']['transformers']} at {cell['batch']} x {cell['slots']} "
+        f"({found['options']['shape']}, {found['parts']['stock']['attention']}): {', its '.join(told)}.\n"
+    )
 
 
 def _engine(name: str) -> dict[str, Any]:
@@ -115,7 +132,7 @@ def main() -> None:
     text = fresh = readme.read_text()
     tables = {
         "policies": policies_table() + "\n" + accuracy_sentence(),
-        "engine": steps_table() + throughput_lines(),
+        "engine": steps_table() + stock_lines() + throughput_lines(),
     }
     for name, table in tables.items():
         place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
