@@ -7,8 +7,6 @@ What it relies on, in TRL 1.16 (the tested range is `TRL`, other versions are re
   training mode and once for each batch in evaluation; it returns a dict of tensors, one row a response of this rank,
   but for the scalar `num_items_in_batch`, which divides the loss. Overridden, as it is the smallest place that sees
   what a batch became before it is cut into steps.
-- `GRPOTrainer._calculate_rewards(inputs, prompts, completions, completion_ids_list)`, which returns the rewards of all
-  ranks, [responses, functions]. Overridden to see them.
 - `GRPOTrainer._prepare_inputs(batch)`, which shuffles a generation batch and cuts it into the micro-batches of
   `_buffered_inputs`, each as wide as the longest response of all. Overridden to cut them anew, by length.
 - `GRPOTrainer._get_train_sampler(dataset)`: overridden, as TRL's sampler forgets in which epoch a run went on.
@@ -40,7 +38,6 @@ from trl import GRPOTrainer
 from leanthink.errors import UsageError
 from leanthink.load import CLOSE_TAG, OPEN_TAG, think_tags
 from leanthink.request import thought_is_over
-from leanthink.rl.advantages import batch_scaled
 from leanthink.rl.config import DeepCompressConfig
 from leanthink.rl.data import check_answers
 from leanthink.rl.log_probs import left_aligned
@@ -108,14 +105,13 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
             alpha=args.alpha,
             decay=args.decay,
             start=args.start,
-            keep_mastered=args.keep_mastered,
+            keep_mastered=args.mastered_weight > 0,
             buffer=args.buffer,
             factor=args.overlong_factor,
             think_tags=args.think_tags,
             **chosen,
         )
         self.on_scored = on_scored
-        self._all_rewards = torch.empty(0, 0)  # of the latest generation batch, all ranks: [responses, functions]
         rollouts = None
         if args.rollouts == "engine":
             rollouts = EngineRollouts(  # before adapters are put in: a predictor knows its model by the plain weights
@@ -137,7 +133,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         if rollouts is not None:
             check_whole(self)
             self.rollout_func = rollouts
-        self.reward.attach(self)
+        self.reward.attach(self, bounded=True)
         check_template(self.processing_class, train_dataset[0]["prompt"], args)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -145,10 +141,6 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         if not sampler.shuffle:
             return sampler
         return _SeededByEpoch(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
-
-    def _calculate_rewards(self, *arguments: Any) -> Tensor:
-        self._all_rewards = super()._calculate_rewards(*arguments)
-        return self._all_rewards
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         before: Any = self._buffered_inputs
@@ -209,7 +201,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
     def _full_batch(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's, until the batch is full; on every rank equally often, as all ranks look at the same verdicts."""
         args, size = self.args, len(inputs)
-        if not self.model.training or not (args.dynamic_sampling or args.keep_mastered):
+        if not self.model.training or not (args.dynamic_sampling or args.mastered_weight):
             plain: dict[str, Any] = super()._generate_and_score_completions(inputs)
             self._report(0)
             return self._weighed(plain)
@@ -256,38 +248,30 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         for name, value in output.items():
             if not isinstance(value, Tensor):
                 raise UsageError(f"dynamic sampling serves text alone, and this batch has {name!r}: switch it off")
-        scored = self.reward.scored
+        scored, weight = self.reward.scored, self.args.mastered_weight
         assert scored is not None
-        if self.args.dynamic_sampling:
-            teaches_B = scored.told_apart(mastered=self.args.keep_mastered)
-        else:
-            teaches_B = torch.ones(len(scored.beta_B), dtype=torch.bool)
+        teaches_B = scored.told_apart_B | (scored.mastered_B & (weight > 0)) | (not self.args.dynamic_sampling)
+        weight_B = torch.where(scored.mastered_B, weight, 1.0).float()
         columns = {name: value.cpu() for name, value in output.items() if value.dim()}
         size = len(columns["advantages"])
         first = self.accelerator.process_index * size
-        weighted = self._all_rewards * self.reward_weights.to(self._all_rewards.device)
-        total = weighted.nansum(dim=1).where(~weighted.isnan().all(dim=1), torch.nan)
-        columns["reward"] = total[first : first + size].cpu()
+        group_N = torch.arange(first, first + size) // self.num_generations
+        columns["advantages"] = columns["advantages"] * weight_B[group_N]
         sorted_rows: tuple[list[Row], list[Row]] = ([], [])
-        for i in range(size):
+        for i, teaches in enumerate(teaches_B[group_N].tolist()):
             row = {name: column[i].clone() for name, column in columns.items()}  # a view would travel as the whole
-            sorted_rows[0 if teaches_B[(first + i) // self.num_generations] else 1].append(row)
+            sorted_rows[0 if teaches else 1].append(row)
         return sorted_rows
 
     def _batch(self, kept: list[Row], fillers: list[Row], size: int) -> dict[str, Any]:
         """This rank's part of the full batch, as TRL's method returns it."""
         device = self.accelerator.device
-        if self.args.keep_mastered and kept:
-            rewards_BG = torch.stack([row["reward"] for row in kept]).view(-1, self.num_generations)
-            scaled = batch_scaled(rewards_BG, self.args.advantage_floor).flatten()
-            kept = [{**row, "advantages": advantage} for row, advantage in zip(kept, scaled, strict=True)]
         tokens = sum(int(row["completion_mask"].sum()) for row in kept)
         silent = [{**row, "advantages": torch.zeros_like(row["advantages"])} for row in fillers]
         first = self.accelerator.process_index * size
         own = [*kept, *silent][first : first + size]
         pad_id = self.processing_class.pad_token_id
-        names = [name for name in own[0] if name != "reward"]
-        batch = {name: _stacked(name, [row[name] for row in own], pad_id).to(device) for name in names}
+        batch = {name: _stacked(name, [row[name] for row in own], pad_id).to(device) for name in own[0]}
         return {**batch, "num_items_in_batch": torch.tensor(tokens, device=device)}
 
     def _weighed(self, batch: dict[str, Any]) -> dict[str, Any]:
