@@ -13,10 +13,10 @@ from leanthink.eval import grading
 from leanthink.eval.problems import Problem, from_tasks
 from leanthink.generate import generate
 from leanthink.importance import collect as collecting
-from leanthink.importance.collect import Collected, collect, request_seed
+from leanthink.importance.collect import Collected, collect
 from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
-from leanthink.trace import Trace, read_traces
+from leanthink.trace import Trace, read_traces, request_seed
 from models import make_model, make_tokenizer
 
 PROBLEMS = [Problem(id=f"p{n}", problem=f"What is {n} + {n}?", answer=str(2 * n)) for n in range(3)]

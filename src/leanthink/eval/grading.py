@@ -21,7 +21,8 @@ from leanthink.eval.structure import same_parts
 
 END_OF_THOUGHT = "</think>"
 _CHOICE = re.compile(
-    r"(?:option|choice|answer)?[\s:]*\(?([A-K])(?:\)(?:[\s.:].*)?|[.:](?:\s.*)?|\s+[-–—]\s.*)?", re.IGNORECASE | re.DOTALL
+    r"(?:option|choice|answer)?[\s:]*\(?([A-K])(?:\)(?:[\s.:].*)?|[.:](?:\s.*)?|\s+[-–—]\s.*)?",
+    re.IGNORECASE | re.DOTALL,
 )
 _STATED_CHOICE = re.compile(
     r"(?i:answer|option|choice)(?i:\s+is)?\s*[:=]?\s*(?i:option|choice)?\s*[*$({\\]*(?:text\{)?\(?([A-K])\b(?!['’])"

@@ -1,4 +1,4 @@
-"""The pieces of HTML that the page of `leanthink train --report` is put together from, and its style."""
+"""The pieces of HTML that reports are put together from, and their style."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ def escaped(text: str) -> str:
     return text if isinstance(text, Markup) else html.escape(text)
 
 
-def run_name(index: int, name: str) -> Markup:
-    """A run's name in the colour of its lines."""
-    return Markup(f'<span class="run" style="--own: var(--run-{index})">{html.escape(name)}</span>')
+def run_name(index: int, name: str, symbol: str = "●") -> Markup:
+    """A name in the colour of its lines, after the symbol of its points."""
+    own = f"--own: var(--run-{index}); --symbol: '{symbol} '"
+    return Markup(f'<span class="run" style="{own}">{html.escape(name)}</span>')
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> Markup:
@@ -65,7 +66,7 @@ table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tab
 th, td {{ padding: .15rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }}
 td {{ white-space: nowrap; }} tr > th:first-child {{ text-align: left; }}
 .words td, .words thead th {{ text-align: left; white-space: normal; overflow-wrap: anywhere; }}
-.run {{ white-space: nowrap; }} .run::before {{ content: "● "; color: var(--own); }}
+.run {{ white-space: nowrap; }} .run::before {{ content: var(--symbol); color: var(--own); }}
 .names {{ position: sticky; top: 0; background: var(--paper); padding: .3rem 0; display: flex; flex-wrap: wrap;
   gap: 0 1.2rem; }}
 summary {{ cursor: pointer; margin: .6rem 0; }}

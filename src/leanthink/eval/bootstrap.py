@@ -1,0 +1,90 @@
+"""Intervals and p-values by the paired bootstrap: problems are drawn with replacement, the same for all that is compared.
+
+A statistic is a function of how often each problem was drawn, weights_DP [draws, problems]; sums and their quotients
+are products with it. All samples of a problem go with it, so that they never count as independent.
+
+P problems   D draws
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from leanthink.errors import UsageError
+
+DRAWS = 10_000
+LEVEL = 0.95
+Statistic = Callable[[Tensor], Tensor]
+Name = TypeVar("Name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A statistic of all problems and the bounds of its 95 % interval; None where it is not finite."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@lru_cache(maxsize=4)
+def draws(problems: int, count: int = DRAWS, seed: int = 0) -> Tensor:
+    """How often each problem is drawn in each draw, [D, P] float64: the same for the same arguments."""
+    if problems < 1:
+        raise UsageError("there is no problem to draw: give at least one")
+    generator = torch.Generator().manual_seed(seed)
+    drawn_DP = torch.randint(problems, (count, problems), generator=generator)
+    ones_DP = torch.ones(count, problems, dtype=torch.float64)
+    return torch.zeros_like(ones_DP).scatter_add_(1, drawn_DP, ones_DP)
+
+
+def estimate(statistic: Statistic, problems: int, seed: int = 0) -> Estimate:
+    """The statistic and its 95 % percentile interval. Draws for which it is not finite count as its largest values."""
+    all_1P = torch.ones(1, problems, dtype=torch.float64)
+    drawn_D = statistic(draws(problems, seed=seed)).nan_to_num(nan=torch.inf, posinf=torch.inf).sort().values
+    tail = (1 - LEVEL) / 2
+    at = [round(share * (len(drawn_D) - 1)) for share in (tail, 1 - tail)]
+    numbers = [float(statistic(all_1P)[0]), *(float(drawn_D[index]) for index in at)]
+    value, low, high = (number if torch.isfinite(torch.tensor(number)) else None for number in numbers)
+    return Estimate(value=value, low=low, high=high)
+
+
+def p_value(difference: Statistic, problems: int, seed: int = 0) -> float:
+    """Two-sided: how often draws put the difference on the other side of 0 (or on it), twice, at least 2 / (D + 1).
+
+    1 where all draws are 0. Draws for which it is not finite are for neither side.
+    """
+    drawn_D = difference(draws(problems, seed=seed))
+    drawn_D = drawn_D[drawn_D.isfinite()]
+    count = len(drawn_D)
+    sides = [int((drawn_D <= 0).sum()), int((drawn_D >= 0).sum())]
+    return min(1.0, 2 * (min(sides) + 1) / (count + 1))
+
+
+def mean(values_P: Tensor) -> Statistic:
+    """The mean over problems."""
+    return lambda weights_DP: weights_DP @ values_P.double() / weights_DP.sum(dim=1)
+
+
+def ratio(tops_P: Tensor, bottoms_P: Tensor) -> Statistic:
+    """The sum of the one over the sum of the other."""
+    return lambda weights_DP: (weights_DP @ tops_P.double()) / (weights_DP @ bottoms_P.double())
+
+
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
+    """P-values adjusted for all comparisons of a family by Holm's step-down rule, which bounds the family-wise error.
+
+    S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979).
+    """
+    adjusted: dict[Name, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}

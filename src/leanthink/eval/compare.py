@@ -1,0 +1,231 @@
+"""Finished runs beside each other: which differences are more than chance, and what is on the Pareto front.
+
+P problems
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from leanthink.errors import DamagedFile, UsageError
+from leanthink.eval.bootstrap import Estimate, estimate, holm, mean, p_value
+from leanthink.eval.cells import FULL
+from leanthink.eval.metrics import Metrics, growth, metrics
+from leanthink.eval.outcomes import Outcomes
+from leanthink.eval.records import RECORDS, RESULT
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One cell of one run.
+
+    Attributes:
+        label: what it is called, unique within a comparison.
+        run: name of its run.
+        outcomes, metrics: what came of it.
+    """
+
+    label: str
+    run: str
+    outcomes: Outcomes
+    metrics: Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """By how much the first entry is above the second, on the same problems.
+
+    Attributes:
+        first, second: their labels.
+        accuracy: difference of Pass@1.
+        growth: by what share the thoughts of the first are longer.
+        p: of the difference in accuracy, two-sided.
+        adjusted: that p by Holm's rule, over all differences of the comparison.
+    """
+
+    first: str
+    second: str
+    accuracy: Estimate
+    growth: Estimate
+    p: float
+    adjusted: float
+
+    @property
+    def is_significant(self) -> bool:
+        """At 5 %, for all comparisons together."""
+        return self.adjusted < SIGNIFICANT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All entries of one benchmark, and the differences between those that can be compared."""
+
+    benchmark: str
+    about: dict[str, Any]
+    entries: tuple[Entry, ...]
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """What `result.json` holds, and what the run is called beside others."""
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    benchmarks: dict[str, Any]
+    births: list[dict[str, str]]
+    cells: tuple[Outcomes, ...]
+
+
+def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
+    """The runs of these folders, called by their folders' names, or by their paths where names are equal.
+
+    Raises:
+        UsageError: none, one twice, or one that is not there or not finished.
+        DamagedFile: a result that cannot be read.
+    """
+    if not folders:
+        raise UsageError("no run to compare: name at least one folder that `leanthink eval` wrote")
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) < len(resolved):
+        raise UsageError("a folder is given twice: name each run once")
+    names = [folder.name for folder in resolved]
+    alike = len(set(names)) < len(names)
+    return [_read(folder, str(folder) if alike else name) for folder, name in zip(folders, names, strict=True)]
+
+
+def _read(folder: Path, name: str) -> FinishedRun:
+    path = folder / RESULT
+    if not path.is_file():
+        unfinished = (folder / RECORDS).is_file()
+        cure = "is not finished: run the same `leanthink eval` again" if unfinished else "is no run of `leanthink eval`"
+        raise UsageError(f"{folder} {cure}")
+    try:
+        found = json.loads(path.read_text())
+        return FinishedRun(
+            name=name,
+            folder=folder,
+            settings=found["settings"],
+            benchmarks=found["benchmarks"],
+            births=found["births"],
+            cells=tuple(Outcomes.from_record(cell) for cell in found["cells"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(f"{path} cannot be read ({error!r}): evaluate again, or delete it and go on") from None
+
+
+def compare(runs: Sequence[FinishedRun]) -> list[Comparison]:
+    """Benchmark by benchmark, in the order in which the runs have them; p-values are adjusted over all of them.
+
+    Every policy is compared with the full cache of its model; policies of the same budget and interval with each
+    other; and with several runs the same policy at the same budget from run to run.
+
+    Raises:
+        UsageError: two runs asked different problems under one name.
+    """
+    _check_same_problems(runs)
+    names = list(dict.fromkeys(name for run in runs for name in run.benchmarks))
+    entries = {name: _entries(name, runs) for name in names}
+    pairs = [(name, *pair) for name in names for pair in _pairs(entries[name])]
+    found = {(name, a.label, b.label): _difference(a, b) for name, a, b in pairs}
+    adjusted = holm({key: p for key, (_, _, p) in found.items()})
+    comparisons = []
+    for name in names:
+        differences = [
+            Difference(first=key[1], second=key[2], accuracy=accuracy, growth=longer, p=p, adjusted=adjusted[key])
+            for key, (accuracy, longer, p) in found.items()
+            if key[0] == name
+        ]
+        about = next(run.benchmarks[name] for run in runs if name in run.benchmarks)
+        comparisons.append(
+            Comparison(benchmark=name, about=about, entries=tuple(entries[name]), differences=tuple(differences))
+        )
+    return comparisons
+
+
+def full_of(found: Outcomes, others: Sequence[Outcomes]) -> Outcomes | None:
+    """The full cache on the same benchmark; None where it was not run."""
+    same = (one for one in others if one.cell.benchmark == found.cell.benchmark and one.cell.policy == FULL)
+    return next(same, None)
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Of each (cost, gain) whether no other point has at least its gain for less, or more gain for at most its cost."""
+    return [not any((c <= cost and g > gain) or (c < cost and g >= gain) for c, g in points) for cost, gain in points]
+
+
+def _check_same_problems(runs: Sequence[FinishedRun]) -> None:
+    first: dict[str, FinishedRun] = {}
+    for run in runs:
+        for name, about in run.benchmarks.items():
+            known = first.setdefault(name, run)
+            if known.benchmarks[name]["digest"] != about["digest"]:
+                raise UsageError(
+                    f"{known.folder} and {run.folder} asked different problems under the name {name}, or asked them "
+                    "in other words: only answers to the same prompts can be compared"
+                )
+
+
+def _entries(benchmark: str, runs: Sequence[FinishedRun]) -> list[Entry]:
+    several = len(runs) > 1
+    entries = []
+    for run in runs:
+        for cell in run.cells:
+            if cell.cell.benchmark == benchmark:
+                budget = cell.cell.budget
+                slots = "" if budget is None else f" {budget.slots}+{budget.interval}"
+                label = (f"{run.name}: " if several else "") + cell.cell.policy + slots
+                baseline = _baseline(run, cell, runs)
+                entries.append(Entry(label=label, run=run.name, outcomes=cell, metrics=metrics(cell, baseline)))
+    return entries
+
+
+def _baseline(run: FinishedRun, cell: Outcomes, runs: Sequence[FinishedRun]) -> Outcomes | None:
+    """The full cache of the same run, else of another run of the same model and sampling."""
+    alike = [other for other in runs if _answers_alike(other, run)]
+    for other in (run, *alike):
+        if (found := full_of(cell, other.cells)) is not None:
+            return found
+    return None
+
+
+def _answers_alike(one: FinishedRun, other: FinishedRun) -> bool:
+    names = ("fingerprint", "sampling", "dtype")
+    return all(one.settings[name] == other.settings[name] for name in names)
+
+
+def _pairs(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
+    """Those that can be compared: with the full cache, at one budget, or of one policy and budget in two runs."""
+    pairs = []
+    for one, other in combinations(entries, 2):
+        ours, theirs = one.outcomes.cell, other.outcomes.cell
+        if ours.policy == FULL and theirs.policy != FULL:
+            if one.run == other.run:
+                pairs.append((other, one))
+        elif theirs.policy == FULL and ours.policy != FULL:
+            if one.run == other.run:
+                pairs.append((one, other))
+        elif _most_thought(one) == _most_thought(other) and (one.run == other.run or ours.policy == theirs.policy):
+            pairs.append((one, other))
+    return pairs
+
+
+def _most_thought(entry: Entry) -> int | None:
+    budget = entry.outcomes.cell.budget
+    return None if budget is None else budget.slots + budget.interval
+
+
+def _difference(one: Entry, other: Entry) -> tuple[Estimate, Estimate, float]:
+    """Difference in accuracy and in length, and the p-value of the first."""
+    gain = mean(one.outcomes.column("right") - other.outcomes.column("right"))
+    problems = one.outcomes.problems
+    longer = growth(one.outcomes, other.outcomes)
+    return estimate(gain, problems), estimate(longer, problems), p_value(gain, problems)
