@@ -1,6 +1,6 @@
-"""Grades every gold of these files as if it were an answer: `python bench/golds.py FILE.jsonl...`; leaves with 1 if one fails.
+"""Grades every gold of files of problems as if it were an answer: `python bench/golds.py FILE.jsonl...`.
 
-Each is graded in a box, and in a box with other LaTeX around it (sizes, spaces, dollars).
+Each is graded in a box, and in a box with other LaTeX around it. Leaves with 1 if one is wrong.
 """
 
 from __future__ import annotations

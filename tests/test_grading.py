@@ -7,7 +7,6 @@ from fractions import Fraction
 import pytest
 
 from leanthink.errors import UsageError
-
 from leanthink.eval import judge
 from leanthink.eval.grading import answer_section, is_correct, is_solved, last_boxed
 from leanthink.eval.literals import as_number, last_number

@@ -1,8 +1,10 @@
-"""`leanthink eval`: a model's answers under policies and budgets on benchmarks, written down so that nothing is lost."""
+"""`leanthink eval`: a model's answers under policies and budgets on benchmarks, with nothing lost and nothing twice."""
 
 from __future__ import annotations
 
 import hashlib
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,21 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leanthink.cli import options
-from leanthink.cli.collect import MaxRows, Tasks, whole_numbers
+from leanthink.cli.collect import MaxRows, Tasks
+from leanthink.cli.evaluate_plan import Slots, Sources, make_policies, make_slots, predictor_files
 from leanthink.cli.help import help_text, option
 from leanthink.cli.output import print_json, say
-from leanthink.errors import UsageError, unknown
+from leanthink.errors import UsageError
 
 if TYPE_CHECKING:
-    from leanthink.eval.cells import Benchmark, Cell
+    from leanthink.budget import Budget
+    from leanthink.eval.cells import Cell
     from leanthink.eval.outcomes import Outcomes
     from leanthink.eval.records import RunFolder
     from leanthink.eval.run import Setup
-    from leanthink.policies import Policy
 
 EXAMPLES = (
     "leanthink eval --tasks sums --levels 3 --count 4 --policies full,horizon --budgets 128 --out runs/tiny",
-    "leanthink eval --model MODEL --benchmarks math-500,aime-2025 --policies full --samples 4 --temperature 0.6 --out runs/m",
+    "leanthink eval --model MODEL --benchmarks math-500 --budgets 1024,2048 --samples 4 --temperature 0.6 --out runs/m",
     "leanthink eval --problems mine.jsonl --ratios 2.8,4.3 --out runs/mine",
 )
 Benchmarks = Annotated[
@@ -102,19 +105,29 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Check all that can be checked without the model, then load it, and make what the run still lacks."""
-    names = _policies(policies)
-    slots = _Slots(names, budgets, ratios, {"window": window, "interval": interval, "answer": answer})
+    slots = make_slots(policies, budgets, ratios, window=window, interval=interval, answer=answer)
     if samples < 1 or max_rows < 1:
         raise UsageError(f"--samples {samples}, --max-rows {max_rows}: must be 1 or more")
     if samples > 1 and not temperature:
         raise UsageError(f"--samples {samples} at temperature 0 would be {samples} times the same: give --temperature")
-    files = _predictors(predictor or [], names)
+    files = predictor_files(predictor or [], slots.policies)
     sampling = options.make_sampling(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_new_tokens=max_new_tokens, seed=seed
     )
-    chosen = _benchmarks(
-        _Sources(benchmarks, problems or [], tolerance, tasks, levels, gym, count, split, seed or 0), limit, instruction
+    sources = Sources(
+        benchmarks=benchmarks,
+        problems=problems or [],
+        tolerance=tolerance,
+        tasks=tasks,
+        levels=levels,
+        gym=gym,
+        count=count,
+        split=split,
+        seed=seed or 0,
+        limit=limit,
+        instruction=instruction,
     )
+    chosen = sources.read()
     loaded, tokenizer = options.load_model(model, device, dtype)
     from leanthink.bench.birth import certificate
     from leanthink.cli.progress import ProgressBar
@@ -127,19 +140,20 @@ def command(
         "fingerprint": fingerprint(loaded),
         "device": loaded.device.type,
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "policies": names,
+        "policies": slots.policies,
         "budgets": [asdict(budget) for budget in slots.budgets],
         "ratios": slots.ratios,
-        "slots": slots.given,
-        "predictors": {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in files.items()},
+        "slots": slots.others,
+        "predictors": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
         "samples": samples,
         "sampling": asdict(sampling),
     }
-    made = _make_policies(loaded, names, files)
+    words = " ".join(["leanthink", *sys.argv[1:]])
+    made = make_policies(loaded, slots.policies, files)
     about = {name: benchmark.about for name, benchmark in chosen.items()}
     requests = sum(slots.cells * samples * len(benchmark.problems) for benchmark in chosen.values())
     with (
-        RunFolder(out, settings, about, certificate(str(loaded.device), _words()), overwrite=overwrite) as folder,
+        RunFolder(out, settings, about, certificate(str(loaded.device), words), overwrite=overwrite) as folder,
         ProgressBar(requests) as progress,
     ):
         setup = Setup(
@@ -162,172 +176,34 @@ def command(
     _print(found, header, out, as_json=as_json)
 
 
-class _Slots:
-    """Budgets as the options give them, or the ratios that they are to be made from."""
-
-    def __init__(
-        self, policies: list[str], budgets: str | None, ratios: str | None, others: dict[str, int | None]
-    ) -> None:
-        from leanthink.budget import Budget
-
-        given = {name: value for name, value in others.items() if value is not None}
-        bounded = [name for name in policies if name != "full"]
-        if budgets is not None and ratios is not None:
-            raise UsageError("--budgets and --ratios exclude each other: give slots, or shares of the full thought")
-        if not bounded and (budgets or ratios or given):
-            raise UsageError("policy full alone keeps everything: leave out --budgets, --ratios, --window and the like")
-        if ratios is not None and "full" not in policies:
-            raise UsageError("--ratios are of the mean full thought: add full to --policies")
-        self.ratios = [] if ratios is None else _ratios(ratios)
-        counts = whole_numbers("--budgets", budgets) if budgets else (options.DEFAULT_SLOTS,)
-        self.budgets = [] if self.ratios or not bounded else [Budget(slots=count, **given) for count in counts]
-        usual = Budget(slots=max(options.DEFAULT_SLOTS, given.get("window", 0)), **given)
-        self.given = {"window": usual.window, "interval": usual.interval, "answer": usual.answer}
-        self.policies = policies
-        self.cells = ("full" in policies) + len(bounded) * len(self.ratios or self.budgets)
-
-
-def _ratios(text: str) -> list[float]:
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--ratios {text!r}: give numbers with commas between them, such as 2.8,4.3") from None
-    if min(found) < 1:
-        raise UsageError(f"--ratios {text!r}: must be 1 or more; they divide the mean full thought")
-    return found
-
-
-def _complete(setup: Setup, folder: RunFolder, slots: _Slots, *, together: bool) -> list[Cell]:
+def _complete(setup: Setup, folder: RunFolder, slots: Slots, *, together: bool) -> list[Cell]:
     """All cells, finished: those of the full cache first, because the ratios are of its thoughts."""
     from leanthink.eval.cells import FULL, Cell, budget_at_ratio, cells_of
     from leanthink.eval.run import complete, mean_thought
 
-    bounded = [name for name in slots.policies if name != FULL]
     full = {name: Cell(benchmark=name, policy=FULL, budget=None) for name in setup.benchmarks}
     first = list(full.values()) if FULL in slots.policies else []
     complete(setup, folder, first, together=together)
     rest: list[Cell] = []
     for name in setup.benchmarks:
-        budgets = slots.budgets
+        budgets: Sequence[Budget] = slots.budgets
         if slots.ratios:
             mean = mean_thought(setup, folder, full[name])
-            budgets = [budget_at_ratio(mean, ratio, **slots.given) for ratio in slots.ratios]
+            budgets = [budget_at_ratio(mean, ratio, **slots.others) for ratio in slots.ratios]
             told = ", ".join(
                 f"{ratio:g}x: {b.slots}+{b.interval}" for ratio, b in zip(slots.ratios, budgets, strict=True)
             )
             say(f"{name}: mean full thought {mean:.0f} tokens; slots {told}")
-        rest += cells_of(name, bounded, budgets)
+        rest += cells_of(name, slots.bounded, budgets)
     complete(setup, folder, rest, together=together)
     return [cell for name in setup.benchmarks for cell in [*first, *rest] if cell.benchmark == name]
-
-
-def _policies(text: str) -> list[str]:
-    from leanthink.policies import POLICIES
-
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in POLICIES:
-            raise unknown("policy", name, POLICIES)
-        if names.count(name) > 1:
-            raise UsageError(f"--policies {text!r}: {name} is there twice")
-    return names
-
-
-def _predictors(given: list[str], policies: list[str]) -> dict[str, str]:
-    """Files by policy; a file without a name is for the only policy that ranks by one."""
-    from leanthink.policies import POLICIES
-
-    learned = [name for name in policies if POLICIES[name].target is not None]
-    found: dict[str, str] = {}
-    for text in given:
-        name, equals, path = text.partition("=")
-        if not equals:
-            if len(learned) != 1:
-                raise UsageError(f"--predictor {text!r}: say whose it is, POLICY=FILE; by one rank {learned or 'none'}")
-            name, path = learned[0], text
-        if name not in learned:
-            raise unknown("policy with a predictor in this run", name, learned)
-        if not Path(path).is_file():
-            raise UsageError(f"there is no predictor at {path}: fit one with `leanthink fit`")
-        found[name] = path
-    return found
-
-
-def _make_policies(model: Any, names: list[str], files: dict[str, str]) -> dict[str, Policy]:
-    from leanthink.request import PolicyMaker
-
-    maker = PolicyMaker(model)
-    return {name: maker.make(name, files.get(name)) for name in names}
-
-
-class _Sources:
-    """Where the problems come from, as the options say; raises UsageError unless it is from somewhere."""
-
-    def __init__(
-        self,
-        benchmarks: str | None,
-        problems: list[Path],
-        tolerance: float,
-        tasks: str | None,
-        levels: str,
-        gym: str | None,
-        count: int,
-        split: str,
-        seed: int,
-    ) -> None:
-        if not (benchmarks or problems or tasks or gym):
-            raise UsageError("nothing to evaluate on: give --benchmarks, --problems, --tasks or --gym")
-        if tolerance and not problems:
-            raise UsageError("--tolerance belongs to --problems: the other benchmarks have their own")
-        self.benchmarks, self.problems, self.tolerance = benchmarks, problems, tolerance
-        self.tasks, self.levels, self.gym, self.count, self.split, self.seed = tasks, levels, gym, count, split, seed
-
-    def read(self) -> list[Benchmark]:
-        """All of them, loaded."""
-        from leanthink.eval import benchmarks as known
-        from leanthink.eval.literals import Tolerance
-        from leanthink.tiny.tasks import FAMILIES
-
-        found = []
-        for text in self.benchmarks.split(",") if self.benchmarks else []:
-            name, _, where = text.strip().partition("=")
-            found.append(known.public(name, where or None))
-        found += [known.from_file(path, Tolerance(relative=self.tolerance)) for path in self.problems]
-        if self.tasks is not None:
-            families = list(FAMILIES) if self.tasks == "all" else [name.strip() for name in self.tasks.split(",")]
-            chosen = whole_numbers("--levels", self.levels)
-            found.append(known.from_families(families, chosen, self.count, self.seed, self.split))  # type: ignore[arg-type]  # checked there
-        for family in self.gym.split(",") if self.gym else []:
-            found.append(known.from_gym(family.strip(), self.count, self.seed))
-        return found
-
-
-def _benchmarks(sources: _Sources, limit: int | None, instruction: str | None) -> dict[str, Benchmark]:
-    """By name; raises UsageError for two of one name."""
-    from dataclasses import replace
-
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit must be 1 or more, got {limit}")
-    found: dict[str, Benchmark] = {}
-    for benchmark in sources.read():
-        if benchmark.name in found:
-            raise UsageError(f"two benchmarks are called {benchmark.name}: rename a file, or give each once")
-        text = benchmark.instruction if instruction is None else instruction
-        found[benchmark.name] = replace(benchmark, problems=benchmark.problems[:limit], instruction=text)
-    return found
-
-
-def _words() -> str:
-    import sys
-
-    return " ".join(["leanthink", *sys.argv[1:]])
 
 
 def _print(found: list[Outcomes], header: dict[str, Any], out: Path, *, as_json: bool) -> None:
     """The table of a finished run."""
     from leanthink.eval.compare import full_of
     from leanthink.eval.metrics import metrics
-    from leanthink.eval.tables import COST_HEAD, accuracy_head, accuracy_row, cost_row
+    from leanthink.eval.tables import COST_HEAD, accuracy_head, accuracy_row, aligned, cost_row
 
     rows = [(one.cell, metrics(one, full_of(one, found))) for one in found]
     if as_json:
@@ -335,8 +211,6 @@ def _print(found: list[Outcomes], header: dict[str, Any], out: Path, *, as_json:
         print_json({"folder": str(out), "settings": header["settings"], "cells": cells})
         return
     samples = [header["settings"]["samples"]]
-    from leanthink.eval.tables import aligned
-
     for name in header["benchmarks"]:
         mine = [(cell, row) for cell, row in rows if cell.benchmark == name]
         told = header["benchmarks"][name]

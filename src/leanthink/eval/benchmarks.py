@@ -129,7 +129,7 @@ PUBLIC: dict[str, PublicSet] = {
         columns=("question", "answer"), read=_gsm8k,
     ),
     "gaokao-2023-en": PublicSet(
-        hub_id="MARIO-Math-Reasoning/Gaokao2023-Math-En", split="train", about="385 problems of school and college tests",
+        hub_id="MARIO-Math-Reasoning/Gaokao2023-Math-En", split="train", about="385 problems of school tests",
         **_columns("gaokao2023en", "question", "answer"),
     ),
     "olympiadbench": PublicSet(
@@ -186,7 +186,8 @@ def _rows(known: PublicSet, name: str, source: str, *, is_folder: bool) -> Any:
     missing = [column for column in known.columns if column not in rows.column_names]
     if missing:
         raise UsageError(
-            f"{source} has no column {missing[0]!r}, only {', '.join(rows.column_names)}: it is no copy of {known.hub_id}"
+            f"{source} is no copy of {known.hub_id}: it has no column {missing[0]!r}, "
+            f"only {', '.join(rows.column_names)}"
         )
     return rows
 

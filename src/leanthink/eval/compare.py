@@ -12,8 +12,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from leanthink.errors import DamagedFile, UsageError
-from leanthink.eval.bootstrap import Estimate, estimate, holm, mean, p_value
+from leanthink.eval.bootstrap import Estimate, estimate, holm, mean, p_values
 from leanthink.eval.cells import FULL
 from leanthink.eval.metrics import Metrics, growth, metrics
 from leanthink.eval.outcomes import Outcomes
@@ -134,21 +137,27 @@ def compare(runs: Sequence[FinishedRun]) -> list[Comparison]:
     _check_same_problems(runs)
     names = list(dict.fromkeys(name for run in runs for name in run.benchmarks))
     entries = {name: _entries(name, runs) for name in names}
-    pairs = [(name, *pair) for name in names for pair in _pairs(entries[name])]
-    found = {(name, a.label, b.label): _difference(a, b) for name, a, b in pairs}
-    adjusted = holm({key: p for key, (_, _, p) in found.items()})
-    comparisons = []
-    for name in names:
-        differences = [
-            Difference(first=key[1], second=key[2], accuracy=accuracy, growth=longer, p=p, adjusted=adjusted[key])
-            for key, (accuracy, longer, p) in found.items()
-            if key[0] == name
-        ]
-        about = next(run.benchmarks[name] for run in runs if name in run.benchmarks)
-        comparisons.append(
-            Comparison(benchmark=name, about=about, entries=tuple(entries[name]), differences=tuple(differences))
+    pairs = {name: _pairs(entries[name]) for name in names}
+    tested = {
+        (name, *pair): p for name in names for pair, p in zip(_labels(pairs[name]), _p_values(pairs[name]), strict=True)
+    }
+    adjusted = holm(tested)
+    return [
+        Comparison(
+            benchmark=name,
+            about=next(run.benchmarks[name] for run in runs if name in run.benchmarks),
+            entries=tuple(entries[name]),
+            differences=tuple(
+                _difference(*pair, p=tested[name, *labels], adjusted=adjusted[name, *labels])
+                for pair, labels in zip(pairs[name], _labels(pairs[name]), strict=True)
+            ),
         )
-    return comparisons
+        for name in names
+    ]
+
+
+def _labels(pairs: Sequence[tuple[Entry, Entry]]) -> list[tuple[str, str]]:
+    return [(one.label, other.label) for one, other in pairs]
 
 
 def full_of(found: Outcomes, others: Sequence[Outcomes]) -> Outcomes | None:
@@ -206,14 +215,13 @@ def _pairs(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
     """Those that can be compared: with the full cache, at one budget, or of one policy and budget in two runs."""
     pairs = []
     for one, other in combinations(entries, 2):
-        ours, theirs = one.outcomes.cell, other.outcomes.cell
-        if ours.policy == FULL and theirs.policy != FULL:
-            if one.run == other.run:
-                pairs.append((other, one))
-        elif theirs.policy == FULL and ours.policy != FULL:
-            if one.run == other.run:
-                pairs.append((one, other))
-        elif _most_thought(one) == _most_thought(other) and (one.run == other.run or ours.policy == theirs.policy):
+        policies = one.outcomes.cell.policy, other.outcomes.cell.policy
+        alike = policies[0] == policies[1]
+        if one.run != other.run and not alike:
+            continue
+        if FULL in policies and not alike:
+            pairs.append((other, one) if policies[0] == FULL else (one, other))
+        elif _most_thought(one) == _most_thought(other):
             pairs.append((one, other))
     return pairs
 
@@ -223,9 +231,22 @@ def _most_thought(entry: Entry) -> int | None:
     return None if budget is None else budget.slots + budget.interval
 
 
-def _difference(one: Entry, other: Entry) -> tuple[Estimate, Estimate, float]:
-    """Difference in accuracy and in length, and the p-value of the first."""
-    gain = mean(one.outcomes.column("right") - other.outcomes.column("right"))
+def _gains_P(one: Entry, other: Entry) -> Tensor:
+    """Per problem the difference in accuracy, mean over samples."""
+    return one.outcomes.column("right") - other.outcomes.column("right")
+
+
+def _p_values(pairs: Sequence[tuple[Entry, Entry]]) -> list[float]:
+    return p_values(torch.stack([_gains_P(*pair) for pair in pairs])) if pairs else []
+
+
+def _difference(one: Entry, other: Entry, *, p: float, adjusted: float) -> Difference:
     problems = one.outcomes.problems
-    longer = growth(one.outcomes, other.outcomes)
-    return estimate(gain, problems), estimate(longer, problems), p_value(gain, problems)
+    return Difference(
+        first=one.label,
+        second=other.label,
+        accuracy=estimate(mean(_gains_P(one, other)), problems),
+        growth=estimate(growth(one.outcomes, other.outcomes), problems),
+        p=p,
+        adjusted=adjusted,
+    )

@@ -1,4 +1,4 @@
-r"""Tells a right answer from a wrong one: the last \boxed{...}, as text, as numbers, part by part, else by math-verify."""
+r"""Tells a right answer from a wrong one: the last \boxed{...}, as text, as numbers, in parts, else by math-verify."""
 
 from __future__ import annotations
 

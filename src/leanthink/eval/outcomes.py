@@ -94,7 +94,7 @@ def _number(record: Record, name: str) -> int:
 
 
 def majority(records: Sequence[Record]) -> float:
-    """The chance that the most frequent answer is right, between equally frequent ones by lot; no answer has no vote."""
+    """The chance that the most frequent answer is right, by lot between equally frequent ones; no answer, no vote."""
     votes = Counter(record.vote for record in records if record.vote is not None)
     if not votes:
         return 0.0

@@ -27,8 +27,8 @@ REPORT, MARKDOWN = "report.html", "report.md"
 COSTS: tuple[Cost, ...] = ("peak slots", "KV × steps, GB")
 NOTE = (
     "In brackets: 95 % intervals of a bootstrap over problems, all samples of a problem drawn together, the same draws "
-    "for both sides of a difference. p: two-sided, of the same bootstrap; adjusted by Holm's rule over all {count} "
-    f"differences of this report; bold and * at {SIGNIFICANT:g}."
+    "for both sides of a difference. p: two-sided, of a paired randomisation test over problems; adjusted by Holm's "
+    f"rule over all {{count}} differences of this report; bold and * below {SIGNIFICANT:g}."
 )
 DIFFERENCE_HEAD = ["first", "second", "Pass@1, points", "thought tokens, %", "p", "p adjusted"]
 
@@ -104,7 +104,11 @@ def _benchmark(at: int, one: Comparison, runs: Sequence[FinishedRun], style: dic
         cells = accuracy_row(colored, entry.outcomes.cell, entry.metrics, samples)
         accuracy.append([*cells, where])
         costs.append(cost_row(colored, entry.outcomes.cell, entry.metrics))
-    parts = [figures(drawn), table([*accuracy_head(samples), "on the front of"], accuracy), table(COST_HEAD, costs)]
+    parts = [
+        figures(drawn, large=True),
+        table([*accuracy_head(samples), "on the front of"], accuracy),
+        table(COST_HEAD, costs),
+    ]
     return section(one.benchmark, _about(one), *parts, *_differences(one))
 
 

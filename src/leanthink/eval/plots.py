@@ -12,7 +12,7 @@ from leanthink.page.markup import Markup
 from leanthink.page.svg import INK, RUNS, plot
 
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
-SIZE = (5.2, 3.4)  # inches
+SIZE = (4.8, 3.0)  # inches
 Cost = Literal["peak slots", "KV × steps, GB"]
 
 
@@ -46,7 +46,7 @@ def on_front(entries: Sequence[Entry], kind: Cost) -> list[bool]:
 
 
 def pareto(title: str, lines: Mapping[str, Sequence[Entry]], style: Mapping[str, Look], kind: Cost) -> Markup:
-    """Accuracy with its interval over the cost, on a logarithmic scale; the front is a thin line in the text's colour."""
+    """Accuracy with its interval over the cost, on a logarithmic scale; the front is a thin dashed line."""
 
     def draw(axes: Any) -> None:
         for name, entries in lines.items():
@@ -62,7 +62,8 @@ def pareto(title: str, lines: Mapping[str, Sequence[Entry]], style: Mapping[str,
         _ticks(axes, [cost(entry.metrics, kind) for entry in everything])
         axes.set_xlabel(kind)
         axes.set_ylabel("Pass@1, %")
-        axes.set_ylim(-2, 102)
+        bounds = [(entry.metrics.accuracy.low or 0.0, entry.metrics.accuracy.high or 0.0) for entry in everything]
+        axes.set_ylim(100 * min(low for low, _ in bounds) - 3, 100 * max(high for _, high in bounds) + 3)
 
     return plot(title, draw, SIZE)
 

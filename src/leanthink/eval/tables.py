@@ -55,8 +55,10 @@ def _shown_ks(samples: Sequence[int]) -> list[int]:
     return sorted({k for count in samples for k in (min(4, count), count)} - {1})
 
 
-COST_HEAD = ["policy", "slots", "thought tokens", "longer than full, %", "answer tokens", "kept slots", "peak slots",
-             "most slots", "peak KV, MB", "KV × steps, GB", "tokens per right answer", "seconds", "tokens/s"]  # fmt: skip
+COST_HEAD = [
+    *("policy", "slots", "thought tokens", "longer than full, %", "answer tokens", "kept slots", "peak slots"),
+    *("most slots", "peak KV, MB", "KV × steps, GB", "tokens per right answer", "seconds", "tokens/s"),
+]
 
 
 def cost_row(name: str, cell: Cell, found: Metrics) -> Texts:
