@@ -175,3 +175,19 @@ def test_the_command_writes_both_reports_and_never_over_others(inside: Any, tmp_
     refused(inside("compare", run, "--out", out), 2, "report.html exists", "--overwrite")
     assert inside("compare", run, "--out", out, "--overwrite").code == 0
     refused(inside("compare", tmp_path / "none"), 2, "is no run of `leanthink eval`")
+
+
+ROOT = Path(__file__).parent.parent
+COMMITTED = sorted((ROOT / "bench" / "results").glob("eval-*"))
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=[folder.name for folder in COMMITTED])
+def test_committed_reports_are_what_their_results_say(folder: Path, tmp_path: Path) -> None:
+    runs = read_runs([folder])
+    found = compare(runs)
+    assert as_markdown(runs, found) == (folder / "report.md").read_text(), "run make report"
+    write_page(runs, found, tmp_path / "report.html")
+    drawing = re.compile(r"<svg.*?</svg>", re.DOTALL)  # its last digits depend on the version of matplotlib
+    fresh, committed = ((where / "report.html").read_text() for where in (tmp_path, folder))
+    assert drawing.sub("", fresh) == drawing.sub("", committed), "run make report"
+    assert fresh.count("<svg") == committed.count("<svg") > 0

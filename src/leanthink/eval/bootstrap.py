@@ -33,6 +33,11 @@ class Estimate:
     low: float | None
     high: float | None
 
+    @property
+    def bounds(self) -> list[float | None]:
+        """Value, lower and upper bound, as result files have them."""
+        return [self.value, self.low, self.high]
+
 
 @lru_cache(maxsize=4)
 def draws(problems: int, count: int = DRAWS, seed: int = 0) -> Tensor:

@@ -139,7 +139,7 @@ def _settings(runs: Sequence[FinishedRun]) -> Markup:
     """All settings and birth certificates."""
     parts = []
     for run in runs:
-        about: dict[str, Any] = {"folder": str(run.folder), **run.settings}
+        about: dict[str, Any] = {**run.settings}
         for number, birth in enumerate(run.births, start=1):
             about |= {f"{name}, session {number}" if len(run.births) > 1 else name: v for name, v in birth.items()}
         rows = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in about.items()]

@@ -139,7 +139,7 @@ class RunFolder:
         elif (self.path / RECORDS).stat().st_size:
             raise UsageError(f"{self.path} has records and no {RUN}: give another folder, or --overwrite")
         fresh["births"] = [*births, dict(birth)]
-        write_json(path, fresh)
+        write_json(path, fresh, indent=1)
         return fresh
 
     def write(self, record: Record) -> None:
@@ -179,10 +179,10 @@ def read_header(folder: Path) -> dict[str, Any]:
     return header
 
 
-def write_json(path: Path, document: Any) -> None:
+def write_json(path: Path, document: Any, *, indent: int | None = None) -> None:
     """Write a whole file or none: a killed process leaves the old one."""
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    draft.write_text(json.dumps(document, indent=indent, allow_nan=False) + "\n")
     os.replace(draft, path)
 
 
