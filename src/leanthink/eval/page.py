@@ -19,6 +19,7 @@ from leanthink.eval.tables import (
     accuracy_row,
     cost_row,
     markdown,
+    matrix,
     percent,
 )
 from leanthink.page.markup import PAGE, STYLE, Markup, escaped, figures, run_name, section, table
@@ -60,6 +61,7 @@ def as_markdown(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) 
         accuracy = [accuracy_row(name_of(e, runs), e.outcomes.cell, e.metrics, samples) for e in one.entries]
         costs = [cost_row(name_of(e, runs), e.outcomes.cell, e.metrics) for e in one.entries]
         lines += [f"## {one.benchmark}", "", _about(one), ""]
+        lines += [*markdown(*matrix([(name_of(e, runs), e.outcomes.cell, e.metrics) for e in one.entries])), ""]
         lines += [*markdown(accuracy_head(samples), accuracy), "", *markdown(COST_HEAD, costs), ""]
         if one.differences:
             rows = [_difference(found) for found in one.differences]
@@ -104,11 +106,9 @@ def _benchmark(at: int, one: Comparison, runs: Sequence[FinishedRun], style: dic
         cells = accuracy_row(colored, entry.outcomes.cell, entry.metrics, samples)
         accuracy.append([*cells, where])
         costs.append(cost_row(colored, entry.outcomes.cell, entry.metrics))
-    parts = [
-        figures(drawn, large=True),
-        table([*accuracy_head(samples), "on the front of"], accuracy),
-        table(COST_HEAD, costs),
-    ]
+    overview = matrix([(_name(n, style[n]), e.outcomes.cell, e.metrics) for n, group in lines.items() for e in group])
+    parts = [figures(drawn, large=True), table(*overview)]
+    parts += [table([*accuracy_head(samples), "on the front of"], accuracy), table(COST_HEAD, costs)]
     return section(one.benchmark, _about(one), *parts, *_differences(one))
 
 

@@ -12,7 +12,7 @@ from leanthink.page.markup import Markup
 from leanthink.page.svg import INK, RUNS, plot
 
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "*": "★"}
-SIZE = (4.8, 3.0)  # inches
+SIZE = (4.4, 2.8)  # inches
 Cost = Literal["peak slots", "KV × steps, GB"]
 
 
@@ -84,10 +84,10 @@ def _line(axes: Any, entries: Sequence[Entry], look: Look, kind: Cost) -> None:
 
 
 def _ticks(axes: Any, xs: Sequence[float]) -> None:
-    """Plain numbers at 1, 2 and 5 times powers of ten, and a little room at both ends."""
+    """Plain numbers at 1, 2, 3, 5 and 7 times powers of ten, and a little room at both ends."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(min(xs) / 1.25, max(xs) * 1.25)

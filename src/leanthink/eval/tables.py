@@ -80,10 +80,22 @@ def cost_row(name: str, cell: Cell, found: Metrics) -> Texts:
     ]
 
 
+def matrix(rows: Sequence[tuple[str, Cell, Metrics]]) -> tuple[Texts, list[Texts]]:
+    """Head and rows of Pass@1 by name and slots, the most slots first; the full cache is the same in every column."""
+    bounded = {cell.budget.slots + cell.budget.interval for _, cell, _ in rows if cell.budget}
+    columns = sorted(bounded, reverse=True) or [0]
+    found: dict[str, dict[int, str]] = {}
+    for name, cell, row in rows:
+        at = columns if cell.budget is None else [cell.budget.slots + cell.budget.interval]
+        found.setdefault(name, {}).update(dict.fromkeys(at, percent(row.accuracy)))
+    head = ["Pass@1, %", *(f"{slots} slots" if slots else "all slots" for slots in columns)]
+    return head, [[name, *(cells.get(slots, MISSING) for slots in columns)] for name, cells in found.items()]
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Texts:
-    """The lines of a Markdown table; the first two columns are words, the others numbers."""
+    """The lines of a Markdown table; the first column is words, the others stand to the right."""
     safe = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    rule = "|" + "---|" * 2 + "---:|" * (len(head) - 2)
+    rule = "|---|" + "---:|" * (len(head) - 1)
     return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in safe)]
 
 
