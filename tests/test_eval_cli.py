@@ -78,6 +78,8 @@ def test_the_table_of_a_run_and_its_files(inside: Any, folder: Path, tmp_path: P
     result = json.loads((out / "result.json").read_text())
     assert result["settings"]["predictors"].keys() == {"horizon"}
     assert result["benchmarks"]["tasks"]["problems"] == len(result["benchmarks"]["tasks"]["ids"]) == 2
+    without = inside("eval", *SMALL, *budgets[:4], "--model", folder, "--out", out)
+    refused(without, 2, "'horizon'", "none was given")
     for cell in result["cells"][1:]:
         assert max(cell["columns"]["peak_slots"]) > 0
         assert cell["most_slots"] <= 60 + cell["budget"]["slots"] + cell["budget"]["interval"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +12,14 @@ import typer
 
 from leanthink.cli import options
 from leanthink.cli.collect import MaxRows, Tasks
-from leanthink.cli.evaluate_plan import Slots, Sources, make_policies, make_slots, predictor_files
+from leanthink.cli.evaluate_plan import (
+    Slots,
+    Sources,
+    make_policies,
+    make_slots,
+    predictor_digests,
+    predictor_files,
+)
 from leanthink.cli.help import help_text, option
 from leanthink.cli.output import print_json, say
 from leanthink.errors import UsageError
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
     from leanthink.eval.outcomes import Outcomes
     from leanthink.eval.records import RunFolder
     from leanthink.eval.run import Setup
+    from leanthink.policies import Policy
 
 EXAMPLES = (
     "leanthink eval --tasks sums --levels 3 --count 4 --policies full,horizon --budgets 128 --out runs/tiny",
@@ -133,23 +140,10 @@ def command(
     from leanthink.cli.progress import ProgressBar
     from leanthink.eval.records import RunFolder
     from leanthink.eval.run import Setup, finish
-    from leanthink.importance.fingerprint import fingerprint
 
-    settings = {
-        "model": model,
-        "fingerprint": fingerprint(loaded),
-        "device": loaded.device.type,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "policies": slots.policies,
-        "budgets": [asdict(budget) for budget in slots.budgets],
-        "ratios": slots.ratios,
-        "slots": slots.others,
-        "predictors": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
-        "samples": samples,
-        "sampling": asdict(sampling),
-    }
-    words = " ".join(["leanthink", *sys.argv[1:]])
     made = make_policies(loaded, slots.policies, files)
+    settings = {"model": model, "samples": samples, "sampling": asdict(sampling), **_settings(loaded, slots, made)}
+    words = " ".join(["leanthink", *sys.argv[1:]])
     about = {name: benchmark.about for name, benchmark in chosen.items()}
     requests = sum(slots.cells * samples * len(benchmark.problems) for benchmark in chosen.values())
     with (
@@ -174,6 +168,22 @@ def command(
         found = finish(setup, folder, cells)
         header = folder.header
     _print(found, header, out, as_json=as_json)
+
+
+def _settings(model: Any, slots: Slots, policies: dict[str, Policy]) -> dict[str, Any]:
+    """What else decides the records of a run, for its header."""
+    from leanthink.importance.fingerprint import fingerprint
+
+    return {
+        "fingerprint": fingerprint(model),
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "policies": slots.policies,
+        "budgets": [asdict(budget) for budget in slots.budgets],
+        "ratios": slots.ratios,
+        "slots": slots.others,
+        "predictors": predictor_digests(policies),
+    }
 
 
 def _complete(setup: Setup, folder: RunFolder, slots: Slots, *, together: bool) -> list[Cell]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,6 +118,18 @@ def make_policies(model: Any, names: Sequence[str], files: Mapping[str, Path]) -
 
     maker = PolicyMaker(model)
     return {name: maker.make(name, files.get(name)) for name in names}
+
+
+def predictor_digests(policies: Mapping[str, Policy]) -> dict[str, str]:
+    """SHA-256 over the weights of each policy's predictor, shipped or given, by the policy's name."""
+    found = {}
+    for name, policy in policies.items():
+        if policy.target is not None:
+            digest = hashlib.sha256()
+            for key, weight in sorted(cast(Any, policy).predictor.state_dict().items()):
+                digest.update(key.encode() + weight.detach().cpu().float().numpy().tobytes())
+            found[name] = digest.hexdigest()
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
