@@ -35,7 +35,8 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._has_terminal:
+            self._bar.stop()
 
     def skip(self, what: str, count: int) -> None:
         """So many were done in an earlier run."""
