@@ -26,7 +26,7 @@ def record(id: str = "p", sample: int = 0, **changes: Any) -> Record:
     fields: dict[str, Any] = {
         "cell": CELL.name, "id": id, "sample": sample, "seed": 1, "right": True, "finished": True, "vote": "5",
         "answer": "5", "prompt_tokens": 10, "thought_tokens": 100, "answer_tokens": 20, "peak_slots": 80,
-        "kept_slots": 70, "slot_steps": 5000, "evictions": 2, "peak_kv_bytes": 8000, "session": 0, "seconds": 1.0,
+        "kept_slots": 70, "slot_steps": 5000, "evictions": 2, "peak_kv_bytes": 8000, "start": 0, "seconds": 1.0,
     }  # fmt: skip
     return Record(**{**fields, **changes})
 
@@ -75,9 +75,9 @@ def test_equal_numbers_and_texts_are_one_vote() -> None:
     assert vote(r"</think>\boxed{\dfrac{a}{b}}", "x", think_tags=True) == r"\frac{a}{b}"
 
 
-def test_wall_time_is_up_to_the_last_record_of_each_session() -> None:
+def test_wall_time_is_up_to_the_last_record_of_each_start() -> None:
     times = [(0, 2.0), (0, 5.0), (1, 1.5), (1, 0.5)]
-    assert wall_seconds(record(session=session, seconds=seconds) for session, seconds in times) == 6.5
+    assert wall_seconds(record(start=start, seconds=seconds) for start, seconds in times) == 6.5
     assert wall_seconds([record(), record(seconds=None)]) is None
 
 

@@ -21,14 +21,14 @@ def opened(folder: Path, settings: Any = SETTINGS, benchmarks: Any = BENCHMARKS,
     return RunFolder(folder, settings, benchmarks, BIRTH, **options)
 
 
-def test_a_run_is_gone_on_with_and_each_session_has_its_birth_certificate(tmp_path: Path) -> None:
+def test_a_run_is_gone_on_with_and_each_start_has_its_birth_certificate(tmp_path: Path) -> None:
     with opened(tmp_path) as folder:
         folder.write(record("a"))
         folder.write(record("a", 1))
-        assert folder.session == 0
+        assert folder.start == 0
     with opened(tmp_path) as folder:
         assert list(folder.done) == [(record().cell, "a", 0), (record().cell, "a", 1)]
-        assert folder.session == 1
+        assert folder.start == 1
         assert len(folder.of_cell(record().cell)) == 2
         assert folder.of_cell("another") == []
     assert len(json.loads((tmp_path / RUN).read_text())["births"]) == 2
@@ -59,7 +59,7 @@ def test_another_run_in_the_folder_is_refused_with_what_differs(tmp_path: Path) 
         opened(tmp_path, SETTINGS, {"b": {"digest": "2"}})
     with opened(tmp_path, {**SETTINGS, "model": "big"}, overwrite=True) as folder:
         assert folder.done == {}
-        assert folder.session == 0
+        assert folder.start == 0
 
 
 def test_overwriting_drops_records_and_result(tmp_path: Path) -> None:

@@ -105,12 +105,12 @@ def majority(records: Sequence[Record]) -> float:
 
 
 def wall_seconds(records: Iterable[Record]) -> float | None:
-    """Wall time of a cell: in each session up to its last record. None where it shared its time with other cells."""
+    """Wall time of a cell: after each start up to its last record. None where it shared its time with other cells."""
     ends: dict[int, float] = {}
     for record in records:
         if record.seconds is None:
             return None
-        ends[record.session] = max(ends.get(record.session, 0.0), record.seconds)
+        ends[record.start] = max(ends.get(record.start, 0.0), record.seconds)
     return sum(ends.values())
 
 

@@ -141,7 +141,7 @@ def _settings(runs: Sequence[FinishedRun]) -> Markup:
     for run in runs:
         about: dict[str, Any] = {**run.settings}
         for number, birth in enumerate(run.births, start=1):
-            about |= {f"{name}, session {number}" if len(run.births) > 1 else name: v for name, v in birth.items()}
+            about |= {f"{name}, start {number}" if len(run.births) > 1 else name: v for name, v in birth.items()}
         rows = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in about.items()]
         parts.append(section(run.name, "", table(["setting", "value"], rows, words=True), folded=True))
     return section("Settings and birth certificates", "", *parts)
@@ -149,6 +149,6 @@ def _settings(runs: Sequence[FinishedRun]) -> Markup:
 
 def _birth(run: FinishedRun) -> str:
     last = run.births[-1]
-    times = f", {len(run.births)} sessions" if len(run.births) > 1 else ""
+    times = f", {len(run.births)} starts" if len(run.births) > 1 else ""
     versions = ", ".join(f"{name} {last[name]}" for name in ("torch", "transformers", "python"))
     return f"`{last['command']}`, {last['date']}, commit {last['commit']}, {last['hardware']}, {versions}{times}."

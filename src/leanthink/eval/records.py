@@ -41,8 +41,8 @@ class Record:
         slot_steps: slots held at each step, added up.
         evictions: how many.
         peak_kv_bytes: bytes of the keys and values in `peak_slots`.
-        session: how many times the run had been started before.
-        seconds: since its cell was started in this session; None where several cells ran at a time.
+        start: how many times the run had been started before.
+        seconds: since its cell was started after this start; None where several cells ran at a time.
     """
 
     cell: str
@@ -61,7 +61,7 @@ class Record:
     slot_steps: int
     evictions: int
     peak_kv_bytes: int
-    session: int
+    start: int
     seconds: float | None
 
     @property
@@ -91,7 +91,7 @@ class RunFolder:
         folder: where; made if it is not there.
         settings: all that decides the records; what was started with others is refused.
         benchmarks: what a header says of each, by name.
-        birth: this session's birth certificate.
+        birth: this start's birth certificate.
         overwrite: drop what is there.
 
     Raises:
@@ -118,7 +118,7 @@ class RunFolder:
         except BaseException:
             self._file.close()
             raise
-        self.session = len(self.header["births"]) - 1
+        self.start = len(self.header["births"]) - 1
 
     def _start(
         self, settings: Mapping[str, Any], benchmarks: Mapping[str, Any], birth: Mapping[str, str], overwrite: bool

@@ -26,7 +26,7 @@ from leanthink.trace import request_seed
 
 
 class Progress(Protocol):
-    """Hears of every record: those that an earlier session wrote, and those that are written now."""
+    """Hears of every record: those that an earlier start wrote, and those that are written now."""
 
     def skip(self, what: str, count: int) -> None:
         """So many of a cell were there."""
@@ -137,7 +137,7 @@ def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: b
 
     def finish_one(index: int, completion: Completion) -> None:
         seconds = round(time.perf_counter() - start, 3) if alone else None
-        record = partial(_record, jobs[index], completion, closes=closes, session=folder.session, seconds=seconds)
+        record = partial(_record, jobs[index], completion, closes=closes, start=folder.start, seconds=seconds)
         if jobs[index].problem.check is None:
             graded.append(threads.submit(record))
         else:
@@ -166,7 +166,7 @@ def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: b
                 _write(future.result())
 
 
-def _record(job: _Job, completion: Completion, *, closes: bool, session: int, seconds: float | None) -> Record:
+def _record(job: _Job, completion: Completion, *, closes: bool, start: int, seconds: float | None) -> Record:
     # A prompt that ends in a closed thought gets an answer only: then nothing has to be closed any more.
     tags = closes and completion.thought_tokens > 0
     copied = ("prompt_tokens", "thought_tokens", "answer_tokens", "peak_slots", "kept_slots", "slot_steps")
@@ -181,7 +181,7 @@ def _record(job: _Job, completion: Completion, *, closes: bool, session: int, se
         answer=completion.answer,
         evictions=completion.evictions,
         peak_kv_bytes=completion.peak_kv_bytes,
-        session=session,
+        start=start,
         seconds=seconds,
         **{name: getattr(completion, name) for name in copied},
     )
