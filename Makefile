@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test format
+.PHONY: demo test format report
 
 demo: $(INSTALLED)
 	$(VENV)/bin/leanthink demo --out demo --overwrite
@@ -14,6 +14,11 @@ test: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 -m "not gpu"
+
+# README's and the docs' tables and the reports of all evaluations, out of the committed results.
+report: $(INSTALLED)
+	for run in bench/results/eval-*/; do $(VENV)/bin/leanthink compare $$run --overwrite > /dev/null || exit 1; done
+	$(VENV)/bin/python bench/table.py
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -22,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import accuracy
+import torch
 
 import leanthink.tiny
 from leanthink.bench.birth import certificate
 from leanthink.budget import Budget
 from leanthink.completion import Completion
+from leanthink.eval.bootstrap import estimate, mean
 from leanthink.eval.grading import last_boxed
 from leanthink.generate import generate
 from leanthink.importance.predictor import load_predictor
@@ -83,13 +84,10 @@ def measure(problems: list[Problem], per_sampling: list[list[Completion]], seed:
     }
 
 
-def interval(right: Sequence[Sequence[bool]], seed: int, draws: int = 2000) -> list[float]:
+def interval(right: Sequence[Sequence[bool]], seed: int) -> list[float | None]:
     """Mean and its 95 % interval, by drawing problems (not samples) with replacement."""
-    n = len(right[0])
-    share = [sum(row[i] for row in right) / len(right) for i in range(n)]
-    rng = random.Random(seed)
-    means = sorted(math.fsum(rng.choices(share, k=n)) / n for _ in range(draws))
-    return [sum(share) / n, means[int(0.025 * draws)], means[int(0.975 * draws)]]
+    share_P = torch.tensor(right, dtype=torch.float64).mean(dim=0)
+    return estimate(mean(share_P), len(share_P), seed).bounds
 
 
 def parse() -> argparse.Namespace:

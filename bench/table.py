@@ -1,4 +1,7 @@
-"""Writes the README's measured tables out of the result files: `python bench/table.py`; `--check` only compares."""
+"""Writes the measured tables of README and docs out of the result files: `python bench/table.py`.
+
+`--check` only compares: it leaves with 1 if a page is out of date.
+"""
 
 from __future__ import annotations
 
@@ -127,19 +130,24 @@ def _percent(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md, or with --check leave with 1 if it is out of date."""
-    readme = ROOT / "README.md"
-    text = fresh = readme.read_text()
-    tables = {
-        "policies": policies_table() + "\n" + accuracy_sentence(),
-        "engine": steps_table() + stock_lines() + throughput_lines(),
+    """Rewrite the pages, or with --check leave with 1 if one is out of date."""
+    pages = {
+        "README.md": {
+            "policies": policies_table() + "\n" + accuracy_sentence(),
+            "engine": steps_table() + stock_lines() + throughput_lines(),
+        },
+        "docs/evaluation.md": {"eval-tiny": (RESULTS / "eval-tiny" / "report.md").read_text()},
     }
-    for name, table in tables.items():
-        place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
-        fresh = place.sub(lambda found, table=table: found[1] + table + found[2], fresh)
-    if "--check" in sys.argv:
-        sys.exit(fresh != text)
-    readme.write_text(fresh)
+    stale = False
+    for page, tables in pages.items():
+        text = fresh = (ROOT / page).read_text()
+        for name, table in tables.items():
+            place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
+            fresh = place.sub(lambda found, table=table: found[1] + table + found[2], fresh)
+        stale |= fresh != text
+        if "--check" not in sys.argv:
+            (ROOT / page).write_text(fresh)
+    sys.exit("--check" in sys.argv and stale)
 
 
 if __name__ == "__main__":

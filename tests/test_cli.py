@@ -40,14 +40,29 @@ FLAGS = {
     "--batch --accumulate --max-completion --temperature --lr --rule --alpha --decay --start --keep-mastered "
     "--rollouts --policy --budget --window --interval --answer --predictor --lora-rank --seed --set --resume "
     "--overwrite --json",
+    "eval": "--out --model --benchmarks --problems --tolerance --tasks --levels --gym --count --split --limit "
+    "--instruction --policies --budgets --ratios --window --interval --answer --predictor --samples --temperature "
+    "--top-p --top-k --min-p --max-new-tokens --seed --max-rows --together --overwrite --device --dtype --json",
+    "compare": "--out --overwrite --json",
     "tasks list": "--json",
     "tasks sample": "--family --level --count --seed --split --json",
 }
-EXAMPLES = [
-    example
-    for module in (cli, cli.generate, cli.collect, cli.label, cli.fit, cli.train, cli.demo, cli.bench)
-    for example in module.EXAMPLES
-] + [*cli.tasks.LIST_EXAMPLES, *cli.tasks.SAMPLE_EXAMPLES]
+MODULES = (
+    cli,
+    cli.generate,
+    cli.collect,
+    cli.label,
+    cli.fit,
+    cli.train,
+    cli.demo,
+    cli.bench,
+    cli.evaluate,
+    cli.compare,
+)
+EXAMPLES = [example for module in MODULES for example in module.EXAMPLES] + [
+    *cli.tasks.LIST_EXAMPLES,
+    *cli.tasks.SAMPLE_EXAMPLES,
+]
 
 
 def commands() -> dict[str, Any]:

@@ -9,14 +9,14 @@ import pytest
 
 from leanthink.budget import Budget
 from leanthink.errors import UsageError
-from leanthink.eval import grading
+from leanthink.eval import judge
 from leanthink.eval.problems import Problem, from_tasks
 from leanthink.generate import generate
 from leanthink.importance import collect as collecting
-from leanthink.importance.collect import Collected, collect, request_seed
+from leanthink.importance.collect import Collected, collect
 from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
-from leanthink.trace import Trace, read_traces
+from leanthink.trace import Trace, read_traces, request_seed
 from models import make_model, make_tokenizer
 
 PROBLEMS = [Problem(id=f"p{n}", problem=f"What is {n} + {n}?", answer=str(2 * n)) for n in range(3)]
@@ -212,7 +212,7 @@ def test_what_cannot_be_collected_or_graded_is_refused_before_the_file_is_made(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(grading, "_has_math_verify", lambda: False)
+    monkeypatch.setattr(judge, "is_available", lambda: False)
     with pytest.raises(UsageError, match=message):
         collect(model, tokenizer, problems, tmp_path / "t.jsonl", samples=samples, sampling=SAMPLING)
     assert not (tmp_path / "t.jsonl").exists()
@@ -221,7 +221,7 @@ def test_what_cannot_be_collected_or_graded_is_refused_before_the_file_is_made(
 def test_embedded_tasks_need_nothing_installed_and_take_any_right_answer(
     model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grading, "_has_math_verify", lambda: False)
+    monkeypatch.setattr(judge, "is_available", lambda: False)
     (task,) = tasks.sample("countdown", 1, 1, seed=0)
     box = f"\\boxed{{(({task.answer}))}}"
     monkeypatch.setattr(collecting, "generate", answering(Finished(f"</think>{box}", (1, 2, 3), 0, 3)))

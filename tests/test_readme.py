@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from leanthink import cli
+from leanthink.eval.benchmarks import PUBLIC
 from leanthink.policies import POLICIES
 from leanthink.tiny import weights_path
 
@@ -107,7 +109,14 @@ def test_the_file_map_is_complete_and_names_no_file_that_is_gone():
 
 
 def test_links_lead_to_files_of_the_repository():
-    for page in ("README.md", "docs/design.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/cycle.md"):
+    for page in (
+        "README.md",
+        "docs/design.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "examples/cycle.md",
+        "docs/evaluation.md",
+    ):
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
@@ -116,3 +125,19 @@ def test_links_lead_to_files_of_the_repository():
 def test_the_embedded_reasoner_is_shipped():
     assert (weights_path() / "sha256.json").is_file()
     assert {path.stem for path in (weights_path().parent / "predictors").glob("*.safetensors")} == {"dynts", "horizon"}
+
+
+def test_the_measured_tables_are_those_of_the_result_files():
+    script = ROOT / "bench" / "table.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"run make report {done.stderr}"
+
+
+def test_the_page_on_evaluation_has_commands_that_are_understood(capfd):
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    assert {words[0] for words in commands(page)} == {"eval", "compare"}
+    for words in commands(page):
+        assert cli.run([*words, "--help"]) == 0, capfd.readouterr().err
+    for name in PUBLIC:
+        assert f"`{name}`" in page
+        assert PUBLIC[name].hub_id in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from leanthink.errors import DamagedFile, UsageError, unknown
+from leanthink.jsonl import drop_cut_off_line
 
 VERSION = 1
 
@@ -71,6 +73,12 @@ class Trace:
 def trace_key(problem_id: str, sample: int) -> str:
     """The name of one sample of one problem, unique within a file of traces."""
     return f"{problem_id}#{sample}"
+
+
+def request_seed(seed: int, problem_id: str, sample: int) -> int:
+    """The sampling seed of one sample of one problem, 0 <= seed < 2^48: the same whatever else is generated."""
+    digest = hashlib.sha256(f"{seed}/{trace_key(problem_id, sample)}".encode()).digest()
+    return int.from_bytes(digest[:6])
 
 
 _TEXT = ("id", "problem", "model", "policy", "text")
@@ -197,7 +205,7 @@ class TraceWriter:
             raise UsageError(f"{self.path} exists: resume goes on with it, overwrite replaces it")
         self.done: list[Trace] = []
         if resume and self.path.exists():
-            _drop_cut_off_line(self.path)
+            drop_cut_off_line(self.path, from_line)
             self.done = read_traces(self.path)
         self._is_new, self._start_anew = not self.path.exists(), overwrite
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,20 +229,3 @@ class TraceWriter:
         self._file.close()
         if self._is_new:
             self.path.unlink()
-
-
-def _drop_cut_off_line(path: Path) -> None:
-    """Truncate a file after its last line end, or complete a last line that lacks nothing but its line end."""
-    with path.open("rb+") as file:
-        data = file.read()
-        end = data.rfind(b"\n") + 1
-        tail = data[end:]
-        if not tail:
-            return
-        try:
-            from_line(tail)
-        except UsageError:
-            file.truncate(end)
-        else:
-            file.seek(0, os.SEEK_END)
-            file.write(b"\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from leanthink.generate import generate
 from leanthink.load import think_tags
 from leanthink.request import encode_prompt
 from leanthink.sampling import Sampling
-from leanthink.trace import Trace, TraceWriter, trace_key
+from leanthink.trace import Trace, TraceWriter, request_seed, trace_key
 
 Progress = Callable[[int, int], None]
 
@@ -43,12 +42,6 @@ class _Job:
     @property
     def key(self) -> str:
         return trace_key(self.problem.id, self.sample)
-
-
-def request_seed(seed: int, problem_id: str, sample: int) -> int:
-    """The sampling seed of one sample of one problem, 0 <= seed < 2^48: the same whatever else is collected."""
-    digest = hashlib.sha256(f"{seed}/{trace_key(problem_id, sample)}".encode()).digest()
-    return int.from_bytes(digest[:6])
 
 
 def collect(
