@@ -188,8 +188,22 @@ def _scores(record: Any) -> Scores:
     return Scores(horizons=tuple(record["horizons"]), float16=record["float16"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A trace and where its line lies in its file: `start` and `size` are bytes."""
+
+    trace: Trace
+    start: int
+    size: int
+
+
 def iter_traces(path: str | os.PathLike[str]) -> Iterator[Trace]:
-    """The traces of a file, one at a time; blank lines are skipped.
+    """The traces of a file, one at a time; raises like `trace_places`."""
+    return (place.trace for place in trace_places(path))
+
+
+def trace_places(path: str | os.PathLike[str]) -> Iterator[Place]:
+    """The traces of a file and where they lie, one at a time; blank lines are skipped.
 
     Raises:
         UsageError: there is no such file.
@@ -198,12 +212,14 @@ def iter_traces(path: str | os.PathLike[str]) -> Iterator[Trace]:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"no file of traces at {path}: write one with `leanthink collect`")
+    end = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            start, end = end, end + len(line)
             if not line.strip():
                 continue
             try:
-                yield from_line(line)
+                yield Place(trace=from_line(line), start=start, size=len(line))
             except UsageError as error:
                 cut_off = not line.endswith(b"\n")
                 cure = "; the line is cut off, `leanthink collect --resume` drops it and goes on" if cut_off else ""
