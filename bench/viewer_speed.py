@@ -28,7 +28,7 @@ from leanthink.bench.birth import certificate
 from leanthink.bench.measure import spread
 from leanthink.scores import pack
 from leanthink.trace import Trace, TraceWriter
-from leanthink.view import list_traces, make_server
+from leanthink.view import address_of, list_traces, make_server
 
 WORDS = "so the sum of two and three is five wait check again carry one hence total a b1 c22 ok no yes\n but".split(" ")
 HORIZONS = (32, 64, 128, 256, 512, 1024)
@@ -70,12 +70,13 @@ def made_up(tokens: int, *, policy: str, seed: int = 0, answer: int = 40) -> Tra
                 evicted_at[index] = now
             held = [index for index in held if evicted_at[index] is None]
     evictions = len({at for at in evicted_at if at is not None})
+    kept_slots = 24 + tokens - 1 - evictions * interval
     return Trace(
         id="made-up", sample=0, problem="What do two and three make?", gold="5", model="none", policy=policy,
         budget={"slots": slots, "window": window, "interval": interval, "answer": 1024}, seed=seed, temperature=0.0,
         prompt_ids=tuple(range(24)), token_ids=tuple(range(tokens)), text="".join(words),
         thought_tokens=tokens - answer, answer_tokens=answer, finish_reason="stop", correct=True,
-        peak_slots=24 + slots + interval, kept_slots=24 + tokens - 1 - evictions * interval, evictions=evictions,
+        peak_slots=max(24 + slots + interval, kept_slots), kept_slots=kept_slots, evictions=evictions,
         peak_kv_bytes=0, full_kv_bytes=0, evicted_at=tuple(evicted_at), token_chars=tuple(map(len, words)),
         scores=pack(HORIZONS, b"".join(struct.pack("<6e", *row) for row in numbers)),
     )  # fmt: skip
@@ -97,7 +98,7 @@ def served(traces: list[Trace]) -> Iterator[str]:
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
             try:
-                yield f"http://127.0.0.1:{server.server_address[1]}/viewer/"
+                yield address_of(server)
             finally:
                 server.shutdown()
                 thread.join()

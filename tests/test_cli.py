@@ -40,12 +40,13 @@ FLAGS = {
     "--batch --accumulate --max-completion --temperature --lr --rule --alpha --decay --start --keep-mastered "
     "--rollouts --policy --budget --window --interval --answer --predictor --lora-rank --seed --set --resume "
     "--overwrite --json",
+    "view": "--host --port --open --no-open --json",
     "tasks list": "--json",
     "tasks sample": "--family --level --count --seed --split --json",
 }
 EXAMPLES = [
     example
-    for module in (cli, cli.generate, cli.collect, cli.label, cli.fit, cli.train, cli.demo, cli.bench)
+    for module in (cli, cli.generate, cli.collect, cli.label, cli.fit, cli.train, cli.demo, cli.bench, cli.view)
     for example in module.EXAMPLES
 ] + [*cli.tasks.LIST_EXAMPLES, *cli.tasks.SAMPLE_EXAMPLES]
 
@@ -98,7 +99,7 @@ def test_every_example_of_the_help_pages_is_understood(example, inside):
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["generate"], ["tasks"], ["tasks", "sample"], ["collect"], ["label"], ["fit"], ["demo"], ["bench"], ["train"]],
+    [[], ["generate"], ["tasks"], ["tasks", "sample"], ["collect"], ["label"], ["fit"], ["demo"], ["bench"], ["train"], ["view"]],
 )
 def test_help_opens_with_a_sentence_and_examples(command, inside):
     page = inside(*command, "--help").out

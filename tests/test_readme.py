@@ -101,13 +101,14 @@ def test_the_file_map_is_complete_and_names_no_file_that_is_gone():
     package = ROOT / "src" / "leanthink"
     there = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
     there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    there |= {f"{path.parent.name}/" for path in package.glob("*/index.html")}
     told = DESIGN.split("## The file map")[1].split("```")[1]
     named = {word for line in told.splitlines() for word in re.findall(r"\S+(?:\.py|/)(?=\s)", line[:26])}
     assert named == there
 
 
 def test_links_lead_to_files_of_the_repository():
-    for page in ("README.md", "docs/design.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/cycle.md"):
+    for page in ("README.md", "docs/design.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/cycle.md", "docs/viewer.md"):
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"

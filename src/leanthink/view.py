@@ -27,6 +27,7 @@ KINDS = {
     ".svg": "image/svg+xml",
 }
 JSON = "application/json"
+SHOWS = "traces"  # the query by which the page knows that there is a list of traces beside it
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -101,6 +102,12 @@ def make_server(listed: Sequence[Listed], *, host: str, port: int) -> ThreadingH
         ) from None
 
 
+def address_of(server: ThreadingHTTPServer) -> str:
+    """Where a browser finds the page."""
+    host, port = server.server_address[:2]
+    return f"http://{host if isinstance(host, str) else host.decode()}:{port}/viewer/?{SHOWS}"
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a server that is bound to this host."""
     try:
@@ -125,9 +132,9 @@ class _Request(BaseHTTPRequestHandler):
             # A page from elsewhere that points its own name at this machine must not read the traces.
             self._send(HTTPStatus.FORBIDDEN, "text/plain", f"this server does not answer for {named!r}".encode())
             return
-        path = urlsplit(self.path).path
-        if path in ("/", "/viewer"):
-            self._send(HTTPStatus.FOUND, "text/plain", b"", {"Location": "/viewer/"})
+        path, query = urlsplit(self.path).path, urlsplit(self.path).query
+        if path in ("/", "/viewer") or (path == "/viewer/" and query != SHOWS):
+            self._send(HTTPStatus.FOUND, "text/plain", b"", {"Location": f"/viewer/?{SHOWS}"})
             return
         find = self._answer(path)
         if find is None:

@@ -40,11 +40,11 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Read the files once, then serve page and traces."""
-    from leanthink.view import is_loopback, list_traces, make_server
+    from leanthink.view import address_of, is_loopback, list_traces, make_server
 
     listed = list_traces(paths)
     with make_server(listed, host=host, port=port) as server:
-        address = f"http://{host}:{server.server_address[1]}/viewer/"
+        address = address_of(server)
         if as_json:
             print_json({"url": address, "traces": [one.about for one in listed]})
         else:

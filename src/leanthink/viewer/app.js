@@ -88,15 +88,13 @@ async function get(address) {
 }
 
 async function start() {
-  const response = await fetch("traces.json");
-  if (!response.ok) {
-    // No files are served beside this page: it is a server of models that shows it.
+  if (location.search !== "?traces") {
+    // No traces are served beside this page: it is a server of models that shows it.
     at("live-open").hidden = false;
-    tell("Press Live to watch a thought as it is written, or open a file of traces.");
-    return;
+    return tell("Press Live to watch a thought as it is written, or open a file of traces.");
   }
-  const listed = await response.json();
-  offer(listed.map((entry) => ({ ...entry, load: () => get(`traces/${entry.number}.json`) })));
+  const listed = await get("traces.json");
+  return offer(listed.map((entry) => ({ ...entry, load: () => get(`traces/${entry.number}.json`) })));
 }
 
 function offer(found) {
