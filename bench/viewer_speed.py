@@ -30,7 +30,31 @@ from leanthink.scores import pack
 from leanthink.trace import Trace, TraceWriter
 from leanthink.view import address_of, list_traces, make_server
 
-WORDS = "so the sum of two and three is five wait check again carry one hence total a b1 c22 ok no yes\n but".split(" ")
+WORDS = [
+    "yes\n",
+    *[
+        "so",
+        "the",
+        "sum",
+        "of",
+        "two",
+        "and",
+        "three",
+        "is",
+        "five",
+        "wait",
+        "check",
+        "again",
+        "carry",
+        "one",
+        "hence",
+        "total",
+        "a",
+        "b1",
+        "c22",
+        "ok",
+    ],
+]
 HORIZONS = (32, 64, 128, 256, 512, 1024)
 SLIDE = """([frames, jumps]) => new Promise((done) => {
   const slider = document.getElementById("time");

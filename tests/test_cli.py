@@ -99,7 +99,19 @@ def test_every_example_of_the_help_pages_is_understood(example, inside):
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["generate"], ["tasks"], ["tasks", "sample"], ["collect"], ["label"], ["fit"], ["demo"], ["bench"], ["train"], ["view"]],
+    [
+        [],
+        ["generate"],
+        ["tasks"],
+        ["tasks", "sample"],
+        ["collect"],
+        ["label"],
+        ["fit"],
+        ["demo"],
+        ["bench"],
+        ["train"],
+        ["view"],
+    ],
 )
 def test_help_opens_with_a_sentence_and_examples(command, inside):
     page = inside(*command, "--help").out

@@ -108,7 +108,14 @@ def test_the_file_map_is_complete_and_names_no_file_that_is_gone():
 
 
 def test_links_lead_to_files_of_the_repository():
-    for page in ("README.md", "docs/design.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/cycle.md", "docs/viewer.md"):
+    for page in (
+        "README.md",
+        "docs/design.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "examples/cycle.md",
+        "docs/viewer.md",
+    ):
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"

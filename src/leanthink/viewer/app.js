@@ -241,9 +241,9 @@ async function startLive() {
     queued = false;
     if (signal.aborted) return;
     thought.settle();
+    const atEnd = first || view.time >= Number(at("time").max); // else somebody looks at an earlier time
     if (first) show([thought]);
     first = false;
-    const atEnd = view.time >= Number(at("time").max);
     view.span = Math.max(256, 2 ** Math.ceil(Math.log2(thought.tokens + 1)));
     at("time").max = thought.tokens;
     if (atEnd) view.time = thought.tokens;
