@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import struct
@@ -158,7 +159,15 @@ def main() -> None:
         found = measure(browser.new_page(viewport={"width": 1360, "height": 860}), address, options)
         version = browser.version
         browser.close()
-    settings = {"tokens": options.tokens, "repeats": options.repeats, "frames": options.frames, "chromium": version}
+    load = [round(value, 2) for value in os.getloadavg()]  # other work on the machine slows the browser down
+    settings = {
+        "load_average": load,
+        "cores": os.cpu_count(),
+        "tokens": options.tokens,
+        "repeats": options.repeats,
+        "frames": options.frames,
+        "chromium": version,
+    }
     result = {"settings": settings, **found, "birth": certificate(device="cpu")}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "viewer_speed.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -1,9 +1,8 @@
-"""A server of models that never thinks: it plays back a trace as the stream that docs/viewer.md describes."""
+"""A server of models that never thinks: it plays back a trace as the stream that the server of models sends."""
 
 from __future__ import annotations
 
 import json
-import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,29 +15,27 @@ from leanthink.view import HEADERS, KINDS, PAGE
 
 
 def chunks(trace: Trace) -> Iterator[dict[str, Any]]:
-    """The chunks of a stream: one for each token, with what was stamped and evicted by then."""
+    """The chunks of a stream: the settings, one for each token with the eviction before it, and the end."""
     assert trace.scores is not None
     assert trace.token_chars is not None
     assert trace.evicted_at is not None
     prompt, numbers, first = len(trace.prompt_ids), trace.scores.numbers_TC(), 0
-    yield chunk({"role": "assistant"}, policy=trace.policy, budget=trace.budget, prompt_tokens=prompt,
-                horizons=trace.scores.horizons)  # fmt: skip
+    settings = {"prompt_tokens": prompt, "policy": trace.policy, "budget": trace.budget}
+    yield chunk({"role": "assistant"}, {"index": 0, **settings, "horizons": trace.scores.horizons})
     for index, count in enumerate(trace.token_chars):
         text, thinks = trace.text[first : first + count], index < trace.thought_tokens
         first += count
+        facts: dict[str, Any] = {"index": 0, "token_id": trace.token_ids[index], "position": prompt + index}
+        facts |= {"text": text, "in_thought": thinks}
         lost = [prompt + i for i, at in enumerate(trace.evicted_at) if at == index]
-        stamped = index - 28
-        known = stamped >= 0 and not math.isnan(numbers[stamped][0])
-        yield chunk(
-            {"reasoning_content" if thinks else "content": text},
-            tokens=[{"position": prompt + index, "token_id": trace.token_ids[index], "text": text, "thought": thinks}],
-            scores=[{"position": prompt + stamped, "numbers": numbers[stamped]}] if known else [],
-            evicted=[{"at": index, "positions": lost}] if lost else [],
-        )
+        if lost:
+            ranked = [[prompt + i, *numbers[i]] for i in range(index - 32)]
+            facts["eviction"] = {"evicted_at": index, "positions": lost, "importance": ranked}
+        yield chunk({"reasoning_content" if thinks else "content": text}, facts)
     yield {"choices": [{"index": 0, "delta": {}, "finish_reason": trace.finish_reason}]}
 
 
-def chunk(delta: dict[str, str], **facts: Any) -> dict[str, Any]:
+def chunk(delta: dict[str, str], facts: dict[str, Any]) -> dict[str, Any]:
     return {"choices": [{"index": 0, "delta": delta, "finish_reason": None}], "leanthink": facts}
 
 

@@ -598,8 +598,11 @@ def test_what_a_stream_does_not_say_is_left_out(live: tuple[FakeServer, Any]) ->
     fake.chunks = [
         {"choices": [{"delta": {"role": "assistant"}}], "leanthink": "odd"},
         {"choices": [{"delta": {"reasoning_content": "so "}}]},
-        {"choices": [], "leanthink": {"tokens": 3, "evicted": [{"positions": [0, -1, 99, "x"]}, 4, None], "budget": 5}},
-        {"choices": [{"delta": {"reasoning_content": "it <b>is"}}], "leanthink": {"scores": [{"position": "a"}, 1]}},
+        {
+            "choices": [],
+            "leanthink": {"eviction": {"positions": [0, -1, 99, "x"], "importance": [[0], 4]}, "budget": 5},
+        },
+        {"choices": [{"delta": {"reasoning_content": "it <b>is"}}], "leanthink": {"eviction": [1], "horizons": "far"}},
         {"choices": [{"delta": {"content": "5"}, "finish_reason": "stop"}]},
         {"choices": [], "usage": {"total_tokens": 3}},
     ]

@@ -1,4 +1,4 @@
-// A thought as it is written: reads the stream of /v1/chat/completions with "kv_events": true (docs/viewer.md).
+// A thought as it is written: reads the stream of /v1/chat/completions with "kv_events": true (docs/serving.md).
 //
 // Nothing in the stream is trusted: what is missing, of another type or out of range is left out, never guessed.
 
@@ -42,15 +42,17 @@ export function startThought(request) {
 export function takeChunk(thought, chunk) {
   const choice = listOf(chunk?.choices)[0] ?? {};
   const facts = chunk?.leanthink && typeof chunk.leanthink === "object" ? chunk.leanthink : {};
-  takeSettings(thought, facts);
   const before = thought.tokens;
-  const inThought = typeof choice.delta?.reasoning_content === "string" && choice.delta.reasoning_content !== "";
+  takeSettings(thought, facts);
+  if (facts.eviction) takeEviction(thought, facts.eviction); // it came before this chunk's token
+  const thinks = typeof choice.delta?.reasoning_content === "string" && choice.delta.reasoning_content !== "";
   const text = (choice.delta?.reasoning_content ?? "") + (choice.delta?.content ?? "");
-  const tokens = listOf(facts.tokens);
-  if (tokens.length) takeTokens(thought, tokens, text, inThought);
-  else if (text) addToken(thought, text, inThought);
-  takeScores(thought, listOf(facts.scores));
-  for (const eviction of listOf(facts.evicted)) takeEviction(thought, eviction);
+  if (isCount(facts.position)) {
+    const told = typeof facts.text === "string" ? facts.text : text;
+    addToken(thought, told, typeof facts.in_thought === "boolean" ? facts.in_thought : thinks);
+  } else if (text) {
+    addToken(thought, text, thinks); // a server that tells nothing of its slots: a piece of text passes for a token
+  }
   if (typeof choice.finish_reason === "string") thought.finishReason = choice.finish_reason;
   return thought.tokens > before || Object.keys(facts).length > 0 || thought.finishReason !== null;
 }
@@ -59,22 +61,9 @@ function takeSettings(thought, facts) {
   if (typeof facts.policy === "string") thought.policy = facts.policy;
   if (isCount(facts.prompt_tokens)) thought.promptTokens = facts.prompt_tokens;
   if (facts.budget && isCount(facts.budget.slots)) thought.budget = facts.budget;
-  if (Array.isArray(facts.horizons) && !thought.tokens && facts.horizons.every(isCount)) {
+  if (Array.isArray(facts.horizons) && !thought.channels && facts.horizons.every(isCount)) {
     thought.horizons = facts.horizons;
-    thought.channels = Math.max(1, facts.horizons.length);
   }
-}
-
-// Where the server says nothing of a token's text and there is but one token, the chunk's own text is its text.
-function takeTokens(thought, tokens, text, inThought) {
-  const told = tokens.some((token) => typeof token?.text === "string");
-  tokens.forEach((token, k) => {
-    const isLast = k === tokens.length - 1;
-    const piece = told ? String(token?.text ?? "") : isLast ? text : "";
-    const thinks = typeof token?.thought === "boolean" ? token.thought : inThought;
-    addToken(thought, piece, thinks);
-    if (Array.isArray(token?.scores)) takeScores(thought, [{ position: token.position, numbers: token.scores }]);
-  });
 }
 
 function addToken(thought, text, inThought) {
@@ -84,22 +73,26 @@ function addToken(thought, text, inThought) {
   for (let channel = 0; channel < thought.channels; channel++) thought.numbers.push(NaN);
 }
 
-function takeScores(thought, entries) {
-  for (const entry of entries) {
-    const index = entry?.position - thought.promptTokens;
-    if (!isCount(index) || index >= thought.tokens) continue;
-    listOf(entry.numbers).slice(0, thought.channels).forEach((number, channel) => {
-      if (Number.isFinite(number)) thought.numbers[index * thought.channels + channel] = number;
-    });
+function takeEviction(thought, { evicted_at: told, positions, importance }) {
+  const time = isCount(told) ? told : thought.tokens;
+  for (const position of listOf(positions)) {
+    const index = position - thought.promptTokens;
+    if (isCount(index) && index < thought.tokens && thought.evictedAt[index] === NEVER) thought.evictedAt[index] = time;
   }
+  for (const entry of listOf(importance)) takeImportance(thought, listOf(entry));
 }
 
-function takeEviction(thought, eviction) {
-  const at = isCount(eviction?.at) ? eviction.at : thought.tokens;
-  for (const position of listOf(eviction?.positions)) {
-    const index = position - thought.promptTokens;
-    if (isCount(index) && index < thought.tokens && thought.evictedAt[index] === NEVER) thought.evictedAt[index] = at;
+function takeImportance(thought, [position, ...numbers]) {
+  const index = position - thought.promptTokens;
+  const channels = Math.max(1, thought.horizons.length);
+  if (!isCount(index) || index >= thought.tokens || numbers.length !== channels) return;
+  if (!thought.channels) {
+    thought.channels = channels;
+    thought.numbers = new Array(thought.tokens * channels).fill(NaN);
   }
+  numbers.forEach((number, channel) => {
+    if (Number.isFinite(number)) thought.numbers[index * channels + channel] = number;
+  });
 }
 
 // Sends the request and hands over the thought after every chunk that changed it.
