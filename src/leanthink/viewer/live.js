@@ -27,15 +27,13 @@ export async function* events(body) {
 }
 
 export function startThought(request) {
-  const thought = new Thought({
+  return new Thought({
     name: "live",
     problem: request.problem,
     policy: request.policy ?? "the server's policy",
     budget: null,
     promptTokens: 0,
   });
-  thought.model = request.model;
-  return thought;
 }
 
 // Takes one chunk into the thought; returns whether anything changed.

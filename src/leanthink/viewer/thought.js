@@ -14,8 +14,6 @@ export class Thought {
     this.gold = null;
     this.correct = null;
     this.finishReason = null;
-    this.model = "";
-    this.peakSlots = null;
     this.texts = [];
     this.hasTexts = true;
     this.thoughtTokens = NEVER;
@@ -47,16 +45,6 @@ export class Thought {
   // Before the eviction of time t, if there is one: the peaks of the curve.
   mostSlots(t) {
     return this.fullSlots(t) - this.evictedBy[Math.max(0, Math.min(t - 1, this.tokens))];
-  }
-
-  peak(t) {
-    let most = this.promptTokens;
-    for (let s = 0; s <= Math.min(t, this.tokens); s++) most = Math.max(most, this.mostSlots(s));
-    return most;
-  }
-
-  isHeld(index, t) {
-    return index < t && this.evictedAt[index] > t;
   }
 
   isAnswer(index) {
@@ -176,8 +164,6 @@ export function fromTrace(record) {
   thought.gold = record.gold;
   thought.correct = record.correct;
   thought.finishReason = record.finish_reason;
-  thought.model = record.model;
-  thought.peakSlots = record.peak_slots;
   thought.settle();
   return thought;
 }
