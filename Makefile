@@ -13,7 +13,7 @@ test: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 -m "not gpu"
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 -m "not gpu" -r s
 
 # README's and the docs' tables and the reports of all evaluations, out of the committed results.
 report: $(INSTALLED)
@@ -27,4 +27,7 @@ format: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --editable ".[dev]"
+	command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| $(VENV)/bin/python -m playwright install chromium-headless-shell \
+		|| echo "NO BROWSER: the tests of the viewer will be skipped; install chromium to run them"
 	touch $@

@@ -37,13 +37,14 @@ FLAGS = {
     "bench": "--shape --model --parts --batch --slots --steps --prompt --output --kv-gib --budgets --interval "
     "--requests --out --overwrite --device --json",
     "train": "--report --config --model --out --tasks --levels --count --problems --instruction --steps --group "
-    "--batch --accumulate --max-completion --temperature --lr --rule --alpha --decay --start --keep-mastered "
+    "--batch --accumulate --max-completion --temperature --lr --rule --alpha --decay --start --mastered-weight "
     "--rollouts --policy --budget --window --interval --answer --predictor --lora-rank --seed --set --resume "
     "--overwrite --json",
     "eval": "--out --model --benchmarks --problems --tolerance --tasks --levels --gym --count --split --limit "
     "--instruction --policies --budgets --ratios --window --interval --answer --predictor --samples --temperature "
     "--top-p --top-k --min-p --max-new-tokens --seed --max-rows --together --overwrite --device --dtype --json",
     "compare": "--out --overwrite --json",
+    "view": "--host --port --open --no-open --json",
     "tasks list": "--json",
     "tasks sample": "--family --level --count --seed --split --json",
 }
@@ -58,6 +59,7 @@ MODULES = (
     cli.bench,
     cli.evaluate,
     cli.compare,
+    cli.view,
 )
 EXAMPLES = [example for module in MODULES for example in module.EXAMPLES] + [
     *cli.tasks.LIST_EXAMPLES,
@@ -113,7 +115,19 @@ def test_every_example_of_the_help_pages_is_understood(example, inside):
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["generate"], ["tasks"], ["tasks", "sample"], ["collect"], ["label"], ["fit"], ["demo"], ["bench"], ["train"]],
+    [
+        [],
+        ["generate"],
+        ["tasks"],
+        ["tasks", "sample"],
+        ["collect"],
+        ["label"],
+        ["fit"],
+        ["demo"],
+        ["bench"],
+        ["train"],
+        ["view"],
+    ],
 )
 def test_help_opens_with_a_sentence_and_examples(command, inside):
     page = inside(*command, "--help").out

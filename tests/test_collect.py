@@ -48,6 +48,8 @@ class Finished:
     peak_kv_bytes: int = 1
     full_kv_bytes: int = 1
     evicted_at: None = None
+    token_chars: None = None
+    scores: None = None
 
 
 def answering(*completions: Finished) -> Callable[..., None]:
@@ -123,6 +125,7 @@ def test_traces_of_a_bounded_cache_record_budget_and_evictions(model: Any, token
         assert trace.budget == {"slots": 6, "window": 2, "interval": 3, "answer": 8}
         assert trace.evicted_at is not None
         assert (trace.evictions > 0) == any(at is not None for at in trace.evicted_at)
+        assert trace.token_chars is not None
     assert any(trace.evictions for trace in read_traces(path))
 
 

@@ -103,6 +103,7 @@ def test_the_file_map_is_complete_and_names_no_file_that_is_gone():
     package = ROOT / "src" / "leanthink"
     there = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
     there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    there |= {f"{path.parent.name}/" for path in package.glob("*/index.html")}
     told = DESIGN.split("## The file map")[1].split("```")[1]
     named = {word for line in told.splitlines() for word in re.findall(r"\S+(?:\.py|/)(?=\s)", line[:26])}
     assert named == there
@@ -116,6 +117,7 @@ def test_links_lead_to_files_of_the_repository():
         "CHANGELOG.md",
         "examples/cycle.md",
         "docs/evaluation.md",
+        "docs/viewer.md",
     ):
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\(([^)#:]+)\)", text):

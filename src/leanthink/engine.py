@@ -24,7 +24,7 @@ from leanthink.device_step import DeviceStep, Stamping
 from leanthink.errors import UsageError
 from leanthink.feeds import Segment
 from leanthink.load import ThinkTags, check_model, end_ids, kv_shape, think_tags
-from leanthink.policies import Policy
+from leanthink.policies import Policy, Slots
 from leanthink.request import PolicyMaker, Predictor, Prompt, Request, make_requests
 from leanthink.sampling import Sampler, Sampling
 from leanthink.seats import GOING_ON, NEVER, Seats
@@ -68,7 +68,7 @@ class Engine:
         prefill_tokens: most prompt tokens that one step feeds.
         tags: where thoughts begin and end; None: the tokenizer's.
         ends: token ids that end a request; None: the model's.
-        record: fill `Completion.evicted_at`.
+        record: fill `evicted_at`, `token_chars` and `scores` of a Completion.
         graphs: whether steps are replayed as CUDA graphs; None: on a GPU.
 
     Raises:
@@ -220,6 +220,7 @@ class Engine:
         rows = (self.seats.ended[: self.cache.active] != GOING_ON).nonzero()[:, 0].tolist()
         facts = {"bytes_per_slot": self.cache.bytes_per_slot}
         done = {}
+        self._note_stamps_held(rows)
         for row in rows:
             held, size = int(self.cache.host_lengths[row]), self.cache.regions[row].size
             done[self.seats.requests[row].index] = self.seats.complete(row, held=held, reserved=size, **facts)
@@ -353,8 +354,30 @@ class Engine:
             kept.append(keep(scores, slots.ages, pinned, min(budget.slots, count), budget.window))
         if seats.record and not policy.per_head:
             seats.note_evicted(rows, slots.positions.cpu(), kept[0].cpu())
+            self._note_stamps(rows, policy, slots)
         cache.evict(rows, torch.stack(kept, dim=1) if policy.per_head else kept[0])
         seats.evictions[rows] += 1
+
+    def _note_stamps(self, rows: list[int], policy: Policy, slots: Slots) -> None:
+        """Record what was stamped on these slots, but for those whose followers are still to be written or stamped."""
+        if slots.stamps is None:
+            return
+        waiting = policy.offsets[-1] + policy.stride - 1  # at most; fixed, so that no neighbour shows in the record
+        facts = (slots.ages.cpu(), slots.positions.cpu(), slots.stamps.cpu())
+        for row, ages_S, positions_S, stamps_SC in zip(rows, *facts, strict=True):
+            stamped_S = ages_S >= waiting
+            self.seats.note_stamps(row, positions_S[stamped_S], stamps_SC[stamped_S])
+
+    def _note_stamps_held(self, rows: list[int]) -> None:
+        """The same for the slots that these finished requests hold to the end."""
+        for row in rows:
+            request = self.seats.requests[row]
+            if request.index not in self.seats.stamps:
+                continue
+            held = int(self.cache.host_lengths[row]) - len(request.prompt_ids)
+            rows_R, column = self.cache.indices([row]), self.columns[int(self.seats.policy[row])]
+            slots = self.cache.show(rows_R, held, self.sampler.seeds[rows_R], request.policy, first=column)
+            self._note_stamps([row], request.policy, slots)
 
     def _streamed(self, done: dict[int, Completion]) -> dict[int, Step]:
         """The new token of each streamed request."""

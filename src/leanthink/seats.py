@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.completion import Completion, TopLogprobs, cut_at_stop, decode
+from leanthink.completion import Completion, TopLogprobs, cut_at_stop, decode, token_chars
 from leanthink.load import CLOSE_TAG, OPEN_TAG, ThinkTags
 from leanthink.policies import Policy
 from leanthink.request import Request
+from leanthink.scores import Scores, pack
 
 NEVER = 2**62  # a count that no request reaches
 GOING_ON, STOP, LENGTH = 0, 1, 2
@@ -35,6 +36,8 @@ class Seats:
         own: the log-probability of each generated token; empty until a request wants them.
         evicted_at: for each generated token, tokens generated when its slot was evicted; -1 for never; empty without
             `record`.
+        stamps: by index of the requests with a policy that stamps, of each token that they may generate its numbers,
+            float16 [T, C], NaN until they are noted; empty without `record`.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Seats:
         self._ends = torch.tensor(ends, dtype=torch.int64)
         self.own = torch.zeros(rows, 0, dtype=torch.float64)
         self.logprobs: dict[int, list[TopLogprobs]] = {}  # by index of the requests that want them: the likeliest
+        self.stamps: dict[int, Tensor] = {}
 
     def seat(self, batch: Sequence[Request]) -> None:
         """The next free rows go to these requests, which hold all but the last token of their prompts."""
@@ -74,6 +78,9 @@ class Seats:
         for request in batch:
             if request.sampling.logprobs is not None:
                 self.logprobs[request.index] = []
+            if self.record and request.policy.channels:
+                shape = (request.max_new_tokens, request.policy.channels)
+                self.stamps[request.index] = torch.full(shape, torch.nan, dtype=torch.float16)
         self.alternatives[rows] = torch.tensor([request.sampling.logprobs or 0 for request in batch])
         self.watched[rows] = torch.tensor([bool(request.sampling.stop) for request in batch], dtype=torch.int64)
 
@@ -90,6 +97,7 @@ class Seats:
             table[targets] = table[sources]
         for row in rows:
             self.logprobs.pop(self.requests[row].index, None)
+            self.stamps.pop(self.requests[row].index, None)
         for source, target in zip(sources, targets, strict=True):
             self.requests[target] = self.requests[source]
         del self.requests[len(self.requests) - len(rows) :]
@@ -112,6 +120,11 @@ class Seats:
         for row, positions_S, dropped_S in zip(rows, positions_RS, dropped_RS, strict=True):
             generated_index = positions_S[dropped_S] - len(self.requests[row].prompt_ids)
             self.evicted_at[row, generated_index] = self.generated[row]
+
+    def note_stamps(self, row: int, positions_S: Tensor, stamps_SC: Tensor) -> None:
+        """Record the numbers stamped on the tokens at these positions."""
+        request = self.requests[row]
+        self.stamps[request.index][positions_S - len(request.prompt_ids)] = stamps_SC.half()
 
     def note_logprobs(self, values_NX: Tensor) -> None:
         """Append the log-probabilities of the tokens noted next; columns as of `log_probabilities`."""
@@ -190,4 +203,13 @@ class Seats:
             logprobs=None if likeliest is None else tuple(self.own[row, : len(ids)].tolist()),
             top_logprobs=None if likeliest is None else tuple(likeliest or [()] * len(ids)),
             evicted_at=None if evicted_at is None else tuple(None if at < 0 else at for at in evicted_at),
+            token_chars=token_chars(self.tokenizer, ids, text, self.tags) if self.record else None,
+            scores=self._scores(row),
         )
+
+    def _scores(self, row: int) -> Scores | None:
+        request = self.requests[row]
+        if request.index not in self.stamps:
+            return None
+        halves_TC = self.stamps[request.index][: int(self.generated[row])].numpy().astype("<f2")
+        return pack(request.policy.horizons, halves_TC.tobytes())

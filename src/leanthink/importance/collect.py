@@ -81,7 +81,7 @@ def collect(
         model_name: what the traces say of the model; None: the name it was loaded by.
         instruction: text put after each problem, such as "Put the final answer in \boxed{}."
         max_rows: most requests at a time.
-        record: fill `Trace.evicted_at`.
+        record: fill `evicted_at`, `token_chars` and `scores` of each trace.
         resume: go on with the file, leaving out what it has.
         overwrite: start the file anew.
         progress: called with the numbers of traces done and asked for, after each.
@@ -210,4 +210,6 @@ _COPIED = (
     "peak_kv_bytes",
     "full_kv_bytes",
     "evicted_at",
+    "token_chars",
+    "scores",
 )

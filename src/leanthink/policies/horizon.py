@@ -53,6 +53,11 @@ class Horizon(Policy):
         return len(self.predictor.horizons)
 
     @property
+    def horizons(self) -> tuple[int, ...]:
+        """The predictor's."""
+        return self.predictor.horizons
+
+    @property
     def offsets(self) -> tuple[int, ...]:
         """The predictor's; all of them are written before a slot leaves the local window."""
         return self.predictor.offsets

@@ -104,6 +104,11 @@ class Policy(Protocol):
         return 0
 
     @property
+    def horizons(self) -> tuple[int, ...]:
+        """Reading distances in tokens, one for each channel; empty where the channels stand for something else."""
+        return ()
+
+    @property
     def offsets(self) -> tuple[int, ...]:
         """Which tokens `stamp` is shown of each, ascending from 0: the token itself and those so many tokens later.
 
