@@ -22,10 +22,13 @@ SHAPE = KVShape(layers=2, kv_heads=2, group=3, head_dim=4)
 CPU = torch.device("cpu")
 EQUAL = 14
 STATE = 3  # numbers of one token's state
+SCALING = 0.5
 
 
 def make_cache(slots: int = 60, rows: int = 4, **options: object) -> SlotCache:
-    return SlotCache(SHAPE, slots=slots, rows=rows, dtype=torch.float32, device=CPU, state_size=STATE, **options)  # type: ignore[arg-type]
+    cache = SlotCache(SHAPE, slots=slots, rows=rows, dtype=torch.float32, device=CPU, state_size=STATE, **options)  # type: ignore[arg-type]
+    cache.scaling = SCALING
+    return cache
 
 
 def write_random(cache: SlotCache, rows: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +75,7 @@ class History:
         torch.manual_seed(seed)
         self.chance = random.Random(seed)
         self.cache = make_cache(slots=5 * EQUAL + 3, row_slots=row_slots)  # one row less than there are equal regions
-        self.slow = SlowCache(SHAPE.layers, SHAPE.kv_heads)
+        self.slow = SlowCache(SHAPE.layers, SHAPE.kv_heads, SCALING)
         self.feeding: list[tuple[Region, SlowRequest]] = []
 
     def reserve(self) -> None:
@@ -80,6 +83,7 @@ class History:
         region = self.cache.arena.reserve(min(EQUAL, prompt + self.chance.randint(1, 9)))
         if region is not None:
             self.feeding.append((region, self.slow.reserve(prompt)))
+            self.feeding[-1][1].watched = "start" if self.cache.wishes.prompt_attention else "never"
 
     def feed(self) -> None:
         """A piece of some of the prompts that wait, in one forward."""
@@ -100,7 +104,8 @@ class History:
     def copy(self) -> None:
         """A request with the prompt of another."""
         complete = [(region, request) for region, request in self.feeding if request.fed == request.prompt - 1]
-        known = complete + list(zip(self.cache.regions, self.slow.rows, strict=True))
+        seated = zip(self.cache.regions, self.slow.rows, strict=True)
+        known = complete + [(region, request) for region, request in seated if request.pinned]
         if not known:
             return
         source, twin = self.chance.choice(known)
@@ -113,8 +118,11 @@ class History:
     def seat(self) -> None:
         for region, request in list(self.feeding):
             if request.fed == request.prompt - 1 and self.cache.active < self.cache.most_rows:
-                assert self.cache.seat(region, request.prompt) == len(self.slow.rows)
-                self.slow.seat(request)
+                pinned = self.chance.random() < 0.7
+                assert self.cache.seat(region, request.prompt, pinned=pinned) == len(self.slow.rows)
+                if self.cache.wishes.attention and request.watched == "never":
+                    request.watched = "seat"
+                self.slow.seat(request, pinned)
                 self.feeding.remove((region, request))
 
     def step(self) -> None:
@@ -144,16 +152,21 @@ class History:
             self.slow.remember(row, states[row].tolist())
             for older in range(count):
                 self.slow.stamp(row, first, stamps[row, older].tolist(), late + older)
+        waiting, most = cache.host_waiting[:active], wishes.queries
+        if wishes.attention and (full := (waiting == most).nonzero()[:, 0].tolist()):
+            cache.add_attention(full, most)
 
     def evict(self) -> None:
         """Rows with equally many thought slots keep some of them."""
-        thought = [len(request.stamps) - request.prompt for request in self.slow.rows]
+        thought = [len(request.stamps) - request.pinned for request in self.slow.rows]
         if not (held_by_any := [held for held in thought if held > 0]):
             return
         wanted = self.chance.choice(held_by_any)
         rows = [row for row, held in enumerate(thought) if held == wanted]
         num_kept, per_head = self.chance.randint(1, wanted), self.cache.wishes.per_head and self.chance.random() < 0.5
         kept = []
+        if self.cache.wishes.attention:
+            self.cache.add_attention(rows, self.cache.wishes.queries)
         for row in rows:
             sets = [sorted(self.chance.sample(range(wanted), num_kept)) for _ in range(SHAPE.layers * SHAPE.kv_heads)]
             heads = [sets[layer * SHAPE.kv_heads :][: SHAPE.kv_heads] for layer in range(SHAPE.layers)]
@@ -187,6 +200,8 @@ class History:
                 Wishes(channels=self.chance.randint(1, 3)),
                 Wishes(channels=1, states=self.chance.randint(1, 6)),
                 Wishes(queries=self.chance.randint(1, 6), per_head=True),
+                Wishes(queries=self.chance.randint(1, 3), per_head=True, attention=True),
+                Wishes(queries=2, per_head=True, attention=True, prompt_attention=True),
                 Wishes(per_head=True),
             ]
         )
@@ -213,8 +228,26 @@ class History:
         if seated:
             positions = self.cache.positions.expand(SHAPE.layers, SHAPE.kv_heads, -1)[:, :, held].tolist()
             assert positions == [[[slot["position"] for slot in slots] for slots in heads] for heads in request.heads]
+            if request.watched != "never":
+                self._assert_same_attention(held, request)
             for stamps, known in zip(self.cache.stamps[held].tolist(), request.stamps, strict=True):
                 assert {channel: stamps[channel] for channel in known} == known
+
+    def _assert_same_attention(self, held: slice, request: SlowRequest) -> None:
+        """Once the queries that wait are added: to a copy, since when that is done is up to others."""
+        row, known = self.slow.rows.index(request), self.cache.attended_LHT.clone()
+        added, waiting = self.cache.added.clone(), self.cache.host_waiting.clone()
+        if waiting[row] > 0:
+            self.cache.add_attention([row], self.cache.wishes.queries)
+        got = self.cache.attended_LHT[:, :, held].tolist()
+        for layer, heads in enumerate(request.heads):
+            for head, slots in enumerate(heads):
+                for slot, number in zip(slots, got[layer][head], strict=True):
+                    if request.watched == "start" or slot["position"] >= request.prompt:
+                        assert number == pytest.approx(slot["attended"], rel=1e-4)
+        self.cache.attended_LHT.copy_(known)
+        self.cache.added.copy_(added)
+        self.cache.host_waiting.copy_(waiting)
 
     def _assert_same_memories(self, row: int, request: SlowRequest) -> None:
         wishes, rows = self.cache.wishes, torch.tensor([row])
@@ -424,7 +457,7 @@ def everything(cache: SlotCache) -> dict[str, Tensor]:
     """All that anybody holds: each tensor without its spare slot, place or column."""
     rings = {f"queries {layer}": ring[:-1] for layer, ring in enumerate(cache.queries)}
     facts = {"positions": cache.positions[..., :-1], "stamps": cache.stamps[:-1], "states": cache.states[:-1]}
-    host = {"table": cache.table, "host_lengths": cache.host_lengths, "host_prompts": cache.host_prompts}
+    host = {"table": cache.table, "host_lengths": cache.host_lengths, "host_pinned": cache.host_pinned}
     tensors = {"kv": cache.kv_LPHTD[..., :-1, :], **facts, **rings, **host}
     return {name: tensor.clone() for name, tensor in tensors.items()}
 

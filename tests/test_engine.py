@@ -13,6 +13,8 @@ from leanthink.engine import Engine
 from leanthink.errors import LeanThinkError, UsageError
 from leanthink.generate import generate
 from leanthink.policies import Policy, Slots, make_policy
+from leanthink.policies.h2o import H2O
+from leanthink.policies.sepllm import SepLLM
 from leanthink.sampling import Sampling
 from models import CLOSE, END, OPEN, RandomPredictor, make_model, make_tokenizer
 
@@ -33,7 +35,9 @@ def make_policies() -> list[Policy]:
     torch.manual_seed(3)
     horizon = RandomPredictor(64, "horizon", (4, 8, 16), offsets=(0, 1, 3))
     learned = [make_policy("dynts", RandomPredictor(64, "answer")), make_policy("horizon", horizon)]
-    return [make_policy(name) for name in ("full", "window", "sinks", "random", "random-heads", "snapkv")] + learned
+    names = ("full", "window", "sinks", "random", "random-heads", "snapkv", "h2o", "r-kv", "tova", "keydiff", "vase")
+    published = [H2O(waiting=3, pins_prompt=False), SepLLM(separator_ids=(5, 9), pins_prompt=False)]
+    return [make_policy(name) for name in names] + learned + published
 
 
 def run(engine: Engine) -> dict[int, Completion]:
@@ -63,7 +67,7 @@ def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(seed: int,
     asked: dict[int, dict[str, Any]] = {}
     for _ in range(25):
         policy = chance.choice(policies)
-        slots = chance.randrange(6, 20)
+        slots = chance.randrange(6, 20) + 40 * (not policy.pins_prompt)  # room for any of these prompts
         prompt = (
             repeated if chance.random() < 0.3 else tuple(chance.randrange(250) for _ in range(chance.randrange(1, 40)))
         )

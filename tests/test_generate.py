@@ -12,7 +12,7 @@ from leanthink.engine import Engine, Progress
 from leanthink.errors import UnsupportedModel, UsageError
 from leanthink.generate import generate, split_by_bound, stream
 from leanthink.load import kv_shape, think_tags
-from leanthink.policies import Policy, make_policy
+from leanthink.policies import POLICIES, Policy, make_policy
 from leanthink.policies.window import Window
 from leanthink.request import make_requests
 from leanthink.sampling import Sampling
@@ -21,7 +21,7 @@ from models import ARCHITECTURES, CLOSE, END, OPEN, VOCABULARY, RandomPredictor,
 from reference.sampling_slow import sample_slowly
 
 TOKENIZER = make_tokenizer()
-PROMPTS = [list(range(10 + i, 15 + i + 3 * i)) for i in range(8)]
+PROMPTS = [list(range(10 + i, 15 + i + 3 * i)) for i in range(16)]
 BUDGET = Budget(slots=16, window=4, interval=8)
 
 
@@ -31,8 +31,7 @@ def make_policies() -> dict[str, Policy]:
         "dynts": RandomPredictor(64, "answer"),
         "horizon": RandomPredictor(64, "horizon", (4, 8, 16), offsets=(0, 1, 3)),
     }
-    names = ("full", "window", "sinks", "random", "random-heads", "snapkv", "dynts", "horizon")
-    return {name: make_policy(name, learned.get(name)) for name in names}
+    return {name: make_policy(name, learned.get(name), TOKENIZER) for name in POLICIES if name != "oracle"}
 
 
 def endless(architecture: str = "llama", **changes: Any) -> Any:
