@@ -2,7 +2,7 @@
 
 State: one score for each slot of the cache, prompt included. When the cache held `cache` slots or more at the end of
 the step before, the last `window` slots stay, and of the others the int(ratio * count) with the highest scores. Prompt
-tokens have an infinite score, and are counted. Which of several equal scores stay is left open there; here, the younger.
+tokens have an infinite score, and are counted. Of equal scores any may stay there; here, the younger do.
 """
 
 from __future__ import annotations
