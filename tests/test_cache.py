@@ -497,6 +497,58 @@ def test_a_step_while_no_row_is_live_changes_only_the_spare_slot() -> None:
     cache.check_integrity()
 
 
+# -- a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def attention_after(device: torch.device) -> list[Tensor]:
+    """The attention that was added up on this device, and each query's sum over what is pinned; always the same run."""
+    generator, shape = torch.Generator().manual_seed(3), KVShape(layers=2, kv_heads=2, group=3, head_dim=16)
+    cache = SlotCache(shape, slots=200, rows=3, dtype=torch.float32, device=device)
+    cache.scaling = 0.25
+    cache.provide(Wishes(queries=4, per_head=True, attention=True, prompt_attention=True))
+
+    def write(rows: int, tokens: int) -> None:
+        for layer in range(shape.layers):
+            q, k, v = (torch.randn(rows, heads, tokens, 16, generator=generator).to(device) for heads in (6, 2, 2))
+            cache.write(layer, q, k, v)
+        cache.finish()
+
+    for prompt, pinned in ((5, True), (9, False), (1, True)):
+        region = cache.arena.reserve(60)
+        assert region is not None
+        if prompt > 1:
+            cache.start_prefill([Segment(region=region, done=0, tokens=prompt - 1)])
+            write(1, prompt - 1)
+        cache.seat(region, prompt, pinned=pinned)
+    for count in range(30):
+        cache.start_step()
+        write(3, 1)
+        cache.tick()
+        if full := (cache.host_waiting[:3] == 4).nonzero()[:, 0].tolist():
+            cache.add_attention(full, 4)
+        if count == 17:  # rows 0 and 2 hold 17 thought slots
+            cache.add_attention([0, 2], 4)
+            sets = torch.rand(2, shape.layers, shape.kv_heads, 17, generator=generator).argsort(-1)[..., :10]
+            cache.evict([0, 2], sets.sort(-1).values.to(device))
+    cache.add_attention([2, 0, 1], 4)
+    cache.check_integrity()
+    held = [slice(r.start, r.start + int(cache.host_lengths[r.row or 0])) for r in cache.regions]
+    rows, policy = torch.arange(3, device=device), SnapKV(observation=4)
+    shown = [cache.show(rows, 5, rows, policy, layer=layer).pinned_log_sums for layer in range(shape.layers)]
+    return [*(cache.attended_LHT[:, :, part].cpu() for part in held), *(sums.cpu() for sums in shown)]
+
+
+def test_all_attention_of_a_query_adds_up_to_one() -> None:
+    attended = attention_after(CPU)[1]  # nothing was evicted of this row, and its prompt was watched
+    torch.testing.assert_close(attended.sum(dim=-1), torch.full((2, 2), 3.0 * attended.shape[-1]))
+
+
+@pytest.mark.gpu
+def test_attention_is_added_up_on_a_gpu_as_on_the_cpu() -> None:
+    for on_gpu, on_cpu in zip(attention_after(torch.device("cuda")), attention_after(CPU), strict=True):
+        torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-4, atol=1e-5)
+
+
 # -- sizes and refusals --------------------------------------------------------------------------------------------
 
 
