@@ -249,6 +249,15 @@ def test_separators_may_be_evicted_from_a_prompt_while_the_record_is_kept() -> N
     assert gone == list(range(len(gone))), "no separator was written, so the oldest went first"
 
 
+def test_a_prompt_that_somebody_pinned_is_not_copied_for_one_whose_queries_must_be_watched() -> None:
+    model, prompt = endless(), list(range(20))
+    published, budget = H2O(pins_prompt=False), replace(BUDGET, slots=30)
+    options: dict[str, Any] = {"budget": budget, "sampling": Sampling(max_new_tokens=60)}
+    _, beside = generate(model, TOKENIZER, [prompt, prompt], policy=["window", published], **options)
+    (alone,) = generate(model, TOKENIZER, prompt, policy=published, **options)
+    assert beside.token_ids == alone.token_ids
+
+
 # -- the oracle ----------------------------------------------------------------------------------------------------
 
 

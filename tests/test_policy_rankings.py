@@ -244,6 +244,14 @@ def test_tova_is_the_mean_of_the_heads_softmax_with_what_is_pinned_in_it() -> No
     assert TOVA().score(replace(slots, pinned_log_sums=None))[0, 0].tolist() == pytest.approx([1 / 8, 3 / 8, 1 / 2])
 
 
+def test_the_query_of_the_last_prompt_token_votes_and_that_of_the_one_before_does_not() -> None:
+    # Eleven tokens of ten prompt tokens and one of thought, none pinned: queries of positions 8, 9 and 10.
+    slots = head_slots(list(range(10, -1, -1)), [[0.0]] * 11, queries=[[1.0], [1.0], [1.0]])
+    slots = replace(slots, positions=slots.positions - 10, next_position=torch.tensor([11]))
+    votes = SnapKV(observation=3, kernel=1, pins_prompt=False).score(slots)[0, 0]
+    assert votes.tolist() == pytest.approx([(1 / 10 + 1 / 11) / 3] * 10 + [1 / 11 / 3])
+
+
 def test_tova_ranks_all_heads_of_a_layer_alike() -> None:
     score = TOVA().score(slots_for(TOVA()))
     assert torch.equal(score[:, 0], score[:, 1])
