@@ -102,15 +102,19 @@ class Seats:
             self.requests[target] = self.requests[source]
         del self.requests[len(self.requests) - len(rows) :]
 
-    def due_rows(self, lengths_N: Tensor, prompts_N: Tensor) -> list[int]:
-        """Rows that must evict, given the slots that each holds and how many of them are prompt; notes what is held.
+    def thinks(self, rows_R: Tensor) -> Tensor:
+        """Whether each of these rows has not closed its thought, bool [R]."""
+        return self.answer_start[rows_R] == NEVER
+
+    def due_rows(self, lengths_N: Tensor, pinned_N: Tensor) -> list[int]:
+        """Rows that must evict, given the slots that each holds and how many of them are pinned; notes what is held.
 
         To be called once in each decoding step, when the slots of its tokens are written and before any is evicted.
         """
         n = len(self.requests)
         self.peak[:n] = torch.maximum(self.peak[:n], lengths_N)
         self.slot_steps[:n] += lengths_N
-        is_due_N = (lengths_N - prompts_N == self.due[:n]) & (self.answer_start[:n] == NEVER)
+        is_due_N = (lengths_N - pinned_N == self.due[:n]) & (self.answer_start[:n] == NEVER)
         rows: list[int] = is_due_N.nonzero()[:, 0].tolist()
         return rows
 
@@ -118,13 +122,15 @@ class Seats:
         """Record which of the thought tokens at these positions are about to lose their slots."""
         dropped_RS = torch.ones_like(positions_RS, dtype=torch.bool).scatter(1, kept_RK, False)
         for row, positions_S, dropped_S in zip(rows, positions_RS, dropped_RS, strict=True):
-            generated_index = positions_S[dropped_S] - len(self.requests[row].prompt_ids)
-            self.evicted_at[row, generated_index] = self.generated[row]
+            generated_index = positions_S[dropped_S] - len(self.requests[row].prompt_ids)  # below 0 in the prompt
+            self.evicted_at[row, generated_index[generated_index >= 0]] = self.generated[row]
 
     def note_stamps(self, row: int, positions_S: Tensor, stamps_SC: Tensor) -> None:
-        """Record the numbers stamped on the tokens at these positions."""
+        """Record the numbers stamped on those of the tokens at these positions that were generated."""
         request = self.requests[row]
-        self.stamps[request.index][positions_S - len(request.prompt_ids)] = stamps_SC.half()
+        generated_S = positions_S - len(request.prompt_ids)
+        thought_S = generated_S >= 0
+        self.stamps[request.index][generated_S[thought_S]] = stamps_SC[thought_S].half()
 
     def note_logprobs(self, values_NX: Tensor) -> None:
         """Append the log-probabilities of the tokens noted next; columns as of `log_probabilities`."""

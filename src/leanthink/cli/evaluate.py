@@ -141,7 +141,7 @@ def command(
     from leanthink.eval.records import RunFolder
     from leanthink.eval.run import Setup, finish
 
-    made = make_policies(loaded, slots.policies, files)
+    made = make_policies(loaded, tokenizer, slots.policies, files)
     settings = {"model": model, "samples": samples, "sampling": asdict(sampling), **_settings(loaded, slots, made)}
     words = " ".join(["leanthink", *sys.argv[1:]])
     about = {name: benchmark.about for name, benchmark in chosen.items()}

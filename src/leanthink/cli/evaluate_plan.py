@@ -112,11 +112,11 @@ def predictor_files(given: Sequence[str], policies: Sequence[str]) -> dict[str, 
     return found
 
 
-def make_policies(model: Any, names: Sequence[str], files: Mapping[str, Path]) -> dict[str, Policy]:
+def make_policies(model: Any, tokenizer: Any, names: Sequence[str], files: Mapping[str, Path]) -> dict[str, Policy]:
     """The policies of a run by name, with their predictors."""
     from leanthink.request import PolicyMaker
 
-    maker = PolicyMaker(model)
+    maker = PolicyMaker(model, tokenizer)
     return {name: maker.make(name, files.get(name)) for name in names}
 
 
