@@ -36,7 +36,7 @@ def make(name: str) -> Policy:
     if name == "sepllm":
         return SepLLM(separator_ids=SEPARATORS)
     if name == "oracle":
-        return Oracle(labels_TC=LABELS_TC, horizons=HORIZONS)
+        return Oracle(labels_TC=LABELS_TC, distances=HORIZONS)
     target = POLICIES[name].target
     horizons = HORIZONS if target == "horizon" else ()
     return make_policy(name, predictor=None if target is None else FakePredictor(target, horizons))

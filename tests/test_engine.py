@@ -31,10 +31,10 @@ def endless(**changes: Any) -> Any:
     return model
 
 
-def make_policies() -> list[Policy]:
+def make_policies(dtype: torch.dtype = torch.float32) -> list[Policy]:
     torch.manual_seed(3)
-    horizon = RandomPredictor(64, "horizon", (4, 8, 16), offsets=(0, 1, 3))
-    learned = [make_policy("dynts", RandomPredictor(64, "answer")), make_policy("horizon", horizon)]
+    horizon = RandomPredictor(64, "horizon", (4, 8, 16), offsets=(0, 1, 3)).to(dtype)
+    learned = [make_policy("dynts", RandomPredictor(64, "answer").to(dtype)), make_policy("horizon", horizon)]
     names = ("full", "window", "sinks", "random", "random-heads", "snapkv", "h2o", "r-kv", "tova", "keydiff", "vase")
     published = [H2O(waiting=3, pins_prompt=False), SepLLM(separator_ids=(5, 9), pins_prompt=False)]
     return [make_policy(name) for name in names] + learned + published
@@ -57,9 +57,11 @@ def assert_empty(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("row_slots", [None, 150])
-@pytest.mark.parametrize("seed", [0, 2, 3])
+@pytest.mark.parametrize("seed", range(4))
 def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(seed: int, row_slots: int | None) -> None:
-    chance, model, policies = random.Random(seed), make_model(seed=seed), make_policies()
+    # In float64, as a product of few rows is rounded differently from one of many: in float32 a draw that falls on the
+    # border of two tokens, to seven digits, may take either.
+    chance, model, policies = random.Random(seed), make_model(seed=seed).double(), make_policies(torch.float64)
     engine = Engine(
         model, TOKENIZER, slots=600, rows=5, row_slots=row_slots, prefill_tokens=chance.choice([3, 16, 500])
     )

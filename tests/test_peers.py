@@ -276,7 +276,7 @@ def test_an_oracle_has_the_labels_of_its_own_request() -> None:
     made = oracles(model, thoughts, HORIZONS)
     for oracle, thought in zip(made, thoughts, strict=True):
         wanted = label_trace(model, thought.token_ids, thought.prompt_tokens, thought.thought_end, HORIZONS)
-        assert oracle.horizons == HORIZONS
+        assert oracle.distances == HORIZONS
         torch.testing.assert_close(oracle.labels_TC, wanted.values_TC[:, 1:])
 
 

@@ -20,6 +20,7 @@ from leanthink.tiny import weights_path
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CYCLE = (ROOT / "examples" / "cycle.md").read_text()
+TRANSFORMERS = (ROOT / "docs" / "transformers.md").read_text()
 DESIGN = (ROOT / "docs" / "design.md").read_text()
 
 
@@ -37,7 +38,7 @@ def commands(page: str = README, program: str = "leanthink") -> list[list[str]]:
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(capsys):
     names: dict[str, Any] = {}
-    for block in blocks("python"):
+    for block in [*blocks("python"), *blocks("python", TRANSFORMERS)]:
         exec(block, names)
     printed = capsys.readouterr().out
     assert printed.count("tokens of thought in") == 2
@@ -118,6 +119,8 @@ def test_links_lead_to_files_of_the_repository():
         "CHANGELOG.md",
         "examples/cycle.md",
         "docs/evaluation.md",
+        "docs/policies.md",
+        "docs/transformers.md",
         "docs/viewer.md",
     ):
         text = (ROOT / page).read_text()

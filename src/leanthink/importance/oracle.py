@@ -26,5 +26,5 @@ def oracles(model: Any, thoughts: Sequence[Thought], horizons: Sequence[int] = H
     for batch in batches_by_length([len(thought.token_ids) for thought in thoughts], model.device):
         found = label_batch(model, [thoughts[index] for index in batch], distances)
         for index, labels in zip(batch, found, strict=True):
-            made[index] = Oracle(labels_TC=labels.values_TC[:, 1:].to(model.device), horizons=distances)
+            made[index] = Oracle(labels_TC=labels.values_TC[:, 1:].to(model.device), distances=distances)
     return [made[index] for index in range(len(thoughts))]

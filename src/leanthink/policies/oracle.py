@@ -24,7 +24,7 @@ class Oracle(Policy):
     Attributes:
         labels_TC: label of each thought token at each horizon, columns 1 and later of
             `leanthink.importance.labels.Labels`.
-        horizons: distances in tokens, ascending, one for each column.
+        distances: the horizons, in tokens, ascending, one for each column.
         rule: as of `Horizon`.
         local: whether slots younger than the first horizon outrank all others.
     """
@@ -32,15 +32,15 @@ class Oracle(Policy):
     name: ClassVar[str] = "oracle"
     labelled: ClassVar[bool] = True
     labels_TC: Tensor = field(repr=False)
-    horizons: tuple[int, ...]
+    distances: tuple[int, ...]
     rule: Rule = "floor"
     local: bool = True
 
     def __post_init__(self) -> None:
         check_rule(self.rule)
-        if self.labels_TC.dim() != 2 or self.labels_TC.shape[1] != len(self.horizons) or not len(self.labels_TC):
+        if self.labels_TC.dim() != 2 or self.labels_TC.shape[1] != len(self.distances) or not len(self.labels_TC):
             raise UsageError(
-                f"Oracle: labels are [thought tokens, horizons], at least [1, {len(self.horizons)}], "
+                f"Oracle: labels are [thought tokens, horizons], at least [1, {len(self.distances)}], "
                 f"got {list(self.labels_TC.shape)}"
             )
 
@@ -49,8 +49,8 @@ class Oracle(Policy):
         index_RS = slots.positions - slots.prompt_tokens[:, None]
         known_RS = index_RS < len(self.labels_TC)
         labels_TC = self.labels_TC.to(slots.ages.device)
-        label_RS = labels_TC[index_RS.where(known_RS, 0), channel_at(slots.ages, self.horizons, self.rule)]
+        label_RS = labels_TC[index_RS.where(known_RS, 0), channel_at(slots.ages, self.distances, self.rule)]
         score_RS = label_RS.float().masked_fill(~known_RS, -1.0)
         if not self.local:
             return score_RS
-        return torch.where(slots.ages < self.horizons[0], OUTRANKS - slots.ages, score_RS)
+        return torch.where(slots.ages < self.distances[0], OUTRANKS - slots.ages, score_RS)
