@@ -9,7 +9,7 @@ divided by the number of right answers. Intervals are of 95 %, by drawing proble
 compared with the start and its full cache, the same problems are drawn for both. Writes compounding.json and prints
 a table.
 
-P problems   D draws
+P problems
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from policies import SHIPPED, Job, complete, in_runs, samplings
 from torch import Tensor
 
 from leanthink.bench.birth import certificate
-from leanthink.budget import Budget
 from leanthink.completion import Completion
 from leanthink.errors import UsageError
+from leanthink.eval.bootstrap import Statistic, estimate, mean, ratio
+from leanthink.eval.cells import budget_at_ratio
 from leanthink.eval.grading import last_boxed
 from leanthink.importance.predictor import load_predictor
 from leanthink.load import load
@@ -38,7 +39,6 @@ from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
 from leanthink.tiny.problem import Problem
 
-DRAWS = 2000
 COLUMNS = ("model", "cache", "accuracy, %", "points to first row", "thought tokens", "answer tokens")
 COLUMNS += ("slot-steps per right answer", "times fewer than first row")
 
@@ -135,35 +135,24 @@ def cells(
         print(f"{name}, {policy.name}: {100 * outcomes[0].right_P.mean():.1f} % right", flush=True)
         yield {"policy": policy.name, "budget": None if budget is None else asdict(budget)}, outcomes
         if budget is None:
-            budget = budget_for(float(outcomes[0].thought_P.mean()), options)
-
-
-def budget_for(mean_thought: float, options: argparse.Namespace) -> Budget:
-    """The budget that never holds more thought slots than the mean thought divided by the ratio."""
-    slots = round(mean_thought / options.ratio) - options.interval
-    if slots < options.window:
-        raise UsageError(
-            f"a mean thought of {mean_thought:.0f} tokens, divided by {options.ratio:g}, leaves {slots} slots beside "
-            f"the interval of {options.interval}, and the window takes {options.window}: give a smaller --interval "
-            "and --window, or a lower --ratio"
-        )
-    return Budget(slots=slots, window=options.window, interval=options.interval, answer=options.answer)
+            mean_thought, slots = float(outcomes[0].thought_P.mean()), ("window", "interval", "answer")
+            budget = budget_at_ratio(mean_thought, options.ratio, **{name: getattr(options, name) for name in slots})
 
 
 def outcome(problems: Sequence[Problem], runs: Sequence[Sequence[Completion]]) -> Outcome:
     """Means over runs on the same problems."""
 
-    def mean(value: Callable[[Problem, Completion], float]) -> Tensor:
+    def over_runs(value: Callable[[Problem, Completion], float]) -> Tensor:
         rows = [[float(value(p, c)) for p, c in zip(problems, run, strict=True)] for run in runs]
         return torch.tensor(rows, dtype=torch.float64).mean(0)
 
     return Outcome(
-        right_P=mean(lambda p, c: tasks.is_correct(p, last_boxed(c.answer))),
-        slot_steps_P=mean(lambda _, c: c.slot_steps),
-        thought_P=mean(lambda _, c: c.thought_tokens),
-        answer_P=mean(lambda _, c: c.answer_tokens),
-        unfinished_P=mean(lambda _, c: c.finish_reason == "length"),
-        peak_slots_P=mean(lambda _, c: c.peak_slots),
+        right_P=over_runs(lambda p, c: tasks.is_correct(p, last_boxed(c.answer))),
+        slot_steps_P=over_runs(lambda _, c: c.slot_steps),
+        thought_P=over_runs(lambda _, c: c.thought_tokens),
+        answer_P=over_runs(lambda _, c: c.answer_tokens),
+        unfinished_P=over_runs(lambda _, c: c.finish_reason == "length"),
+        peak_slots_P=over_runs(lambda _, c: c.peak_slots),
     )
 
 
@@ -172,21 +161,22 @@ def measure(problems: Sequence[Problem], ours: Outcome, baseline: Outcome, seed:
 
     `accuracy_change` and `times_fewer` (slot-steps per right answer) are against the baseline, problem by problem.
     """
-    generator = torch.Generator().manual_seed(seed)
-    count = len(problems)
-    everything_1P = torch.arange(count)[None]
-    draws_DP = torch.randint(count, (DRAWS, count), generator=generator)
+    cost, base_cost = (ratio(found.slot_steps_P, found.right_P) for found in (ours, baseline))
+
+    def bounded(statistic: Statistic) -> list[float | None]:
+        return estimate(statistic, len(problems), seed).bounds
+
     levels = torch.tensor([problem.level for problem in problems])
     return {
-        "accuracy": bounded(lambda at: ours.right_P[at].mean(1), everything_1P, draws_DP),
-        "accuracy_change": bounded(lambda at: (ours.right_P - baseline.right_P)[at].mean(1), everything_1P, draws_DP),
+        "accuracy": bounded(mean(ours.right_P)),
+        "accuracy_change": bounded(mean(ours.right_P - baseline.right_P)),
         "thought_tokens": float(ours.thought_P.mean()),
         "answer_tokens": float(ours.answer_P.mean()),
         "unfinished": float(ours.unfinished_P.mean()),
         "peak_slots": float(ours.peak_slots_P.mean()),
         "slot_steps": float(ours.slot_steps_P.sum()),
-        "slot_steps_per_right": bounded(lambda at: per_right(ours, at), everything_1P, draws_DP),
-        "times_fewer": bounded(lambda at: per_right(baseline, at) / per_right(ours, at), everything_1P, draws_DP),
+        "slot_steps_per_right": bounded(cost),
+        "times_fewer": bounded(lambda weights_DP: base_cost(weights_DP) / cost(weights_DP)),
         "by_level": {
             level: {
                 "accuracy": float(ours.right_P[levels == level].mean()),
@@ -196,18 +186,6 @@ def measure(problems: Sequence[Problem], ours: Outcome, baseline: Outcome, seed:
             for level in sorted(set(levels.tolist()))
         },
     }
-
-
-def per_right(found: Outcome, at_DP: Tensor) -> Tensor:
-    """Slot-steps per right answer of each draw, [D]; infinite where none was right."""
-    return found.slot_steps_P[at_DP].sum(1) / found.right_P[at_DP].sum(1)
-
-
-def bounded(value: Callable[[Tensor], Tensor], everything_1P: Tensor, draws_DP: Tensor) -> list[float | None]:
-    """A statistic of all problems, and the bounds of its 95 % interval."""
-    drawn_D = value(draws_DP).sort().values
-    bounds = [drawn_D[int(0.025 * DRAWS)], drawn_D[int(0.975 * DRAWS)]]
-    return [float(number) if number.isfinite() else None for number in (value(everything_1P)[0], *bounds)]
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> list[str]:

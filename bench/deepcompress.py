@@ -101,12 +101,17 @@ def make_parser() -> argparse.ArgumentParser:
     add("--prompts", type=int, default=32, help="of a step")
     add("--group", type=int, default=16, help="responses to each prompt")
     add("--micro", type=int, default=16, help="responses in one forward and backward pass")
-    add("--max-tokens", type=int, default=2048, help="of a response in training and in the pilot")
-    add("--max-rounds", type=int, default=2, help="of dynamic sampling: generation batches for one step")
-    add("--lr", type=float, default=1e-4)
+    add("--max-tokens", type=int, default=2560, help="of a response in training and in the pilot")
+    add("--oversample", type=int, default=2, help="of dynamic sampling: prompts of a round for each of the step")
+    add("--max-rounds", type=int, default=1, help="of dynamic sampling")
+    add("--lr", type=float, default=5e-5)
+    add("--schedule", default="cosine", help="of the learning rate, as transformers names it")
+    add("--mastered-weight", type=float, default=0.2, help="of the arm ours")
     add("--asked", type=int, default=40, help="problems of each family and level in evaluation and pilot")
+    add("--eval-samples", type=int, default=4, help="of each problem in the evaluation")
+    add("--eval-temperature", type=float, default=0.6, help="0 for greedy, with a single sample")
     add("--eval-tokens", type=int, default=4000, help="of a response in the evaluation")
-    add("--eval-rows", type=int, default=384, help="responses at a time in evaluation and pilot")
+    add("--eval-rows", type=int, default=1600, help="responses at a time in evaluation and pilot")
     add("--parallel", type=int, default=5, help="arms at a time; the start is evaluated beside them")
     add("--limit-s", type=float, default=550, help="seconds for all runs together; what is late stops at its next step")
     add("--reserve-s", type=float, default=75, help="of that, for a run's evaluation")
@@ -128,10 +133,15 @@ def check(options: argparse.Namespace) -> None:
     for level in options.levels:
         if level not in LEVELS:
             raise unknown("level", level, LEVELS)
-    counts = ("steps", "prompts", "micro", "max_tokens", "max_rounds", "asked", "eval_tokens", "eval_rows", "parallel")
+    counts = (
+        "steps", "prompts", "micro", "max_tokens", "oversample", "max_rounds", "asked", "eval_samples", "eval_tokens",
+        "eval_rows", "parallel",
+    )  # fmt: skip
     for name in counts:
         if getattr(options, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+    if options.eval_temperature == 0 and options.eval_samples > 1:
+        raise UsageError(f"--eval-samples {options.eval_samples}: greedy samples are all alike, give 1")
     if options.prompts * options.group % options.micro:
         raise UsageError(
             f"--micro {options.micro} does not divide the {options.prompts * options.group} responses of a step "

@@ -35,7 +35,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "penalty": {"rule": "penalty"},
     "bonus": {"rule": "bonus"},
     "published": {"rule": "dual", "start": 1.0},
-    "ours": {"rule": "dual", "start": "observed", "keep_mastered": True, "scale_rewards": "batch"},
+    "ours": {"rule": "dual", "start": "observed"},  # and a weight of mastered groups
 }
 HALF_LIFE = 0.115  # of the average, as a share of the steps: 69 of 600, as published
 EVALUATION_SEED = 7
@@ -102,19 +102,21 @@ def settings_of(arm: str, seed: int, options: argparse.Namespace) -> dict[str, A
         "data": {"tasks": options.families, "levels": options.levels, "seed": seed},
         "max_steps": options.steps,
         "learning_rate": options.lr,
-        "lr_scheduler_type": "constant_with_warmup",
+        "lr_scheduler_type": options.schedule,
         "warmup_steps": min(4, options.steps // 10),
         "num_generations": options.group,
         "per_device_train_batch_size": options.micro,
         "gradient_accumulation_steps": options.prompts * options.group // options.micro,
         "max_completion_length": options.max_tokens,
+        "oversample": options.oversample,
         "max_rounds": options.max_rounds,
-        "rollout_rows": options.prompts * options.group,
+        "rollout_rows": options.oversample * options.prompts * options.group,
         "gradient_checkpointing": False,
         "save_strategy": "no",
         "seed": seed,
         "decay": 0.5 ** (1 / (HALF_LIFE * options.steps)),
         **ARMS[arm],
+        **({"mastered_weight": options.mastered_weight} if arm == "ours" else {}),
     }
 
 
@@ -132,21 +134,37 @@ def curve(folder: Path) -> list[dict[str, Any]]:
 
 
 def evaluate(model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Held-out problems of all families and levels, greedy, with the full cache; the longest are asked first."""
+    """Held-out problems of all families and levels, with the full cache; the longest are asked first.
+
+    What is told of a problem is the mean of its samples.
+    """
     started = time.time()
     cells = [(family, level) for level in reversed(tasks.LEVELS) for family in options.families]
     problems = [p for cell in cells for p in tasks.sample(*cell, options.asked, EVALUATION_SEED)]
-    greedy = Sampling(temperature=0.0, max_new_tokens=options.eval_tokens)
-    completions = generate(
-        model, tokenizer, [p.prompt for p in problems], policy="full", sampling=greedy, max_rows=options.eval_rows
-    )
-    found = judged(problems, completions)
+    asked = [p for p in problems for _ in range(options.eval_samples)]
+    how = {"temperature": options.eval_temperature, "max_new_tokens": options.eval_tokens}
+    samplings = [Sampling(seed=index, **how) for index in range(len(asked))]
+    prompts = [p.prompt for p in asked]
+    completions = generate(model, tokenizer, prompts, policy="full", sampling=samplings, max_rows=options.eval_rows)
+    found = averaged(judged(asked, completions), options.eval_samples)
     return {
         "seed": EVALUATION_SEED,
+        "samples": options.eval_samples,
+        "temperature": options.eval_temperature,
         "max_tokens": options.eval_tokens,
         "seconds": time.time() - started,
         "levels": by_level(found),
         "problems": found,
+    }
+
+
+def averaged(found: dict[str, list[Any]], samples: int) -> dict[str, list[Any]]:
+    """A column for each thing that is known of a problem, from columns of its responses, which lie together."""
+    return {
+        name: [sum(values[i : i + samples]) / samples for i in range(0, len(values), samples)]
+        if name in MEASURED
+        else values[::samples]
+        for name, values in found.items()
     }
 
 

@@ -1,6 +1,6 @@
 """The summary of the arms of `bench/deepcompress.py`, out of their result files.
 
-P problems of the evaluation, the same for all runs   D draws of the bootstrap
+P problems of the evaluation, the same for all runs
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from leanthink.errors import UsageError
+from leanthink.eval.bootstrap import estimate, mean, ratio
 
 Run = dict[str, Any]
 BASE, START = "none", "start"
@@ -23,26 +24,15 @@ SHOWN = ("accuracy", "thought_tokens", "entropy", "beta", "pass_ratio/average", 
 MEASURED = ("right", "thought_tokens", "unfinished", "checks")  # of each response in an evaluation
 
 
-def interval(values_P: Tensor, draws: int = 2000) -> list[float]:
+def interval(values_P: Tensor) -> list[float | None]:
     """Mean and its 95 % interval, by drawing problems with replacement."""
-    means_D = values_P[_drawn(len(values_P), draws)].mean(dim=1)
-    return [float(values_P.mean()), *_middle(means_D)]
+    return estimate(mean(values_P), len(values_P)).bounds
 
 
-def change(own_P: Tensor, base_P: Tensor, draws: int = 2000) -> list[float]:
+def change(own_P: Tensor, base_P: Tensor) -> list[float | None]:
     """How much the mean of the first is above that of the second, as a share of it, with its 95 % interval."""
-    drawn_DP = _drawn(len(own_P), draws)
-    ratios_D = own_P[drawn_DP].sum(dim=1) / base_P[drawn_DP].sum(dim=1)
-    return [float(own_P.sum() / base_P.sum()) - 1, *_middle(ratios_D - 1)]
-
-
-def _drawn(problems: int, draws: int) -> Tensor:
-    return torch.randint(problems, (draws, problems), generator=torch.Generator().manual_seed(0))
-
-
-def _middle(values_D: Tensor) -> list[float]:
-    bounds: list[float] = torch.quantile(values_D, torch.tensor([0.025, 0.975], dtype=values_D.dtype)).tolist()
-    return bounds
+    quotient = ratio(own_P, base_P)
+    return estimate(lambda weights_DP: quotient(weights_DP) - 1, len(own_P)).bounds
 
 
 def by_level(problems: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -79,9 +69,9 @@ def column(runs: list[Run], name: str, levels: tuple[int, ...]) -> Tensor:
     return torch.stack(values).mean(dim=0)[torch.tensor(chosen)]
 
 
-def compared(runs: list[Run], base: list[Run], levels: tuple[int, ...]) -> dict[str, list[float] | None]:
+def compared(runs: list[Run], base: list[Run], levels: tuple[int, ...]) -> dict[str, list[float | None] | None]:
     """Accuracy and thought tokens of one arm over its seeds, and against the base over the seeds that both have."""
-    found: dict[str, list[float] | None] = {
+    found: dict[str, list[float | None] | None] = {
         name: interval(column(runs, name, levels)) for name in ("right", "thought_tokens")
     }
     seeds = {run["seed"] for run in base}
@@ -157,13 +147,13 @@ def _mean(curve: list[dict[str, Any]], name: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _percent(found: list[float] | None, sign: str = "", unit: str = "") -> str:
+def _percent(found: list[float | None] | None, sign: str = "", unit: str = "") -> str:
     if found is None:
         return "-"
-    mean, low, high = (format(100 * value, f"{sign}.1f") for value in found)
-    return f"{mean}{unit} [{low}, {high}]"
+    middle, low, high = ("-" if value is None else format(100 * value, f"{sign}.1f") for value in found)
+    return f"{middle}{unit} [{low}, {high}]"
 
 
-def _tokens(found: list[float] | None) -> str:
+def _tokens(found: list[float | None] | None) -> str:
     assert found is not None
     return "{:.0f} [{:.0f}, {:.0f}]".format(*found)

@@ -6,38 +6,52 @@ The full cache is run first, greedy, over all families and levels (accuracy.json
 thought of at least 1000 tokens are kept, at most --per-family of each family. Then every policy answers the same
 problems at the same budget, greedy and in samples, with the prompt pinned for all of them (policies.json). The peak of
 a ratio r is (mean full thought) / r thought slots = budget + interval.
+
+A name may have a variant behind a colon: "published" is a peer on the terms it was published with, the prompt ranked
+inside the budget (which has its slots on top, so that as many are held) and the window its own; "wide" is DynTS with
+the window of its paper; "ceil", "one" and "bare" take a part of ours away: the rule that a slot is ranked by the
+horizon it has reached, all horizons but one, or the window.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import accuracy
+import torch
 
 import leanthink.tiny
 from leanthink.bench.birth import certificate
 from leanthink.budget import Budget
 from leanthink.completion import Completion
+from leanthink.eval.bootstrap import estimate, mean
 from leanthink.eval.grading import last_boxed
 from leanthink.generate import generate
+from leanthink.importance.labels import Thought
+from leanthink.importance.oracle import oracles
 from leanthink.importance.predictor import load_predictor
 from leanthink.load import load
 from leanthink.policies import POLICIES, Policy, make_policy
+from leanthink.request import encode_prompt
 from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
 from leanthink.tiny.problem import Problem
 
-COMPARED = ("horizon", "dynts", "dynts:wide", "sinks", "random", "random-heads")
-PUBLISHED_WINDOW = 2000 / 2900  # of the budget, in the paper's setting: what "dynts:wide" runs with
+OURS = ("horizon", "dynts", "dynts:wide", "oracle", "horizon:ceil", "horizon:one", "horizon:bare", "dynts:bare")
+PEERS = ("sinks", "snapkv", "h2o", "r-kv", "tova", "keydiff", "vase", "sepllm")
+COMPARED = (*OURS, *PEERS, *(f"{name}:published" for name in PEERS), "random", "random-heads")
+# Windows that are not the common one: shares of the budget, and slots.
+SHARE = {"dynts:wide": 2000 / 2900, "h2o:published": 1 / 2}
+WINDOWS = {"snapkv:published": 8, "r-kv:published": 8, "vase:published": 64}
+ABLATIONS: dict[str, dict[str, Any]] = {"ceil": {"rule": "ceil"}, "one": {"only": 256}, "bare": {"local": False}}
 SHIPPED = Path(leanthink.tiny.__file__).parent / "predictors"
 GREEDY = Sampling(temperature=0.0, max_new_tokens=4000)
 INTERVAL, WINDOW, ANSWER = 32, 32, 256
@@ -83,13 +97,10 @@ def measure(problems: list[Problem], per_sampling: list[list[Completion]], seed:
     }
 
 
-def interval(right: Sequence[Sequence[bool]], seed: int, draws: int = 2000) -> list[float]:
+def interval(right: Sequence[Sequence[bool]], seed: int) -> list[float | None]:
     """Mean and its 95 % interval, by drawing problems (not samples) with replacement."""
-    n = len(right[0])
-    share = [sum(row[i] for row in right) / len(right) for i in range(n)]
-    rng = random.Random(seed)
-    means = sorted(math.fsum(rng.choices(share, k=n)) / n for _ in range(draws))
-    return [sum(share) / n, means[int(0.025 * draws)], means[int(0.975 * draws)]]
+    share_P = torch.tensor(right, dtype=torch.float64).mean(dim=0)
+    return estimate(mean(share_P), len(share_P), seed).bounds
 
 
 def parse() -> argparse.Namespace:
@@ -100,12 +111,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--asked", type=int, default=200, help="problems of each family and level")
     parser.add_argument("--levels", default="1,2,3,4,5", help="of accuracy.json; the matrix needs 4 and 5")
     parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--ratios", default="3.6,4.3/2.8,6", help="those between slashes run in one batch")
+    parser.add_argument("--ratios", default="3.6,4.3/2.8/6,8", help="those between slashes run in one batch")
     parser.add_argument("--policies", default=",".join(COMPARED))
     parser.add_argument("--predictors", type=Path, default=SHIPPED, help="folder of the predictors")
     parser.add_argument("--rows", type=int, default=10000)
     parser.add_argument("--full-rows", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="keep what policies.json has, and add what it lacks")
     parser.add_argument("--out", type=Path, required=True, help="folder for accuracy.json and policies.json")
     return parser.parse_args()
 
@@ -130,15 +142,28 @@ def main() -> None:
         "rows": [{"ratio": 1.0, "policy": "full", **measure(problems, baseline, options.seed)}],
     }
     show(result["rows"][-1])
-    policies = {name: make(name, model, options.predictors) for name in options.policies.split(",")}
+    if options.resume and (options.out / "policies.json").exists():
+        result = resumed(json.loads((options.out / "policies.json").read_text()), result)
+    prompts = [encode_prompt(tokenizer, i, p.prompt) for i, p in enumerate(problems)]
+    names = options.policies.split(",")
+    policies = {name: make(name, model, tokenizer, options.predictors) for name in names if name != "oracle"}
+    knowing = make_oracles(model, prompts, baseline) if "oracle" in names else []
+    done = {(row["ratio"], row["policy"]) for row in result["rows"]}
     for batch in options.ratios.split("/"):
         start = time.perf_counter()
         cells = [
             Cell(float(r), name, budget_at(mean_thought / float(r), name))
             for r in batch.split(",")
-            for name in policies
+            for name in names
+            if (float(r), name) not in done
         ]
-        jobs = [Job(policies[cell.name], cell.budget, s, p) for cell in cells for s in many for p in problems]
+        jobs = [
+            Job(knowing[k * len(problems) + i] if cell.name == "oracle" else policies[cell.name], budget, s, p)
+            for cell in cells
+            for k, s in enumerate(many)
+            for i, p in enumerate(problems)
+            for budget in [with_prompt(cell.budget, cell.name, len(prompts[i]))]
+        ]
         per_cell = in_runs(run(jobs, options.rows), len(problems) * len(many))
         for cell, completions in zip(cells, per_cell, strict=True):
             row = measure(problems, in_runs(completions, len(problems)), options.seed)
@@ -202,11 +227,25 @@ def run_full(
     return problems, in_runs([*(greedy[i] for i in chosen), *sampled], len(problems))
 
 
+def resumed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """An earlier result, to be added to; it must have been measured on the same problems and samples."""
+    for fact in ("n", "samples", "seed", "families"):
+        if before[fact] != now[fact]:
+            raise SystemExit(f"policies.json has {fact} {before[fact]}, this run {now[fact]}: give another --out")
+    return {**before, "resumed": [*before.get("resumed", []), now["birth"]]}
+
+
 def budget_at(peak: float, name: str) -> Budget:
     """The budget that never holds more than `peak` thought slots."""
     slots = round(peak) - INTERVAL
-    window = round(PUBLISHED_WINDOW * slots) if name.endswith(":wide") else WINDOW
+    window = 0 if name.endswith((":bare", ":published")) else WINDOW
+    window = round(SHARE[name] * slots) if name in SHARE else WINDOWS.get(name, window)
     return Budget(slots=slots, window=window, interval=INTERVAL, answer=ANSWER)
+
+
+def with_prompt(budget: Budget, name: str, prompt_tokens: int) -> Budget:
+    """As many slots in all, where the prompt is inside the budget."""
+    return replace(budget, slots=budget.slots + prompt_tokens) if name.endswith(":published") else budget
 
 
 def in_runs(completions: list[Completion], size: int) -> list[list[Completion]]:
@@ -214,12 +253,25 @@ def in_runs(completions: list[Completion], size: int) -> list[list[Completion]]:
     return [completions[i : i + size] for i in range(0, len(completions), size)]
 
 
-def make(name: str, model: Any, predictors: Path) -> Policy:
+def make(name: str, model: Any, tokenizer: Any, predictors: Path) -> Policy:
     """A policy, with its predictor from the folder if it ranks by one."""
-    name = name.removesuffix(":wide")
-    if POLICIES[name].target is None:
-        return make_policy(name)
-    return make_policy(name, load_predictor(predictors / f"{name}.safetensors", model))
+    name, _, variant = name.partition(":")
+    learned = POLICIES[name].target is not None
+    predictor = load_predictor(predictors / f"{name}.safetensors", model) if learned else None
+    policy: Any = make_policy(name, predictor, tokenizer)
+    if variant == "published":
+        return cast(Policy, replace(policy, pins_prompt=False))
+    return cast(Policy, replace(policy, **ABLATIONS[variant])) if name == "horizon" and variant else policy
+
+
+def make_oracles(model: Any, prompts: list[list[int]], baseline: list[list[Completion]]) -> list[Policy]:
+    """One for each problem, sampling after sampling, that knows what was read with the full cache."""
+    thoughts = [
+        Thought(token_ids=[*ids, *c.token_ids], prompt_tokens=len(ids), thought_end=len(ids) + c.thought_tokens)
+        for completions in baseline
+        for ids, c in zip(prompts, completions, strict=True)
+    ]
+    return list(oracles(model, thoughts))
 
 
 def show(row: dict[str, Any]) -> None:
@@ -228,7 +280,7 @@ def show(row: dict[str, Any]) -> None:
     sampled = "-" if row["sampled"] is None else " ".join(f"{x:.3f}" for x in row["sampled"])
     greedy = " ".join(f"{x:.3f}" for x in row["greedy"])
     print(
-        f"{row['ratio']:4} {row['policy']:12} greedy {greedy}  sampled {sampled}  thought {row['thought_tokens']:.0f} "
+        f"{row['ratio']:4} {row['policy']:17} greedy {greedy}  sampled {sampled}  thought {row['thought_tokens']:.0f} "
         f"unfinished {row['unfinished']:.3f} peak {row['peak_thought_slots']}  {families}",
         flush=True,
     )

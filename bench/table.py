@@ -1,4 +1,7 @@
-"""Writes the README's measured tables out of the result files: `python bench/table.py`; `--check` only compares."""
+"""Writes the measured tables of README and docs out of the result files: `python bench/table.py`.
+
+`--check` only compares: it leaves with 1 if a page is out of date.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
+SMALLER, STOCK = "llama-3.1-8b-16gib", "llama-3.1-8b-stock"
 
 
 def policies_table() -> str:
@@ -86,18 +90,34 @@ def throughput_lines() -> str:
     found = _engine(ENGINES[0])
     options, birth = found["options"], found["birth"]
     lines = [
-        f"Tokens per second at {options['kv_gib']:g} GiB for keys and values, {options['requests']} requests of "
-        f"{options['prompt']} + {options['output']} tokens, in the middle of their lives:"
+        f"Tokens per second, {options['requests']} requests of {options['prompt']} + {options['output']} tokens in the "
+        "middle of their lives, from the same memory for keys and values:"
     ]
-    for name in ENGINES:
-        first, *rest = _engine(name)["parts"]["throughput"]["policies"]
+    for name in (*ENGINES, SMALLER):
+        measured = _engine(name)
+        first, *rest = measured["parts"]["throughput"]["policies"]
         cells = [f"{row['budget']}: {row['tokens_per_second']:.0f} ({row['ratio_to_full']:.1f}x)" for row in rest]
-        lines.append(f"{name} full {first['tokens_per_second']:.0f}, `horizon` {', '.join(cells)};")
+        lines.append(
+            f"{measured['options']['shape']}, {measured['options']['kv_gib']:g} GiB: full "
+            f"{first['tokens_per_second']:.0f}, `horizon` {', '.join(cells)};"
+        )
     lines.append(
         f"{birth['hardware']}, torch {birth['torch']}, random weights in bfloat16, commit {birth['commit']}, "
         "[bench/results](bench/results), `leanthink bench --shape SHAPE`."
     )
     return "\n".join(lines) + "\n"
+
+
+def stock_lines() -> str:
+    """Steps of transformers itself, at the rows and slots of a cell of ours, measured in one run."""
+    found = _engine(STOCK)
+    (cell,) = found["parts"]["stock"]["cells"]
+    ways = {"`generate`": cell["generate"], "continuous batching": cell["continuous_batching"]}
+    told = [f"{how} {way['step_ms']['median']:.0f} ms ({way['ratio_to_ours']:.1f}x ours)" for how, way in ways.items()]
+    return (
+        f"A step of stock transformers {found['birth']['transformers']} at {cell['batch']} x {cell['slots']} "
+        f"({found['options']['shape']}, {found['parts']['stock']['attention']}): {', its '.join(told)}.\n"
+    )
 
 
 def _engine(name: str) -> dict[str, Any]:
@@ -110,19 +130,24 @@ def _percent(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md, or with --check leave with 1 if it is out of date."""
-    readme = ROOT / "README.md"
-    text = fresh = readme.read_text()
-    tables = {
-        "policies": policies_table() + "\n" + accuracy_sentence(),
-        "engine": steps_table() + throughput_lines(),
+    """Rewrite the pages, or with --check leave with 1 if one is out of date."""
+    pages = {
+        "README.md": {
+            "policies": policies_table() + "\n" + accuracy_sentence(),
+            "engine": steps_table() + stock_lines() + throughput_lines(),
+        },
+        "docs/evaluation.md": {"eval-tiny": (RESULTS / "eval-tiny" / "report.md").read_text()},
     }
-    for name, table in tables.items():
-        place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
-        fresh = place.sub(lambda found, table=table: found[1] + table + found[2], fresh)
-    if "--check" in sys.argv:
-        sys.exit(fresh != text)
-    readme.write_text(fresh)
+    stale = False
+    for page, tables in pages.items():
+        text = fresh = (ROOT / page).read_text()
+        for name, table in tables.items():
+            place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
+            fresh = place.sub(lambda found, table=table: found[1] + table + found[2], fresh)
+        stale |= fresh != text
+        if "--check" not in sys.argv:
+            (ROOT / page).write_text(fresh)
+    sys.exit("--check" in sys.argv and stale)
 
 
 if __name__ == "__main__":

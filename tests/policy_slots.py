@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 from leanthink.policies import POLICIES, Policy, Slots, make_policy
+from leanthink.policies.oracle import Oracle
+from leanthink.policies.sepllm import SepLLM
 from reference.policies_slow import Row
 
 HORIZONS = (4, 16, 64)
 WIDTH = 6  # of the states that the fake predictor reads
 HEADS, GROUP, HEAD_DIM, LAYER = 2, 3, 8, 1
+SEPARATORS = (2, 5, 11)  # of the 12 tokens that there are
+LABELS_TC = torch.rand(90, len(HORIZONS), generator=torch.Generator().manual_seed(7))
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,10 @@ class FakePredictor:
 
 
 def make(name: str) -> Policy:
+    if name == "sepllm":
+        return SepLLM(separator_ids=SEPARATORS)
+    if name == "oracle":
+        return Oracle(labels_TC=LABELS_TC, distances=HORIZONS)
     target = POLICIES[name].target
     horizons = HORIZONS if target == "horizon" else ()
     return make_policy(name, predictor=None if target is None else FakePredictor(target, horizons))
@@ -54,6 +62,7 @@ def slots_for(policy: Policy, *, rows: int = 3, num_slots: int = 40, seed: int =
         prompt_tokens=prompt_tokens,
         seeds=torch.arange(rows) - 1,
         stamps=torch.randn(rows, num_slots, policy.channels, generator=generator) if policy.channels else None,
+        token_ids=torch.randint(12, (rows, num_slots), generator=generator) if policy.texts else None,
     )
     if not policy.per_head:
         return shared
@@ -66,7 +75,13 @@ def slots_for(policy: Policy, *, rows: int = 3, num_slots: int = 40, seed: int =
         values=torch.randn(rows, HEADS, num_slots, HEAD_DIM, generator=generator),
         queries=torch.randn(rows, HEADS, GROUP, policy.num_queries, HEAD_DIM, generator=generator),
         scaling=HEAD_DIM**-0.5,
+        pinned_log_sums=torch.randn(rows, HEADS, GROUP, policy.num_queries, generator=generator),
+        attended=torch.rand(rows, HEADS, num_slots, generator=generator) if policy.accumulates else None,
     )
+
+
+# Fields of Slots that a policy per head has for each head.
+PER_HEAD = ("ages", "positions", "keys", "values", "queries", "pinned_log_sums", "attended")
 
 
 def tensors_of(slots: Slots) -> dict[str, Tensor]:
@@ -85,13 +100,13 @@ def rows_of(slots: Slots) -> list[Row]:
             rows.append(row)
             continue
         for head in range(slots.ages.shape[1]):
-            of_head = {name: row[name][head] for name in ("ages", "positions", "keys", "values", "queries")}
-            rows.append(row | of_head | {"head": head})
+            of_head = {name: row[name][head] for name in PER_HEAD if name in row}
+            rows.append(row | of_head | {"head": head, "layer's": row})
     return rows
 
 
 def only_slots(slots: Slots, chosen: Tensor) -> Slots:
     """A shorter cache: the chosen slots only."""
-    dims = {"ages": -1, "positions": -1, "stamps": -2, "keys": -2, "values": -2}
+    dims = {"ages": -1, "positions": -1, "stamps": -2, "keys": -2, "values": -2, "token_ids": -1, "attended": -1}
     fields = tensors_of(slots)
     return replace(slots, **{name: fields[name].index_select(dims[name], chosen) for name in dims if name in fields})

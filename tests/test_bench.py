@@ -138,7 +138,7 @@ def test_a_request_put_in_place_goes_on_as_one_that_really_got_there(choice: int
     held = real.cache.host_lengths.tolist()
     seat(placed, [Place(request=r, held=h, generated=steps) for r, h in zip(requests, held[:3], strict=True)])
     placed.check_integrity()
-    for name in ("table", "host_lengths", "host_prompts"):
+    for name in ("table", "host_lengths", "host_pinned"):
         assert torch.equal(getattr(real.cache, name), getattr(placed.cache, name)), name
     assert torch.equal(real.seats.generated, placed.seats.generated)
     assert torch.equal(real.seats.due, placed.seats.due)

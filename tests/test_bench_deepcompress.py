@@ -61,7 +61,7 @@ def test_the_real_script_trains_evaluates_and_sums_up(start: Path, tmp_path: Pat
     for step in result["curve"]:
         assert step.keys() >= {"accuracy", "thought_tokens", "beta", "pass_ratio/average", "entropy"}
         assert min(step["rollout_seconds"], step["update_seconds"]) > 0
-        assert step["dynamic_sampling/rounds"] == 2, "a random model is right about nothing"
+        assert step["dynamic_sampling/rounds"] == 1
     assert result["stopped"] is None
     problems = result["evaluation"]["problems"]
     assert len(problems["id"]) == 2 * 5 * 2

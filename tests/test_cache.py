@@ -22,10 +22,13 @@ SHAPE = KVShape(layers=2, kv_heads=2, group=3, head_dim=4)
 CPU = torch.device("cpu")
 EQUAL = 14
 STATE = 3  # numbers of one token's state
+SCALING = 0.5
 
 
 def make_cache(slots: int = 60, rows: int = 4, **options: object) -> SlotCache:
-    return SlotCache(SHAPE, slots=slots, rows=rows, dtype=torch.float32, device=CPU, state_size=STATE, **options)  # type: ignore[arg-type]
+    cache = SlotCache(SHAPE, slots=slots, rows=rows, dtype=torch.float32, device=CPU, state_size=STATE, **options)  # type: ignore[arg-type]
+    cache.scaling = SCALING
+    return cache
 
 
 def write_random(cache: SlotCache, rows: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +75,7 @@ class History:
         torch.manual_seed(seed)
         self.chance = random.Random(seed)
         self.cache = make_cache(slots=5 * EQUAL + 3, row_slots=row_slots)  # one row less than there are equal regions
-        self.slow = SlowCache(SHAPE.layers, SHAPE.kv_heads)
+        self.slow = SlowCache(SHAPE.layers, SHAPE.kv_heads, SCALING)
         self.feeding: list[tuple[Region, SlowRequest]] = []
 
     def reserve(self) -> None:
@@ -80,6 +83,7 @@ class History:
         region = self.cache.arena.reserve(min(EQUAL, prompt + self.chance.randint(1, 9)))
         if region is not None:
             self.feeding.append((region, self.slow.reserve(prompt)))
+            self.feeding[-1][1].watched = "start" if self.cache.wishes.prompt_attention else "never"
 
     def feed(self) -> None:
         """A piece of some of the prompts that wait, in one forward."""
@@ -100,7 +104,8 @@ class History:
     def copy(self) -> None:
         """A request with the prompt of another."""
         complete = [(region, request) for region, request in self.feeding if request.fed == request.prompt - 1]
-        known = complete + list(zip(self.cache.regions, self.slow.rows, strict=True))
+        seated = zip(self.cache.regions, self.slow.rows, strict=True)
+        known = complete + [(region, request) for region, request in seated if request.pinned]
         if not known:
             return
         source, twin = self.chance.choice(known)
@@ -113,8 +118,11 @@ class History:
     def seat(self) -> None:
         for region, request in list(self.feeding):
             if request.fed == request.prompt - 1 and self.cache.active < self.cache.most_rows:
-                assert self.cache.seat(region, request.prompt) == len(self.slow.rows)
-                self.slow.seat(request)
+                pinned = self.chance.random() < 0.7
+                assert self.cache.seat(region, request.prompt, pinned=pinned) == len(self.slow.rows)
+                if self.cache.wishes.attention and request.watched == "never":
+                    request.watched = "seat"
+                self.slow.seat(request, pinned)
                 self.feeding.remove((region, request))
 
     def step(self) -> None:
@@ -144,16 +152,21 @@ class History:
             self.slow.remember(row, states[row].tolist())
             for older in range(count):
                 self.slow.stamp(row, first, stamps[row, older].tolist(), late + older)
+        waiting, most = cache.host_waiting[:active], wishes.queries
+        if wishes.attention and (full := (waiting == most).nonzero()[:, 0].tolist()):
+            cache.add_attention(full, most)
 
     def evict(self) -> None:
         """Rows with equally many thought slots keep some of them."""
-        thought = [len(request.stamps) - request.prompt for request in self.slow.rows]
+        thought = [len(request.stamps) - request.pinned for request in self.slow.rows]
         if not (held_by_any := [held for held in thought if held > 0]):
             return
         wanted = self.chance.choice(held_by_any)
         rows = [row for row, held in enumerate(thought) if held == wanted]
         num_kept, per_head = self.chance.randint(1, wanted), self.cache.wishes.per_head and self.chance.random() < 0.5
         kept = []
+        if self.cache.wishes.attention:
+            self.cache.add_attention(rows, self.cache.wishes.queries)
         for row in rows:
             sets = [sorted(self.chance.sample(range(wanted), num_kept)) for _ in range(SHAPE.layers * SHAPE.kv_heads)]
             heads = [sets[layer * SHAPE.kv_heads :][: SHAPE.kv_heads] for layer in range(SHAPE.layers)]
@@ -187,6 +200,8 @@ class History:
                 Wishes(channels=self.chance.randint(1, 3)),
                 Wishes(channels=1, states=self.chance.randint(1, 6)),
                 Wishes(queries=self.chance.randint(1, 6), per_head=True),
+                Wishes(queries=self.chance.randint(1, 3), per_head=True, attention=True),
+                Wishes(queries=2, per_head=True, attention=True, prompt_attention=True),
                 Wishes(per_head=True),
             ]
         )
@@ -213,8 +228,26 @@ class History:
         if seated:
             positions = self.cache.positions.expand(SHAPE.layers, SHAPE.kv_heads, -1)[:, :, held].tolist()
             assert positions == [[[slot["position"] for slot in slots] for slots in heads] for heads in request.heads]
+            if request.watched != "never":
+                self._assert_same_attention(held, request)
             for stamps, known in zip(self.cache.stamps[held].tolist(), request.stamps, strict=True):
                 assert {channel: stamps[channel] for channel in known} == known
+
+    def _assert_same_attention(self, held: slice, request: SlowRequest) -> None:
+        """Once the queries that wait are added: to a copy, since when that is done is up to others."""
+        row, known = self.slow.rows.index(request), self.cache.attended_LHT.clone()
+        added, waiting = self.cache.added.clone(), self.cache.host_waiting.clone()
+        if waiting[row] > 0:
+            self.cache.add_attention([row], self.cache.wishes.queries)
+        got = self.cache.attended_LHT[:, :, held].tolist()
+        for layer, heads in enumerate(request.heads):
+            for head, slots in enumerate(heads):
+                for slot, number in zip(slots, got[layer][head], strict=True):
+                    if request.watched == "start" or slot["position"] >= request.prompt:
+                        assert number == pytest.approx(slot["attended"], rel=1e-4)
+        self.cache.attended_LHT.copy_(known)
+        self.cache.added.copy_(added)
+        self.cache.host_waiting.copy_(waiting)
 
     def _assert_same_memories(self, row: int, request: SlowRequest) -> None:
         wishes, rows = self.cache.wishes, torch.tensor([row])
@@ -424,7 +457,7 @@ def everything(cache: SlotCache) -> dict[str, Tensor]:
     """All that anybody holds: each tensor without its spare slot, place or column."""
     rings = {f"queries {layer}": ring[:-1] for layer, ring in enumerate(cache.queries)}
     facts = {"positions": cache.positions[..., :-1], "stamps": cache.stamps[:-1], "states": cache.states[:-1]}
-    host = {"table": cache.table, "host_lengths": cache.host_lengths, "host_prompts": cache.host_prompts}
+    host = {"table": cache.table, "host_lengths": cache.host_lengths, "host_pinned": cache.host_pinned}
     tensors = {"kv": cache.kv_LPHTD[..., :-1, :], **facts, **rings, **host}
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
@@ -462,6 +495,58 @@ def test_a_step_while_no_row_is_live_changes_only_the_spare_slot() -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert cache.kv_LPHTD[..., -1, :].all(), "somewhere the rows must write"
     cache.check_integrity()
+
+
+# -- a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def attention_after(device: torch.device) -> list[Tensor]:
+    """The attention that was added up on this device, and each query's sum over what is pinned; always the same run."""
+    generator, shape = torch.Generator().manual_seed(3), KVShape(layers=2, kv_heads=2, group=3, head_dim=16)
+    cache = SlotCache(shape, slots=200, rows=3, dtype=torch.float32, device=device)
+    cache.scaling = 0.25
+    cache.provide(Wishes(queries=4, per_head=True, attention=True, prompt_attention=True))
+
+    def write(rows: int, tokens: int) -> None:
+        for layer in range(shape.layers):
+            q, k, v = (torch.randn(rows, heads, tokens, 16, generator=generator).to(device) for heads in (6, 2, 2))
+            cache.write(layer, q, k, v)
+        cache.finish()
+
+    for prompt, pinned in ((5, True), (9, False), (1, True)):
+        region = cache.arena.reserve(60)
+        assert region is not None
+        if prompt > 1:
+            cache.start_prefill([Segment(region=region, done=0, tokens=prompt - 1)])
+            write(1, prompt - 1)
+        cache.seat(region, prompt, pinned=pinned)
+    for count in range(30):
+        cache.start_step()
+        write(3, 1)
+        cache.tick()
+        if full := (cache.host_waiting[:3] == 4).nonzero()[:, 0].tolist():
+            cache.add_attention(full, 4)
+        if count == 17:  # rows 0 and 2 hold 17 thought slots
+            cache.add_attention([0, 2], 4)
+            sets = torch.rand(2, shape.layers, shape.kv_heads, 17, generator=generator).argsort(-1)[..., :10]
+            cache.evict([0, 2], sets.sort(-1).values.to(device))
+    cache.add_attention([2, 0, 1], 4)
+    cache.check_integrity()
+    held = [slice(r.start, r.start + int(cache.host_lengths[r.row or 0])) for r in cache.regions]
+    rows, policy = torch.arange(3, device=device), SnapKV(observation=4)
+    shown = [cache.show(rows, 5, rows, policy, layer=layer).pinned_log_sums for layer in range(shape.layers)]
+    return [*(cache.attended_LHT[:, :, part].cpu() for part in held), *(sums.cpu() for sums in shown)]
+
+
+def test_all_attention_of_a_query_adds_up_to_one() -> None:
+    attended = attention_after(CPU)[1]  # nothing was evicted of this row, and its prompt was watched
+    torch.testing.assert_close(attended.sum(dim=-1), torch.full((2, 2), 3.0 * attended.shape[-1]))
+
+
+@pytest.mark.gpu
+def test_attention_is_added_up_on_a_gpu_as_on_the_cpu() -> None:
+    for on_gpu, on_cpu in zip(attention_after(torch.device("cuda")), attention_after(CPU), strict=True):
+        torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-4, atol=1e-5)
 
 
 # -- sizes and refusals --------------------------------------------------------------------------------------------

@@ -37,20 +37,38 @@ FLAGS = {
     "bench": "--shape --model --parts --batch --slots --steps --prompt --output --kv-gib --budgets --interval "
     "--requests --out --overwrite --device --json",
     "train": "--report --config --model --out --tasks --levels --count --problems --instruction --steps --group "
-    "--batch --accumulate --max-completion --temperature --lr --rule --alpha --decay --start --keep-mastered "
+    "--batch --accumulate --max-completion --temperature --lr --rule --alpha --decay --start --mastered-weight "
     "--rollouts --policy --budget --window --interval --answer --predictor --lora-rank --seed --set --resume "
     "--overwrite --json",
+    "eval": "--out --model --benchmarks --problems --tolerance --tasks --levels --gym --count --split --limit "
+    "--instruction --policies --budgets --ratios --window --interval --answer --predictor --samples --temperature "
+    "--top-p --top-k --min-p --max-new-tokens --seed --max-rows --together --overwrite --device --dtype --json",
+    "compare": "--out --overwrite --json",
     "serve": "--model --name --host --port --keys --policy --budget --window --interval --answer --predictor --rows "
     "--kv-gib --max-slots --max-budget --max-new-tokens --max-prompt --max-choices --max-body --queue --timeout "
     "--grace --log-text --device --dtype --json",
+    "view": "--host --port --open --no-open --json",
     "tasks list": "--json",
     "tasks sample": "--family --level --count --seed --split --json",
 }
-EXAMPLES = [
-    example
-    for module in (cli, cli.generate, cli.serve, cli.collect, cli.label, cli.fit, cli.train, cli.demo, cli.bench)
-    for example in module.EXAMPLES
-] + [*cli.tasks.LIST_EXAMPLES, *cli.tasks.SAMPLE_EXAMPLES]
+MODULES = (
+    cli,
+    cli.generate,
+    cli.serve,
+    cli.collect,
+    cli.label,
+    cli.fit,
+    cli.train,
+    cli.demo,
+    cli.bench,
+    cli.evaluate,
+    cli.compare,
+    cli.view,
+)
+EXAMPLES = [example for module in MODULES for example in module.EXAMPLES] + [
+    *cli.tasks.LIST_EXAMPLES,
+    *cli.tasks.SAMPLE_EXAMPLES,
+]
 
 
 def commands() -> dict[str, Any]:
@@ -101,7 +119,19 @@ def test_every_example_of_the_help_pages_is_understood(example, inside):
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["generate"], ["tasks"], ["tasks", "sample"], ["collect"], ["label"], ["fit"], ["demo"], ["bench"], ["train"]],
+    [
+        [],
+        ["generate"],
+        ["tasks"],
+        ["tasks", "sample"],
+        ["collect"],
+        ["label"],
+        ["fit"],
+        ["demo"],
+        ["bench"],
+        ["train"],
+        ["view"],
+    ],
 )
 def test_help_opens_with_a_sentence_and_examples(command, inside):
     page = inside(*command, "--help").out

@@ -9,14 +9,14 @@ import pytest
 
 from leanthink.budget import Budget
 from leanthink.errors import UsageError
-from leanthink.eval import grading
+from leanthink.eval import judge
 from leanthink.eval.problems import Problem, from_tasks
 from leanthink.generate import generate
 from leanthink.importance import collect as collecting
-from leanthink.importance.collect import Collected, collect, request_seed
+from leanthink.importance.collect import Collected, collect
 from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
-from leanthink.trace import Trace, read_traces
+from leanthink.trace import Trace, read_traces, request_seed
 from models import make_model, make_tokenizer
 
 PROBLEMS = [Problem(id=f"p{n}", problem=f"What is {n} + {n}?", answer=str(2 * n)) for n in range(3)]
@@ -48,6 +48,8 @@ class Finished:
     peak_kv_bytes: int = 1
     full_kv_bytes: int = 1
     evicted_at: None = None
+    token_chars: None = None
+    scores: None = None
 
 
 def answering(*completions: Finished) -> Callable[..., None]:
@@ -123,6 +125,7 @@ def test_traces_of_a_bounded_cache_record_budget_and_evictions(model: Any, token
         assert trace.budget == {"slots": 6, "window": 2, "interval": 3, "answer": 8}
         assert trace.evicted_at is not None
         assert (trace.evictions > 0) == any(at is not None for at in trace.evicted_at)
+        assert trace.token_chars is not None
     assert any(trace.evictions for trace in read_traces(path))
 
 
@@ -212,7 +215,7 @@ def test_what_cannot_be_collected_or_graded_is_refused_before_the_file_is_made(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(grading, "_has_math_verify", lambda: False)
+    monkeypatch.setattr(judge, "is_available", lambda: False)
     with pytest.raises(UsageError, match=message):
         collect(model, tokenizer, problems, tmp_path / "t.jsonl", samples=samples, sampling=SAMPLING)
     assert not (tmp_path / "t.jsonl").exists()
@@ -221,7 +224,7 @@ def test_what_cannot_be_collected_or_graded_is_refused_before_the_file_is_made(
 def test_embedded_tasks_need_nothing_installed_and_take_any_right_answer(
     model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grading, "_has_math_verify", lambda: False)
+    monkeypatch.setattr(judge, "is_available", lambda: False)
     (task,) = tasks.sample("countdown", 1, 1, seed=0)
     box = f"\\boxed{{(({task.answer}))}}"
     monkeypatch.setattr(collecting, "generate", answering(Finished(f"</think>{box}", (1, 2, 3), 0, 3)))

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from leanthink.budget import Budget
 from leanthink.completion import Completion
 from leanthink.errors import UsageError
 from leanthink.tiny import tasks
@@ -69,13 +68,6 @@ def test_outcomes_are_means_over_the_samples(compounding: ModuleType) -> None:
     found = compounding.outcome([problem], runs)
     assert [float(getattr(found, f"{name}_P")) for name in ("right", "slot_steps", "thought")] == [0.5, 20, 7]
     assert [float(getattr(found, f"{name}_P")) for name in ("answer", "unfinished", "peak_slots")] == [4, 0.5, 4]
-
-
-def test_the_budget_holds_a_share_of_the_mean_thought(compounding: ModuleType) -> None:
-    options = Namespace(ratio=4.0, interval=32, window=32, answer=256)
-    assert compounding.budget_for(801.0, options) == Budget(slots=168, window=32, interval=32, answer=256)
-    with pytest.raises(UsageError, match=r"200 tokens, divided by 4, leaves 18 slots.*--interval"):
-        compounding.budget_for(200.0, options)
 
 
 def test_a_trained_model_needs_a_predictor_of_its_own(compounding: ModuleType) -> None:

@@ -14,7 +14,9 @@ from leanthink.engine import Engine
 from leanthink.errors import LeanThinkError, UsageError
 from leanthink.generate import generate
 from leanthink.policies import Policy, Slots, make_policy
+from leanthink.policies.h2o import H2O
 from leanthink.policies.horizon import Horizon
+from leanthink.policies.sepllm import SepLLM
 from leanthink.sampling import Sampling
 from models import CLOSE, END, OPEN, RandomPredictor, make_model, make_tokenizer
 
@@ -31,11 +33,13 @@ def endless(**changes: Any) -> Any:
     return model
 
 
-def make_policies() -> list[Policy]:
+def make_policies(dtype: torch.dtype = torch.float32) -> list[Policy]:
     torch.manual_seed(3)
-    horizon = RandomPredictor(64, "horizon", (4, 8, 16), offsets=(0, 1, 3))
-    learned = [make_policy("dynts", RandomPredictor(64, "answer")), make_policy("horizon", horizon)]
-    return [make_policy(name) for name in ("full", "window", "sinks", "random", "random-heads", "snapkv")] + learned
+    horizon = RandomPredictor(64, "horizon", (4, 8, 16), offsets=(0, 1, 3)).to(dtype)
+    learned = [make_policy("dynts", RandomPredictor(64, "answer").to(dtype)), make_policy("horizon", horizon)]
+    names = ("full", "window", "sinks", "random", "random-heads", "snapkv", "h2o", "r-kv", "tova", "keydiff", "vase")
+    published = [H2O(waiting=3, pins_prompt=False), SepLLM(separator_ids=(5, 9), pins_prompt=False)]
+    return [make_policy(name) for name in names] + learned + published
 
 
 def run(engine: Engine) -> dict[int, Completion]:
@@ -55,9 +59,11 @@ def assert_empty(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("row_slots", [None, 150])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(seed: int, row_slots: int | None) -> None:
-    chance, model, policies = random.Random(seed), make_model(seed=seed), make_policies()
+    # In float64, as a product of few rows is rounded differently from one of many: in float32 a draw that falls on the
+    # border of two tokens, to seven digits, may take either.
+    chance, model, policies = random.Random(seed), make_model(seed=seed).double(), make_policies(torch.float64)
     engine = Engine(
         model, TOKENIZER, slots=600, rows=5, row_slots=row_slots, prefill_tokens=chance.choice([3, 16, 500])
     )
@@ -65,7 +71,7 @@ def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(seed: int,
     asked: dict[int, dict[str, Any]] = {}
     for _ in range(25):
         policy = chance.choice(policies)
-        slots = chance.randrange(6, 20)
+        slots = chance.randrange(6, 20) + 40 * (not policy.pins_prompt)  # room for any of these prompts
         prompt = (
             repeated if chance.random() < 0.3 else tuple(chance.randrange(250) for _ in range(chance.randrange(1, 40)))
         )
@@ -97,7 +103,7 @@ def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(seed: int,
         (alone,) = generate(
             model, TOKENIZER, options["prompts"], **{k: v for k, v in options.items() if k != "prompts"}
         )
-        assert completion.token_ids == alone.token_ids
+        assert completion.token_ids == alone.token_ids, options["policy"]
         assert (completion.peak_slots, completion.evictions) == (alone.peak_slots, alone.evictions)
         assert completion.slot_steps == alone.slot_steps
     assert_empty(engine)
@@ -273,14 +279,14 @@ def test_a_policy_that_comes_later_changes_nothing_for_those_that_run() -> None:
     model, policies = endless(), make_policies()
     engine = Engine(model, TOKENIZER, slots=2000, rows=8)
     options: dict[str, Any] = {"sampling": Sampling(max_new_tokens=60)}
-    asked = {}
+    asked, finished = {}, dict[int, Completion]()
     for policy in reversed(policies):
         budget = None if policy.name == "full" else BUDGET
         asked[engine.add([7, 7, 9], policy=policy, budget=budget, **options)] = (policy, budget)
-        for _ in range(5):
-            engine.step()
+        for _ in range(3):
+            finished |= engine.step().finished
             engine.check_integrity()
-    finished = run(engine)
+    finished |= run(engine)
     for request_id, (policy, budget) in asked.items():
         (alone,) = generate(model, TOKENIZER, [7, 7, 9], policy=policy, budget=budget, **options)
         assert finished[request_id].token_ids == alone.token_ids, policy.name
@@ -312,7 +318,8 @@ def test_graphs_give_the_tokens_of_plain_steps_and_of_the_cpu() -> None:
 
     problems = [p for family in tasks.FAMILIES for p in tasks.sample(family, 2, 4, 5)]
     budget = Budget(slots=96, window=16, interval=16, answer=128)
-    policies = ["horizon", "window", "random", "dynts", "snapkv", "full"]
+    policies = ["horizon", "window", "random", "dynts", "snapkv", "full", "h2o", "r-kv", "tova", "keydiff", "vase"]
+    policies += ["sepllm"]
     outcomes = []
     for device, graphs in (("cpu", False), ("cuda", False), ("cuda", True)):
         model, tokenizer = load("tiny", device=device, dtype=torch.float32)

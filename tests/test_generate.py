@@ -12,7 +12,7 @@ from leanthink.engine import Engine, Progress
 from leanthink.errors import UnsupportedModel, UsageError
 from leanthink.generate import generate, split_by_bound, stream
 from leanthink.load import kv_shape, think_tags
-from leanthink.policies import Policy, make_policy
+from leanthink.policies import POLICIES, Policy, make_policy
 from leanthink.policies.window import Window
 from leanthink.request import make_requests
 from leanthink.sampling import Sampling
@@ -31,8 +31,7 @@ def make_policies() -> dict[str, Policy]:
         "dynts": RandomPredictor(64, "answer"),
         "horizon": RandomPredictor(64, "horizon", (4, 8, 16), offsets=(0, 1, 3)),
     }
-    names = ("full", "window", "sinks", "random", "random-heads", "snapkv", "dynts", "horizon")
-    return {name: make_policy(name, learned.get(name)) for name in names}
+    return {name: make_policy(name, learned.get(name), TOKENIZER) for name in POLICIES if name != "oracle"}
 
 
 def endless(architecture: str = "llama", **changes: Any) -> Any:
@@ -90,16 +89,17 @@ def test_without_a_budget_the_tokens_are_those_of_stock_generate(architecture: s
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(temperature: float, checked_steps: list[int]) -> None:
     model, policies = make_model(), list(make_policies().values())
+    prompts = [list(range(10 + i, 15 + i + 3 * i)) for i in range(len(policies))]
     budgets = [None, *(Budget(slots=10 + i, window=3, interval=6 + i % 2) for i in range(len(policies) - 1))]
     samplings = [
         Sampling(max_new_tokens=90 + i, temperature=temperature, seed=i, top_k=20 * (i % 2), top_p=1 - 0.1 * (i % 3))
         for i in range(len(policies))
     ]
-    together = generate(model, TOKENIZER, PROMPTS, policy=policies, budget=budgets, sampling=samplings, max_rows=5)
-    assert sum(completion.evictions > 0 for completion in together) > 3
+    together = generate(model, TOKENIZER, prompts, policy=policies, budget=budgets, sampling=samplings, max_rows=5)
+    assert sum(completion.evictions > 0 for completion in together) > 6
     for i, completion in enumerate(together):
         options = {"policy": policies[i], "budget": budgets[i], "sampling": samplings[i]}
-        (alone,) = generate(model, TOKENIZER, PROMPTS[i], **options)
+        (alone,) = generate(model, TOKENIZER, prompts[i], **options)
         assert alone.token_ids == completion.token_ids, policies[i].name
         assert (alone.peak_slots, alone.evictions) == (completion.peak_slots, completion.evictions)
         assert alone.slot_steps == completion.slot_steps
@@ -510,7 +510,7 @@ def test_a_policy_that_asks_for_what_it_is_not_shown_is_refused() -> None:
     class Curious(Window):
         num_queries = 4
 
-    with pytest.raises(UsageError, match="queries to policies per head"):
+    with pytest.raises(UsageError, match="queries and attention to policies per head"):
         generate(make_model(), TOKENIZER, "hi", policy=Curious(), budget=BUDGET)
 
 

@@ -7,8 +7,9 @@ from fractions import Fraction
 import pytest
 
 from leanthink.errors import UsageError
-from leanthink.eval import grading
-from leanthink.eval.grading import answer_section, as_number, is_correct, is_solved, last_boxed, last_number
+from leanthink.eval import judge
+from leanthink.eval.grading import answer_section, is_correct, is_solved, last_boxed
+from leanthink.eval.literals import as_number, last_number
 from leanthink.eval.problems import Problem, from_tasks
 from leanthink.tiny import tasks
 
@@ -128,7 +129,7 @@ def test_an_unclosed_thought_is_wrong_where_the_model_has_tags() -> None:
 def test_numeric_golds_need_nothing_installed(
     text: str, gold: str, right: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grading, "_has_math_verify", lambda: False)
+    monkeypatch.setattr(judge, "is_available", lambda: False)
     assert is_correct(text, gold) is right
 
 
@@ -184,7 +185,7 @@ def test_other_golds_are_compared_as_mathematics(text: str, gold: str, right: bo
 
 
 def test_without_math_verify_a_formula_as_gold_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grading, "_has_math_verify", lambda: False)
+    monkeypatch.setattr(judge, "is_available", lambda: False)
     with pytest.raises(UsageError, match=r"leanthink\[eval\]"):
         is_correct(r"\boxed{\frac{2}{\sqrt{2}}}", r"\sqrt{2}")
 

@@ -108,9 +108,9 @@ def test_splits_fill_the_sms_but_stay_long_and_few(pairs: int, slots: int, sms: 
     splits = splits_for(pairs, slots, sms)
     assert 1 <= splits <= MAX_SPLITS
     assert splits == 1 or slots / splits >= MIN_SPLIT
-    assert splits == 1 or (splits - 0.5) * pairs <= PROGRAMS_PER_SM * sms
+    assert splits == 1 or splits * pairs <= PROGRAMS_PER_SM * sms
     if splits < MAX_SPLITS and slots / (splits + 1) >= MIN_SPLIT:
-        assert (splits + 0.5) * pairs >= PROGRAMS_PER_SM * sms
+        assert (splits + 1) * pairs > PROGRAMS_PER_SM * sms
 
 
 @few

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from typing import Any
@@ -13,9 +14,18 @@ from torch import Tensor
 from leanthink.budget import Budget, select
 from leanthink.errors import UsageError
 from leanthink.policies import POLICIES, Slots, make_policy
+from leanthink.policies.h2o import H2O
+from leanthink.policies.horizon import Horizon
+from leanthink.policies.keydiff import KeyDiff
+from leanthink.policies.oracle import Oracle
 from leanthink.policies.random import uniform
+from leanthink.policies.rkv import RKV
+from leanthink.policies.sepllm import SepLLM
 from leanthink.policies.sinks import Sinks
 from leanthink.policies.snapkv import SnapKV
+from leanthink.policies.tova import TOVA
+from leanthink.policies.vase import VaSE
+from models import make_tokenizer
 from policy_slots import (
     HEADS,
     HORIZONS,
@@ -44,7 +54,7 @@ def test_a_learned_policy_without_a_predictor_is_refused(name: str) -> None:
         make_policy(name)
 
 
-@pytest.mark.parametrize("name", [name for name, policy in POLICIES.items() if policy.target is None])
+@pytest.mark.parametrize("name", [name for name, p in POLICIES.items() if p.target is None and not p.labelled])
 def test_a_predictor_that_no_one_asked_for_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"policy '{name}' takes no predictor.*dynts or horizon"):
         make_policy(name, predictor=FakePredictor("answer"))
@@ -67,6 +77,50 @@ def test_tokens_that_follow_later_than_the_first_horizon_are_refused() -> None:
     with pytest.raises(UsageError, match="must stay below its first horizon, 4"):
         make_policy("horizon", predictor=FakePredictor("horizon", HORIZONS, offsets=(0, 4)))
     assert make_policy("horizon", predictor=FakePredictor("horizon", HORIZONS, offsets=(0, 3))).offsets == (0, 3)
+
+
+def test_the_policy_that_knows_the_future_has_no_name_for_all() -> None:
+    with pytest.raises(UsageError, match=r"one recorded request.*importance\.oracle"):
+        make_policy("oracle")
+
+
+def test_separators_are_found_in_the_tokenizer_and_asked_for_without_one() -> None:
+    with pytest.raises(UsageError, match="'sepllm' looks for separators in the text: give the model's tokenizer"):
+        make_policy("sepllm")
+    tokenizer = make_tokenizer()
+    policy = make_policy("sepllm", tokenizer=tokenizer)
+    assert isinstance(policy, SepLLM)
+    texts = [tokenizer.decode([token_id]) for token_id in policy.separator_ids]
+    assert sorted(texts) == sorted(SepLLM.texts), "a tokenizer of bytes has one token for each"
+
+
+@pytest.mark.parametrize(
+    ("build", "settings", "says"),
+    [
+        (H2O, {"waiting": 0}, "waiting must be a whole number of at least 1, got 0"),
+        (RKV, {"observation": 1.5}, "observation must be a whole number"),
+        (RKV, {"kernel": 4}, "kernel must be odd"),
+        (RKV, {"mix": 1.1}, r"mix lie in \[0, 1\]"),
+        (RKV, {"alike": -2}, r"alike in \[-1, 1\]"),
+        (VaSE, {"kernel": 2}, "kernel must be odd"),
+        (VaSE, {"large": -0.1}, r"large lie in \[0, 1\]"),
+        (VaSE, {"num_sinks": -1}, "num_sinks must be a whole number of at least 0"),
+        (SepLLM, {"separator_ids": ()}, "no token separates"),
+        (SepLLM, {"separator_ids": (1,), "num_sinks": True}, "num_sinks must be a whole number"),
+        (Oracle, {"labels_TC": torch.zeros(3, 2), "distances": (4,)}, r"at least \[1, 1\], got \[3, 2\]"),
+        (Oracle, {"labels_TC": torch.zeros(0, 1), "distances": (4,)}, r"got \[0, 1\]"),
+        (Oracle, {"labels_TC": torch.zeros(3, 1), "distances": (4,), "rule": "roof"}, "unknown rule 'roof'"),
+    ],
+)
+def test_settings_of_peers_out_of_range_are_refused(build: Any, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        build(**settings)
+
+
+@pytest.mark.parametrize(("settings", "says"), [({"rule": "roof"}, "unknown rule"), ({"only": 5}, "unknown horizon")])
+def test_ablations_of_horizon_out_of_range_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        Horizon(predictor=FakePredictor("horizon", HORIZONS), **settings)
 
 
 @pytest.mark.parametrize("settings", [{"observation": 0}, {"kernel": 0}, {"kernel": 6}])
@@ -158,10 +212,130 @@ def test_snapkv_pools_the_attention_of_one_query_over_seven_slots() -> None:
     assert score_S.tolist() == pytest.approx([low, high, high, high, high, high, high, high, low])
 
 
+def head_slots(ages: list[int], keys: Any, *, queries: Any = None, **more: Any) -> Slots:
+    """One row, layer and kv head; `queries` of one query head, the youngest last; the prompt has 10 tokens."""
+    positions = torch.tensor([[[ages[0] + 10 - age for age in ages]]])
+    keys_SD = torch.tensor(keys, dtype=torch.float32)
+    return Slots(
+        ages=torch.tensor([[ages]]),
+        positions=positions,
+        next_position=positions.amax(dim=(1, 2)) + 1,
+        prompt_tokens=torch.tensor([10]),
+        seeds=torch.tensor([0]),
+        layer=0,
+        keys=keys_SD[None, None],
+        queries=None if queries is None else torch.tensor(queries, dtype=torch.float32)[None, None, None],
+        scaling=1.0,
+        **more,
+    )
+
+
+def test_h2o_ranks_by_the_attention_that_was_added_up() -> None:
+    slots = head_slots([2, 1, 0], [[1.0], [2.0], [3.0]], attended=torch.tensor([[[0.5, 2.5, 1.0]]]))
+    assert H2O().score(slots).tolist() == [[[0.5, 2.5, 1.0]]]
+
+
+def test_tova_is_the_mean_of_the_heads_softmax_with_what_is_pinned_in_it() -> None:
+    # Weights 1, 3 and 4 of the slots, and 8 of the prompt: a head without a prompt would see 1/8, 3/8 and 1/2.
+    keys = [[math.log(1.0)], [math.log(3.0)], [math.log(4.0)]]
+    pinned = torch.tensor([[[[math.log(8.0)]]]])
+    slots = head_slots([2, 1, 0], keys, queries=[[1.0]], pinned_log_sums=pinned)
+    assert TOVA().score(slots)[0, 0].tolist() == pytest.approx([1 / 16, 3 / 16, 4 / 16])
+    assert TOVA().score(replace(slots, pinned_log_sums=None))[0, 0].tolist() == pytest.approx([1 / 8, 3 / 8, 1 / 2])
+
+
+def test_the_query_of_the_last_prompt_token_votes_and_that_of_the_one_before_does_not() -> None:
+    # Eleven tokens of ten prompt tokens and one of thought, none pinned: queries of positions 8, 9 and 10.
+    slots = head_slots(list(range(10, -1, -1)), [[0.0]] * 11, queries=[[1.0], [1.0], [1.0]])
+    slots = replace(slots, positions=slots.positions - 10, next_position=torch.tensor([11]))
+    votes = SnapKV(observation=3, kernel=1, pins_prompt=False).score(slots)[0, 0]
+    assert votes.tolist() == pytest.approx([(1 / 10 + 1 / 11) / 3] * 10 + [1 / 11 / 3])
+
+
+def test_tova_ranks_all_heads_of_a_layer_alike() -> None:
+    score = TOVA().score(slots_for(TOVA()))
+    assert torch.equal(score[:, 0], score[:, 1])
+
+
+def test_keydiff_ranks_by_the_angle_to_the_mean_direction_and_not_by_length() -> None:
+    # The mean of the directions (1, 0), (1, 0) and (0, 1) points along (2, 1).
+    score = KeyDiff().score(head_slots([2, 1, 0], [[5.0, 0.0], [1.0, 0.0], [0.0, 3.0]]))
+    assert score[0, 0].tolist() == pytest.approx([-2 / 5**0.5, -2 / 5**0.5, -1 / 5**0.5])
+
+
+def test_rkv_mixes_importance_and_redundancy_and_spares_the_youngest_of_several_like_keys() -> None:
+    # Slots 0 to 2 share a direction, slot 3 stands alone, slot 4 is too young to be ranked.
+    keys = [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, -1.0]]
+    score = RKV(observation=1, kernel=1, mix=0.4).score(head_slots([9, 8, 7, 6, 0], keys, queries=[[0.0, 1.0]]))
+    weights = [1.0, 1.0, 1.0, math.e]  # of slots 0 to 3 for this query
+    # Slot 0 is repeated by 1 and 2; both leave out the youngest that they repeat: 2 for 0 and 1, 1 for 2.
+    likeness = [2 / 5, 1 / 5, 0.0, -1 / 5, -1 / 5]
+    total = sum(math.exp(number) for number in likeness)
+    for slot in range(4):
+        wanted = 0.4 * weights[slot] / sum(weights) - 0.6 * math.exp(likeness[slot]) / total
+
+        assert float(score[0, 0, slot]) == pytest.approx(wanted)
+    assert score[0, 0, 4] > 1e6
+
+
+def test_vase_protects_wide_values_and_draws_the_others_by_their_weight() -> None:
+    # Eight slots, the last too young; a quarter of them, two, is large: ranges 9 and 7.
+    ranges = [1.0, 9.0, 2.0, 3.0, 7.0, 1.0, 1.0, 100.0]
+    policy, ages = VaSE(observation=1, kernel=1), [70, 60, 50, 40, 30, 20, 10, 0]
+    values = torch.tensor([[0.0, wide] for wide in ranges])[None, None]
+    keys = [[0.0], [0.0], [5.0], [0.0], [0.0], [0.0], [0.0], [0.0]]
+    slots, first = head_slots(ages, keys, queries=[[2.0]], values=values), []
+    score_S = policy.score(slots)[0, 0]
+    assert score_S.argsort(descending=True)[:3].tolist() == [7, 1, 4]
+    for seed in range(200):
+        drawn = policy.score(replace(slots, seeds=torch.tensor([seed])))[0, 0]
+        first.append(int(drawn.argsort(descending=True)[3]))
+    assert first.count(2) == 200, "its weight is that of 22026 others"
+    flat = replace(slots, keys=torch.zeros(1, 1, 8, 1))
+    drawn = [policy.score(replace(flat, seeds=torch.tensor([seed])))[0, 0].argsort()[-4] for seed in range(500)]
+    counts = torch.bincount(torch.stack(drawn), minlength=8)
+    assert counts[[1, 4, 7]].sum() == 0
+    assert counts[[0, 2, 3, 5, 6]].min() > 60, "five equal weights are drawn about 100 times each"
+
+
+def test_sinks_of_the_sequence_stay_where_the_prompt_is_not_pinned() -> None:
+    slots = hand_slots(prompt_tokens=10, positions=[1, 3, 4, 10, 20], next_position=21)
+    assert Sinks(pins_prompt=False).score(slots).tolist() == [[3.0, 1.0, -16.0, -10.0, 0.0]]
+    slots = replace(slots, token_ids=torch.tensor([[5, 5, 7, 5, 7]]))
+    assert SepLLM(separator_ids=(7,)).score(slots).argsort(descending=True).tolist() == [[0, 1, 4, 2, 3]]
+
+
+def test_the_oracle_ranks_by_the_label_of_the_age_and_last_what_was_never_recorded() -> None:
+    labels = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.6], [0.7, 0.7]])
+    slots = hand_slots(prompt_tokens=10, positions=[10, 11, 12, 13, 14, 20], next_position=21)
+    oracle = Oracle(labels_TC=labels, distances=(4, 9))
+    score_S = oracle.score(slots)[0].tolist()
+    assert score_S[:5] == pytest.approx([0.1, 0.8, 0.5, 0.7, -1.0])  # ages 10, 9, 8, 7 and 6
+    assert score_S[5] > 1e6
+    up = Oracle(labels_TC=labels, distances=(4, 9), rule="ceil", local=False)
+    assert up.score(slots)[0].tolist() == pytest.approx([0.1, 0.8, 0.6, 0.7, -1.0, -1.0])
+
+
+def test_the_ablations_of_horizon_take_a_part_away() -> None:
+    predictor, ages = FakePredictor("horizon", HORIZONS, offsets=(0, 2)), [70, 64, 17, 16, 5, 3, 1]
+    stamps = torch.tensor([[[100.0 * slot + channel for channel in range(3)] for slot in range(7)]])
+    slots = hand_slots(prompt_tokens=0, positions=[300 - age for age in ages], next_position=301, stamps=stamps)
+    up = Horizon(predictor=predictor, rule="ceil").score(slots)[0].tolist()  # horizons 4, 16 and 64
+    assert up[:5] == [2.0, 102.0, 202.0, 301.0, 401.0]
+    one = Horizon(predictor=predictor, only=16).score(slots)[0].tolist()
+    assert one[:5] == [1.0, 101.0, 201.0, 301.0, 401.0]
+    assert one[5] > 1e6
+    bare = Horizon(predictor=predictor, local=False)
+    assert bare.score(slots)[0].tolist()[4:6] == [400.0, 500.0]
+    assert bare.score(slots)[0, 6] > 1e6, "it has no stamp yet"
+    assert bare.stride == 1
+
+
 def test_snapkv_hears_only_the_latest_queries_that_it_asked_for() -> None:
     slots = slots_for(SnapKV(observation=12))
     assert slots.queries is not None
-    asked = replace(slots, queries=slots.queries[..., -8:, :])
+    assert slots.pinned_log_sums is not None
+    asked = replace(slots, queries=slots.queries[..., -8:, :], pinned_log_sums=slots.pinned_log_sums[..., -8:])
     assert torch.equal(SnapKV().score(slots), SnapKV().score(asked))
 
 
@@ -169,7 +343,7 @@ def test_a_query_of_snapkv_does_not_vote_on_slots_written_after_it() -> None:
     slots = slots_for(SnapKV(), rows=1, num_slots=4)
     assert slots.keys is not None
     positions = torch.arange(4).expand(1, HEADS, 4) + slots.prompt_tokens
-    slots = replace(slots, positions=positions, ages=positions.flip(-1) - slots.prompt_tokens)
+    slots = replace(slots, positions=positions, ages=positions.flip(-1) - slots.prompt_tokens, pinned_log_sums=None)
     # Of eight queries only the last four were written beside these slots; the youngest slot has one vote, its own.
     youngest = SnapKV(kernel=1).score(slots)[..., 3]
     assert (youngest <= 1 / 8).all()

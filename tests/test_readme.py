@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from typing import Any
 import pytest
 
 from leanthink import cli
+from leanthink.eval.benchmarks import PUBLIC
 from leanthink.policies import POLICIES
 from leanthink.tiny import weights_path
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CYCLE = (ROOT / "examples" / "cycle.md").read_text()
+TRANSFORMERS = (ROOT / "docs" / "transformers.md").read_text()
 DESIGN = (ROOT / "docs" / "design.md").read_text()
 
 
@@ -35,7 +38,7 @@ def commands(page: str = README, program: str = "leanthink") -> list[list[str]]:
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(capsys):
     names: dict[str, Any] = {}
-    for block in blocks("python"):
+    for block in [*blocks("python"), *blocks("python", TRANSFORMERS)]:
         exec(block, names)
     printed = capsys.readouterr().out
     assert printed.count("tokens of thought in") == 2
@@ -93,14 +96,16 @@ def test_the_readme_is_short_and_keeps_the_place_of_its_table():
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_the_readme_explains_every_policy(name):
-    assert re.search(rf"^\| .*`{name}`.* \|$", README, re.MULTILINE)
+def test_the_readme_or_the_page_of_policies_explains_every_policy(name):
+    page = (ROOT / "docs" / "policies.md").read_text()
+    assert re.search(rf"^\| .*`{name}`.* \|$", README + page, re.MULTILINE)
 
 
 def test_the_file_map_is_complete_and_names_no_file_that_is_gone():
     package = ROOT / "src" / "leanthink"
     there = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
     there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    there |= {f"{path.parent.name}/" for path in package.glob("*/index.html")}
     told = DESIGN.split("## The file map")[1].split("```")[1]
     named = {word for line in told.splitlines() for word in re.findall(r"\S+(?:\.py|/)(?=\s)", line[:26])}
     assert named == there
@@ -114,6 +119,10 @@ def test_links_lead_to_files_of_the_repository():
         "CHANGELOG.md",
         "examples/cycle.md",
         "docs/serving.md",
+        "docs/evaluation.md",
+        "docs/policies.md",
+        "docs/transformers.md",
+        "docs/viewer.md",
     ):
         text = (ROOT / page).read_text()
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
@@ -123,3 +132,19 @@ def test_links_lead_to_files_of_the_repository():
 def test_the_embedded_reasoner_is_shipped():
     assert (weights_path() / "sha256.json").is_file()
     assert {path.stem for path in (weights_path().parent / "predictors").glob("*.safetensors")} == {"dynts", "horizon"}
+
+
+def test_the_measured_tables_are_those_of_the_result_files():
+    script = ROOT / "bench" / "table.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"run make report {done.stderr}"
+
+
+def test_the_page_on_evaluation_has_commands_that_are_understood(capfd):
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    assert {words[0] for words in commands(page)} == {"eval", "compare"}
+    for words in commands(page):
+        assert cli.run([*words, "--help"]) == 0, capfd.readouterr().err
+    for name in PUBLIC:
+        assert f"`{name}`" in page
+        assert PUBLIC[name].hub_id in page

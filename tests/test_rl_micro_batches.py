@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import accumulate, combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from leanthink.rl import trainer as trainer_module
-from leanthink.rl.micro_batches import by_length, cut, is_text
+from leanthink.rl.micro_batches import balanced, by_length, cut, is_text
 from rl_runs import make_trainer, weights
 
 
@@ -28,7 +32,7 @@ def micro_batch(prompts: list[int], responses: list[int], width: int = 9) -> dic
 
 def test_rows_of_an_update_lie_together_by_length_and_lose_their_padding() -> None:
     given = [micro_batch([1, 4], [2, 7]), micro_batch([3, 2], [3, 9]), micro_batch([1, 1], [8, 1])]
-    first, second, third = by_length(given, 2)
+    first, second, third = by_length(given, 2, even=True)
     assert first["completion_mask"].sum(1).tolist() == [9, 7]
     assert second["completion_mask"].sum(1).tolist() == [3, 2]
     assert third["completion_mask"].sum(1).tolist() == [8, 1], "of another update"
@@ -36,6 +40,30 @@ def test_rows_of_an_update_lie_together_by_length_and_lose_their_padding() -> No
     assert second["prompt_ids"].tolist() == [[7, 7, 7], [0, 0, 7]]
     assert first["advantages"].tolist() == pytest.approx([0.9, 0.7])
     assert first["num_items_in_batch"] == given[0]["num_items_in_batch"]
+
+
+def test_rows_may_be_dealt_out_by_their_tokens() -> None:
+    given = [micro_batch([1, 4], [2, 1]), micro_batch([3, 2], [3, 9])]
+    long, short = by_length(given, 2, even=False)
+    assert long["completion_mask"].sum(1).tolist() == [9]
+    assert short["completion_ids"].tolist() == [[3, 3, 3], [2, 2, 0], [1, 0, 0]]
+    assert short["advantages"].tolist() == pytest.approx([0.3, 0.2, 0.1])
+
+
+@given(tokens=st.lists(st.integers(0, 40), min_size=1, max_size=12), data=st.data())
+def test_no_other_cut_of_the_sorted_rows_has_a_smaller_largest_part(tokens: list[int], data: st.DataObject) -> None:
+    tokens.sort(reverse=True)
+    parts = data.draw(st.integers(1, len(tokens)))
+
+    def largest(sizes: Iterable[int]) -> int:
+        ends = list(accumulate(sizes, initial=0))
+        return max((end - first) * max(1, tokens[first]) for first, end in pairwise(ends))
+
+    sizes = balanced(tokens, parts)
+    assert (len(sizes), sum(sizes)) == (parts, len(tokens))
+    assert min(sizes) >= 1
+    every = (pairwise((0, *cuts, len(tokens))) for cuts in combinations(range(1, len(tokens)), parts - 1))
+    assert largest(sizes) == min(largest(end - first for first, end in cut) for cut in every)
 
 
 def test_every_table_of_tokens_is_cut_and_nothing_else() -> None:
@@ -57,15 +85,16 @@ def test_the_update_is_that_of_the_order_of_trl(tmp_path: Path, monkeypatch: pyt
     how: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
     seen: list[int] = []
 
-    def noting(batches: Any, window: int) -> Any:
-        made = by_length(batches, window)
+    def noting(batches: Any, window: int, *, even: bool) -> Any:
+        assert not even, "the loss is divided by tokens"
+        made = by_length(batches, window, even=even)
         seen.extend(batch["completion_ids"].shape[1] for batch in made)
         return made
 
     monkeypatch.setattr(trainer_module, "by_length", noting)
     cut_anew, scored = make_trainer(tmp_path / "cut", **how)
     cut_anew.train()
-    monkeypatch.setattr(trainer_module, "by_length", lambda batches, window: batches)
+    monkeypatch.setattr(trainer_module, "by_length", lambda batches, window, even: batches)
     as_trl, scored_as_trl = make_trainer(tmp_path / "trl", **how)
     as_trl.train()
     assert len(seen) == 9

@@ -144,7 +144,8 @@ def test_mastered_groups_keep_a_length_signal_if_asked_for() -> None:
     ids = [response(RIGHT, 2), response(RIGHT, 9)]
     assert attached(start=0.0).score(*ids) == [1.0, 1.0]
     short, long = attached(start=0.0, keep_mastered=True, scale_rewards="batch").score(*ids)
-    assert 1 < long < short < 1.2
+    assert short == pytest.approx(1 + 0.2 / (1 + math.exp(-1)))  # z = -1, and β = 1 whatever the average
+    assert long == pytest.approx(1 + 0.2 / (1 + math.exp(1)))
 
 
 def test_metrics_have_the_same_names_whatever_there_is_and_say_what_they_say() -> None:
@@ -223,9 +224,9 @@ def test_fixed_rules_take_beta_from_nowhere_but_still_tell_difficulty() -> None:
     assert attached(rule="none").score(*MIXED) == [1, -1, 1, 1]
 
 
-def test_told_apart_are_groups_with_both_and_with_mastered_those_all_right_too() -> None:
+def test_told_apart_are_groups_with_both_and_mastered_those_all_right() -> None:
     one = attached()
     one.score(*MIXED, response(WRONG), response(WRONG))
-    assert one.reward.scored.told_apart().tolist() == [True, False, False]
-    assert one.reward.scored.told_apart(mastered=True).tolist() == [True, True, False]
+    assert one.reward.scored.told_apart_B.tolist() == [True, False, False]
+    assert one.reward.scored.mastered_B.tolist() == [False, True, False]
     assert torch.equal(one.reward.scored.correct_BG, torch.tensor([[1, 0], [1, 1], [0, 0]]).double())

@@ -17,7 +17,6 @@ from trl import GRPOTrainer
 
 from leanthink.errors import UsageError
 from leanthink.rl import trainer as module
-from leanthink.rl.advantages import batch_scaled
 from leanthink.rl.data import from_tasks
 from leanthink.rl.trl_reward import DeepCompressReward
 from models import make_model, make_tokenizer
@@ -100,7 +99,7 @@ def test_epochs_and_rounds_bring_other_problems(tmp_path: Path) -> None:
     others = []
     for step, number in ((0, 1), (0, 2), (1, 1)):
         trainer.state.global_step = step
-        others.append([row["id"] for row in trainer._other_inputs(number, 6)])
+        others.append([row["id"] for row in trainer._round_inputs(number, [{}] * 6)])
     assert len({tuple(ids) for ids in others}) == 3
     assert all(ids[::2] == ids[1::2] and len(set(ids)) == 3 for ids in others)
 
@@ -165,6 +164,21 @@ def test_what_is_missing_after_the_last_round_is_filled_with_what_teaches_nothin
     assert trainer._metrics["train"]["dynamic_sampling/filled"] == [1 / 3]
 
 
+def test_an_oversampled_round_begins_with_the_batch_and_may_fill_it_alone(tmp_path: Path) -> None:
+    trainer, seen = make_trainer(tmp_path, grader=Judge(0, 12), oversample=2)
+    batch = full_batch(trainer)
+    (record,) = seen
+    assert [id for id, _, _ in record["judged"][:6]] == [trainer.train_dataset[i // 2]["id"] for i in range(6)]
+    assert len(record["judged"]) == 12
+    told_apart = [record["judged"][i] for i in (0, 1, 4, 5, 8, 9)]
+    assert batch["completion_mask"].sum(1).tolist() == [tokens for _, tokens, _ in told_apart]
+    assert trainer._metrics["train"]["dynamic_sampling/kept"] == [0.5]
+    trainer.state.global_step = 1
+    more = [row["id"] for row in trainer._round_inputs(0, [trainer.train_dataset[0]] * 6)]
+    assert more != [id for id, _, _ in record["judged"]]
+    assert more[::2] == more[1::2]
+
+
 def test_a_batch_with_nothing_to_learn_from_has_advantages_of_zero_whatever_the_overlong_penalty(
     tmp_path: Path,
 ) -> None:
@@ -181,15 +195,20 @@ def test_without_dynamic_sampling_a_batch_is_taken_as_it_comes(tmp_path: Path) -
     assert batch["advantages"].tolist() == [0] * 6
 
 
-def test_mastered_groups_stay_and_move_by_no_more_than_alpha_over_the_floor(tmp_path: Path) -> None:
-    ours = {"keep_mastered": True, "scale_rewards": "batch", "start": 0.0}
+def test_mastered_groups_stay_with_a_share_of_their_advantages(tmp_path: Path) -> None:
+    ours = {"mastered_weight": 0.25, "start": 0.0}
     trainer, seen = make_trainer(tmp_path, grader=Judge(9, 6), **ours)
     batch = full_batch(trainer)
     assert len(seen) == 1
-    rewards = torch.tensor(seen[0]["reward"])
-    torch.testing.assert_close(batch["advantages"].view(3, 2), batch_scaled(rewards, 0.5))
-    largest = float(batch["advantages"].abs().max())
-    assert 0 < largest <= 0.2 / 0.5
+    rewards = torch.tensor(seen[0]["reward"]).view(3, 2)
+    for advantages, (left, right) in zip(batch["advantages"].view(3, 2), rewards.tolist(), strict=True):
+        # Two numbers lie sqrt(1/2) of their deviation from their mean; TRL adds 1e-4 to the deviation.
+        wanted = 0.0 if left == right else math.copysign(0.25 * math.sqrt(0.5), left - right)
+        torch.testing.assert_close(advantages, torch.tensor([wanted, -wanted]), rtol=1e-2, atol=1e-6)
+    assert any(left != right for left, right in rewards.tolist())
+    mixed, _ = make_trainer(tmp_path / "mixed", grader=Judge(0, 6), **ours)
+    strong = full_batch(mixed)["advantages"].view(3, 2).abs()[:, 0]
+    assert [float(value) > 0.5 for value in strong] == [True, False, True], "the second group is all right"
     wrong, rounds = make_trainer(tmp_path / "wrong", grader=Judge(9, 6, right=False), max_rounds=2, **ours)
     assert full_batch(wrong)["advantages"].tolist() == [0] * 6  # all wrong is still dropped
     assert len(rounds) == 2
@@ -218,25 +237,14 @@ def test_tokens_sampled_under_a_budget_weigh_as_the_whole_cache_makes_them_likel
 
 def test_further_rewards_are_added(tmp_path: Path) -> None:
     def longer(completion_ids: Any, **others: Any) -> list[float]:
-        return [float(len(ids)) for ids in completion_ids]
+        return [5.0 * len(ids) for ids in completion_ids]
 
-    trainer, seen = make_trainer(tmp_path, others={"reward_funcs": [longer]}, keep_mastered=True, scale_rewards="batch")
+    trainer, seen = make_trainer(tmp_path, grader=Judge(9, 6), others={"reward_funcs": [longer]}, mastered_weight=1.0)
     batch = full_batch(trainer)
-    tokens = torch.tensor([[float(n) for _, n, _ in record["judged"]] for record in seen]).view(-1, 2)
-    rewards = torch.tensor([record["reward"] for record in seen]).view(-1, 2) + tokens
-    kept = torch.tensor([any(c for _, _, c in record["judged"][g : g + 2]) for record in seen for g in (0, 2, 4)])
-    torch.testing.assert_close(batch["advantages"].view(3, 2), batch_scaled(rewards[kept][:3], 0.5))
-
-
-def test_batch_scaling_divides_by_the_batch_and_never_by_less_than_the_floor() -> None:
-    nan = float("nan")
-    rewards = torch.tensor([[1.0, -1.0], [1.1, 1.0], [nan, 1.0]])
-    deviation = rewards[~rewards.isnan()].std()
-    wanted = torch.tensor([[1.0, -1.0], [0.05, -0.05], [0.0, 0.0]]) / deviation
-    torch.testing.assert_close(batch_scaled(rewards, 0.5), wanted)
-    torch.testing.assert_close(batch_scaled(rewards[1:2], 0.5), torch.tensor([[0.1, -0.1]]))
-    with pytest.raises(UsageError, match="floor=0"):
-        batch_scaled(rewards, 0)
+    tokens = torch.tensor([tokens for _, tokens, _ in seen[0]["judged"]]).view(-1, 2)
+    longer_first = (tokens[:, 0] - tokens[:, 1]).sign()
+    assert longer_first.any()
+    assert torch.equal(batch["advantages"].view(-1, 2)[:, 0].sign(), longer_first.float())
 
 
 def test_the_reward_serves_a_plain_grpo_trainer(tmp_path: Path) -> None:
@@ -277,11 +285,13 @@ def test_lora_trains_the_adapters_and_generates_with_them(tmp_path: Path) -> Non
         ({"decay": 1.5}, "decay=1.5"),
         ({"start": "first"}, '"observed"'),
         ({"rule": "longer"}, "unknown length rule"),
-        ({"keep_mastered": True}, 'scale_rewards="batch"'),
-        ({"keep_mastered": True, "scale_rewards": "batch", "advantage_floor": 0}, "floor=0"),
+        ({"mastered_weight": 1.5}, "mastered_weight=1.5"),
+        ({"mastered_weight": 0.5, "scale_rewards": "batch"}, 'scale_rewards="group"'),
         ({"overlong_buffer": 9}, "buffer=9"),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "sum_then_normalize"),
         ({"max_rounds": 0}, "max_rounds=0"),
+        ({"oversample": 0}, "oversample=0"),
+        ({"oversample": 2, "dynamic_sampling": False}, "oversample=2 with dynamic_sampling=False"),
         ({"rollouts": "vllms"}, "Did you mean 'vllm'"),
         ({"rollout_policy": "horizons"}, "Did you mean 'horizon'"),
         ({"rollout_policy": "sinks"}, "slots: 512"),

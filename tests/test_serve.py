@@ -238,7 +238,7 @@ def test_models_tell_what_can_be_asked(client: openai.OpenAI) -> None:
     (card,) = client.models.list().data
     assert card == client.models.retrieve("tiny")
     told: Any = card.model_extra["leanthink"]  # type: ignore[index]
-    assert set(told["policies"]) == set(leanthink.POLICIES)
+    assert set(told["policies"]) == {name for name, kind in leanthink.POLICIES.items() if not kind.labelled}
     assert told["limits"]["max_budget"] == 300
     with pytest.raises(openai.NotFoundError, match="'other' is not served here, 'tiny' is"):
         client.models.retrieve("other")
@@ -308,6 +308,13 @@ def test_the_page_on_serving_is_true(server: Server, capfd: pytest.CaptureFixtur
     seen = [event["leanthink"] for event in events if "leanthink" in event]
     assert seen[0].keys() == facts.keys()
     assert all(event.keys() | {"eviction"} == token.keys() for event in seen[1:])
+
+
+def test_the_viewer_is_there_and_runs_nothing_but_its_own_files(server: Server) -> None:
+    with urllib.request.urlopen(f"{server.url}/viewer/", timeout=60) as page:
+        assert "text/html" in page.headers["content-type"]
+        assert "default-src 'none'; script-src 'self'; style-src 'self'" in page.headers["content-security-policy"]
+        assert page.headers["x-content-type-options"] == "nosniff"
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

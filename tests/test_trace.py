@@ -11,6 +11,7 @@ import pytest
 
 from leanthink.errors import DamagedFile, UsageError
 from leanthink.eval.problems import read_problems
+from leanthink.scores import Scores
 from leanthink.trace import Trace, TraceWriter, from_line, iter_traces, read_traces, to_line
 
 
@@ -48,6 +49,8 @@ VARIANTS = [
     trace(policy="horizon", budget={"slots": 8, "window": 2}, evicted_at=(None, 3, None, None), evictions=1),
     trace(text="a lone surrogate \ud800 and a NUL \0", id="with # and \u2028"),
     trace(token_ids=(), thought_tokens=0, answer_tokens=0),
+    trace(token_chars=(3, 1, 8, 4), scores=Scores(horizons=(), float16="ADwAPAA8AH4=")),
+    trace(scores=Scores(horizons=(4, 16), float16="ADwAPAA8AH4APAA8ADwAfg==")),
 ]
 
 
@@ -55,8 +58,16 @@ VARIANTS = [
 def test_a_trace_survives_its_line(before: Trace) -> None:
     line = to_line(before)
     assert "\n" not in line
-    assert json.loads(line)["trace"] == 1
+    assert json.loads(line)["trace"] == 2
     assert from_line(line) == before
+
+
+def test_a_trace_of_version_1_is_read_and_written_again_as_version_2() -> None:
+    old = json.loads(to_line(trace())) | {"trace": 1}
+    del old["token_chars"], old["scores"]
+    again = from_line(json.dumps(old))
+    assert again == trace()
+    assert from_line(to_line(again)) == again
 
 
 def test_a_file_of_traces_reads_back_in_order(tmp_path: Path) -> None:
@@ -83,6 +94,11 @@ def test_a_file_of_traces_reads_back_in_order(tmp_path: Path) -> None:
         ({"thought_tokens": 3}, "must add up"),
         ({"text": None}, "text must be a string"),
         ({"temperature": -0.1}, "temperature must be a number >= 0"),
+        ({"token_chars": (1, 2, 3)}, "token_chars has 3 entries"),
+        ({"token_chars": (3, 1, 8, 3)}, "add up to 15"),
+        ({"token_chars": (4, -1, 8, 4)}, "token_chars must be"),
+        ({"scores": Scores(horizons=(), float16="ADw=")}, "numbers of 1 tokens"),
+        ({"scores": "ADw="}, "scores must be"),
     ],
 )
 def test_a_trace_checks_itself(change: dict[str, Any], message: str) -> None:
@@ -100,10 +116,16 @@ def record(**changes: Any) -> str:
         ("{", "not a line of JSON"),
         ("[]", "not a trace"),
         ("{}", "not a trace"),
-        (record(trace=2), "trace version 2"),
+        (record(trace=3), "trace version 3"),
+        (record(trace=True), "trace version True"),
+        (record(trace=1), "unknown trace field 'token_chars'"),
+        (record(scores=[1]), "scores must be an object"),
+        (record(scores={"horizons": 4, "float16": ""}), "scores must be an object"),
+        (record(scores={"horizons": [4], "float16": "?"}), "float16 must be base64"),
         (record(polcy="full"), "Did you mean 'policy'"),
         (record(prompt_ids="abc"), "prompt_ids must be"),
         (json.dumps({"trace": 1, "id": "x"}), "lacks the field 'sample'"),
+        (record(trace=2).replace(', "scores": null', ""), "lacks the field 'scores'"),
     ],
 )
 def test_a_bad_line_in_the_middle_names_file_and_line(line: str, message: str, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
     assert not (tmp_path / "unused").exists()
     over = inside("train", "--config", config, "--steps", 1, "--out", out, "--overwrite", "--budget", 8, "--window", 4)
     refused(over, 2, "policy 'full' keeps everything", "leave out --budget, --window")
-    once = inside("train", "--config", config, "--steps", 1, "--out", out, "--overwrite", "--keep-mastered")
+    once = inside("train", "--config", config, "--steps", 1, "--out", out, "--overwrite", "--mastered-weight", 0.2)
     assert once.code == 0, once.err
     assert not (out / "checkpoint-3").exists()
     assert [record["step"] for record in lines(out / "log.jsonl") if "loss" in record] == [1]
@@ -137,7 +137,7 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
         ((*SMALL, "--out", "OUT", "--set", "learning_rate=fast"), ["learning_rate='fast'"]),
         ((*SMALL, "--out", "OUT", "--set", "max_rounds=many"), ["max_rounds='many'", "a number"]),
         ((*SMALL, "--out", "OUT", "--set", "max_rounds=true"), ["max_rounds=True", "a number"]),
-        ((*SMALL, "--out", "OUT", "--set", "keep_mastered=1"), ["keep_mastered=1", "true or false"]),
+        ((*SMALL, "--out", "OUT", "--set", "dynamic_sampling=1"), ["dynamic_sampling=1", "true or false"]),
         ((*SMALL, "--out", "OUT", "--set", "num_generations_eval=1"), ["num_generations_eval=1"]),
         ((*SMALL, "--out", "OUT", "--set", "lora={rank: 4}"), ["unknown key of lora 'rank'"]),
         ((*SMALL, "--out", "OUT", "--set", "chat_template=no.jinja"), ["no chat template 'no.jinja'"]),

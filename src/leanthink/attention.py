@@ -20,6 +20,7 @@ from leanthink.arena import Region
 from leanthink.cache import SlotCache
 from leanthink.errors import UnsupportedModel, UsageError
 from leanthink.feeds import Decode, Prefill
+from leanthink.sdpa import for_any_length
 from leanthink.states import joined, middle_outputs
 
 NAME = "leanthink"
@@ -169,7 +170,7 @@ def decode(model: Any, slot_cache: SlotCache, ids_N: Tensor, positions_N1: Tenso
 
 def prefill(model: Any, slot_cache: SlotCache, ids_1S: Tensor, positions_1S: Tensor) -> None:
     """Feed pieces of prompts, announced by `start_prefill`: only their keys and values are wanted."""
-    with _announced(model, slot_cache):
+    with _announced(model, slot_cache), for_any_length():
         model.base_model(input_ids=ids_1S, position_ids=positions_1S, use_cache=False, slot_cache=slot_cache)
 
 

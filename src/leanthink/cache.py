@@ -19,6 +19,10 @@ from leanthink.constants import constant
 from leanthink.errors import UsageError
 from leanthink.feeds import Decode, Prefill, Segment
 from leanthink.policies import Policy, Slots
+from leanthink.policies.observed import products
+
+SCRATCH_BYTES = 1 << 30  # about what ranking per head, or adding attention up, may take on a GPU at one time
+PROMPT_QUERIES = 128  # of a prompt whose attention is added up at one time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +48,18 @@ class Wishes:
         queries: of how many of the latest tokens each layer's queries are remembered.
         states: of how many of the latest tokens the states are remembered.
         per_head: whether any policy keeps different slots in different layers and heads.
+        token_ids: whether the token of each slot is remembered.
+        attention: whether the attention that each slot gets is added up, layer by layer and head by head.
+        prompt_attention: whether that begins with the prompt's own queries.
     """
 
     channels: int = 0
     queries: int = 0
     states: int = 0
     per_head: bool = False
+    token_ids: bool = False
+    attention: bool = False
+    prompt_attention: bool = False
 
 
 class SlotCache:
@@ -101,14 +111,19 @@ class SlotCache:
         self.stamps = torch.zeros(slots + 1, 0, device=device)
         self.states = torch.zeros(rows + 1, 0, state_size, dtype=dtype, device=device)
         self.queries: list[Tensor] = []
+        self.token_ids = torch.zeros(0, dtype=torch.int64, device=device)
+        self.attended_LHT = torch.zeros(shape.layers, shape.kv_heads, 0, device=device)
         # One column per row, and one that stays free: rows of a CUDA graph without a request read and write there.
-        self.table = torch.zeros(5, rows + 1, dtype=torch.int64, device=device)
+        self.table = torch.zeros(7, rows + 1, dtype=torch.int64, device=device)
         self.table[0] = slots
-        self.starts, self.lengths, self.prompt_lengths, self.next_positions, self.live = self.table.unbind(0)
+        self.starts, self.lengths, self.prompt_lengths, self.next_positions, self.live = self.table[:5].unbind(0)
+        # Slots in front that are never evicted: the prompt's, or none. Position whose query's attention is added next.
+        self.pinned, self.added = self.table[5:].unbind(0)
         self.rows_N = torch.arange(rows + 1, device=device)
         self.regions: list[Region] = []  # by row
         self.host_lengths = torch.zeros(rows, dtype=torch.int64)
-        self.host_prompts = torch.zeros(rows, dtype=torch.int64)
+        self.host_pinned = torch.zeros(rows, dtype=torch.int64)
+        self.host_waiting = torch.zeros(rows, dtype=torch.int64)  # tokens whose queries' attention is not yet added
         self.host_sizes = torch.zeros(rows, dtype=torch.int64)
         self.most_rows = rows
         self.feed: Prefill | Decode | None = None
@@ -148,6 +163,10 @@ class SlotCache:
         if wishes.per_head and not old.per_head:
             sets = (self.shape.layers, self.shape.kv_heads, -1)
             self.positions = self.positions.expand(sets).clone()
+        if wishes.token_ids and not old.token_ids:
+            self.token_ids = torch.zeros(self.slots + 1, dtype=torch.int64, device=device)
+        if wishes.attention and not old.attention:
+            self.attended_LHT = torch.zeros(self.shape.layers, self.shape.kv_heads, self.slots + 1, device=device)
         if wishes.states > old.states:
             self.states = _larger_ring(self.states, wishes.states, 1, self.next_positions)
         if wishes.queries > old.queries:
@@ -159,6 +178,9 @@ class SlotCache:
             queries=max(old.queries, wishes.queries),
             states=max(old.states, wishes.states),
             per_head=old.per_head or wishes.per_head,
+            token_ids=old.token_ids or wishes.token_ids,
+            attention=old.attention or wishes.attention,
+            prompt_attention=old.prompt_attention or wishes.prompt_attention,
         )
 
     # -- prompts ---------------------------------------------------------------------------------------------------
@@ -176,18 +198,24 @@ class SlotCache:
         from_T, to_T = (slice(region.start, region.start + tokens) for region in (source, target))
         self.kv_LPHTD[:, :, :, to_T] = self.kv_LPHTD[:, :, :, from_T]
 
-    def seat(self, region: Region, prompt: int) -> int:
+    def seat(self, region: Region, prompt: int, *, pinned: bool = True, token_ids: Sequence[int] = ()) -> int:
         """The next row decodes on this region, which holds all but the last of its `prompt` tokens; returns the row.
 
-        The last prompt token is fed with the decoding steps, so that all logits come out of these.
+        The last prompt token is fed with the decoding steps, so that all logits come out of these. A prompt that is
+        not pinned counts as thought. `token_ids` are the prompt's, where they are remembered.
         """
         row, start, device = self.active, region.start, self.starts.device
         assert row < self.most_rows
         region.row = row
         self.regions.append(region)
-        self.host_lengths[row], self.host_prompts[row], self.host_sizes[row] = prompt - 1, prompt, region.size
-        self.table[:, row] = torch.tensor([start, prompt - 1, prompt, prompt - 1, 1], device=device)
+        fixed = prompt if pinned else 0
+        self.host_lengths[row], self.host_pinned[row], self.host_sizes[row] = prompt - 1, fixed, region.size
+        self.host_waiting[row] = 0
+        facts = [start, prompt - 1, prompt, prompt - 1, 1, fixed, prompt - 1]
+        self.table[:, row] = torch.tensor(facts, device=device)
         self.positions[:, :, start : start + prompt] = torch.arange(prompt, device=device)
+        if self.wishes.token_ids:
+            self.token_ids[start : start + len(token_ids)] = torch.tensor(token_ids, dtype=torch.int64, device=device)
         for ring in self.queries:
             ring[row] = 0  # of the row's former owner; the prompt's own are not kept
         return row
@@ -201,7 +229,7 @@ class SlotCache:
         """
         n = self.active if rows is None else rows
         assert self.feed is None
-        starts_N, lengths_N, _, next_N, live_N = self.table[:, :n].unbind(0)
+        starts_N, lengths_N, _, next_N, live_N = self.table[:5, :n].unbind(0)
         longest = 0
         if rows is None:
             longest = int(self.host_lengths[:n].max()) + 1
@@ -241,6 +269,8 @@ class SlotCache:
             held = slice(piece.region.start + piece.done, piece.region.start + piece.done + piece.tokens)
             self.keys(layer)[:, held] = keys[0, :, fed]
             self.values(layer)[:, held] = values[0, :, fed]
+            if self.wishes.prompt_attention:
+                self._add_prompt_attention(layer, piece, queries[0, :, fed])
             first += piece.tokens
 
     def append(self, layer: int, feed: Decode, keys_NHD: Tensor, values_NHD: Tensor) -> None:
@@ -256,6 +286,11 @@ class SlotCache:
     def _rows(self, feed: Decode) -> Tensor:
         """Row numbers, [N]; the free one for rows without a request."""
         return torch.where(feed.live_N > 0, self.rows_N[: len(feed.live_N)], self.most_rows)
+
+    def note_token_ids(self, ids_N: Tensor) -> None:
+        """Remember the tokens that the announced forward feeds."""
+        assert isinstance(self.feed, Decode)
+        self.token_ids[self.feed.write_N] = ids_N
 
     def keep_queries(self, layer: int, feed: Decode, queries_NAD: Tensor) -> None:
         """Keep the queries of one token of every row, A = H*G heads, in a ring for each row, if anybody wants them."""
@@ -280,6 +315,8 @@ class SlotCache:
         if isinstance(feed, Decode):
             n = len(feed.live_N)
             self.positions[:, :, feed.write_N] = self.next_positions[:n]
+            if self.wishes.attention:
+                self.attended_LHT[:, :, feed.write_N] = 0.0  # of the slot's former token
             self.lengths[:n] += feed.live_N
             self.next_positions[:n] += feed.live_N
             self.row_N = self._rows(feed)
@@ -287,6 +324,7 @@ class SlotCache:
     def tick(self) -> None:
         """Account on the host for a step of all active rows."""
         self.host_lengths[: self.active] += 1
+        self.host_waiting[: self.active] += 1
 
     def remember(self, states_NF: Tensor) -> None:
         """Keep the states of the tokens just fed, in a ring for each row: position p at p modulo its size."""
@@ -351,10 +389,15 @@ class SlotCache:
             positions_RS = self.positions[0, 0, slots_RS]
             if policy.channels:
                 facts["stamps"] = self.stamps[slots_RS, first : first + policy.channels]
+            if policy.texts:
+                facts["token_ids"] = self.token_ids[slots_RS]
             return Slots(ages=next_R[:, None] - 1 - positions_RS, positions=positions_RS, **facts)
         positions_RHS = self.positions[layer][:, slots_RS].transpose(0, 1)
         if policy.num_queries:
             facts["queries"] = self._latest_queries(layer, rows_R, policy.num_queries)
+            facts["pinned_log_sums"] = self._pinned_log_sums(layer, rows_R, facts["queries"])
+        if policy.accumulates:
+            facts["attended"] = self.attended_LHT[layer][:, slots_RS].transpose(0, 1)
         return Slots(
             ages=next_R[:, None, None] - 1 - positions_RHS,
             positions=positions_RHS,
@@ -366,8 +409,8 @@ class SlotCache:
         )
 
     def _thought_slots(self, rows_R: Tensor, count: int) -> Tensor:
-        """Slots [R, count] of the arena that follow each row's prompt."""
-        first_R = self.starts[rows_R] + self.prompt_lengths[rows_R]
+        """Slots [R, count] of the arena that follow each row's pinned ones."""
+        first_R = self.starts[rows_R] + self.pinned[rows_R]
         return first_R[:, None] + torch.arange(count, device=first_R.device)
 
     def _latest_queries(self, layer: int, rows_R: Tensor, count: int) -> Tensor:
@@ -375,6 +418,79 @@ class SlotCache:
         age = torch.arange(count, 0, -1, device=self.lengths.device)
         ring_RW = (self.next_positions[rows_R, None] - age) % self.wishes.queries
         return self.queries[layer][rows_R[:, None], :, :, ring_RW].permute(0, 2, 3, 1, 4)
+
+    def _pinned_log_sums(self, layer: int, rows_R: Tensor, queries_RHGWD: Tensor) -> Tensor:
+        """Logarithm of each query's sum of exp(scaled product) with the keys of the pinned slots, [R, H, G, W].
+
+        On a CPU row by row, for the sake of equal rounding (see `leanthink.policies.observed.products`).
+        """
+        assert self.scaling is not None
+        if not rows_R.is_cuda and len(rows_R) > 1:
+            parts = zip(torch.split(rows_R, 1), torch.split(queries_RHGWD, 1), strict=True)
+            return torch.cat([self._pinned_log_sums(layer, row_1, queries) for row_1, queries in parts])
+        host_pinned = self.host_pinned[: self.active] if rows_R.is_cuda else self.host_pinned[rows_R]
+        behind_S = torch.arange(int(host_pinned.max()), device=rows_R.device)
+        keys_RHSD = self.keys(layer)[:, (self.starts[rows_R, None] + behind_S).clamp(max=self.slots)].transpose(0, 1)
+        logits_RHQS = products(queries_RHGWD.float().flatten(2, 3), keys_RHSD.float()) * self.scaling
+        logits_RHQS = logits_RHQS.masked_fill(behind_S >= self.pinned[rows_R, None, None, None], -torch.inf)
+        return logits_RHQS.logsumexp(dim=-1).view(queries_RHGWD.shape[:-1])
+
+    def add_attention(self, rows: Sequence[int], most: int) -> None:
+        """Add to each slot of these rows the attention of the queries that wait, `most` of each row or fewer.
+
+        Exact: since they were asked nothing was evicted, so the slots held are those that they saw. To be called
+        before anything is. On a CPU row by row, for the sake of equal rounding.
+        """
+        rows_R, seen = self.indices(rows), int(self.host_lengths[list(rows)].max())
+        per_row = 3 * 4 * self.shape.kv_heads * seen * (self.shape.group * most + self.shape.head_dim)
+        for part_R in torch.split(rows_R, max(1, SCRATCH_BYTES // per_row) if rows_R.is_cuda else 1):
+            size = seen if rows_R.is_cuda else int(self.host_lengths[part_R])
+            for layer in range(self.shape.layers):
+                self._add_attention(layer, part_R, size, most)
+        self.added[rows_R] = self.next_positions[rows_R]
+        self.host_waiting[list(rows)] = 0
+
+    def _add_attention(self, layer: int, rows_R: Tensor, size: int, most: int) -> None:
+        """The same for one layer and rows that hold at most `size` slots."""
+        place_S = torch.arange(size, device=rows_R.device)
+        # What lies behind a row's slots is not its own: the spare slot stands in for it.
+        held_RS = place_S < self.lengths[rows_R, None]
+        slots_RS = torch.where(held_RS, self.starts[rows_R, None] + place_S, self.slots)
+        age_W = torch.arange(most - 1, -1, -1, device=rows_R.device)
+        asked_RW = self.next_positions[rows_R, None] - 1 - age_W
+        positions_RHS = self.positions[layer][:, slots_RS].transpose(0, 1)
+        seen_RHWS = held_RS[:, None, None] & (positions_RHS[:, :, None] <= asked_RW[:, None, :, None])
+        seen_RHWS = seen_RHWS & (asked_RW >= self.added[rows_R, None])[:, None, :, None]
+        queries_RHGWD = self._latest_queries(layer, rows_R, most)
+        keys_RHSD = self.keys(layer)[:, slots_RS].transpose(0, 1)
+        sums_RHS = self._attention_sums(queries_RHGWD, keys_RHSD, seen_RHWS)
+        self.attended_LHT[layer][:, slots_RS] += sums_RHS.transpose(0, 1)
+
+    def _add_prompt_attention(self, layer: int, piece: Segment, queries_AWD: Tensor) -> None:
+        """Add the attention of a piece of a prompt, whose keys are written, to the slots that it saw."""
+        start, end = piece.region.start, piece.region.start + piece.done + piece.tokens
+        attended_HS = self.attended_LHT[layer][:, start:end]
+        attended_HS[:, piece.done :] = 0.0  # of the slots' former tokens
+        keys_1HSD = self.keys(layer)[None, :, start:end]
+        queries_1HGWD = queries_AWD.view(1, self.shape.kv_heads, self.shape.group, *queries_AWD.shape[1:])
+        position_S = torch.arange(end - start, device=keys_1HSD.device)
+        for at in range(0, piece.tokens, PROMPT_QUERIES):
+            asked_1HGWD = queries_1HGWD[..., at : at + PROMPT_QUERIES, :]
+            asked_W = piece.done + at + torch.arange(asked_1HGWD.shape[3], device=position_S.device)
+            seen_WS = position_S <= asked_W[:, None]
+            attended_HS += self._attention_sums(asked_1HGWD, keys_1HSD, seen_WS)[0]
+
+    def _attention_sums(self, queries_RHGWD: Tensor, keys_RHSD: Tensor, seen: Tensor) -> Tensor:
+        """Softmax over what each query saw, added up over queries and the query heads of each kv head, [R, H, S].
+
+        `seen` is bool, [W, S] or [R, H, W, S]; a query that saw nothing adds nothing.
+        """
+        assert self.scaling is not None
+        logits_RHQS = products(queries_RHGWD.float().flatten(2, 3), keys_RHSD.float()) * self.scaling
+        logits_RHGWS = logits_RHQS.view(*queries_RHGWD.shape[:-1], -1)
+        unseen = ~(seen[:, :, None] if seen.dim() == 4 else seen)
+        shares_RHGWS = logits_RHGWS.masked_fill(unseen, torch.finfo(torch.float32).min).softmax(dim=-1)
+        return shares_RHGWS.masked_fill(unseen, 0.0).sum(dim=(2, 3))
 
     def evict(self, rows: Sequence[int], kept: Tensor) -> None:
         """Keep only these thought slots of each row, moved together behind the prompt in their old order.
@@ -385,17 +501,19 @@ class SlotCache:
         """
         assert kept.dim() == 2 or tuple(kept.shape[1:3]) == tuple(self.positions.shape[:2])
         rows_R, K = self.indices(rows), kept.shape[-1]
-        first_R = self.starts[rows_R] + self.prompt_lengths[rows_R]
+        first_R = self.starts[rows_R] + self.pinned[rows_R]
         self._compact(first_R, kept)
         to_RK = self._thought_slots(rows_R, K)
-        for layer, sets in enumerate(self.positions):
-            for head, positions_T in enumerate(sets):
-                kept_RK = kept if kept.dim() == 2 else kept[:, layer, head]
-                positions_T[to_RK] = positions_T[first_R[:, None] + kept_RK]
+        for facts_LHT in (self.positions, self.attended_LHT) if self.wishes.attention else (self.positions,):
+            for layer, sets in enumerate(facts_LHT):
+                for head, facts_T in enumerate(sets):
+                    kept_RK = kept if kept.dim() == 2 else kept[:, layer, head]
+                    facts_T[to_RK] = facts_T[first_R[:, None] + kept_RK]
         if kept.dim() == 2:
-            self.stamps[to_RK] = self.stamps[first_R[:, None] + kept]
-        self.lengths[rows_R] = self.prompt_lengths[rows_R] + K
-        self.host_lengths[rows] = self.host_prompts[rows] + K
+            for facts in (self.stamps, self.token_ids) if self.wishes.token_ids else (self.stamps,):
+                facts[to_RK] = facts[first_R[:, None] + kept]
+        self.lengths[rows_R] = self.pinned[rows_R] + K
+        self.host_lengths[rows] = self.host_pinned[rows] + K
 
     def _compact(self, first_R: Tensor, kept: Tensor) -> None:
         """Move the kept slots of every layer and head together, from `first_R` on."""
@@ -424,6 +542,10 @@ class SlotCache:
         self.kv_LPHTD[:, :, :, to_T] = self.kv_LPHTD[:, :, :, from_T]
         self.positions[:, :, to_T] = self.positions[:, :, from_T]
         self.stamps[to_T] = self.stamps[from_T]
+        if self.wishes.token_ids:
+            self.token_ids[to_T] = self.token_ids[from_T]
+        if self.wishes.attention:
+            self.attended_LHT[:, :, to_T] = self.attended_LHT[:, :, from_T]
         if other.row is not None:
             self.starts[other.row] = other.start
 
@@ -440,7 +562,7 @@ class SlotCache:
             self.table[:, target] = self.table[:, source]
             for ring in (self.states, *self.queries):
                 ring[target] = ring[source]
-        for counter in (self.host_lengths, self.host_prompts, self.host_sizes):
+        for counter in (self.host_lengths, self.host_pinned, self.host_waiting, self.host_sizes):
             counter[targets] = counter[sources]
         for old, new in zip(sources, targets, strict=True):
             self.regions[new] = self.regions[old]
@@ -455,16 +577,18 @@ class SlotCache:
         n = self.active
         assert self.starts[:n].tolist() == [region.start for region in self.regions]
         assert torch.equal(self.lengths[:n].cpu(), self.host_lengths[:n])
-        assert torch.equal(self.prompt_lengths[:n].cpu(), self.host_prompts[:n])
+        assert torch.equal(self.pinned[:n].cpu(), self.host_pinned[:n])
+        assert bool(((self.pinned == 0) | (self.pinned == self.prompt_lengths)).all())
+        assert torch.equal((self.next_positions - self.added)[:n].cpu(), self.host_waiting[:n])
         assert self.live.tolist() == [1] * n + [0] * (self.most_rows + 1 - n)
         seated = {region for region in self.arena.regions if region.row is not None}
         assert seated == set(self.regions)
         for row, region in enumerate(self.regions):
-            length, prompt = int(self.host_lengths[row]), int(self.host_prompts[row])
+            length, pinned = int(self.host_lengths[row]), int(self.host_pinned[row])
             assert region.row == row
-            assert prompt - 1 <= length <= region.size, f"row {row} holds {length} slots of {region.size}"
+            assert pinned - 1 <= length <= region.size, f"row {row} holds {length} slots of {region.size}"
             held = self.positions[:, :, region.start : region.start + length].cpu()
-            known = min(prompt, length)
+            known = min(pinned, length)
             assert bool((held[..., :known] == torch.arange(known)).all()), f"row {row} lost a prompt slot"
             assert bool((held.diff(dim=-1) > 0).all()), f"row {row} holds its slots out of order"
             assert bool((held[..., -1:] < int(self.next_positions[row])).all()), f"row {row} holds a slot of the future"

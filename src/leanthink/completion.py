@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from leanthink.load import ThinkTags
+from leanthink.scores import Scores
 
 FinishReason = Literal["stop", "length"]
 TopLogprobs = tuple[tuple[int, float], ...]
@@ -38,6 +39,8 @@ class Completion:
         top_logprobs: for each generated token the likeliest tokens, as (token id, log-probability), likeliest first.
         evicted_at: for each generated token the number of tokens generated when its slot was evicted, None for a
             slot that stayed; only with record=True, and only for a policy that keeps one set for all layers and heads.
+        token_chars: for each generated token the number of characters of `text` that it adds; only with record=True.
+        scores: what the policy stamped on the generated tokens; only with record=True and a policy that stamps.
     """
 
     text: str
@@ -58,6 +61,8 @@ class Completion:
     logprobs: tuple[float, ...] | None = None
     top_logprobs: tuple[TopLogprobs, ...] | None = None
     evicted_at: tuple[int | None, ...] | None = None
+    token_chars: tuple[int, ...] | None = None
+    scores: Scores | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,3 +143,15 @@ class TextStream:
         keep = max(starts, default=0)
         piece, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return piece
+
+
+def token_chars(tokenizer: Any, token_ids: Sequence[int], text: str, tags: ThinkTags) -> tuple[int, ...]:
+    """How many characters of `text` each token adds: 0 for the first bytes of a character, or behind a stop string."""
+    stream, left, counts = TextStream(tokenizer, tags, ()), len(text), []
+    for index, token in enumerate(token_ids):
+        piece = stream.push(token, last=index == len(token_ids) - 1)
+        counts.append(min(left, len(piece)))
+        left -= counts[-1]
+    if counts:
+        counts[-1] += left  # bytes that are no text may decode to more signs together than in pieces
+    return tuple(counts)

@@ -124,6 +124,8 @@ class DeviceStep:
         """Forward → stamp → sample, all on the device; returns the log-probabilities if they are wanted."""
         cache = self.cache
         positions_N1 = cache.start_step(graph_rows)
+        if cache.wishes.token_ids:
+            cache.note_token_ids(self.last_ids[:rows])
         states_NF, logits_NV = self._decode(cache, self.last_ids[:rows], positions_N1)
         if cache.wishes.states:
             cache.remember(states_NF)

@@ -19,7 +19,7 @@ from torch import Tensor
 from leanthink import attention
 from leanthink.arena import Region
 from leanthink.budget import Budget, keep
-from leanthink.cache import SlotCache, Wishes
+from leanthink.cache import SCRATCH_BYTES, SlotCache, Wishes
 from leanthink.completion import Completion, Eviction, Step, TextStream
 from leanthink.device_step import DeviceStep, Stamping
 from leanthink.errors import UsageError
@@ -69,7 +69,7 @@ class Engine:
         prefill_tokens: most prompt tokens that one step feeds.
         tags: where thoughts begin and end; None: the tokenizer's.
         ends: token ids that end a request; None: the model's.
-        record: fill `Completion.evicted_at`, whether or not a request asks for it.
+        record: fill `evicted_at`, `token_chars` and `scores` of every Completion, whether or not a request asks for it.
         graphs: whether steps are replayed as CUDA graphs; None: on a GPU.
 
     Raises:
@@ -113,7 +113,7 @@ class Engine:
         self.seats = Seats(rows, tokenizer, tags=self.tags, ends=found_ends, policies=self.policies, record=record)
         self.sampler = Sampler(rows, model.device)
         self.device_step = DeviceStep(model, self.cache, self.sampler, graphs=graphs)
-        self.maker = PolicyMaker(model)
+        self.maker = PolicyMaker(model, tokenizer)
         self.waiting: deque[Request] = deque()
         self.feeding: deque[_Feeding] = deque()
         self.fed: dict[tuple[int, ...], list[Region]] = {}  # where each prompt of a decoding request lies
@@ -177,6 +177,9 @@ class Engine:
                 queries=policy.num_queries,
                 states=policy.offsets[-1] + policy.stride if policy.channels else 0,
                 per_head=policy.per_head,
+                token_ids=bool(policy.texts),
+                attention=policy.accumulates,
+                prompt_attention=policy.accumulates and not policy.pins_prompt,
             )
         )
         self.device_step.forget()
@@ -234,6 +237,7 @@ class Engine:
             return Progress()
         self._decode()
         rows = (self.seats.ended[: self.cache.active] != GOING_ON).nonzero()[:, 0].tolist()
+        self._note_stamps_held(rows)
         done = {self.seats.requests[row].index: self._complete(row) for row in rows}
         steps = self._streamed(done)
         self._leave(rows)
@@ -292,7 +296,7 @@ class Engine:
         room, fed_now = self.prefill_tokens, set()
         for entry in self.feeding:
             prompt_ids = entry.request.prompt_ids
-            if entry.done == 0 and prompt_ids in self.fed:
+            if entry.done == 0 and prompt_ids in self.fed and entry.request.policy.pins_prompt:
                 entry.done = len(prompt_ids) - 1
                 self.cache.copy_prompt(self.fed[prompt_ids][0], entry.region, entry.done)
             tokens = min(room, len(prompt_ids) - 1 - entry.done)
@@ -317,9 +321,11 @@ class Engine:
             return
         first = self.cache.active
         for entry in ready:
+            prompt_ids, pinned = entry.request.prompt_ids, entry.request.policy.pins_prompt
             self.feeding.remove(entry)
-            self.cache.seat(entry.region, len(entry.request.prompt_ids))
-            self.fed.setdefault(entry.request.prompt_ids, []).append(entry.region)
+            self.cache.seat(entry.region, len(prompt_ids), pinned=pinned, token_ids=prompt_ids)
+            if pinned:  # any other may lose slots of its prompt
+                self.fed.setdefault(prompt_ids, []).append(entry.region)
         batch = [entry.request for entry in ready]
         self.seats.seat(batch)
         self.sampler.seat(first, [request.sampling for request in batch])
@@ -335,6 +341,7 @@ class Engine:
             if len(rows_R):
                 self.device_step.stamp(policy, column, cache.indices(rows_R.tolist()))
         self._decoded += 1
+        self._add_attention()
         self._evict()
         if most >= 0:
             seats.note_logprobs(self.device_step.logprobs(n))
@@ -348,11 +355,20 @@ class Engine:
             if policy.channels and (policy.stride > 1) == strided and self._decoded % policy.stride == 0
         ]
 
+    def _add_attention(self) -> None:
+        """Add up the attention of the queries of each row that thinks and has as many waiting as can wait."""
+        for index, policy in enumerate(self.policies):
+            if policy.accumulates:
+                rows_R = self.seats.rows_of(index)
+                full_R = (self.cache.host_waiting[rows_R] == policy.num_queries) & self.seats.thinks(rows_R)
+                if full_R.any():
+                    self.cache.add_attention(rows_R[full_R].tolist(), policy.num_queries)
+
     def _evict(self) -> None:
         """Evict from every row that is due, rows of one policy and budget together."""
         cache, seats, n = self.cache, self.seats, self.cache.active
         groups: dict[object, list[int]] = {}
-        for row in seats.due_rows(cache.host_lengths[:n], cache.host_prompts[:n]):
+        for row in seats.due_rows(cache.host_lengths[:n], cache.host_pinned[:n]):
             groups.setdefault((int(seats.policy[row]), seats.requests[row].budget), []).append(row)
         for rows in groups.values():
             self._evict_group(rows)
@@ -360,48 +376,84 @@ class Engine:
     def _evict_group(self, rows: list[int]) -> None:
         """Score → select → compact, for rows of one policy and budget."""
         cache, seats = self.cache, self.seats
-        policy, budget = seats.requests[rows[0]].policy, seats.requests[rows[0]].budget
-        assert budget is not None
-        rows_R = cache.indices(rows)
-        seeds_R, count = self.sampler.seeds[rows_R], int(seats.due[rows[0]])
-        column = self.columns[int(seats.policy[rows[0]])]
-        kept = []
-        for layer in range(cache.shape.layers) if policy.per_head else [None]:
-            slots = cache.show(rows_R, count, seeds_R, policy, first=column, layer=layer)
-            scores = policy.score(slots)
-            self.device_step.finite &= torch.isfinite(scores).all()  # looked at with the next step's tokens
-            pinned = torch.zeros_like(slots.ages, dtype=torch.bool)  # prompt and answer are not among the slots shown
-            kept.append(keep(scores, slots.ages, pinned, min(budget.slots, count), budget.window))
-        if bool(seats.recorded[rows].any()):
-            self._record(rows, slots, policy, kept[0])
+        policy, count = seats.requests[rows[0]].policy, int(seats.due[rows[0]])
+        if policy.accumulates and int(cache.host_waiting[rows].max()):
+            cache.add_attention(rows, policy.num_queries)
+        rows_R, at_a_time = cache.indices(rows), len(rows)
+        if policy.per_head:  # room for the attention of its queries, and for a number for each pair of slots
+            per_slot = 2 * count + 4 * cache.shape.head_dim + 3 * cache.shape.group * policy.num_queries
+            at_a_time = max(1, SCRATCH_BYTES // (4 * cache.shape.kv_heads * count * per_slot))
+        starts = range(0, len(rows), at_a_time)
+        kept = [
+            torch.cat([self._kept(rows[i : i + at_a_time], rows_R[i : i + at_a_time], layer) for i in starts])
+            for layer in (range(cache.shape.layers) if policy.per_head else [None])
+        ]
         cache.evict(rows, torch.stack(kept, dim=1) if policy.per_head else kept[0])
         seats.evictions[rows] += 1
         self.evictions += len(rows)
+
+    def _kept(self, rows: list[int], rows_R: Tensor, layer: int | None) -> Tensor:
+        """Score → select, for rows of one policy and budget, and for one layer or all: [R, K] or [R, H, K]."""
+        cache, seats, request = self.cache, self.seats, self.seats.requests[rows[0]]
+        assert request.budget is not None
+        count, column = int(seats.due[rows[0]]), self.columns[int(seats.policy[rows[0]])]
+        slots = cache.show(rows_R, count, self.sampler.seeds[rows_R], request.policy, first=column, layer=layer)
+        scores = request.policy.score(slots)
+        self.device_step.finite &= torch.isfinite(scores).all()  # looked at with the next step's tokens
+        pinned = torch.zeros_like(slots.ages, dtype=torch.bool)  # pinned slots and the answer are not among those shown
+        kept = keep(scores, slots.ages, pinned, min(request.budget.slots, count), request.budget.window)
+        if bool(seats.recorded[rows].any()):
+            self._record(rows, slots, request.policy, kept)
+        return kept
 
     def _record(self, rows: list[int], slots: Slots, policy: Policy, kept_RK: Tensor) -> None:
         """Note what the recorded ones of these rows are about to lose, and tell it to those that are streamed."""
         seats = self.seats
         noted = [place for place, row in enumerate(rows) if seats.recorded[row]]
-        positions_RS, told = slots.positions[noted].cpu(), [rows[place] for place in noted]
-        for place, gone in enumerate(seats.note_evicted(told, positions_RS, kept_RK[noted].cpu())):
-            request_id = seats.requests[told[place]].index
-            if request_id not in self.streams:
-                continue
-            stamps_SC = None if slots.stamps is None else slots.stamps[noted[place]].cpu()
-            importance = self._importance(request_id, policy, positions_RS[place], stamps_SC)
-            self._evicted[request_id] = Eviction(positions=gone, importance=importance)
+        told = [rows[place] for place in noted]
+        gone = seats.note_evicted(told, slots.positions[noted].cpu(), kept_RK[noted].cpu())
+        news: dict[int, dict[int, tuple[float, ...]]] = {}
+        for row, positions_S, stamps_SC in self._stamped(rows, policy, slots):
+            if seats.requests[row].index in self.streams:
+                news[row] = self._importance(seats.requests[row].index, positions_S, stamps_SC)
+            seats.note_stamps(row, positions_S, stamps_SC)
+        for row, positions in zip(told, gone, strict=True):
+            if seats.requests[row].index in self.streams:
+                eviction = Eviction(positions=positions, importance=news.get(row, {}))
+                self._evicted[seats.requests[row].index] = eviction
 
-    def _importance(
-        self, request_id: int, policy: Policy, positions_S: Tensor, stamps_SC: Tensor | None
-    ) -> dict[int, tuple[float, ...]]:
-        """The stamps of thought slots that have theirs by now and were not told before, by position."""
-        if stamps_SC is None:
-            return {}
-        stamped = int(positions_S[-1]) - policy.offsets[-1] - policy.stride + 1
-        news_S = (positions_S > self._ranked.get(request_id, -1)) & (positions_S <= stamped)
-        self._ranked[request_id] = max(stamped, self._ranked.get(request_id, -1))
-        positions = positions_S[news_S].tolist()
+    def _importance(self, request_id: int, positions_S: Tensor, stamps_SC: Tensor) -> dict[int, tuple[float, ...]]:
+        """By position, the stamps of those tokens that were not told before."""
+        news_S = positions_S > self._ranked.get(request_id, -1)
+        positions: list[int] = positions_S[news_S].tolist()
+        self._ranked[request_id] = max(positions, default=self._ranked.get(request_id, -1))
         return {at: tuple(stamp) for at, stamp in zip(positions, stamps_SC[news_S].tolist(), strict=True)}
+
+    def _stamped(self, rows: list[int], policy: Policy, slots: Slots) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Of the recorded ones of these rows: row, positions [S] of the slots that are stamped by now, stamps [S, C].
+
+        Not yet stamped are those whose followers are still to be written or stamped.
+        """
+        if slots.stamps is None:
+            return
+        waiting = policy.offsets[-1] + policy.stride - 1  # at most; fixed, so that no neighbour shows in the record
+        facts = (slots.ages.cpu(), slots.positions.cpu(), slots.stamps.cpu())
+        for row, ages_S, positions_S, stamps_SC in zip(rows, *facts, strict=True):
+            if self.seats.recorded[row]:
+                stamped_S = ages_S >= waiting
+                yield row, positions_S[stamped_S], stamps_SC[stamped_S]
+
+    def _note_stamps_held(self, rows: list[int]) -> None:
+        """The same for the slots that these finished requests hold to the end."""
+        for row in rows:
+            request = self.seats.requests[row]
+            if request.index not in self.seats.stamps:
+                continue
+            held = int(self.cache.host_lengths[row] - self.cache.host_pinned[row])
+            rows_R, column = self.cache.indices([row]), self.columns[int(self.seats.policy[row])]
+            slots = self.cache.show(rows_R, held, self.sampler.seeds[rows_R], request.policy, first=column)
+            for _, positions_S, stamps_SC in self._stamped([row], request.policy, slots):
+                self.seats.note_stamps(row, positions_S, stamps_SC)
 
     def _streamed(self, done: dict[int, Completion]) -> dict[int, Step]:
         """The new token of each streamed request."""
@@ -434,9 +486,10 @@ class Engine:
         for row in rows:
             request, region = self.seats.requests[row], self.cache.regions[row]
             self._forget(request.index)
-            self.fed[request.prompt_ids].remove(region)
-            if not self.fed[request.prompt_ids]:
-                del self.fed[request.prompt_ids]
+            if request.policy.pins_prompt:
+                self.fed[request.prompt_ids].remove(region)
+                if not self.fed[request.prompt_ids]:
+                    del self.fed[request.prompt_ids]
         sources, targets = self.cache.retire(rows)
         self.seats.free(rows, sources, targets)
         if sources:
@@ -450,6 +503,8 @@ class Engine:
         feeding = {entry.region for entry in self.feeding}
         assert feeding | set(self.cache.regions) == set(self.cache.arena.regions), "a region belongs to nobody"
         for row, request in enumerate(self.seats.requests):
-            assert int(self.cache.host_prompts[row]) == len(request.prompt_ids)
+            assert int(self.cache.host_pinned[row]) == len(request.prompt_ids) * request.policy.pins_prompt
             assert int(self.cache.host_lengths[row]) <= request.bound <= self.cache.regions[row].size
-        assert sorted(map(id, chain(*self.fed.values()))) == sorted(map(id, self.cache.regions)), "a prompt is lost"
+        seated = zip(self.seats.requests, self.cache.regions, strict=True)
+        whole = [region for request, region in seated if request.policy.pins_prompt]
+        assert sorted(map(id, chain(*self.fed.values()))) == sorted(map(id, whole)), "a prompt is lost"

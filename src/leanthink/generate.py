@@ -42,7 +42,7 @@ def generate(
         predictor: file or module for the policies dynts and horizon; None for the one shipped with this model.
         sampling: how tokens are picked; one for all, or a list.
         max_rows: most requests on the cache at a time; the memory is that of so many of the largest bounds.
-        record: fill `Completion.evicted_at`.
+        record: fill `evicted_at`, `token_chars` and `scores` of each Completion.
         on_finish: called with a prompt's index and its completion as soon as it has finished.
 
     Raises:

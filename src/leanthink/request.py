@@ -65,6 +65,11 @@ def make_request(
         )
     if policy.name != "full" and budget is None:
         raise UsageError(f"policy {policy.name!r} needs a budget: give budget=Budget(slots=...), or policy='full'")
+    if not policy.pins_prompt and budget is not None and tokens > budget.slots + budget.interval:
+        raise UsageError(
+            f"prompt {index} has {tokens} tokens, policy {policy.name!r} does not pin it, and the budget has room for "
+            f"{budget.slots} + {budget.interval}: give slots={tokens - budget.interval} or more, or pins_prompt=True"
+        )
     max_new_tokens = min(sampling.max_new_tokens, context - tokens)
     return Request(
         index=index,
@@ -90,7 +95,7 @@ def make_requests(
     sampling: Sampling | Sequence[Sampling],
 ) -> list[Request]:
     """One request per prompt; policy, budget and sampling are one for all, or a list as long as the prompts."""
-    policies = resolve_policies(model, _one_each("policy", policy, len(prompts)), predictor)
+    policies = resolve_policies(model, tokenizer, _one_each("policy", policy, len(prompts)), predictor)
     budgets = _one_each("budget", budget, len(prompts))
     samplings = _one_each("sampling", sampling, len(prompts))
     requests = []
@@ -125,12 +130,14 @@ def _checked(name: str, value: T, kind: type, *, optional: bool = False) -> T:
     raise UsageError(f"{name}={value!r}: must be a {kind.__name__}{' or None' if optional else ''}")
 
 
-def resolve_policies(model: Any, policies: Sequence[str | Policy], predictor: Predictor) -> list[Policy]:
+def resolve_policies(
+    model: Any, tokenizer: Any, policies: Sequence[str | Policy], predictor: Predictor
+) -> list[Policy]:
     """Policy objects for names, one object per name; a policy object stands for itself."""
     named: dict[str, Policy] = {}
     for policy in policies:
         if isinstance(policy, str) and policy not in named:
-            named[policy] = _make_policy(model, policy, predictor)
+            named[policy] = _make_policy(model, tokenizer, policy, predictor)
         elif not isinstance(policy, str) and not hasattr(policy, "score"):
             raise unknown("policy", policy, POLICIES)
         elif not isinstance(policy, str):
@@ -146,8 +153,8 @@ def resolve_policies(model: Any, policies: Sequence[str | Policy], predictor: Pr
 class PolicyMaker:
     """Resolves policies for many requests of one model: a name and a predictor are looked up once."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._model, self._tokenizer = model, tokenizer
         self._made: dict[tuple[str, object], Policy] = {}
 
     def make(self, policy: str | Policy, predictor: Predictor) -> Policy:
@@ -155,23 +162,27 @@ class PolicyMaker:
         key = (policy, predictor) if isinstance(policy, str) else None
         if key in self._made:
             return self._made[key]
-        (made,) = resolve_policies(self._model, [policy], predictor)
+        (made,) = resolve_policies(self._model, self._tokenizer, [policy], predictor)
         if key is not None:
             self._made[key] = made
         return made
 
 
 def _check_wishes(policy: Policy) -> None:
-    if (policy.channels and policy.per_head) or (policy.num_queries and not policy.per_head):
+    shared, own = policy.channels or policy.texts, policy.num_queries or policy.accumulates
+    if (shared and policy.per_head) or (own and not policy.per_head):
         raise UsageError(
-            f"policy {policy.name!r} has per_head={policy.per_head}, channels={policy.channels} and "
-            f"num_queries={policy.num_queries}: stamps are shown to shared policies, queries to policies per head"
+            f"policy {policy.name!r} has per_head={policy.per_head}, channels={policy.channels}, texts={policy.texts}, "
+            f"num_queries={policy.num_queries} and accumulates={policy.accumulates}: stamps and token ids are shown to "
+            "shared policies, queries and attention to policies per head"
         )
+    if policy.accumulates and not policy.num_queries:
+        raise UsageError(f"policy {policy.name!r} accumulates attention of num_queries=0 tokens: give at least 1")
 
 
-def _make_policy(model: Any, name: str, predictor: Predictor) -> Policy:
+def _make_policy(model: Any, tokenizer: Any, name: str, predictor: Predictor) -> Policy:
     if name not in POLICIES or POLICIES[name].target is None:
-        return make_policy(name)
+        return make_policy(name, tokenizer=tokenizer)
     if isinstance(predictor, nn.Module):
         return make_policy(name, cast(ImportancePredictor, predictor))
     from leanthink.importance.predictor import load_predictor

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.completion import Completion, TopLogprobs, cut_at_stop, decode
+from leanthink.completion import Completion, TopLogprobs, cut_at_stop, decode, token_chars
 from leanthink.load import CLOSE_TAG, OPEN_TAG, ThinkTags
 from leanthink.policies import Policy
 from leanthink.request import Request
+from leanthink.scores import Scores, pack
 
 NEVER = 2**62  # a count that no request reaches
 GOING_ON, STOP, LENGTH = 0, 1, 2
@@ -36,6 +37,8 @@ class Seats:
         recorded: whether its evictions are noted: it or all are to be recorded, and its policy keeps one set.
         evicted_at: for each generated token, tokens generated when its slot was evicted; -1 for never, and where
             nothing is recorded.
+        stamps: by index of the recorded requests with a policy that stamps, of each token that they may generate its
+            numbers, float16 [T, C], NaN until they are noted.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Seats:
         self._ends = torch.tensor(ends, dtype=torch.int64)
         self.own = torch.zeros(rows, 0, dtype=torch.float64)
         self.logprobs: dict[int, list[TopLogprobs]] = {}  # by index of the requests that want them: the likeliest
+        self.stamps: dict[int, Tensor] = {}
 
     def seat(self, batch: Sequence[Request]) -> None:
         """The next free rows go to these requests, which hold all but the last token of their prompts."""
@@ -75,6 +79,9 @@ class Seats:
         for request in batch:
             if request.sampling.logprobs is not None:
                 self.logprobs[request.index] = []
+            if (self.record or request.record) and request.policy.channels:
+                shape = (request.max_new_tokens, request.policy.channels)
+                self.stamps[request.index] = torch.full(shape, torch.nan, dtype=torch.float16)
         self.alternatives[rows] = torch.tensor([request.sampling.logprobs or 0 for request in batch])
         self.watched[rows] = torch.tensor([bool(request.sampling.stop) for request in batch], dtype=torch.int64)
         told = [(self.record or request.record) and not request.policy.per_head for request in batch]
@@ -93,19 +100,24 @@ class Seats:
             table[targets] = table[sources]
         for row in rows:
             self.logprobs.pop(self.requests[row].index, None)
+            self.stamps.pop(self.requests[row].index, None)
         for source, target in zip(sources, targets, strict=True):
             self.requests[target] = self.requests[source]
         del self.requests[len(self.requests) - len(rows) :]
 
-    def due_rows(self, lengths_N: Tensor, prompts_N: Tensor) -> list[int]:
-        """Rows that must evict, given the slots that each holds and how many of them are prompt; notes what is held.
+    def thinks(self, rows_R: Tensor) -> Tensor:
+        """Whether each of these rows has not closed its thought, bool [R]."""
+        return self.answer_start[rows_R] == NEVER
+
+    def due_rows(self, lengths_N: Tensor, pinned_N: Tensor) -> list[int]:
+        """Rows that must evict, given the slots that each holds and how many of them are pinned; notes what is held.
 
         To be called once in each decoding step, when the slots of its tokens are written and before any is evicted.
         """
         n = len(self.requests)
         self.peak[:n] = torch.maximum(self.peak[:n], lengths_N)
         self.slot_steps[:n] += lengths_N
-        is_due_N = (lengths_N - prompts_N == self.due[:n]) & (self.answer_start[:n] == NEVER)
+        is_due_N = (lengths_N - pinned_N == self.due[:n]) & (self.answer_start[:n] == NEVER)
         rows: list[int] = is_due_N.nonzero()[:, 0].tolist()
         return rows
 
@@ -114,10 +126,17 @@ class Seats:
         dropped_RS = torch.ones_like(positions_RS, dtype=torch.bool).scatter(1, kept_RK, False)
         gone = []
         for row, positions_S, dropped_S in zip(rows, positions_RS, dropped_RS, strict=True):
-            generated_index = positions_S[dropped_S] - len(self.requests[row].prompt_ids)
-            self.evicted_at[row, generated_index] = self.generated[row]
+            generated_index = positions_S[dropped_S] - len(self.requests[row].prompt_ids)  # below 0 in the prompt
+            self.evicted_at[row, generated_index[generated_index >= 0]] = self.generated[row]
             gone.append(tuple(positions_S[dropped_S].tolist()))
         return gone
+
+    def note_stamps(self, row: int, positions_S: Tensor, stamps_SC: Tensor) -> None:
+        """Record the numbers stamped on those of the tokens at these positions that were generated."""
+        request = self.requests[row]
+        generated_S = positions_S - len(request.prompt_ids)
+        thought_S = generated_S >= 0
+        self.stamps[request.index][generated_S[thought_S]] = stamps_SC[thought_S].half()
 
     def note_logprobs(self, values_NX: Tensor) -> None:
         """Append the log-probabilities of the tokens noted next; columns as of `log_probabilities`."""
@@ -196,4 +215,13 @@ class Seats:
             logprobs=None if likeliest is None else tuple(self.own[row, : len(ids)].tolist()),
             top_logprobs=None if likeliest is None else tuple(likeliest or [()] * len(ids)),
             evicted_at=None if evicted_at is None else tuple(None if at < 0 else at for at in evicted_at),
+            token_chars=token_chars(self.tokenizer, ids, text, self.tags) if self.record or request.record else None,
+            scores=self._scores(row),
         )
+
+    def _scores(self, row: int) -> Scores | None:
+        request = self.requests[row]
+        if request.index not in self.stamps:
+            return None
+        halves_TC = self.stamps[request.index][: int(self.generated[row])].numpy().astype("<f2")
+        return pack(request.policy.horizons, halves_TC.tobytes())

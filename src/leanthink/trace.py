@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from leanthink.errors import DamagedFile, UsageError, unknown
+from leanthink.jsonl import drop_cut_off_line
+from leanthink.scores import Scores
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,9 @@ class Trace:
     `token_ids` are all generated tokens: thought, `</think>` where the model wrote it, answer and end token.
     `thought_tokens` counts what precedes `</think>`, `answer_tokens` the rest. `evicted_at[i]` is the number of
     generated tokens at the moment token i lost its slot, None if it never did; the field is None where nothing was
-    recorded. `budget` holds the fields of a Budget, None for the full cache.
+    recorded. `budget` holds the fields of a Budget, None for the full cache. `token_chars[i]` is the number of
+    characters of `text` that token i adds, and `scores` what its policy stamped on the generated tokens; both are None
+    where nothing was recorded, and in files of version 1.
 
     Raises:
         UsageError: a field has the wrong type or the counts contradict each other.
@@ -50,6 +55,8 @@ class Trace:
     peak_kv_bytes: int
     full_kv_bytes: int
     evicted_at: tuple[int | None, ...] | None = None
+    token_chars: tuple[int, ...] | None = None
+    scores: Scores | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -61,6 +68,16 @@ class Trace:
             )
         if self.evicted_at is not None and len(self.evicted_at) != generated:
             raise UsageError(f"evicted_at has {len(self.evicted_at)} entries for {generated} token_ids: give one each")
+        if self.token_chars is not None and (len(self.token_chars), sum(self.token_chars)) != (
+            generated,
+            len(self.text),
+        ):
+            raise UsageError(
+                f"token_chars has {len(self.token_chars)} entries that add up to {sum(self.token_chars)}, for "
+                f"{generated} token_ids and {len(self.text)} characters of text"
+            )
+        if self.scores is not None and self.scores.tokens != generated:
+            raise UsageError(f"scores has numbers of {self.scores.tokens} tokens for {generated} token_ids")
 
     @property
     def key(self) -> str:
@@ -73,10 +90,17 @@ def trace_key(problem_id: str, sample: int) -> str:
     return f"{problem_id}#{sample}"
 
 
+def request_seed(seed: int, problem_id: str, sample: int) -> int:
+    """The sampling seed of one sample of one problem, 0 <= seed < 2^48: the same whatever else is generated."""
+    digest = hashlib.sha256(f"{seed}/{trace_key(problem_id, sample)}".encode()).digest()
+    return int.from_bytes(digest[:6])
+
+
 _TEXT = ("id", "problem", "model", "policy", "text")
 _COUNT = ("sample", "thought_tokens", "answer_tokens", "peak_slots", "kept_slots", "evictions", "peak_kv_bytes")
 _COUNTS = (*_COUNT, "full_kv_bytes")
 _NAMES = tuple(field.name for field in fields(Trace))
+_SINCE_2 = ("token_chars", "scores")
 
 
 def _is_int(value: object) -> bool:
@@ -92,7 +116,7 @@ def _check_types(trace: Trace) -> None:
     expected: dict[str, tuple[str, bool]] = {
         name: ("a string", isinstance(getattr(trace, name), str)) for name in _TEXT
     } | {name: ("an integer >= 0", _is_int(n := getattr(trace, name)) and n >= 0) for name in _COUNTS}
-    budget, evicted = trace.budget, trace.evicted_at
+    budget, evicted, chars = trace.budget, trace.evicted_at, trace.token_chars
     expected |= {
         "gold": ("a string or null", trace.gold is None or isinstance(trace.gold, str)),
         "seed": ("an integer", _is_int(trace.seed)),
@@ -109,6 +133,11 @@ def _check_types(trace: Trace) -> None:
             "a list of integers and nulls, or null",
             evicted is None or (isinstance(evicted, tuple) and all(e is None or _is_int(e) for e in evicted)),
         ),
+        "token_chars": (
+            "a list of integers >= 0, or null",
+            chars is None or (_is_int_tuple(chars) and all(count >= 0 for count in chars)),
+        ),
+        "scores": ("an object of horizons and float16, or null", isinstance(trace.scores, Scores | None)),
     }
     for name, (wanted, holds) in expected.items():
         if not holds:
@@ -120,11 +149,13 @@ def to_line(trace: Trace) -> str:
     record: dict[str, Any] = {"trace": VERSION} | {name: getattr(trace, name) for name in _NAMES}
     if trace.budget is not None:
         record["budget"] = dict(trace.budget)
+    if trace.scores is not None:
+        record["scores"] = asdict(trace.scores)
     return json.dumps(record, allow_nan=False)
 
 
 def from_line(line: str | bytes) -> Trace:
-    """The trace that `to_line` wrote.
+    """The trace that `to_line` wrote, of this version or of version 1, which knew no `token_chars` and no `scores`.
 
     Raises:
         UsageError: not JSON, another version, a field missing, unknown or of the wrong type.
@@ -136,22 +167,51 @@ def from_line(line: str | bytes) -> Trace:
     if not isinstance(record, dict) or "trace" not in record:
         raise UsageError('not a trace: a JSON object with the field "trace" was expected')
     version = record.pop("trace")
-    if version != VERSION:
-        raise UsageError(f"trace version {version!r}: this LeanThink reads version {VERSION}; collect the traces again")
+    if not _is_int(version) or not 1 <= version <= VERSION:
+        raise UsageError(
+            f"trace version {version!r}: this LeanThink reads versions 1 to {VERSION}; collect the traces again"
+        )
+    names = [name for name in _NAMES if version > 1 or name not in _SINCE_2]
     for name in record:
-        if name not in _NAMES:
-            raise unknown("trace field", name, _NAMES)
-    missing = [name for name in _NAMES if name not in record]
+        if name not in names:
+            raise unknown("trace field", name, names)
+    missing = [name for name in names if name not in record]
     if missing:
         raise UsageError(f"the trace lacks the field {missing[0]!r}")
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
     }
+    if values.get("scores") is not None:
+        values["scores"] = _scores(values["scores"])
     return Trace(**values)
 
 
+def _scores(record: Any) -> Scores:
+    if (
+        not isinstance(record, dict)
+        or set(record) != {"horizons", "float16"}
+        or not isinstance(record["horizons"], list)
+    ):
+        raise UsageError(f"scores must be an object of horizons and float16, or null, got {str(record)[:80]!r}")
+    return Scores(horizons=tuple(record["horizons"]), float16=record["float16"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A trace and where its line lies in its file: `start` and `size` are bytes."""
+
+    trace: Trace
+    start: int
+    size: int
+
+
 def iter_traces(path: str | os.PathLike[str]) -> Iterator[Trace]:
-    """The traces of a file, one at a time; blank lines are skipped.
+    """The traces of a file, one at a time; raises like `trace_places`."""
+    return (place.trace for place in trace_places(path))
+
+
+def trace_places(path: str | os.PathLike[str]) -> Iterator[Place]:
+    """The traces of a file and where they lie, one at a time; blank lines are skipped.
 
     Raises:
         UsageError: there is no such file.
@@ -160,12 +220,14 @@ def iter_traces(path: str | os.PathLike[str]) -> Iterator[Trace]:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"no file of traces at {path}: write one with `leanthink collect`")
+    end = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            start, end = end, end + len(line)
             if not line.strip():
                 continue
             try:
-                yield from_line(line)
+                yield Place(trace=from_line(line), start=start, size=len(line))
             except UsageError as error:
                 cut_off = not line.endswith(b"\n")
                 cure = "; the line is cut off, `leanthink collect --resume` drops it and goes on" if cut_off else ""
@@ -197,7 +259,7 @@ class TraceWriter:
             raise UsageError(f"{self.path} exists: resume goes on with it, overwrite replaces it")
         self.done: list[Trace] = []
         if resume and self.path.exists():
-            _drop_cut_off_line(self.path)
+            drop_cut_off_line(self.path, from_line)
             self.done = read_traces(self.path)
         self._is_new, self._start_anew = not self.path.exists(), overwrite
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,20 +283,3 @@ class TraceWriter:
         self._file.close()
         if self._is_new:
             self.path.unlink()
-
-
-def _drop_cut_off_line(path: Path) -> None:
-    """Truncate a file after its last line end, or complete a last line that lacks nothing but its line end."""
-    with path.open("rb+") as file:
-        data = file.read()
-        end = data.rfind(b"\n") + 1
-        tail = data[end:]
-        if not tail:
-            return
-        try:
-            from_line(tail)
-        except UsageError:
-            file.truncate(end)
-        else:
-            file.seek(0, os.SEEK_END)
-            file.write(b"\n")

@@ -78,7 +78,7 @@ def custom_generate(
     if think_ids is None and budget is not None:
         raise UsageError("where does the thought end? Give generate() think_ids=think_tags(tokenizer) (leanthink.load)")
     tags = think_ids or ThinkTags(open_id=None, close_id=None)
-    (resolved,) = resolve_policies(model, [policy], predictor)
+    (resolved,) = resolve_policies(model, tokenizer, [policy], predictor)
     prompts = strip_padding(input_ids, model_kwargs.get("attention_mask"))
     positions = model_kwargs.get("position_ids")
     if positions is not None and positions[:, -1].tolist() != [len(prompt_ids) - 1 for prompt_ids in prompts]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ class SlowRequest:
     Attributes:
         heads: `heads[layer][head]` is the list of slots that this head of this layer holds, oldest first.
         prompt: tokens of its prompt, the last of which is fed by decoding.
+        pinned: of its slots, those in front that are never evicted.
+        watched: since when the attention that its slots get is added up: "never", "seat" or "start".
         fed: tokens fed so far; the next one has this position.
         stamps: for each slot, the numbers stamped on it, by channel.
         queries: of the latest tokens that were decoded, by layer and position; empty before it takes a row.
@@ -26,6 +29,8 @@ class SlowRequest:
 
     heads: list[list[list[Slot]]]
     prompt: int
+    pinned: int = 0
+    watched: str = "never"
     fed: int = 0
     stamps: list[dict[int, float]] = field(default_factory=list)
     queries: list[dict[int, list[Any]]] = field(default_factory=list)
@@ -35,8 +40,8 @@ class SlowRequest:
 class SlowCache:
     """Requests whose prompts are fed, in `waiting`, and those that decode, in `rows`; policies' wishes may grow."""
 
-    def __init__(self, layers: int, kv_heads: int) -> None:
-        self.layers, self.kv_heads = layers, kv_heads
+    def __init__(self, layers: int, kv_heads: int, scaling: float) -> None:
+        self.layers, self.kv_heads, self.scaling = layers, kv_heads, scaling
         self.num_queries, self.num_states = 0, 0
         self.waiting: list[SlowRequest] = []
         self.rows: list[SlowRequest] = []
@@ -53,7 +58,10 @@ class SlowCache:
         for layer in range(self.layers):
             for head in range(self.kv_heads):
                 key, value = keys_LHD[layer, head].tolist(), values_LHD[layer, head].tolist()
-                request.heads[layer][head].append({"position": position, "key": key, "value": value})
+                slot = {"position": position, "key": key, "value": value, "attended": 0.0}
+                request.heads[layer][head].append(slot)
+                if request.watched == "start" or (request.watched == "seat" and request in self.rows):
+                    _attend(request.heads[layer][head], queries_LHGD[layer, head].tolist(), self.scaling)
             if self.num_queries and request.queries:
                 _keep_youngest(request.queries[layer], position, queries_LHGD[layer].tolist(), self.num_queries)
         request.stamps.append({})
@@ -65,9 +73,10 @@ class SlowCache:
         target.heads = [[[dict(slot) for slot in slots[:tokens]] for slots in heads] for heads in source.heads]
         target.stamps, target.fed = [{} for _ in range(tokens)], tokens
 
-    def seat(self, request: SlowRequest) -> None:
+    def seat(self, request: SlowRequest, pinned: bool) -> None:
         """The next row is this request's."""
         self.waiting.remove(request)
+        request.pinned = request.prompt if pinned else 0
         request.queries = [{} for _ in range(self.layers)]
         self.rows.append(request)
 
@@ -83,15 +92,15 @@ class SlowCache:
             stamps[len(stamps) - 1 - late] |= dict(enumerate(numbers, start=first))
 
     def evict(self, row: int, kept: list[Any]) -> None:
-        """Keep the prompt and these thought slots: indices for all heads, or a list of them for each layer and head."""
+        """Keep what is pinned and these other slots: indices for all heads, or a list for each layer and head."""
         request = self.rows[row]
         shared = isinstance(kept[0], int)
         for layer, heads in enumerate(request.heads):
             for head, slots in enumerate(heads):
                 chosen = kept if shared else kept[layer][head]
-                heads[head] = slots[: request.prompt] + [slots[request.prompt + index] for index in chosen]
-        thought = [request.stamps[request.prompt + index] for index in kept] if shared else [{} for _ in kept[0][0]]
-        request.stamps = request.stamps[: request.prompt] + thought
+                heads[head] = slots[: request.pinned] + [slots[request.pinned + index] for index in chosen]
+        thought = [request.stamps[request.pinned + index] for index in kept] if shared else [{} for _ in kept[0][0]]
+        request.stamps = request.stamps[: request.pinned] + thought
 
     def retire(self, rows: Sequence[int]) -> None:
         """The last rows, in their order, take the lowest numbers that these leave free."""
@@ -100,6 +109,15 @@ class SlowCache:
         for row in sorted(row for row in rows if row < left):
             self.rows[row] = stay.pop(0)
         del self.rows[left:]
+
+
+def _attend(slots: list[Slot], queries: list[list[float]], scaling: float) -> None:
+    """Each query's softmax over the slots is added to what they got."""
+    for query in queries:
+        products = [sum(a * b for a, b in zip(query, slot["key"], strict=True)) for slot in slots]
+        weights = [math.exp(scaling * product) for product in products]
+        for slot, weight in zip(slots, weights, strict=True):
+            slot["attended"] += weight / sum(weights)
 
 
 def _keep_youngest(kept: dict[int, Any], position: int, entry: Any, most: int) -> None:

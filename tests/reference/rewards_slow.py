@@ -27,7 +27,8 @@ def reward_slowly(
         mean = sum(lengths[i] for i in graded) / len(graded)
         deviation = math.sqrt(sum((lengths[i] - mean) ** 2 for i in graded) / len(graded))
         z = (lengths[index] - mean) / deviation if deviation else 0.0
-        beta = {"dual": ratio - batch_pass_ratio, "penalty": 1.0, "bonus": -1.0}[rule]
+        dual = 1.0 if ratio == 1 else ratio - batch_pass_ratio
+        beta = {"dual": dual, "penalty": 1.0, "bonus": -1.0}[rule]
         reward += alpha / (1 + math.exp(beta * z))
     if overlong is not None:
         max_length, buffer, factor = overlong

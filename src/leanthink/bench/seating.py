@@ -49,6 +49,7 @@ def seat(engine: Engine, places: Sequence[Place], seed: int = 0) -> None:
         cache.positions[:, :, thought] = _positions(prompt, place.held - prompt, next_position).to(engine.device)
         cache.host_lengths[row] = cache.lengths[row] = place.held
         cache.next_positions[row] = next_position
+        cache.host_waiting[row] = place.generated
     torch.manual_seed(seed)
     for tensor in (*cache.kv_LPHTD, cache.stamps, cache.states, *cache.queries):
         tensor.normal_()

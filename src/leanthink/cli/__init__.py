@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 
 import leanthink
-from leanthink.cli import bench, collect, demo, fit, generate, label, serve, tasks, train
+from leanthink.cli import bench, collect, compare, demo, evaluate, fit, generate, label, serve, tasks, train, view
 from leanthink.cli.help import help_text
 from leanthink.cli.output import say
 from leanthink.errors import LeanThinkError, PredictorMismatch, UnsupportedModel, UsageError
@@ -32,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 app.add_typer(tasks.app, name="tasks")
-for command in (generate, serve, collect, label, fit, train, demo, bench):
+for command in (generate, serve, collect, label, fit, evaluate, compare, train, demo, bench, view):
     command.add_to(app)
 
 

@@ -34,7 +34,7 @@ Instruction = Annotated[str, option("--instruction", about="Text put after each 
 Out = Annotated[Path, option("--out", about="JSONL file for the traces.", metavar="FILE")]
 CollectPolicy = Annotated[str, option("--policy", about="What to generate under.", default="full", metavar="NAME")]
 MaxRows = Annotated[int, option("--max-rows", about="Most traces generated at a time.", default=64)]
-Record = Annotated[bool, option("--record", about="Also write when each token was evicted.")]
+Record = Annotated[bool, option("--record", about="Also write scores, and when each token was evicted.")]
 
 
 def add_to(app: typer.Typer) -> None:

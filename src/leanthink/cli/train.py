@@ -52,7 +52,10 @@ Decay = Annotated[float | None, option("--decay", about="Of the average pass rat
 Start = Annotated[
     str | None, option("--start", about="Of that average: a number or observed.", default=1.0, metavar="RATIO")
 ]
-KeepMastered = Annotated[bool, option("--keep-mastered", about="Ours: groups that are all right keep a length signal.")]
+MasteredWeight = Annotated[
+    float | None,
+    option("--mastered-weight", about="Ours: how much groups count that are all right; 0 drops them.", default=0.0),
+]
 Rollouts = Annotated[
     str | None, option("--rollouts", about="engine, transformers or vllm.", default="engine", metavar="NAME")
 ]
@@ -96,7 +99,7 @@ def command(
     alpha: Alpha = None,
     decay: Decay = None,
     start: Start = None,
-    keep_mastered: KeepMastered = False,
+    mastered_weight: MasteredWeight = None,
     rollouts: Rollouts = None,
     policy: RolloutPolicy = None,
     budget: options.Slots = None,
@@ -140,6 +143,7 @@ def command(
             "rule": rule,
             "alpha": alpha,
             "decay": decay,
+            "mastered_weight": mastered_weight,
             "start": None if start is None else yaml.safe_load(start),
             "rollouts": rollouts,
             "rollout_policy": policy,
@@ -149,8 +153,6 @@ def command(
         }.items()
         if value is not None
     }
-    if keep_mastered:
-        settings |= {"keep_mastered": True, "scale_rewards": "batch"}
     slots = {"slots": budget, "window": window, "interval": interval, "answer": answer}
     if policy is not None or any(value is not None for value in slots.values()):
         settings["rollout_budget"] = _budget(slots, settings)

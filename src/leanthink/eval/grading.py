@@ -1,37 +1,53 @@
-r"""Tells a right answer from a wrong one: the last \boxed{...}, as text, as a number, else by math-verify."""
+r"""Tells a right answer from a wrong one: the last \boxed{...}, as text, as numbers, in parts, else by math-verify."""
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import re
-import threading
-from fractions import Fraction
 
 from leanthink.errors import UsageError
+from leanthink.eval import judge
+from leanthink.eval.literals import (
+    EXACT,
+    Tolerance,
+    as_number,
+    is_percent,
+    last_number,
+    plain,
+    same_number,
+    without_unit,
+)
 from leanthink.eval.problems import Problem
+from leanthink.eval.structure import same_parts
 
 END_OF_THOUGHT = "</think>"
-TIMEOUT_SECONDS = 5
+_CHOICE = re.compile(
+    r"(?:option|choice|answer)?[\s:]*\(?([A-K])(?:\)(?:[\s.:].*)?|[.:](?:\s.*)?|\s+[-–—]\s.*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+_STATED_CHOICE = re.compile(
+    r"(?i:answer|option|choice)(?i:\s+is)?\s*[:=]?\s*(?i:option|choice)?\s*[*$({\\]*(?:text\{)?\(?([A-K])\b(?!['’])"
+)
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
 
 def is_solved(problem: Problem, text: str, *, think_tags: bool) -> bool:
     """Whether `text` solves the problem: by the problem's own check of the box if it has one, else by `is_correct`."""
     if problem.check is None:
-        return is_correct(text, problem.answer, think_tags=think_tags)
+        return is_correct(text, problem.answer, think_tags=think_tags, tolerance=problem.tolerance)
     section = answer_section(text, think_tags=think_tags)
     return section is not None and problem.check(last_boxed(section))
 
 
-def is_correct(text: str, gold: str, *, think_tags: bool = False) -> bool:
+def is_correct(text: str, gold: str, *, think_tags: bool = False, tolerance: Tolerance = EXACT) -> bool:
     r"""Whether the answer in `text` is `gold`.
 
     Only what follows the first `</think>` is graded. Without one, `think_tags` (the model closes its thoughts) makes it
     a thought that never ended, which is wrong whatever it says; else the whole text is graded.
 
     What is compared is the last complete \boxed{...}. Without a box a numeric gold is compared with the last number,
-    another gold with all of the text.
-    math-verify judges what neither text nor numbers settle; without it a numeric gold is graded by numbers alone.
+    the letter of a choice with the last one that is said to be the answer, another gold with all of the text.
+    math-verify judges, in a process with a time limit, what nothing else settles; without it a numeric gold is graded
+    by numbers alone.
 
     Raises:
         UsageError: the gold cannot be graded, see `check_gold`.
@@ -40,19 +56,45 @@ def is_correct(text: str, gold: str, *, think_tags: bool = False) -> bool:
     section = answer_section(text, think_tags=think_tags)
     if section is None:
         return False
-    boxed = last_boxed(section)
-    wanted = as_number(gold)
-    given = boxed if boxed is not None else section if wanted is None else last_number(section)
+    given = given_answer(section, gold)
     if given is None or not given.strip():
         return False
-    if _plain(given) == _plain(gold):
+    return same_answer(given, gold, tolerance, boxed=last_boxed(section) is not None)
+
+
+def given_answer(section: str, gold: str) -> str | None:
+    """What is compared with the gold: the box, or what stands for it in a text that has none; None: nothing does."""
+    boxed = last_boxed(section)
+    if boxed is not None:
+        return boxed
+    if as_number(gold) is not None:
+        return last_number(section)
+    if _is_letter(gold):
+        found = _STATED_CHOICE.findall(section)
+        return found[-1] if found else section
+    return section
+
+
+def same_answer(given: str, gold: str, tolerance: Tolerance = EXACT, *, boxed: bool = True) -> bool:
+    """Whether an answer is the gold; not `boxed`: it may be any text that has it somewhere."""
+    if plain(given) == plain(gold):
         return True
-    number = as_number(given)
-    if wanted is not None and number is not None:
-        return _same_number(number, wanted)
-    if wanted is not None and (_is_equation(given) or not _has_math_verify()):
+    number, wanted = as_number(given), as_number(gold)
+    if number is not None and wanted is not None and not (_lists(given) or _lists(gold)):
+        return _same_quantity(given, gold, tolerance)
+    if not boxed:
+        return wanted is None and judge.judges.same(given, gold, boxed=False, **vars(tolerance))
+    alike = same_parts(given, gold, lambda one, other: same_answer(one, other, tolerance))
+    if alike is not None:
+        return alike
+    if _is_letter(gold):
+        return _chosen(given) == _chosen(gold)
+    if (words := _words(gold)) is not None:
+        return _words(given) == words
+    if wanted is not None and (_is_equation(given) or not judge.is_available()):
         return False
-    return _same_mathematics(given, gold, boxed=boxed is not None)
+    ours, theirs = (without_unit(text).strip().strip("$") for text in (given, gold))
+    return plain(ours) == plain(theirs) or judge.judges.same(ours, theirs, boxed=True, **vars(tolerance))
 
 
 def check_gold(gold: str) -> None:
@@ -63,7 +105,7 @@ def check_gold(gold: str) -> None:
     """
     if not gold.strip():
         raise UsageError("the gold is empty: give the right answer as text")
-    if as_number(gold) is None and not _has_math_verify():
+    if as_number(gold) is None and not judge.is_available():
         raise UsageError(
             f"the gold {gold!r} is not a number, and comparing mathematics needs math-verify: "
             "install it with `pip install 'leanthink[eval]'`"
@@ -93,55 +135,21 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
-_NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
-_LAST_NUMBER = re.compile(rf"(?<![\w)\].])-(?:{_NUMBER})|(?:{_NUMBER})")
-_FRACTION = re.compile(r"([+-]?)\\[dt]?frac\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))")
-_RATIO = re.compile(r"([+-]?\d+)/(\d+)")
-_DECIMAL = re.compile(rf"[+-]?(?:{_NUMBER}|\d+\.)(?:e[+-]?\d{{1,3}})?", re.IGNORECASE)
-_SCIENTIFIC = re.compile(r"\s*\\(?:times|cdot)\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,3})\s*\}|(\d))$")
-# What may stand around a number without changing it: units in \text{}, degrees, percent, dollars, thin spaces.
-_UNITS = re.compile(r"\\(?:text|textbf|mathrm|mbox)\s*\{[^{}]*\}(?:\^\{?\d\}?)?|\^\s*\{?\s*\\circ\s*\}?|\\%|%|\\\$|\$")
-_SPACES = re.compile(r"\\[,;:! ]|\\quad|~")
-_WORDS = re.compile(r"(?<=\d)\s+(?!(?:pi|or|and|to|mod|e|i)\b)[a-z]{2,}(?:\s+[a-z]+)*\.?$", re.IGNORECASE)
+def _same_quantity(given: str, gold: str, tolerance: Tolerance) -> bool:
+    """Two literal numbers; where one alone is a percentage it may also be read as a share."""
+    number, wanted = as_number(given), as_number(gold)
+    assert number is not None
+    assert wanted is not None
+    if same_number(number, wanted, tolerance):
+        return True
+    if is_percent(given) == is_percent(gold):
+        return False
+    return same_number(number / 100 if is_percent(given) else number * 100, wanted, tolerance)
 
 
-def last_number(text: str) -> str | None:
-    """The last number in running text, without thousands commas; None where there is none.
-
-    A minus counts as a sign only where it cannot be a difference or a hyphen: `5-3` ends in 3.
-    """
-    text = text.replace("{,}", ",").replace("\u2212", "-")
-    found = _LAST_NUMBER.findall(text)
-    return found[-1].replace(",", "") if found else None
-
-
-def as_number(text: str) -> Fraction | None:
-    r"""The exact value of a literal number (`1,234`, `-0.5`, `3/4`, `\frac{3}{4}`, `1e5`), else None.
-
-    Units around it (`\text{ cm}`, `\$`, `%`, `^\circ`, trailing words) are dropped: 50% reads as 50.
-    """
-    text = _UNITS.sub(" ", _SPACES.sub("", text.replace("{,}", ",").replace("\u2212", "-"))).strip()
-    text = _WORDS.sub("", text).rstrip(".").strip()
-    text = _SCIENTIFIC.sub(r"e\1\2", re.sub(r"^([+-])\s+", r"\1", text))
-    if match := _FRACTION.fullmatch(text):
-        sign, long_top, top, long_bottom, bottom = match.groups()
-        return _quotient(sign + "1", long_bottom or bottom, times=int(long_top or top))
-    if match := _RATIO.fullmatch(re.sub(r"\s*/\s*", "/", text)):
-        return _quotient(match[1], match[2])
-    if _DECIMAL.fullmatch(text):
-        return Fraction(text.replace(",", "").removesuffix("."))
-    return None
-
-
-def _quotient(top: str, bottom: str, *, times: int = 1) -> Fraction | None:
-    return Fraction(int(top) * times, int(bottom)) if int(bottom) else None
-
-
-def _same_number(given: Fraction, wanted: Fraction) -> bool:
-    """Integers exactly; a gold that is no integer may have been rounded, so to six digits."""
-    if wanted.denominator == 1:
-        return given == wanted
-    return abs(given - wanted) <= abs(wanted) / 1_000_000
+def _lists(text: str) -> bool:
+    """Whether commas with spaces after them say that this is no single number."""
+    return re.search(r"\d,\s+-?\d", text) is not None
 
 
 def _is_equation(text: str) -> bool:
@@ -151,27 +159,19 @@ def _is_equation(text: str) -> bool:
     return has_letters and re.fullmatch(r"\s*\\?[A-Za-z]\w*(?:\(\w+\))?\s*", left) is None
 
 
-def _plain(text: str) -> str:
-    """The text without what LaTeX adds for looks: `$`, spaces, size and font commands, a closing full stop."""
-    text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r"\1", _SPACES.sub(" ", text))
-    text = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\\displaystyle", "", text).replace(r"\dfrac", r"\frac")
-    text = text.replace(r"\tfrac", r"\frac").replace("$", "")
-    text = re.sub(r"\s*([^\w\s])\s*", r"\1", text)  # a space matters only between two words or numbers
-    text = " ".join(text.split()).removesuffix(".")
-    choice = re.fullmatch(r"\(?([A-Za-z])\)?", text)
-    return choice[1] if choice else text
+def _is_letter(gold: str) -> bool:
+    return re.fullmatch(r"[A-K]", plain(gold)) is not None
 
 
-def _has_math_verify() -> bool:
-    return importlib.util.find_spec("math_verify") is not None
+def _chosen(text: str) -> str | None:
+    """The letter of an answer such as `(C) 12 m` or `C. 12 m`; None for any other text."""
+    bare = _TEXT_COMMAND.sub(r"\1", text).strip().strip("$*").strip()
+    found = _CHOICE.fullmatch(bare)
+    return found[1].upper() if found else None
 
 
-def _same_mathematics(given: str, gold: str, *, boxed: bool) -> bool:
-    """Ask math-verify. Its time limit is an alarm signal: outside the main thread it must run without one."""
-    from math_verify import parse, verify
-
-    limit = TIMEOUT_SECONDS if threading.current_thread() is threading.main_thread() else None
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it reports each bad formula and missing time limit
-    wanted = parse(f"${gold.strip().strip('$')}$", parsing_timeout=limit)
-    found = parse(f"${given.strip().strip('$')}$" if boxed else given, parsing_timeout=limit)
-    return bool(verify(wanted, found, timeout_seconds=limit))
+def _words(text: str) -> str | None:
+    r"""Words in lower case, if there is nothing else: a name, yes or no, a day of the week."""
+    bare = _TEXT_COMMAND.sub(r"\1", text).strip().strip("$").strip(" .")
+    bare = " ".join(bare.split()).casefold()
+    return bare if re.fullmatch(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*", bare) else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from leanthink.errors import UsageError
+from leanthink.eval.literals import EXACT, Tolerance
 from leanthink.tiny import tasks
 from leanthink.tiny.problem import Problem as Task
 
@@ -20,12 +21,13 @@ class Problem:
     """One question and its gold.
 
     `check` tells whether the content of an answer's box (None: there was no box) is right; None: the answer is
-    mathematics, and every form equal to the gold is right.
+    mathematics, and every form equal to the gold is right, numbers within the tolerance too.
     """
 
     id: str
     problem: str
     answer: str
+    tolerance: Tolerance = EXACT
     check: Callable[[str | None], bool] | None = field(default=None, repr=False, compare=False)
 
 

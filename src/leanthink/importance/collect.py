@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from leanthink.generate import generate
 from leanthink.load import think_tags
 from leanthink.request import encode_prompt
 from leanthink.sampling import Sampling
-from leanthink.trace import Trace, TraceWriter, trace_key
+from leanthink.trace import Trace, TraceWriter, request_seed, trace_key
 
 Progress = Callable[[int, int], None]
 
@@ -43,12 +42,6 @@ class _Job:
     @property
     def key(self) -> str:
         return trace_key(self.problem.id, self.sample)
-
-
-def request_seed(seed: int, problem_id: str, sample: int) -> int:
-    """The sampling seed of one sample of one problem, 0 <= seed < 2^48: the same whatever else is collected."""
-    digest = hashlib.sha256(f"{seed}/{trace_key(problem_id, sample)}".encode()).digest()
-    return int.from_bytes(digest[:6])
 
 
 def collect(
@@ -88,7 +81,7 @@ def collect(
         model_name: what the traces say of the model; None: the name it was loaded by.
         instruction: text put after each problem, such as "Put the final answer in \boxed{}."
         max_rows: most requests at a time.
-        record: fill `Trace.evicted_at`.
+        record: fill `evicted_at`, `token_chars` and `scores` of each trace.
         resume: go on with the file, leaving out what it has.
         overwrite: start the file anew.
         progress: called with the numbers of traces done and asked for, after each.
@@ -217,4 +210,6 @@ _COPIED = (
     "peak_kv_bytes",
     "full_kv_bytes",
     "evicted_at",
+    "token_chars",
+    "scores",
 )

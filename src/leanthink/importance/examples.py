@@ -19,6 +19,7 @@ from leanthink.errors import PredictorMismatch, UsageError
 from leanthink.importance.batches import batches_by_length, padded
 from leanthink.importance.fingerprint import fingerprint
 from leanthink.importance.label_file import LabelFile
+from leanthink.sdpa import for_any_length
 from leanthink.states import joined, middle_outputs
 from leanthink.trace import Trace
 
@@ -149,7 +150,7 @@ def _examples(
 def _thought_states(model: Any, traces: Sequence[Trace]) -> list[Tensor]:
     """States of each thought, [T, F]; what comes after it cannot change them and is not fed."""
     fed = [(*trace.prompt_ids, *trace.token_ids[: trace.thought_tokens]) for trace in traces]
-    with middle_outputs(model) as middle:
+    with middle_outputs(model) as middle, for_any_length():
         output = model.base_model(input_ids=padded(fed, model.device), use_cache=False)
     states_BNF = joined(output.last_hidden_state, middle[0])
     return [

@@ -21,6 +21,7 @@ from leanthink.attention import switched_to
 from leanthink.errors import UsageError
 from leanthink.importance.batches import padded
 from leanthink.load import check_supported
+from leanthink.sdpa import for_any_length
 from leanthink.trace import Trace
 
 ATTENTION_NAME = "leanthink_labels"
@@ -228,7 +229,7 @@ def label_batch(
         block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
     tally = _Tally(thoughts, horizons=distances, block_bytes=block_bytes, device=device)
     ids_BN = padded([thought.token_ids for thought in thoughts], device)
-    with switched_to(ATTENTION_NAME, model.config):
+    with switched_to(ATTENTION_NAME, model.config), for_any_length():
         # The body without the language-model head: logits of a long trace would be the largest tensor of all.
         model.base_model(input_ids=ids_BN, use_cache=False, label_tally=tally)
     return tally.labels()

@@ -13,16 +13,16 @@ import triton.language as tl
 from torch import Tensor
 
 MIN_DOT = 16  # the smallest side of a tensor-core product: G is padded to it
-BLOCK_BYTES = 16384  # of keys per step: larger blocks of wide float32 heads outgrow the shared memory
-PROGRAMS_PER_SM = 4  # enough loads in flight to keep the memory busy
+BLOCK_BYTES = 8192  # of keys per step
+STAGES, WARPS = 3, 2  # steps whose loads are in flight, and warps of a program
+PROGRAMS_PER_SM = 4  # rows of unequal length want some to share them
 MIN_SPLIT = 128  # slots: a shorter split costs more to merge than it saves
 MAX_SPLITS = 64
 
 
 def splits_for(rows_times_heads: int, slots: int, sms: int) -> int:
-    """Into how many splits to cut rows of up to `slots` slots, for about `PROGRAMS_PER_SM` programs per SM."""
-    wanted = round(PROGRAMS_PER_SM * sms / rows_times_heads)
-    return max(1, min(wanted, slots // MIN_SPLIT, MAX_SPLITS))
+    """Into how many splits to cut rows of up to `slots` slots, for up to `PROGRAMS_PER_SM` programs per SM."""
+    return max(1, min(PROGRAMS_PER_SM * sms // rows_times_heads, slots // MIN_SPLIT, MAX_SPLITS))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -142,6 +142,7 @@ def decode_attention(
         q_NHGD, keys_HTD, values_HTD, starts_N, last_N, sums_NHSGD, highests_NHSG, totals_NHSG, scaling, splits,
         *q_NHGD.stride()[:3], *keys_HTD.stride()[:2], *values_HTD.stride()[:2],
         DIRECT=splits == 1, G=G, GP=max(MIN_DOT, triton.next_power_of_2(G)), D=D, DP=DP, BLOCK=block,
+        num_stages=STAGES, num_warps=WARPS,
     )  # fmt: skip
     if splits > 1:
         merge: Any = _merge[(N, H, G)]

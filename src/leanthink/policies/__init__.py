@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from leanthink.errors import UsageError, unknown
 from leanthink.policies.dynts import DynTS
 from leanthink.policies.full import Full
+from leanthink.policies.h2o import H2O
 from leanthink.policies.horizon import Horizon
+from leanthink.policies.keydiff import KeyDiff
+from leanthink.policies.oracle import Oracle
 from leanthink.policies.policy import ImportancePredictor, Policy, Slots, Target
 from leanthink.policies.random import Random
 from leanthink.policies.random_heads import RandomHeads
+from leanthink.policies.rkv import RKV
+from leanthink.policies.sepllm import SepLLM, ids_of
 from leanthink.policies.sinks import Sinks
 from leanthink.policies.snapkv import SnapKV
+from leanthink.policies.tova import TOVA
+from leanthink.policies.vase import VaSE
 from leanthink.policies.window import Window
 
 __all__ = ["POLICIES", "ImportancePredictor", "Policy", "Slots", "Target", "make_policy"]
@@ -26,27 +34,45 @@ POLICIES: dict[str, type[Policy]] = {
     "dynts": DynTS,
     "horizon": Horizon,
     "snapkv": SnapKV,
+    "h2o": H2O,
+    "r-kv": RKV,
+    "tova": TOVA,
+    "keydiff": KeyDiff,
+    "vase": VaSE,
+    "sepllm": SepLLM,
+    "oracle": Oracle,
 }
 
 
-def make_policy(name: str, predictor: ImportancePredictor | None = None) -> Policy:
+def make_policy(name: str, predictor: ImportancePredictor | None = None, tokenizer: Any = None) -> Policy:
     """The policy of this name with its default settings.
 
     Args:
         name: a key of POLICIES.
         predictor: the fitted importance predictor, exactly for the policies whose `target` is not None.
+        tokenizer: the model's, for the policies that look for `texts`; all others leave it alone.
 
     Raises:
-        UsageError: the name is unknown, or the predictor is missing, not wanted, or of another target.
+        UsageError: the name is unknown, or the predictor is missing, not wanted, or of another target; or the policy
+            is for one recorded request only.
     """
     if name not in POLICIES:
         raise unknown("policy", name, POLICIES)
     target = POLICIES[name].target
     build: Callable[..., Policy] = POLICIES[name]
+    if POLICIES[name].labelled:
+        raise UsageError(
+            f"policy {name!r} knows the future of one recorded request and has no name for all: give the objects that "
+            "leanthink.importance.oracle.oracles makes, one for each request"
+        )
     if target is None:
         if predictor is not None:
             learned = [other for other, policy in POLICIES.items() if policy.target is not None]
             raise UsageError(f"policy {name!r} takes no predictor: leave it out, or choose {' or '.join(learned)}")
+        if POLICIES[name].texts:
+            if tokenizer is None:
+                raise UsageError(f"policy {name!r} looks for separators in the text: give the model's tokenizer")
+            return build(separator_ids=ids_of(POLICIES[name].texts, tokenizer))
         return build()
     if predictor is None:
         raise UsageError(

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from leanthink.constants import constant
-from leanthink.errors import UsageError
-from leanthink.policies.policy import ImportancePredictor, Policy, Slots, Target, check_target
+from leanthink.errors import UsageError, unknown
+from leanthink.policies.policy import OUTRANKS, ImportancePredictor, Policy, Slots, Target, check_target
 
-# Above any score of a predictor (they are logits), and small enough that float32 tells LOCAL - age from
-# LOCAL - age - 1.
-LOCAL = 2.0**23
+Rule = Literal["floor", "ceil"]
+
 MOST_AT_ONCE = 16  # tokens of a row: the predictor's weights are read once for all of them
 
 
@@ -27,11 +26,22 @@ class Horizon(Policy):
     later token, at least d_h away, will pay it in any layer and head. A slot of age a is ranked by the number of
     the largest d_h <= a: a smaller horizon would count readings that are past, a larger one would miss those that
     come before it. A slot younger than d_0 belongs to the local window and outranks all others.
+
+    The settings other than the predictor take a part away, for ablations.
+
+    Attributes:
+        predictor: fitted to the target "horizon".
+        rule: "ceil" ranks by the smallest d_h >= a instead, and by the largest of all beyond that.
+        only: one of the horizons, whose number then ranks a slot of any age; None: all of them.
+        local: False: only slots that have no stamp yet outrank all others.
     """
 
     name: ClassVar[str] = "horizon"
     target: ClassVar[Target | None] = "horizon"
     predictor: ImportancePredictor = field()
+    rule: Rule = "floor"
+    only: int | None = None
+    local: bool = True
 
     def __post_init__(self) -> None:
         check_target(self, self.predictor)
@@ -43,14 +53,23 @@ class Horizon(Policy):
                 f"Horizon: the predictor's offsets {self.predictor.offsets} must stay below its first horizon, "
                 f"{horizons[0]}: a slot is ranked by its stamp from that age on"
             )
+        check_rule(self.rule)
+        if self.only is not None and self.only not in horizons:
+            raise unknown("horizon", self.only, horizons)
 
     def __repr__(self) -> str:
-        return f"Horizon(horizons={self.predictor.horizons})"
+        settings = f"rule={self.rule!r}, only={self.only!r}, local={self.local!r}"
+        return f"Horizon(horizons={self.predictor.horizons}, {settings})"
 
     @property
     def channels(self) -> int:
         """One for each horizon."""
         return len(self.predictor.horizons)
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """The predictor's."""
+        return self.predictor.horizons
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -60,16 +79,34 @@ class Horizon(Policy):
     @property
     def stride(self) -> int:
         """As many tokens as can wait until the oldest of them leaves the local window, at most MOST_AT_ONCE."""
-        return min(MOST_AT_ONCE, self.predictor.horizons[0] - self.offsets[-1])
+        return min(MOST_AT_ONCE, self.predictor.horizons[0] - self.offsets[-1]) if self.local else 1
 
     def stamp(self, states_NWF: Tensor) -> Tensor:
         """The predicted importance of each token at each horizon, [N, C]."""
         return self.predictor(states_NWF).float()
 
     def score(self, slots: Slots) -> Tensor:
-        """The stamp of the largest horizon that the slot's age has reached, [R, S]."""
+        """The stamp of the horizon that the slot's age calls for, [R, S]."""
         assert slots.stamps is not None, "the cache stamps every slot of a policy with channels"
-        horizons_C = constant(self.predictor.horizons, slots.ages.device)
-        reached_RS = (horizons_C <= slots.ages[..., None]).sum(dim=-1)
-        score_RS = slots.stamps.gather(-1, (reached_RS - 1).clamp(min=0)[..., None]).squeeze(-1)
-        return torch.where(reached_RS == 0, LOCAL - slots.ages, score_RS)
+        horizons = self.predictor.horizons
+        if self.only is None:
+            channel_RS = channel_at(slots.ages, horizons, self.rule)
+        else:
+            channel_RS = torch.full_like(slots.ages, horizons.index(self.only))
+        score_RS = slots.stamps.gather(-1, channel_RS[..., None]).squeeze(-1)
+        younger_than = horizons[0] if self.local else self.offsets[-1]
+        return torch.where(slots.ages < younger_than, OUTRANKS - slots.ages, score_RS)
+
+
+def channel_at(ages: Tensor, horizons: tuple[int, ...], rule: Rule) -> Tensor:
+    """Index of the horizon that each age calls for: the largest that it has reached, or the smallest to come."""
+    horizons_C = constant(horizons, ages.device)
+    if rule == "floor":
+        return ((horizons_C <= ages[..., None]).sum(dim=-1) - 1).clamp(min=0)
+    return (horizons_C < ages[..., None]).sum(dim=-1).clamp(max=len(horizons) - 1)
+
+
+def check_rule(rule: str) -> None:
+    """Refuse what is neither floor nor ceil (UsageError)."""
+    if rule not in ("floor", "ceil"):
+        raise unknown("rule", rule, ("floor", "ceil"))

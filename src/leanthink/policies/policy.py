@@ -15,6 +15,9 @@ from torch import Tensor
 from leanthink.errors import UsageError
 
 Target = Literal["answer", "horizon"]
+# Above any score, and small enough that float32 tells OUTRANKS - age from OUTRANKS - age - 1: for slots too young to
+# be ranked, of which the youngest comes first.
+OUTRANKS = 2.0**23
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +34,16 @@ class Slots:
         prompt_tokens: length of the prompt, int64 [R]; thought positions start here.
         seeds: the request's seed, int64 [R].
         stamps: what `Policy.stamp` returned when the slot was written, float32 [R, S, C].
+        token_ids: of the slot's token, int64 [R, S], for policies with `texts`.
         layer: index of the layer, for policies per head.
         keys: [R, H, S, D], rotated to their own positions.
         values: [R, H, S, D].
         queries: of the latest W tokens, the youngest last, rotated, zeros for tokens of the prompt: [R, H, G, W, D].
         scaling: what the model multiplies query-key products by.
+        pinned_log_sums: for each of these queries the logarithm of the sum of exp(scaled product) over the slots that
+            are not shown, [R, H, G, W], so that softmax over all that the query saw can be had; None: there are none.
+        attended: attention that the slot got so far from every query of every query head, added up, float32
+            [R, H, S], for policies with `accumulates`.
     """
 
     ages: Tensor
@@ -44,11 +52,14 @@ class Slots:
     prompt_tokens: Tensor
     seeds: Tensor
     stamps: Tensor | None = None
+    token_ids: Tensor | None = None
     layer: int | None = None
     keys: Tensor | None = None
     values: Tensor | None = None
     queries: Tensor | None = None
     scaling: float | None = None
+    pinned_log_sums: Tensor | None = None
+    attended: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape, rows = self.ages.shape, self.ages.shape[:1]
@@ -59,6 +70,10 @@ class Slots:
         assert self.keys is None or self.keys.shape[:-1] == shape, self.keys
         assert self.values is None or self.values.shape[:-1] == shape, self.values
         assert self.queries is None or self.queries.shape[:2] == shape[:2], self.queries
+        for of_slots in (self.token_ids, self.attended):
+            assert of_slots is None or of_slots.shape == shape, of_slots
+        sums = self.pinned_log_sums
+        assert sums is None or (self.queries is not None and sums.shape == self.queries.shape[:-1]), sums
 
 
 class ImportancePredictor(Protocol):
@@ -87,11 +102,28 @@ class Policy(Protocol):
         name: what users write.
         per_head: False for one index set for all layers and heads; True for one for each layer and kv head.
         target: what its importance predictor must have been fitted to; None when it takes no predictor.
+        accumulates: whether it wants to be shown `Slots.attended`. Queries wait, `num_queries` of them at most, until
+            their attention is added: that is exact, because nothing is evicted meanwhile.
+        texts: tokens with one of these texts mean something to it. It takes their ids as `separator_ids` and is shown
+            `Slots.token_ids`.
+        labelled: whether it takes the labels of one recorded request.
     """
 
     name: ClassVar[str]
     per_head: ClassVar[bool] = False
     target: ClassVar[Target | None] = None
+    accumulates: ClassVar[bool] = False
+    texts: ClassVar[tuple[str, ...]] = ()
+    labelled: ClassVar[bool] = False
+
+    @property
+    def pins_prompt(self) -> bool:
+        """Whether prompt slots stay for ever, on top of the budget.
+
+        Where they do not, they are ranked like any other slot and count in the budget: the terms on which most peers
+        were published.
+        """
+        return True
 
     @property
     def num_queries(self) -> int:
@@ -102,6 +134,11 @@ class Policy(Protocol):
     def channels(self) -> int:
         """How many numbers `stamp` gives each token; 0 for a policy that stamps nothing."""
         return 0
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """Reading distances in tokens, one for each channel; empty where the channels stand for something else."""
+        return ()
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -141,3 +178,10 @@ def check_target(policy: Policy, predictor: ImportancePredictor) -> None:
             f"policy {policy.name!r} ranks by a predictor of target {policy.target!r}, but the given one has target "
             f"{predictor.target!r}: fit one with that target, or choose the policy that ranks by it"
         )
+
+
+def check_at_least(policy: str, least: int, **settings: int) -> None:
+    """Refuse a setting that is not a whole number of at least `least` (UsageError)."""
+    for name, given in settings.items():
+        if isinstance(given, bool) or not isinstance(given, int) or given < least:
+            raise UsageError(f"{policy}: {name} must be a whole number of at least {least}, got {given!r}")

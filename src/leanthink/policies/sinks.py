@@ -18,10 +18,15 @@ class Sinks(Policy):
 
     The paper's sinks are the first tokens of the sequence. Here those are the prompt's, which always stay, so the
     sinks are counted from the start of the thought.
+
+    Attributes:
+        num_sinks: how many.
+        pins_prompt: False: as published, counted from the start of the sequence.
     """
 
     name: ClassVar[str] = "sinks"
     num_sinks: int = 4
+    pins_prompt: bool = True
 
     def __post_init__(self) -> None:
         if self.num_sinks < 0:
@@ -29,6 +34,6 @@ class Sinks(Policy):
 
     def score(self, slots: Slots) -> Tensor:
         """Minus the age, and above 0 for a sink, the first highest: [R, S]."""
-        thought_index_RS = slots.positions - slots.prompt_tokens[:, None]
-        sink_RS = thought_index_RS < self.num_sinks
-        return torch.where(sink_RS, self.num_sinks - thought_index_RS, -slots.ages).float()
+        index_RS = slots.positions - slots.prompt_tokens[:, None] if self.pins_prompt else slots.positions
+        sink_RS = index_RS < self.num_sinks
+        return torch.where(sink_RS, self.num_sinks - index_RS, -slots.ages).float()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
 from leanthink.errors import UsageError
+from leanthink.policies.observed import observed_attention
 from leanthink.policies.policy import Policy, Slots
 
 
@@ -18,21 +18,22 @@ class SnapKV(Policy):
     """Rank a thought slot by the attention of the last `observation` queries, pooled over its neighbours.
 
     The paper compresses a prompt once, after the prefill. Like the adaptation in R-KV's public code this one ranks
-    what was generated, again at every eviction. It differs from both in four points: prompt slots are pinned, so
-    the softmax runs over thought slots only; the slots that always stay are the budget's window and not the
-    observing queries' own, which are ranked like any other (a query votes on slots at least as old as itself);
-    the query heads of a kv head vote by the mean of their attention, where R-KV takes the maximum of their logits;
-    and the pool covers all thought slots.
+    what was generated, again at every eviction, with that code's 8 queries and pool of 7. It differs from it in three
+    points: the softmax runs over all that a query saw, as in the paper, where that code leaves the youngest slots
+    out; the query heads of a kv head vote by the mean of their attention, where it takes the maximum of their
+    logits; and the slots that always stay are the budget's window, the pool covers all.
 
     Attributes:
-        observation: how many of the latest queries vote.
+        observation: how many of the latest queries vote. Each votes on slots at least as old as itself.
         kernel: slots, an odd number, over which the maximum is taken so that a kept token brings its neighbours.
+        pins_prompt: False: as published.
     """
 
     name: ClassVar[str] = "snapkv"
     per_head: ClassVar[bool] = True
     observation: int = 8
     kernel: int = 7
+    pins_prompt: bool = True
 
     def __post_init__(self) -> None:
         if self.observation < 1 or self.kernel < 1 or self.kernel % 2 == 0:
@@ -45,21 +46,5 @@ class SnapKV(Policy):
 
     def score(self, slots: Slots) -> Tensor:
         """Mean attention over queries and the group's query heads, then max-pooled along the slots, [R, H, S]."""
-        assert slots.keys is not None, "a policy per head sees the keys of its layer"
-        assert slots.queries is not None, "the cache keeps the latest queries of a policy with num_queries"
-        assert slots.scaling is not None, "queries come with the scale of their product with keys"
-        queries_RHGWD = slots.queries[..., -self.observation :, :].float()
-        num_queries = queries_RHGWD.shape[3]
-        # Row by row: a batched product may round differently for another number of rows, and the score of a
-        # request must not depend on its neighbours.
-        rows = zip(queries_RHGWD.flatten(2, 3), slots.keys.float(), strict=True)
-        logits_RHQS = torch.stack([queries_HQD @ keys_HSD.mT for queries_HQD, keys_HSD in rows]) * slots.scaling
-        logits_RHGWS = logits_RHQS.view(*queries_RHGWD.shape[:4], -1)
-
-        query_ages_W1 = torch.arange(num_queries - 1, -1, -1, device=slots.ages.device)[:, None]
-        unseen_RH1WS = slots.ages[:, :, None, None, :] < query_ages_W1
-        logits_RHGWS = logits_RHGWS.masked_fill(unseen_RH1WS, torch.finfo(torch.float32).min)
-        # A query older than every slot sees none of them: its uniform softmax must not vote.
-        attention_RHGWS = logits_RHGWS.softmax(dim=-1).masked_fill(unseen_RH1WS, 0.0)
-        votes_RHS = attention_RHGWS.mean(dim=(2, 3))
+        votes_RHS = observed_attention(slots, self.observation).mean(dim=(2, 3))
         return max_pool1d(votes_RHS, self.kernel, stride=1, padding=self.kernel // 2)

@@ -6,15 +6,13 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from trl import GRPOConfig
 
 from leanthink.budget import Budget
 from leanthink.errors import UsageError, unknown
 from leanthink.policies import POLICIES
-from leanthink.rl.advantages import batch_scaled
 from leanthink.rl.rewards import soft_overlong
-from leanthink.rl.trl_reward import check_scale, check_settings
+from leanthink.rl.trl_reward import check_settings
 
 ROLLOUTS = ("engine", "transformers", "vllm")
 PUBLISHED_BUFFER = 5  # the overlong penalty grows over the last fifth: 2048 tokens of 10240
@@ -33,14 +31,16 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         decay: λ of the moving average of the pass ratio. Its start is half forgotten after ln 0.5 / ln λ steps, 69 at
             0.99: for a short run of T steps give 0.5 ** (1 / (0.115 * T)).
         start: the average before the first batch, or "observed" for the first batch's own ratio.
-        keep_mastered: ours: groups that are all right keep a length signal; needs scale_rewards="batch".
-        advantage_floor: with keep_mastered, the least that centred rewards are divided by.
+        mastered_weight: ours: groups that are all right stay, with a length reward of β = 1 and this share of their
+            advantages, which are of the size of 1, as in every group; 0: they are dropped, as published.
         overlong_buffer: tokens before max_completion_length over which a penalty grows; None: a fifth of it; 0: none.
         overlong_factor: that penalty at max_completion_length.
         think_tags: whether a response must close its thought to be right.
         dynamic_sampling: generate until the batch is full of groups that teach something.
         max_rounds: most rounds of that; what is then missing is filled with groups of advantage 0, which change
             nothing.
+        oversample: prompts that a round of dynamic sampling generates for each one that the batch holds: more of them
+            fill the batch in fewer rounds, and a round lasts as long as its longest response.
         rollouts: "engine" (ours), "transformers" or "vllm" (TRL's, in the mode that `vllm_mode` says).
         rollout_policy: of the engine; "full" keeps everything.
         rollout_budget: of that policy: slots, window, interval, answer.
@@ -64,13 +64,13 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     alpha: float = 0.2
     decay: float = 0.99
     start: Any = 1.0  # float | "observed", which TrainingArguments cannot spell
-    keep_mastered: bool = False
-    advantage_floor: float = 0.5
+    mastered_weight: float = 0.0
     overlong_buffer: int | None = None
     overlong_factor: float = 1.0
     think_tags: bool = True
     dynamic_sampling: bool = True
     max_rounds: int = 10
+    oversample: int = 1
     rollouts: str = "engine"
     rollout_policy: str = "full"
     rollout_budget: dict[str, int] | None = None
@@ -119,9 +119,15 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
 
     def _check_method(self) -> None:
         check_settings(rule=self.rule, decay=self.decay, start=self.start)
-        check_scale(keep_mastered=self.keep_mastered, scale_rewards=str(self.scale_rewards))
-        if self.keep_mastered:
-            batch_scaled(torch.zeros(1, 2), self.advantage_floor)
+        if not 0 <= self.mastered_weight <= 1:
+            raise UsageError(
+                f"mastered_weight={self.mastered_weight}: from 0, as published, to 1, as correctness counts"
+            )
+        if self.mastered_weight and str(self.scale_rewards) not in ("group", "True"):
+            raise UsageError(
+                f"mastered_weight={self.mastered_weight} with scale_rewards={self.scale_rewards!r}: it is a share of "
+                'advantages that are divided by the deviation of their group; give scale_rewards="group"'
+            )
         if self.buffer is not None:
             soft_overlong([[1]], self.max_completion_length, self.buffer, self.overlong_factor)
         if self.multi_objective_aggregation != "sum_then_normalize":
@@ -131,6 +137,11 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             )
         if self.max_rounds < 1:
             raise UsageError(f"max_rounds={self.max_rounds}: at least 1; dynamic_sampling=False for no filtering")
+        if self.oversample < 1 or (self.oversample > 1 and not self.dynamic_sampling):
+            raise UsageError(
+                f"oversample={self.oversample} with dynamic_sampling={self.dynamic_sampling}: at least 1, and just 1 "
+                "without dynamic sampling, as nothing is dropped then"
+            )
 
     def _check_rollouts(self) -> None:
         if self.rollouts not in ROLLOUTS:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanthink.errors import UsageError, unknown
 from leanthink.eval.grading import check_gold, is_solved
+from leanthink.eval.gym import gym_facts, gym_problems, scores_one
 from leanthink.eval.problems import Problem, read_problems
 from leanthink.tiny import tasks
 from leanthink.tiny.problem import Problem as Task
@@ -88,12 +89,10 @@ def from_gym(
     """
     rows = []
     for name, settings in environments.items():
-        facts = {"name": name, "settings": dict(settings), "count": count, "seed": seed}
-        for index, entry in enumerate(_environment(json.dumps(facts))):
-            of_entry = {**facts, "index": index}
-            question = f"{entry['question']}\n\n{instruction}"
-            answer = str(entry["answer"])
-            rows.append(_row(f"{name}-{seed}-{index}", question, answer, grader=GYM, facts=of_entry, family=name))
+        for index, problem in enumerate(gym_problems(name, settings, count, seed)):
+            facts = json.loads(gym_facts(name, settings, count, seed, index=index))
+            question = f"{problem.problem}\n\n{instruction}"
+            rows.append(_row(problem.id, question, problem.answer, grader=GYM, facts=facts, family=name))
     return _dataset(rows)
 
 
@@ -132,7 +131,7 @@ def problem_of(columns: Mapping[str, Any]) -> Problem:
         fields = {"prompt": columns["problem"], "answer": columns["answer"], "key": columns["id"], "facts": facts}
         check = partial(tasks.is_correct, Task(family=columns["family"], level=columns["level"], **fields))
     elif grader == GYM:
-        check = partial(_scores_one, columns["facts"])
+        check = partial(scores_one, columns["facts"])
     text = columns.get("problem") or ""
     return Problem(id=str(columns.get("id") or ""), problem=text, answer=columns["answer"], check=check)
 
@@ -171,28 +170,3 @@ def _dataset(rows: Iterable[dict[str, Any]]) -> Dataset:
         raise UsageError("no problem to train on: ask for at least one")
     dataset: Dataset = Dataset.from_list(made)
     return dataset
-
-
-@cache
-def _environment(facts: str) -> Any:
-    """The reasoning-gym data set of these facts, as JSON. Raises UsageError."""
-    try:
-        import reasoning_gym
-    except ImportError as error:
-        raise UsageError("these data need the package reasoning-gym: pip install 'leanthink[gym]'") from error
-    wanted = json.loads(facts)
-    if wanted["name"] not in reasoning_gym.factory.DATASETS:
-        raise unknown("reasoning-gym environment", wanted["name"], reasoning_gym.factory.DATASETS)
-    settings = {**wanted["settings"], "size": wanted["count"], "seed": wanted["seed"]}
-    try:
-        return reasoning_gym.create_dataset(wanted["name"], **settings)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UsageError(f"reasoning-gym refuses {wanted['name']} with {wanted['settings']}: {error}") from error
-
-
-def _scores_one(facts: str, answer: str | None) -> bool:
-    """Whether the environment gives this answer its whole point. Entries are made anew from their seed."""
-    wanted = json.loads(facts)
-    index = wanted.pop("index")
-    environment = _environment(json.dumps(wanted))
-    return answer is not None and float(environment.score_answer(answer, environment[index])) >= 1

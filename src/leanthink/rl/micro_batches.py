@@ -22,25 +22,57 @@ def is_text(micro_batch: Mapping[str, Any]) -> bool:
     return "pixel_values" not in micro_batch and all(isinstance(value, Tensor) for value in micro_batch.values())
 
 
-def by_length(micro_batches: Sequence[MicroBatch], window: int) -> list[MicroBatch]:
+def by_length(micro_batches: Sequence[MicroBatch], window: int, *, even: bool) -> list[MicroBatch]:
     """The same rows in as many micro-batches, the longest responses first, each cut to its own longest.
 
     Rows stay within their optimiser update: that of `window` micro-batches one after the other. A loss that is divided
-    by the tokens or the responses of the whole update is the same for any order; what TRL logs as a mean of
-    micro-batches, such as the entropy, counts each of them alike.
+    by the tokens of the whole update is the same for any order and any number of rows in each, so those can be of about
+    equal size with their padding: the peak of memory is that of the largest. What TRL logs as a mean of micro-batches,
+    such as the entropy, counts each of them alike.
 
     Args:
         micro_batches: of one generation batch, as TRL holds them; only text.
         window: micro-batches of an update.
+        even: all keep as many rows as they have, as a loss needs that is a mean of each micro-batch's responses.
     """
     sorted_batches: list[MicroBatch] = []
     for first in range(0, len(micro_batches), window):
         part = micro_batches[first : first + window]
         rows = {name: torch.cat([batch[name] for batch in part]) for name, value in part[0].items() if value.dim()}
-        longest_first_N = rows["completion_mask"].sum(dim=1).argsort(descending=True, stable=True)
-        for batch, chosen_N in zip(part, longest_first_N.chunk(len(part)), strict=True):
+        tokens_N, longest_first_N = rows["completion_mask"].sum(dim=1).sort(descending=True, stable=True)
+        sizes = [len(batch["completion_mask"]) for batch in part] if even else balanced(tokens_N.tolist(), len(part))
+        for batch, chosen_N in zip(part, torch.split(longest_first_N, sizes), strict=True):
             sorted_batches.append(cut(batch | {name: value[chosen_N] for name, value in rows.items()}))
     return sorted_batches
+
+
+def balanced(tokens_N: Sequence[int], parts: int) -> list[int]:
+    """How many of the rows, longest first, each part takes, so that the largest part with its padding is small.
+
+    Args:
+        tokens_N: of the rows, descending; at least as many rows as parts.
+        parts: how many; each takes at least one row.
+    """
+    widths_N = [max(1, tokens) for tokens in tokens_N]
+    low, high = widths_N[0], widths_N[0] * len(widths_N)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_filled(widths_N, middle)) <= parts else (middle + 1, high)
+    sizes = _filled(widths_N, low)
+    while len(sizes) < parts:
+        most = sizes.index(max(sizes))
+        sizes[most : most + 1] = [sizes[most] - sizes[most] // 2, sizes[most] // 2]
+    return sizes
+
+
+def _filled(widths_N: Sequence[int], room: int) -> list[int]:
+    """Sizes of parts that each take rows for as long as all of them, as wide as the first, find room."""
+    sizes: list[int] = []
+    first = 0
+    while first < len(widths_N):
+        sizes.append(min(room // widths_N[first], len(widths_N) - first))
+        first += sizes[-1]
+    return sizes
 
 
 def cut(batch: MicroBatch) -> MicroBatch:

@@ -41,8 +41,13 @@ class PolicyCopy:
         self._copy(only_trained=False)
 
     def refresh(self) -> None:
-        """Take over what training has changed."""
+        """Take over what training has changed. Raises UsageError if that is no longer made of finite numbers."""
         self._copy(only_trained=True)
+        if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
+            raise UsageError(
+                "the trained weights are no longer finite, as a gradient was not: go on from an earlier checkpoint "
+                "with a lower learning_rate or max_grad_norm"
+            )
 
     @torch.no_grad()
     def _copy(self, *, only_trained: bool) -> None:

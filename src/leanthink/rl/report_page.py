@@ -1,6 +1,6 @@
 """The page of `leanthink train --report`: one HTML file with its plots inside, which loads nothing and runs nothing.
 
-What comes from files passes `leanthink.rl.report_html.escaped` on its way into the page.
+What comes from files passes `leanthink.page.markup.escaped` on its way into the page.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from leanthink.errors import UsageError
+from leanthink.page.markup import PAGE, STYLE, Markup, escaped, figures, run_name, section, table
+from leanthink.page.svg import RUNS, check_matplotlib
 from leanthink.rl.report import (
     DROPPED,
     HELD_OUT,
@@ -30,13 +32,10 @@ from leanthink.rl.report import (
     shares,
     tenths,
 )
-from leanthink.rl.report_html import PAGE, STYLE, Markup, escaped, figures, run_name, section, table
 from leanthink.rl.report_plot import (
-    RUNS,
     Histogram,
     Line,
     Scale,
-    check_matplotlib,
     plot_lengths,
     plot_lines,
     with_moving_mean,

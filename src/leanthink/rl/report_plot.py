@@ -1,25 +1,16 @@
-"""The plots of `leanthink train --report`, as SVG to stand in an HTML page.
-
-They are drawn in stand-in colours, which become variables of the page's style: it has others by day than by night.
-No text that comes from a file gets into a plot.
-"""
+"""The plots of `leanthink train --report`."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from leanthink.errors import UsageError
+from leanthink.page.markup import Markup
+from leanthink.page.svg import RUNS, plot
 from leanthink.rl.report import Curve, smoothed
-from leanthink.rl.report_html import Markup
 
-INK, GRID = "#010101", "#020202"
-RUNS = tuple(f"#0303{index:02x}" for index in range(8))  # one for each run that a page can tell apart
-SIZE = (3.6, 2.1)  # inches; the page makes it as wide as there is room
 Scale = Literal["share", "count", "free"]
 
 
@@ -41,14 +32,6 @@ class Histogram:
     dashed: bool = False
 
 
-def check_matplotlib() -> None:
-    """Raise UsageError unless matplotlib, which is an extra, is installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise UsageError("the report's plots need matplotlib: pip install 'leanthink[eval]'") from error
-
-
 def plot_lines(title: str, lines: Sequence[Line], scale: Scale, steps: int) -> Markup:
     """A metric over this many steps. A value that is None is a gap; one between two gaps is a dot."""
 
@@ -65,7 +48,7 @@ def plot_lines(title: str, lines: Sequence[Line], scale: Scale, steps: int) -> M
         elif scale == "count":
             axes.set_ylim(bottom=0)
 
-    return _svg(title, draw)
+    return plot(title, draw)
 
 
 def plot_lengths(title: str, histograms: Sequence[Histogram], edges: Sequence[float], highest: float) -> Markup:
@@ -79,7 +62,7 @@ def plot_lengths(title: str, histograms: Sequence[Histogram], edges: Sequence[fl
         axes.set_ylim(0, 1.05 * highest or 1)
         axes.yaxis.set_major_formatter("{x:.0%}")
 
-    return _svg(title, draw)
+    return plot(title, draw)
 
 
 def with_moving_mean(run: int, found: Curve) -> Line:
@@ -96,37 +79,3 @@ def _plot(axes: Any, found: Curve, **style: Any) -> None:
     lone = [i for i in range(len(values)) if math.isnan(beside[i]) and math.isnan(beside[i + 2])]
     dots = {"marker": "o", "markersize": 2 * style["linewidth"], "linestyle": "", "markeredgewidth": 0}
     axes.plot([steps[i] for i in lone], [values[i] for i in lone], color=style["color"], **dots)
-
-
-def _svg(title: str, draw: Callable[[Any], None]) -> Markup:
-    """What `draw` puts on empty axes, as an `svg` element that a reader of screens calls by this title."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    style = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif", "font.size": 8}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        axes = figure.subplots()
-        axes.set_facecolor("none")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(GRID)
-        axes.tick_params(color=GRID, labelcolor=INK)
-        axes.grid(color=GRID, linewidth=0.4)
-        axes.set_axisbelow(True)
-        draw(axes)
-        axes.xaxis.label.set_color(INK)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _embedded(file.getvalue(), title)
-
-
-def _embedded(svg: str, title: str) -> Markup:
-    """Without the head of a file and names that other plots have too; in the page's colours and width."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r'^<svg ([^>]*?)width="[^"]*"', rf'<svg role="img" aria-label="{title}" \1', svg, flags=re.DOTALL)
-    svg = re.sub(r'^(<svg [^>]*?)height="[^"]*"', r"\1", svg, flags=re.DOTALL)
-    for index, color in enumerate(RUNS):
-        svg = svg.replace(color, f"var(--run-{index})")
-    return Markup(svg.replace(INK, "currentColor").replace(GRID, "var(--line)"))

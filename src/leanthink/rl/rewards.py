@@ -80,8 +80,8 @@ def dual_length_reward(
         correct_BG: 1, 0 or NaN.
         beta_B: difficulty of each prompt.
         alpha: the largest length reward.
-        keep_mastered: groups that are all right get a length reward too; not in the paper, and safe only where
-            advantages are not divided by the group's own standard deviation.
+        keep_mastered: groups that are all right get a length reward too; not in the paper, and safe only where their
+            advantages are bounded by more than their own standard deviation.
 
     Raises:
         UsageError: alpha is negative.
@@ -131,7 +131,7 @@ def deepcompress_reward(
         batch_pass_ratio: P_b, the moving average that this batch is already in.
         alpha: the largest length reward.
         rule: "dual" (β from difficulty), or for comparison "penalty" (β = 1), "bonus" (β = -1) and "none".
-        keep_mastered: see `dual_length_reward`.
+        keep_mastered: see `dual_length_reward`; under "dual" β = 1 for those groups, as nothing is simpler.
         max_length: where the overlong penalty is whole; None for no penalty.
         buffer: over how many tokens before that it grows.
         factor: how large it is.
@@ -151,6 +151,8 @@ def deepcompress_reward(
     if rule != "none":
         fixed, ratio_B = FIXED_BETA[rule], pass_ratio(correct_BG)
         beta_B = difficulty(ratio_B, batch_pass_ratio) if fixed is None else torch.full_like(ratio_B, fixed)
+        if fixed is None and keep_mastered:
+            beta_B = beta_B.where(ratio_B < 1, 1)
         reward_BG = reward_BG + dual_length_reward(lengths_BG, correct_BG, beta_B, alpha, keep_mastered=keep_mastered)
     if max_length is not None:
         reward_BG = reward_BG + soft_overlong(lengths_BG, max_length, buffer, factor)

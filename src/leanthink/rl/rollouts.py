@@ -53,7 +53,7 @@ class EngineRollouts:
         rows: int = 64,
     ) -> None:
         check_model(model)
-        self._policy = resolve_policies(model, [policy], predictor)[0]
+        self._policy = resolve_policies(model, None, [policy], predictor)[0]
         self._budget, self._rows = budget, rows
         self._copy: PolicyCopy | None = None
         self._engine: Engine | None = None

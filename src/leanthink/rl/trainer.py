@@ -7,13 +7,12 @@ What it relies on, in TRL 1.16 (the tested range is `TRL`, other versions are re
   training mode and once for each batch in evaluation; it returns a dict of tensors, one row a response of this rank,
   but for the scalar `num_items_in_batch`, which divides the loss. Overridden, as it is the smallest place that sees
   what a batch became before it is cut into steps.
-- `GRPOTrainer._calculate_rewards(inputs, prompts, completions, completion_ids_list)`, which returns the rewards of all
-  ranks, [responses, functions]. Overridden to see them.
 - `GRPOTrainer._prepare_inputs(batch)`, which shuffles a generation batch and cuts it into the micro-batches of
   `_buffered_inputs`, each as wide as the longest response of all. Overridden to cut them anew, by length.
 - `GRPOTrainer._get_train_sampler(dataset)`: overridden, as TRL's sampler forgets in which epoch a run went on.
-- `GRPOTrainer._get_per_token_logps_and_entropies(model, ids, mask, tokens_to_keep, batch_size)`: called. Its loss takes
-  advantages [N, T] too.
+- `GRPOTrainer._get_per_token_logps_and_entropies(model, ids, mask, tokens_to_keep, batch_size)`, and that a model
+  called with `labels` and `fused_lm_head=True` returns `log_probs` and `entropy` of what they name. Overridden, as rows
+  without a mask are faster and safer (`leanthink.rl.log_probs`). The loss takes advantages [N, T] too.
 - `_metrics` (what is logged), `_tokenize_prompts` (in `leanthink.rl.rollouts`).
 
 B groups of G responses   N responses of this rank   T tokens of the longest of them
@@ -31,6 +30,7 @@ import torch
 from accelerate.utils import gather_object
 from packaging.specifiers import SpecifierSet
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from trl import GRPOTrainer
@@ -38,14 +38,16 @@ from trl import GRPOTrainer
 from leanthink.errors import UsageError
 from leanthink.load import CLOSE_TAG, OPEN_TAG, think_tags
 from leanthink.request import thought_is_over
-from leanthink.rl.advantages import batch_scaled
 from leanthink.rl.config import DeepCompressConfig
 from leanthink.rl.data import check_answers
+from leanthink.rl.log_probs import left_aligned
 from leanthink.rl.micro_batches import by_length, is_text
 from leanthink.rl.rollouts import EngineRollouts, check_whole
 from leanthink.rl.trl_reward import DeepCompressReward, Grader, Scored
+from leanthink.sdpa import for_any_length
 
 TRL = SpecifierSet(">=1.16,<1.17")
+BY_TOKENS = ("dapo", "cispo", "vespo")  # losses that are divided by the tokens of the whole update
 Row = dict[str, Tensor]
 OnScored = Callable[[int, int, Scored], None]
 
@@ -55,9 +57,9 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
 
     Dynamic sampling: a generation batch is scored, its groups that are all right or all wrong are dropped, and whole
     batches of other prompts are generated until as many groups as the batch holds are left, in at most `max_rounds`
-    rounds. Statistics are of all prompts of a round, before any is dropped. What is then still missing is filled up
-    with dropped groups whose advantages are 0 and whose tokens do not count in the loss: the update is that of a
-    smaller batch.
+    rounds, each of `oversample` times as many prompts. Statistics are of all prompts of a round, before any is dropped.
+    What is then still missing is filled up with dropped groups whose advantages are 0 and whose tokens do not count in
+    the loss: the update is that of a smaller batch.
     The other prompts are drawn from the whole data set, by seed, step and round.
 
     Args:
@@ -103,14 +105,13 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
             alpha=args.alpha,
             decay=args.decay,
             start=args.start,
-            keep_mastered=args.keep_mastered,
+            keep_mastered=args.mastered_weight > 0,
             buffer=args.buffer,
             factor=args.overlong_factor,
             think_tags=args.think_tags,
             **chosen,
         )
         self.on_scored = on_scored
-        self._all_rewards = torch.empty(0, 0)  # of the latest generation batch, all ranks: [responses, functions]
         rollouts = None
         if args.rollouts == "engine":
             rollouts = EngineRollouts(  # before adapters are put in: a predictor knows its model by the plain weights
@@ -132,7 +133,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         if rollouts is not None:
             check_whole(self)
             self.rollout_func = rollouts
-        self.reward.attach(self)
+        self.reward.attach(self, bounded=True)
         check_template(self.processing_class, train_dataset[0]["prompt"], args)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -141,10 +142,6 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
             return sampler
         return _SeededByEpoch(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
 
-    def _calculate_rewards(self, *arguments: Any) -> Tensor:
-        self._all_rewards = super()._calculate_rewards(*arguments)
-        return self._all_rewards
-
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         before: Any = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
@@ -152,8 +149,46 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         # The loss bnpo is a mean of each micro-batch: which responses are together decides the update.
         if not self.model.training or made is before or self.loss_type == "bnpo" or not is_text(made[0]):
             return inputs
-        self._buffered_inputs: Any = by_length(made, self.args.gradient_accumulation_steps)
+        even = self.loss_type not in BY_TOKENS
+        self._buffered_inputs: Any = by_length(made, self.args.gradient_accumulation_steps, even=even)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def training_step(self, *arguments: Any) -> Tensor:
+        """Forward and backward pass of a micro-batch, whose length is its own."""
+        with for_any_length():
+            loss: Tensor = super().training_step(*arguments)
+        return loss
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **others: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """TRL's, of rows moved to the left; images and routed experts, which need the mask, go TRL's own way."""
+        if compute_aux_loss or any(value is not None for value in others.values()):
+            settings = {"compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss, **others}
+            found: tuple[Tensor, Tensor | None, Tensor | None] = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, **settings
+            )
+            return found
+        size = batch_size or len(input_ids)
+        log_probs: list[Tensor] = []
+        entropies: list[Tensor] = []
+        for first in range(0, len(input_ids), size):
+            chunk = slice(first, first + size)
+            rows = left_aligned(input_ids[chunk], attention_mask[chunk], logits_to_keep)
+            with self.accelerator.autocast():
+                output = model(input_ids=rows.ids_NW, labels=rows.labels_NW, fused_lm_head=True)
+            # What is returned of a token stands one column before it; the first one is never scored.
+            log_probs.append(rows.back(pad(output.log_probs, (1, 0)))[:, -logits_to_keep:])
+            entropies.append(rows.back(pad(output.entropy, (1, 0)))[:, -logits_to_keep:])
+        return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """The full batch, and how long it took to generate and judge it."""
@@ -166,16 +201,14 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
     def _full_batch(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's, until the batch is full; on every rank equally often, as all ranks look at the same verdicts."""
         args, size = self.args, len(inputs)
-        if not self.model.training or not (args.dynamic_sampling or args.keep_mastered):
+        if not self.model.training or not (args.dynamic_sampling or args.mastered_weight):
             plain: dict[str, Any] = super()._generate_and_score_completions(inputs)
             self._report(0)
             return self._weighed(plain)
         wanted = args.generation_batch_size
         kept: list[Row] = []  # of all ranks, group after group
         for number in range(args.max_rounds if args.dynamic_sampling else 1):
-            output = super()._generate_and_score_completions(
-                inputs if number == 0 else self._other_inputs(number, size)
-            )
+            output = super()._generate_and_score_completions(self._round_inputs(number, inputs))
             self._report(number)
             teaching, others = self._sorted_rows(output)
             kept += gather_object(teaching)
@@ -184,7 +217,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         fillers = [] if len(kept) >= wanted else gather_object(others)[: wanted - len(kept)]
         logged = self._metrics["train"]
         logged["dynamic_sampling/rounds"].append(number + 1)
-        logged["dynamic_sampling/kept"].append(len(kept) / (wanted * (number + 1)))
+        logged["dynamic_sampling/kept"].append(len(kept) / (wanted * args.oversample * (number + 1)))
         logged["dynamic_sampling/filled"].append(len(fillers) / wanted)
         return self._weighed(self._batch(kept[:wanted], fillers, size))
 
@@ -192,51 +225,53 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         if self.on_scored is not None and self.model.training and self.reward.scored is not None:
             self.on_scored(self.state.global_step, number, self.reward.scored)
 
-    def _other_inputs(self, number: int, size: int) -> list[dict[str, Any]]:
-        """This rank's part of another generation batch, the same for the same seed, step and round."""
+    def _round_inputs(self, number: int, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """This rank's part of the prompts of a round; those of the first one begin with the batch itself.
+
+        The others are the same for the same seed, step and round, on any number of ranks.
+        """
+        size = self.args.oversample * len(inputs)
+        if number == 0 and size == len(inputs):
+            return inputs
+        given = gather_object(inputs) if number == 0 else []
         digest = hashlib.sha256(f"{self.args.seed}/{self.state.global_step}/{number}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:6]))
         drawn = torch.randperm(len(self.train_dataset), generator=generator).tolist()
+        missing = range(self.args.oversample * self.args.generation_batch_size - len(given))
+        others = [drawn[row // self.num_generations % len(drawn)] for row in missing]
         first = self.accelerator.process_index * size
-        return [self.train_dataset[drawn[row // self.num_generations]] for row in range(first, first + size)]
+        rows = [*given, *others][first : first + size]
+        return [self.train_dataset[row] if isinstance(row, int) else row for row in rows]
 
     def _sorted_rows(self, output: dict[str, Any]) -> tuple[list[Row], list[Row]]:
         """This rank's responses on the host: those of groups that teach something, and the others."""
         for name, value in output.items():
             if not isinstance(value, Tensor):
                 raise UsageError(f"dynamic sampling serves text alone, and this batch has {name!r}: switch it off")
-        scored = self.reward.scored
+        scored, weight = self.reward.scored, self.args.mastered_weight
         assert scored is not None
-        if self.args.dynamic_sampling:
-            teaches_B = scored.told_apart(mastered=self.args.keep_mastered)
-        else:
-            teaches_B = torch.ones(len(scored.beta_B), dtype=torch.bool)
+        teaches_B = scored.told_apart_B | (scored.mastered_B & (weight > 0)) | (not self.args.dynamic_sampling)
+        weight_B = torch.where(scored.mastered_B, weight, 1.0).float()
         columns = {name: value.cpu() for name, value in output.items() if value.dim()}
         size = len(columns["advantages"])
         first = self.accelerator.process_index * size
-        weighted = self._all_rewards * self.reward_weights.to(self._all_rewards.device)
-        total = weighted.nansum(dim=1).where(~weighted.isnan().all(dim=1), torch.nan)
-        columns["reward"] = total[first : first + size].cpu()
+        group_N = torch.arange(first, first + size) // self.num_generations
+        columns["advantages"] = columns["advantages"] * weight_B[group_N]
         sorted_rows: tuple[list[Row], list[Row]] = ([], [])
-        for i in range(size):
+        for i, teaches in enumerate(teaches_B[group_N].tolist()):
             row = {name: column[i].clone() for name, column in columns.items()}  # a view would travel as the whole
-            sorted_rows[0 if teaches_B[(first + i) // self.num_generations] else 1].append(row)
+            sorted_rows[0 if teaches else 1].append(row)
         return sorted_rows
 
     def _batch(self, kept: list[Row], fillers: list[Row], size: int) -> dict[str, Any]:
         """This rank's part of the full batch, as TRL's method returns it."""
         device = self.accelerator.device
-        if self.args.keep_mastered and kept:
-            rewards_BG = torch.stack([row["reward"] for row in kept]).view(-1, self.num_generations)
-            scaled = batch_scaled(rewards_BG, self.args.advantage_floor).flatten()
-            kept = [{**row, "advantages": advantage} for row, advantage in zip(kept, scaled, strict=True)]
         tokens = sum(int(row["completion_mask"].sum()) for row in kept)
         silent = [{**row, "advantages": torch.zeros_like(row["advantages"])} for row in fillers]
         first = self.accelerator.process_index * size
         own = [*kept, *silent][first : first + size]
         pad_id = self.processing_class.pad_token_id
-        names = [name for name in own[0] if name != "reward"]
-        batch = {name: _stacked(name, [row[name] for row in own], pad_id).to(device) for name in names}
+        batch = {name: _stacked(name, [row[name] for row in own], pad_id).to(device) for name in own[0]}
         return {**batch, "num_items_in_batch": torch.tensor(tokens, device=device)}
 
     def _weighed(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -69,10 +69,16 @@ class Scored:
     observed: float
     average: float
 
-    def told_apart(self, *, mastered: bool = False) -> Tensor:
-        """Which groups are neither all right nor all wrong, [B] bool; with `mastered`, those all right count too."""
+    @property
+    def told_apart_B(self) -> Tensor:
+        """Which groups are neither all right nor all wrong."""
         ratio_B = pass_ratio(self.correct_BG)
-        return (ratio_B > 0) & ((ratio_B < 1) | mastered)
+        return (ratio_B > 0) & (ratio_B < 1)
+
+    @property
+    def mastered_B(self) -> Tensor:
+        """Which groups are all right."""
+        return pass_ratio(self.correct_BG) == 1
 
 
 class DeepCompressReward:
@@ -87,8 +93,8 @@ class DeepCompressReward:
         alpha: the largest length reward.
         decay: λ of the moving average; 0 for the batch's own ratio.
         start: the average before the first batch; "observed": it begins at the first batch's ratio. Published: 1.0.
-        keep_mastered: groups that are all right get a length reward too. Not as published, and only for advantages
-            that are scaled by the batch.
+        keep_mastered: groups that are all right get a length reward too. Not as published, and only where their
+            advantages are bounded: see `check_bounded`.
         buffer: tokens before `max_length` over which the penalty grows; None for no penalty.
         factor: the penalty at `max_length`.
         think_tags: whether a thought must be closed; False grades the whole text of a model without think tags.
@@ -121,9 +127,12 @@ class DeepCompressReward:
         self._trainer: Any = None
         self._score(torch.ones(1, 2), torch.ones(1, 2), 0.5)  # refuses what the pure functions refuse, before a rollout
 
-    def attach(self, trainer: Any) -> None:
-        """Belong to this GRPOTrainer. Raises UsageError as of `check_scale`."""
-        check_scale(keep_mastered=self.keep_mastered, scale_rewards=trainer.scale_rewards)
+    def attach(self, trainer: Any, *, bounded: bool = False) -> None:
+        """Belong to this GRPOTrainer, which may bound the advantages of mastered groups by itself.
+
+        Raises UsageError as of `check_bounded`.
+        """
+        check_bounded(keep_mastered=self.keep_mastered, bounded=bounded, scale_rewards=trainer.scale_rewards)
         self._trainer = trainer
 
     def __getstate__(self) -> dict[str, Any]:
@@ -239,12 +248,13 @@ def check_settings(*, rule: str, decay: float, start: float | str) -> None:
         raise UsageError(f'start={start!r}: the average starts at a number from 0 to 1, or at "observed"')
 
 
-def check_scale(*, keep_mastered: bool, scale_rewards: str) -> None:
+def check_bounded(*, keep_mastered: bool, bounded: bool, scale_rewards: str) -> None:
     """Raise UsageError if advantages are scaled in a way that blows up what `keep_mastered` keeps."""
-    if keep_mastered and scale_rewards != "batch":
+    if keep_mastered and not bounded and scale_rewards != "batch":
         raise UsageError(
             f"keep_mastered with scale_rewards={scale_rewards!r}: divided by its own group's deviation, the length "
-            'signal of a group that is all right would count as much as correctness; give scale_rewards="batch"'
+            "signal of a group that is all right would count as much as correctness; give "
+            'scale_rewards="batch", or train with DeepCompressTrainer and mastered_weight'
         )
 
 

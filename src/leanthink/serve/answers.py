@@ -66,7 +66,6 @@ class Answer:
         kind = ChatChoice if chat else TextChoice
         self._choices: list[Choice] = [kind(request, tokenizer, tags) for request in requests]
         self._generated = [0] * len(requests)
-        self._horizons = [getattr(getattr(request.policy, "predictor", None), "horizons", ()) for request in requests]
         self.id = ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12)
         self._head = {"created": int(time.time()), "model": model}
         self.completions: dict[int, Completion] = {}
@@ -153,7 +152,7 @@ class Answer:
             "prompt_tokens": len(request.prompt_ids),
             "policy": request.policy.name,
             "budget": None if budget is None else {name: getattr(budget, name) for name in names},
-            "horizons": list(self._horizons[index]),
+            "horizons": list(request.policy.horizons),
         }
 
     def _events(self, index: int, step: Step) -> Document:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -20,8 +19,8 @@ from leanthink.serve.guard import Guard
 from leanthink.serve.refusals import Refusal, of_validation
 from leanthink.serve.schema import ChatBody, ChatDocument, FaultDocument, ModelCard, ModelList, TextBody, TextDocument
 from leanthink.serve.service import Service
+from leanthink.view import PAGE
 
-VIEWER = Path(leanthink.__file__).parent / "viewer"
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": FaultDocument}, "5XX": {"model": FaultDocument}}
 
 
@@ -32,8 +31,7 @@ def make_app(service: Service) -> ASGIApp:
     _add_models(app, service)
     _add_completions(app, service)
     _add_states(app, service)
-    if (VIEWER / "index.html").is_file():
-        app.mount("/viewer", StaticFiles(directory=VIEWER, html=True), name="viewer")
+    app.mount("/viewer", StaticFiles(directory=PAGE, html=True), name="viewer")
     settings = service.settings
     paths = [path for route in app.routes if (path := getattr(route, "path", None))]
     return Guard(app, keys=settings.keys, max_body_bytes=settings.max_body_bytes, metrics=service.metrics, paths=paths)

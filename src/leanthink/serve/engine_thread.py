@@ -133,6 +133,6 @@ class EngineThread:
             running=len(engine.feeding) + n,
             slots_held=int(engine.cache.host_lengths[:n].sum()),
             slots_reserved=engine.cache.arena.used,
-            slots_of_full=int(engine.cache.host_prompts[:n].sum()) + generated - n,
+            slots_of_full=sum(len(request.prompt_ids) for request in engine.seats.requests) + generated - n,
             evictions=engine.evictions,
         )

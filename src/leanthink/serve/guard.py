@@ -20,15 +20,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from leanthink.serve.logs import log
 from leanthink.serve.metrics import Metrics
 from leanthink.serve.refusals import Refusal
+from leanthink.view import HEADERS
 
 FACTS = "leanthink.facts"  # where in a request's scope whoever answers it leaves what the log shall say
 DRAINED_BYTES = 2**28  # of a body that is too large: read and dropped, so that its sender gets to read the refusal
 DRAIN_SECONDS = 5.0
-VIEWER_HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "referrer-policy": "no-referrer",
-}
 
 
 def may_enter(given: str, keys: Sequence[str]) -> bool:
@@ -126,7 +122,7 @@ class Guard:
                 headers = MutableHeaders(raw=message["headers"])
                 headers["x-request-id"], headers["x-content-type-options"] = request.id, "nosniff"
                 if request.scope["path"].startswith("/viewer"):
-                    headers.update(VIEWER_HEADERS)
+                    headers.update(HEADERS)
             await send(message)
 
         return marked

@@ -39,7 +39,7 @@ class Reader:
         self._vocabulary: int = model.config.vocab_size
         self.policies: dict[str, Policy] = {}
         self._missing: dict[str, str] = {}  # policies that this model cannot have, and why
-        maker = PolicyMaker(model)
+        maker = PolicyMaker(model, self.tokenizer)
         for name, kind in POLICIES.items():
             try:
                 self.policies[name] = maker.make(name, settings.predictor if kind.target is not None else None)

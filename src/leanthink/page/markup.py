@@ -1,4 +1,4 @@
-"""The pieces of HTML that the page of `leanthink train --report` is put together from, and its style."""
+"""The pieces of HTML that reports are put together from, and their style."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ def escaped(text: str) -> str:
     return text if isinstance(text, Markup) else html.escape(text)
 
 
-def run_name(index: int, name: str) -> Markup:
-    """A run's name in the colour of its lines."""
-    return Markup(f'<span class="run" style="--own: var(--run-{index})">{html.escape(name)}</span>')
+def run_name(index: int, name: str, symbol: str = "●") -> Markup:
+    """A name in the colour of its lines, after the symbol of its points."""
+    own = f"--own: var(--run-{index}); --symbol: '{symbol} '"
+    return Markup(f'<span class="run" style="{own}">{html.escape(name)}</span>')
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> Markup:
@@ -39,10 +40,10 @@ def section(title: str, note: str, *parts: Markup, folded: bool = False) -> Mark
     return Markup(f"<section><h2>{escaped(title)}</h2>{inside}</section>")
 
 
-def figures(drawn: Mapping[str, Markup]) -> Markup:
-    """Plots by their titles, as many in a row as there is room for."""
+def figures(drawn: Mapping[str, Markup], *, large: bool = False) -> Markup:
+    """Plots by their titles, as many in a row as there is room for; `large` ones are two in a row at most."""
     found = "".join(f"<figure><figcaption>{escaped(title)}</figcaption>{svg}</figure>" for title, svg in drawn.items())
-    return Markup(f'<div class="plots">{found}</div>')
+    return Markup(f'<div class="plots{" large" if large else ""}">{found}</div>')
 
 
 def _colors(colors: Sequence[str]) -> str:
@@ -59,13 +60,15 @@ body {{ margin: 0 auto; max-width: 76rem; padding: 1rem; color: var(--ink); back
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin: 2rem 0 .3rem; }} section section h2 {{ font-size: 1rem; }}
 p {{ margin: .3rem 0; max-width: 60rem; font-size: .9rem; }}
 .plots {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(17rem, 100%), 1fr)); gap: .5rem 1rem; }}
+.large {{ grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); }}
 figure {{ margin: 0; }} figcaption {{ font-size: .9rem; }} svg {{ width: 100%; height: auto; display: block; }}
-.wide {{ overflow-x: auto; }}
+.wide {{ overflow-x: auto; margin: .8rem 0; }}
 table {{ border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .15rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }}
-td {{ white-space: nowrap; }} tr > th:first-child {{ text-align: left; }}
+td {{ white-space: nowrap; }} tr > th:first-child {{ text-align: left; white-space: nowrap; }}
+.words th:first-child {{ white-space: normal; }}
 .words td, .words thead th {{ text-align: left; white-space: normal; overflow-wrap: anywhere; }}
-.run {{ white-space: nowrap; }} .run::before {{ content: "● "; color: var(--own); }}
+.run {{ white-space: nowrap; }} .run::before {{ content: var(--symbol); color: var(--own); }}
 .names {{ position: sticky; top: 0; background: var(--paper); padding: .3rem 0; display: flex; flex-wrap: wrap;
   gap: 0 1.2rem; }}
 summary {{ cursor: pointer; margin: .6rem 0; }}

@@ -1,0 +1,233 @@
+"""`leanthink eval`: a model's answers under policies and budgets on benchmarks, with nothing lost and nothing twice."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leanthink.cli import options
+from leanthink.cli.collect import MaxRows, Tasks
+from leanthink.cli.evaluate_plan import (
+    Slots,
+    Sources,
+    make_policies,
+    make_slots,
+    predictor_digests,
+    predictor_files,
+)
+from leanthink.cli.help import help_text, option
+from leanthink.cli.output import print_json, say
+from leanthink.errors import UsageError
+
+if TYPE_CHECKING:
+    from leanthink.budget import Budget
+    from leanthink.eval.cells import Cell
+    from leanthink.eval.outcomes import Outcomes
+    from leanthink.eval.records import RunFolder
+    from leanthink.eval.run import Setup
+    from leanthink.policies import Policy
+
+EXAMPLES = (
+    "leanthink eval --tasks sums --levels 3 --count 4 --policies full,horizon --budgets 128 --out runs/tiny",
+    "leanthink eval --model MODEL --benchmarks math-500 --budgets 1024,2048 --samples 4 --temperature 0.6 --out runs/m",
+    "leanthink eval --problems mine.jsonl --ratios 2.8,4.3 --out runs/mine",
+)
+Benchmarks = Annotated[
+    str | None, option("--benchmarks", about="Public data sets; NAME=FOLDER for a local copy.", metavar="A,B,...")
+]
+Problems = Annotated[
+    list[Path] | None, option("--problems", about="JSONL file of id, problem, answer; may be repeated.", metavar="FILE")
+]
+Tolerance = Annotated[
+    float, option("--tolerance", about="Of numbers in those files: a share of the gold.", default=0.0, metavar="SHARE")
+]
+Levels = Annotated[str, option("--levels", about="Levels of the tasks.", default="1,2,3,4,5", metavar="1,2,...")]
+Gym = Annotated[str | None, option("--gym", about="Families of reasoning-gym, an extra.", metavar="A,B,...")]
+Count = Annotated[int, option("--count", about="Problems for each family and level, or gym family.", default=8)]
+Split = Annotated[str, option("--split", about="held-out or train, for the tasks.", default="held-out")]
+Limit = Annotated[int | None, option("--limit", about="Only so many problems from the head of each benchmark.")]
+Instruction = Annotated[
+    str | None, option("--instruction", about="Text put after each problem.", default="the benchmark's", metavar="TEXT")
+]
+Policies = Annotated[
+    str, option("--policies", about="What is compared; full is the baseline.", default="full,horizon", metavar="A,...")
+]
+Budgets = Annotated[str | None, option("--budgets", about="Thought slots that stay.", default=256, metavar="N,...")]
+Ratios = Annotated[
+    str | None,
+    option("--ratios", about="Instead: mean full thought by budget + interval.", metavar="R,..."),
+]
+PredictorFiles = Annotated[
+    list[str] | None,
+    option("--predictor", about="Fitted predictor, POLICY=FILE or FILE; may be repeated.",
+           default="the one shipped with the model", metavar="FILE"),
+]  # fmt: skip
+Samples = Annotated[int, option("--samples", about="Answers to each problem.", default=1)]
+Together = Annotated[bool, option("--together", about="All cells in one batch: faster on a GPU, without wall times.")]
+Out = Annotated[Path, option("--out", about="Folder of the run; an unfinished one is gone on with.", metavar="FOLDER")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("eval", help=help_text("Evaluate policies and budgets on benchmarks, resumably.", EXAMPLES))(command)
+
+
+def command(
+    out: Out,
+    model: options.Model = "tiny",
+    benchmarks: Benchmarks = None,
+    problems: Problems = None,
+    tolerance: Tolerance = 0.0,
+    tasks: Tasks = None,
+    levels: Levels = "1,2,3,4,5",
+    gym: Gym = None,
+    count: Count = 8,
+    split: Split = "held-out",
+    limit: Limit = None,
+    instruction: Instruction = None,
+    policies: Policies = "full,horizon",
+    budgets: Budgets = None,
+    ratios: Ratios = None,
+    window: options.Window = None,
+    interval: options.Interval = None,
+    answer: options.Answer = None,
+    predictor: PredictorFiles = None,
+    samples: Samples = 1,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    seed: options.Seed = None,
+    max_rows: MaxRows = 64,
+    together: Together = False,
+    overwrite: options.Overwrite = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check all that can be checked without the model, then load it, and make what the run still lacks."""
+    slots = make_slots(policies, budgets, ratios, window=window, interval=interval, answer=answer)
+    if samples < 1 or max_rows < 1:
+        raise UsageError(f"--samples {samples}, --max-rows {max_rows}: must be 1 or more")
+    if samples > 1 and not temperature:
+        raise UsageError(f"--samples {samples} at temperature 0 would be {samples} times the same: give --temperature")
+    files = predictor_files(predictor or [], slots.policies)
+    sampling = options.make_sampling(
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_new_tokens=max_new_tokens, seed=seed
+    )
+    sources = Sources(
+        benchmarks=benchmarks,
+        problems=problems or [],
+        tolerance=tolerance,
+        tasks=tasks,
+        levels=levels,
+        gym=gym,
+        count=count,
+        split=split,
+        seed=seed or 0,
+        limit=limit,
+        instruction=instruction,
+    )
+    chosen = sources.read()
+    loaded, tokenizer = options.load_model(model, device, dtype)
+    from leanthink.bench.birth import certificate
+    from leanthink.cli.progress import ProgressBar
+    from leanthink.eval.records import RunFolder
+    from leanthink.eval.run import Setup, finish
+
+    made = make_policies(loaded, tokenizer, slots.policies, files)
+    settings = {"model": model, "samples": samples, "sampling": asdict(sampling), **_settings(loaded, slots, made)}
+    words = " ".join(["leanthink", *sys.argv[1:]])
+    about = {name: benchmark.about for name, benchmark in chosen.items()}
+    requests = sum(slots.cells * samples * len(benchmark.problems) for benchmark in chosen.values())
+    with (
+        RunFolder(out, settings, about, certificate(str(loaded.device), words), overwrite=overwrite) as folder,
+        ProgressBar(requests) as progress,
+    ):
+        setup = Setup(
+            model=loaded,
+            tokenizer=tokenizer,
+            benchmarks=chosen,
+            policies=made,
+            samples=samples,
+            sampling=sampling,
+            max_rows=max_rows,
+            progress=progress,
+        )
+        try:
+            cells = _complete(setup, folder, slots, together=together)
+        except KeyboardInterrupt:
+            say(f"{out} holds every answer that was finished; the same command goes on with the rest")
+            raise
+        found = finish(setup, folder, cells)
+        header = folder.header
+    _print(found, header, out, as_json=as_json)
+
+
+def _settings(model: Any, slots: Slots, policies: dict[str, Policy]) -> dict[str, Any]:
+    """What else decides the records of a run, for its header."""
+    from leanthink.importance.fingerprint import fingerprint
+
+    return {
+        "fingerprint": fingerprint(model),
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "policies": slots.policies,
+        "budgets": [asdict(budget) for budget in slots.budgets],
+        "ratios": slots.ratios,
+        "slots": slots.others,
+        "predictors": predictor_digests(policies),
+    }
+
+
+def _complete(setup: Setup, folder: RunFolder, slots: Slots, *, together: bool) -> list[Cell]:
+    """All cells, finished: those of the full cache first, because the ratios are of its thoughts."""
+    from leanthink.eval.cells import FULL, Cell, budget_at_ratio, cells_of
+    from leanthink.eval.run import complete, mean_thought
+
+    full = {name: Cell(benchmark=name, policy=FULL, budget=None) for name in setup.benchmarks}
+    first = list(full.values()) if FULL in slots.policies else []
+    complete(setup, folder, first, together=together)
+    rest: list[Cell] = []
+    for name in setup.benchmarks:
+        budgets: Sequence[Budget] = slots.budgets
+        if slots.ratios:
+            mean = mean_thought(setup, folder, full[name])
+            budgets = [budget_at_ratio(mean, ratio, **slots.others) for ratio in slots.ratios]
+            told = ", ".join(
+                f"{ratio:g}x: {b.slots}+{b.interval}" for ratio, b in zip(slots.ratios, budgets, strict=True)
+            )
+            say(f"{name}: mean full thought {mean:.0f} tokens; slots {told}")
+        rest += cells_of(name, slots.bounded, budgets)
+    complete(setup, folder, rest, together=together)
+    return [cell for name in setup.benchmarks for cell in [*first, *rest] if cell.benchmark == name]
+
+
+def _print(found: list[Outcomes], header: dict[str, Any], out: Path, *, as_json: bool) -> None:
+    """The table of a finished run."""
+    from leanthink.eval.compare import full_of
+    from leanthink.eval.metrics import metrics
+    from leanthink.eval.tables import COST_HEAD, accuracy_head, accuracy_row, aligned, cost_row
+
+    rows = [(one.cell, metrics(one, full_of(one, found))) for one in found]
+    if as_json:
+        cells = [{**cell.record, **row.record} for cell, row in rows]
+        print_json({"folder": str(out), "settings": header["settings"], "cells": cells})
+        return
+    samples = [header["settings"]["samples"]]
+    for name in header["benchmarks"]:
+        mine = [(cell, row) for cell, row in rows if cell.benchmark == name]
+        told = header["benchmarks"][name]
+        print(f"{name}: {told['problems']} problems x {samples[0]} ({told['source']})\n")
+        print(
+            aligned(accuracy_head(samples), [accuracy_row(cell.policy, cell, row, samples) for cell, row in mine]),
+            end="\n\n",
+        )
+        print(aligned(COST_HEAD, [cost_row(cell.policy, cell, row) for cell, row in mine]), end="\n\n")
+    print(f"{out / 'result.json'}; `leanthink compare {out}` makes the report")

@@ -1,0 +1,252 @@
+"""Finished runs beside each other: which differences are more than chance, and what is on the Pareto front.
+
+P problems
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanthink.errors import DamagedFile, UsageError
+from leanthink.eval.bootstrap import Estimate, estimate, holm, mean, p_values
+from leanthink.eval.cells import FULL
+from leanthink.eval.metrics import Metrics, growth, metrics
+from leanthink.eval.outcomes import Outcomes
+from leanthink.eval.records import RECORDS, RESULT
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One cell of one run.
+
+    Attributes:
+        label: what it is called, unique within a comparison.
+        run: name of its run.
+        outcomes, metrics: what came of it.
+    """
+
+    label: str
+    run: str
+    outcomes: Outcomes
+    metrics: Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """By how much the first entry is above the second, on the same problems.
+
+    Attributes:
+        first, second: their labels.
+        accuracy: difference of Pass@1.
+        growth: by what share the thoughts of the first are longer.
+        p: of the difference in accuracy, two-sided.
+        adjusted: that p by Holm's rule, over all differences of the comparison.
+    """
+
+    first: str
+    second: str
+    accuracy: Estimate
+    growth: Estimate
+    p: float
+    adjusted: float
+
+    @property
+    def is_significant(self) -> bool:
+        """At 5 %, for all comparisons together."""
+        return self.adjusted < SIGNIFICANT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All entries of one benchmark, and the differences between those that can be compared."""
+
+    benchmark: str
+    about: dict[str, Any]
+    entries: tuple[Entry, ...]
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """What `result.json` holds, and what the run is called beside others."""
+
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+    benchmarks: dict[str, Any]
+    births: list[dict[str, str]]
+    cells: tuple[Outcomes, ...]
+
+
+def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
+    """The runs of these folders, called by their folders' names, or by their paths where names are equal.
+
+    Raises:
+        UsageError: none, one twice, or one that is not there or not finished.
+        DamagedFile: a result that cannot be read.
+    """
+    if not folders:
+        raise UsageError("no run to compare: name at least one folder that `leanthink eval` wrote")
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) < len(resolved):
+        raise UsageError("a folder is given twice: name each run once")
+    names = [folder.name for folder in resolved]
+    alike = len(set(names)) < len(names)
+    return [_read(folder, str(folder) if alike else name) for folder, name in zip(folders, names, strict=True)]
+
+
+def _read(folder: Path, name: str) -> FinishedRun:
+    path = folder / RESULT
+    if not path.is_file():
+        unfinished = (folder / RECORDS).is_file()
+        cure = "is not finished: run the same `leanthink eval` again" if unfinished else "is no run of `leanthink eval`"
+        raise UsageError(f"{folder} {cure}")
+    try:
+        found = json.loads(path.read_text())
+        return FinishedRun(
+            name=name,
+            folder=folder,
+            settings=found["settings"],
+            benchmarks=found["benchmarks"],
+            births=found["births"],
+            cells=tuple(Outcomes.from_record(cell) for cell in found["cells"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(f"{path} cannot be read ({error!r}): evaluate again, or delete it and go on") from None
+
+
+def compare(runs: Sequence[FinishedRun]) -> list[Comparison]:
+    """Benchmark by benchmark, in the order in which the runs have them; p-values are adjusted over all of them.
+
+    Every policy is compared with the full cache of its model; policies of the same budget and interval with each
+    other; and with several runs the same policy at the same budget from run to run.
+
+    Raises:
+        UsageError: two runs asked different problems under one name.
+    """
+    _check_same_problems(runs)
+    names = list(dict.fromkeys(name for run in runs for name in run.benchmarks))
+    entries = {name: _entries(name, runs) for name in names}
+    pairs = {name: _pairs(entries[name]) for name in names}
+    tested = {
+        (name, *pair): p for name in names for pair, p in zip(_labels(pairs[name]), _p_values(pairs[name]), strict=True)
+    }
+    adjusted = holm(tested)
+    return [
+        Comparison(
+            benchmark=name,
+            about=next(run.benchmarks[name] for run in runs if name in run.benchmarks),
+            entries=tuple(entries[name]),
+            differences=tuple(
+                _difference(*pair, p=tested[name, *labels], adjusted=adjusted[name, *labels])
+                for pair, labels in zip(pairs[name], _labels(pairs[name]), strict=True)
+            ),
+        )
+        for name in names
+    ]
+
+
+def _labels(pairs: Sequence[tuple[Entry, Entry]]) -> list[tuple[str, str]]:
+    return [(one.label, other.label) for one, other in pairs]
+
+
+def full_of(found: Outcomes, others: Sequence[Outcomes]) -> Outcomes | None:
+    """The full cache on the same benchmark; None where it was not run."""
+    same = (one for one in others if one.cell.benchmark == found.cell.benchmark and one.cell.policy == FULL)
+    return next(same, None)
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Of each (cost, gain) whether no other point has at least its gain for less, or more gain for at most its cost."""
+    return [not any((c <= cost and g > gain) or (c < cost and g >= gain) for c, g in points) for cost, gain in points]
+
+
+def _check_same_problems(runs: Sequence[FinishedRun]) -> None:
+    first: dict[str, FinishedRun] = {}
+    for run in runs:
+        for name, about in run.benchmarks.items():
+            known = first.setdefault(name, run)
+            if known.benchmarks[name]["digest"] != about["digest"]:
+                raise UsageError(
+                    f"{known.folder} and {run.folder} asked different problems under the name {name}, or asked them "
+                    "in other words: only answers to the same prompts can be compared"
+                )
+
+
+def _entries(benchmark: str, runs: Sequence[FinishedRun]) -> list[Entry]:
+    several = len(runs) > 1
+    entries = []
+    for run in runs:
+        for cell in run.cells:
+            if cell.cell.benchmark == benchmark:
+                budget = cell.cell.budget
+                slots = "" if budget is None else f" {budget.slots}+{budget.interval}"
+                label = (f"{run.name}: " if several else "") + cell.cell.policy + slots
+                baseline = _baseline(run, cell, runs)
+                entries.append(Entry(label=label, run=run.name, outcomes=cell, metrics=metrics(cell, baseline)))
+    return entries
+
+
+def _baseline(run: FinishedRun, cell: Outcomes, runs: Sequence[FinishedRun]) -> Outcomes | None:
+    """The full cache of the same run, else of another run of the same model and sampling."""
+    alike = [other for other in runs if _answers_alike(other, run)]
+    for other in (run, *alike):
+        if (found := full_of(cell, other.cells)) is not None:
+            return found
+    return None
+
+
+def _answers_alike(one: FinishedRun, other: FinishedRun) -> bool:
+    names = ("fingerprint", "sampling", "dtype")
+    return all(one.settings[name] == other.settings[name] for name in names)
+
+
+def _pairs(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
+    """Those that can be compared: with the full cache, at one budget, or of one policy and budget in two runs."""
+    pairs = []
+    for one, other in combinations(entries, 2):
+        policies = one.outcomes.cell.policy, other.outcomes.cell.policy
+        alike = policies[0] == policies[1]
+        if one.run != other.run and not alike:
+            continue
+        if FULL in policies and not alike:
+            pairs.append((other, one) if policies[0] == FULL else (one, other))
+        elif _most_thought(one) == _most_thought(other):
+            pairs.append((one, other))
+    return pairs
+
+
+def _most_thought(entry: Entry) -> int | None:
+    budget = entry.outcomes.cell.budget
+    return None if budget is None else budget.slots + budget.interval
+
+
+def _gains_P(one: Entry, other: Entry) -> Tensor:
+    """Per problem the difference in accuracy, mean over samples."""
+    return one.outcomes.column("right") - other.outcomes.column("right")
+
+
+def _p_values(pairs: Sequence[tuple[Entry, Entry]]) -> list[float]:
+    return p_values(torch.stack([_gains_P(*pair) for pair in pairs])) if pairs else []
+
+
+def _difference(one: Entry, other: Entry, *, p: float, adjusted: float) -> Difference:
+    problems = one.outcomes.problems
+    return Difference(
+        first=one.label,
+        second=other.label,
+        accuracy=estimate(mean(_gains_P(one, other)), problems),
+        growth=estimate(growth(one.outcomes, other.outcomes), problems),
+        p=p,
+        adjusted=adjusted,
+    )

@@ -1,0 +1,227 @@
+"""The folder of an evaluation: a header that a resumed run must match, and one line for each finished request.
+
+run.json        settings, benchmarks, and a birth certificate for each time it was started
+records.jsonl   append-only; a last line that was cut off is dropped when it is opened again
+result.json     written when all is done: per problem, what `leanthink compare` reads
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from leanthink.errors import DamagedFile, UsageError
+from leanthink.jsonl import drop_cut_off_line
+
+VERSION = 1
+RUN, RECORDS, RESULT = "run.json", "records.jsonl", "result.json"
+Key = tuple[str, str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One finished request of a cell.
+
+    Attributes:
+        cell: name of the cell.
+        id, sample: which problem, and which of its samples.
+        seed: of its sampling.
+        right: whether the answer is the gold.
+        finished: it ended by itself, not at a limit.
+        vote: what it says the answer is, in a form in which equal numbers and texts are equal; None: nothing.
+        answer: the text after the thought.
+        prompt_tokens, thought_tokens, answer_tokens: counts.
+        peak_slots, kept_slots: slots at the fullest moment and at the end, prompt included.
+        slot_steps: slots held at each step, added up.
+        evictions: how many.
+        peak_kv_bytes: bytes of the keys and values in `peak_slots`.
+        start: how many times the run had been started before.
+        seconds: since its cell was started after this start; None where several cells ran at a time.
+    """
+
+    cell: str
+    id: str
+    sample: int
+    seed: int
+    right: bool
+    finished: bool
+    vote: str | None
+    answer: str
+    prompt_tokens: int
+    thought_tokens: int
+    answer_tokens: int
+    peak_slots: int
+    kept_slots: int
+    slot_steps: int
+    evictions: int
+    peak_kv_bytes: int
+    start: int
+    seconds: float | None
+
+    @property
+    def key(self) -> Key:
+        """What it is known by: no two records of a run have the same."""
+        return (self.cell, self.id, self.sample)
+
+
+_NAMES = {field.name for field in fields(Record)}
+
+
+def from_line(line: bytes) -> Record:
+    """A record from its line. Raises UsageError for anything else."""
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"not a line of JSON ({error})") from None
+    if not isinstance(found, dict) or set(found) != _NAMES:
+        raise UsageError("not a record of an evaluation of this version")
+    return Record(**found)
+
+
+class RunFolder:
+    """An open run: what is done, and the file that the rest is appended to. Use as a context manager.
+
+    Args:
+        folder: where; made if it is not there.
+        settings: all that decides the records; what was started with others is refused.
+        benchmarks: what a header says of each, by name.
+        birth: this start's birth certificate.
+        overwrite: drop what is there.
+
+    Raises:
+        UsageError: the folder has another run, another process writes to it, or it has files that are no run.
+        DamagedFile: a line before the last cannot be read, or is there twice.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        benchmarks: Mapping[str, Any],
+        birth: Mapping[str, str],
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / RECORDS).open("ab")
+        try:
+            _lock(self._file.fileno(), folder)
+            self.header = self._start(settings, benchmarks, birth, overwrite)
+            self.done = {record.key: record for record in _read_records(folder / RECORDS)}
+        except BaseException:
+            self._file.close()
+            raise
+        self.start = len(self.header["births"]) - 1
+
+    def _start(
+        self, settings: Mapping[str, Any], benchmarks: Mapping[str, Any], birth: Mapping[str, str], overwrite: bool
+    ) -> dict[str, Any]:
+        """The header, written before the first record."""
+        fresh: dict[str, Any] = {"eval": VERSION, "settings": dict(settings), "benchmarks": dict(benchmarks)}
+        fresh = json.loads(json.dumps(fresh, allow_nan=False))  # as it will be read: tuples are lists
+        path = self.path / RUN
+        if overwrite:
+            (self.path / RESULT).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            self._file.truncate(0)
+        births = []
+        if path.exists():
+            known = read_header(self.path)
+            _refuse_other(known, fresh, self.path)
+            births = known["births"]
+        elif (self.path / RECORDS).stat().st_size:
+            raise UsageError(f"{self.path} has records and no {RUN}: give another folder, or --overwrite")
+        fresh["births"] = [*births, dict(birth)]
+        write_json(path, fresh, indent=1)
+        return fresh
+
+    def write(self, record: Record) -> None:
+        """Append one record; it is on the disk when this returns."""
+        assert record.key not in self.done, record.key
+        self._file.write(json.dumps(asdict(record), allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.done[record.key] = record
+
+    def of_cell(self, name: str) -> list[Record]:
+        """The records of a cell."""
+        return [record for record in self.done.values() if record.cell == name]
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """The header of a run. Raises DamagedFile."""
+    path = folder / RUN
+    try:
+        header = json.loads(path.read_text())
+        version = header["eval"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(
+            f"{path} is no header of an evaluation ({error}): give another folder, or --overwrite"
+        ) from None
+    if version != VERSION:
+        raise DamagedFile(f"{path} is of version {version!r}, this LeanThink reads {VERSION}: evaluate again")
+    assert isinstance(header, dict)
+    return header
+
+
+def write_json(path: Path, document: Any, *, indent: int | None = None) -> None:
+    """Write a whole file or none: a killed process leaves the old one."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(document, indent=indent, allow_nan=False) + "\n")
+    os.replace(draft, path)
+
+
+def _lock(file: int, folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"another process writes to {folder}: wait for it, or give another folder") from None
+
+
+def _read_records(path: Path) -> list[Record]:
+    drop_cut_off_line(path, from_line)
+    records: dict[Key, Record] = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = from_line(line)
+            except UsageError as error:
+                raise DamagedFile(f"{path}, line {number}: {error}") from None
+            if record.key in records:
+                raise DamagedFile(f"{path}, line {number}: {record.cell}, {record.id}#{record.sample} is there twice")
+            records[record.key] = record
+    return list(records.values())
+
+
+def _refuse_other(known: Mapping[str, Any], fresh: Mapping[str, Any], folder: Path) -> None:
+    """Raise UsageError, naming what differs, unless both headers ask for the same."""
+    differing = [
+        f"{name}: {_shown(known[part].get(name))} there, {_shown(fresh[part].get(name))} asked for"
+        for part in ("settings", "benchmarks")
+        for name in sorted({*known[part], *fresh[part]})
+        if known[part].get(name) != fresh[part].get(name)
+    ]
+    if differing:
+        raise UsageError(
+            f"{folder} holds a run with other settings ({'; '.join(differing)}): "
+            "give the same ones to go on with it, another --out, or --overwrite"
+        )
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else json.dumps(value)

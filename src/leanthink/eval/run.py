@@ -1,0 +1,197 @@
+"""Generates and grades what a run still lacks, cell by cell, and writes down each answer as it finishes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+from leanthink.completion import Completion
+from leanthink.eval.cells import Benchmark, Cell
+from leanthink.eval.grading import answer_section, given_answer, is_solved
+from leanthink.eval.judge import MOST_WORKERS
+from leanthink.eval.literals import as_number, plain
+from leanthink.eval.outcomes import Outcomes, outcomes
+from leanthink.eval.problems import Problem
+from leanthink.eval.records import RESULT, Record, RunFolder, write_json
+from leanthink.generate import generate
+from leanthink.load import think_tags
+from leanthink.policies import Policy
+from leanthink.request import encode_prompt
+from leanthink.sampling import Sampling
+from leanthink.trace import request_seed
+
+
+class Progress(Protocol):
+    """Hears of every record: those that an earlier start wrote, and those that are written now."""
+
+    def skip(self, what: str, count: int) -> None:
+        """So many of a cell were there."""
+
+    def advance(self, what: str) -> None:
+        """One more of a cell is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all cells of a run have in common.
+
+    Attributes:
+        model, tokenizer: as for `leanthink.generate`.
+        benchmarks: by name.
+        policies: by name, with their predictors.
+        samples: answers to each problem.
+        sampling: how tokens are picked; its seed is that of the whole run.
+        max_rows: most requests at a time.
+        progress: told of every record.
+    """
+
+    model: Any
+    tokenizer: Any
+    benchmarks: Mapping[str, Benchmark]
+    policies: Mapping[str, Policy]
+    samples: int
+    sampling: Sampling
+    max_rows: int
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One request that is still to be made."""
+
+    cell: Cell
+    problem: Problem
+    sample: int
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+
+
+def complete(setup: Setup, folder: RunFolder, cells: Iterable[Cell], *, together: bool = False) -> None:
+    """Make the records that these cells lack: each cell in an engine run of its own, or all of them `together`.
+
+    Every request has its own seed, from the run's seed, the problem and the sample, the same in every cell: a run that
+    was killed and goes on generates what it would have generated.
+    """
+    wanted = list(cells)
+    for group in [wanted] if together else [[cell] for cell in wanted]:
+        jobs = [job for cell in group for job in _jobs(setup, cell, folder)]
+        if jobs:
+            _generate(setup, folder, jobs, alone=len(group) == 1)
+
+
+def finish(setup: Setup, folder: RunFolder, cells: Iterable[Cell]) -> list[Outcomes]:
+    """Write `result.json`, and return what is in it, once every record of these cells is there."""
+    found = [outcomes(cell, _ids(setup, cell), setup.samples, folder.of_cell(cell.name)) for cell in cells]
+    benchmarks = {
+        name: {**folder.header["benchmarks"][name], "ids": [problem.id for problem in benchmark.problems]}
+        for name, benchmark in setup.benchmarks.items()
+    }
+    write_json(
+        folder.path / RESULT, {**folder.header, "benchmarks": benchmarks, "cells": [one.record for one in found]}
+    )
+    return found
+
+
+def mean_thought(setup: Setup, folder: RunFolder, cell: Cell) -> float:
+    """Mean thought of a finished cell, in tokens."""
+    found = outcomes(cell, _ids(setup, cell), setup.samples, folder.of_cell(cell.name))
+    return float(found.column("thought_tokens").mean())
+
+
+def _ids(setup: Setup, cell: Cell) -> list[str]:
+    return [problem.id for problem in setup.benchmarks[cell.benchmark].problems]
+
+
+def _jobs(setup: Setup, cell: Cell, folder: RunFolder) -> list[_Job]:
+    """What is left of a cell, first samples of every problem first."""
+    benchmark = setup.benchmarks[cell.benchmark]
+    prompts = [
+        tuple(encode_prompt(setup.tokenizer, index, benchmark.prompt(problem)))
+        for index, problem in enumerate(benchmark.problems)
+    ]
+    jobs = [
+        _Job(
+            cell=cell,
+            problem=problem,
+            sample=sample,
+            prompt_ids=prompt_ids,
+            sampling=replace(setup.sampling, seed=request_seed(setup.sampling.seed, problem.id, sample)),
+        )
+        for sample in range(setup.samples)
+        for problem, prompt_ids in zip(benchmark.problems, prompts, strict=True)
+        if (cell.name, problem.id, sample) not in folder.done
+    ]
+    setup.progress.skip(cell.name, setup.samples * len(prompts) - len(jobs))
+    return jobs
+
+
+def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: bool) -> None:
+    """One engine run. What math-verify may have to judge is graded beside it, so that no step waits for that."""
+    closes = think_tags(setup.tokenizer).close_id is not None
+    start = time.perf_counter()
+    graded: list[Future[Record]] = []
+
+    def finish_one(index: int, completion: Completion) -> None:
+        seconds = round(time.perf_counter() - start, 3) if alone else None
+        record = partial(_record, jobs[index], completion, closes=closes, start=folder.start, seconds=seconds)
+        if jobs[index].problem.check is None:
+            graded.append(threads.submit(record))
+        else:
+            _write(record())
+        while graded and graded[0].done():
+            _write(graded.pop(0).result())
+
+    def _write(record: Record) -> None:
+        folder.write(record)
+        setup.progress.advance(record.cell)
+
+    with ThreadPoolExecutor(MOST_WORKERS) as threads:
+        try:
+            generate(
+                setup.model,
+                setup.tokenizer,
+                [job.prompt_ids for job in jobs],
+                policy=[setup.policies[job.cell.policy] for job in jobs],
+                budget=[job.cell.budget for job in jobs],
+                sampling=[job.sampling for job in jobs],
+                max_rows=setup.max_rows,
+                on_finish=finish_one,
+            )
+        finally:
+            for future in graded:
+                _write(future.result())
+
+
+def _record(job: _Job, completion: Completion, *, closes: bool, start: int, seconds: float | None) -> Record:
+    # A prompt that ends in a closed thought gets an answer only: then nothing has to be closed any more.
+    tags = closes and completion.thought_tokens > 0
+    copied = ("prompt_tokens", "thought_tokens", "answer_tokens", "peak_slots", "kept_slots", "slot_steps")
+    return Record(
+        cell=job.cell.name,
+        id=job.problem.id,
+        sample=job.sample,
+        seed=job.sampling.seed,
+        right=is_solved(job.problem, completion.text, think_tags=tags),
+        finished=completion.finish_reason == "stop",
+        vote=vote(completion.text, job.problem.answer, think_tags=tags),
+        answer=completion.answer,
+        evictions=completion.evictions,
+        peak_kv_bytes=completion.peak_kv_bytes,
+        start=start,
+        seconds=seconds,
+        **{name: getattr(completion, name) for name in copied},
+    )
+
+
+def vote(text: str, gold: str, *, think_tags: bool) -> str | None:
+    """What a text gives as its answer, numbers by their value; None for a thought that never ended or an empty box."""
+    section = answer_section(text, think_tags=think_tags)
+    given = None if section is None else given_answer(section, gold)
+    if given is None or not given.strip():
+        return None
+    number = as_number(given)
+    return plain(given) if number is None else str(number)

@@ -1,0 +1,1 @@
+"""Pages of one HTML file with plots inside, which load nothing and run nothing."""

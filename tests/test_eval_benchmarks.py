@@ -1,0 +1,148 @@
+"""Where benchmarks come from: copies of the public sets made on the spot, the embedded tasks, reasoning-gym."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leanthink.errors import UsageError
+from leanthink.eval import benchmarks, gym
+from leanthink.eval.benchmarks import PUBLIC, public
+from leanthink.eval.grading import is_solved
+from leanthink.eval.literals import Tolerance
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "math-500": [
+        {"problem": "Half?", "solution": "...", "answer": r"\frac{1}{2}", "subject": "Algebra", "level": 1,
+         "unique_id": "test/algebra/1.json"},
+    ],
+    "aime-2024": [{"id": 60, "problem": "How many?", "solution": "...", "answer": "025", "url": "u", "year": "2024"}],
+    "aime-2025": [{"problem": "How many?", "answer": "70", "id": "0"}],
+    "amc-2023": [{"id": 0, "answer": 27.0, "question": "How far?", "url": "u"}],
+    "gsm8k": [{"question": "How much?", "answer": "9 * 2 = <<9*2=18>>18\n#### 1,018"}],
+    "gaokao-2023-en": [{"question": "Which?", "answer": "$x=2$"}, {"question": "Which?", "answer": "C"}],
+    "olympiadbench": [
+        {"id": 1606, "question": "Both?", "final_answer": ["$2$,$-2$"], "error": None, "unit": None},
+        {"id": 2592, "question": "Share?", "final_answer": ["56.1"], "error": "1e-1", "unit": "%"},
+        {"id": 1, "question": "Prove it.", "final_answer": [], "error": None, "unit": None},
+    ],
+    "minerva": [{"question": "How wide?", "answer": "1.6"}, {"question": "Energy?", "answer": "4.5e33"}],
+    "gpqa-diamond": [
+        {"Record ID": f"rec{at}", "Question": "Which particle?\n", "Correct Answer": f"right {at}\n",
+         "Incorrect Answer 1": "w1", "Incorrect Answer 2": "w2", "Incorrect Answer 3": "w3", "Subdomain": "physics"}
+        for at in range(8)
+    ],
+}  # fmt: skip
+
+
+def copy_of(name: str, folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:
+    """A repository of the hub as a clone has it: rows, and a card that names configuration and split."""
+    known = PUBLIC[name]
+    (folder / "data").mkdir(parents=True)
+    lines = [json.dumps(row) for row in rows or ROWS[name]]
+    (folder / "data" / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    config = known.config or "default"
+    card = f"configs:\n- config_name: {config}\n  data_files:\n  - split: {known.split}\n    path: data/rows.jsonl\n"
+    (folder / "README.md").write_text(f"---\n{card}---\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_set_is_read_from_a_copy_and_graded_by_its_own_golds(name: str, tmp_path: Path) -> None:
+    found = public(name, copy_of(name, tmp_path / name))
+    graded = [row for row in ROWS[name] if row.get("final_answer") != []]
+    assert len(found.problems) == len(graded)
+    assert found.prompt(found.problems[0]).endswith(PUBLIC[name].instruction)
+    for problem in found.problems:
+        assert is_solved(problem, f"</think>so \\boxed{{{problem.answer}}}", think_tags=True)
+        assert not is_solved(problem, "</think>so \\boxed{12345}", think_tags=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "golds"),
+    [
+        ("math-500", [r"\frac{1}{2}"]),
+        ("aime-2024", ["25"]),
+        ("amc-2023", ["27"]),
+        ("gsm8k", ["1018"]),
+        ("gaokao-2023-en", ["x=2", "C"]),
+        ("olympiadbench", ["2$,$-2", "56.1"]),
+        ("minerva", ["1.6", "4.5e33"]),
+    ],
+)
+def test_golds_are_what_the_set_means_by_its_column(name: str, golds: list[str], tmp_path: Path) -> None:
+    found = public(name, copy_of(name, tmp_path / name))
+    assert [problem.answer for problem in found.problems] == golds
+
+
+def test_rounded_sets_allow_what_they_say(tmp_path: Path) -> None:
+    minerva = public("minerva", copy_of("minerva", tmp_path / "minerva")).problems
+    assert is_solved(minerva[0], r"\boxed{1.61}", think_tags=False)
+    assert not is_solved(minerva[0], r"\boxed{1.7}", think_tags=False)
+    olympiad = public("olympiadbench", copy_of("olympiadbench", tmp_path / "olympiad")).problems
+    assert [problem.tolerance for problem in olympiad] == [Tolerance(), Tolerance(absolute=0.1)]
+    assert is_solved(olympiad[0], r"\boxed{-2, 2}", think_tags=False)
+    assert not is_solved(olympiad[0], r"\boxed{2}", think_tags=False)
+
+
+def test_options_are_in_an_order_of_their_own_question_and_the_gold_is_where_the_right_one_went(tmp_path: Path) -> None:
+    found = public("gpqa-diamond", copy_of("gpqa-diamond", tmp_path / "gpqa")).problems
+    for at, problem in enumerate(found):
+        assert f"({problem.answer}) right {at}\n" in problem.problem + "\n"
+        assert all(f"({letter}) " in problem.problem for letter in "ABCD")
+        assert is_solved(problem, f"</think>The answer is ({problem.answer}).", think_tags=True)
+    assert len({problem.answer for problem in found}) > 1
+    assert found == public("gpqa-diamond", tmp_path / "gpqa").problems
+
+
+def test_a_copy_with_other_columns_is_refused(tmp_path: Path) -> None:
+    other = copy_of("gsm8k", tmp_path / "gsm8k", [{"question": "?", "solution": "4"}])
+    with pytest.raises(
+        UsageError, match=r"no copy of openai/gsm8k: it has no column 'answer', only question, solution"
+    ):
+        public("gsm8k", other)
+
+
+def test_a_copy_without_the_split_is_refused_and_says_what_datasets_said(tmp_path: Path) -> None:
+    other = copy_of("aime-2024", tmp_path / "aime")  # its split is train
+    with pytest.raises(UsageError, match=r"the benchmark math-500 cannot be loaded .*test.*math-500=FOLDER"):
+        public("math-500", other)
+
+
+def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UsageError, match=r"needs datasets: pip install 'leanthink\[eval\]'"):
+        public("math-500")
+
+
+def test_embedded_tasks_are_one_benchmark_without_an_instruction() -> None:
+    found = benchmarks.from_families(["sums", "bases"], [1, 2], 3, seed=1)
+    assert (found.name, len(found.problems), found.instruction) == ("tasks", 12, "")
+    assert found.about == benchmarks.from_families(["sums", "bases"], [1, 2], 3, seed=1).about
+    assert found.about["digest"] != benchmarks.from_families(["sums", "bases"], [1, 2], 3, seed=2).about["digest"]
+
+
+def test_a_family_of_reasoning_gym_scores_its_own_answers() -> None:
+    found = benchmarks.from_gym("chain_sum", 3, seed=1)
+    assert (found.name, len(found.problems)) == ("gym-chain_sum", 3)
+    for problem in found.problems:
+        assert is_solved(problem, rf"</think>\boxed{{{problem.answer}}}", think_tags=True)
+        assert not is_solved(problem, r"</think>\boxed{nonsense}", think_tags=True)
+
+
+def test_without_reasoning_gym_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    gym.environment.cache_clear()
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(UsageError, match=r"reasoning-gym: pip install 'leanthink\[gym\]'"):
+        benchmarks.from_gym("chain_sum", 3, seed=1)
