@@ -107,8 +107,8 @@ def summary(runs: list[Run], arms: tuple[str, ...]) -> str:
         samples, temperature = evaluation["samples"], evaluation["temperature"]
         lines += ["", f"n = {len(evaluation['problems']['id'])} held-out problems (seed {evaluation['seed']}), "
                   f"{samples} samples each at temperature {temperature:g}, full cache. In brackets: 95 % interval of a "
-                  "bootstrap over problems, paired for differences, of the mean over seeds. `none` is GRPO with dynamic "
-                  "sampling and no length reward."]  # fmt: skip
+                  "bootstrap over problems, paired for differences, of the mean over seeds. `none` is GRPO with "
+                  "dynamic sampling and no length reward."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
