@@ -1,4 +1,4 @@
-"""One run of `bench/deepcompress.py`: training by the product's own path, and the evaluation; and the pilot."""
+"""One run of `bench/deepcompress.py`: training by the product's own path, and the evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from leanthink.bench.birth import certificate
-from leanthink.bench.measure import spread
 from leanthink.completion import Completion
 from leanthink.eval.grading import last_boxed
 from leanthink.generate import generate
@@ -180,53 +179,6 @@ def judged(problems: list[Problem], completions: Iterable[Completion]) -> dict[s
         found["unfinished"].append(int(done.finish_reason == "length"))
         found["checks"].append(len(SELF_CHECK.findall(done.thought)))
     return found
-
-
-def pilot(options: argparse.Namespace) -> str:
-    """What the start does with training problems at temperature 1, group by group: written, and told as Markdown."""
-    model, tokenizer = load(options.start)
-    cells = [(family, level) for level in reversed(tasks.LEVELS) for family in options.families]
-    problems = [p for cell in cells for p in tasks.sample(*cell, options.asked, options.seeds[0], "train")]
-    asked = [p for p in problems for _ in range(options.group)]
-    samplings = [Sampling(temperature=1.0, max_new_tokens=options.max_tokens, seed=i) for i in range(len(asked))]
-    started = time.time()
-    prompts = [p.prompt for p in asked]
-    how = {"policy": "full", "sampling": samplings, "max_rows": options.eval_rows}
-    completions = generate(model, tokenizer, prompts, **how)
-    found = judged(asked, completions)
-    families = (None, *options.families)
-    rows = [_pilot_row(found, options.group, level, family) for level in tasks.LEVELS for family in families]
-    seconds = time.time() - started
-    result = {"settings": told(options), "birth": certificate(), "seconds": seconds, "rows": rows}
-    write(options.out / "pilot.json", result)
-    head = "| level | family | problems | pass ratio | p10 | median | p90 | all right | all wrong | tokens | p90 "
-    return "\n".join([f"{head}| unfinished |", "|---" * 12 + "|", *map(_pilot_line, rows)]) + "\n"
-
-
-def _pilot_row(found: dict[str, list[Any]], group: int, level: int, family: str | None) -> dict[str, Any]:
-    """Of one level, and of one family or all: pass ratios of its groups, thought tokens of its responses."""
-    of_cell = [i for i, own in enumerate(found["level"]) if own == level and family in (None, found["family"][i])]
-    right_BG = torch.tensor([found["right"][i] for i in of_cell]).double().view(-1, group)
-    ratio_B = right_BG.mean(dim=1)
-    return {
-        "level": level,
-        "family": family,
-        "pass_ratios": ratio_B.tolist(),
-        "pass_ratio": spread(ratio_B.tolist()),
-        "all_right": float((ratio_B == 1).double().mean()),
-        "all_wrong": float((ratio_B == 0).double().mean()),
-        "thought_tokens": spread([float(found["thought_tokens"][i]) for i in of_cell]),
-        "unfinished": sum(found["unfinished"][i] for i in of_cell) / len(of_cell),
-    }
-
-
-def _pilot_line(row: dict[str, Any]) -> str:
-    ratio, tokens = row["pass_ratio"], row["thought_tokens"]
-    cells = [str(row["level"]), row["family"] or "all", str(ratio["n"])]
-    cells += [f"{ratio[name]:.2f}" for name in ("mean", "p10", "median", "p90")]
-    cells += [f"{row[name]:.2f}" for name in ("all_right", "all_wrong")]
-    cells += [f"{tokens[name]:.0f}" for name in ("mean", "p90")] + [f"{row['unfinished']:.2f}"]
-    return f"| {' | '.join(cells)} |"
 
 
 def told(options: argparse.Namespace) -> dict[str, Any]:

@@ -104,9 +104,11 @@ def summary(runs: list[Run], arms: tuple[str, ...]) -> str:
     lines += [*_levels(done), *_runs(runs, arms)]
     if done:
         evaluation = next(iter(done.values()))[0]["evaluation"]
-        lines += ["", f"n = {len(evaluation['problems']['id'])} held-out problems (seed {evaluation['seed']}), greedy, "
-                  "full cache. In brackets: 95 % interval of a bootstrap over problems, paired for differences, of the "
-                  "mean over seeds. `none` is GRPO with dynamic sampling and no length reward."]  # fmt: skip
+        samples, temperature = evaluation["samples"], evaluation["temperature"]
+        lines += ["", f"n = {len(evaluation['problems']['id'])} held-out problems (seed {evaluation['seed']}), "
+                  f"{samples} samples each at temperature {temperature:g}, full cache. In brackets: 95 % interval of a "
+                  "bootstrap over problems, paired for differences, of the mean over seeds. `none` is GRPO with "
+                  "dynamic sampling and no length reward."]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -19,6 +19,7 @@ from leanthink.tiny.tokenizer import END, PAD
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
 import deepcompress  # noqa: E402
+import deepcompress_pilot  # noqa: E402
 import deepcompress_run  # noqa: E402
 import deepcompress_table as table  # noqa: E402
 
@@ -41,7 +42,8 @@ def run_of(arm: str, seed: int, right: list[int], tokens: list[int], **more: Any
     problems = {"id": ["a", "b", "c", "d"], "level": [1, 2, 5, 5], "right": right, "thought_tokens": tokens}
     problems |= {"unfinished": [0, 0, 0, 1], "checks": [0, 1, 2, 3]}
     settings = {"steps": 4}
-    return {"arm": arm, "seed": seed, "settings": settings, "evaluation": {"seed": 7, "problems": problems}, **more}
+    evaluation = {"seed": 7, "samples": 4, "temperature": 0.6, "problems": problems}
+    return {"arm": arm, "seed": seed, "settings": settings, "evaluation": evaluation, **more}
 
 
 @pytest.mark.slow
@@ -81,17 +83,42 @@ def test_the_pilot_tells_pass_ratios_by_level_and_family(
     assert [(row["level"], row["family"]) for row in rows[:4]] == [(1, None), (1, "sums"), (1, "bases"), (2, None)]
     assert [len(row["pass_ratios"]) for row in rows[:2]] == [4, 2]
     assert rows[0]["thought_tokens"]["n"] == 16
-    assert "| 1 | sums | 2 | 0.00 |" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "| 1 | sums | 2 | 0.00 |" in out
+    assert "| 1 | other | 1.00 | 0.000 |" in out, "a random model has none of the teacher's styles"
 
 
 def test_a_pilot_row_is_that_of_its_groups() -> None:
     found = {"level": [1] * 6, "family": ["sums"] * 4 + ["bases"] * 2, "right": [1, 1, 1, 0, 0, 0]}
     found |= {"thought_tokens": [2, 4, 6, 8, 1, 1], "unfinished": [0, 0, 0, 1, 0, 0]}
-    row = deepcompress_run._pilot_row(found, 2, 1, "sums")
+    row = deepcompress_pilot._pilot_row(found, 2, 1, "sums")
     assert row["pass_ratios"] == [1.0, 0.5]
     assert (row["all_right"], row["all_wrong"], row["unfinished"]) == (0.5, 0, 0.25)
     assert row["thought_tokens"]["mean"] == 5
-    assert deepcompress_run._pilot_row(found, 2, 1, None)["all_wrong"] == pytest.approx(1 / 3)
+    assert deepcompress_pilot._pilot_row(found, 2, 1, None)["all_wrong"] == pytest.approx(1 / 3)
+
+
+def test_styles_are_told_by_how_a_thought_begins() -> None:
+    assert [deepcompress_pilot._style(text) for text in ("Short. 1+1", "In steps. 2", "In steps, checking all. 3")] == [
+        "terse",
+        "plain",
+        "thorough",
+    ]
+    found = {"level": [1, 1, 1, 2], "right": [1, 0, 1, 1], "thought_tokens": [2, 4, 9, 8]}
+    assert deepcompress_pilot._style_rows(found, ["terse", "terse", "plain", "plain"], 1) == [
+        {"level": 1, "style": "terse", "share": 2 / 3, "right": 0.5, "thought_tokens": 3},
+        {"level": 1, "style": "plain", "share": 1 / 3, "right": 1.0, "thought_tokens": 9},
+    ]
+
+
+def test_samples_of_a_problem_are_averaged() -> None:
+    found = {"id": ["a", "a", "b", "b"], "level": [1, 1, 2, 2], "right": [1, 0, 1, 1], "thought_tokens": [4, 8, 1, 1]}
+    assert deepcompress_run.averaged(found, 2) == {
+        "id": ["a", "b"],
+        "level": [1, 2],
+        "right": [0.5, 1],
+        "thought_tokens": [6, 1],
+    }
 
 
 def test_the_summary_is_the_mean_of_seeds_paired_by_problem() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from leanthink import attended
 from leanthink.arena import Region
 from leanthink.cache import KVShape, SlotCache, Wishes
 from leanthink.errors import UsageError
@@ -154,7 +155,7 @@ class History:
                 self.slow.stamp(row, first, stamps[row, older].tolist(), late + older)
         waiting, most = cache.host_waiting[:active], wishes.queries
         if wishes.attention and (full := (waiting == most).nonzero()[:, 0].tolist()):
-            cache.add_attention(full, most)
+            attended.add(cache, full, most)
 
     def evict(self) -> None:
         """Rows with equally many thought slots keep some of them."""
@@ -166,7 +167,7 @@ class History:
         num_kept, per_head = self.chance.randint(1, wanted), self.cache.wishes.per_head and self.chance.random() < 0.5
         kept = []
         if self.cache.wishes.attention:
-            self.cache.add_attention(rows, self.cache.wishes.queries)
+            attended.add(self.cache, rows, self.cache.wishes.queries)
         for row in rows:
             sets = [sorted(self.chance.sample(range(wanted), num_kept)) for _ in range(SHAPE.layers * SHAPE.kv_heads)]
             heads = [sets[layer * SHAPE.kv_heads :][: SHAPE.kv_heads] for layer in range(SHAPE.layers)]
@@ -238,7 +239,7 @@ class History:
         row, known = self.slow.rows.index(request), self.cache.attended_LHT.clone()
         added, waiting = self.cache.added.clone(), self.cache.host_waiting.clone()
         if waiting[row] > 0:
-            self.cache.add_attention([row], self.cache.wishes.queries)
+            attended.add(self.cache, [row], self.cache.wishes.queries)
         got = self.cache.attended_LHT[:, :, held].tolist()
         for layer, heads in enumerate(request.heads):
             for head, slots in enumerate(heads):
@@ -525,12 +526,12 @@ def attention_after(device: torch.device) -> list[Tensor]:
         write(3, 1)
         cache.tick()
         if full := (cache.host_waiting[:3] == 4).nonzero()[:, 0].tolist():
-            cache.add_attention(full, 4)
+            attended.add(cache, full, 4)
         if count == 17:  # rows 0 and 2 hold 17 thought slots
-            cache.add_attention([0, 2], 4)
+            attended.add(cache, [0, 2], 4)
             sets = torch.rand(2, shape.layers, shape.kv_heads, 17, generator=generator).argsort(-1)[..., :10]
             cache.evict([0, 2], sets.sort(-1).values.to(device))
-    cache.add_attention([2, 0, 1], 4)
+    attended.add(cache, [2, 0, 1], 4)
     cache.check_integrity()
     held = [slice(r.start, r.start + int(cache.host_lengths[r.row or 0])) for r in cache.regions]
     rows, policy = torch.arange(3, device=device), SnapKV(observation=4)

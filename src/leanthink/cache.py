@@ -14,15 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leanthink import attended
 from leanthink.arena import Arena, Region
 from leanthink.constants import constant
 from leanthink.errors import UsageError
 from leanthink.feeds import Decode, Prefill, Segment
 from leanthink.policies import Policy, Slots
-from leanthink.policies.observed import products
-
-SCRATCH_BYTES = 1 << 30  # about what ranking per head, or adding attention up, may take on a GPU at one time
-PROMPT_QUERIES = 128  # of a prompt whose attention is added up at one time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +267,7 @@ class SlotCache:
             self.keys(layer)[:, held] = keys[0, :, fed]
             self.values(layer)[:, held] = values[0, :, fed]
             if self.wishes.prompt_attention:
-                self._add_prompt_attention(layer, piece, queries[0, :, fed])
+                attended.add_prompt(self, layer, piece, queries[0, :, fed])
             first += piece.tokens
 
     def append(self, layer: int, feed: Decode, keys_NHD: Tensor, values_NHD: Tensor) -> None:
@@ -394,8 +391,8 @@ class SlotCache:
             return Slots(ages=next_R[:, None] - 1 - positions_RS, positions=positions_RS, **facts)
         positions_RHS = self.positions[layer][:, slots_RS].transpose(0, 1)
         if policy.num_queries:
-            facts["queries"] = self._latest_queries(layer, rows_R, policy.num_queries)
-            facts["pinned_log_sums"] = self._pinned_log_sums(layer, rows_R, facts["queries"])
+            facts["queries"] = self.latest_queries(layer, rows_R, policy.num_queries)
+            facts["pinned_log_sums"] = attended.pinned_log_sums(self, layer, rows_R, facts["queries"])
         if policy.accumulates:
             facts["attended"] = self.attended_LHT[layer][:, slots_RS].transpose(0, 1)
         return Slots(
@@ -413,84 +410,11 @@ class SlotCache:
         first_R = self.starts[rows_R] + self.pinned[rows_R]
         return first_R[:, None] + torch.arange(count, device=first_R.device)
 
-    def _latest_queries(self, layer: int, rows_R: Tensor, count: int) -> Tensor:
+    def latest_queries(self, layer: int, rows_R: Tensor, count: int) -> Tensor:
         """The last `count` queries of each row, oldest first, [R, H, G, count, D]; zeros for tokens of the prompt."""
         age = torch.arange(count, 0, -1, device=self.lengths.device)
         ring_RW = (self.next_positions[rows_R, None] - age) % self.wishes.queries
         return self.queries[layer][rows_R[:, None], :, :, ring_RW].permute(0, 2, 3, 1, 4)
-
-    def _pinned_log_sums(self, layer: int, rows_R: Tensor, queries_RHGWD: Tensor) -> Tensor:
-        """Logarithm of each query's sum of exp(scaled product) with the keys of the pinned slots, [R, H, G, W].
-
-        On a CPU row by row, for the sake of equal rounding (see `leanthink.policies.observed.products`).
-        """
-        assert self.scaling is not None
-        if not rows_R.is_cuda and len(rows_R) > 1:
-            parts = zip(torch.split(rows_R, 1), torch.split(queries_RHGWD, 1), strict=True)
-            return torch.cat([self._pinned_log_sums(layer, row_1, queries) for row_1, queries in parts])
-        host_pinned = self.host_pinned[: self.active] if rows_R.is_cuda else self.host_pinned[rows_R]
-        behind_S = torch.arange(int(host_pinned.max()), device=rows_R.device)
-        keys_RHSD = self.keys(layer)[:, (self.starts[rows_R, None] + behind_S).clamp(max=self.slots)].transpose(0, 1)
-        logits_RHQS = products(queries_RHGWD.float().flatten(2, 3), keys_RHSD.float()) * self.scaling
-        logits_RHQS = logits_RHQS.masked_fill(behind_S >= self.pinned[rows_R, None, None, None], -torch.inf)
-        return logits_RHQS.logsumexp(dim=-1).view(queries_RHGWD.shape[:-1])
-
-    def add_attention(self, rows: Sequence[int], most: int) -> None:
-        """Add to each slot of these rows the attention of the queries that wait, `most` of each row or fewer.
-
-        Exact: since they were asked nothing was evicted, so the slots held are those that they saw. To be called
-        before anything is. On a CPU row by row, for the sake of equal rounding.
-        """
-        rows_R, seen = self.indices(rows), int(self.host_lengths[list(rows)].max())
-        per_row = 3 * 4 * self.shape.kv_heads * seen * (self.shape.group * most + self.shape.head_dim)
-        for part_R in torch.split(rows_R, max(1, SCRATCH_BYTES // per_row) if rows_R.is_cuda else 1):
-            size = seen if rows_R.is_cuda else int(self.host_lengths[part_R])
-            for layer in range(self.shape.layers):
-                self._add_attention(layer, part_R, size, most)
-        self.added[rows_R] = self.next_positions[rows_R]
-        self.host_waiting[list(rows)] = 0
-
-    def _add_attention(self, layer: int, rows_R: Tensor, size: int, most: int) -> None:
-        """The same for one layer and rows that hold at most `size` slots."""
-        place_S = torch.arange(size, device=rows_R.device)
-        # What lies behind a row's slots is not its own: the spare slot stands in for it.
-        held_RS = place_S < self.lengths[rows_R, None]
-        slots_RS = torch.where(held_RS, self.starts[rows_R, None] + place_S, self.slots)
-        age_W = torch.arange(most - 1, -1, -1, device=rows_R.device)
-        asked_RW = self.next_positions[rows_R, None] - 1 - age_W
-        positions_RHS = self.positions[layer][:, slots_RS].transpose(0, 1)
-        seen_RHWS = held_RS[:, None, None] & (positions_RHS[:, :, None] <= asked_RW[:, None, :, None])
-        seen_RHWS = seen_RHWS & (asked_RW >= self.added[rows_R, None])[:, None, :, None]
-        queries_RHGWD = self._latest_queries(layer, rows_R, most)
-        keys_RHSD = self.keys(layer)[:, slots_RS].transpose(0, 1)
-        sums_RHS = self._attention_sums(queries_RHGWD, keys_RHSD, seen_RHWS)
-        self.attended_LHT[layer][:, slots_RS] += sums_RHS.transpose(0, 1)
-
-    def _add_prompt_attention(self, layer: int, piece: Segment, queries_AWD: Tensor) -> None:
-        """Add the attention of a piece of a prompt, whose keys are written, to the slots that it saw."""
-        start, end = piece.region.start, piece.region.start + piece.done + piece.tokens
-        attended_HS = self.attended_LHT[layer][:, start:end]
-        attended_HS[:, piece.done :] = 0.0  # of the slots' former tokens
-        keys_1HSD = self.keys(layer)[None, :, start:end]
-        queries_1HGWD = queries_AWD.view(1, self.shape.kv_heads, self.shape.group, *queries_AWD.shape[1:])
-        position_S = torch.arange(end - start, device=keys_1HSD.device)
-        for at in range(0, piece.tokens, PROMPT_QUERIES):
-            asked_1HGWD = queries_1HGWD[..., at : at + PROMPT_QUERIES, :]
-            asked_W = piece.done + at + torch.arange(asked_1HGWD.shape[3], device=position_S.device)
-            seen_WS = position_S <= asked_W[:, None]
-            attended_HS += self._attention_sums(asked_1HGWD, keys_1HSD, seen_WS)[0]
-
-    def _attention_sums(self, queries_RHGWD: Tensor, keys_RHSD: Tensor, seen: Tensor) -> Tensor:
-        """Softmax over what each query saw, added up over queries and the query heads of each kv head, [R, H, S].
-
-        `seen` is bool, [W, S] or [R, H, W, S]; a query that saw nothing adds nothing.
-        """
-        assert self.scaling is not None
-        logits_RHQS = products(queries_RHGWD.float().flatten(2, 3), keys_RHSD.float()) * self.scaling
-        logits_RHGWS = logits_RHQS.view(*queries_RHGWD.shape[:-1], -1)
-        unseen = ~(seen[:, :, None] if seen.dim() == 4 else seen)
-        shares_RHGWS = logits_RHGWS.masked_fill(unseen, torch.finfo(torch.float32).min).softmax(dim=-1)
-        return shares_RHGWS.masked_fill(unseen, 0.0).sum(dim=(2, 3))
 
     def evict(self, rows: Sequence[int], kept: Tensor) -> None:
         """Keep only these thought slots of each row, moved together behind the prompt in their old order.

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink import attention
+from leanthink import attended, attention
 from leanthink.arena import Region
 from leanthink.budget import Budget, keep
-from leanthink.cache import SCRATCH_BYTES, SlotCache, Wishes
+from leanthink.cache import SlotCache, Wishes
 from leanthink.completion import Completion, Eviction, Step, TextStream
 from leanthink.device_step import DeviceStep, Stamping
 from leanthink.errors import UsageError
@@ -362,7 +362,7 @@ class Engine:
                 rows_R = self.seats.rows_of(index)
                 full_R = (self.cache.host_waiting[rows_R] == policy.num_queries) & self.seats.thinks(rows_R)
                 if full_R.any():
-                    self.cache.add_attention(rows_R[full_R].tolist(), policy.num_queries)
+                    attended.add(self.cache, rows_R[full_R].tolist(), policy.num_queries)
 
     def _evict(self) -> None:
         """Evict from every row that is due, rows of one policy and budget together."""
@@ -378,11 +378,11 @@ class Engine:
         cache, seats = self.cache, self.seats
         policy, count = seats.requests[rows[0]].policy, int(seats.due[rows[0]])
         if policy.accumulates and int(cache.host_waiting[rows].max()):
-            cache.add_attention(rows, policy.num_queries)
+            attended.add(cache, rows, policy.num_queries)
         rows_R, at_a_time = cache.indices(rows), len(rows)
         if policy.per_head:  # room for the attention of its queries, and for a number for each pair of slots
             per_slot = 2 * count + 4 * cache.shape.head_dim + 3 * cache.shape.group * policy.num_queries
-            at_a_time = max(1, SCRATCH_BYTES // (4 * cache.shape.kv_heads * count * per_slot))
+            at_a_time = max(1, attended.SCRATCH_BYTES // (4 * cache.shape.kv_heads * count * per_slot))
         starts = range(0, len(rows), at_a_time)
         kept = [
             torch.cat([self._kept(rows[i : i + at_a_time], rows_R[i : i + at_a_time], layer) for i in starts])
