@@ -15,6 +15,7 @@ import pytest
 
 from fake_server import FakeServer, chunks, fake_server
 from leanthink.trace import Trace, read_traces, to_line
+from server import serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="NO VIEWER TESTS: playwright is not installed")
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
@@ -637,3 +638,28 @@ def test_a_stream_that_ends_early_says_so_and_can_be_stopped(live: tuple[FakeSer
     fake.hold.set()
     begin(page)
     page.locator("#message", has_text="ended before the request had finished").wait_for()
+
+
+def test_live_on_the_real_server_shows_what_the_server_did(visit: Any, tmp_path: Path) -> None:
+    limits = ["--max-slots", 500, "--max-new-tokens", 300, "--rows", 2, "--answer", 200, "--kv-gib", 0.25]
+    with serving(tmp_path / "log", *limits) as server:
+        page = visit(f"{server.url}/viewer/", wait="#live-open")
+        page.set_default_timeout(60_000)
+        begin(page, prompt="What is 12 times 13?", policy="horizon", budget="48", tokens="200")
+        page.locator("[data-part=held]").wait_for()
+        page.locator("#live-open", has_text="Live").wait_for()
+        assert not page.locator("#message").is_visible()
+        told = server.metrics()
+    tokens = time_of(page)
+    assert tokens == sum(told.get(f'leanthink_tokens_total{{kind="{kind}"}}', 0) for kind in ("thought", "answer"))
+    assert number(page, "evictions") == told["leanthink_evictions_total"] >= 1
+    assert number(page, "held") <= number(page, "full") - 64, "an interval of 64 was evicted at least once"
+    assert page.locator("#channel option").count() == 7, "the horizons of the shipped predictor"
+    assert any("gone" in names for names in seen_from_the_start(page))
+
+
+def seen_from_the_start(page: Any) -> list[set[str]]:
+    """The classes of the first tokens, as things stand at the end."""
+    page.locator(".text").first.evaluate("(box) => { box.scrollTop = 0; }")
+    painted(page)
+    return list(tokens_in_view(page).values())
