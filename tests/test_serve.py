@@ -28,7 +28,8 @@ QUESTION = "What is 12 times 13?"
 MESSAGES: Any = [{"role": "user", "content": QUESTION}]
 TIGHT = {"budget": 32, "window": 8, "interval": 16, "answer": 200}
 KEY = "sk-test-1"
-PAGE = Path(__file__).parent.parent / "docs" / "serving.md"
+README = Path(__file__).parent.parent / "README.md"
+PAGE = README.parent / "docs" / "serving.md"
 
 
 @pytest.fixture(scope="module")
@@ -282,14 +283,15 @@ def test_events_mean_what_a_trace_means(client: openai.OpenAI) -> None:
 
 
 def test_the_page_on_serving_is_true(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
-    page = PAGE.read_text().replace("http://127.0.0.1:8000", server.url)
+    page, readme = (path.read_text().replace("http://127.0.0.1:8000", server.url) for path in (PAGE, README))
     blocks = {
         language: re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
         for language in ("bash", "python", "json")
     }
+    blocks["bash"] += re.findall(r"^```bash\n(.*?)^```", readme, re.M | re.S)
     lines = [line for block in blocks["bash"] for line in block.replace("\\\n", " ").splitlines()]
     curls = [shlex.split(line) for line in lines if line.startswith("curl ")]
-    assert len(curls) == 4
+    assert len(curls) == 5
     for words in curls:
         told = subprocess.run(
             [*words, "--silent", "--fail-with-body"], capture_output=True, text=True, check=True
