@@ -19,5 +19,5 @@ def check_version(installed: str | None = None) -> None:
         raise UsageError(f"verl is not installed: docs/verl.md says how to install verl{VERL}") from None
     if found not in VERL:
         raise UsageError(
-            f"verl {found} is installed, and the adapter is tested with verl{VERL}: docs/verl.md says how to install that"
+            f"verl {found} is installed, and the adapter is tested with verl{VERL}: install that one, see docs/verl.md"
         )
