@@ -227,7 +227,9 @@ def test_a_row_without_a_right_answer_is_refused(row: dict[str, Any]) -> None:
 
 def test_the_pure_parts_import_no_verl_and_no_ray() -> None:
     names = "settings, advantage, average, data, version"
-    code = f"import sys; from leanthink.integrations.verl import {names}; assert not {{'verl', 'ray'}} & set(sys.modules)"
+    code = (
+        f"import sys; from leanthink.integrations.verl import {names}; assert not {{'verl', 'ray'}} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
