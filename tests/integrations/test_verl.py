@@ -216,7 +216,7 @@ def test_what_the_method_cannot_bear_ends_a_run_before_it_begins(config: Any, ch
 def ray_cluster() -> Any:
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    ray.init("local", num_cpus=4, include_dashboard=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
     yield
     ray.shutdown()
 
