@@ -1,0 +1,1 @@
+"""LeanThink inside the engines that others run."""
