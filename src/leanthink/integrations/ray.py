@@ -8,9 +8,10 @@ replaced. Results reach the caller in this process, once each: it alone writes t
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -115,10 +116,11 @@ def connected(address: str) -> Iterator[None]:
             f"--ray {address}: no cluster answers there ({' '.join(str(error).split())[:200]}): "
             "start one with `ray start --head`, or give local"
         ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr):  # Ray tells of what died on standard output, which is for data
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 class Worker:
@@ -273,7 +275,7 @@ class Engines:
         reason = next((line for line in lines if line.startswith("The actor is dead")), lines[0])
         reason = reason.partition(" Worker exit type")[0]
         self._deaths += 1
-        if self._deaths > len(self._engines) + 2:
+        if self._deaths > len(self._engines):
             raise LeanThinkError(
                 f"{self._deaths} engines died one after the other without a result ({reason}): if memory is short give "
                 "fewer --ray-workers or --max-rows; what was finished is kept, and the same command goes on"
