@@ -42,9 +42,9 @@ def main() -> None:
     """Measure in turns, tell and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=6, help="problems of each family, at level 1")
-    parser.add_argument("--tokens", type=int, default=256, help="most tokens of a request")
-    parser.add_argument("--rows", type=int, default=6, help="most requests of an engine at a time")
+    parser.add_argument("--count", type=int, default=2, help="problems of each family, at level 1")
+    parser.add_argument("--tokens", type=int, default=192, help="most tokens of a request")
+    parser.add_argument("--rows", type=int, default=3, help="most requests of an engine at a time")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     model, tokenizer = load("tiny", device="cpu")
