@@ -129,16 +129,15 @@ def ray_lines() -> str:
     for name, way in found["ways"].items():
         took, opening = way["seconds"], way["opening_seconds"]
         lines.append(
-            f"| {name} | {took['median']:.1f} ({took['p10']:.1f} to {took['p90']:.1f}) | {way['tokens_per_second']:.0f} | "
-            f"{way['speedup_over_1_thread']:.2f}x | {way['speedup_over_1_engine']:.2f}x | "
+            f"| {name} | {took['median']:.1f} ({took['p10']:.1f} to {took['p90']:.1f}) "
+            f"| {way['tokens_per_second']:.0f} | {way['speedup_over_1_thread']:.2f}x | {way['speedup_over_1_engine']:.2f}x | "
             f"{'–' if opening is None else format(opening['median'], '.1f')} |"
         )
     lines += [
         "",
-        f"{settings['requests']} requests, {settings['tokens']} tokens, at most {settings['rows']} at a time in an engine; "
-        f"{settings['repeats']} repeats; {settings['cores']} cores,",
-        f"load average at the end {settings['load_average'][0]:.1f} (more than the cores: other work shared them); "
-        f"{birth['hardware']},",
+        f"{settings['requests']} requests, {settings['tokens']} tokens, at most {settings['rows']} at a time in an engine;",
+        f"{settings['repeats']} repeats; {settings['cores']} cores, shared with other work (load average "
+        f"{settings['load_average'][0]:.1f}); {birth['hardware']},",
         f"torch {birth['torch']}, commit {birth['commit']}, `{birth['command']}`.",
     ]
     return "\n".join(lines) + "\n"
