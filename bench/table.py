@@ -128,14 +128,18 @@ def ray_lines() -> str:
     lines.append("|---|---:|---:|---:|---:|---:|")
     for name, way in found["ways"].items():
         took, opening = way["seconds"], way["opening_seconds"]
-        lines.append(
-            f"| {name} | {took['median']:.1f} ({took['p10']:.1f} to {took['p90']:.1f}) "
-            f"| {way['tokens_per_second']:.0f} | {way['speedup_over_1_thread']:.2f}x | {way['speedup_over_1_engine']:.2f}x | "
-            f"{'–' if opening is None else format(opening['median'], '.1f')} |"
-        )
+        cells = [
+            name,
+            f"{took['median']:.1f} ({took['p10']:.1f} to {took['p90']:.1f})",
+            f"{way['tokens_per_second']:.0f}",
+            f"{way['speedup_over_1_thread']:.2f}x",
+            f"{way['speedup_over_1_engine']:.2f}x",
+            "–" if opening is None else f"{opening['median']:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"{settings['requests']} requests, {settings['tokens']} tokens, at most {settings['rows']} at a time in an engine;",
+        f"{settings['requests']} requests of {settings['tokens']} tokens in all, {settings['rows']} at a time in an engine,",
         f"{settings['repeats']} repeats; {settings['cores']} cores, shared with other work (load average "
         f"{settings['load_average'][0]:.1f}); {birth['hardware']},",
         f"torch {birth['torch']}, commit {birth['commit']}, `{birth['command']}`.",

@@ -185,6 +185,7 @@ class Engines:
         self._tell = tell
         self._about: About | None = None
         self._deaths = 0  # since the last result
+        self._left: deque[tuple[int, Any]] = deque()  # what no engine has in hand
         self._engines = [self._start(f"engine {n} of {self._plan.workers}") for n in range(1, self._plan.workers + 1)]
         while self._about is None:
             self._hear()
@@ -207,8 +208,9 @@ class Engines:
 
     def _each(self, method: str, items: Sequence[Any], *, at_once: int, **options: Any) -> Iterator[tuple[int, Any]]:
         """Hand out all items, and yield the number and the result of each, once."""
+        assert not self._left, "earlier work was left unfinished"
         assert not any(engine.batch for engine in self._engines), "earlier work was left unfinished"
-        self._left = deque(enumerate(items))
+        self._left.extend(enumerate(items))
         unfinished = len(items)
         while unfinished:
             for engine in self._engines:
