@@ -139,7 +139,7 @@ def ray_lines() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"{settings['requests']} requests of {settings['tokens']} tokens in all, {settings['rows']} at a time in an engine,",
+        f"{settings['requests']} requests of {settings['tokens']} tokens in all, {settings['rows']} at a time,",
         f"{settings['repeats']} repeats; {settings['cores']} cores, shared with other work (load average "
         f"{settings['load_average'][0]:.1f}); {birth['hardware']},",
         f"torch {birth['torch']}, commit {birth['commit']}, `{birth['command']}`.",
