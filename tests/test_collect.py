@@ -221,6 +221,16 @@ def test_what_cannot_be_collected_or_graded_is_refused_before_the_file_is_made(
     assert not (tmp_path / "t.jsonl").exists()
 
 
+def test_a_subject_needs_a_name_for_its_traces(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    subject = LoadedModel(model, tokenizer, {"full": None})
+    asked: dict[str, Any] = {"samples": 1, "sampling": SAMPLING, "subject": subject}
+    with pytest.raises(UsageError, match="without model_name"):
+        collect(None, None, PROBLEMS, tmp_path / "t.jsonl", **asked)
+    assert not (tmp_path / "t.jsonl").exists()
+    collect(None, None, PROBLEMS, tmp_path / "t.jsonl", **asked, model_name="mine")
+    assert {found.model for found in read_traces(tmp_path / "t.jsonl")} == {"mine"}
+
+
 def test_embedded_tasks_need_nothing_installed_and_take_any_right_answer(
     model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

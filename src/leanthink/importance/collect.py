@@ -95,6 +95,8 @@ def collect(
         DamagedFile: a line of the file to resume cannot be read.
     """
     _check(problems, samples)
+    if subject is not None and model_name is None:
+        raise UsageError("subject is given without model_name: say what the traces are to call the model")
     if subject is None:
         subject = LoadedModel(model, tokenizer, {policy: predictor})
     tokenizer = subject.tokenizer

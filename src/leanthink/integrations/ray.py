@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from leanthink.completion import Completion
@@ -181,7 +182,12 @@ class Engines:
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self._plan = plan(alive, source.device, workers)
         device = "cuda" if self._plan.gpus else "cpu"
-        self._source = replace(source, device=device)
+        self._source = replace(
+            source,
+            model=_absolute(source.model),
+            device=device,
+            predictors={name: _absolute(file) for name, file in source.predictors.items()},
+        )
         self._tell = tell
         self._about: About | None = None
         self._deaths = 0  # since the last result
@@ -286,6 +292,11 @@ class Engines:
         ray.kill(engine.actor)  # it may only have been out of reach
         self._left.extend(engine.batch.items())
         self._engines[self._engines.index(engine)] = self._start(engine.name)
+
+
+def _absolute(path: Any) -> Any:
+    """The path of a file or folder that is there, for processes that run elsewhere; all else stands for itself."""
+    return str(Path(path).absolute()) if isinstance(path, str | Path) and Path(path).exists() else path
 
 
 def _streaming(method: Any, *arguments: Any) -> Any:
