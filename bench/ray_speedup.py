@@ -1,6 +1,7 @@
 """What two engines on Ray are worth on this machine: seconds for the same requests, in turns with one process.
 
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONPATH=src python bench/ray_speedup.py --out bench/results/ray_speedup.json
+    export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE  # threads that spin while they wait take the others' cores
+    PYTHONPATH=src python bench/ray_speedup.py --out bench/results/ray_speedup.json
 
 Measured are this process with one thread and with two, one engine on Ray and two engines, each engine with the threads
 of OMP_NUM_THREADS. Opening a cluster and loading the models is told apart: it is paid once for a run of any length.

@@ -25,7 +25,7 @@ from leanthink.importance.label_file import label_traces, read_labels
 from leanthink.integrations.ray import Engines, Plan, Source, connected, plan, share
 from leanthink.load import load
 from leanthink.sampling import Sampling
-from leanthink.subject import Ask
+from leanthink.subject import Ask, LoadedModel
 from leanthink.tiny import tasks
 from leanthink.trace import Trace, TraceWriter, read_traces
 from recorded import trace
@@ -156,6 +156,18 @@ def test_what_loading_refuses_on_an_engine_is_refused_as_it_would_be_here(cluste
     with pytest.raises(UsageError, match=r"there is no folder './nowhere'") as caught:
         open_engines([], workers=1, model="./nowhere")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_relative_path_leads_an_engine_to_the_same_files(
+    cluster: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    source = Source(model=".", device="cpu", dtype=None, predictors={"horizon": Path("own.safetensors")})
+    here = LoadedModel(*load(folder, device="cpu"), {"horizon": folder / "own.safetensors"})
+    told: list[str] = []
+    assert Engines(source, workers=1, tell=told.append).about == here.about
+    assert len(processes(told)) == 1
 
 
 @given(left=st.integers(1, 10_000), engines=st.integers(1, 64), at_once=st.integers(1, 64))

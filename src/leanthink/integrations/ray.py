@@ -296,7 +296,9 @@ class Engines:
 
 def _absolute(path: Any) -> Any:
     """The path of a file or folder that is there, for processes that run elsewhere; all else stands for itself."""
-    return str(Path(path).absolute()) if isinstance(path, str | Path) and Path(path).exists() else path
+    if not isinstance(path, str | Path) or str(path) == "tiny" or not Path(path).exists():
+        return path
+    return str(Path(path).absolute())
 
 
 def _streaming(method: Any, *arguments: Any) -> Any:
