@@ -1,9 +1,10 @@
 # `make demo` and `make test` do all that is needed on a fresh machine with Python 3.11 or newer.
 PYTHON ?= python3
 VENV ?= .venv
+VERL_VENV ?= .venv-verl
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test format report
+.PHONY: demo test test-verl format report
 
 demo: $(INSTALLED)
 	$(VENV)/bin/leanthink demo --out demo --overwrite
@@ -14,6 +15,10 @@ test: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 -m "not gpu" -r s
+
+# The adapter inside verl, in an environment of its own that sees the packages of the other one.
+test-verl: $(VERL_VENV)/installed
+	OMP_NUM_THREADS=1 $(VERL_VENV)/bin/python -m pytest -W ignore -r s tests/integrations/test_verl_parts.py tests/integrations/test_verl.py
 
 # README's and the docs' tables and the reports of all evaluations, out of the committed results.
 report: $(INSTALLED)
@@ -30,4 +35,12 @@ $(INSTALLED): pyproject.toml
 	command -v chromium || command -v chromium-browser || command -v google-chrome \
 		|| $(VENV)/bin/python -m playwright install chromium-headless-shell \
 		|| echo "NO BROWSER: the tests of the viewer will be skipped; install chromium to run them"
+	touch $@
+
+SITE := import site; print(site.getsitepackages()[0])
+$(VERL_VENV)/installed: $(INSTALLED)
+	test -x $(VERL_VENV)/bin/python || $(PYTHON) -m venv $(VERL_VENV)
+	$(VENV)/bin/python -c '$(SITE)' > "$$($(VERL_VENV)/bin/python -c '$(SITE)')/other_environment.pth"
+	$(VERL_VENV)/bin/python -m pip install --quiet --editable ".[verl]"
+	$(VERL_VENV)/bin/python -m pip install --quiet --no-deps "verl>=0.9.1,<0.10"
 	touch $@

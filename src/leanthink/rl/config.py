@@ -11,11 +11,10 @@ from trl import GRPOConfig
 from leanthink.budget import Budget
 from leanthink.errors import UsageError, unknown
 from leanthink.policies import POLICIES
-from leanthink.rl.rewards import soft_overlong
+from leanthink.rl.rewards import PUBLISHED_BUFFER, soft_overlong
 from leanthink.rl.trl_reward import check_settings
 
 ROLLOUTS = ("engine", "transformers", "vllm")
-PUBLISHED_BUFFER = 5  # the overlong penalty grows over the last fifth: 2048 tokens of 10240
 
 
 @dataclass

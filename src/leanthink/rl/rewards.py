@@ -17,6 +17,7 @@ from leanthink.errors import UsageError, unknown
 Numbers = Any  # what torch.as_tensor takes
 LengthRule = Literal["dual", "penalty", "bonus", "none"]
 FIXED_BETA: dict[str, float | None] = {"dual": None, "penalty": 1.0, "bonus": -1.0, "none": 0.0}
+PUBLISHED_BUFFER = 5  # the overlong penalty grows over the last fifth: 2048 tokens of 10240
 
 
 def outcome_reward(correct_BG: Numbers) -> Tensor:
