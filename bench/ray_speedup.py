@@ -4,8 +4,9 @@
     PYTHONPATH=src python bench/ray_speedup.py --out bench/results/ray_speedup.json
 
 Measured are this process with one thread and with two, one engine on Ray and two engines, each engine with the threads
-of OMP_NUM_THREADS. What the machine itself gives is measured beside them: matrix products in one process, and in two that
-share nothing; two engines cannot be worth more than those. Opening a cluster and loading the models is told apart: it is paid once for a run of any length.
+of OMP_NUM_THREADS. What the machine itself gives is measured beside them: matrix products in one process, and in two
+that share nothing; two engines cannot be worth more than those. Opening a cluster and loading the models is told apart:
+it is paid once for a run of any length.
 """
 
 from __future__ import annotations
