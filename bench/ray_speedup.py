@@ -4,7 +4,9 @@
     PYTHONPATH=src python bench/ray_speedup.py --out bench/results/ray_speedup.json
 
 Measured are this process with one thread and with two, one engine on Ray and two engines, each engine with the threads
-of OMP_NUM_THREADS. Opening a cluster and loading the models is told apart: it is paid once for a run of any length.
+of OMP_NUM_THREADS. What the machine itself gives is measured beside them: matrix products in one process, and in two
+that share nothing; two engines cannot be worth more than those. Opening a cluster and loading the models is told apart:
+it is paid once for a run of any length.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +67,15 @@ def main() -> None:
         "2 engines on Ray": lambda into: on_ray(asked, 2, options.rows, into),
     }
     measured = {name: Measured() for name in ways}
+    gains: list[float] = []
     for repeat in range(options.repeats):
         for name, way in ways.items():
             way(measured[name])
             print(repeat, name, f"{measured[name].seconds[-1]:.2f} s", flush=True)
+        gains.append(gain_of_a_second_process())
+        print(repeat, f"a second process: {gains[-1]:.2f}x", flush=True)
     torch.set_num_threads(1)
-    document = report(measured, options, len(asked))
+    document = report(measured, options, len(asked)) | {"gain_of_a_second_process": spread(gains)}
     options.out.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document["ways"], indent=1))
 
@@ -90,6 +97,26 @@ def on_ray(asked: list[Ask], workers: int, rows: int, into: Measured) -> None:
             list(engines.complete(asked[:workers], max_rows=1))
         into.opening.append(time.perf_counter() - start)
         timed(engines, asked, rows, into)
+
+
+def gain_of_a_second_process() -> float:
+    """Matrix products per second of two processes at a time over those of one alone."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
+        list(processes.map(products_per_second, [0.5, 0.5]))  # both are there, and have loaded torch
+        alone = processes.submit(products_per_second, 4.0).result()
+        return sum(processes.map(products_per_second, [4.0, 4.0])) / alone
+
+
+def products_per_second(seconds: float) -> float:
+    """Products as of a small model's decoding step, in one thread, for so long."""
+    torch.set_num_threads(1)
+    rows, weights = torch.randn(4, 384), [torch.randn(384, 1536) for _ in range(20)]
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        for weight in weights:
+            rows @ weight
+        count += len(weights)
+    return count / (time.perf_counter() - start)
 
 
 def timed(subject: Subject, asked: list[Ask], rows: int, into: Measured) -> None:

@@ -141,8 +141,9 @@ def ray_lines() -> str:
         "",
         f"{settings['requests']} requests of {settings['tokens']} tokens in all, {settings['rows']} at a time,",
         f"{settings['repeats']} repeats; {settings['cores']} cores, shared with other work (load average "
-        f"{settings['load_average'][0]:.1f}); {birth['hardware']},",
-        f"torch {birth['torch']}, commit {birth['commit']}, `{birth['command']}`.",
+        f"{settings['load_average'][0]:.1f}); two processes that share nothing do "
+        f"{found['gain_of_a_second_process']['median']:.2f}x the matrix products of one here;",
+        f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}, `{birth['command']}`.",
     ]
     return "\n".join(lines) + "\n"
 
