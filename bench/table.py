@@ -120,6 +120,34 @@ def stock_lines() -> str:
     )
 
 
+def ray_lines() -> str:
+    """Seconds for the same requests in this process and on engines of a cluster, and how they were measured."""
+    found = json.loads((RESULTS / "ray_speedup.json").read_text())
+    settings, birth = found["settings"], found["birth"]
+    lines = ["| way | seconds, median (p10 to p90) | tokens/s | against 1 thread | against 1 engine | opening, s |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for name, way in found["ways"].items():
+        took, opening = way["seconds"], way["opening_seconds"]
+        cells = [
+            name,
+            f"{took['median']:.1f} ({took['p10']:.1f} to {took['p90']:.1f})",
+            f"{way['tokens_per_second']:.0f}",
+            f"{way['speedup_over_1_thread']:.2f}x",
+            f"{way['speedup_over_1_engine']:.2f}x",
+            "–" if opening is None else f"{opening['median']:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"{settings['requests']} requests of {settings['tokens']} tokens in all, {settings['rows']} at a time,",
+        f"{settings['repeats']} repeats; {settings['cores']} cores, shared with other work (load average "
+        f"{settings['load_average'][0]:.1f}); two processes that share nothing do "
+        f"{found['gain_of_a_second_process']['median']:.2f}x the matrix products of one here;",
+        f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}, `{birth['command']}`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _engine(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((RESULTS / f"engine-{name}" / "bench.json").read_text())
     return found
@@ -136,6 +164,7 @@ def main() -> None:
             "policies": policies_table() + "\n" + accuracy_sentence(),
             "engine": steps_table() + stock_lines() + throughput_lines(),
         },
+        "docs/ray.md": {"ray-speedup": ray_lines()},
         "docs/evaluation.md": {"eval-tiny": (RESULTS / "eval-tiny" / "report.md").read_text()},
     }
     stale = False

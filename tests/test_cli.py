@@ -29,8 +29,8 @@ FLAGS = {
     "--min-p --max-new-tokens --seed --stop --device --dtype --stream --no-stream --trace --overwrite --json",
     "collect": "--out --model --tasks --levels --count --split --problems --limit --samples --instruction "
     "--temperature --top-p --top-k --min-p --max-new-tokens --seed --policy --budget --window --interval --answer "
-    "--predictor --max-rows --record --resume --overwrite --device --dtype --json",
-    "label": "--traces --out --model --horizons --all --resume --overwrite --device --dtype --json",
+    "--predictor --max-rows --record --resume --overwrite --device --dtype --ray --ray-workers --json",
+    "label": "--traces --out --model --horizons --all --resume --overwrite --device --dtype --ray --ray-workers --json",
     "fit": "--traces --labels --out --model --target --horizons --offsets --transform --steps --batch --lr "
     "--val-share --tokens-per-trace --all --seed --overwrite --device --dtype --json",
     "demo": "--out --overwrite --device --json",
@@ -42,7 +42,8 @@ FLAGS = {
     "--overwrite --json",
     "eval": "--out --model --benchmarks --problems --tolerance --tasks --levels --gym --count --split --limit "
     "--instruction --policies --budgets --ratios --window --interval --answer --predictor --samples --temperature "
-    "--top-p --top-k --min-p --max-new-tokens --seed --max-rows --together --overwrite --device --dtype --json",
+    "--top-p --top-k --min-p --max-new-tokens --seed --max-rows --together --overwrite --device --dtype --ray "
+    "--ray-workers --json",
     "compare": "--out --overwrite --json",
     "serve": "--model --name --host --port --keys --policy --budget --window --interval --answer --predictor --rows "
     "--kv-gib --max-slots --max-budget --max-new-tokens --max-prompt --max-choices --max-body --queue --timeout "

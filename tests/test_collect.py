@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from leanthink.generate import generate
 from leanthink.importance import collect as collecting
 from leanthink.importance.collect import Collected, collect
 from leanthink.sampling import Sampling
+from leanthink.subject import LoadedModel
 from leanthink.tiny import tasks
 from leanthink.trace import Trace, read_traces, request_seed
 from models import make_model, make_tokenizer
@@ -52,13 +53,12 @@ class Finished:
     scores: None = None
 
 
-def answering(*completions: Finished) -> Callable[..., None]:
-    """A stand-in for generate: finishes the requests in reverse order with these completions."""
+def answering(*completions: Finished) -> Callable[..., Iterator[tuple[int, Finished]]]:
+    """A stand-in for a model's `complete`: finishes the requests in reverse order with these completions."""
 
-    def fake(model: Any, tokenizer: Any, prompts: Any, *, on_finish: Any, **options: Any) -> None:
-        assert len(prompts) == len(completions) == len(options["sampling"])
-        for index in reversed(range(len(prompts))):
-            on_finish(index, completions[index])
+    def fake(self: LoadedModel, asked: Any, **options: Any) -> Iterator[tuple[int, Finished]]:
+        assert len(asked) == len(completions)
+        return reversed(list(enumerate(completions)))
 
     return fake
 
@@ -134,7 +134,7 @@ def test_an_existing_file_is_refused_before_anything_is_generated(
 ) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text("mine\n")
-    monkeypatch.setattr(collecting, "generate", None)
+    monkeypatch.setattr(LoadedModel, "complete", None)
     with pytest.raises(UsageError, match="exists"):
         collect(model, tokenizer, PROBLEMS, path, samples=1, sampling=SAMPLING)
     assert path.read_text() == "mine\n"
@@ -154,7 +154,7 @@ def test_a_file_of_other_settings_is_not_gone_on_with(
     change: dict[str, Any], message: str, model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "t.jsonl"
-    monkeypatch.setattr(collecting, "generate", answering(Finished("")))
+    monkeypatch.setattr(LoadedModel, "complete", answering(Finished("")))
     collect(model, tokenizer, PROBLEMS[:1], path, samples=1, sampling=SAMPLING)
     before = path.read_bytes()
     with pytest.raises(UsageError, match=message):
@@ -182,7 +182,7 @@ def test_only_the_answer_is_graded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     finished = Finished(text, thought_tokens=thought_tokens, answer_tokens=3 - thought_tokens)
-    monkeypatch.setattr(collecting, "generate", answering(finished))
+    monkeypatch.setattr(LoadedModel, "complete", answering(finished))
     counts = collect(model, tokenizer, PROBLEMS[2:], tmp_path / "t.jsonl", samples=1, sampling=SAMPLING)
     assert read_traces(tmp_path / "t.jsonl")[0].correct is correct
     assert counts.correct == correct
@@ -191,7 +191,7 @@ def test_only_the_answer_is_graded(
 def test_a_model_without_tags_has_all_of_its_text_graded(
     model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collecting, "generate", answering(Finished(r"so \boxed{4}", (1, 2, 3), 3, 0)))
+    monkeypatch.setattr(LoadedModel, "complete", answering(Finished(r"so \boxed{4}", (1, 2, 3), 3, 0)))
     monkeypatch.setattr(collecting, "think_tags", lambda tokenizer: dataclasses.make_dataclass("T", ["close_id"])(None))
     collect(model, tokenizer, PROBLEMS[2:], tmp_path / "t.jsonl", samples=1, sampling=SAMPLING)
     assert read_traces(tmp_path / "t.jsonl")[0].correct is True
@@ -221,13 +221,23 @@ def test_what_cannot_be_collected_or_graded_is_refused_before_the_file_is_made(
     assert not (tmp_path / "t.jsonl").exists()
 
 
+def test_a_subject_needs_a_name_for_its_traces(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    subject = LoadedModel(model, tokenizer, {"full": None})
+    asked: dict[str, Any] = {"samples": 1, "sampling": SAMPLING, "subject": subject}
+    with pytest.raises(UsageError, match="without model_name"):
+        collect(None, None, PROBLEMS, tmp_path / "t.jsonl", **asked)
+    assert not (tmp_path / "t.jsonl").exists()
+    collect(None, None, PROBLEMS, tmp_path / "t.jsonl", **asked, model_name="mine")
+    assert {found.model for found in read_traces(tmp_path / "t.jsonl")} == {"mine"}
+
+
 def test_embedded_tasks_need_nothing_installed_and_take_any_right_answer(
     model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judge, "is_available", lambda: False)
     (task,) = tasks.sample("countdown", 1, 1, seed=0)
     box = f"\\boxed{{(({task.answer}))}}"
-    monkeypatch.setattr(collecting, "generate", answering(Finished(f"</think>{box}", (1, 2, 3), 0, 3)))
+    monkeypatch.setattr(LoadedModel, "complete", answering(Finished(f"</think>{box}", (1, 2, 3), 0, 3)))
     collect(model, tokenizer, from_tasks([task]), tmp_path / "t.jsonl", samples=1, sampling=SAMPLING)
     (trace,) = read_traces(tmp_path / "t.jsonl")
     assert (trace.id, trace.gold, trace.correct) == (task.id, task.answer, True)

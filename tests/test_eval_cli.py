@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from command_line import leanthink, refused, start
-from leanthink.eval import run
+from leanthink.subject import LoadedModel
 
 KILLED = ["--tasks", "sums", "--levels", "1", "--count", 2, "--policies", "full,horizon", "--ratios", "2",
           "--window", 8, "--interval", 16, "--samples", 2, "--temperature", 0.7, "--max-new-tokens", 150,
@@ -170,15 +171,12 @@ def test_interrupting_says_how_to_go_on(
     common = ["eval", *SMALL, "--policies", "full", "--model", folder, "--out", out]
     common = [word for word in common if word not in ("--window", "--interval", 4)]
 
-    def interrupted(*arguments: Any, on_finish: Any, **options: Any) -> Any:
-        def once(index: int, completion: Any) -> None:
-            on_finish(index, completion)
-            raise KeyboardInterrupt
+    def interrupted(*arguments: Any, **options: Any) -> Iterator[Any]:
+        yield next(complete(*arguments, **options))
+        raise KeyboardInterrupt
 
-        return generate(*arguments, on_finish=once, **options)
-
-    generate = run.generate
-    monkeypatch.setattr(run, "generate", interrupted)
+    complete = LoadedModel.complete
+    monkeypatch.setattr(LoadedModel, "complete", interrupted)
     stopped = inside(*common)
     assert stopped.code == 130
     assert stopped.out == ""

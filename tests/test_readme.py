@@ -121,6 +121,7 @@ def test_links_lead_to_files_of_the_repository():
         "docs/serving.md",
         "docs/evaluation.md",
         "docs/policies.md",
+        "docs/ray.md",
         "docs/transformers.md",
         "docs/viewer.md",
     ):

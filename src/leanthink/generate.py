@@ -50,8 +50,6 @@ def generate(
         UnsupportedModel: the bounded cache cannot serve this model.
         PredictorMismatch: the predictor was fitted for another model.
     """
-    if isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1:
-        raise UsageError(f"max_rows={max_rows!r}: must be 1 or more")
     check_model(model)
     tags, asked = think_tags(tokenizer), as_prompts(prompts)
     choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": predictor, "sampling": sampling}
@@ -70,11 +68,32 @@ def run_all(
     record: bool = False,
     on_finish: OnFinish | None = None,
 ) -> list[Completion]:
-    """Complete these requests, in their order.
+    """Complete these requests, in their order."""
+    completions: dict[int, Completion] = {}
+    finished = each_finished(model, tokenizer, requests, tags=tags, ends=ends, max_rows=max_rows, record=record)
+    for index, completion in finished:
+        completions[index] = completion
+        if on_finish is not None:
+            on_finish(index, completion)
+    return [completions[request.index] for request in requests]
+
+
+def each_finished(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    *,
+    tags: ThinkTags,
+    ends: Sequence[int] | None = None,
+    max_rows: int = 64,
+    record: bool = False,
+) -> Iterator[tuple[int, Completion]]:
+    """Complete these requests; yields the index and the completion of each as it finishes.
 
     On a CPU those whose bounds differ by more than a factor of two run apart: there regions are of equal size.
     """
-    completions: dict[int, Completion] = {}
+    if isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1:
+        raise UsageError(f"max_rows={max_rows!r}: must be 1 or more")
     on_cpu = model.device.type == "cpu"
     for group in split_by_bound(requests) if on_cpu else [list(requests)]:
         if not group:
@@ -93,11 +112,7 @@ def run_all(
         for request in group:
             engine.add_request(request)
         while engine.unfinished:
-            for index, completion in engine.step().finished.items():
-                completions[index] = completion
-                if on_finish is not None:
-                    on_finish(index, completion)
-    return [completions[request.index] for request in requests]
+            yield from engine.step().finished.items()
 
 
 def split_by_bound(requests: Sequence[Request]) -> list[list[Request]]:

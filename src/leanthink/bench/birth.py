@@ -15,24 +15,31 @@ from importlib.metadata import version
 import torch
 
 
-def certificate(device: str | None = None, command: str | None = None) -> dict[str, str]:
+def certificate(device: str | None = None, command: str | None = None, hardware: str | None = None) -> dict[str, str]:
     """Command, date, commit, hardware and versions; a commit with local changes says so.
 
     Args:
         device: what was measured on; None: a GPU where there is one.
         command: the command line; None: that of this process.
+        hardware: where it was measured on other machines: what they are, in words.
     """
-    processor = f"{platform.machine()}, {torch.get_num_threads()} threads"
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "command": command or " ".join(["python", *sys.argv]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": os.environ.get("COMMIT") or _commit(),
-        "hardware": processor if device == "cpu" else torch.cuda.get_device_name(device),
+        "hardware": hardware or hardware_of(torch.device(device)),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
     }
+
+
+def hardware_of(device: torch.device) -> str:
+    """The name of a GPU, or the processor and its threads."""
+    if device.type == "cpu":
+        return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device)
 
 
 def _commit() -> str:

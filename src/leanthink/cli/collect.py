@@ -71,6 +71,8 @@ def command(
     overwrite: options.Overwrite = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    ray: options.Ray = None,
+    ray_workers: options.RayWorkers = None,
     as_json: options.Json = False,
 ) -> None:
     """Check everything that can be checked without the model, then load it and collect."""
@@ -82,28 +84,29 @@ def command(
     sampling = options.make_sampling(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_new_tokens=max_new_tokens, seed=seed
     )
-    loaded, tokenizer = options.load_model(model, device, dtype)
     from leanthink.importance.collect import collect
 
+    files = {policy: predictor}
     try:
-        collected = collect(
-            loaded,
-            tokenizer,
-            chosen,
-            out,
-            samples=samples,
-            sampling=sampling,
-            policy=policy,
-            budget=slots,
-            predictor=predictor,
-            model_name=model,
-            instruction=instruction,
-            max_rows=max_rows,
-            record=record,
-            resume=resume,
-            overwrite=overwrite,
-            progress=counter("trace"),
-        )
+        with options.open_subject(model, device, dtype, files, ray=ray, ray_workers=ray_workers) as subject:
+            collected = collect(
+                None,
+                None,
+                chosen,
+                out,
+                samples=samples,
+                sampling=sampling,
+                policy=policy,
+                budget=slots,
+                model_name=model,
+                instruction=instruction,
+                max_rows=max_rows,
+                record=record,
+                resume=resume,
+                overwrite=overwrite,
+                progress=counter("trace"),
+                subject=subject,
+            )
     except KeyboardInterrupt:
         say(f"{out} holds every trace that was finished; --resume goes on with the rest")
         raise

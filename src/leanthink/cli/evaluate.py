@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,9 +16,7 @@ from leanthink.cli.collect import MaxRows, Tasks
 from leanthink.cli.evaluate_plan import (
     Slots,
     Sources,
-    make_policies,
     make_slots,
-    predictor_digests,
     predictor_files,
 )
 from leanthink.cli.help import help_text, option
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from leanthink.eval.outcomes import Outcomes
     from leanthink.eval.records import RunFolder
     from leanthink.eval.run import Setup
-    from leanthink.policies import Policy
+    from leanthink.subject import Subject
 
 EXAMPLES = (
     "leanthink eval --tasks sums --levels 3 --count 4 --policies full,horizon --budgets 128 --out runs/tiny",
@@ -109,6 +108,8 @@ def command(
     overwrite: options.Overwrite = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    ray: options.Ray = None,
+    ray_workers: options.RayWorkers = None,
     as_json: options.Json = False,
 ) -> None:
     """Check all that can be checked without the model, then load it, and make what the run still lacks."""
@@ -135,26 +136,26 @@ def command(
         instruction=instruction,
     )
     chosen = sources.read()
-    loaded, tokenizer = options.load_model(model, device, dtype)
     from leanthink.bench.birth import certificate
     from leanthink.cli.progress import ProgressBar
     from leanthink.eval.records import RunFolder
     from leanthink.eval.run import Setup, finish
 
-    made = make_policies(loaded, tokenizer, slots.policies, files)
-    settings = {"model": model, "samples": samples, "sampling": asdict(sampling), **_settings(loaded, slots, made)}
+    predictors = {name: files.get(name) for name in slots.policies}
     words = " ".join(["leanthink", *sys.argv[1:]])
     about = {name: benchmark.about for name, benchmark in chosen.items()}
     requests = sum(slots.cells * samples * len(benchmark.problems) for benchmark in chosen.values())
-    with (
-        RunFolder(out, settings, about, certificate(str(loaded.device), words), overwrite=overwrite) as folder,
-        ProgressBar(requests) as progress,
-    ):
+    with ExitStack() as stack:
+        subject = stack.enter_context(
+            options.open_subject(model, device, dtype, predictors, ray=ray, ray_workers=ray_workers)
+        )
+        settings = {"model": model, "samples": samples, "sampling": asdict(sampling), **_settings(subject, slots)}
+        birth = certificate(command=words, hardware=subject.about.hardware)
+        folder = stack.enter_context(RunFolder(out, settings, about, birth, overwrite=overwrite))
+        progress = stack.enter_context(ProgressBar(requests))
         setup = Setup(
-            model=loaded,
-            tokenizer=tokenizer,
+            subject=subject,
             benchmarks=chosen,
-            policies=made,
             samples=samples,
             sampling=sampling,
             max_rows=max_rows,
@@ -170,19 +171,18 @@ def command(
     _print(found, header, out, as_json=as_json)
 
 
-def _settings(model: Any, slots: Slots, policies: dict[str, Policy]) -> dict[str, Any]:
+def _settings(subject: Subject, slots: Slots) -> dict[str, Any]:
     """What else decides the records of a run, for its header."""
-    from leanthink.importance.fingerprint import fingerprint
-
+    about = subject.about
     return {
-        "fingerprint": fingerprint(model),
-        "device": model.device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "fingerprint": about.fingerprint,
+        "device": about.device,
+        "dtype": about.dtype,
         "policies": slots.policies,
         "budgets": [asdict(budget) for budget in slots.budgets],
         "ratios": slots.ratios,
         "slots": slots.others,
-        "predictors": predictor_digests(policies),
+        "predictors": about.predictors,
     }
 
 

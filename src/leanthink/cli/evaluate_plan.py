@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from leanthink.cli import options
 from leanthink.cli.collect import whole_numbers
@@ -15,7 +14,6 @@ from leanthink.errors import UsageError, unknown
 if TYPE_CHECKING:
     from leanthink.budget import Budget
     from leanthink.eval.cells import Benchmark
-    from leanthink.policies import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,26 +107,6 @@ def predictor_files(given: Sequence[str], policies: Sequence[str]) -> dict[str, 
         if not Path(path).is_file():
             raise UsageError(f"there is no predictor at {path}: fit one with `leanthink fit`")
         found[name] = Path(path)
-    return found
-
-
-def make_policies(model: Any, tokenizer: Any, names: Sequence[str], files: Mapping[str, Path]) -> dict[str, Policy]:
-    """The policies of a run by name, with their predictors."""
-    from leanthink.request import PolicyMaker
-
-    maker = PolicyMaker(model, tokenizer)
-    return {name: maker.make(name, files.get(name)) for name in names}
-
-
-def predictor_digests(policies: Mapping[str, Policy]) -> dict[str, str]:
-    """SHA-256 over the weights of each policy's predictor, shipped or given, by the policy's name."""
-    found = {}
-    for name, policy in policies.items():
-        if policy.target is not None:
-            digest = hashlib.sha256()
-            for key, weight in sorted(cast(Any, policy).predictor.state_dict().items()):
-                digest.update(key.encode() + weight.detach().cpu().float().numpy().tobytes())
-            found[name] = digest.hexdigest()
     return found
 
 

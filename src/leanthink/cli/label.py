@@ -38,6 +38,8 @@ def command(
     overwrite: options.Overwrite = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    ray: options.Ray = None,
+    ray_workers: options.RayWorkers = None,
     as_json: options.Json = False,
 ) -> None:
     """Read the traces before the model is loaded, then label them."""
@@ -46,19 +48,20 @@ def command(
 
     found = read_traces(traces)
     distances = None if horizons is None else whole_numbers("--horizons", horizons)
-    loaded, _ = options.load_model(model, device, dtype)
     from leanthink.importance.label_file import default_horizons, label_traces
 
     try:
-        counts = label_traces(
-            loaded,
-            found,
-            out,
-            horizons=default_horizons(found) if distances is None else distances,
-            only_correct=not all_traces,
-            overwrite=overwrite,
-            progress=counter("trace"),
-        )
+        with options.open_subject(model, device, dtype, {}, ray=ray, ray_workers=ray_workers) as subject:
+            counts = label_traces(
+                None,
+                found,
+                out,
+                horizons=default_horizons(found) if distances is None else distances,
+                only_correct=not all_traces,
+                overwrite=overwrite,
+                progress=counter("trace"),
+                subject=subject,
+            )
     except KeyboardInterrupt:
         say(f"{out} holds every trace that was labelled; --resume goes on with the rest")
         raise

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from leanthink.cli.help import option
+from leanthink.cli.output import say
 from leanthink.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from leanthink.budget import Budget
+    from leanthink.request import Predictor
     from leanthink.sampling import Sampling
+    from leanthink.subject import Subject
 
 DEFAULT_SLOTS = 256
 DTYPES = ("float32", "bfloat16", "float16")
@@ -54,6 +59,12 @@ Stop = Annotated[
     list[str] | None, option("--stop", about="Text that ends the output; may be repeated.", metavar="TEXT")
 ]
 Json = Annotated[bool, option("--json", about="Print one JSON document on standard output.")]
+Ray = Annotated[
+    str | None, option("--ray", about="Work on engines of this Ray cluster; local starts one.", metavar="ADDRESS")
+]
+RayWorkers = Annotated[
+    int | None, option("--ray-workers", about="Engines on it.", default="one for each GPU, else for each core")
+]
 Resume = Annotated[bool, option("--resume", about="Go on with the output file of an earlier run.")]
 Overwrite = Annotated[bool, option("--overwrite", about="Replace what is there already.")]
 
@@ -82,10 +93,35 @@ def make_sampling(**options: Any) -> Sampling:
     return Sampling(**{name: value for name, value in options.items() if value is not None})
 
 
+@contextmanager
+def open_subject(
+    model: str,
+    device: str | None,
+    dtype: str | None,
+    predictors: Mapping[str, Predictor],
+    *,
+    ray: str | None,
+    ray_workers: int | None,
+) -> Iterator[Subject]:
+    """The model of these options, in this process or on a Ray cluster; raises UsageError and what loading raises."""
+    _check_dtype(dtype)
+    if ray is not None:
+        from leanthink.integrations.ray import Engines, Source, connected
+
+        source = Source(model=model, device=device, dtype=dtype, predictors=predictors)
+        with connected(ray):
+            yield Engines(source, workers=ray_workers, tell=say)
+        return
+    if ray_workers is not None:
+        raise UsageError(f"--ray-workers {ray_workers} belongs to --ray: give the address of a cluster, or local")
+    from leanthink.subject import LoadedModel
+
+    yield LoadedModel(*load_model(model, device, dtype), predictors)
+
+
 def load_model(name: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
     """Model and tokenizer for --model, --device and --dtype; raises UsageError for a device that is not there."""
-    if dtype is not None and dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
+    _check_dtype(dtype)
     import torch
     from transformers.utils import logging
 
@@ -95,6 +131,11 @@ def load_model(name: str, device: str | None, dtype: str | None) -> tuple[Any, A
     if device is not None:
         _check_device(device, torch.cuda.device_count())
     return load(name, device=device, dtype=None if dtype is None else getattr(torch, dtype))
+
+
+def _check_dtype(dtype: str | None) -> None:
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
 
 
 def _check_device(device: str, num_gpus: int) -> None:

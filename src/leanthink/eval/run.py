@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from leanthink.completion import Completion
 from leanthink.eval.cells import Benchmark, Cell
@@ -17,11 +17,10 @@ from leanthink.eval.literals import as_number, plain
 from leanthink.eval.outcomes import Outcomes, outcomes
 from leanthink.eval.problems import Problem
 from leanthink.eval.records import RESULT, Record, RunFolder, write_json
-from leanthink.generate import generate
 from leanthink.load import think_tags
-from leanthink.policies import Policy
 from leanthink.request import encode_prompt
 from leanthink.sampling import Sampling
+from leanthink.subject import Ask, Subject
 from leanthink.trace import request_seed
 
 
@@ -40,19 +39,16 @@ class Setup:
     """What all cells of a run have in common.
 
     Attributes:
-        model, tokenizer: as for `leanthink.generate`.
+        subject: what answers; it knows the policies of all cells.
         benchmarks: by name.
-        policies: by name, with their predictors.
         samples: answers to each problem.
         sampling: how tokens are picked; its seed is that of the whole run.
         max_rows: most requests at a time.
         progress: told of every record.
     """
 
-    model: Any
-    tokenizer: Any
+    subject: Subject
     benchmarks: Mapping[str, Benchmark]
-    policies: Mapping[str, Policy]
     samples: int
     sampling: Sampling
     max_rows: int
@@ -68,6 +64,10 @@ class _Job:
     sample: int
     prompt_ids: tuple[int, ...]
     sampling: Sampling
+
+    @property
+    def ask(self) -> Ask:
+        return Ask(prompt_ids=self.prompt_ids, policy=self.cell.policy, budget=self.cell.budget, sampling=self.sampling)
 
 
 def complete(setup: Setup, folder: RunFolder, cells: Iterable[Cell], *, together: bool = False) -> None:
@@ -110,7 +110,7 @@ def _jobs(setup: Setup, cell: Cell, folder: RunFolder) -> list[_Job]:
     """What is left of a cell, first samples of every problem first."""
     benchmark = setup.benchmarks[cell.benchmark]
     prompts = [
-        tuple(encode_prompt(setup.tokenizer, index, benchmark.prompt(problem)))
+        tuple(encode_prompt(setup.subject.tokenizer, index, benchmark.prompt(problem)))
         for index, problem in enumerate(benchmark.problems)
     ]
     jobs = [
@@ -131,14 +131,14 @@ def _jobs(setup: Setup, cell: Cell, folder: RunFolder) -> list[_Job]:
 
 def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: bool) -> None:
     """One engine run. What math-verify may have to judge is graded beside it, so that no step waits for that."""
-    closes = think_tags(setup.tokenizer).close_id is not None
+    closes = think_tags(setup.subject.tokenizer).close_id is not None
     start = time.perf_counter()
     graded: list[Future[Record]] = []
 
-    def finish_one(index: int, completion: Completion) -> None:
+    def finish_one(job: _Job, completion: Completion) -> None:
         seconds = round(time.perf_counter() - start, 3) if alone else None
-        record = partial(_record, jobs[index], completion, closes=closes, start=folder.start, seconds=seconds)
-        if jobs[index].problem.check is None:
+        record = partial(_record, job, completion, closes=closes, start=folder.start, seconds=seconds)
+        if job.problem.check is None:
             graded.append(threads.submit(record))
         else:
             _write(record())
@@ -151,16 +151,8 @@ def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: b
 
     with ThreadPoolExecutor(MOST_WORKERS) as threads:
         try:
-            generate(
-                setup.model,
-                setup.tokenizer,
-                [job.prompt_ids for job in jobs],
-                policy=[setup.policies[job.cell.policy] for job in jobs],
-                budget=[job.cell.budget for job in jobs],
-                sampling=[job.sampling for job in jobs],
-                max_rows=setup.max_rows,
-                on_finish=finish_one,
-            )
+            for index, completion in setup.subject.complete([job.ask for job in jobs], max_rows=setup.max_rows):
+                finish_one(jobs[index], completion)
         finally:
             for future in graded:
                 _write(future.result())

@@ -12,10 +12,10 @@ from leanthink.completion import Completion
 from leanthink.errors import UsageError
 from leanthink.eval.grading import check_gold, is_solved
 from leanthink.eval.problems import Problem
-from leanthink.generate import generate
 from leanthink.load import think_tags
 from leanthink.request import encode_prompt
 from leanthink.sampling import Sampling
+from leanthink.subject import Ask, LoadedModel, Subject
 from leanthink.trace import Trace, TraceWriter, request_seed, trace_key
 
 Progress = Callable[[int, int], None]
@@ -62,6 +62,7 @@ def collect(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    subject: Subject | None = None,
 ) -> Collected:
     r"""Generate `samples` traces of each problem into a JSONL file.
 
@@ -85,6 +86,8 @@ def collect(
         resume: go on with the file, leaving out what it has.
         overwrite: start the file anew.
         progress: called with the numbers of traces done and asked for, after each.
+        subject: what completes in place of `model`, `tokenizer` and `predictor`, which may then be None; it knows the
+            policy, and `model_name` has to be given.
 
     Raises:
         UsageError: no problem, two of one id, a gold that cannot be graded, samples < 1, or a file that exists or, on
@@ -92,6 +95,11 @@ def collect(
         DamagedFile: a line of the file to resume cannot be read.
     """
     _check(problems, samples)
+    if subject is not None and model_name is None:
+        raise UsageError("subject is given without model_name: say what the traces are to call the model")
+    if subject is None:
+        subject = LoadedModel(model, tokenizer, {policy: predictor})
+    tokenizer = subject.tokenizer
     closes = think_tags(tokenizer).close_id is not None
     jobs = _jobs(tokenizer, problems, samples, sampling, instruction)
     common = {
@@ -107,25 +115,13 @@ def collect(
         todo = [job for job in jobs if job.key not in done]
         now: list[bool] = []
 
-        def finish(index: int, completion: Completion) -> None:
+        asked = [Ask(prompt_ids=j.prompt_ids, policy=policy, budget=budget, sampling=j.sampling) for j in todo]
+        for index, completion in subject.complete(asked, max_rows=max_rows, record=record):
             trace = _trace(todo[index], completion, common, closes=closes)
             writer.write(trace)
             now.append(bool(trace.correct))
             if progress is not None:
                 progress(len(before) + len(now), len(jobs))
-
-        generate(
-            model,
-            tokenizer,
-            [job.prompt_ids for job in todo],
-            policy=policy,
-            budget=budget,
-            predictor=predictor,
-            sampling=[job.sampling for job in todo],
-            max_rows=max_rows,
-            record=record,
-            on_finish=finish,
-        )
     return Collected(written=len(now), done_before=len(before), correct=sum(before) + sum(now))
 
 

@@ -8,16 +8,17 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from leanthink.errors import DamagedFile, PredictorMismatch, UsageError
-from leanthink.importance.batches import batches_by_length
-from leanthink.importance.fingerprint import fingerprint
 from leanthink.trace import Trace
+
+if TYPE_CHECKING:
+    from leanthink.subject import Subject
 
 VERSION = "1"
 Progress = Callable[[int, int], None]
@@ -131,41 +132,40 @@ def label_traces(
     horizons: Sequence[int],
     only_correct: bool = True,
     overwrite: bool = False,
-    block_bytes: int | None = None,
     save_every: int = 50,
     progress: Progress | None = None,
+    subject: Subject | None = None,
 ) -> LabelCounts:
     """Label traces into one file; a file of the same model and horizons is gone on with, trace by trace.
 
     On a GPU traces of like length share a forward pass. The file is replaced in one step after every `save_every`
     traces and at the end, however the end comes, so that Ctrl-C loses only the batch in hand. `progress(done, total)`
-    is called after each trace. Wrong traces and traces without a thought are left out and counted.
+    is called after each trace. Wrong traces and traces without a thought are left out and counted. Where a `subject`
+    is given, it labels in place of `model`, which may then be None.
 
     Raises:
         UsageError: the file holds other horizons, or labels of another trace of the same name.
         PredictorMismatch: the file holds labels of another model.
     """
-    from leanthink.importance.labels import Thought, check_horizons, label_batch
+    from leanthink.importance.labels import Thought, check_horizons
+    from leanthink.subject import LoadedModel
 
-    growing = _open(Path(path), check_horizons(horizons), fingerprint(model), overwrite=overwrite)
+    subject = subject or LoadedModel(model, None, {})
+    growing = _open(Path(path), check_horizons(horizons), subject.about.fingerprint, overwrite=overwrite)
     given = list(traces)
     right = [trace for trace in given if trace.correct or not only_correct]
     thinking = [trace for trace in right if trace.thought_tokens > 0]
     todo = [trace for trace in thinking if not _is_done(growing, trace)]
-    lengths = [len(trace.prompt_ids) + len(trace.token_ids) for trace in todo]
-    done = 0
+    found = subject.label([Thought.of(trace) for trace in todo], growing.horizons)
     try:
-        for indices in batches_by_length(lengths, model.device):
-            batch = [todo[index] for index in indices]
-            found = label_batch(model, [Thought.of(t) for t in batch], growing.horizons, block_bytes=block_bytes)
-            for trace, labels in zip(batch, found, strict=True):
-                growing.checksums[trace.key] = checksum(trace)
-                growing.labels[trace.key] = labels.values_TC
-                done += 1
-                if done % save_every == 0:
-                    growing.save()
-                if progress is not None:
-                    progress(done, len(todo))
+        for done, (index, labels_TC) in enumerate(found, start=1):
+            trace = todo[index]
+            growing.checksums[trace.key] = checksum(trace)
+            growing.labels[trace.key] = labels_TC
+            if done % save_every == 0:
+                growing.save()
+            if progress is not None:
+                progress(done, len(todo))
     finally:
         growing.save()
     return LabelCounts(

@@ -1,0 +1,139 @@
+"""A model with its policies, as `eval`, `collect` and `label` use it: in this process, or on engines elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+from torch import Tensor
+
+import leanthink
+from leanthink.bench.birth import hardware_of
+from leanthink.budget import Budget
+from leanthink.completion import Completion
+from leanthink.generate import each_finished
+from leanthink.importance.batches import batches_by_length
+from leanthink.importance.fingerprint import fingerprint
+from leanthink.importance.labels import Thought, label_batch
+from leanthink.load import check_model, think_tags
+from leanthink.policies import Policy
+from leanthink.request import PolicyMaker, Predictor, make_requests
+from leanthink.sampling import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What decides the results of a model, besides what is asked of it: engines of one run agree in all of it.
+
+    Attributes:
+        leanthink: the version of this package.
+        fingerprint: of the model.
+        device: its kind, cpu or cuda.
+        dtype: of the weights, such as float32.
+        predictors: SHA-256 over the weights of each policy's predictor, shipped or given, by the policy's name.
+        hardware: in words, for birth certificates; it may differ.
+    """
+
+    leanthink: str
+    fingerprint: str
+    device: str
+    dtype: str
+    predictors: Mapping[str, str]
+    hardware: str = field(compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One request: token ids of the prompt, the policy's name, budget and sampling."""
+
+    prompt_ids: tuple[int, ...]
+    policy: str
+    budget: Budget | None
+    sampling: Sampling
+
+
+class Subject(Protocol):
+    """What completes and labels."""
+
+    tokenizer: Any
+
+    @property
+    def about(self) -> About:
+        """What decides its results."""
+
+    def complete(
+        self, asked: Sequence[Ask], *, max_rows: int, record: bool = False
+    ) -> Iterator[tuple[int, Completion]]:
+        """Each request's index and completion, as it finishes; arguments and errors are those of `generate`."""
+
+    def label(self, thoughts: Sequence[Thought], horizons: tuple[int, ...]) -> Iterator[tuple[int, Tensor]]:
+        """Each thought's index and labels, float32 [T, 1 + H] on the CPU, as they are there."""
+
+
+class LoadedModel:
+    """A model in this process.
+
+    Args:
+        model, tokenizer: as for `leanthink.generate`; the tokenizer may be None where nothing is completed.
+        predictors: for each policy that will be asked for, by name, its predictor; None: the one shipped, if any.
+
+    Raises:
+        UsageError: a policy is unknown, lacks a predictor, or is given one and does not rank by it.
+        PredictorMismatch: a predictor was fitted for another model.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, predictors: Mapping[str, Predictor]) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        maker = PolicyMaker(model, tokenizer)
+        self._policies = {name: maker.make(name, predictor) for name, predictor in predictors.items()}
+
+    @property
+    def about(self) -> About:
+        """What decides its results."""
+        return About(
+            leanthink=leanthink.__version__,
+            fingerprint=fingerprint(self.model),
+            device=self.model.device.type,
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            predictors=_digests(self._policies),
+            hardware=hardware_of(self.model.device),
+        )
+
+    def complete(
+        self, asked: Sequence[Ask], *, max_rows: int, record: bool = False
+    ) -> Iterator[tuple[int, Completion]]:
+        """Each request's index and completion, as it finishes; arguments and errors are those of `generate`."""
+        check_model(self.model)
+        tags = think_tags(self.tokenizer)
+        requests = make_requests(
+            self.model,
+            self.tokenizer,
+            tags,
+            [ask.prompt_ids for ask in asked],
+            policy=[self._policies[ask.policy] for ask in asked],
+            budget=[ask.budget for ask in asked],
+            predictor=None,
+            sampling=[ask.sampling for ask in asked],
+        )
+        return each_finished(self.model, self.tokenizer, requests, tags=tags, max_rows=max_rows, record=record)
+
+    def label(self, thoughts: Sequence[Thought], horizons: tuple[int, ...]) -> Iterator[tuple[int, Tensor]]:
+        """Each thought's index and labels; on a GPU thoughts of like length share a forward pass."""
+        lengths = [len(thought.token_ids) for thought in thoughts]
+        for indices in batches_by_length(lengths, self.model.device):
+            found = label_batch(self.model, [thoughts[index] for index in indices], horizons)
+            for index, labels in zip(indices, found, strict=True):
+                yield index, labels.values_TC
+
+
+def _digests(policies: Mapping[str, Policy]) -> dict[str, str]:
+    found = {}
+    for name, policy in policies.items():
+        if policy.target is not None:
+            digest = hashlib.sha256()
+            for key, weight in sorted(cast(Any, policy).predictor.state_dict().items()):
+                digest.update(key.encode() + weight.detach().cpu().float().numpy().tobytes())
+            found[name] = digest.hexdigest()
+    return found
