@@ -11,6 +11,10 @@ A name may have a variant behind a colon: "published" is a peer on the terms it 
 inside the budget (which has its slots on top, so that as many are held) and the window its own; "wide" is DynTS with
 the window of its paper; "ceil", "one" and "bare" take a part of ours away: the rule that a slot is ranked by the
 horizon it has reached, all horizons but one, or the window.
+
+The matrix may be shared among processes: one writes the answers of the full cache with --baseline FILE, the others
+read them there, each with a part of --policies and an --out of its own; `--join FOLDER... --out DIR` puts the rows
+together.
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ WINDOWS = {"snapkv:published": 8, "r-kv:published": 8, "vase:published": 64}
 ABLATIONS: dict[str, dict[str, Any]] = {"ceil": {"rule": "ceil"}, "one": {"only": 256}, "bare": {"local": False}}
 SHIPPED = Path(leanthink.tiny.__file__).parent / "predictors"
 GREEDY = Sampling(temperature=0.0, max_new_tokens=4000)
-INTERVAL, WINDOW, ANSWER = 32, 32, 256
+INTERVAL, WINDOW, ANSWER = 16, 32, 256
 
 
 def choose(problems: list[Problem], completions: list[Completion], per_family: int, seed: int) -> list[int]:
@@ -118,6 +122,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--full-rows", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="keep what policies.json has, and add what it lacks")
+    parser.add_argument("--baseline", type=Path, help="answers of the full cache: read if it is there, else written")
+    parser.add_argument("--join", type=Path, nargs="+", help="run nothing: put the rows of these folders together")
     parser.add_argument("--out", type=Path, required=True, help="folder for accuracy.json and policies.json")
     return parser.parse_args()
 
@@ -126,11 +132,19 @@ def main() -> None:
     """The full cache first, then the matrix; what is finished is written at once."""
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.join:
+        write(options.out, join([json.loads((folder / "policies.json").read_text()) for folder in options.join]))
+        return
     model, tokenizer = load("tiny", device=options.device)
     birth = certificate(options.device)
     run = partial(complete, model, tokenizer)
     many = samplings(options.samples, options.seed)
-    problems, baseline = run_full(run, many, birth, options)
+    if options.baseline and options.baseline.exists():
+        problems, baseline = read_baseline(options.baseline, many, options)
+    else:
+        problems, baseline = run_full(run, many, birth, options)
+        if options.baseline:
+            write_baseline(options.baseline, problems, baseline)
     mean_thought = sum(c.thought_tokens for c in baseline[0]) / len(problems)
     result: dict[str, Any] = {
         "birth": birth,
@@ -170,7 +184,7 @@ def main() -> None:
             result["rows"].append({"ratio": cell.ratio, "policy": cell.name, "budget": asdict(cell.budget), **row})
             show(result["rows"][-1])
         print(f"{time.perf_counter() - start:.0f} s for ratios {batch}", flush=True)
-        (options.out / "policies.json").write_text(json.dumps(result, indent=1))
+        write(options.out, result)
 
 
 @dataclass(frozen=True)
@@ -213,8 +227,7 @@ def run_full(
 ) -> tuple[list[Problem], list[list[Completion]]]:
     """Write accuracy.json; the problems chosen for the matrix and their completions with the full cache."""
     full = make_policy("full")
-    levels = [int(level) for level in options.levels.split(",")]
-    asked = [p for f in tasks.FAMILIES for k in levels for p in tasks.sample(f, k, options.asked, options.seed)]
+    asked = asked_problems(options)
     greedy = run([Job(full, None, GREEDY, p) for p in asked], options.full_rows)
     rows = accuracy.table(asked, greedy)
     print(*map(accuracy.line, rows), sep="\n", flush=True)
@@ -225,6 +238,48 @@ def run_full(
     problems = [asked[i] for i in chosen]
     sampled = run([Job(full, None, s, p) for s in many[1:] for p in problems], options.full_rows) if many[1:] else []
     return problems, in_runs([*(greedy[i] for i in chosen), *sampled], len(problems))
+
+
+def asked_problems(options: argparse.Namespace) -> list[Problem]:
+    """Problems of every family and of the levels of accuracy.json."""
+    levels = [int(level) for level in options.levels.split(",")]
+    return [p for f in tasks.FAMILIES for k in levels for p in tasks.sample(f, k, options.asked, options.seed)]
+
+
+def write_baseline(path: Path, problems: list[Problem], baseline: list[list[Completion]]) -> None:
+    """What other processes need of the full cache's answers; it appears whole or not at all."""
+    runs = [[asdict(completion) for completion in completions] for completions in baseline]
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({"ids": [problem.id for problem in problems], "runs": runs}))
+    part.replace(path)
+
+
+def read_baseline(
+    path: Path, many: list[Sampling], options: argparse.Namespace
+) -> tuple[list[Problem], list[list[Completion]]]:
+    """The problems and answers that another process wrote, which must have been asked as this one would ask."""
+    found = json.loads(path.read_text())
+    by_id = {problem.id: problem for problem in asked_problems(options)}
+    if len(found["runs"]) != len(many) or not set(found["ids"]) <= set(by_id):
+        raise SystemExit(f"{path} was written with other --samples, --seed, --asked or --levels: give another file")
+    runs = [[Completion(**done | {"token_ids": tuple(done["token_ids"])}) for done in run] for run in found["runs"]]
+    return [by_id[name] for name in found["ids"]], runs
+
+
+def join(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """One result with the rows of all, in the order in which the policies are named above."""
+    joined = parts[0]
+    for part in parts[1:]:
+        joined = resumed(joined, part)
+        known = {(row["ratio"], row["policy"]) for row in joined["rows"]}
+        joined["rows"] = joined["rows"] + [row for row in part["rows"] if (row["ratio"], row["policy"]) not in known]
+    order = {name: place for place, name in enumerate(("full", *COMPARED))}
+    joined["rows"].sort(key=lambda row: (row["ratio"], order.get(row["policy"], len(order))))
+    return joined
+
+
+def write(folder: Path, result: dict[str, Any]) -> None:
+    (folder / "policies.json").write_text(json.dumps(result, indent=1))
 
 
 def resumed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
