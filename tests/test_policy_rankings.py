@@ -298,6 +298,15 @@ def test_vase_protects_wide_values_and_draws_the_others_by_their_weight() -> Non
     assert counts[[0, 2, 3, 5, 6]].min() > 60, "five equal weights are drawn about 100 times each"
 
 
+def test_no_draw_of_vase_is_infinite(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = torch.tensor([0.0, 1 - 2.0**-24] * 4)  # the least and the largest that there are
+    monkeypatch.setattr("leanthink.policies.vase.uniform", lambda *counters: draws.expand(1, 1, 8))
+    slots = head_slots([70, 60, 50, 40, 30, 20, 10, 0], [[0.0]] * 8, queries=[[2.0]], values=torch.zeros(1, 1, 8, 2))
+    score_S = VaSE(observation=1, kernel=1, large=0.0).score(slots)[0, 0]
+    assert score_S.isfinite().all()
+    assert score_S[1:6:2].min() > score_S[0:6:2].max()
+
+
 def test_sinks_of_the_sequence_stay_where_the_prompt_is_not_pinned() -> None:
     slots = hand_slots(prompt_tokens=10, positions=[1, 3, 4, 10, 20], next_position=21)
     assert Sinks(pins_prompt=False).score(slots).tolist() == [[3.0, 1.0, -16.0, -10.0, 0.0]]

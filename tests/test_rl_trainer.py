@@ -208,10 +208,18 @@ def test_mastered_groups_stay_with_a_share_of_their_advantages(tmp_path: Path) -
     assert any(left != right for left, right in rewards.tolist())
     mixed, _ = make_trainer(tmp_path / "mixed", grader=Judge(0, 6), **ours)
     strong = full_batch(mixed)["advantages"].view(3, 2).abs()[:, 0]
-    assert [float(value) > 0.5 for value in strong] == [True, False, True], "the second group is all right"
+    assert [float(value) > 0.5 for value in strong] == [True, True, False], "the second group, all right, comes last"
     wrong, rounds = make_trainer(tmp_path / "wrong", grader=Judge(9, 6, right=False), max_rounds=2, **ours)
     assert full_batch(wrong)["advantages"].tolist() == [0] * 6  # all wrong is still dropped
     assert len(rounds) == 2
+
+
+def test_what_is_mastered_takes_no_place_from_what_tells_right_from_wrong(tmp_path: Path) -> None:
+    trainer, seen = make_trainer(tmp_path, grader=Judge(0, 12), oversample=2, mastered_weight=0.25)
+    batch = full_batch(trainer)
+    told_apart = [seen[0]["judged"][i] for i in (0, 1, 4, 5, 8, 9)]  # every second of six groups, for three places
+    assert batch["completion_mask"].sum(1).tolist() == [tokens for _, tokens, _ in told_apart]
+    assert trainer._metrics["train"]["dynamic_sampling/kept"] == [1]
 
 
 @pytest.mark.parametrize("slots", [8, 4096])

@@ -313,7 +313,8 @@ class SlotCache:
             n = len(feed.live_N)
             self.positions[:, :, feed.write_N] = self.next_positions[:n]
             if self.wishes.attention:
-                self.attended_LHT[:, :, feed.write_N] = 0.0  # of the slot's former token
+                # Of the slot's former token; assigning 0.0 would copy it from the host, and a graph cannot.
+                self.attended_LHT.index_fill_(2, feed.write_N, 0.0)
             self.lengths[:n] += feed.live_N
             self.next_positions[:n] += feed.live_N
             self.row_N = self._rows(feed)

@@ -146,7 +146,7 @@ def vase_slow(row: Row, large: float = 0.25, observation: int = 64, kernel: int 
             weights[slot] += sum(shares[max(0, slot - reach) : slot + reach + 1]) / kernel / len(row["queries"])
     keys: list[Key] = []
     for slot, position in enumerate(row["positions"]):
-        draw = _uniform(row["seed"], row["next_position"], row["layer"], row["head"], position) + 2.0**-25
+        draw = max(_uniform(row["seed"], row["next_position"], row["layer"], row["head"], position), 2.0**-25)
         if slot not in old:
             keys.append((3, -ages[slot]))
         elif position < num_sinks:

@@ -82,5 +82,6 @@ class VaSE(Policy):
         draw_RHS = uniform(
             slots.seeds[:, None, None], slots.next_position[:, None, None], slots.layer, heads_H1, slots.positions
         )
-        gumbel_RHS = -torch.log(-torch.log(draw_RHS + 2.0**-25))  # the draw may be 0, and stays below 1
+        # A draw is a multiple of 2^-24 below 1. It may be 0, and anything added to the largest would round it to 1.
+        gumbel_RHS = -torch.log(-torch.log(draw_RHS.clamp(min=2.0**-25)))
         return weights_RHS.clamp(min=LEAST_CHANCE).log() + gumbel_RHS

@@ -30,8 +30,9 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         decay: λ of the moving average of the pass ratio. Its start is half forgotten after ln 0.5 / ln λ steps, 69 at
             0.99: for a short run of T steps give 0.5 ** (1 / (0.115 * T)).
         start: the average before the first batch, or "observed" for the first batch's own ratio.
-        mastered_weight: ours: groups that are all right stay, with a length reward of β = 1 and this share of their
-            advantages, which are of the size of 1, as in every group; 0: they are dropped, as published.
+        mastered_weight: ours: groups that are all right fill what those with right and wrong responses leave of the
+            batch, with a length reward of β = 1 and this share of their advantages, which are of the size of 1, as in
+            every group; 0: they are dropped, as published.
         overlong_buffer: tokens before max_completion_length over which a penalty grows; None: a fifth of it; 0: none.
         overlong_factor: that penalty at max_completion_length.
         think_tags: whether a response must close its thought to be right.

@@ -58,6 +58,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
     Dynamic sampling: a generation batch is scored, its groups that are all right or all wrong are dropped, and whole
     batches of other prompts are generated until as many groups as the batch holds are left, in at most `max_rounds`
     rounds, each of `oversample` times as many prompts. Statistics are of all prompts of a round, before any is dropped.
+    With `mastered_weight` groups that are all right fill what those with right and wrong responses leave of the batch.
     What is then still missing is filled up with dropped groups whose advantages are 0 and whose tokens do not count in
     the loss: the update is that of a smaller batch.
     The other prompts are drawn from the whole data set, by seed, step and round.
@@ -206,12 +207,15 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
             self._report(0)
             return self._weighed(plain)
         wanted = args.generation_batch_size
-        kept: list[Row] = []  # of all ranks, group after group
+        told_apart: list[Row] = []  # of all ranks, group after group
+        mastered: list[Row] = []
         for number in range(args.max_rounds if args.dynamic_sampling else 1):
             output = super()._generate_and_score_completions(self._round_inputs(number, inputs))
             self._report(number)
-            teaching, others = self._sorted_rows(output)
-            kept += gather_object(teaching)
+            *teaching, others = self._sorted_rows(output)
+            told_apart += gather_object(teaching[0])
+            mastered += gather_object(teaching[1])
+            kept = [*told_apart, *mastered]  # what is mastered takes no place from what tells right from wrong
             if len(kept) >= wanted:
                 break
         fillers = [] if len(kept) >= wanted else gather_object(others)[: wanted - len(kept)]
@@ -243,24 +247,28 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         rows = [*given, *others][first : first + size]
         return [self.train_dataset[row] if isinstance(row, int) else row for row in rows]
 
-    def _sorted_rows(self, output: dict[str, Any]) -> tuple[list[Row], list[Row]]:
-        """This rank's responses on the host: those of groups that teach something, and the others."""
+    def _sorted_rows(self, output: dict[str, Any]) -> tuple[list[Row], list[Row], list[Row]]:
+        """This rank's responses on the host: of groups told apart, of those mastered, if they count, and of the others.
+
+        Without dynamic sampling there are no others: they count as told apart.
+        """
         for name, value in output.items():
             if not isinstance(value, Tensor):
                 raise UsageError(f"dynamic sampling serves text alone, and this batch has {name!r}: switch it off")
         scored, weight = self.reward.scored, self.args.mastered_weight
         assert scored is not None
-        teaches_B = scored.told_apart_B | (scored.mastered_B & (weight > 0)) | (not self.args.dynamic_sampling)
+        kind_B = torch.where(scored.told_apart_B | (not self.args.dynamic_sampling), 0, 2)
+        kind_B[scored.mastered_B & (weight > 0)] = 1
         weight_B = torch.where(scored.mastered_B, weight, 1.0).float()
         columns = {name: value.cpu() for name, value in output.items() if value.dim()}
         size = len(columns["advantages"])
         first = self.accelerator.process_index * size
         group_N = torch.arange(first, first + size) // self.num_generations
         columns["advantages"] = columns["advantages"] * weight_B[group_N]
-        sorted_rows: tuple[list[Row], list[Row]] = ([], [])
-        for i, teaches in enumerate(teaches_B[group_N].tolist()):
+        sorted_rows: tuple[list[Row], list[Row], list[Row]] = ([], [], [])
+        for i, kind in enumerate(kind_B[group_N].tolist()):
             row = {name: column[i].clone() for name, column in columns.items()}  # a view would travel as the whole
-            sorted_rows[0 if teaches else 1].append(row)
+            sorted_rows[kind].append(row)
         return sorted_rows
 
     def _batch(self, kept: list[Row], fillers: list[Row], size: int) -> dict[str, Any]:
