@@ -221,7 +221,8 @@ class Engines:
         while unfinished:
             for engine in self._engines:
                 if self._left and engine.stream is None:
-                    count = share(len(self._left), len(self._engines), at_once)
+                    # After a death one at a time, until a result comes: what kills engines must not take others along.
+                    count = 1 if self._deaths else share(len(self._left), len(self._engines), at_once)
                     engine.batch = dict(self._left.popleft() for _ in range(count))
                     engine.stream = _streaming(engine.actor.work, method, engine.batch, options)
             found = self._hear()
