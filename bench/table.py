@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -17,30 +18,72 @@ ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
 SMALLER, STOCK = "llama-3.1-8b-16gib", "llama-3.1-8b-stock"
 
 
+WORTH_SHOWING = 0.2  # of the problems right at some ratio
+
+
 def policies_table() -> str:
-    """Accuracy by policy and ratio, with what the numbers mean and where they come from."""
-    found = json.loads((RESULTS / "policies.json").read_text())
-    ratios = sorted({row["ratio"] for row in found["rows"]} - {1.0})
-    by_cell = {(row["policy"], row["ratio"]): row for row in found["rows"]}
-    budgets = {row["ratio"]: row["budget"] for row in found["rows"] if row["ratio"] > 1}
-    slots = {ratio: budget["slots"] + budget["interval"] for ratio, budget in budgets.items()}
-    head = "| policy | " + " | ".join(f"{ratio:g}x: {slots[ratio]} slots" for ratio in ratios) + " |"
-    lines = [head, "|---" * (len(ratios) + 1) + "|"]
-    lines.append("| full | " + " | ".join([_cell(by_cell["full", 1.0])] * len(ratios)) + " |")
-    for policy in dict.fromkeys(row["policy"] for row in found["rows"] if row["policy"] != "full"):
-        lines.append(f"| {policy} | " + " | ".join(_cell(by_cell[policy, ratio]) for ratio in ratios) + " |")
+    """Accuracy by policy and ratio of those that keep anything, with what the numbers mean and where they come from."""
+    found = _policies()
+    by_policy = _rows_by_policy(found)
+    own = [name for name in by_policy if name not in ("full", "horizon") and not _is_ablation(name)]
+    shown = [name for name in own if max(row["greedy"][0] for row in by_policy[name].values()) >= WORTH_SHOWING]
+    shown.sort(key=lambda name: -max(row["greedy"][0] for row in by_policy[name].values()))
+    others = [name for name in own if name not in shown]
     birth = found["birth"]
-    lines += [
-        "",
-        f"Greedy accuracy in % [95 % interval], n = {found['n']} held-out problems of six families whose full thought",
-        f"has at least 1000 tokens (mean {found['mean_full_thought']:.0f}); {found['samples']} samples each at "
-        f"temperature 0.6: full {_percent(by_cell['full', 1.0])},",
-        f"horizon {' / '.join(_percent(by_cell['horizon', ratio]) for ratio in ratios)}.",
-        "Slots = most thought slots held at any time, the prompt pinned on top for every policy. "
-        f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']},",
-        f"[bench/results/policies.json](bench/results/policies.json), `{birth['command']}`.",
-    ]
+    sampled = " / ".join(_percent(row) for row in by_policy["horizon"].values())
+    text = (
+        f"Greedy accuracy in % [95 % interval], n = {found['n']} held-out problems of six families with a full thought of "
+        f"at least 1000 tokens (mean {found['mean_full_thought']:.0f}); slots = most thought slots held at any time, the "
+        f"prompt pinned on top. {found['samples']} samples each at 0.6: full {_percent(by_policy['full'][1.0])}, horizon "
+        f"{sampled}. `dynts:wide` has the window of its paper. Below {100 * WORTH_SHOWING:.0f} everywhere: "
+        f"{', '.join(others)}. Ablations and peers on their own terms: [docs/policies.md](docs/policies.md). "
+        f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}, "
+        "[policies.json](bench/results/policies.json), `python bench/policies.py --out bench/results`."
+    )
+    lines = [*_matrix(found, ["horizon", *shown]), "", *wrap(text, 140, break_long_words=False, break_on_hyphens=False)]
     return "\n".join(lines) + "\n"
+
+
+def matrix_table() -> str:
+    """The same for every policy that was measured."""
+    found = _policies()
+    lines = _matrix(found, [name for name in _rows_by_policy(found) if name != "full"])
+    lengths = [
+        row["thought_tokens"] / found["mean_full_thought"] - 1 for row in _rows_by_policy(found)["horizon"].values()
+    ]
+    told = ", ".join(f"{100 * longer:+.1f}" for longer in lengths)
+    lines += ["", f"Thoughts under `horizon` are {told} % longer than with the full cache, from the left to the right."]
+    return "\n".join(lines) + "\n"
+
+
+def _policies() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / "policies.json").read_text())
+    return found
+
+
+def _rows_by_policy(found: dict[str, Any]) -> dict[str, dict[float, dict[str, Any]]]:
+    """By policy and ratio, in the order of the file, ratios ascending."""
+    rows: dict[str, dict[float, dict[str, Any]]] = {}
+    for row in sorted(found["rows"], key=lambda row: float(row["ratio"])):
+        rows.setdefault(row["policy"], {})[row["ratio"]] = row
+    return rows
+
+
+def _is_ablation(name: str) -> bool:
+    """Whether a variant is only told of with all the others; DynTS with the window of its paper is not."""
+    return ":" in name and name != "dynts:wide"
+
+
+def _matrix(found: dict[str, Any], names: list[str]) -> list[str]:
+    """A line for the full cache and one for each of these policies."""
+    by_policy = _rows_by_policy(found)
+    ratios = list(by_policy["horizon"])
+    budgets = [by_policy["horizon"][ratio]["budget"] for ratio in ratios]
+    slots = [budget["slots"] + budget["interval"] for budget in budgets]
+    head = (f"{ratio:g}x: {held} slots" for ratio, held in zip(ratios, slots, strict=True))
+    lines = [f"| policy | {' | '.join(head)} |", "|---" * (len(ratios) + 1) + "|"]
+    lines.append(f"| full | {' | '.join([_cell(by_policy['full'][1.0])] * len(ratios))} |")
+    return lines + [f"| {name} | {' | '.join(_cell(by_policy[name][ratio]) for ratio in ratios)} |" for name in names]
 
 
 def accuracy_sentence() -> str:
@@ -164,6 +207,7 @@ def main() -> None:
             "policies": policies_table() + "\n" + accuracy_sentence(),
             "engine": steps_table() + stock_lines() + throughput_lines(),
         },
+        "docs/policies.md": {"matrix": matrix_table()},
         "docs/ray.md": {"ray-speedup": ray_lines()},
         "docs/evaluation.md": {"eval-tiny": (RESULTS / "eval-tiny" / "report.md").read_text()},
     }
