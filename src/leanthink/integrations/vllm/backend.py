@@ -26,7 +26,7 @@ from leanthink.integrations.vllm.step import Cut, Step, Wave, waves_of
 from leanthink.integrations.vllm.worker import worker_here, worker_of
 
 
-class BoundedBackend(CPUAttentionBackend):
+class BoundedBackend(CPUAttentionBackend):  # type: ignore[misc]  # vLLM is not there when types are checked
     """Registered in place of CPU_ATTN."""
 
     @staticmethod
@@ -44,7 +44,7 @@ class BoundedBackend(CPUAttentionBackend):
         return bounded_spec(spec, worker_here().tokenizer_name)
 
 
-class BoundedBuilder(CPUAttentionMetadataBuilder):
+class BoundedBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]  # as above
     """Prepares each step: sees every length, slot and block of it before any layer runs."""
 
     def __init__(
@@ -54,7 +54,7 @@ class BoundedBuilder(CPUAttentionMetadataBuilder):
         self.worker = worker_of(vllm_config)
         if not self.worker.policies:
             raise UnsupportedModel(
-                f"model {vllm_config.model_config.architectures} is not one that the plugin wraps: docs/vllm.md has them"
+                f"the plugin does not wrap {vllm_config.model_config.architectures}: docs/vllm.md names what it does"
             )
         self._layers = get_layers_from_vllm_config(vllm_config, Attention, layer_names)
         self._layout: Layout | None = None
@@ -62,7 +62,7 @@ class BoundedBuilder(CPUAttentionMetadataBuilder):
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> CPUAttentionMetadata:
-        """vLLM's metadata for the first wave; all waves wait in `Worker.step` for the model's forward."""
+        """Metadata of the first wave; all waves wait in `Worker.step` for the model's forward."""
         rows = self.worker.rows
         if not rows:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)

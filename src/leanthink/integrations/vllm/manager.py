@@ -18,7 +18,7 @@ from leanthink.integrations.vllm.thought import Watch, tokenizer_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundedSpec(FullAttentionSpec):
+class BoundedSpec(FullAttentionSpec):  # type: ignore[misc]  # vLLM is not there when types are checked
     """Full attention, under a type of its own: by that the scheduler finds `BoundedManager`.
 
     Attributes:
@@ -34,7 +34,7 @@ class BoundedSpec(FullAttentionSpec):
         return replace(merged, tokenizer=specs[0].tokenizer)
 
 
-class BoundedManager(FullAttentionManager):
+class BoundedManager(FullAttentionManager):  # type: ignore[misc]  # as above
     """vLLM's manager, but for requests with a budget.
 
     Their lengths are physical, their generated blocks are never hashed and so never shared, and a preempted one looks
@@ -57,9 +57,7 @@ class BoundedManager(FullAttentionManager):
         number: int = super().get_num_blocks_to_allocate(request_id, slots, new_computed_blocks, *rest, **more)
         return number
 
-    def allocate_new_blocks(
-        self, request_id: str, num_tokens: int, num_tokens_main_model: int
-    ) -> list[KVCacheBlock]:
+    def allocate_new_blocks(self, request_id: str, num_tokens: int, num_tokens_main_model: int) -> list[KVCacheBlock]:
         """As in vLLM, for the slots that these tokens need."""
         blocks: list[KVCacheBlock] = super().allocate_new_blocks(
             request_id, self._slots(request_id, num_tokens), num_tokens_main_model

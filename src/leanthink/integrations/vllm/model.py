@@ -106,7 +106,7 @@ def bounded(stock: Any) -> Any:
 
 
 def _context(wave: Wave) -> Any:
-    """vLLM's description of the forward under way, with this wave's metadata and slots for every layer."""
+    """What vLLM says of the forward under way, with this wave's metadata and slots for every layer."""
     context = copy(get_forward_context())
     context.attn_metadata = dict.fromkeys(context.attn_metadata, wave.metadata)
     context.slot_mapping = dict.fromkeys(context.slot_mapping, wave.slots_n)

@@ -60,8 +60,8 @@ class Row:
         evictions fell, and so are evicted as they were.
         """
         if logical != self.logical:
-            again, prefix = logical < self.logical, self.logical == 0
-            assert (again or prefix) and logical <= self.prompt_tokens, (logical, self.logical, self.prompt_tokens)
+            assert logical < self.logical or self.logical == 0, f"{logical} after {self.logical} tokens"
+            assert logical <= self.prompt_tokens, f"{logical} of {self.prompt_tokens} prompt tokens"
             self.restart()
             self.logical = logical  # so much of the prompt lies in blocks that it shares
         return self.lengths.pieces(logical, tokens)
@@ -89,7 +89,7 @@ class Row:
         if ready <= 0:
             return
         seen_TO = torch.arange(ready, device=states_WF.device)[:, None] + constant(offsets, states_WF.device)
-        parts = [self.policy.stamp(states_WF[part_TO]) for part_TO in seen_TO.split(STAMPED_AT_ONCE)]
+        parts = [self.policy.stamp(states_WF[part_TO]) for part_TO in torch.split(seen_TO, STAMPED_AT_ONCE)]
         stamps_TC = torch.cat(parts).float()
         if self.stamps_SC is None:
             self.stamps_SC = stamps_TC.new_zeros(len(self.positions_S), stamps_TC.shape[1])

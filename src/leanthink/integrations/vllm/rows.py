@@ -12,7 +12,7 @@ from leanthink.integrations.vllm.settings import asked_of, settings_here
 from leanthink.integrations.vllm.worker import worker_of
 
 
-class Rows(LogitsProcessor):
+class Rows(LogitsProcessor):  # type: ignore[misc]  # vLLM is not there when types are checked
     """Keeps `Worker.rows` in step with vLLM's batch."""
 
     @classmethod

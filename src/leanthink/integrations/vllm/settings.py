@@ -93,9 +93,7 @@ def asked_of(extra_args: Mapping[str, Any] | None, settings: Settings) -> Asked 
     Raises:
         UsageError: an unknown name, a value out of range, or parts of a budget without one.
     """
-    given = {
-        name.removeprefix(PREFIX): value for name, value in (extra_args or {}).items() if name.startswith(PREFIX)
-    }
+    given = {name.removeprefix(PREFIX): value for name, value in (extra_args or {}).items() if name.startswith(PREFIX)}
     for name in given:
         if name not in (*PARTS, "policy"):
             raise unknown("request parameter", PREFIX + name, [PREFIX + known for known in (*PARTS, "policy")])

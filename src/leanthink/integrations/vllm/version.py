@@ -71,7 +71,12 @@ def _facts(config: Any) -> list[tuple[str, Any, tuple[Any, ...], str]]:
         ("speculative_config", config.speculative_config, (None,), "a refused draft would have been counted"),
         ("kv_transfer_config", config.kv_transfer_config, (None,), "others would take slots for positions"),
         ("lora_config", config.lora_config, (None,), "predictors are fitted for one model"),
-        ("async_scheduling", bool(config.scheduler_config.async_scheduling), (False,), "tokens would be known too late"),
+        (
+            "async_scheduling",
+            bool(config.scheduler_config.async_scheduling),
+            (False,),
+            "tokens would be known too late",
+        ),
         ("skip_tokenizer_init", config.model_config.skip_tokenizer_init, (False,), "</think> is looked up"),
         ("pipeline_parallel_size", parallel.pipeline_parallel_size, (1,), layer),
         ("decode_context_parallel_size", parallel.decode_context_parallel_size, (1,), layer),
