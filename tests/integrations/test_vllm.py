@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed: `make test-vllm` runs this in an environment of its own")
 
+from vllm import LLM, SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
@@ -31,7 +33,6 @@ from leanthink.integrations.vllm.version import ROWS, check_config
 from leanthink.integrations.vllm.worker import ROW, worker_here, worker_of
 from leanthink.request import encode_prompt
 from leanthink.tiny import tasks, weights_path
-from vllm import LLM, SamplingParams
 
 POLICIES = ("horizon", "dynts", "random", "window")
 ENVIRONMENT = {
@@ -242,13 +243,13 @@ def test_a_request_fed_again_finds_no_keys_of_another_that_kept_everything(
 
     def preempt_once() -> None:
         running = served.scheduler.running
-        if running and running[0].num_output_tokens == 250 and not request:
+        if not request and running and running[0].num_output_tokens == 250:
             request.append(running[0])
             served.scheduler.running.remove(running[0])
             served.scheduler._preempt_request(request[0], 0.0)
 
     assert_same(served.run([bounded], preempt_once), ours(tiny, [bounded]))
-    assert request[0].num_preemptions == 1
+    assert request.pop().num_preemptions == 1
     served.check_nothing_is_left()
 
 
@@ -337,24 +338,34 @@ def test_a_row_outlives_its_place_in_the_batch(served: Served) -> None:
     rows = Rows(served.engine.vllm_config, torch.device("cpu"), False)
     worker = worker_of(served.engine.vllm_config)
     params = [Ask(ids=(1,), policy="window", budget=BUDGET).params for _ in range(3)]
-    added = [(index, params[index], [1, 2], []) for index in range(3)]
+    tokens: list[list[int]] = [[], [], []]
+    added = [(index, params[index], [1, 2], tokens[index]) for index in range(3)]
     rows.update_state(BatchUpdate(batch_size=3, removed=[], added=added, moved=[]))
     first, second, third = (worker.rows[index] for index in range(3))
     rows.update_state(None)
-    rows.update_state(
-        BatchUpdate(batch_size=2, removed=[1], added=[], moved=[(2, 1, MoveDirectionality.UNIDIRECTIONAL)])
-    )
+    to_1 = [(2, 1, MoveDirectionality.UNIDIRECTIONAL)]
+    rows.update_state(BatchUpdate(batch_size=2, removed=[1], added=[], moved=to_1))
     assert worker.rows == {0: first, 1: third}
-    again = [(2, params[1], [1, 2], [9])]
+    again = [(2, params[1], [1, 2], tokens[1])]
     rows.update_state(BatchUpdate(batch_size=3, removed=[], added=again, moved=[(0, 2, MoveDirectionality.SWAP)]))
     assert worker.rows == {0: second, 1: third, 2: first}
-    assert second.output_ids == [9]
     other = [(1, Ask(ids=(1,)).params, [1, 2], [])]  # no budget, in the place of one that has gone
     rows.update_state(BatchUpdate(batch_size=3, removed=[1], added=other, moved=[(1, 0, MoveDirectionality.SWAP)]))
     assert worker.rows == {1: second, 2: first}
     rows.update_state(BatchUpdate(batch_size=0, removed=[2, 1, 0], added=[], moved=[]))
     assert worker.rows == {}
-    assert (params[0].extra_args or {})[ROW] is first
+    assert (params[0].extra_args or {})[ROW] == [first]
+
+
+def test_choices_of_one_request_have_rows_of_their_own(served: Served, tiny: tuple[Any, Any]) -> None:
+    """In one process they even have the same parameters object; top_k=1 draws what greedy takes."""
+    ask = Ask(ids=prompts(1)[1], policy="random", budget=BUDGET)
+    params = ask.params
+    params.n, params.temperature, params.top_k = 3, 1.0, 1
+    (output,) = served.llm.generate([{"prompt_token_ids": list(ask.ids)}], params, use_tqdm=False)
+    (expected,) = ours(tiny, [ask])
+    assert [tuple(choice.token_ids) for choice in output.outputs] == [expected.token_ids] * 3
+    served.check_nothing_is_left()
 
 
 @pytest.mark.parametrize(
@@ -381,11 +392,11 @@ def test_a_server_whose_hooks_would_not_run_does_not_start(
 
 
 def test_model_runner_v2_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    monkeypatch.setattr(type(served.engine.vllm_config), "use_v2_model_runner", property(lambda _: True))
     with pytest.raises(UsageError, match="model runner V2"):
         check_config(served.engine.vllm_config)
 
 
 def test_a_predictor_of_another_model_ends_the_start(served: Served) -> None:
     with pytest.raises(PredictorMismatch):
-        worker_here().make_policies(served.engine.engine_core.engine_core.model_executor, "0" * 64)
+        worker_here().make_policies(SimpleNamespace(config=SimpleNamespace(hidden_size=384)), "0" * 64)

@@ -68,7 +68,7 @@ class FixedWatch(Watch):
 
 def make_row(budget: Budget, prompt: int, answer_at: int = NEVER, policy: Any = None) -> Row:
     policy = policy or Horizon(predictor=SumOfStates())
-    return Row(prompt_tokens=prompt, budget=budget, policy=policy, seed=0, watch=FixedWatch(answer_at))
+    return Row(prompt_tokens=prompt, budget=budget, policy=policy, seed=0, watch=FixedWatch(answer_at), output_ids=[])
 
 
 def run(row: Row, states_TF: Tensor, cuts: list[int]) -> list[tuple[int, list[int]]]:

@@ -52,10 +52,6 @@ class BoundedBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]  # as a
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self.worker = worker_of(vllm_config)
-        if not self.worker.policies:
-            raise UnsupportedModel(
-                f"the plugin does not wrap {vllm_config.model_config.architectures}: docs/vllm.md names what it does"
-            )
         self._layers = get_layers_from_vllm_config(vllm_config, Attention, layer_names)
         self._layout: Layout | None = None
 
@@ -131,6 +127,7 @@ class BoundedBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]  # as a
         """The same for all layers; found out when it is first needed, as caches come after builders."""
         if self._layout is None:
             cache = layer.kv_cache
+            assert cache.shape[-2] == self.block_size, f"{tuple(cache.shape)}, blocks of {self.block_size}"
 
             def write(keys: Tensor, values: Tensor, scratch: Tensor, slots: Tensor) -> None:
                 layer.impl.do_kv_cache_update(layer, keys, values, scratch, slots)

@@ -19,16 +19,8 @@ from leanthink.errors import UnsupportedModel, UsageError
 from leanthink.importance.fingerprint import fingerprint_of, sample, weights_of
 from leanthink.integrations.vllm.step import Step, Wave, settle
 from leanthink.integrations.vllm.version import check_config
-from leanthink.integrations.vllm.worker import worker_of
+from leanthink.integrations.vllm.worker import ARCHITECTURES, worker_of
 from leanthink.states import joined
-
-# Whose layers return what they add and what they add it to: by vLLM's name, the module that has it.
-ARCHITECTURES = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
 
 
 def __getattr__(name: str) -> Any:

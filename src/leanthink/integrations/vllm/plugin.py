@@ -19,10 +19,10 @@ def register() -> None:
 
     check_version()
     settings_here()
+    from vllm import ModelRegistry
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-    from leanthink.integrations.vllm.model import ARCHITECTURES
-    from vllm import ModelRegistry
+    from leanthink.integrations.vllm.worker import ARCHITECTURES
 
     for name in ARCHITECTURES:
         ModelRegistry.register_model(name, f"leanthink.integrations.vllm.model:{name}")

@@ -31,11 +31,21 @@ class Row:
         policy: ranks its slots.
         seed: of the request, for policies that draw.
         watch: finds its `</think>`.
+        output_ids: its tokens so far: a list that grows.
     """
 
-    def __init__(self, *, prompt_tokens: int, budget: Budget, policy: Policy, seed: int, watch: Watch) -> None:
+    def __init__(
+        self,
+        *,
+        prompt_tokens: int,
+        budget: Budget,
+        policy: Policy,
+        seed: int,
+        watch: Watch,
+        output_ids: Sequence[int],
+    ) -> None:
         self.prompt_tokens, self.budget, self.policy, self.seed, self.watch = prompt_tokens, budget, policy, seed, watch
-        self.output_ids: Sequence[int] = ()
+        self.output_ids = output_ids
         self.restart()
 
     def restart(self) -> None:
@@ -52,6 +62,11 @@ class Row:
         """As far as is known now."""
         answer_at = self.watch.answer_at(self.output_ids)
         return Lengths(prompt=self.prompt_tokens, budget=self.budget, answer_at=answer_at)
+
+    @property
+    def physical(self) -> int:
+        """Slots held, prompt and answer included."""
+        return min(self.logical, self.prompt_tokens) + self.thought + max(0, self.logical - self.lengths.answer_at)
 
     def pieces(self, logical: int, tokens: int) -> list[Piece]:
         """How to feed it the `tokens` tokens from position `logical` on.

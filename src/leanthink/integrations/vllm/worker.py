@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from leanthink import tiny
-from leanthink.errors import UsageError
+from leanthink.errors import UnsupportedModel, UsageError
 from leanthink.importance.predictor import made_ready, predictor_of
 from leanthink.integrations.vllm.row import Row
 from leanthink.integrations.vllm.settings import asked_of, settings_here
@@ -18,7 +18,14 @@ from leanthink.policies import POLICIES, Policy, make_policy
 if TYPE_CHECKING:
     from leanthink.integrations.vllm.step import Step
 
-ROW = "leanthink.row"  # under this name a request's parameters carry its Row, and take it along when they are dropped
+# Models whose layers return what they add and what they add it to: by vLLM's name, the module that has it.
+ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+ROW = "leanthink.row"  # under this name a request's parameters carry its Row, which goes when they do
 
 
 class Worker:
@@ -58,26 +65,27 @@ class Worker:
         """The row of a request that enters the batch; a new one unless it was here before. None without a budget.
 
         A request leaves the batch when it ends, when it is preempted, and when a step has no room for it, and nobody
-        says which. Its row therefore lives as long as its parameters do, in this process.
+        says which. Its row therefore lives as long as its parameters do, in this process. Choices of one request may
+        share these, and are told apart by the list of their tokens, which is each one's own for as long as it lives.
         """
         asked = asked_of(params.extra_args, self.settings)
         if asked is None:
             return None
-        if params.extra_args is None:
-            params.extra_args = {}
-        row: Row | None = params.extra_args.get(ROW)
-        if row is None:
-            if prompt_ids is None:
-                raise UsageError("a prompt of embeddings has no tokens to look at: give it no budget")
-            row = Row(
-                prompt_tokens=len(prompt_ids),
-                budget=asked.budget,
-                policy=self.policies[asked.policy],
-                seed=params.seed or 0,
-                watch=Watch(prompt_ids, tokenizer_of(self.tokenizer_name)),
-            )
-            params.extra_args[ROW] = row
-        row.output_ids = output_ids
+        rows: list[Row] = (params.extra_args or {}).get(ROW, [])
+        for row in rows:
+            if row.output_ids is output_ids:
+                return row
+        if prompt_ids is None:
+            raise UsageError("a prompt of embeddings has no tokens to look at: give it no budget")
+        row = Row(
+            prompt_tokens=len(prompt_ids),
+            budget=asked.budget,
+            policy=self.policies[asked.policy],
+            seed=params.seed or 0,
+            watch=Watch(prompt_ids, tokenizer_of(self.tokenizer_name)),
+            output_ids=output_ids,
+        )
+        params.extra_args = {**(params.extra_args or {}), ROW: [*rows, row]}
         return row
 
 
@@ -98,9 +106,15 @@ _WORKERS: WeakValueDictionary[int, Worker] = WeakValueDictionary()  # by the id 
 
 
 def worker_here() -> Worker:
-    """The one of the model that was loaded last in this process, for hooks that are not told the configuration."""
-    assert _WORKERS, "the attention layers come after the model"
-    return list(_WORKERS.values())[-1]
+    """The one that was opened last in this process and has its model, for hooks that are not told the configuration.
+
+    Raises:
+        UnsupportedModel: there is none, because the model is not among those that the plugin wraps.
+    """
+    loaded = [worker for worker in _WORKERS.values() if worker.policies]
+    if not loaded:
+        raise UnsupportedModel(f"the plugin wraps models of {', '.join(ARCHITECTURES)}, and this is another")
+    return loaded[-1]
 
 
 def worker_of(vllm_config: Any) -> Worker:
