@@ -52,7 +52,9 @@ def in_a_child(
     given = json.dumps([options, prompts, params])
     done = subprocess.run([sys.executable, str(CHILD), str(out)], input=given, env=variables, text=True,
                           capture_output=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, "\n".join(
+        line for line in (done.stdout + done.stderr).splitlines() if "Error" in line
+    )[-3000:]
     return [tuple(ids) for ids in json.loads(out.read_text())]
 
 
@@ -186,20 +188,21 @@ def test_other_architectures_answer_as_on_our_engine(architecture: str, tmp_path
     model, tokenizer = make_model(architecture, **sizes), make_tokenizer()
     with torch.no_grad():
         model.lm_head.weight[256:] = 0  # it thinks to the limit
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    folder, file = tmp_path / "model", tmp_path / "own.safetensors"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     predictor = Predictor(target="horizon", hidden_size=128, horizons=(4, 16, 64), offsets=(0, 1, 2))
-    save_predictor(predictor, tmp_path / "own.safetensors", base_fingerprint=fingerprint(model), data={}, metrics={})
+    save_predictor(predictor, file, base_fingerprint=fingerprint(model), data={}, metrics={})
     prompts = [[(7 * i + k) % 256 for i in range(20 + 9 * k)] for k in range(4)]
     policies, budget = ["horizon", "sinks"] * 2, Budget(slots=24, window=4, interval=8)
     parts = {"leanthink_budget": 24, "leanthink_window": 4, "leanthink_interval": 8}
     params = [{"temperature": 0, "max_tokens": 90, "extra_args": parts | {"leanthink_policy": policy}}
               for policy in policies]  # fmt: skip
-    settings = {"policies": ["horizon", "sinks"], "predictors": {"horizon": str(tmp_path / "own.safetensors")}}
-    found = in_a_child({"model": str(tmp_path)}, prompts, params, tmp_path / "out.json", environment(settings))
+    settings = {"policies": ["horizon", "sinks"], "predictors": {"horizon": str(file)}}
+    found = in_a_child({"model": str(folder)}, prompts, params, tmp_path / "out.json", environment(settings))
     expected = generate(model, tokenizer, prompts, policy=policies, budget=budget,
-                        predictor=tmp_path / "own.safetensors", sampling=Sampling(max_new_tokens=90))  # fmt: skip
+                        predictor=file, sampling=Sampling(max_new_tokens=90))  # fmt: skip
     assert found == [done.token_ids for done in expected]
     assert len(set(found[0])) > 3
 
