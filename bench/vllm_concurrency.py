@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=160)
     parser.add_argument("--window", type=int, default=32)
     parser.add_argument("--interval", type=int, default=32)
-    parser.add_argument("--answer", type=int, default=64)
+    parser.add_argument("--answer", type=int, default=160)
     parser.add_argument("--tokens", type=int, default=1400, help="most tokens of an answer")
     parser.add_argument("--blocks", type=int, default=96, help=f"of the cache, {BLOCK} slots each")
     options = parser.parse_args()
