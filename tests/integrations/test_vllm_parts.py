@@ -37,7 +37,7 @@ from leanthink.tiny import weights_path
 from models import CLOSE, OPEN, make_tokenizer
 from reference.bounded_row_slow import SlowRow
 
-HORIZONS, OFFSETS = (4, 9, 20), (0, 1, 3)
+HORIZONS, OFFSETS = (6, 9, 20), (0, 1, 3)  # so that three tokens are stamped at a time
 budgets = st.builds(
     lambda slots, window, interval: Budget(slots=slots, window=min(window, slots), interval=interval, answer=50),
     st.integers(1, 12), st.integers(0, 6), st.integers(1, 9),

@@ -101,24 +101,23 @@ class Row:
         offsets = self.policy.offsets
         states_WF = torch.cat(self.waiting)
         ready = len(states_WF) - offsets[-1]
-        if ready <= 0:
-            return
         seen_TO = torch.arange(ready, device=states_WF.device)[:, None] + constant(offsets, states_WF.device)
         parts = [self.policy.stamp(states_WF[part_TO]) for part_TO in torch.split(seen_TO, STAMPED_AT_ONCE)]
         stamps_TC = torch.cat(parts).float()
         if self.stamps_SC is None:
             self.stamps_SC = stamps_TC.new_zeros(len(self.positions_S), stamps_TC.shape[1])
         # Counted from the end of the thought so far; some of them may be gone already.
-        oldest = int(min(self.logical, self.lengths.answer_at)) - len(states_WF)
+        oldest = min(self.logical, self.lengths.answer_at) - len(states_WF)
         place_S = self.positions_S[: self.thought] - oldest
         slots = ((place_S >= 0) & (place_S < ready)).nonzero()[:, 0]
         self.stamps_SC[slots] = stamps_TC[place_S[slots]]
         self.waiting, self.num_waiting = [states_WF[ready:].clone()], offsets[-1]
 
     def evict(self) -> Tensor:
-        """Choose the thought slots that stay, forget the others, and return their old places: ascending, [K]."""
-        if self.num_waiting:
-            self._stamp()
+        """Choose the thought slots that stay, forget the others, and return their old places: ascending, [K].
+
+        Slots that have no stamp yet are younger than any that a policy looks at the stamp of (see `Policy.stride`).
+        """
         held = self.thought
         ages_1S = (self.logical - 1 - self.positions_S[:held])[None]
         slots = Slots(
