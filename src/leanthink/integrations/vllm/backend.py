@@ -53,7 +53,15 @@ class BoundedBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]  # as a
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self.worker = worker_of(vllm_config)
         self._layers = get_layers_from_vllm_config(vllm_config, Attention, layer_names)
-        self._layout: Layout | None = None
+        layer: Any = next(iter(self._layers.values()))
+
+        def write(keys: Tensor, values: Tensor, cache: Tensor, slots: Tensor) -> None:
+            layer.impl.do_kv_cache_update(layer, keys, values, cache, slots)
+
+        shape = (1, kv_cache_spec.num_kv_heads, self.block_size, 2 * self.head_dim)
+        self._layout = Layout(
+            write, shape=shape, block_size=self.block_size, head_dim=self.head_dim, dtype=kv_cache_spec.dtype
+        )
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
@@ -121,18 +129,4 @@ class BoundedBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]  # as a
         moved = (kept_K != targets_K).nonzero()[:, 0]
         sources_M, targets_M = prompt_tokens + kept_K[moved], prompt_tokens + targets_K[moved]
         for layer in self._layers.values():
-            self._layout_of(layer).move(layer.kv_cache, table, sources_M, targets_M)
-
-    def _layout_of(self, layer: Any) -> Layout:
-        """The same for all layers; found out when it is first needed, as caches come after builders."""
-        if self._layout is None:
-            cache = layer.kv_cache
-            assert cache.shape[-2] == self.block_size, f"{tuple(cache.shape)}, blocks of {self.block_size}"
-
-            def write(keys: Tensor, values: Tensor, scratch: Tensor, slots: Tensor) -> None:
-                layer.impl.do_kv_cache_update(layer, keys, values, scratch, slots)
-
-            self._layout = Layout(
-                write, shape=cache.shape, block_size=self.block_size, head_dim=self.head_dim, dtype=cache.dtype
-            )
-        return self._layout
+            self._layout.move(layer.kv_cache, table, sources_M, targets_M)

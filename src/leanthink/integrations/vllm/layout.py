@@ -62,6 +62,8 @@ class Layout:
             sources_M: its own slots, counted from its start.
             targets_M: where each goes.
         """
+        assert cache.shape[1] == self.heads, tuple(cache.shape)
+        assert cache[0, 0].numel() == self.places_SE.numel(), tuple(cache.shape)
         flat_BHX = cache.view(len(cache), self.heads, -1)
         held = flat_BHX[self._index(table, sources_M)]
         flat_BHX[self._index(table, targets_M)] = held
