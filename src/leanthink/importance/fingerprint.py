@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,28 +34,33 @@ def fingerprint(model: Any) -> str:
     Raises:
         UnsupportedModel: the model has no layers or no final norm where decoders have them.
     """
-    config = model.config
+    return fingerprint_of(model.config, [sample(weight) for weight in weights_of(model).values()])
+
+
+def fingerprint_of(config: Any, samples: Sequence[Tensor]) -> str:
+    """The same from the samples of the weights, in the order of `weights_of`: for a model that is never whole here."""
     shape = {name: getattr(config, name, None) for name in _SHAPE_FIELDS}
     shape["head_dim"] = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    sampled = torch.cat([_sample(weight) for weight in _weights(model)])
-    digest.update(bytes(sampled.cpu().view(torch.uint8).tolist()))
+    digest.update(bytes(torch.cat(list(samples)).cpu().view(torch.uint8).tolist()))
     return digest.hexdigest()
 
 
-def _weights(model: Any) -> list[Tensor]:
-    body = model.base_model
-    norms = [getattr(getattr(body, name, None), "weight", None) for name in _FINAL_NORMS]
-    norm = next((weight for weight in norms if isinstance(weight, Tensor)), None)
+def weights_of(model: Any) -> dict[str, Tensor]:
+    """What the fingerprint follows, by its name in the model's checkpoint; raises UnsupportedModel as `fingerprint`."""
+    body, prefix = model.base_model, f"{getattr(model, 'base_model_prefix', '')}."
+    norms = {name: getattr(getattr(body, name, None), "weight", None) for name in _FINAL_NORMS}
+    norm = next((name for name, weight in norms.items() if isinstance(weight, Tensor)), None)
     if norm is None or not hasattr(body, "layers"):
         raise UnsupportedModel(
             f"{type(model).__name__} cannot be identified: it has no layers, or no final norm named "
             f"{', '.join(_FINAL_NORMS)}"
         )
-    return [*body.layers.parameters(), norm]
+    named = {f"{prefix}layers.{name}": weight for name, weight in body.layers.named_parameters()}
+    return named | {f"{prefix}{norm}.weight": getattr(body, norm).weight}
 
 
-def _sample(weight: Tensor) -> Tensor:
+def sample(weight: Tensor) -> Tensor:
     """Evenly spaced numbers, bfloat16."""
     flat = weight.detach().reshape(-1)
     at = torch.arange(SAMPLED, device=flat.device) * (len(flat) - 1) // (SAMPLED - 1)

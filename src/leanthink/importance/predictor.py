@@ -172,13 +172,17 @@ def load_predictor(path: str | os.PathLike[str], model: Any) -> Predictor:
         DamagedFile: truncated, no safetensors file at all, or weights that do not fit its own metadata.
         PredictorMismatch: fitted for another model.
     """
+    return made_ready(predictor_of(path, fingerprint(model), model.config.hidden_size), model)
+
+
+def predictor_of(path: str | os.PathLike[str], ours: str, hidden_size: int) -> Predictor:
+    """The predictor of a file as it was fitted, for the model with this fingerprint; errors as of `load_predictor`."""
     path = Path(path)
     metadata, weights = _read(path)
-    ours = fingerprint(model)
     if metadata["fingerprint"] != ours:
         raise PredictorMismatch(
             f"{path} was fitted for a model with hidden size {metadata['hidden_size']} and fingerprint "
-            f"{metadata['fingerprint'][:12]}, this model has {model.config.hidden_size} and {ours[:12]}: "
+            f"{metadata['fingerprint'][:12]}, this model has {hidden_size} and {ours[:12]}: "
             "load the model it was fitted for, or fit one for this model with `leanthink fit`"
         )
     try:
@@ -191,7 +195,7 @@ def load_predictor(path: str | os.PathLike[str], model: Any) -> Predictor:
         predictor.load_state_dict(weights)
     except (RuntimeError, UsageError) as error:
         raise DamagedFile(f"{path}: the weights do not fit its own metadata ({error})") from None
-    return made_ready(predictor, model)
+    return predictor
 
 
 def made_ready(predictor: Predictor, model: Any) -> Predictor:

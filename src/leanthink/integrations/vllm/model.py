@@ -1,0 +1,128 @@
+"""The model classes: vLLM's own, whose forward shows the plugin its hidden states and runs a step in its waves.
+
+n tokens of a wave   M hidden size   F = 2 M
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator
+from copy import copy
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.forward_context import get_forward_context, override_forward_context
+
+from leanthink.errors import UnsupportedModel, UsageError
+from leanthink.importance.fingerprint import fingerprint_of, sample, weights_of
+from leanthink.integrations.vllm.step import Step, Wave, settle
+from leanthink.integrations.vllm.version import check_config
+from leanthink.integrations.vllm.worker import ARCHITECTURES, worker_of
+from leanthink.states import joined
+
+
+def __getattr__(name: str) -> Any:
+    """The wrapped class of an architecture, made when vLLM asks for it by name."""
+    if name not in ARCHITECTURES:
+        raise AttributeError(name)
+    module = importlib.import_module(f"vllm.model_executor.models.{ARCHITECTURES[name]}")
+    return bounded(getattr(module, name))
+
+
+@cache
+def bounded(stock: Any) -> Any:
+    """A class that is `stock` in all but these methods; the registry wants it under the same name."""
+
+    class Bounded(stock):  # type: ignore[misc]
+        def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+            check_config(vllm_config)
+            super().__init__(vllm_config=vllm_config, prefix=prefix)
+            self.leanthink = worker_of(vllm_config)
+            self.middle: list[Tensor] = []  # what the middle layer made of the wave under way, if anybody wants it
+            self.catching = False
+            layers = self.model.layers
+            layers[len(layers) // 2].register_forward_hook(self._catch)
+
+        def _catch(self, _module: Any, _inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+            if self.catching:
+                added_nM, before_nM = output
+                self.middle.append(added_nM + before_nM)
+
+        def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+            samples: dict[str, Tensor] = {}
+            loaded: set[str] = super().load_weights(_sampled(weights, samples))
+            self.leanthink.make_policies(self, _fingerprint(self.config, samples))
+            return loaded
+
+        def forward(
+            self,
+            input_ids: Tensor | None,
+            positions: Tensor,
+            intermediate_tensors: Any = None,
+            inputs_embeds: Tensor | None = None,
+        ) -> Any:
+            step, self.leanthink.step = self.leanthink.step, None
+            if step is None:
+                return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
+            if inputs_embeds is not None or input_ids is None:
+                raise UnsupportedModel("requests with a budget are fed as token ids, and this model takes embeddings")
+            final_NM: Tensor | None = None
+            for wave in step.waves:
+                final_nM, states_nF = self._run(step, wave, input_ids, positions)
+                settle(step, wave, states_nF)
+                if wave.tokens_n is None:
+                    return final_nM
+                if final_NM is None:
+                    final_NM = final_nM.new_zeros(len(input_ids), final_nM.shape[-1])
+                final_NM[wave.tokens_n] = final_nM
+            return final_NM
+
+        def _run(self, step: Step, wave: Wave, ids_N: Tensor, positions_N: Tensor) -> tuple[Tensor, Tensor | None]:
+            """The wave's final hidden states [n, M], and its states [n, F] if a policy stamps."""
+            if wave.tokens_n is not None:
+                ids_N, positions_N = ids_N[wave.tokens_n], positions_N[wave.tokens_n]
+            self.catching = step.stamps
+            try:
+                with override_forward_context(_context(wave)):
+                    final_nM = super().forward(ids_N, positions_N)
+                states_nF = joined(final_nM, self.middle[0]) if self.catching else None
+            finally:
+                self.catching = False
+                self.middle.clear()
+            return final_nM, states_nF
+
+    Bounded.__name__ = Bounded.__qualname__ = stock.__name__
+    return Bounded
+
+
+def _context(wave: Wave) -> Any:
+    """What vLLM says of the forward under way, with this wave's metadata and slots for every layer."""
+    context = copy(get_forward_context())
+    context.attn_metadata = dict.fromkeys(context.attn_metadata, wave.metadata)
+    context.slot_mapping = dict.fromkeys(context.slot_mapping, wave.slots_n)
+    return context
+
+
+def _sampled(weights: Iterable[tuple[str, Tensor]], samples: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The same weights, of each of which the numbers are kept that the fingerprint follows."""
+    for name, weight in weights:
+        if weight.is_floating_point():
+            samples[name] = sample(weight)
+        yield name, weight
+
+
+def _fingerprint(config: Any, samples: dict[str, Tensor]) -> str:
+    """That of the model as transformers would load it."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        names = weights_of(AutoModelForCausalLM.from_config(config))
+    missing = [name for name in names if name not in samples]
+    if missing:
+        raise UsageError(
+            f"the checkpoint has no weight {missing[0]!r} ({len(missing)} are missing), so that the model cannot be "
+            "told from others: give a checkpoint that is not quantised, with weights as transformers names them"
+        )
+    return fingerprint_of(config, [samples[name] for name in names])

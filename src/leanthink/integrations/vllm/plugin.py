@@ -1,0 +1,42 @@
+"""The entry point of vLLM's group `vllm.general_plugins`, called in each of its processes."""
+
+from __future__ import annotations
+
+import os
+
+from leanthink.integrations.vllm.settings import VARIABLE, settings_here
+
+
+def register() -> None:
+    """Put our classes where vLLM looks for its own; does nothing at all unless LEANTHINK_VLLM is set.
+
+    Raises:
+        UsageError: the variable is wrong, or vLLM is of another version.
+    """
+    if not os.environ.get(VARIABLE):
+        return
+    from leanthink.integrations.vllm.version import check_version
+
+    check_version()
+    settings_here()
+    from vllm import ModelRegistry
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    from leanthink.integrations.vllm.worker import ARCHITECTURES
+
+    for name in ARCHITECTURES:
+        ModelRegistry.register_model(name, f"leanthink.integrations.vllm.model:{name}")
+    register_backend(AttentionBackendEnum.CPU_ATTN, "leanthink.integrations.vllm.backend.BoundedBackend")
+    _register_manager()
+
+
+def _register_manager() -> None:
+    """Beside the built-in ones: registering ours first would keep vLLM from registering its own."""
+    from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+    from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+
+    from leanthink.integrations.vllm.manager import BoundedManager, BoundedSpec
+
+    register_all_kvcache_specs(None)
+    KVCacheSpecRegistry.register(BoundedSpec, BoundedManager, uniform_type_base_spec=FullAttentionSpec)

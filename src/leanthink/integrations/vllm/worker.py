@@ -1,0 +1,125 @@
+"""What the parts of the plugin share inside one worker process: the batch's rows, and the policies of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from leanthink import tiny
+from leanthink.errors import UnsupportedModel, UsageError
+from leanthink.importance.predictor import made_ready, predictor_of
+from leanthink.integrations.vllm.row import Row
+from leanthink.integrations.vllm.settings import asked_of, settings_here
+from leanthink.integrations.vllm.thought import Watch, tokenizer_of
+from leanthink.policies import POLICIES, Policy, make_policy
+
+if TYPE_CHECKING:
+    from leanthink.integrations.vllm.step import Step
+
+# Models whose layers return what they add and what they add it to: by vLLM's name, the module that has it.
+ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+ROW = "leanthink.row"  # under this name a request's parameters carry its Row, which goes when they do
+
+
+class Worker:
+    """One worker process, or one engine where all runs in one process.
+
+    Attributes:
+        rows: those of the batch that have a budget, by their index in it.
+        policies: by name; empty until the model is loaded.
+        step: the one that is prepared and not yet run.
+    """
+
+    def __init__(self, vllm_config: Any) -> None:
+        self.settings = settings_here()
+        self.tokenizer_name: str = vllm_config.model_config.tokenizer
+        self.rows: dict[int, Row] = {}
+        self.policies: dict[str, Policy] = {}
+        self.step: Step | None = None
+        self._config = vllm_config  # as long as it lives, its id is nobody else's
+
+    def make_policies(self, model: Any, fingerprint: str) -> None:
+        """Make every policy on offer, for the model with this fingerprint.
+
+        Raises:
+            UsageError: a predictor is missing or no predictor.
+            PredictorMismatch: it was fitted for another model.
+            DamagedFile: it cannot be read.
+        """
+        for name in self.settings.offered:
+            if POLICIES[name].target is None:
+                self.policies[name] = make_policy(name)
+                continue
+            path = self.settings.predictors.get(name) or shipped_predictor(name)
+            predictor = predictor_of(path, fingerprint, model.config.hidden_size)
+            self.policies[name] = make_policy(name, made_ready(predictor, _Placed(model)))
+
+    def row_of(self, params: Any, prompt_ids: Sequence[int] | None, output_ids: Sequence[int]) -> Row | None:
+        """The row of a request that enters the batch; a new one unless it was here before. None without a budget.
+
+        A request leaves the batch when it ends, when it is preempted, and when a step has no room for it, and nobody
+        says which. Its row therefore lives as long as its parameters do, in this process. Choices of one request may
+        share these, and are told apart by the list of their tokens, which is each one's own for as long as it lives.
+        """
+        asked = asked_of(params.extra_args, self.settings)
+        if asked is None:
+            return None
+        rows: list[Row] = (params.extra_args or {}).get(ROW, [])
+        for row in rows:
+            if row.output_ids is output_ids:
+                return row
+        if prompt_ids is None:
+            raise UsageError("a prompt of embeddings has no tokens to look at: give it no budget")
+        row = Row(
+            prompt_tokens=len(prompt_ids),
+            budget=asked.budget,
+            policy=self.policies[asked.policy],
+            seed=params.seed or 0,
+            watch=Watch(prompt_ids, tokenizer_of(self.tokenizer_name)),
+            output_ids=output_ids,
+        )
+        params.extra_args = {**(params.extra_args or {}), ROW: [*rows, row]}
+        return row
+
+
+class _Placed:
+    """A model's device and dtype, by the names that transformers gives them."""
+
+    def __init__(self, model: Any) -> None:
+        weight = next(model.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+
+
+def shipped_predictor(policy: str) -> Path:
+    """The one that comes with the embedded reasoner."""
+    return Path(tiny.__file__).parent / "predictors" / f"{policy}.safetensors"
+
+
+_WORKERS: WeakValueDictionary[int, Worker] = WeakValueDictionary()  # by the id of vLLM's configuration
+
+
+def worker_here() -> Worker:
+    """The one that was opened last in this process and has its model, for hooks that are not told the configuration.
+
+    Raises:
+        UnsupportedModel: there is none, because the model is not among those that the plugin wraps.
+    """
+    loaded = [worker for worker in _WORKERS.values() if worker.policies]
+    if not loaded:
+        raise UnsupportedModel(f"the plugin wraps models of {', '.join(ARCHITECTURES)}, and this is another")
+    return loaded[-1]
+
+
+def worker_of(vllm_config: Any) -> Worker:
+    """The one of this configuration, which is the same object in all parts of one worker process."""
+    worker = _WORKERS.get(id(vllm_config))
+    if worker is None:
+        worker = _WORKERS[id(vllm_config)] = Worker(vllm_config)
+    return worker
