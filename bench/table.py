@@ -32,11 +32,12 @@ def policies_table() -> str:
     birth = found["birth"]
     sampled = " / ".join(_percent(row) for row in by_policy["horizon"].values())
     text = (
-        f"Greedy accuracy in % [95 % interval], n = {found['n']} held-out problems of six families with a full thought of "
-        f"at least 1000 tokens (mean {found['mean_full_thought']:.0f}); slots = most thought slots held at any time, the "
-        f"prompt pinned on top. {found['samples']} samples each at 0.6: full {_percent(by_policy['full'][1.0])}, horizon "
-        f"{sampled}. `dynts:wide` has the window of its paper. Below {100 * WORTH_SHOWING:.0f} everywhere: "
-        f"{', '.join(others)}. Ablations and peers on their own terms: [docs/policies.md](docs/policies.md). "
+        f"Greedy accuracy in % [95 % interval], n = {found['n']} held-out problems of six families with a full thought "
+        f"of at least 1000 tokens (mean {found['mean_full_thought']:.0f}); slots = most thought slots held at a time, "
+        f"the prompt pinned on top. {found['samples']} samples each at 0.6: full "
+        f"{_percent(by_policy['full'][1.0])}, horizon {sampled}. `dynts:wide` has the window of its paper. "
+        f"Below {100 * WORTH_SHOWING:.0f} everywhere: {', '.join(others)}. "
+        "Ablations and peers on their own terms: [docs/policies.md](docs/policies.md). "
         f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}, "
         "[policies.json](bench/results/policies.json), `python bench/policies.py --out bench/results`."
     )
@@ -93,10 +94,9 @@ def accuracy_sentence() -> str:
     hard = [row["accuracy"] for row in found["rows"] if row["level"] == 5]
     worst = min(found["rows"], key=lambda row: row["accuracy"])
     return (
-        f"With the full cache the embedded model solves {100 * sum(easy) / len(easy):.1f} % of levels 1 to 4 and "
-        f"{100 * sum(hard) / len(hard):.1f} % of level 5 ({found['rows'][0]['n']} held-out problems a cell, greedy;\n"
-        f"worst: {worst['family']} level {worst['level']} with {100 * worst['accuracy']:.1f} %), "
-        "[bench/results/accuracy.json](bench/results/accuracy.json).\n"
+        f"With the full cache the embedded model solves {100 * sum(easy) / len(easy):.1f} % of levels 1 to 4, "
+        f"{100 * sum(hard) / len(hard):.1f} % of level 5 ({found['rows'][0]['n']} problems a cell; "
+        f"worst {100 * worst['accuracy']:.1f} %; [accuracy.json](bench/results/accuracy.json)).\n"
     )
 
 
