@@ -212,9 +212,9 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         for number in range(args.max_rounds if args.dynamic_sampling else 1):
             output = super()._generate_and_score_completions(self._round_inputs(number, inputs))
             self._report(number)
-            *teaching, others = self._sorted_rows(output)
-            told_apart += gather_object(teaching[0])
-            mastered += gather_object(teaching[1])
+            own_apart, own_mastered, others = self._sorted_rows(output)
+            told_apart += gather_object(own_apart)
+            mastered += gather_object(own_mastered)
             kept = [*told_apart, *mastered]  # what is mastered takes no place from what tells right from wrong
             if len(kept) >= wanted:
                 break
