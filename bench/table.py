@@ -23,12 +23,10 @@ WORTH_SHOWING = 0.2  # of the problems right at some ratio
 
 def policies_table() -> str:
     """Accuracy by policy and ratio of those that keep anything, with what the numbers mean and where they come from."""
-    found = _policies()
-    by_policy = _rows_by_policy(found)
-    own = [name for name in by_policy if name not in ("full", "horizon") and not _is_ablation(name)]
-    shown = [name for name in own if max(row["greedy"][0] for row in by_policy[name].values()) >= WORTH_SHOWING]
-    shown.sort(key=lambda name: -max(row["greedy"][0] for row in by_policy[name].values()))
-    others = [name for name in own if name not in shown]
+    found = policies_found()
+    by_policy = rows_by_policy(found)
+    shown = worth_showing(found)
+    others = [name for name in by_policy if name not in ("full", "horizon", *shown) and not _is_ablation(name)]
     birth = found["birth"]
     sampled = " / ".join(_percent(row) for row in by_policy["horizon"].values())
     text = (
@@ -47,27 +45,35 @@ def policies_table() -> str:
 
 def matrix_table() -> str:
     """The same for every policy that was measured."""
-    found = _policies()
-    lines = _matrix(found, [name for name in _rows_by_policy(found) if name != "full"])
+    found = policies_found()
+    lines = _matrix(found, [name for name in rows_by_policy(found) if name != "full"])
     lengths = [
-        row["thought_tokens"] / found["mean_full_thought"] - 1 for row in _rows_by_policy(found)["horizon"].values()
+        row["thought_tokens"] / found["mean_full_thought"] - 1 for row in rows_by_policy(found)["horizon"].values()
     ]
     told = ", ".join(f"{100 * longer:+.1f}" for longer in lengths)
     lines += ["", f"Thoughts under `horizon` are {told} % longer than with the full cache, from the left to the right."]
     return "\n".join(lines) + "\n"
 
 
-def _policies() -> dict[str, Any]:
+def policies_found() -> dict[str, Any]:
+    """What bench/policies.py wrote."""
     found: dict[str, Any] = json.loads((RESULTS / "policies.json").read_text())
     return found
 
 
-def _rows_by_policy(found: dict[str, Any]) -> dict[str, dict[float, dict[str, Any]]]:
+def rows_by_policy(found: dict[str, Any]) -> dict[str, dict[float, dict[str, Any]]]:
     """By policy and ratio, in the order of the file, ratios ascending."""
     rows: dict[str, dict[float, dict[str, Any]]] = {}
     for row in sorted(found["rows"], key=lambda row: float(row["ratio"])):
         rows.setdefault(row["policy"], {})[row["ratio"]] = row
     return rows
+
+
+def worth_showing(found: dict[str, Any]) -> list[str]:
+    """Policies beside `full` and `horizon` that keep anything, the best at its best ratio first."""
+    best = {name: max(row["greedy"][0] for row in rows.values()) for name, rows in rows_by_policy(found).items()}
+    names = [name for name in best if name not in ("full", "horizon") and not _is_ablation(name)]
+    return sorted((name for name in names if best[name] >= WORTH_SHOWING), key=lambda name: -best[name])
 
 
 def _is_ablation(name: str) -> bool:
@@ -77,7 +83,7 @@ def _is_ablation(name: str) -> bool:
 
 def _matrix(found: dict[str, Any], names: list[str]) -> list[str]:
     """A line for the full cache and one for each of these policies."""
-    by_policy = _rows_by_policy(found)
+    by_policy = rows_by_policy(found)
     ratios = list(by_policy["horizon"])
     budgets = [by_policy["horizon"][ratio]["budget"] for ratio in ratios]
     slots = [budget["slots"] + budget["interval"] for budget in budgets]
