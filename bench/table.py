@@ -189,8 +189,8 @@ def ray_lines() -> str:
     lines += [
         "",
         f"{settings['requests']} requests of {settings['tokens']} tokens in all, {settings['rows']} at a time,",
-        f"{settings['repeats']} repeats; {settings['cores']} cores, shared with other work (load average "
-        f"{settings['load_average'][0]:.1f}); two processes that share nothing do "
+        f"{settings['repeats']} repeats; {settings['cores']} cores (load average "
+        f"{settings['load_average'][0]:.1f}, this included); two processes that share nothing do "
         f"{found['gain_of_a_second_process']['median']:.2f}x the matrix products of one here;",
         f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}, `{birth['command']}`.",
     ]
