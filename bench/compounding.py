@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from policies import SHIPPED, Job, complete, in_runs, samplings
+from policies import Job, complete, in_runs, samplings
 from torch import Tensor
 
 from leanthink.bench.birth import certificate
@@ -36,7 +36,7 @@ from leanthink.importance.predictor import load_predictor
 from leanthink.load import load
 from leanthink.policies import make_policy
 from leanthink.sampling import Sampling
-from leanthink.tiny import tasks
+from leanthink.tiny import predictors_path, tasks
 from leanthink.tiny.problem import Problem
 
 COLUMNS = ("model", "cache", "accuracy, %", "points to first row", "thought tokens", "answer tokens")
@@ -112,7 +112,7 @@ def predictor_path(name: str, options: argparse.Namespace) -> Path:
         raise UsageError(
             f"--{name}-predictor is missing: fit one with bench/fit_tiny.py --model {getattr(options, name)}"
         )
-    return SHIPPED / "horizon.safetensors" if given is None else given
+    return predictors_path() / "horizon.safetensors" if given is None else given
 
 
 def about(model: str, predictor: Path) -> dict[str, str]:

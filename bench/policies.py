@@ -32,7 +32,6 @@ from typing import Any, cast
 import accuracy
 import torch
 
-import leanthink.tiny
 from leanthink.bench.birth import certificate
 from leanthink.budget import Budget
 from leanthink.completion import Completion
@@ -46,7 +45,7 @@ from leanthink.load import load
 from leanthink.policies import POLICIES, Policy, make_policy
 from leanthink.request import encode_prompt
 from leanthink.sampling import Sampling
-from leanthink.tiny import tasks
+from leanthink.tiny import predictors_path, tasks
 from leanthink.tiny.problem import Problem
 
 OURS = ("horizon", "dynts", "dynts:wide", "oracle", "horizon:ceil", "horizon:one", "horizon:bare", "dynts:bare")
@@ -56,7 +55,6 @@ COMPARED = (*OURS, *PEERS, *(f"{name}:published" for name in PEERS), "random", "
 SHARE = {"dynts:wide": 2000 / 2900, "h2o:published": 1 / 2}
 WINDOWS = {"snapkv:published": 8, "r-kv:published": 8, "vase:published": 64}
 ABLATIONS: dict[str, dict[str, Any]] = {"ceil": {"rule": "ceil"}, "one": {"only": 256}, "bare": {"local": False}}
-SHIPPED = Path(leanthink.tiny.__file__).parent / "predictors"
 GREEDY = Sampling(temperature=0.0, max_new_tokens=4000)
 INTERVAL, WINDOW, ANSWER = 16, 32, 256
 
@@ -117,7 +115,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--ratios", default="3.6,4.3/2.8/6,8", help="those between slashes run in one batch")
     parser.add_argument("--policies", default=",".join(COMPARED))
-    parser.add_argument("--predictors", type=Path, default=SHIPPED, help="folder of the predictors")
+    parser.add_argument("--predictors", type=Path, default=predictors_path(), help="folder of the predictors")
     parser.add_argument("--rows", type=int, default=10000)
     parser.add_argument("--full-rows", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=1)

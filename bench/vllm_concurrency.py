@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,7 @@ def main() -> None:
         "requests": len(problems),
         "blocks": options.blocks,
         "slots_of_a_block": BLOCK,
-        "budget": {
-            "slots": budget.slots,
-            "window": budget.window,
-            "interval": budget.interval,
-            "answer": budget.answer,
-        },
+        "budget": asdict(budget),
         "runs": runs,
         "more_at_once": {
             policy: runs[policy]["running"]["mean"] / runs["full"]["running"]["mean"] for policy in POLICIES[1:]

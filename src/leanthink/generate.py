@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from leanthink.budget import Budget
@@ -54,28 +54,8 @@ def generate(
     tags, asked = think_tags(tokenizer), as_prompts(prompts)
     choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": predictor, "sampling": sampling}
     requests = make_requests(model, tokenizer, tags, asked, **choices)
-    return run_all(model, tokenizer, requests, tags=tags, max_rows=max_rows, record=record, on_finish=on_finish)
-
-
-def run_all(
-    model: Any,
-    tokenizer: Any,
-    requests: Sequence[Request],
-    *,
-    tags: ThinkTags,
-    ends: Sequence[int] | None = None,
-    max_rows: int = 64,
-    record: bool = False,
-    on_finish: OnFinish | None = None,
-) -> list[Completion]:
-    """Complete these requests, in their order."""
-    completions: dict[int, Completion] = {}
-    finished = each_finished(model, tokenizer, requests, tags=tags, ends=ends, max_rows=max_rows, record=record)
-    for index, completion in finished:
-        completions[index] = completion
-        if on_finish is not None:
-            on_finish(index, completion)
-    return [completions[request.index] for request in requests]
+    finished = each_finished(model, tokenizer, requests, tags=tags, max_rows=max_rows, record=record)
+    return in_order(finished, on_finish)
 
 
 def each_finished(
@@ -113,6 +93,16 @@ def each_finished(
             engine.add_request(request)
         while engine.unfinished:
             yield from engine.step().finished.items()
+
+
+def in_order(finished: Iterable[tuple[int, Completion]], on_finish: OnFinish | None = None) -> list[Completion]:
+    """What `each_finished` yields, in the order of the requests' indices."""
+    completions: dict[int, Completion] = {}
+    for index, completion in finished:
+        completions[index] = completion
+        if on_finish is not None:
+            on_finish(index, completion)
+    return [completions[index] for index in sorted(completions)]
 
 
 def split_by_bound(requests: Sequence[Request]) -> list[list[Request]]:

@@ -18,6 +18,7 @@ from leanthink.errors import PredictorMismatch, UsageError, unknown
 from leanthink.load import ThinkTags
 from leanthink.policies import POLICIES, ImportancePredictor, Policy, make_policy
 from leanthink.sampling import Sampling
+from leanthink.tiny import predictors_path
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -189,7 +190,7 @@ def _make_policy(model: Any, tokenizer: Any, name: str, predictor: Predictor) ->
 
     if predictor is not None:
         return make_policy(name, load_predictor(predictor, model))
-    shipped = Path(__file__).parent / "tiny" / "predictors" / f"{name}.safetensors"
+    shipped = predictors_path() / f"{name}.safetensors"
     try:
         return make_policy(name, load_predictor(shipped, model) if shipped.is_file() else None)
     except PredictorMismatch:

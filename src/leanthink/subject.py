@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 from torch import Tensor
@@ -89,9 +90,9 @@ class LoadedModel:
         maker = PolicyMaker(model, tokenizer)
         self._policies = {name: maker.make(name, predictor) for name, predictor in predictors.items()}
 
-    @property
+    @cached_property
     def about(self) -> About:
-        """What decides its results."""
+        """What decides its results, as it is at the first look: it takes reading all weights."""
         return About(
             leanthink=leanthink.__version__,
             fingerprint=fingerprint(self.model),

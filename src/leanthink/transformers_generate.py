@@ -13,7 +13,7 @@ from torch import Tensor
 
 from leanthink.budget import Budget
 from leanthink.errors import UsageError
-from leanthink.generate import run_all
+from leanthink.generate import each_finished, in_order
 from leanthink.load import ThinkTags, check_model, think_tags
 from leanthink.policies import Policy
 from leanthink.request import Predictor, make_request, resolve_policies, thought_is_over
@@ -100,9 +100,9 @@ def custom_generate(
         )
     ]
     ends = _ids(generation_config.eos_token_id)
-    done = run_all(model, tokenizer or _NoText(), requests, tags=tags, ends=ends, max_rows=len(requests))
+    finished = each_finished(model, tokenizer or _NoText(), requests, tags=tags, ends=ends, max_rows=len(requests))
     padding = [*_ids(generation_config.pad_token_id), *ends, 0][0]
-    return _joined(input_ids, [completion.token_ids for completion in done], padding)
+    return _joined(input_ids, [completion.token_ids for completion in in_order(finished)], padding)
 
 
 def _refuse_unsupported(processors: Any, criteria: Any, config: Any, model_kwargs: dict[str, Any]) -> None:

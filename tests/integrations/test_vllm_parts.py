@@ -30,10 +30,9 @@ from leanthink.integrations.vllm.settings import VARIABLE, Asked, Settings, aske
 from leanthink.integrations.vllm.step import Cut, waves_of
 from leanthink.integrations.vllm.thought import Watch
 from leanthink.integrations.vllm.version import check_version
-from leanthink.integrations.vllm.worker import shipped_predictor
 from leanthink.policies.horizon import Horizon
 from leanthink.policies.random import Random
-from leanthink.tiny import weights_path
+from leanthink.tiny import predictors_path, weights_path
 from models import CLOSE, OPEN, make_tokenizer
 from reference.bounded_row_slow import SlowRow
 
@@ -336,9 +335,10 @@ def test_the_fingerprint_of_a_checkpoint_is_that_of_its_model() -> None:
             found |= {name: sample(weights.get_tensor(name)) for name in weights.keys()}  # noqa: SIM118 (no mapping)
     ours = fingerprint_of(model.config, [found[name] for name in weights_of(model)])
     assert ours == fingerprint(model)
-    assert predictor_of(shipped_predictor("horizon"), ours, model.config.hidden_size).target == "horizon"
+    shipped = predictors_path() / "horizon.safetensors"
+    assert predictor_of(shipped, ours, model.config.hidden_size).target == "horizon"
     with pytest.raises(PredictorMismatch):
-        predictor_of(shipped_predictor("horizon"), "0" * 64, model.config.hidden_size)
+        predictor_of(shipped, "0" * 64, model.config.hidden_size)
 
 
 def test_two_ranks_that_hold_different_heads_keep_the_same_slots() -> None:

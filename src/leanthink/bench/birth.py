@@ -25,7 +25,7 @@ def certificate(device: str | None = None, command: str | None = None, hardware:
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return {
-        "command": command or " ".join(["python", *sys.argv]),
+        "command": command or " ".join(["python", _script(), *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": os.environ.get("COMMIT") or _commit(),
         "hardware": hardware or hardware_of(torch.device(device)),
@@ -40,6 +40,11 @@ def hardware_of(device: torch.device) -> str:
     if device.type == "cpu":
         return f"{platform.machine()}, {torch.get_num_threads()} threads"
     return torch.cuda.get_device_name(device)
+
+
+def _script() -> str:
+    """The script as one would name it here: where it lies on this machine is nobody's business."""
+    return os.path.relpath(sys.argv[0]) if os.path.isabs(sys.argv[0]) else sys.argv[0]
 
 
 def _commit() -> str:

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from leanthink.bench.bed import NO_TAGS, Bed
 from leanthink.bench.measure import seconds, spread
 from leanthink.bench.weights import never_ending
-from leanthink.generate import run_all
+from leanthink.generate import each_finished, in_order
 from leanthink.load import load
 from leanthink.request import encode_prompt, make_requests
 from leanthink.sampling import Sampling
@@ -61,8 +61,8 @@ def ours(model: Any, tokenizer: Any, prompts: list[list[int]], output: int) -> l
         predictor=None,
         sampling=Sampling(max_new_tokens=output),
     )
-    done = run_all(model, tokenizer, requests, tags=NO_TAGS, ends=(), max_rows=len(prompts))
-    return [list(completion.token_ids) for completion in done]
+    finished = each_finished(model, tokenizer, requests, tags=NO_TAGS, ends=(), max_rows=len(prompts))
+    return [list(completion.token_ids) for completion in in_order(finished)]
 
 
 def theirs(model: Any, prompts: list[list[int]], output: int) -> list[list[int]]:

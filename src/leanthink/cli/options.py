@@ -104,8 +104,8 @@ def open_subject(
     ray_workers: int | None,
 ) -> Iterator[Subject]:
     """The model of these options, in this process or on a Ray cluster; raises UsageError and what loading raises."""
-    _check_dtype(dtype)
     if ray is not None:
+        _check_dtype(dtype)
         from leanthink.integrations.ray import Engines, Source, connected
 
         source = Source(model=model, device=device, dtype=dtype, predictors=predictors)

@@ -16,6 +16,11 @@ def weights_path() -> Path:
     return Path(__file__).parent / "weights"
 
 
+def predictors_path() -> Path:
+    """The folder of the predictors that are shipped for these weights, each a file named after its policy."""
+    return Path(__file__).parent / "predictors"
+
+
 def load_tiny(
     device: str | torch.device = "cpu", dtype: torch.dtype | None = None, folder: Path | None = None
 ) -> tuple[Any, Any]:

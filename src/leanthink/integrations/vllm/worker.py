@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from leanthink import tiny
 from leanthink.errors import UnsupportedModel, UsageError
 from leanthink.importance.predictor import made_ready, predictor_of
 from leanthink.integrations.vllm.row import Row
 from leanthink.integrations.vllm.settings import asked_of, settings_here
 from leanthink.integrations.vllm.thought import Watch, tokenizer_of
 from leanthink.policies import POLICIES, Policy, make_policy
+from leanthink.tiny import predictors_path
 
 if TYPE_CHECKING:
     from leanthink.integrations.vllm.step import Step
@@ -57,7 +56,7 @@ class Worker:
             if POLICIES[name].target is None:
                 self.policies[name] = make_policy(name)
                 continue
-            path = self.settings.predictors.get(name) or shipped_predictor(name)
+            path = self.settings.predictors.get(name) or predictors_path() / f"{name}.safetensors"
             predictor = predictor_of(path, fingerprint, model.config.hidden_size)
             self.policies[name] = make_policy(name, made_ready(predictor, _Placed(model)))
 
@@ -95,11 +94,6 @@ class _Placed:
     def __init__(self, model: Any) -> None:
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
-
-
-def shipped_predictor(policy: str) -> Path:
-    """The one that comes with the embedded reasoner."""
-    return Path(tiny.__file__).parent / "predictors" / f"{policy}.safetensors"
 
 
 _WORKERS: WeakValueDictionary[int, Worker] = WeakValueDictionary()  # by the id of vLLM's configuration
