@@ -106,6 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--group", type=int, default=16, help="responses to each prompt")
     add("--micro", type=int, default=16, help="responses in one forward and backward pass")
     add("--max-tokens", type=int, default=2560, help="of a response in training and in the pilot")
+    add("--buffer", type=int, default=None, help="last tokens of those, over which a penalty grows; default: a fifth")
     add("--oversample", type=int, default=2, help="of dynamic sampling: prompts of a round for each of the step")
     add("--max-rounds", type=int, default=1, help="of dynamic sampling")
     add("--lr", type=float, default=5e-5)

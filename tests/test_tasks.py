@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from leanthink.errors import UsageError
 from leanthink.tiny import tasks, teacher
 from leanthink.tiny.families import bases, countdown, equations, multiply
-from leanthink.tiny.pen import STYLES, Pen, nines, spell
-from leanthink.tiny.problem import Problem
+from leanthink.tiny.pen import STYLES, Pen, Style, nines, spell
+from leanthink.tiny.problem import Document, Problem
 
 FAMILIES = tuple(tasks.FAMILIES)
 TERSE, PLAIN, CAREFUL, THOROUGH = STYLES
@@ -59,31 +60,30 @@ def test_reordered_operands_are_the_same_problem() -> None:
 
 @pytest.mark.parametrize("level", tasks.LEVELS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_teacher_who_never_slips_is_always_right(family: str, level: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanthink.tiny.pen.SLIP_IF_UNCHECKED", 0.0)
+def test_a_teacher_who_never_slips_is_always_right(family: str, level: int) -> None:
     rng = random.Random(level)
-    for style in STYLES:
+    for style in (replace(style, slip_if_unchecked=0.0) for style in STYLES):
         for problem in tasks.sample(family, level, 15, seed=1):
             document = teacher.write(problem, style, rng)
             assert tasks.is_correct(problem, boxed(document.answer)), (style.name, document)
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "countdown"])
-def test_a_slip_is_found_by_its_check_and_repaired(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanthink.tiny.pen.SLIP_IF_CHECKED", 0.3)
+def test_a_slip_is_found_by_its_check_and_repaired(family: str) -> None:
+    style = replace(THOROUGH, slip_if_checked=0.3)
     rng = random.Random(0)
     repairs = 0
     for problem in tasks.sample(family, 3, 40, seed=2):
-        document = teacher.write(problem, THOROUGH, rng)
+        document = teacher.write(problem, style, rng)
         repairs += document.thought.count("no, again")
         assert tasks.is_correct(problem, boxed(document.answer))
     assert repairs > 10
 
 
-def test_a_slip_that_nobody_looks_for_spoils_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanthink.tiny.pen.SLIP_IF_UNCHECKED", 1.0)
+def test_a_slip_that_nobody_looks_for_spoils_the_answer() -> None:
+    style = replace(PLAIN, slip_if_unchecked=1.0)
     wrong = sum(
-        not tasks.is_correct(problem, boxed(teacher.write(problem, PLAIN, random.Random(0)).answer))
+        not tasks.is_correct(problem, boxed(teacher.write(problem, style, random.Random(0)).answer))
         for problem in tasks.sample("multiply", 2, 20, seed=3)
     )
     assert wrong >= 18
@@ -144,10 +144,27 @@ def test_pen_agrees_with_arithmetic_when_everything_is_checked(x: int, y: int, s
     assert pen.divide_digit(x * 7, 7) == x
 
 
-def test_no_checked_division_slips_past_the_nines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanthink.tiny.pen.SLIP_IF_CHECKED", 1.0)
+def test_an_erring_teacher_is_wrong_where_nothing_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    right: dict[str, list[bool]] = {style.name: [] for style in STYLES}
+
+    def write(problem: Problem, style: Style, rng: random.Random) -> Document:
+        document = original(problem, style, rng)
+        right[style.name].append(tasks.is_correct(problem, boxed(document.answer)))
+        return document
+
+    original = teacher.write
+    monkeypatch.setattr(teacher, "write", write)
+    rng = random.Random(0)
+    for _ in range(200):
+        teacher.sample_document(rng, slip_if_unchecked=0.2)
+    assert all(right["thorough"])
+    assert 0.1 < sum(right["plain"]) / len(right["plain"]) < 0.7
+
+
+def test_no_checked_division_slips_past_the_nines() -> None:
+    style = replace(THOROUGH, slip_if_checked=1.0)
     for seed in range(50):  # 105 million by 7: a slip in its first remainder is off by 999999, a multiple of nine
-        assert Pen(THOROUGH, random.Random(seed)).divide_digit(105_000_000, 7) == 15_000_000
+        assert Pen(style, random.Random(seed)).divide_digit(105_000_000, 7) == 15_000_000
 
 
 @given(st.integers(1, 10**9), st.integers(2, 9))

@@ -349,6 +349,8 @@ def test_command_line_refuses_what_it_cannot_do():
         train.parse(["--smoke", "--optimizer", "adam"])
     with pytest.raises(UsageError, match="divide"):
         train.parse(["--smoke", "--micro-batches", "3"])
+    with pytest.raises(UsageError, match="slip_if_unchecked"):
+        train.parse(["--smoke", "--slip-if-unchecked", "2"])
     options, smoke = train.parse(["--out", "x", "--steps", "3", "--no-compile", "--lr", "1e-3"])
     assert (options.out, options.steps, options.compile, options.lr, smoke) == (Path("x"), 3, False, 1e-3, False)
 
@@ -359,3 +361,14 @@ def test_command_line_trains_and_saves(tmp_path: Path, monkeypatch: pytest.Monke
     train.main(flags, sample=copy_task)
     model, _ = load_tiny(folder=tmp_path)
     assert model.config.num_hidden_layers == 2
+
+
+def test_training_goes_on_from_given_weights(folder: Path):
+    given, _ = load_tiny(folder=folder)
+    went_on = train.first_model(Options(init=str(folder)))
+    assert all(torch.equal(old, new) for old, new in zip(given.parameters(), went_on.parameters(), strict=True))
+    assert went_on.config._attn_implementation == train.PACKED
+    shipped, _ = load_tiny()
+    assert torch.equal(train.first_model(Options(init="tiny")).lm_head.weight, shipped.lm_head.weight)
+    with pytest.raises(DamagedFile, match="elsewhere"):
+        train.first_model(Options(init="elsewhere"))

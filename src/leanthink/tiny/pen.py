@@ -19,12 +19,14 @@ Calculation = Callable[[bool, bool], tuple[str, int]]  # (spelled, slip) -> (tex
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How much of a calculation is written down, and how often it is checked."""
+    """How much of a calculation is written down, how often it is checked, and how often the hand slips."""
 
     name: str
     opening: str
     spelled: bool
     check_rate: float
+    slip_if_checked: float = SLIP_IF_CHECKED
+    slip_if_unchecked: float = SLIP_IF_UNCHECKED
 
 
 STYLES = (
@@ -111,7 +113,7 @@ class Pen:
         `check(value)` gives the text of the check and whether the value passes it.
         """
         checked = self.checks_now()
-        slip = self.rng.random() < (SLIP_IF_CHECKED if checked else SLIP_IF_UNCHECKED)
+        slip = self.rng.random() < (self.style.slip_if_checked if checked else self.style.slip_if_unchecked)
         text, value = calculation(self.style.spelled, slip)
         self.write(text)
         if checked:

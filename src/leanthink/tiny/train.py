@@ -1,5 +1,8 @@
 """Trains the embedded reasoner from scratch on one GPU: `python -m leanthink.tiny.train --out DIR --minutes 7`.
 
+With `--init tiny` it goes on from the shipped weights, and with `--slip-if-unchecked 0.02` from a teacher who errs
+where nothing is checked: a start for reinforcement learning, right in some samples of a problem and wrong in others.
+
 Activation memory, counted for 8 layers of width 384: a token keeps about 16 kB a layer for the backward pass (residual
 2 x 1.5 kB in fp32; norms, rotated and repeated q, k, v and the attention's output 6 kB; gate, up and their product
 7 kB in bf16), so 163840 tokens take about 21 GB, and the logits half a gigabyte: no checkpointing on an 80 GB card.
@@ -16,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +29,12 @@ from torch.nn.functional import cross_entropy
 from torch.optim import AdamW, Optimizer
 
 from leanthink.errors import UsageError, unknown
+from leanthink.tiny import load_tiny
 from leanthink.tiny.batches import NO_TARGET, Batch, BatchShape, Sample, batch_stream
 from leanthink.tiny.birth import save_run
-from leanthink.tiny.model import MAX_LENGTH, build_model, packed_logits, tiny_config
+from leanthink.tiny.model import MAX_LENGTH, PACKED, build_model, packed_logits, tiny_config
 from leanthink.tiny.muon import BatchedMuon
+from leanthink.tiny.pen import SLIP_IF_UNCHECKED
 from leanthink.tiny.smoke import smoke_test
 
 LossSum = Callable[[Tensor, Tensor], Tensor]
@@ -39,6 +45,8 @@ class Options:
     """Everything that decides a run; each field is a flag of the command line."""
 
     out: Path | None = None
+    init: str | None = None  # weights to go on from: tiny, or a folder that an earlier run wrote; None: fresh ones
+    slip_if_unchecked: float = SLIP_IF_UNCHECKED  # of the teacher
     minutes: float = 7.0
     steps: int | None = None
     tokens_per_step: int = 163840
@@ -65,6 +73,8 @@ class Options:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} must be more than 0, not {getattr(self, name)}")
+        if not 0 <= self.slip_if_unchecked <= 1:
+            raise UsageError(f"slip_if_unchecked must be within 0 and 1, not {self.slip_if_unchecked}")
         if self.steps is not None and self.steps < 1:
             raise UsageError(f"steps must be at least 1, not {self.steps}")
 
@@ -91,6 +101,15 @@ class Record:
 def lr_factor(step: int, share: float, options: Options) -> float:
     """Linear warm-up over steps, then 1, then a linear fall to 0 over the last `decay_share` of the run."""
     return min(1.0, (step + 1) / options.warmup_steps, max(0.0, 1 - share) / options.decay_share)
+
+
+def first_model(options: Options) -> nn.Module:
+    """Fresh weights, or those of `init`, in fp32 on the CPU. Raises DamagedFile."""
+    if options.init is None:
+        return build_model(tiny_config(), options.seed)
+    model, _ = load_tiny(dtype=torch.float32, folder=None if options.init == "tiny" else Path(options.init))
+    model.set_attn_implementation(PACKED)
+    return model  # type: ignore[no-any-return]
 
 
 def make_optimizers(model: nn.Module, options: Options) -> list[Optimizer]:
@@ -204,7 +223,7 @@ def parse(arguments: list[str]) -> tuple[Options, bool]:
     """The options, and whether only the smoke test is wanted."""
     parser = argparse.ArgumentParser(prog="python -m leanthink.tiny.train", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--smoke", action="store_true", help="check the GPU kernels, run 5 steps and stop")
-    types: dict[str, Any] = {"out": Path, "steps": int, "optimizer": str}
+    types: dict[str, Any] = {"out": Path, "init": str, "steps": int, "optimizer": str}
     for option in fields(Options):
         flag = "--" + option.name.replace("_", "-")
         if option.name == "compile":
@@ -227,7 +246,7 @@ def main(arguments: list[str] | None = None, sample: Sample | None = None) -> No
     if sample is None:
         from leanthink.tiny.teacher import sample_document
 
-        sample = sample_document
+        sample = partial(sample_document, slip_if_unchecked=options.slip_if_unchecked)
     torch.set_float32_matmul_precision("high")
     # The workers are forked here, before anything touches CUDA.
     with batch_stream(sample, options.batch_shape(), seed=options.seed, num_workers=options.workers) as batches:
@@ -236,7 +255,7 @@ def main(arguments: list[str] | None = None, sample: Sample | None = None) -> No
             return
         next_batch = next(batches)  # the teacher runs: start the clock after it has warmed up
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = build_model(tiny_config(), options.seed).to(device).train()
+        model = first_model(options).to(device).train()
         record = train(model, _with_first(next_batch, batches), options, device)
     assert options.out is not None
     save_run(model, options.out, record, options, arguments)
