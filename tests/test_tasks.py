@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -156,9 +158,28 @@ def test_an_erring_teacher_is_wrong_where_nothing_is_checked(monkeypatch: pytest
     monkeypatch.setattr(teacher, "write", write)
     rng = random.Random(0)
     for _ in range(200):
-        teacher.sample_document(rng, slip_if_unchecked=0.2)
+        teacher.sample_document(rng, teacher.Manner(slip_if_unchecked=0.2))
     assert all(right["thorough"])
     assert 0.1 < sum(right["plain"]) / len(right["plain"]) < 0.7
+
+
+def test_the_manner_of_a_teacher_decides_the_shares_of_styles() -> None:
+    usual = teacher.Manner().style_weights("sums", 3)
+    assert usual == pytest.approx([0.20, 0.17, 0.18, 0.45])
+    assert teacher.Manner(terse_share=0.6).style_weights("sums", 3) == pytest.approx([0.60, 0.085, 0.09, 0.225])
+    with_habits = teacher.Manner(habits=0.5)
+    assert with_habits.style_weights("sums", 3) == with_habits.style_weights("sums", 3)
+    logs = [
+        math.log(share / plain)
+        for family in FAMILIES
+        for level in tasks.LEVELS
+        for share, plain in zip(with_habits.style_weights(family, level), usual, strict=True)
+    ]
+    assert 0.4 < statistics.pstdev(logs) < 0.6
+    with pytest.raises(UsageError, match="terse_share"):
+        teacher.Manner(terse_share=1.5)
+    with pytest.raises(UsageError, match="habits"):
+        teacher.Manner(habits=-1)
 
 
 def test_no_checked_division_slips_past_the_nines() -> None:

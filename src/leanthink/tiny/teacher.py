@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from leanthink.errors import UsageError
 from leanthink.tiny.pen import SLIP_IF_UNCHECKED, STYLES, Style
 from leanthink.tiny.problem import Document, Problem
 from leanthink.tiny.tasks import FAMILIES, LEVELS
@@ -14,19 +16,49 @@ STYLE_WEIGHTS = (0.20, 0.17, 0.18, 0.45)  # terse, plain, careful, thorough: gre
 MAX_DOCUMENT_CHARS = 4300
 
 
-def sample_document(rng: random.Random, slip_if_unchecked: float = SLIP_IF_UNCHECKED) -> Document:
-    """One worked training example of any family, level and style.
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How a teacher goes about the styles; the default is the one that the shipped weights have learned from.
 
-    A teacher whose unchecked calculations slip more often gives wrong answers where nothing is checked: who learns from
-    it has something to gain from checks, and from slipping less.
+    Attributes:
+        terse_share: of the documents, how many are terse; the other styles keep their proportions.
+        habits: how much the shares differ from one family and level to another: the standard deviation of their
+            logarithms, drawn once for all. Without any a style says nothing of its problem, and who learns from it
+            chooses without looking: reinforcement learning then changes the style of all problems at once.
+        slip_if_unchecked: per calculation that nothing checks. Where it is high, checks pay.
+
+    Raises:
+        UsageError: a share or a probability outside [0, 1], or habits below 0.
     """
+
+    terse_share: float = STYLE_WEIGHTS[0]
+    habits: float = 0.0
+    slip_if_unchecked: float = SLIP_IF_UNCHECKED
+
+    def __post_init__(self) -> None:
+        for name in ("terse_share", "slip_if_unchecked"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} must be within 0 and 1, not {getattr(self, name)}")
+        if self.habits < 0:
+            raise UsageError(f"habits must be 0 or more, not {self.habits}")
+
+    def style_weights(self, family: str, level: int) -> list[float]:
+        """The share of each style in documents of one family and level; they need not add up to 1."""
+        terse, *others = STYLE_WEIGHTS
+        shares = [self.terse_share, *(weight / (1 - terse) * (1 - self.terse_share) for weight in others)]
+        dice = random.Random(f"{family} {level}")
+        return [share * math.exp(dice.gauss(0, 1) * self.habits) for share in shares]
+
+
+def sample_document(rng: random.Random, manner: Manner = Manner()) -> Document:  # frozen
+    """One worked training example of any family, level and style."""
     family = rng.choice(tuple(FAMILIES.values()))
     while True:
         problem = family.make(rng, rng.choices(LEVELS, LEVEL_WEIGHTS)[0])
         if problem.split != "train":
             continue
-        style = replace(rng.choices(STYLES, STYLE_WEIGHTS)[0], slip_if_unchecked=slip_if_unchecked)
-        document = write(problem, style, rng)
+        style = rng.choices(STYLES, manner.style_weights(problem.family, problem.level))[0]
+        document = write(problem, replace(style, slip_if_unchecked=manner.slip_if_unchecked), rng)
         if len(document.prompt) + len(document.thought) + len(document.answer) <= MAX_DOCUMENT_CHARS:
             return document
 

@@ -1,7 +1,7 @@
 """Trains the embedded reasoner from scratch on one GPU: `python -m leanthink.tiny.train --out DIR --minutes 7`.
 
-With `--init tiny` it goes on from the shipped weights, and with `--slip-if-unchecked 0.02` from a teacher who errs
-where nothing is checked: a start for reinforcement learning, right in some samples of a problem and wrong in others.
+With `--init tiny` it goes on from the shipped weights. With `--slip-if-unchecked 0.02 --habits 0.5` the teacher errs
+where nothing is checked, and writes one kind of problem otherwise than another: a start for reinforcement learning.
 
 Activation memory, counted for 8 layers of width 384: a token keeps about 16 kB a layer for the backward pass (residual
 2 x 1.5 kB in fp32; norms, rotated and repeated q, k, v and the attention's output 6 kB; gate, up and their product
@@ -34,8 +34,8 @@ from leanthink.tiny.batches import NO_TARGET, Batch, BatchShape, Sample, batch_s
 from leanthink.tiny.birth import save_run
 from leanthink.tiny.model import MAX_LENGTH, PACKED, build_model, packed_logits, tiny_config
 from leanthink.tiny.muon import BatchedMuon
-from leanthink.tiny.pen import SLIP_IF_UNCHECKED
 from leanthink.tiny.smoke import smoke_test
+from leanthink.tiny.teacher import Manner, sample_document
 
 LossSum = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,7 +46,9 @@ class Options:
 
     out: Path | None = None
     init: str | None = None  # weights to go on from: tiny, or a folder that an earlier run wrote; None: fresh ones
-    slip_if_unchecked: float = SLIP_IF_UNCHECKED  # of the teacher
+    terse_share: float = Manner.terse_share  # these three: see leanthink.tiny.teacher.Manner
+    habits: float = Manner.habits
+    slip_if_unchecked: float = Manner.slip_if_unchecked
     minutes: float = 7.0
     steps: int | None = None
     tokens_per_step: int = 163840
@@ -73,10 +75,14 @@ class Options:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} must be more than 0, not {getattr(self, name)}")
-        if not 0 <= self.slip_if_unchecked <= 1:
-            raise UsageError(f"slip_if_unchecked must be within 0 and 1, not {self.slip_if_unchecked}")
+        assert self.manner  # checks itself
         if self.steps is not None and self.steps < 1:
             raise UsageError(f"steps must be at least 1, not {self.steps}")
+
+    @property
+    def manner(self) -> Manner:
+        """Of the teacher."""
+        return Manner(terse_share=self.terse_share, habits=self.habits, slip_if_unchecked=self.slip_if_unchecked)
 
     def batch_shape(self, max_length: int = MAX_LENGTH) -> BatchShape:
         """The shape of one micro batch."""
@@ -244,9 +250,7 @@ def main(arguments: list[str] | None = None, sample: Sample | None = None) -> No
     arguments = sys.argv[1:] if arguments is None else arguments
     options, smoke = parse(arguments)
     if sample is None:
-        from leanthink.tiny.teacher import sample_document
-
-        sample = partial(sample_document, slip_if_unchecked=options.slip_if_unchecked)
+        sample = partial(sample_document, manner=options.manner)
     torch.set_float32_matmul_precision("high")
     # The workers are forked here, before anything touches CUDA.
     with batch_stream(sample, options.batch_shape(), seed=options.seed, num_workers=options.workers) as batches:
