@@ -8,13 +8,13 @@ problems at the same budget, greedy and in samples, with the prompt pinned for a
 a ratio r is (mean full thought) / r thought slots = budget + interval.
 
 A name may have a variant behind a colon: "published" is a peer on the terms it was published with, the prompt ranked
-inside the budget (which has its slots on top, so that as many are held) and the window its own; "wide" is DynTS with
-the window of its paper; "ceil", "one" and "bare" take a part of ours away: the rule that a slot is ranked by the
-horizon it has reached, all horizons but one, or the window.
+inside the budget (which has the slots of a mean prompt on top, so that as many are held) and the window its own; "wide"
+is DynTS with the window of its paper; "ceil", "one" and "bare" take a part of ours away: the rule that a slot is ranked
+by the horizon it has reached, all horizons but one, or the window.
 
 The matrix may be shared among processes: one writes the answers of the full cache with --baseline FILE, the others
 read them there, each with a part of --policies and an --out of its own; `--join FOLDER... --out DIR` puts the rows
-together.
+together. An oracle is a policy for each request, and so evicts each alone: run it greedy, with --samples 0.
 """
 
 from __future__ import annotations
@@ -158,6 +158,7 @@ def main() -> None:
         result = resumed(json.loads((options.out / "policies.json").read_text()), result)
     prompts = [encode_prompt(tokenizer, i, p.prompt) for i, p in enumerate(problems)]
     names = options.policies.split(",")
+    mean_prompt = round(sum(map(len, prompts)) / len(prompts))
     policies = {name: make(name, model, tokenizer, options.predictors) for name in names if name != "oracle"}
     knowing = make_oracles(model, prompts, baseline) if "oracle" in names else []
     done = {(row["ratio"], row["policy"]) for row in result["rows"]}
@@ -172,9 +173,9 @@ def main() -> None:
         jobs = [
             Job(knowing[k * len(problems) + i] if cell.name == "oracle" else policies[cell.name], budget, s, p)
             for cell in cells
+            for budget in [with_prompt(cell.budget, cell.name, mean_prompt)]
             for k, s in enumerate(many)
             for i, p in enumerate(problems)
-            for budget in [with_prompt(cell.budget, cell.name, len(prompts[i]))]
         ]
         per_cell = in_runs(run(jobs, options.rows), len(problems) * len(many))
         for cell, completions in zip(cells, per_cell, strict=True):
@@ -281,8 +282,8 @@ def write(folder: Path, result: dict[str, Any]) -> None:
 
 
 def resumed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """An earlier result, to be added to; it must have been measured on the same problems and samples."""
-    for fact in ("n", "samples", "seed", "families"):
+    """An earlier result, to be added to; it must be of the same problems, and of as many samples or of none."""
+    for fact in ("n", "seed", "families", *(("samples",) if now["samples"] else ())):
         if before[fact] != now[fact]:
             raise SystemExit(f"policies.json has {fact} {before[fact]}, this run {now[fact]}: give another --out")
     return {**before, "resumed": [*before.get("resumed", []), now["birth"]]}
@@ -296,9 +297,9 @@ def budget_at(peak: float, name: str) -> Budget:
     return Budget(slots=slots, window=window, interval=INTERVAL, answer=ANSWER)
 
 
-def with_prompt(budget: Budget, name: str, prompt_tokens: int) -> Budget:
-    """As many slots in all, where the prompt is inside the budget."""
-    return replace(budget, slots=budget.slots + prompt_tokens) if name.endswith(":published") else budget
+def with_prompt(budget: Budget, name: str, mean_prompt: int) -> Budget:
+    """As many slots in the mean, where the prompt is inside the budget: one number for all, as published."""
+    return replace(budget, slots=budget.slots + mean_prompt) if name.endswith(":published") else budget
 
 
 def in_runs(completions: list[Completion], size: int) -> list[list[Completion]]:
