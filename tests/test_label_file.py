@@ -182,6 +182,6 @@ def test_a_file_without_any_trace_to_label_is_empty_and_can_be_gone_on_with(mode
 
 def test_long_traces_get_a_longer_horizon() -> None:
     short, long = trace("s"), trace("l", thought=4090, answer=10)
-    assert default_horizons([]) == default_horizons([short]) == (32, 64, 128, 256, 512, 1024)
-    assert default_horizons([short] * 3 + [long]) == (32, 64, 128, 256, 512, 1024, 2048)
+    assert default_horizons([]) == default_horizons([short]) == (16, 32, 64, 128, 256, 512, 1024)
+    assert default_horizons([short] * 3 + [long]) == (16, 32, 64, 128, 256, 512, 1024, 2048)
     assert default_horizons([short] * 4 + [long])[-1] == 1024

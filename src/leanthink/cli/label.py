@@ -18,7 +18,7 @@ Traces = Annotated[Path, option("--traces", about="JSONL file that collect wrote
 Out = Annotated[Path, option("--out", about="Safetensors file for the labels.", metavar="FILE")]
 Horizons = Annotated[
     str | None,
-    option("--horizons", about="Distances in tokens.", default="32 to 1024 in doublings, 2048 for long traces"),
+    option("--horizons", about="Distances in tokens.", default="16 to 1024 in doublings, 2048 for long traces"),
 ]
 AllTraces = Annotated[bool, option("--all", about="Label wrong traces too.")]
 

@@ -211,7 +211,8 @@ def _is_done(growing: _Growing, trace: Trace) -> bool:
 
 
 def default_horizons(traces: Iterable[Trace]) -> tuple[int, ...]:
-    """32 to 1024 in doublings, and 2048 where at least a quarter of the traces have twice as many tokens."""
+    """16 to 1024 in doublings, and 2048 where at least a quarter of the traces have twice as many tokens."""
+    from leanthink.importance.labels import HORIZONS
+
     is_long = [len(trace.token_ids) >= 2 * 2048 for trace in traces]
-    horizons = (32, 64, 128, 256, 512, 1024)
-    return (*horizons, 2048) if is_long and 4 * sum(is_long) >= len(is_long) else horizons
+    return (*HORIZONS, 2048) if is_long and 4 * sum(is_long) >= len(is_long) else HORIZONS

@@ -25,7 +25,7 @@ from leanthink.sdpa import for_any_length
 from leanthink.trace import Trace
 
 ATTENTION_NAME = "leanthink_labels"
-HORIZONS = (32, 64, 128, 256, 512, 1024)
+HORIZONS = (16, 32, 64, 128, 256, 512, 1024)
 # Blocks that stay inside the processor's cache are fastest on a CPU; a GPU wants long rows of work.
 BLOCK_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20}
 
