@@ -8,29 +8,33 @@ r"""DeepCompress on the embedded reasoner: five ways to reward length, from one 
 
 The average forgets half of its start within 11.5 % of the steps, as 0.99 does in the published 600.
 
-1. A start that is right in some of its samples and wrong in others, and that can be brief: of the styles of its
-   thoughts the short one must be nearly as right as the others where problems are easy, or there is nothing to
-   compress. The shipped model, of 4469 such steps, is hardly ever wrong; after 700 steps, 115 M tokens and two minutes
-   on an H100, the short style is right in 30 % of sums where the others are in 90. The learning rate falls to 0 within:
+1. A start that is right in some of its samples and wrong in others, that can be brief, and that looks at the problem
+   before it chooses how to write. The shipped model is hardly ever wrong but in its short style, and chooses its styles
+   without looking. So it is trained on, most of all on short thoughts, and then by a teacher with habits who errs where
+   nothing is checked (four minutes on an H200):
 
-    PYTHONPATH=src python -m leanthink.tiny.train --out start --steps 1500 --seed 0
+    export PYTHONPATH=src
+    python -m leanthink.tiny.train --init tiny --out terse --terse-share 0.7 --steps 2000 --lr 3e-3 --adamw-lr 3e-3 \
+        --decay-share 0.7
+    python -m leanthink.tiny.train --init terse --out start --habits 0.7 --slip-if-unchecked 0.008 --steps 200 \
+        --lr 1e-3 --adamw-lr 1e-3 --warmup-steps 20 --decay-share 1
 
 2. The pilot: pass ratios of the start's samples by family and level, and by style. Wanted are levels from about 0.2 to
-   0.95; above that, train fewer steps, below it, more; give levels that are out of range smaller counts, or leave them
-   out, and leave out those whose thoughts --max-tokens cuts: the penalty for that shortens thoughts in every arm.
+   0.95; give levels that are out of range smaller counts, or leave them out, and leave out those whose thoughts
+   --max-tokens cuts: the penalty for that shortens thoughts in every arm.
 
-    PYTHONPATH=src python bench/deepcompress.py --pilot --start start --asked 8 --out results
+    python bench/deepcompress.py --pilot --start start --asked 8 --max-tokens 3712 --out results
 
-3. The experiment, a seed a command. Each arm is a process, on one of the GPUs in turn (with a GPU for each, --micro 64
+3. The experiment. Each arm is a process, on one of the GPUs in turn (with a GPU for each, --micro 64
    is faster). What comes out is one JSON for each run, and `summary.md`; logs and trained models stay in --work:
 
-    PYTHONPATH=src python bench/deepcompress.py --start start --seeds 1 --parallel 5 --limit-s 550 --out results
-    PYTHONPATH=src python bench/deepcompress.py --start start --seeds 2 --parallel 5 --limit-s 550 --out results \
-        --arms none,penalty,bonus,published,ours
+    python bench/deepcompress.py --start start --seeds 1,2 --parallel 10 --prompts 16 --micro 32 --lr 1.2e-4 \
+        --levels 1:64,2:64,3:64,4:64,5:64 --max-tokens 3712 --buffer 64 --eval-temperature 1 --mastered-weight 0.5 \
+        --limit-s 550 --out results
 
-   and, with the files of both in one folder:
+   and, with the files of several commands in one folder:
 
-    PYTHONPATH=src python bench/deepcompress.py --table --out results
+    python bench/deepcompress.py --table --out results
 
 Processes on one GPU take turns unless NVIDIA's MPS runs (`nvidia-cuda-mps-control -d` before, `echo quit |
 nvidia-cuda-mps-control` after, with CUDA_MPS_PIPE_DIRECTORY and CUDA_MPS_LOG_DIRECTORY set to folders of one's own).
