@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
             return 0
         if not options.table:
             failed = run_all(arguments, options)
-        text = summary(read(options.out), tuple(ARMS))
+        text = summary(read(options.out))
     except UsageError as error:
         parser.error(str(error))
     (options.out / SUMMARY).write_text(text)

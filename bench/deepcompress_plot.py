@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import matplotlib
-from deepcompress_table import BASE, START, Run, column, read
+from deepcompress_table import BASE, START, Run, by_arm, column, read
 from matplotlib.figure import Figure
 from table import RESULTS
 
@@ -16,21 +16,19 @@ LEVELS = (1, 2, 3, 4, 5)
 
 def main() -> None:
     """Three curves over the steps, the mean of an arm's seeds, and the tokens of each level against plain GRPO."""
-    runs = read(RESULTS / "deepcompress")
-    arms = [arm for arm in dict.fromkeys(run["arm"] for run in runs) if arm != START]
-    by_arm = {arm: [run for run in runs if run["arm"] == arm] for arm in [BASE, *(a for a in arms if a != BASE)]}
+    arms = by_arm([run for run in read(RESULTS / "deepcompress") if run["arm"] != START])
     # The same file from the same numbers, wherever it is drawn.
     with matplotlib.rc_context({"svg.hashsalt": "deepcompress", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(7.2, 5.2), layout="constrained")
         panels = figure.subplots(2, 2).flat
         for axes, (name, title) in zip(panels, CURVES.items(), strict=False):
-            for arm, of_arm in by_arm.items():
+            for arm, of_arm in arms.items():
                 axes.plot(smoothed(of_arm, name), linewidth=1.2, label=arm)
             axes.set_xlabel("step")
             axes.set_ylabel(title)
         last = figure.axes[-1]
-        for arm, of_arm in by_arm.items():
-            last.plot(LEVELS, against_base(of_arm, by_arm[BASE]), marker="o", markersize=4, linewidth=1.2, label=arm)
+        for arm, of_arm in arms.items():
+            last.plot(LEVELS, against_base(of_arm, arms[BASE]), marker="o", markersize=4, linewidth=1.2, label=arm)
         last.set_xticks(LEVELS)
         last.set_xlabel("level, held out")
         last.set_ylabel("thought tokens, % of none")

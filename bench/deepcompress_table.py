@@ -18,6 +18,7 @@ from leanthink.eval.bootstrap import estimate, mean, ratio
 
 Run = dict[str, Any]
 BASE, START = "none", "start"
+ORDER = (START, BASE, "penalty", "bonus", "published", "ours")
 SCOPES = {"all levels": (1, 2, 3, 4, 5), "levels 1-2": (1, 2), "level 5": (5,)}
 LAST_STEPS = 10
 SHOWN = ("accuracy", "thought_tokens", "entropy", "beta", "pass_ratio/average", "dynamic_sampling/rounds")
@@ -86,22 +87,27 @@ def compared(runs: list[Run], base: list[Run], levels: tuple[int, ...]) -> dict[
     return found | {"tokens_against": change(own, other)}
 
 
-def summary(runs: list[Run], arms: tuple[str, ...]) -> str:
+def by_arm(runs: list[Run]) -> dict[str, list[Run]]:
+    """The runs of each arm that has any, plain GRPO first of those that were trained."""
+    found = {arm: [run for run in runs if run["arm"] == arm] for arm in ORDER}
+    return {arm: of_arm for arm, of_arm in found.items() if of_arm}
+
+
+def summary(runs: list[Run]) -> str:
     """Markdown: the arms by scope, by level, and how each run went."""
-    done = {arm: [run for run in runs if run["arm"] == arm and "evaluation" in run] for arm in arms}
-    done = {arm: of_arm for arm, of_arm in done.items() if of_arm}
+    done = by_arm([run for run in runs if "evaluation" in run])
     lines = ["# DeepCompress: the arms of one experiment", ""]
     for scope, levels in SCOPES.items():
         lines += [f"## {scope}", "", "| arm | seeds | right, % | against none | thought tokens | against none |"]
         lines.append("|---|---|---|---|---|---|")
         for arm, of_arm in done.items():
             found = compared(of_arm, done.get(BASE, []), levels)
-            cells = [_percent(found["right"]), _percent(found["right_against"], sign="+")]
-            cells += [_tokens(found["thought_tokens"]), _percent(found["tokens_against"], sign="+", unit=" %")]
+            cells = [percent(found["right"]), percent(found["right_against"], sign="+")]
+            cells += [tokens(found["thought_tokens"]), percent(found["tokens_against"], sign="+", unit=" %")]
             seeds = ", ".join(str(run["seed"]) for run in of_arm)
             lines.append(f"| {arm} | {seeds} | {' | '.join(cells)} |")
         lines.append("")
-    lines += [*_levels(done), *_runs(runs, arms)]
+    lines += [*_levels(done), *_runs(runs)]
     if done:
         evaluation = next(iter(done.values()))[0]["evaluation"]
         samples, temperature = evaluation["samples"], evaluation["temperature"]
@@ -126,11 +132,11 @@ def _levels(done: dict[str, list[Run]]) -> list[str]:
     return [*lines, ""]
 
 
-def _runs(runs: list[Run], arms: tuple[str, ...]) -> list[str]:
+def _runs(runs: list[Run]) -> list[str]:
     lines = [f"## how the runs went (training: mean of the last {LAST_STEPS} steps)", ""]
     names = ("arm", "seed", "steps", "right, %", "thought tokens", "entropy", "β", "average", "rounds", "rollouts, s")
     lines += [f"| {' | '.join((*names, 'update, s', 'remark'))} |", "|---" * (len(names) + 2) + "|"]
-    for run in sorted(runs, key=lambda run: (arms.index(run["arm"]), run["seed"])):
+    for run in sorted(runs, key=lambda run: (ORDER.index(run["arm"]), run["seed"])):
         if run["arm"] == START and "error" not in run:
             continue
         curve = run.get("curve", [])
@@ -149,13 +155,15 @@ def _mean(curve: list[dict[str, Any]], name: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _percent(found: list[float | None] | None, sign: str = "", unit: str = "") -> str:
+def percent(found: list[float | None] | None, sign: str = "", unit: str = "") -> str:
+    """A share with its interval, in per cent."""
     if found is None:
         return "-"
     middle, low, high = ("-" if value is None else format(100 * value, f"{sign}.1f") for value in found)
     return f"{middle}{unit} [{low}, {high}]"
 
 
-def _tokens(found: list[float | None] | None) -> str:
+def tokens(found: list[float | None] | None) -> str:
+    """A length with its interval."""
     assert found is not None
     return "{:.0f} [{:.0f}, {:.0f}]".format(*found)

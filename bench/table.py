@@ -12,6 +12,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from deepcompress_table import BASE, SCOPES, by_arm, compared, percent, read, tokens
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
@@ -91,6 +93,32 @@ def _matrix(found: dict[str, Any], names: list[str]) -> list[str]:
     lines = [f"| policy | {' | '.join(head)} |", "|---" * (len(ratios) + 1) + "|"]
     lines.append(f"| full | {' | '.join([_cell(by_policy['full'][1.0])] * len(ratios))} |")
     return lines + [f"| {name} | {' | '.join(_cell(by_policy[name][ratio]) for ratio in ratios)} |" for name in names]
+
+
+def deepcompress_table() -> str:
+    """The arms of DeepCompress: right answers and thought tokens, each against GRPO without a length reward."""
+    runs = read(RESULTS / "deepcompress")
+    arms = by_arm(runs)
+    lines = [f"| arm | {' | '.join(f'{scope}: right, % | thought tokens' for scope in SCOPES)} |"]
+    lines.append("|---" * (1 + 2 * len(SCOPES)) + "|")
+    for arm, of_arm in arms.items():
+        cells = []
+        for levels in SCOPES.values():
+            found = compared(of_arm, arms[BASE], levels)
+            saved = "" if found["tokens_against"] is None else f", {100 * (found['tokens_against'][0] or 0):+.0f} %"
+            cells += [percent(found["right"]), tokens(found["thought_tokens"]) + saved]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    settings, birth, evaluation = (runs[0][name] for name in ("settings", "birth", "evaluation"))
+    text = (
+        "The start is `tiny`, trained on to be right when brief and to err where it checks nothing; then "
+        f"{settings['steps']} steps of {settings['prompts']} prompts x {settings['group']} responses, two seeds. "
+        f"n = {len(evaluation['problems']['id'])} held-out problems, {evaluation['samples']} samples each at "
+        f"temperature {evaluation['temperature']:g} [95 % interval]; in per cent: tokens against `none`, "
+        f"which is GRPO without a length reward; ours has a `mastered_weight` of {arms['ours'][0]['settings']['mastered_weight']:g}. "
+        f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}, `bench/deepcompress.py`: "
+        "[results](../bench/results/deepcompress), [plot](../bench/results/deepcompress.svg)."
+    )
+    return "\n".join([*lines, "", *wrap(text, 140, break_long_words=False, break_on_hyphens=False)]) + "\n"
 
 
 def accuracy_sentence() -> str:
@@ -214,6 +242,7 @@ def main() -> None:
             "engine": steps_table() + stock_lines() + throughput_lines(),
         },
         "docs/policies.md": {"matrix": matrix_table()},
+        "docs/training.md": {"deepcompress": deepcompress_table()},
         "docs/ray.md": {"ray-speedup": ray_lines()},
         "docs/evaluation.md": {"eval-tiny": (RESULTS / "eval-tiny" / "report.md").read_text()},
     }

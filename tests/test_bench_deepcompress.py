@@ -138,6 +138,10 @@ def test_the_summary_is_the_mean_of_seeds_paired_by_problem() -> None:
     assert hard["tokens_against"][0] == pytest.approx(-1 / 3)
 
 
+def test_the_summary_knows_every_arm() -> None:
+    assert tuple(deepcompress_run.ARMS) == table.ORDER
+
+
 def test_the_summary_in_words() -> None:
     curve = [{"step": i, "accuracy": i / 4, "rollout_seconds": 2.0, "update_seconds": 0.5} for i in range(1, 5)]
     runs = [
@@ -145,7 +149,7 @@ def test_the_summary_in_words() -> None:
         run_of("ours", 1, [1, 1, 1, 1], [4, 8, 12, 16], curve=curve[:2], stopped="time was up"),
         {"arm": "bonus", "seed": 1, "settings": {"steps": 4}, "error": "status 1: a | b"},
     ]
-    text = table.summary(runs, tuple(deepcompress.ARMS))
+    text = table.summary(runs)
     assert "| none | 1 | 100.0 [100.0, 100.0] | - | 25 [" in text
     assert "| ours | 1 | 100.0 [100.0, 100.0] | +0.0 [+0.0, +0.0] | 10 [" in text
     assert text.count("| -60.0 % [-60.0, -60.0] |") == 3
