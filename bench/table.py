@@ -114,8 +114,9 @@ def deepcompress_table() -> str:
         f"{settings['steps']} steps of {settings['prompts']} prompts x {settings['group']} responses, two seeds. "
         f"n = {len(evaluation['problems']['id'])} held-out problems, {evaluation['samples']} samples each at "
         f"temperature {evaluation['temperature']:g} [95 % interval]; in per cent: tokens against `none`, "
-        f"which is GRPO without a length reward; ours has a `mastered_weight` of {arms['ours'][0]['settings']['mastered_weight']:g}. "
-        f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}, `bench/deepcompress.py`: "
+        "which is GRPO without a length reward; ours has a `mastered_weight` of "
+        f"{arms['ours'][0]['settings']['mastered_weight']:g}. {birth['hardware']}, torch {birth['torch']}, "
+        f"commit {birth['commit']}, `bench/deepcompress.py`: "
         "[results](../bench/results/deepcompress), [plot](../bench/results/deepcompress.svg)."
     )
     return "\n".join([*lines, "", *wrap(text, 140, break_long_words=False, break_on_hyphens=False)]) + "\n"
