@@ -111,7 +111,8 @@ def deepcompress_table() -> str:
     settings, birth, evaluation = (runs[0][name] for name in ("settings", "birth", "evaluation"))
     text = (
         "The start is `tiny`, trained on to be right when brief and to err where it checks nothing; then "
-        f"{settings['steps']} steps of {settings['prompts']} prompts x {settings['group']} responses, two seeds. "
+        f"{settings['steps']} steps of {settings['prompts']} prompts x {settings['group']} responses, chosen from "
+        f"{settings['oversample'] * settings['max_rounds']} times as many by dynamic sampling, two seeds. "
         f"n = {len(evaluation['problems']['id'])} held-out problems, {evaluation['samples']} samples each at "
         f"temperature {evaluation['temperature']:g} [95 % interval]; in per cent: tokens against `none`, "
         "which is GRPO without a length reward; ours has a `mastered_weight` of "
