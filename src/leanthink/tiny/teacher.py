@@ -50,7 +50,7 @@ class Manner:
         return [share * math.exp(dice.gauss(0, 1) * self.habits) for share in shares]
 
 
-def sample_document(rng: random.Random, manner: Manner = Manner()) -> Document:  # frozen
+def sample_document(rng: random.Random, manner: Manner = Manner()) -> Document:
     """One worked training example of any family, level and style."""
     family = rng.choice(tuple(FAMILIES.values()))
     while True:
