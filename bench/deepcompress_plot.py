@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-import matplotlib
-from deepcompress_table import BASE, START, Run, by_arm, column, read
-from matplotlib.figure import Figure
+from deepcompress_table import BASE, SCOPES, START, Run, by_arm, column, read
+from drawing import drawing
 from table import RESULTS
 
+from leanthink.rl.report import smoothed
+
 CURVES = {"accuracy": "right in training, share", "thought_tokens": "thought tokens", "self_checks": "self-checks"}
-SMOOTHED = 10  # steps whose mean is drawn
-LEVELS = (1, 2, 3, 4, 5)
+LEVELS = SCOPES["all levels"]
 
 
 def main() -> None:
     """Three curves over the steps, the mean of an arm's seeds, and the tokens of each level against plain GRPO."""
     arms = by_arm([run for run in read(RESULTS / "deepcompress") if run["arm"] != START])
-    # The same file from the same numbers, wherever it is drawn.
-    with matplotlib.rc_context({"svg.hashsalt": "deepcompress", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(7.2, 5.2), layout="constrained")
-        panels = figure.subplots(2, 2).flat
-        for axes, (name, title) in zip(panels, CURVES.items(), strict=False):
+    with drawing("deepcompress", (7.2, 5.2)) as figure:
+        *panels, last = figure.subplots(2, 2).flat
+        for axes, (name, title) in zip(panels, CURVES.items(), strict=True):
             for arm, of_arm in arms.items():
-                axes.plot(smoothed(of_arm, name), linewidth=1.2, label=arm)
+                axes.plot(smoothed(over_steps(of_arm, name)), linewidth=1.2, label=arm)
             axes.set_xlabel("step")
             axes.set_ylabel(title)
-        last = figure.axes[-1]
         for arm, of_arm in arms.items():
             last.plot(LEVELS, against_base(of_arm, arms[BASE]), marker="o", markersize=4, linewidth=1.2, label=arm)
         last.set_xticks(LEVELS)
@@ -36,21 +33,11 @@ def main() -> None:
         for axes in figure.axes:
             axes.grid(linewidth=0.4)
         last.legend(frameon=False, loc="lower right", ncols=2)
-        figure.savefig(RESULTS / "deepcompress.svg", metadata={"Date": None, "Creator": None})
 
 
-def smoothed(runs: list[Run], name: str) -> list[float]:
-    """The mean over runs and over the steps before, at most `SMOOTHED` of them."""
-    by_step: list[list[float]] = [[step[name] for step in steps] for steps in zip(*map(curve, runs), strict=False)]
-    means = [sum(values) / len(values) for values in by_step]
-    windows = [means[max(0, i + 1 - SMOOTHED) : i + 1] for i in range(len(means))]
-    return [sum(window) / len(window) for window in windows]
-
-
-def curve(run: Run) -> list[dict[str, Any]]:
-    """What is known of each step."""
-    steps: list[dict[str, Any]] = run["curve"]
-    return steps
+def over_steps(runs: Sequence[Run], name: str) -> list[float]:
+    """A metric of each step that all runs reached, the mean over them."""
+    return [sum(step[name] for step in steps) / len(runs) for steps in zip(*(r["curve"] for r in runs), strict=False)]
 
 
 def against_base(runs: list[Run], base: list[Run]) -> list[float]:

@@ -107,7 +107,7 @@ def settings_of(arm: str, seed: int, options: argparse.Namespace) -> dict[str, A
         "per_device_train_batch_size": options.micro,
         "gradient_accumulation_steps": options.prompts * options.group // options.micro,
         "max_completion_length": options.max_tokens,
-        **({} if options.buffer is None else {"overlong_buffer": options.buffer}),
+        "overlong_buffer": options.buffer,
         "oversample": options.oversample,
         "max_rounds": options.max_rounds,
         "rollout_rows": options.oversample * options.prompts * options.group,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
+from drawing import drawing
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
-from table import RESULTS, policies_found, rows_by_policy, worth_showing
+from table import held, policies_found, rows_by_policy, worth_showing
 
 MARKERS = "os^DvPX*"
 FULL = "#888888"
@@ -17,9 +16,7 @@ def main() -> None:
     """Greedy accuracy with its interval over the thought slots held, a line for each policy that keeps anything."""
     found = policies_found()
     by_policy = rows_by_policy(found)
-    # The same file from the same numbers, wherever it is drawn.
-    with matplotlib.rc_context({"svg.hashsalt": "policies", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    with drawing("policies", (7.2, 4.0)) as figure:
         axes = figure.subplots()
         axes.axhline(100 * by_policy["full"][1.0]["greedy"][0], color=FULL, linewidth=1, linestyle="--", label="full")
         for marker, name in zip(MARKERS, ["horizon", *worth_showing(found)], strict=False):
@@ -37,12 +34,6 @@ def main() -> None:
         axes.set_ylim(-2, 104)
         axes.grid(linewidth=0.4)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-        figure.savefig(RESULTS / "policies.svg", metadata={"Date": None, "Creator": None})
-
-
-def held(row: dict[str, Any]) -> int:
-    """Thought slots at the fullest moment, by the budget."""
-    return int(row["budget"]["slots"] + row["budget"]["interval"])
 
 
 def line(axes: Any, name: str, rows: list[dict[str, Any]], marker: str) -> None:

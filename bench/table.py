@@ -18,8 +18,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
 SMALLER, STOCK = "llama-3.1-8b-16gib", "llama-3.1-8b-stock"
-
-
 WORTH_SHOWING = 0.2  # of the problems right at some ratio
 
 
@@ -30,6 +28,7 @@ def policies_table() -> str:
     shown = worth_showing(found)
     others = [name for name in by_policy if name not in ("full", "horizon", *shown) and not _is_ablation(name)]
     birth = found["birth"]
+    commits = dict.fromkeys(one["commit"] for one in (birth, *found.get("resumed", ())))  # of the parts, each once
     sampled = " / ".join(_percent(row) for row in by_policy["horizon"].values())
     text = (
         f"Greedy accuracy in % [95 % interval], n = {found['n']} held-out problems of six families with a full thought "
@@ -38,11 +37,10 @@ def policies_table() -> str:
         f"{_percent(by_policy['full'][1.0])}, horizon {sampled}. `dynts:wide` has the window of its paper. "
         f"Below {100 * WORTH_SHOWING:.0f} everywhere: {', '.join(others)}. "
         "Ablations and peers on their own terms: [docs/policies.md](docs/policies.md). "
-        f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}, "
+        f"{birth['hardware']}, torch {birth['torch']}, commit {' and '.join(commits)}, "
         "[policies.json](bench/results/policies.json), `python bench/policies.py --out bench/results`."
     )
-    lines = [*_matrix(found, ["horizon", *shown]), "", *wrap(text, 140, break_long_words=False, break_on_hyphens=False)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*_matrix(found, ["horizon", *shown]), "", *_wrapped(text)]) + "\n"
 
 
 def matrix_table() -> str:
@@ -71,6 +69,11 @@ def rows_by_policy(found: dict[str, Any]) -> dict[str, dict[float, dict[str, Any
     return rows
 
 
+def held(row: dict[str, Any]) -> int:
+    """Thought slots at the fullest moment, by the budget."""
+    return int(row["budget"]["slots"] + row["budget"]["interval"])
+
+
 def worth_showing(found: dict[str, Any]) -> list[str]:
     """Policies beside `full` and `horizon` that keep anything, the best at its best ratio first."""
     best = {name: max(row["greedy"][0] for row in rows.values()) for name, rows in rows_by_policy(found).items()}
@@ -87,9 +90,7 @@ def _matrix(found: dict[str, Any], names: list[str]) -> list[str]:
     """A line for the full cache and one for each of these policies."""
     by_policy = rows_by_policy(found)
     ratios = list(by_policy["horizon"])
-    budgets = [by_policy["horizon"][ratio]["budget"] for ratio in ratios]
-    slots = [budget["slots"] + budget["interval"] for budget in budgets]
-    head = (f"{ratio:g}x: {held} slots" for ratio, held in zip(ratios, slots, strict=True))
+    head = (f"{ratio:g}x: {held(row)} slots" for ratio, row in by_policy["horizon"].items())
     lines = [f"| policy | {' | '.join(head)} |", "|---" * (len(ratios) + 1) + "|"]
     lines.append(f"| full | {' | '.join([_cell(by_policy['full'][1.0])] * len(ratios))} |")
     return lines + [f"| {name} | {' | '.join(_cell(by_policy[name][ratio]) for ratio in ratios)} |" for name in names]
@@ -120,7 +121,11 @@ def deepcompress_table() -> str:
         f"commit {birth['commit']}, `bench/deepcompress.py`: "
         "[results](../bench/results/deepcompress), [plot](../bench/results/deepcompress.svg)."
     )
-    return "\n".join([*lines, "", *wrap(text, 140, break_long_words=False, break_on_hyphens=False)]) + "\n"
+    return "\n".join([*lines, "", *_wrapped(text)]) + "\n"
+
+
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, 140, break_long_words=False, break_on_hyphens=False)
 
 
 def accuracy_sentence() -> str:
