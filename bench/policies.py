@@ -8,9 +8,10 @@ problems at the same budget, greedy and in samples, with the prompt pinned for a
 a ratio r is (mean full thought) / r thought slots = budget + interval.
 
 A name may have a variant behind a colon: "published" is a peer on the terms it was published with, the prompt ranked
-inside the budget (which has the slots of a mean prompt on top, so that as many are held) and the window its own; "wide"
-is DynTS with the window of its paper; "ceil", "one" and "bare" take a part of ours away: the rule that a slot is ranked
-by the horizon it has reached, all horizons but one, or the window.
+inside the budget (which has the slots of a mean prompt on top, so that as many are held, and of a longer prompt as
+many as it needs to fit) and the window its own; "wide" is DynTS with the window of its paper; "ceil", "one" and "bare"
+take a part of ours away: the rule that a slot is ranked by the horizon it has reached, all horizons but one, or the
+window.
 
 The matrix may be shared among processes: one writes the answers of the full cache with --baseline FILE, the others
 read them there, each with a part of --policies and an --out of its own; `--join FOLDER... --out DIR` puts the rows
@@ -171,9 +172,9 @@ def main() -> None:
             if (float(r), name) not in done
         ]
         jobs = [
-            Job(knowing[k * len(problems) + i] if cell.name == "oracle" else policies[cell.name], budget, s, p)
+            Job(knowing[k * len(problems) + i] if cell.name == "oracle" else policies[cell.name], budgets[i], s, p)
             for cell in cells
-            for budget in [with_prompt(cell.budget, cell.name, mean_prompt)]
+            for budgets in [[with_prompt(cell.budget, cell.name, mean_prompt, len(ids)) for ids in prompts]]
             for k, s in enumerate(many)
             for i, p in enumerate(problems)
         ]
@@ -297,9 +298,11 @@ def budget_at(peak: float, name: str) -> Budget:
     return Budget(slots=slots, window=window, interval=INTERVAL, answer=ANSWER)
 
 
-def with_prompt(budget: Budget, name: str, mean_prompt: int) -> Budget:
-    """As many slots in the mean, where the prompt is inside the budget: one number for all, as published."""
-    return replace(budget, slots=budget.slots + mean_prompt) if name.endswith(":published") else budget
+def with_prompt(budget: Budget, name: str, mean_prompt: int, prompt: int) -> Budget:
+    """As many slots in the mean, where the prompt is inside the budget: one number for all prompts that fit in it."""
+    if not name.endswith(":published"):
+        return budget
+    return replace(budget, slots=max(budget.slots + mean_prompt, prompt - budget.interval))
 
 
 def in_runs(completions: list[Completion], size: int) -> list[list[Completion]]:
