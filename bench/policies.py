@@ -287,7 +287,7 @@ def resumed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     for fact in ("n", "seed", "families", *(("samples",) if now["samples"] else ())):
         if before[fact] != now[fact]:
             raise SystemExit(f"policies.json has {fact} {before[fact]}, this run {now[fact]}: give another --out")
-    return {**before, "resumed": [*before.get("resumed", []), now["birth"]]}
+    return {**before, "resumed": [*before.get("resumed", []), now["birth"], *now.get("resumed", [])]}
 
 
 def budget_at(peak: float, name: str) -> Budget:
