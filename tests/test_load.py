@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordLevel
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
-import leanthink
 from leanthink.errors import DamagedFile, UnsupportedModel, UsageError
 from leanthink.load import check_supported, end_ids, kv_shape, load, think_tags
 from models import ARCHITECTURES, CLOSE, END, OPEN, make_model, make_tokenizer
@@ -119,14 +117,11 @@ def test_a_gguf_file_without_its_package_says_what_to_install(tmp_path: Path, mo
         load(tmp_path / "m.gguf")
 
 
-def test_tiny_is_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
-    tiny = ModuleType("leanthink.tiny")
-    tiny.load_tiny = lambda **options: asked.update(options) or ("model", "tokenizer")  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "leanthink.tiny", tiny)
-    monkeypatch.setattr(leanthink, "tiny", tiny, raising=False)
-    assert load("tiny", device="cpu") == ("model", "tokenizer")
-    assert asked == {"device": "cpu", "dtype": torch.float32}
+@pytest.mark.parametrize("name", ["tiny", "tiny-brief"])
+def test_embedded_models_go_by_their_names(name: str) -> None:
+    model, tokenizer = load(name, device="cpu")
+    assert (model.config._name_or_path, model.dtype, model.training) == (name, torch.float32, False)
+    assert tokenizer.convert_tokens_to_ids("<think>") is not None
 
 
 def test_tags_are_single_tokens_or_nothing() -> None:

@@ -654,7 +654,7 @@ def test_live_on_the_real_server_shows_what_the_server_did(visit: Any, tmp_path:
     assert tokens == sum(told.get(f'leanthink_tokens_total{{kind="{kind}"}}', 0) for kind in ("thought", "answer"))
     assert number(page, "evictions") == told["leanthink_evictions_total"] >= 1
     assert number(page, "held") <= number(page, "full") - 64, "an interval of 64 was evicted at least once"
-    assert page.locator("#channel option").count() == 7, "the horizons of the shipped predictor"
+    assert page.locator("#channel option").count() == 8, "the horizons of the shipped predictor"
     assert any("gone" in names for names in seen_from_the_start(page))
 
 

@@ -14,11 +14,10 @@ from jinja2 import TemplateError
 from torch import nn
 
 from leanthink.budget import Budget
-from leanthink.errors import PredictorMismatch, UsageError, unknown
+from leanthink.errors import UsageError, unknown
 from leanthink.load import ThinkTags
 from leanthink.policies import POLICIES, ImportancePredictor, Policy, make_policy
 from leanthink.sampling import Sampling
-from leanthink.tiny import predictors_path
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -186,15 +185,11 @@ def _make_policy(model: Any, tokenizer: Any, name: str, predictor: Predictor) ->
         return make_policy(name, tokenizer=tokenizer)
     if isinstance(predictor, nn.Module):
         return make_policy(name, cast(ImportancePredictor, predictor))
-    from leanthink.importance.predictor import load_predictor
+    from leanthink.importance.fingerprint import fingerprint
+    from leanthink.importance.predictor import load_predictor, shipped_predictor
 
-    if predictor is not None:
-        return make_policy(name, load_predictor(predictor, model))
-    shipped = predictors_path() / f"{name}.safetensors"
-    try:
-        return make_policy(name, load_predictor(shipped, model) if shipped.is_file() else None)
-    except PredictorMismatch:
-        return make_policy(name)  # the shipped one is for the embedded model: say that this model needs its own
+    path = shipped_predictor(name, fingerprint(model)) if predictor is None else predictor
+    return make_policy(name, None if path is None else load_predictor(path, model))  # None: it says what is missing
 
 
 def encode_prompt(tokenizer: Any, index: int, prompt: Prompt) -> list[int]:

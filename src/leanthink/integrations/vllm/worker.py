@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from leanthink.errors import UnsupportedModel, UsageError
-from leanthink.importance.predictor import made_ready, predictor_of
+from leanthink.importance.predictor import made_ready, predictor_of, shipped_predictor
 from leanthink.integrations.vllm.row import Row
 from leanthink.integrations.vllm.settings import asked_of, settings_here
 from leanthink.integrations.vllm.thought import Watch, tokenizer_of
@@ -56,7 +56,8 @@ class Worker:
             if POLICIES[name].target is None:
                 self.policies[name] = make_policy(name)
                 continue
-            path = self.settings.predictors.get(name) or predictors_path() / f"{name}.safetensors"
+            given = self.settings.predictors.get(name) or shipped_predictor(name, fingerprint)
+            path = given or predictors_path() / f"{name}.safetensors"  # which says that it is of another model
             predictor = predictor_of(path, fingerprint, model.config.hidden_size)
             self.policies[name] = make_policy(name, made_ready(predictor, _Placed(model)))
 
