@@ -17,6 +17,7 @@ from trl import GRPOTrainer
 
 from leanthink.errors import UsageError
 from leanthink.rl import trainer as module
+from leanthink.rl.config import MASTERED_WEIGHT, DeepCompressConfig
 from leanthink.rl.data import from_tasks
 from leanthink.rl.trl_reward import DeepCompressReward
 from models import make_model, make_tokenizer
@@ -285,6 +286,15 @@ def test_lora_trains_the_adapters_and_generates_with_them(tmp_path: Path) -> Non
     assert math.isfinite(trainer.state.log_history[-1]["train_loss"])
 
 
+def test_ours_is_the_default_of_the_dual_rule_alone(tmp_path: Path) -> None:
+    plain = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "per_device_train_batch_size": 16}
+    ours = DeepCompressConfig(**plain)
+    assert (ours.rule, ours.start, ours.mastered_weight) == ("dual", "observed", MASTERED_WEIGHT)
+    assert DeepCompressConfig(**plain, mastered_weight=0).mastered_weight == 0, "as published"
+    for rule in ("penalty", "bonus", "none"):
+        assert DeepCompressConfig(**plain, rule=rule).mastered_weight == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -294,6 +304,7 @@ def test_lora_trains_the_adapters_and_generates_with_them(tmp_path: Path) -> Non
         ({"start": "first"}, '"observed"'),
         ({"rule": "longer"}, "unknown length rule"),
         ({"mastered_weight": 1.5}, "mastered_weight=1.5"),
+        ({"mastered_weight": "much"}, "mastered_weight='much': a number from 0"),
         ({"mastered_weight": 0.5, "scale_rewards": "batch"}, 'scale_rewards="group"'),
         ({"overlong_buffer": 9}, "buffer=9"),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "sum_then_normalize"),
@@ -325,7 +336,7 @@ def test_published_defaults(tmp_path: Path) -> None:
     args = module.DeepCompressConfig(str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=16)
     assert (args.epsilon, args.epsilon_high, args.beta, args.loss_type) == (0.2, 0.28, 0.0, "dapo")
     assert (args.scale_rewards, args.multi_objective_aggregation) == ("group", "sum_then_normalize")
-    assert (args.alpha, args.decay, args.start, args.rule, args.max_rounds) == (0.2, 0.99, 1.0, "dual", 10)
+    assert (args.alpha, args.decay, args.rule, args.max_rounds) == (0.2, 0.99, "dual", 10)
     assert (args.buffer, args.overlong_factor, args.num_generations) == (2048, 1.0, 16)
     assert (args.learning_rate, args.weight_decay, args.warmup_steps) == (1e-6, 0.1, 10)
 

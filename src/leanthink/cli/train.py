@@ -28,7 +28,8 @@ Report = Annotated[
 ]
 Config = Annotated[Path | None, option("--config", about="YAML file of settings; flags win.", metavar="FILE")]
 Model = Annotated[
-    str | None, option("--model", about='"tiny", a folder, a .gguf file or a hub id.', default="tiny", metavar="NAME")
+    str | None,
+    option("--model", about="tiny, tiny-brief, a folder, a .gguf file or a hub id.", default="tiny", metavar="NAME"),
 ]
 Out = Annotated[Path | None, option("--out", about="Folder of the run, or of the report.", metavar="FOLDER")]
 Tasks = Annotated[str | None, option("--tasks", about="Families of embedded tasks, or all.", metavar="A,B,...")]
@@ -50,11 +51,15 @@ Rule = Annotated[str | None, option("--rule", about="dual, penalty, bonus or non
 Alpha = Annotated[float | None, option("--alpha", about="Largest length reward.", default=0.2)]
 Decay = Annotated[float | None, option("--decay", about="Of the average pass ratio.", default=0.99)]
 Start = Annotated[
-    str | None, option("--start", about="Of that average: a number or observed.", default=1.0, metavar="RATIO")
+    str | None, option("--start", about="Of that average: a number or observed.", default="observed", metavar="RATIO")
 ]
 MasteredWeight = Annotated[
     float | None,
-    option("--mastered-weight", about="Ours: how much groups count that are all right; 0 drops them.", default=0.0),
+    option(
+        "--mastered-weight",
+        about="Ours: how much groups count that are all right; 0 drops them.",
+        default="0.15 with the rule dual",
+    ),
 ]
 Rollouts = Annotated[
     str | None, option("--rollouts", about="engine, transformers or vllm.", default="engine", metavar="NAME")

@@ -106,7 +106,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
             alpha=args.alpha,
             decay=args.decay,
             start=args.start,
-            keep_mastered=args.mastered_weight > 0,
+            keep_mastered=bool(args.mastered_weight),
             buffer=args.buffer,
             factor=args.overlong_factor,
             think_tags=args.think_tags,
