@@ -10,14 +10,20 @@ The average forgets half of its start within 11.5 % of the steps, as 0.99 does i
 
 1. A start that is right in some of its samples and wrong in others, that can be brief, and that looks at the problem
    before it chooses how to write. The shipped model is hardly ever wrong but in its short style, and chooses its styles
-   without looking. So it is trained on, most of all on short thoughts, and then by a teacher with habits who errs where
-   nothing is checked (four minutes on an H200):
+   without looking. So it is trained on, most of all on short thoughts, then by a teacher with habits, who writes one
+   kind of problem briefly and another at length, and last by one who errs where nothing is checked (eight minutes on
+   an H200):
 
     export PYTHONPATH=src
     python -m leanthink.tiny.train --init tiny --out terse --terse-share 0.7 --steps 2000 --lr 3e-3 --adamw-lr 3e-3 \
         --decay-share 0.7
-    python -m leanthink.tiny.train --init terse --out start --habits 0.7 --slip-if-unchecked 0.008 --steps 200 \
-        --lr 1e-3 --adamw-lr 1e-3 --warmup-steps 20 --decay-share 1
+    python -m leanthink.tiny.train --init terse --out habits --terse-share 0.6 --habits 1.0 --steps 2000 --lr 3e-3 \
+        --adamw-lr 3e-3 --decay-share 0.7
+    python -m leanthink.tiny.train --init habits --out start --terse-share 0.3 --habits 1.0 \
+        --slip-if-unchecked 0.004 --steps 200 --lr 1e-3 --adamw-lr 1e-3 --warmup-steps 20 --decay-share 1
+
+   That is the start "seeing" among the results. "blind" is without the second step, and has in the last the default
+   --terse-share, --habits 0.7 and --slip-if-unchecked 0.008: these habits are hardly learned in 200 steps.
 
 2. The pilot: pass ratios of the start's samples by family and level, and by style. Wanted are levels from about 0.2 to
    0.95; give levels that are out of range smaller counts, or leave them out, and leave out those whose thoughts
@@ -29,8 +35,8 @@ The average forgets half of its start within 11.5 % of the steps, as 0.99 does i
    is faster). What comes out is one JSON for each run, and `summary.md`; logs and trained models stay in --work:
 
     python bench/deepcompress.py --start start --seeds 1,2 --parallel 10 --prompts 16 --micro 32 --lr 1.2e-4 \
-        --levels 1:64,2:64,3:64,4:64,5:64 --max-tokens 3712 --buffer 64 --eval-temperature 1 --mastered-weight 0.5 \
-        --limit-s 550 --out results
+        --levels 1:64,2:64,3:64,4:64,5:64 --max-tokens 3712 --buffer 64 --eval-temperature 1 --mastered-weight 0.15 \
+        --limit-s 900 --out results
 
    and, with the files of several commands in one folder:
 

@@ -1,4 +1,4 @@
-"""Draws the arms of DeepCompress: `python bench/deepcompress_plot.py` writes bench/results/deepcompress.svg."""
+"""Draws the arms of DeepCompress: `python bench/deepcompress_plot.py` writes bench/results/deepcompress-START.svg."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deepcompress_table import BASE, SCOPES, START, Run, by_arm, column, read
 from drawing import drawing
-from table import RESULTS
+from table import RESULTS, STARTS
 
 from leanthink.rl.report import smoothed
 
@@ -15,9 +15,15 @@ LEVELS = SCOPES["all levels"]
 
 
 def main() -> None:
+    """One picture for each start."""
+    for start in STARTS:
+        draw(start)
+
+
+def draw(start: str) -> None:
     """Three curves over the steps, the mean of an arm's seeds, and the tokens of each level against plain GRPO."""
-    arms = by_arm([run for run in read(RESULTS / "deepcompress") if run["arm"] != START])
-    with drawing("deepcompress", (7.2, 5.2)) as figure:
+    arms = by_arm([run for run in read(RESULTS / "deepcompress" / start) if run["arm"] != START])
+    with drawing(f"deepcompress-{start}", (7.2, 5.2)) as figure:
         *panels, last = figure.subplots(2, 2).flat
         for axes, (name, title) in zip(panels, CURVES.items(), strict=True):
             for arm, of_arm in arms.items():

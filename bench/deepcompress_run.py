@@ -33,7 +33,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "none": {"rule": "none"},
     "penalty": {"rule": "penalty"},
     "bonus": {"rule": "bonus"},
-    "published": {"rule": "dual", "start": 1.0},
+    "published": {"rule": "dual", "start": 1.0, "mastered_weight": 0.0},
     "ours": {"rule": "dual", "start": "observed"},  # and a weight of mastered groups
 }
 HALF_LIFE = 0.115  # of the average, as a share of the steps: 69 of 600, as published

@@ -18,7 +18,8 @@ from leanthink.eval.bootstrap import estimate, mean, ratio
 
 Run = dict[str, Any]
 BASE, START = "none", "start"
-ORDER = (START, BASE, "penalty", "bonus", "published", "ours")
+OURS = "ours"
+ORDER = (START, BASE, "penalty", "bonus", "published", OURS)
 SCOPES = {"all levels": (1, 2, 3, 4, 5), "levels 1-2": (1, 2), "level 5": (5,)}
 LAST_STEPS = 10
 SHOWN = ("accuracy", "thought_tokens", "entropy", "beta", "pass_ratio/average", "dynamic_sampling/rounds")
@@ -87,10 +88,17 @@ def compared(runs: list[Run], base: list[Run], levels: tuple[int, ...]) -> dict[
     return found | {"tokens_against": change(own, other)}
 
 
+def arm_of(run: Run) -> str:
+    """What the tables call the arm of a run: ours with its weight of mastered groups."""
+    return f"{OURS} {run['settings']['mastered_weight']:g}" if run["arm"] == OURS else str(run["arm"])
+
+
 def by_arm(runs: list[Run]) -> dict[str, list[Run]]:
-    """The runs of each arm that has any, plain GRPO first of those that were trained."""
-    found = {arm: [run for run in runs if run["arm"] == arm] for arm in ORDER}
-    return {arm: of_arm for arm, of_arm in found.items() if of_arm}
+    """The runs of each arm that has any: plain GRPO first of those that were trained, ours by its weight."""
+    found: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (ORDER.index(run["arm"]), run["settings"]["mastered_weight"], run["seed"])):
+        found.setdefault(arm_of(run), []).append(run)
+    return found
 
 
 def summary(runs: list[Run]) -> str:
@@ -136,7 +144,7 @@ def _runs(runs: list[Run]) -> list[str]:
     lines = [f"## how the runs went (training: mean of the last {LAST_STEPS} steps)", ""]
     names = ("arm", "seed", "steps", "right, %", "thought tokens", "entropy", "β", "average", "rounds", "rollouts, s")
     lines += [f"| {' | '.join((*names, 'update, s', 'remark'))} |", "|---" * (len(names) + 2) + "|"]
-    for run in sorted(runs, key=lambda run: (ORDER.index(run["arm"]), run["seed"])):
+    for run in (run for of_arm in by_arm(runs).values() for run in of_arm):
         if run["arm"] == START and "error" not in run:
             continue
         curve = run.get("curve", [])
@@ -146,7 +154,7 @@ def _runs(runs: list[Run]) -> list[str]:
         cells = ["-" if value is None else f"{value:.3g}" for value in (*last, *seconds)]
         steps = f"{len(curve)} of {run['settings']['steps']}"
         remark = (run.get("error") or run.get("stopped") or "").replace("|", "/")
-        lines.append(f"| {' | '.join((run['arm'], str(run['seed']), steps, *cells, remark))} |")
+        lines.append(f"| {' | '.join((arm_of(run), str(run['seed']), steps, *cells, remark))} |")
     return lines
 
 

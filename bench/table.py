@@ -12,6 +12,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+import compounding
 from deepcompress_table import BASE, SCOPES, by_arm, compared, percent, read, tokens
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +20,12 @@ RESULTS = ROOT / "bench" / "results"
 ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
 SMALLER, STOCK = "llama-3.1-8b-16gib", "llama-3.1-8b-stock"
 WORTH_SHOWING = 0.2  # of the problems right at some ratio
+STARTS = {  # of the experiments with DeepCompress, by folder
+    "seeing": "The start is `tiny`, trained on to be right when brief, to choose how to write by the kind of problem, "
+    "and to err where it checks nothing",
+    "blind": "This start errs more often, and chooses how to write without looking at the problem",
+}
+COMPOUNDING = ("4", "2.8")  # ratios, the first with the rows of the full cache
 
 
 def policies_table() -> str:
@@ -33,12 +40,13 @@ def policies_table() -> str:
     text = (
         f"Greedy accuracy in % [95 % interval], n = {found['n']} held-out problems of six families with a full thought "
         f"of at least 1000 tokens (mean {found['mean_full_thought']:.0f}); slots = most thought slots held at a time, "
-        f"the prompt pinned on top. {found['samples']} samples each at 0.6: full "
-        f"{_percent(by_policy['full'][1.0])}, horizon {sampled}. `dynts:wide` has the window of its paper. "
+        "the prompt pinned on top. `oracle` knows what will be read: an upper bound. "
+        f"{found['samples']} samples each at 0.6: full {_percent(by_policy['full'][1.0])}, horizon {sampled}. "
+        "`dynts:wide` has the window of its paper. "
         f"Below {100 * WORTH_SHOWING:.0f} everywhere: {', '.join(others)}. "
         "Ablations and peers on their own terms: [docs/policies.md](docs/policies.md). "
-        f"{birth['hardware']}, torch {birth['torch']}, commit {' and '.join(commits)}, "
-        "[policies.json](bench/results/policies.json), `python bench/policies.py --out bench/results`."
+        f"{birth['hardware']}, torch {birth['torch']}, commits {', '.join(commits)}, "
+        "[policies.json](bench/results/policies.json), `bench/policies.py`."
     )
     return "\n".join([*_matrix(found, ["horizon", *shown]), "", *_wrapped(text)]) + "\n"
 
@@ -93,12 +101,12 @@ def _matrix(found: dict[str, Any], names: list[str]) -> list[str]:
     head = (f"{ratio:g}x: {held(row)} slots" for ratio, row in by_policy["horizon"].items())
     lines = [f"| policy | {' | '.join(head)} |", "|---" * (len(ratios) + 1) + "|"]
     lines.append(f"| full | {' | '.join([_cell(by_policy['full'][1.0])] * len(ratios))} |")
-    return lines + [f"| {name} | {' | '.join(_cell(by_policy[name][ratio]) for ratio in ratios)} |" for name in names]
+    return lines + [f"| {name} | {' | '.join(_cell(by_policy[name].get(r)) for r in ratios)} |" for name in names]
 
 
-def deepcompress_table() -> str:
-    """The arms of DeepCompress: right answers and thought tokens, each against GRPO without a length reward."""
-    runs = read(RESULTS / "deepcompress")
+def deepcompress_table(start: str) -> str:
+    """The arms of DeepCompress from this start: right answers and thought tokens, each against plain GRPO."""
+    runs = read(RESULTS / "deepcompress" / start)
     arms = by_arm(runs)
     lines = [f"| arm | {' | '.join(f'{scope}: right, % | thought tokens' for scope in SCOPES)} |"]
     lines.append("|---" * (1 + 2 * len(SCOPES)) + "|")
@@ -111,17 +119,34 @@ def deepcompress_table() -> str:
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     settings, birth, evaluation = (runs[0][name] for name in ("settings", "birth", "evaluation"))
     text = (
-        "The start is `tiny`, trained on to be right when brief and to err where it checks nothing; then "
-        f"{settings['steps']} steps of {settings['prompts']} prompts x {settings['group']} responses, chosen from "
-        f"{settings['oversample'] * settings['max_rounds']} times as many by dynamic sampling, two seeds. "
+        f"{STARTS[start]}. {settings['steps']} steps of {settings['prompts']} prompts x {settings['group']} "
+        f"responses, chosen from {settings['oversample'] * settings['max_rounds']} times as many by dynamic sampling, "
+        "two seeds. "
         f"n = {len(evaluation['problems']['id'])} held-out problems, {evaluation['samples']} samples each at "
         f"temperature {evaluation['temperature']:g} [95 % interval]; in per cent: tokens against `none`, "
-        "which is GRPO without a length reward; ours has a `mastered_weight` of "
-        f"{arms['ours'][0]['settings']['mastered_weight']:g}. {birth['hardware']}, torch {birth['torch']}, "
-        f"commit {birth['commit']}, `bench/deepcompress.py`: "
-        "[results](../bench/results/deepcompress), [plot](../bench/results/deepcompress.svg)."
+        "which is GRPO without a length reward; behind `ours` stands its `mastered_weight`. "
+        f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}, `bench/deepcompress.py`: "
+        f"[results](../bench/results/deepcompress/{start}), [plot](../bench/results/deepcompress-{start}.svg)."
     )
     return "\n".join([*lines, "", *_wrapped(text)]) + "\n"
+
+
+def compounding_table() -> str:
+    """Fewer tokens times less memory: the start and the model trained from it, each with its cells of all ratios."""
+    first, *others = [json.loads((RESULTS / "compounding" / f"{ratio}.json").read_text()) for ratio in COMPOUNDING]
+    names = {model: about["name"] for model, about in first["models"].items()}
+    rows = [*first["rows"], *(row for found in others for row in found["rows"] if row["budget"] is not None)]
+    rows = [{**row, "model": names[model]} for model in names for row in rows if row["model"] == model]
+    birth = first["birth"]
+    text = (
+        f"n = {first['n']} held-out problems of levels 4 and 5 [95 % interval], greedy, and {first['samples']} samples "
+        "each at 0.6. A slot-step is a slot held during a decoding step; an entry like 367 + 8 is budget + interval, "
+        f"{' and '.join(COMPOUNDING)} times fewer than the mean greedy thought of that model. {birth['hardware']}, "
+        f"torch {birth['torch']}, commit {birth['commit']}, "
+        "`bench/compounding.py --levels 4,5 --window 16 --interval 8 --asked 100 --samples 2`: "
+        "[results](../bench/results/compounding)."
+    )
+    return "\n".join([*compounding.markdown(rows)[1:], "", *_wrapped(text)]) + "\n"
 
 
 def _wrapped(text: str) -> list[str]:
@@ -141,7 +166,9 @@ def accuracy_sentence() -> str:
     )
 
 
-def _cell(row: dict[str, Any]) -> str:
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "–"
     mean, low, high = (100 * share for share in row["greedy"])
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
@@ -249,7 +276,10 @@ def main() -> None:
             "engine": steps_table() + stock_lines() + throughput_lines(),
         },
         "docs/policies.md": {"matrix": matrix_table()},
-        "docs/training.md": {"deepcompress": deepcompress_table()},
+        "docs/training.md": {
+            **{f"deepcompress-{start}": deepcompress_table(start) for start in STARTS},
+            "compounding": compounding_table(),
+        },
         "docs/ray.md": {"ray-speedup": ray_lines()},
         "docs/evaluation.md": {"eval-tiny": (RESULTS / "eval-tiny" / "report.md").read_text()},
     }

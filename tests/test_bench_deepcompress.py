@@ -41,7 +41,7 @@ def run_of(arm: str, seed: int, right: list[int], tokens: list[int], **more: Any
     """A result with four problems, of levels 1, 2, 5 and 5."""
     problems = {"id": ["a", "b", "c", "d"], "level": [1, 2, 5, 5], "right": right, "thought_tokens": tokens}
     problems |= {"unfinished": [0, 0, 0, 1], "checks": [0, 1, 2, 3]}
-    settings = {"steps": 4}
+    settings = {"steps": 4, "mastered_weight": 0.2}
     evaluation = {"seed": 7, "samples": 4, "temperature": 0.6, "problems": problems}
     return {"arm": arm, "seed": seed, "settings": settings, "evaluation": evaluation, **more}
 
@@ -69,7 +69,7 @@ def test_the_real_script_trains_evaluates_and_sums_up(start: Path, tmp_path: Pat
     assert len(problems["id"]) == 2 * 5 * 2
     assert problems["level"][:4] == [5] * 4
     assert [row["level"] for row in result["evaluation"]["levels"]] == [None, 1, 2, 3, 4, 5]
-    assert "| ours | 1 | 0.0 [0.0, 0.0] | +0.0 [+0.0, +0.0] |" in done.stdout
+    assert "| ours 0.2 | 1 | 0.0 [0.0, 0.0] | +0.0 [+0.0, +0.0] |" in done.stdout
     assert done.stdout.endswith((out / "summary.md").read_text())
     trained, _ = load(weights / "none-1", device="cpu")
     assert trained.config.num_hidden_layers == 1
@@ -142,20 +142,32 @@ def test_the_summary_knows_every_arm() -> None:
     assert tuple(deepcompress_run.ARMS) == table.ORDER
 
 
+def test_every_weight_of_ours_is_an_arm() -> None:
+    runs = [run_of("ours", seed, [1] * 4, [1] * 4) for seed in (2, 1, 3)]
+    runs[2]["settings"] = {"steps": 4, "mastered_weight": 0.05}
+    found = table.by_arm([*runs, run_of("none", 1, [1] * 4, [1] * 4)])
+    assert {arm: [run["seed"] for run in of_arm] for arm, of_arm in found.items()} == {
+        "none": [1],
+        "ours 0.05": [3],
+        "ours 0.2": [1, 2],
+    }
+    assert list(found) == ["none", "ours 0.05", "ours 0.2"]
+
+
 def test_the_summary_in_words() -> None:
     curve = [{"step": i, "accuracy": i / 4, "rollout_seconds": 2.0, "update_seconds": 0.5} for i in range(1, 5)]
     runs = [
         run_of("none", 1, [1, 1, 1, 1], [10, 20, 30, 40], curve=curve),
         run_of("ours", 1, [1, 1, 1, 1], [4, 8, 12, 16], curve=curve[:2], stopped="time was up"),
-        {"arm": "bonus", "seed": 1, "settings": {"steps": 4}, "error": "status 1: a | b"},
+        {"arm": "bonus", "seed": 1, "settings": {"steps": 4, "mastered_weight": 0.2}, "error": "status 1: a | b"},
     ]
     text = table.summary(runs)
     assert "| none | 1 | 100.0 [100.0, 100.0] | - | 25 [" in text
-    assert "| ours | 1 | 100.0 [100.0, 100.0] | +0.0 [+0.0, +0.0] | 10 [" in text
+    assert "| ours 0.2 | 1 | 100.0 [100.0, 100.0] | +0.0 [+0.0, +0.0] | 10 [" in text
     assert text.count("| -60.0 % [-60.0, -60.0] |") == 3
-    assert "| ours | 100.0 / 4 | 100.0 / 8 | - | - | 100.0 / 14 | 25.0 | 1.50 |" in text
+    assert "| ours 0.2 | 100.0 / 4 | 100.0 / 8 | - | - | 100.0 / 14 | 25.0 | 1.50 |" in text
     assert "| none | 1 | 4 of 4 | 62.5 | - | - | - | - | - | 2 | 0.5 |  |" in text
-    assert "| ours | 1 | 2 of 4 | 37.5 | - | - | - | - | - | 2 | 0.5 | time was up |" in text
+    assert "| ours 0.2 | 1 | 2 of 4 | 37.5 | - | - | - | - | - | 2 | 0.5 | time was up |" in text
     assert "| bonus | 1 | 0 of 4 | - | - | - | - | - | - | - | - | status 1: a / b |" in text
 
 
