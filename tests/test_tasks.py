@@ -163,6 +163,15 @@ def test_an_erring_teacher_is_wrong_where_nothing_is_checked(monkeypatch: pytest
     assert 0.1 < sum(right["plain"]) / len(right["plain"]) < 0.7
 
 
+def test_a_teacher_may_err_on_hard_problems_alone() -> None:
+    manner = teacher.Manner(slip_if_unchecked=0.2, slip_from_level=4)
+    slips = [manner.hand(PLAIN, level).slip_if_unchecked for level in tasks.LEVELS]
+    assert slips == [PLAIN.slip_if_unchecked] * 3 + [0.2] * 2
+    assert teacher.Manner(slip_if_unchecked=0.2).hand(PLAIN, 1).slip_if_unchecked == 0.2
+    with pytest.raises(UsageError, match="level"):
+        teacher.Manner(slip_from_level=6)
+
+
 def test_the_manner_of_a_teacher_decides_the_shares_of_styles() -> None:
     usual = teacher.Manner().style_weights("sums", 3)
     assert usual == pytest.approx([0.20, 0.17, 0.18, 0.45])

@@ -6,7 +6,7 @@ import math
 import random
 from dataclasses import dataclass, replace
 
-from leanthink.errors import UsageError
+from leanthink.errors import UsageError, unknown
 from leanthink.tiny.pen import SLIP_IF_UNCHECKED, STYLES, Style
 from leanthink.tiny.problem import Document, Problem
 from leanthink.tiny.tasks import FAMILIES, LEVELS
@@ -26,14 +26,17 @@ class Manner:
             logarithms, drawn once for all. Without any a style says nothing of its problem, and who learns from it
             chooses without looking: reinforcement learning then changes the style of all problems at once.
         slip_if_unchecked: per calculation that nothing checks. Where it is high, checks pay.
+        slip_from_level: the first level where that holds; below it slips are as rare as the shipped weights know them,
+            so that checks pay where problems are hard, and only there.
 
     Raises:
-        UsageError: a share or a probability outside [0, 1], or habits below 0.
+        UsageError: a share or a probability outside [0, 1], habits below 0, or an unknown level.
     """
 
     terse_share: float = STYLE_WEIGHTS[0]
     habits: float = 0.0
     slip_if_unchecked: float = SLIP_IF_UNCHECKED
+    slip_from_level: int = LEVELS[0]
 
     def __post_init__(self) -> None:
         for name in ("terse_share", "slip_if_unchecked"):
@@ -41,6 +44,8 @@ class Manner:
                 raise UsageError(f"{name} must be within 0 and 1, not {getattr(self, name)}")
         if self.habits < 0:
             raise UsageError(f"habits must be 0 or more, not {self.habits}")
+        if self.slip_from_level not in LEVELS:
+            raise unknown("level", self.slip_from_level, LEVELS)
 
     def style_weights(self, family: str, level: int) -> list[float]:
         """The share of each style in documents of one family and level; they need not add up to 1."""
@@ -48,6 +53,10 @@ class Manner:
         shares = [self.terse_share, *(weight / (1 - terse) * (1 - self.terse_share) for weight in others)]
         dice = random.Random(f"{family} {level}")
         return [share * math.exp(dice.gauss(0, 1) * self.habits) for share in shares]
+
+    def hand(self, style: Style, level: int) -> Style:
+        """The style as it is written on a level: how often the hand slips."""
+        return style if level < self.slip_from_level else replace(style, slip_if_unchecked=self.slip_if_unchecked)
 
 
 def sample_document(rng: random.Random, manner: Manner = Manner()) -> Document:
@@ -58,7 +67,7 @@ def sample_document(rng: random.Random, manner: Manner = Manner()) -> Document:
         if problem.split != "train":
             continue
         style = rng.choices(STYLES, manner.style_weights(problem.family, problem.level))[0]
-        document = write(problem, replace(style, slip_if_unchecked=manner.slip_if_unchecked), rng)
+        document = write(problem, manner.hand(style, problem.level), rng)
         if len(document.prompt) + len(document.thought) + len(document.answer) <= MAX_DOCUMENT_CHARS:
             return document
 

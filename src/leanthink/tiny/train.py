@@ -46,9 +46,10 @@ class Options:
 
     out: Path | None = None
     init: str | None = None  # weights to go on from: tiny, or a folder that an earlier run wrote; None: fresh ones
-    terse_share: float = Manner.terse_share  # these three: see leanthink.tiny.teacher.Manner
+    terse_share: float = Manner.terse_share  # these four: see leanthink.tiny.teacher.Manner
     habits: float = Manner.habits
     slip_if_unchecked: float = Manner.slip_if_unchecked
+    slip_from_level: int = Manner.slip_from_level
     minutes: float = 7.0
     steps: int | None = None
     tokens_per_step: int = 163840
@@ -82,7 +83,7 @@ class Options:
     @property
     def manner(self) -> Manner:
         """Of the teacher."""
-        return Manner(terse_share=self.terse_share, habits=self.habits, slip_if_unchecked=self.slip_if_unchecked)
+        return Manner(**{one.name: getattr(self, one.name) for one in fields(Manner)})
 
     def batch_shape(self, max_length: int = MAX_LENGTH) -> BatchShape:
         """The shape of one micro batch."""
