@@ -142,7 +142,7 @@ def test_the_example_is_accepted_and_its_comment_tells_settings_that_are_known()
     assert settings_of(config()) == Settings(responses=16, max_length=10240)
     assert settings_of(config()).buffer == 2048
     ours = (EXAMPLES / "deepcompress.yaml").read_text().split("ours is ")[1].split(" for")[0]
-    assert settings_of(config(**yaml.safe_load(ours))).mastered_weight == 0.2
+    assert settings_of(config(**yaml.safe_load(ours))).mastered_weight == 0.15
 
 
 @pytest.mark.parametrize("path", REQUIRED)
