@@ -199,9 +199,9 @@ def test_blocks_never_exceed_the_slots_that_a_request_can_hold(served: Served, t
             lengths = Lengths(prompt=request.num_prompt_tokens, budget=budget, answer_at=answer_at)
             assert blocks <= -(-lengths.peak(request.num_tokens) // BLOCK)
 
-    assert_same(served.run(asks, look), ours(tiny, asks))
-    longest = max(len(ask.ids) for ask in asks)
-    assert max(seen.values()) == -(-(longest + 64) // BLOCK)  # answers fit into what the thought has left free
+    expected = ours(tiny, asks)
+    assert_same(served.run(asks, look), expected)
+    assert max(seen.values()) == max(-(-completion.peak_slots // BLOCK) for completion in expected)
 
 
 def test_a_long_answer_ends_where_it_ends_in_our_engine(served: Served, tiny: tuple[Any, Any]) -> None:
