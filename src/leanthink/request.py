@@ -185,11 +185,10 @@ def _make_policy(model: Any, tokenizer: Any, name: str, predictor: Predictor) ->
         return make_policy(name, tokenizer=tokenizer)
     if isinstance(predictor, nn.Module):
         return make_policy(name, cast(ImportancePredictor, predictor))
-    from leanthink.importance.fingerprint import fingerprint
-    from leanthink.importance.predictor import load_predictor, shipped_predictor
+    from leanthink.importance.predictor import load_predictor, load_shipped
 
-    path = shipped_predictor(name, fingerprint(model)) if predictor is None else predictor
-    return make_policy(name, None if path is None else load_predictor(path, model))  # None: it says what is missing
+    loaded = load_shipped(name, model) if predictor is None else load_predictor(predictor, model)
+    return make_policy(name, loaded)  # which says what is missing where it is None
 
 
 def encode_prompt(tokenizer: Any, index: int, prompt: Prompt) -> list[int]:

@@ -176,6 +176,13 @@ def load_predictor(path: str | os.PathLike[str], model: Any) -> Predictor:
     return made_ready(predictor_of(path, fingerprint(model), model.config.hidden_size), model)
 
 
+def load_shipped(policy: str, model: Any) -> Predictor | None:
+    """The predictor that is shipped for this policy and this model, ready; None where there is none."""
+    ours = fingerprint(model)
+    path = shipped_predictor(policy, ours)
+    return None if path is None else made_ready(predictor_of(path, ours, model.config.hidden_size), model)
+
+
 def shipped_predictor(policy: str, ours: str) -> Path | None:
     """The file that is shipped for this policy and the model with this fingerprint; None where there is none."""
     paths = [predictors_path(name) / f"{policy}.safetensors" for name in EMBEDDED]
