@@ -645,7 +645,7 @@ def test_live_on_the_real_server_shows_what_the_server_did(visit: Any, tmp_path:
     with serving(tmp_path / "log", *limits) as server:
         page = visit(f"{server.url}/viewer/", wait="#live-open")
         page.set_default_timeout(60_000)
-        begin(page, prompt="What is 12 times 13?", policy="horizon", budget="48", tokens="200")
+        begin(page, prompt="What is 4821 times 377?", policy="horizon", budget="48", tokens="200")
         page.locator("[data-part=held]").wait_for()
         page.locator("#live-open", has_text="Live").wait_for()
         assert not page.locator("#message").is_visible()
