@@ -1,7 +1,7 @@
 """The bounded KV cache: one arena of slots, a region of it for each request, eviction in place.
 
 N active rows   R chosen rows   L layers   H kv heads   G query heads per kv head   D head dim   T slots of the arena
-S thought slots   K kept slots   W remembered queries   C stamped numbers per slot   F state size   O offsets
+S thought slots   K kept slots   M = R K   W remembered queries   C stamped numbers per slot   F state size   O offsets
 """
 
 from __future__ import annotations
@@ -429,11 +429,10 @@ class SlotCache:
         first_R = self.starts[rows_R] + self.pinned[rows_R]
         self._compact(first_R, kept)
         to_RK = self._thought_slots(rows_R, K)
+        from_RLHK = first_R[:, None, None, None] + (kept[:, None, None] if kept.dim() == 2 else kept)
         for facts_LHT in (self.positions, self.attended_LHT) if self.wishes.attention else (self.positions,):
-            for layer, sets in enumerate(facts_LHT):
-                for head, facts_T in enumerate(sets):
-                    kept_RK = kept if kept.dim() == 2 else kept[:, layer, head]
-                    facts_T[to_RK] = facts_T[first_R[:, None] + kept_RK]
+            from_LHM = from_RLHK.permute(1, 2, 0, 3).flatten(2).expand(*facts_LHT.shape[:2], -1)
+            facts_LHT.scatter_(2, to_RK.flatten().expand_as(from_LHM), facts_LHT.gather(2, from_LHM))
         if kept.dim() == 2:
             for facts in (self.stamps, self.token_ids) if self.wishes.token_ids else (self.stamps,):
                 facts[to_RK] = facts[first_R[:, None] + kept]
