@@ -392,8 +392,8 @@ def test_a_recorded_stream_tells_what_each_eviction_took_and_what_was_predicted(
         engine.check_integrity()
     assert others == [None] * 90
     assert_empty(engine)
-    assert not engine._evicted
-    assert not engine._ranked
+    assert not engine.recorder._evicted
+    assert not engine.recorder._ranked
     noted = dict(NOTED)
     evicted_at: list[int | None] = [None] * 90
     importance: dict[int, tuple[float, ...]] = {}

@@ -20,12 +20,13 @@ from leanthink import attended, attention
 from leanthink.arena import Region
 from leanthink.budget import Budget, keep
 from leanthink.cache import SlotCache, Wishes
-from leanthink.completion import Completion, Eviction, Step, TextStream
+from leanthink.completion import Completion, Step, TextStream
 from leanthink.device_step import DeviceStep, Stamping
 from leanthink.errors import UsageError
 from leanthink.feeds import Segment
 from leanthink.load import ThinkTags, check_model, end_ids, kv_shape, think_tags
-from leanthink.policies import Policy, Slots
+from leanthink.policies import Policy
+from leanthink.recorder import Recorder
 from leanthink.request import PolicyMaker, Predictor, Prompt, Request, make_requests
 from leanthink.sampling import Sampler, Sampling
 from leanthink.seats import GOING_ON, NEVER, Seats
@@ -118,10 +119,9 @@ class Engine:
         self.feeding: deque[_Feeding] = deque()
         self.fed: dict[tuple[int, ...], list[Region]] = {}  # where each prompt of a decoding request lies
         self.streams: dict[int, TextStream] = {}
+        self.recorder = Recorder(self.cache, self.seats, self.sampler, self.columns, self.streams)
         self._mail: dict[int, deque[Step]] = {}  # steps of streams that are being read, not yet yielded
         self._unclaimed: dict[int, Completion] = {}  # finished while a stream was read, not yet reported
-        self._evicted: dict[int, Eviction] = {}  # of recorded requests that are streamed, in this step
-        self._ranked: dict[int, int] = {}  # of those: the last position whose importance was told
         self.evictions = 0  # of all requests so far
         self._next_id = 0
         self._decoded = 0  # steps so far in which rows decoded
@@ -237,7 +237,7 @@ class Engine:
             return Progress()
         self._decode()
         rows = (self.seats.ended[: self.cache.active] != GOING_ON).nonzero()[:, 0].tolist()
-        self._note_stamps_held(rows)
+        self.recorder.note_held(rows)
         done = {self.seats.requests[row].index: self._complete(row) for row in rows}
         steps = self._streamed(done)
         self._leave(rows)
@@ -249,8 +249,8 @@ class Engine:
 
     def _forget(self, request_id: int) -> None:
         """What is kept of a request beside its row."""
-        for kept in (self.streams, self._evicted, self._ranked):
-            kept.pop(request_id, None)
+        self.streams.pop(request_id, None)
+        self.recorder.forget(request_id)
 
     def stream(self, prompt: Prompt, **choices: Any) -> Iterator[Step]:
         """Add a request and yield its tokens as they come, while all others go on; arguments as of `add`.
@@ -402,58 +402,8 @@ class Engine:
         self.device_step.finite &= torch.isfinite(scores).all()  # looked at with the next step's tokens
         pinned = torch.zeros_like(slots.ages, dtype=torch.bool)  # pinned slots and the answer are not among those shown
         kept = keep(scores, slots.ages, pinned, min(request.budget.slots, count), request.budget.window)
-        if bool(seats.recorded[rows].any()):
-            self._record(rows, slots, request.policy, kept)
+        self.recorder.note(rows, request.policy, slots, kept)
         return kept
-
-    def _record(self, rows: list[int], slots: Slots, policy: Policy, kept_RK: Tensor) -> None:
-        """Note what the recorded ones of these rows are about to lose, and tell it to those that are streamed."""
-        seats = self.seats
-        noted = [place for place, row in enumerate(rows) if seats.recorded[row]]
-        told = [rows[place] for place in noted]
-        gone = seats.note_evicted(told, slots.positions[noted].cpu(), kept_RK[noted].cpu())
-        news: dict[int, dict[int, tuple[float, ...]]] = {}
-        for row, positions_S, stamps_SC in self._stamped(rows, policy, slots):
-            if seats.requests[row].index in self.streams:
-                news[row] = self._importance(seats.requests[row].index, positions_S, stamps_SC)
-            seats.note_stamps(row, positions_S, stamps_SC)
-        for row, positions in zip(told, gone, strict=True):
-            if seats.requests[row].index in self.streams:
-                eviction = Eviction(positions=positions, importance=news.get(row, {}))
-                self._evicted[seats.requests[row].index] = eviction
-
-    def _importance(self, request_id: int, positions_S: Tensor, stamps_SC: Tensor) -> dict[int, tuple[float, ...]]:
-        """By position, the stamps of those tokens that were not told before."""
-        news_S = positions_S > self._ranked.get(request_id, -1)
-        positions: list[int] = positions_S[news_S].tolist()
-        self._ranked[request_id] = max(positions, default=self._ranked.get(request_id, -1))
-        return {at: tuple(stamp) for at, stamp in zip(positions, stamps_SC[news_S].tolist(), strict=True)}
-
-    def _stamped(self, rows: list[int], policy: Policy, slots: Slots) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Of the recorded ones of these rows: row, positions [S] of the slots that are stamped by now, stamps [S, C].
-
-        Not yet stamped are those whose followers are still to be written or stamped.
-        """
-        if slots.stamps is None:
-            return
-        waiting = policy.offsets[-1] + policy.stride - 1  # at most; fixed, so that no neighbour shows in the record
-        facts = (slots.ages.cpu(), slots.positions.cpu(), slots.stamps.cpu())
-        for row, ages_S, positions_S, stamps_SC in zip(rows, *facts, strict=True):
-            if self.seats.recorded[row]:
-                stamped_S = ages_S >= waiting
-                yield row, positions_S[stamped_S], stamps_SC[stamped_S]
-
-    def _note_stamps_held(self, rows: list[int]) -> None:
-        """The same for the slots that these finished requests hold to the end."""
-        for row in rows:
-            request = self.seats.requests[row]
-            if request.index not in self.seats.stamps:
-                continue
-            held = int(self.cache.host_lengths[row] - self.cache.host_pinned[row])
-            rows_R, column = self.cache.indices([row]), self.columns[int(self.seats.policy[row])]
-            slots = self.cache.show(rows_R, held, self.sampler.seeds[rows_R], request.policy, first=column)
-            for _, positions_S, stamps_SC in self._stamped([row], request.policy, slots):
-                self.seats.note_stamps(row, positions_S, stamps_SC)
 
     def _streamed(self, done: dict[int, Completion]) -> dict[int, Step]:
         """The new token of each streamed request."""
@@ -472,7 +422,7 @@ class Engine:
                 in_thought=int(seats.answer_start[row]) == NEVER,
                 slots=int(self.cache.host_lengths[row]),
                 full_slots=len(request.prompt_ids) + generated - 1,
-                eviction=self._evicted.pop(request.index, None),
+                eviction=self.recorder.take(request.index),
                 logprob=None if likeliest is None else float(seats.own[row, generated - 1]),
                 top_logprobs=None if likeliest is None else (likeliest or [()])[-1],
                 completion=completion,
