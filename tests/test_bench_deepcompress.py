@@ -69,7 +69,7 @@ def test_the_real_script_trains_evaluates_and_sums_up(start: Path, tmp_path: Pat
     assert len(problems["id"]) == 2 * 5 * 2
     assert problems["level"][:4] == [5] * 4
     assert [row["level"] for row in result["evaluation"]["levels"]] == [None, 1, 2, 3, 4, 5]
-    assert "| ours 0.2 | 1 | 0.0 [0.0, 0.0] | +0.0 [+0.0, +0.0] |" in done.stdout
+    assert "| ours 0.15 | 1 | 0.0 [0.0, 0.0] | +0.0 [+0.0, +0.0] |" in done.stdout
     assert done.stdout.endswith((out / "summary.md").read_text())
     trained, _ = load(weights / "none-1", device="cpu")
     assert trained.config.num_hidden_layers == 1

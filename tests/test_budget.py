@@ -68,6 +68,9 @@ def test_the_bound_is_prompt_and_the_smaller_of_thought_plus_answer_and_the_toke
     assert budget.bound(prompt_tokens=10, max_new_tokens=4096) == 10 + 256 + 64 + 100
     assert budget.bound(prompt_tokens=10, max_new_tokens=420) == 430
     assert budget.bound(prompt_tokens=10, max_new_tokens=50) == 60
+    assert budget.bound(prompt_tokens=10, max_new_tokens=4096, thinks=False) == 10 + 100
+    assert budget.bound(prompt_tokens=10, max_new_tokens=4096, answers=False) == 10 + 256 + 64
+    assert budget.bound(prompt_tokens=10, max_new_tokens=50, answers=False) == 60
 
 
 # --- select, worked out by hand (slot 0 is the oldest)

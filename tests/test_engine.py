@@ -13,6 +13,7 @@ from leanthink.completion import Completion
 from leanthink.engine import Engine
 from leanthink.errors import LeanThinkError, UsageError
 from leanthink.generate import generate
+from leanthink.load import ThinkTags, think_tags
 from leanthink.policies import Policy, Slots, make_policy
 from leanthink.policies.h2o import H2O
 from leanthink.policies.horizon import Horizon
@@ -120,6 +121,23 @@ def test_requests_are_admitted_in_their_order_and_within_the_arena() -> None:
     assert list(finished) == [0, 1, 3, 4, 2]
     assert [finished[i].reserved_kv_bytes // engine.cache.bytes_per_slot for i in range(5)] == sizes
     assert_empty(engine)
+
+
+@pytest.mark.parametrize(
+    ("tags", "prompt", "reserved"),
+    [
+        (think_tags(TOKENIZER), "Say: ", 5 + 24 + 50),
+        (think_tags(TOKENIZER), "<think></think>", 2 + 50),
+        (ThinkTags(open_id=None, close_id=None), "Say: ", 5 + 24),
+    ],
+)
+def test_a_request_reserves_what_it_can_write_and_no_more(tags: ThinkTags, prompt: str, reserved: int) -> None:
+    engine = Engine(endless(), TOKENIZER, slots=200, rows=1, tags=tags)
+    budget = Budget(slots=16, window=4, interval=8, answer=50)
+    engine.add(TOKENIZER(prompt).input_ids, policy="window", budget=budget, sampling=Sampling(max_new_tokens=150))
+    (done,) = run(engine).values()
+    assert done.reserved_kv_bytes == reserved * engine.cache.bytes_per_slot
+    assert done.peak_slots <= reserved
 
 
 def test_a_request_that_can_never_fit_is_refused_with_the_numbers() -> None:

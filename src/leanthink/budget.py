@@ -49,9 +49,17 @@ class Budget:
         """Whether a request that holds this many thought slots must evict now."""
         return thought_slots >= self.slots + self.interval
 
-    def bound(self, prompt_tokens: int, max_new_tokens: int) -> int:
-        """Most slots that a request can ever hold at one time: what is reserved when it is admitted."""
-        return prompt_tokens + min(self.slots + self.interval + self.answer, max_new_tokens)
+    def bound(self, prompt_tokens: int, max_new_tokens: int, *, thinks: bool = True, answers: bool = True) -> int:
+        """Most slots that a request can ever hold at one time: what is reserved when it is admitted.
+
+        Args:
+            prompt_tokens: slots of the prompt.
+            max_new_tokens: thought and answer together.
+            thinks: False: its prompt has closed the thought, and all that it writes is answer.
+            answers: False: nothing can close the thought, and all that it writes is thought.
+        """
+        written = (self.slots + self.interval) * thinks + self.answer * answers
+        return prompt_tokens + min(written, max_new_tokens)
 
 
 def select(scores: Tensor, ages: Tensor, pinned: Tensor, budget: Budget) -> Tensor:

@@ -52,8 +52,12 @@ def make_request(
     sampling: Sampling,
     context: int,
     starts_in_answer: bool = False,
+    closes: bool = True,
 ) -> Request:
-    """Check one request against the model's context, in tokens, and bound its slots. Raises UsageError."""
+    """Check one request against the model's context, in tokens, and bound its slots. Raises UsageError.
+
+    `closes` says whether anything can end the thought: False for a tokenizer without think tags.
+    """
     tokens = len(prompt_ids)
     if tokens == 0:
         raise UsageError(f"prompt {index} is empty: give at least one token")
@@ -71,6 +75,9 @@ def make_request(
             f"{budget.slots} + {budget.interval}: give slots={tokens - budget.interval} or more, or pins_prompt=True"
         )
     max_new_tokens = min(sampling.max_new_tokens, context - tokens)
+    bound = tokens + max_new_tokens
+    if budget is not None:
+        bound = budget.bound(tokens, max_new_tokens, thinks=not starts_in_answer, answers=starts_in_answer or closes)
     return Request(
         index=index,
         prompt_ids=tuple(prompt_ids),
@@ -79,7 +86,7 @@ def make_request(
         sampling=sampling,
         starts_in_answer=starts_in_answer,
         max_new_tokens=max_new_tokens,
-        bound=tokens + max_new_tokens if budget is None else budget.bound(tokens, max_new_tokens),
+        bound=bound,
     )
 
 
@@ -109,6 +116,7 @@ def make_requests(
             sampling=_checked("sampling", samplings[index], Sampling),
             context=model.config.max_position_embeddings,
             starts_in_answer=thought_is_over(tokenizer, ids, tags),
+            closes=tags.close_id is not None,
         )
         requests.append(request)
     return requests

@@ -94,6 +94,7 @@ def custom_generate(
             starts_in_answer=thought_is_over(
                 tokenizer or _NoText(), prompt_ids if tokenizer else prompt_ids[-1:], tags
             ),
+            closes=tags.close_id is not None,
         )
         for index, (prompt_ids, sampling) in enumerate(
             zip(prompts, _samplings(input_ids, generation_config), strict=True)

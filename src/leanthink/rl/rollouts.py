@@ -111,6 +111,7 @@ class EngineRollouts:
                 ),
                 context=context,
                 starts_in_answer=thought_is_over(tokenizer, ids, tags),
+                closes=tags.close_id is not None,
             )
             for index, ids in enumerate(prompt_ids)
         ]

@@ -159,6 +159,7 @@ class Reader:
                 sampling=sampling,
                 context=self.context,
                 starts_in_answer=thought_is_over(self.tokenizer, ids, self.tags),
+                closes=self.tags.close_id is not None,
             )
         except UsageError as error:
             raise bad_request(str(error)) from None
