@@ -454,7 +454,7 @@ def test_who_leaves_frees_the_slots_at_once(server: Server, client: openai.OpenA
     wait_until(lambda: server.metrics().get(gone, 0) == before + 3)
     wait_until(lambda: server.metrics()["leanthink_slots_reserved"] == 0)
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.3).chat.completions.create(model="tiny", messages=MESSAGES, temperature=1)
+        client.with_options(timeout=0.3).chat.completions.create(model="tiny", messages=MESSAGES, temperature=0)
     wait_until(lambda: server.metrics().get(gone, 0) == before + 4)
     wait_until(lambda: server.metrics()["leanthink_slots_reserved"] == 0)
 
