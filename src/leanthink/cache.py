@@ -429,10 +429,11 @@ class SlotCache:
         first_R = self.starts[rows_R] + self.pinned[rows_R]
         self._compact(first_R, kept)
         to_RK = self._thought_slots(rows_R, K)
-        from_RLHK = first_R[:, None, None, None] + (kept[:, None, None] if kept.dim() == 2 else kept)
         for facts_LHT in (self.positions, self.attended_LHT) if self.wishes.attention else (self.positions,):
-            from_LHM = from_RLHK.permute(1, 2, 0, 3).flatten(2).expand(*facts_LHT.shape[:2], -1)
-            facts_LHT.scatter_(2, to_RK.flatten().expand_as(from_LHM), facts_LHT.gather(2, from_LHM))
+            for layer, facts_HT in enumerate(facts_LHT):  # one at a time: the indices of all take gigabytes
+                kept_RHK = kept[:, None] if kept.dim() == 2 else kept[:, layer]
+                from_HM = (first_R[:, None, None] + kept_RHK).transpose(0, 1).flatten(1).expand(len(facts_HT), -1)
+                facts_HT.scatter_(1, to_RK.flatten().expand_as(from_HM), facts_HT.gather(1, from_HM))
         if kept.dim() == 2:
             for facts in (self.stamps, self.token_ids) if self.wishes.token_ids else (self.stamps,):
                 facts[to_RK] = facts[first_R[:, None] + kept]
