@@ -15,7 +15,7 @@ test: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 -m "not gpu" -r s
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist worksteal -m "not gpu" -r s
 
 # The adapter inside verl, in an environment of its own that sees the packages of the other one.
 test-verl: $(VERL_VENV)/installed

@@ -1,4 +1,4 @@
-"""Fixtures of the command-line tests: a small saved model, and a command line that runs in this process."""
+"""The order of tests; a small saved model, and a command line that runs in this process."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ from leanthink.importance.predictor import Predictor, save_predictor
 from leanthink.tiny.birth import save_weights
 from leanthink.tiny.model import build_model, tiny_config
 from leanthink.tiny.tokenizer import PAD
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests begin first: at the end one of them would keep a worker busy while the other has nothing to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")
