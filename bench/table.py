@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -35,7 +36,6 @@ def policies_table() -> str:
     shown = worth_showing(found)
     others = [name for name in by_policy if name not in ("full", "horizon", *shown) and not _is_ablation(name)]
     birth = found["birth"]
-    commits = dict.fromkeys(one["commit"] for one in (birth, *found.get("resumed", ())))  # of the parts, each once
     sampled = " / ".join(_percent(row) for row in by_policy["horizon"].values())
     text = (
         f"Greedy accuracy in % [95 % interval], n = {found['n']} held-out problems of six families with a full thought "
@@ -45,7 +45,7 @@ def policies_table() -> str:
         "`dynts:wide` has the window of its paper. "
         f"Below {100 * WORTH_SHOWING:.0f} everywhere: {', '.join(others)}. "
         "Ablations and peers on their own terms: [docs/policies.md](docs/policies.md). "
-        f"{birth['hardware']}, torch {birth['torch']}, commits {', '.join(commits)}, "
+        f"{birth['hardware']}, torch {birth['torch']}, commits {_commits([birth, *found.get('resumed', ())])}, "
         "[policies.json](bench/results/policies.json), `bench/policies.py`."
     )
     return "\n".join([*_matrix(found, ["horizon", *shown]), "", *_wrapped(text)]) + "\n"
@@ -142,11 +142,16 @@ def compounding_table() -> str:
         f"n = {first['n']} held-out problems of levels 4 and 5 [95 % interval], greedy, and {first['samples']} samples "
         "each at 0.6. A slot-step is a slot held during a decoding step; an entry like 367 + 8 is budget + interval, "
         f"{' and '.join(COMPOUNDING)} times fewer than the mean greedy thought of that model. {birth['hardware']}, "
-        f"torch {birth['torch']}, commit {birth['commit']}, "
+        f"torch {birth['torch']}, commits {_commits(one['birth'] for one in (first, *others))}, "
         "`bench/compounding.py --levels 4,5 --window 16 --interval 8 --asked 100 --samples 2`: "
         "[results](../bench/results/compounding)."
     )
     return "\n".join([*compounding.markdown(rows)[1:], "", *_wrapped(text)]) + "\n"
+
+
+def _commits(births: Iterable[dict[str, Any]]) -> str:
+    """The commits of the parts of a table, each once."""
+    return ", ".join(dict.fromkeys(birth["commit"] for birth in births))
 
 
 def _wrapped(text: str) -> list[str]:
