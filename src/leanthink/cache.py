@@ -430,7 +430,7 @@ class SlotCache:
         self._compact(first_R, kept)
         to_RK = self._thought_slots(rows_R, K)
         for facts_LHT in (self.positions, self.attended_LHT) if self.wishes.attention else (self.positions,):
-            for layer, facts_HT in enumerate(facts_LHT):  # one at a time: the indices of all take gigabytes
+            for layer, facts_HT in enumerate(facts_LHT):  # one at a time, as the indices of all are large
                 kept_RHK = kept[:, None] if kept.dim() == 2 else kept[:, layer]
                 from_HM = (first_R[:, None, None] + kept_RHK).transpose(0, 1).flatten(1).expand(len(facts_HT), -1)
                 facts_HT.scatter_(1, to_RK.flatten().expand_as(from_HM), facts_HT.gather(1, from_HM))

@@ -55,10 +55,10 @@ class _Feeding:
 class Engine:
     """Serves many requests on one arena of slots.
 
-    A request is admitted, first come first served, when a row is free and the arena has room for its bound: prompt +
-    budget + interval + answer, or everything it may write for policy "full". Nothing is ever over-committed, so nothing
-    is ever preempted. A step feeds at most `prefill_tokens` of prompts, then one token to each row that decodes.
-    Requests with equal prompts share one prefill. Not safe for use from several threads at a time.
+    A request is admitted, first come first served, when a row is free and the arena has room for its bound: at most
+    prompt + budget + interval + answer, or everything it may write for policy "full". Nothing is ever over-committed,
+    so nothing is ever preempted. A step feeds at most `prefill_tokens` of prompts, then one token to each row that
+    decodes. Requests with equal prompts share one prefill. Not safe for use from several threads at a time.
 
     Args:
         model: a causal language model of transformers, in evaluation mode.
