@@ -19,7 +19,7 @@ from leanthink.tiny.pen import STYLES, Pen, Style, nines, spell
 from leanthink.tiny.problem import Document, Problem
 
 FAMILIES = tuple(tasks.FAMILIES)
-TERSE, PLAIN, CAREFUL, THOROUGH = STYLES
+TERSE, PLAIN, CAREFUL, THOROUGH, BRISK = STYLES
 
 
 def boxed(answer: str) -> str:
@@ -135,6 +135,23 @@ def test_golden_multiplication_thought() -> None:
     )
 
 
+def test_the_brisk_style_checks_without_writing_columns() -> None:
+    problem = Problem(family="multiply", level=1, prompt="", answer="312", key="", facts=(52, 6))
+    document = multiply.solve(problem, BRISK, random.Random(0))
+    assert document.thought == (
+        "Short, checking all.\n52: b5 a2\n6: a6\nnines 5 7\ntimes a6: c3 b1 a2 check 7*6=6, 3 4 6 ok\nso 312"
+    )
+
+
+def test_only_a_teacher_who_is_told_to_is_brisk() -> None:
+    def opening(manner: teacher.Manner, seed: int) -> str:
+        return teacher.sample_document(random.Random(seed), manner).thought.split("\n")[0]
+
+    assert all(opening(teacher.Manner(), seed) != BRISK.opening for seed in range(200))
+    brisk = teacher.Manner(terse_share=0.0, brisk_share=1.0)
+    assert all(opening(brisk, seed) == BRISK.opening for seed in range(20))
+
+
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.sampled_from(STYLES), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_pen_agrees_with_arithmetic_when_everything_is_checked(x: int, y: int, style: object, seed: int) -> None:
@@ -174,8 +191,10 @@ def test_a_teacher_may_err_on_hard_problems_alone() -> None:
 
 def test_the_manner_of_a_teacher_decides_the_shares_of_styles() -> None:
     usual = teacher.Manner().style_weights("sums", 3)
-    assert usual == pytest.approx([0.20, 0.17, 0.18, 0.45])
-    assert teacher.Manner(terse_share=0.6).style_weights("sums", 3) == pytest.approx([0.60, 0.085, 0.09, 0.225])
+    assert usual == pytest.approx([0.20, 0.17, 0.18, 0.45, 0])
+    assert teacher.Manner(terse_share=0.6).style_weights("sums", 3) == pytest.approx([0.60, 0.085, 0.09, 0.225, 0])
+    brisk = teacher.Manner(terse_share=0.4, brisk_share=0.2)
+    assert brisk.style_weights("sums", 3) == pytest.approx([0.40, 0.085, 0.09, 0.225, 0.2])
     with_habits = teacher.Manner(habits=0.5)
     assert with_habits.style_weights("sums", 3) == with_habits.style_weights("sums", 3)
     logs = [
@@ -183,10 +202,13 @@ def test_the_manner_of_a_teacher_decides_the_shares_of_styles() -> None:
         for family in FAMILIES
         for level in tasks.LEVELS
         for share, plain in zip(with_habits.style_weights(family, level), usual, strict=True)
+        if plain
     ]
     assert 0.4 < statistics.pstdev(logs) < 0.6
     with pytest.raises(UsageError, match="terse_share"):
         teacher.Manner(terse_share=1.5)
+    with pytest.raises(UsageError, match=r"terse_share 0\.7 and brisk_share 0\.4"):
+        teacher.Manner(terse_share=0.7, brisk_share=0.4)
     with pytest.raises(UsageError, match="habits"):
         teacher.Manner(habits=-1)
 

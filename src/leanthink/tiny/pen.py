@@ -1,4 +1,4 @@
-"""How the teacher writes arithmetic: place by place, in one of four styles, with checks, slips and repairs.
+"""How the teacher writes arithmetic: place by place, in one of five styles, with checks, slips and repairs.
 
 A number is spelled with one letter per place (a = ones, b = tens, ...): 4821 is `d4 c8 b2 a1`. A letter names a place
 wherever it stands, so every step of a written calculation is found by its letter instead of by counting.
@@ -34,6 +34,7 @@ STYLES = (
     Style(name="plain", opening="In steps.", spelled=True, check_rate=0.0),
     Style(name="careful", opening="In steps, with some checks.", spelled=True, check_rate=0.35),
     Style(name="thorough", opening="In steps, checking all.", spelled=True, check_rate=1.0),
+    Style(name="brisk", opening="Short, checking all.", spelled=False, check_rate=1.0),
 )
 
 

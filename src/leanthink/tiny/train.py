@@ -46,7 +46,8 @@ class Options:
 
     out: Path | None = None
     init: str | None = None  # weights to go on from: tiny, or a folder that an earlier run wrote; None: fresh ones
-    terse_share: float = Manner.terse_share  # these four: see leanthink.tiny.teacher.Manner
+    terse_share: float = Manner.terse_share  # these five: see leanthink.tiny.teacher.Manner
+    brisk_share: float = Manner.brisk_share
     habits: float = Manner.habits
     slip_if_unchecked: float = Manner.slip_if_unchecked
     slip_from_level: int = Manner.slip_from_level
