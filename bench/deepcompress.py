@@ -23,7 +23,14 @@ The average forgets half of its start within 11.5 % of the steps, as 0.99 does i
         --slip-if-unchecked 0.004 --steps 200 --lr 1e-3 --adamw-lr 1e-3 --warmup-steps 20 --decay-share 1
 
    That is the start "seeing" among the results. "blind" is without the second step, and has in the last the default
-   --terse-share, --habits 0.7 and --slip-if-unchecked 0.008: these habits are hardly learned in 200 steps.
+   --terse-share, --habits 0.7 and --slip-if-unchecked 0.008: these habits are hardly learned in 200 steps. "brisk" has
+   a style more, short and with checks (and was trained with --lr 1.8e-4, which is too much):
+
+    python -m leanthink.tiny.train --init src/leanthink/tiny/brief/weights --out styles --terse-share 0.4 \
+        --brisk-share 0.25 --habits 0.5 --steps 1500 --lr 3e-3 --adamw-lr 3e-3 --decay-share 0.7
+    python -m leanthink.tiny.train --init styles --out start --terse-share 0.12 --brisk-share 0.15 --habits 0.5 \
+        --slip-if-unchecked 0.02 --slip-from-level 5 --steps 200 --lr 1e-3 --adamw-lr 1e-3 --warmup-steps 20 \
+        --decay-share 1
 
 2. The pilot: pass ratios of the start's samples by family and level, and by style. Wanted are levels from about 0.2 to
    0.95; give levels that are out of range smaller counts, or leave them out, and leave out those whose thoughts
