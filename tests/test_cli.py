@@ -110,6 +110,20 @@ def test_help_tells_the_defaults_of_the_python_interface(settings):
         assert told["--lr"] == [f"{LEARNING_RATE['horizon']}, answer {LEARNING_RATE['answer']}"]
 
 
+def test_help_of_train_tells_the_defaults_of_the_trainer(tmp_path):
+    config = pytest.importorskip("leanthink.rl.config", reason="TRL is not installed: pip install 'leanthink[train]'")
+    defaults = config.DeepCompressConfig(str(tmp_path), use_cpu=True, bf16=False, gradient_accumulation_steps=2)
+    names = {
+        "--group": "num_generations", "--batch": "per_device_train_batch_size", "--max-completion":
+        "max_completion_length", "--lr": "learning_rate", "--policy": "rollout_policy",
+    }  # fmt: skip
+    names |= {"--" + name: name for name in ("temperature", "rule", "alpha", "decay", "start", "rollouts")}
+    told = {option.opts[0]: option.help or "" for option in commands()["train"].params}
+    for flag, name in names.items():
+        assert told[flag].endswith(f"[{getattr(defaults, name)}]"), flag
+    assert told["--mastered-weight"].endswith(f"[{defaults.mastered_weight} with the rule dual]")
+
+
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_of_the_help_pages_is_understood(example, inside):
     words = shlex.split(example.rpartition("| ")[2])
