@@ -12,9 +12,10 @@ from torch import Tensor
 
 from leanthink.arena import Region
 from leanthink.attention import decode, prefill, slot_attention
-from leanthink.cache import KVShape, SlotCache
+from leanthink.cache import SlotCache
 from leanthink.errors import UnsupportedModel, UsageError
 from leanthink.feeds import Segment
+from leanthink.kv_shape import KVShape
 from leanthink.load import kv_shape
 from models import make_model
 

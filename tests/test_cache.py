@@ -11,11 +11,13 @@ from torch import Tensor
 
 from leanthink import attended
 from leanthink.arena import Region
-from leanthink.cache import KVShape, SlotCache, Wishes
+from leanthink.cache import SlotCache
 from leanthink.errors import UsageError
 from leanthink.feeds import Segment
+from leanthink.kv_shape import KVShape
 from leanthink.policies import make_policy
 from leanthink.policies.snapkv import SnapKV
+from leanthink.wishes import Wishes
 from policy_slots import make
 from reference.cache_slow import SlowCache, SlowRequest
 

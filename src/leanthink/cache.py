@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,44 +18,9 @@ from leanthink.arena import Arena, Region
 from leanthink.constants import constant
 from leanthink.errors import UsageError
 from leanthink.feeds import Decode, Prefill, Segment
+from leanthink.kv_shape import KVShape
 from leanthink.policies import Policy, Slots
-
-
-@dataclass(frozen=True, kw_only=True)
-class KVShape:
-    """What a model writes per token: `layers` x `kv_heads` keys and values of `head_dim` numbers."""
-
-    layers: int
-    kv_heads: int
-    group: int  # query heads per kv head
-    head_dim: int
-
-    def bytes_per_slot(self, dtype: torch.dtype) -> int:
-        """Bytes of the keys and values of one token."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * dtype.itemsize
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What policies want to be shown, beyond ages and positions.
-
-    Attributes:
-        channels: numbers stamped on a slot, those of all policies side by side.
-        queries: of how many of the latest tokens each layer's queries are remembered.
-        states: of how many of the latest tokens the states are remembered.
-        per_head: whether any policy keeps different slots in different layers and heads.
-        token_ids: whether the token of each slot is remembered.
-        attention: whether the attention that each slot gets is added up, layer by layer and head by head.
-        prompt_attention: whether that begins with the prompt's own queries.
-    """
-
-    channels: int = 0
-    queries: int = 0
-    states: int = 0
-    per_head: bool = False
-    token_ids: bool = False
-    attention: bool = False
-    prompt_attention: bool = False
+from leanthink.wishes import Wishes
 
 
 class SlotCache:
@@ -170,15 +134,7 @@ class SlotCache:
             ring = (rows, self.shape.kv_heads, self.shape.group, 0, self.shape.head_dim)
             rings = self.queries or [self.kv_LPHTD.new_zeros(ring) for _ in range(self.shape.layers)]
             self.queries = [_larger_ring(ring, wishes.queries, 3, self.next_positions) for ring in rings]
-        self.wishes = Wishes(
-            channels=max(old.channels, wishes.channels),
-            queries=max(old.queries, wishes.queries),
-            states=max(old.states, wishes.states),
-            per_head=old.per_head or wishes.per_head,
-            token_ids=old.token_ids or wishes.token_ids,
-            attention=old.attention or wishes.attention,
-            prompt_attention=old.prompt_attention or wishes.prompt_attention,
-        )
+        self.wishes = old.joined(wishes)
 
     # -- prompts ---------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from leanthink import attended, attention
 from leanthink.arena import Region
 from leanthink.budget import Budget, keep
-from leanthink.cache import SlotCache, Wishes
+from leanthink.cache import SlotCache
 from leanthink.completion import Completion, Step, TextStream
 from leanthink.device_step import DeviceStep, Stamping
 from leanthink.errors import UsageError
@@ -31,6 +31,7 @@ from leanthink.request import PolicyMaker, Predictor, Prompt, Request, make_requ
 from leanthink.sampling import Sampler, Sampling
 from leanthink.seats import GOING_ON, NEVER, Seats
 from leanthink.states import state_size
+from leanthink.wishes import Wishes
 
 PREFILL_TOKENS = 2048
 

@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from leanthink.cache import KVShape
 from leanthink.errors import DamagedFile, UnsupportedModel, UsageError
+from leanthink.kv_shape import KVShape
 from leanthink.tiny import EMBEDDED, load_tiny
 
 OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
