@@ -75,7 +75,7 @@ from deepcompress_table import START, read, summary
 
 from leanthink.bench.birth import certificate
 from leanthink.errors import UsageError, unknown
-from leanthink.rl.config import MASTERED_WEIGHT
+from leanthink.rl.config import MASTERED_SIGNALS, MASTERED_WEIGHT
 from leanthink.tiny.tasks import FAMILIES, LEVELS
 
 GRACE_S = 20  # after its time a run is ended from outside
@@ -129,7 +129,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--max-rounds", type=int, default=1, help="of dynamic sampling")
     add("--lr", type=float, default=5e-5)
     add("--schedule", default="cosine", help="of the learning rate, as transformers names it")
+    add("--clip", type=float, default=1.0, help="norm above which an update's gradient is scaled down")
+    add("--temperature", type=float, default=1.0, help="of the samples in training and in the pilot")
     add("--mastered-weight", type=float, default=MASTERED_WEIGHT, help="of the arm ours")
+    add("--mastered-signal", default="both", choices=MASTERED_SIGNALS, help="of the arm ours")
     add("--asked", type=int, default=40, help="problems of each family and level in evaluation and pilot")
     add("--eval-samples", type=int, default=4, help="of each problem in the evaluation")
     add("--eval-temperature", type=float, default=0.6, help="0 for greedy, with a single sample")

@@ -19,16 +19,16 @@ from leanthink.tiny.pen import STYLES
 
 
 def pilot(options: argparse.Namespace) -> str:
-    """What the start does with training problems at temperature 1, group by group: written, and told as Markdown."""
+    """What the start does with training problems, group by group: written, and told as Markdown."""
     model, tokenizer = load(options.start)
     cells = [(family, level) for level in reversed(tasks.LEVELS) for family in options.families]
     problems = [p for cell in cells for p in tasks.sample(*cell, options.asked, options.seeds[0], "train")]
     asked = [p for p in problems for _ in range(options.group)]
-    samplings = [Sampling(temperature=1.0, max_new_tokens=options.max_tokens, seed=i) for i in range(len(asked))]
+    how = {"temperature": options.temperature, "max_new_tokens": options.max_tokens}
+    samplings = [Sampling(seed=i, **how) for i in range(len(asked))]
     started = time.time()
     prompts = [p.prompt for p in asked]
-    how = {"policy": "full", "sampling": samplings, "max_rows": options.eval_rows}
-    completions = generate(model, tokenizer, prompts, **how)
+    completions = generate(model, tokenizer, prompts, policy="full", sampling=samplings, max_rows=options.eval_rows)
     found = judged(asked, completions)
     families = (None, *options.families)
     rows = [_pilot_row(found, options.group, level, family) for level in tasks.LEVELS for family in families]
