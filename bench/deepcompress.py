@@ -32,6 +32,9 @@ The average forgets half of its start within 11.5 % of the steps, as 0.99 does i
         --slip-if-unchecked 0.02 --slip-from-level 5 --steps 200 --lr 1e-3 --adamw-lr 1e-3 --warmup-steps 20 \
         --decay-share 1
 
+   "hot" is from the same start as "brisk", with --temperature 1.3 --prompts 32 --oversample 1 --lr 1.5e-4 --clip 0.02
+   --steps 88.
+
 2. The pilot: pass ratios of the start's samples by family and level, and by style. Wanted are levels from about 0.2 to
    0.95; give levels that are out of range smaller counts, or leave them out, and leave out those whose thoughts
    --max-tokens cuts: the penalty for that shortens thoughts in every arm.
@@ -75,7 +78,7 @@ from deepcompress_table import START, read, summary
 
 from leanthink.bench.birth import certificate
 from leanthink.errors import UsageError, unknown
-from leanthink.rl.config import MASTERED_SIGNALS, MASTERED_WEIGHT
+from leanthink.rl.config import MASTERED_WEIGHT
 from leanthink.tiny.tasks import FAMILIES, LEVELS
 
 GRACE_S = 20  # after its time a run is ended from outside
@@ -132,7 +135,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--clip", type=float, default=1.0, help="norm above which an update's gradient is scaled down")
     add("--temperature", type=float, default=1.0, help="of the samples in training and in the pilot")
     add("--mastered-weight", type=float, default=MASTERED_WEIGHT, help="of the arm ours")
-    add("--mastered-signal", default="both", choices=MASTERED_SIGNALS, help="of the arm ours")
     add("--asked", type=int, default=40, help="problems of each family and level in evaluation and pilot")
     add("--eval-samples", type=int, default=4, help="of each problem in the evaluation")
     add("--eval-temperature", type=float, default=0.6, help="0 for greedy, with a single sample")

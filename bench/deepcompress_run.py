@@ -36,7 +36,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "published": {"rule": "dual", "start": 1.0, "mastered_weight": 0.0},
     "ours": {"rule": "dual", "start": "observed"},  # and a weight of mastered groups
 }
-OURS = ("mastered_weight", "mastered_signal")  # settings that the arm ours has besides
 HALF_LIFE = 0.115  # of the average, as a share of the steps: 69 of 600, as published
 EVALUATION_SEED = 7
 ASIDE = ("out", "work", "weights", "pilot", "table", "tell_s", "one", "until")  # options that change no number
@@ -119,7 +118,7 @@ def settings_of(arm: str, seed: int, options: argparse.Namespace) -> dict[str, A
         "seed": seed,
         "decay": 0.5 ** (1 / (HALF_LIFE * options.steps)),
         **ARMS[arm],
-        **({name: getattr(options, name) for name in OURS} if arm == "ours" else {}),
+        **({"mastered_weight": options.mastered_weight} if arm == "ours" else {}),
     }
 
 

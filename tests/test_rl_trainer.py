@@ -215,20 +215,6 @@ def test_mastered_groups_stay_with_a_share_of_their_advantages(tmp_path: Path) -
     assert len(rounds) == 2
 
 
-def test_what_is_mastered_can_be_shortened_without_pushing_anything_down(tmp_path: Path) -> None:
-    def advantages(kind: str, mixed_from: int) -> torch.Tensor:
-        changes = {"mastered_signal": kind, "mastered_weight": 0.25, "start": 0.0}
-        trainer, _ = make_trainer(tmp_path / f"{kind}-{mixed_from}", grader=Judge(mixed_from, 6), **changes)
-        return full_batch(trainer)["advantages"]
-
-    both = advantages("both", 9)
-    assert bool((both < 0).any())
-    torch.testing.assert_close(advantages("shorter", 9), both.clamp(min=0), rtol=0, atol=0)
-    strong = advantages("both", 0)
-    assert sorted(strong.sign().tolist()) == [-1, -1, 0, 0, 1, 1], "two groups tell right from wrong"
-    torch.testing.assert_close(advantages("shorter", 0), strong, rtol=0, atol=0)
-
-
 def test_what_is_mastered_takes_no_place_from_what_tells_right_from_wrong(tmp_path: Path) -> None:
     trainer, seen = make_trainer(tmp_path, grader=Judge(0, 12), oversample=2, mastered_weight=0.25)
     batch = full_batch(trainer)
@@ -318,7 +304,6 @@ def test_ours_is_the_default_of_the_dual_rule_alone(tmp_path: Path) -> None:
         ({"start": "first"}, '"observed"'),
         ({"rule": "longer"}, "unknown length rule"),
         ({"mastered_weight": 1.5}, "mastered_weight=1.5"),
-        ({"mastered_signal": "longer"}, "shorter"),
         ({"mastered_weight": "much"}, "mastered_weight='much': a number from 0"),
         ({"mastered_weight": 0.5, "scale_rewards": "batch"}, 'scale_rewards="group"'),
         ({"overlong_buffer": 9}, "buffer=9"),

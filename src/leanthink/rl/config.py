@@ -14,7 +14,6 @@ from leanthink.policies import POLICIES
 from leanthink.rl.rewards import PUBLISHED_BUFFER, soft_overlong
 from leanthink.rl.trl_reward import check_settings
 
-MASTERED_SIGNALS = ("both", "shorter")
 ROLLOUTS = ("engine", "transformers", "vllm")
 MASTERED_WEIGHT = 0.15  # measured: a sixth fewer tokens, and as many right answers as the published rule
 
@@ -36,8 +35,6 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         mastered_weight: ours: groups that are all right fill what those with right and wrong responses leave of the
             batch, with a length reward of β = 1 and this share of their advantages, which are of the size of 1, as in
             every group; 0: they are dropped, as published. None: 0.15 under the rule "dual", 0 under the others.
-        mastered_signal: ours: "both" makes the shorter responses of those groups likelier and the longer ones less
-            likely, "shorter" does the first alone, so that nothing that is right is pushed down.
         overlong_buffer: tokens before max_completion_length over which a penalty grows; None: a fifth of it; 0: none.
         overlong_factor: that penalty at max_completion_length.
         think_tags: whether a response must close its thought to be right.
@@ -70,7 +67,6 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     decay: float = 0.99
     start: Any = "observed"  # or a float, which TrainingArguments cannot spell
     mastered_weight: float | None = None
-    mastered_signal: str = "both"
     overlong_buffer: int | None = None
     overlong_factor: float = 1.0
     think_tags: bool = True
@@ -131,8 +127,6 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             raise UsageError(
                 f"mastered_weight={self.mastered_weight!r}: a number from 0, as published, to 1, as correctness counts"
             )
-        if self.mastered_signal not in MASTERED_SIGNALS:
-            raise unknown("mastered_signal", self.mastered_signal, MASTERED_SIGNALS)
         if self.mastered_weight and str(self.scale_rewards) not in ("group", "True"):
             raise UsageError(
                 f"mastered_weight={self.mastered_weight} with scale_rewards={self.scale_rewards!r}: it is a share of "

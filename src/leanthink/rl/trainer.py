@@ -21,7 +21,6 @@ B groups of G responses   N responses of this rank   T tokens of the longest of 
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -265,8 +264,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         size = len(columns["advantages"])
         first = self.accelerator.process_index * size
         group_N = torch.arange(first, first + size) // self.num_generations
-        lowest_B = torch.where(scored.mastered_B & (self.args.mastered_signal == "shorter"), 0.0, -math.inf)
-        columns["advantages"] = (columns["advantages"] * weight_B[group_N]).clamp(min=lowest_B[group_N])
+        columns["advantages"] = columns["advantages"] * weight_B[group_N]
         sorted_rows: tuple[list[Row], list[Row], list[Row]] = ([], [], [])
         for i, kind in enumerate(kind_B[group_N].tolist()):
             row = {name: column[i].clone() for name, column in columns.items()}  # a view would travel as the whole
