@@ -168,6 +168,9 @@ def check(options: argparse.Namespace) -> None:
     for name in counts:
         if getattr(options, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+    for name in ("clip", "temperature"):
+        if getattr(options, name) <= 0:
+            raise UsageError(f"--{name} {getattr(options, name):g}: above 0, or nothing would be learned")
     if options.eval_temperature == 0 and options.eval_samples > 1:
         raise UsageError(f"--eval-samples {options.eval_samples}: greedy samples are all alike, give 1")
     if options.prompts * options.group % options.micro:

@@ -50,7 +50,8 @@ def run_of(arm: str, seed: int, right: list[int], tokens: list[int], **more: Any
 def test_the_real_script_trains_evaluates_and_sums_up(start: Path, tmp_path: Path) -> None:
     out, weights = tmp_path / "out", tmp_path / "weights"
     words = ["--start", start, "--arms", "start,none,ours", "--steps", "2", "--levels", "1:3,2:2", "--prompts", "2",
-             "--micro", "4", "--parallel", "2", "--out", out, "--weights", weights, *SMALL]  # fmt: skip
+             "--micro", "4", "--clip", "0.5", "--temperature", "1.2",
+             "--parallel", "2", "--out", out, "--weights", weights, *SMALL]  # fmt: skip
     command = [sys.executable, str(BENCH / "deepcompress.py"), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -58,7 +59,9 @@ def test_the_real_script_trains_evaluates_and_sums_up(start: Path, tmp_path: Pat
     result = json.loads((out / "ours-1.json").read_text())
     assert result["birth"].keys() >= {"command", "commit", "hardware", "torch"}
     assert result["settings"]["levels"] == {"1": 3, "2": 2}
-    assert result["training"]["decay"] == pytest.approx(0.5 ** (1 / 0.23))
+    training = result["training"]
+    assert (training["max_grad_norm"], training["temperature"]) == (0.5, 1.2)
+    assert training["decay"] == pytest.approx(0.5 ** (1 / 0.23))
     assert [step["step"] for step in result["curve"]] == [1, 2]
     for step in result["curve"]:
         assert step.keys() >= {"accuracy", "thought_tokens", "beta", "pass_ratio/average", "entropy"}
@@ -255,6 +258,8 @@ def test_a_run_that_is_late_is_killed_and_keeps_what_it_has(tmp_path: Path, monk
         (["--levels", "1,2"], "give each level with a count"),
         (["--levels", "6:3"], "unknown level 6"),
         (["--steps", "0"], "--steps 0: at least 1"),
+        (["--clip", "0"], "--clip 0: above 0"),
+        (["--temperature", "0"], "--temperature 0: above 0"),
         (["--micro", "7"], "--micro 7 does not divide the 512 responses"),
         (["--reserve-s", "600"], "leaves nothing"),
         (["--start", "nowhere"], "--start 'nowhere' is no folder with a model"),
