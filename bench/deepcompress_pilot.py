@@ -7,13 +7,11 @@ import time
 from typing import Any
 
 import torch
-from deepcompress_run import judged, told, write
+from deepcompress_run import completed, judged, told, write
 
 from leanthink.bench.birth import certificate
 from leanthink.bench.measure import spread
-from leanthink.generate import generate
 from leanthink.load import load
-from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
 from leanthink.tiny.pen import STYLES
 
@@ -25,10 +23,8 @@ def pilot(options: argparse.Namespace) -> str:
     problems = [p for cell in cells for p in tasks.sample(*cell, options.asked, options.seeds[0], "train")]
     asked = [p for p in problems for _ in range(options.group)]
     how = {"temperature": options.temperature, "max_new_tokens": options.max_tokens}
-    samplings = [Sampling(seed=i, **how) for i in range(len(asked))]
     started = time.time()
-    prompts = [p.prompt for p in asked]
-    completions = generate(model, tokenizer, prompts, policy="full", sampling=samplings, max_rows=options.eval_rows)
+    completions = completed(model, tokenizer, asked, max_rows=options.eval_rows, **how)
     found = judged(asked, completions)
     families = (None, *options.families)
     rows = [_pilot_row(found, options.group, level, family) for level in tasks.LEVELS for family in families]

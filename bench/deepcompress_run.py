@@ -145,9 +145,7 @@ def evaluate(model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[st
     problems = [p for cell in cells for p in tasks.sample(*cell, options.asked, EVALUATION_SEED)]
     asked = [p for p in problems for _ in range(options.eval_samples)]
     how = {"temperature": options.eval_temperature, "max_new_tokens": options.eval_tokens}
-    samplings = [Sampling(seed=index, **how) for index in range(len(asked))]
-    prompts = [p.prompt for p in asked]
-    completions = generate(model, tokenizer, prompts, policy="full", sampling=samplings, max_rows=options.eval_rows)
+    completions = completed(model, tokenizer, asked, max_rows=options.eval_rows, **how)
     found = averaged(judged(asked, completions), options.eval_samples)
     return {
         "seed": EVALUATION_SEED,
@@ -158,6 +156,13 @@ def evaluate(model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[st
         "levels": by_level(found),
         "problems": found,
     }
+
+
+def completed(model: Any, tokenizer: Any, problems: list[Problem], *, max_rows: int, **how: Any) -> list[Completion]:
+    """A response to each problem with the full cache, sampled as `how` says, each with a seed of its own."""
+    samplings = [Sampling(seed=index, **how) for index in range(len(problems))]
+    prompts = [p.prompt for p in problems]
+    return generate(model, tokenizer, prompts, policy="full", sampling=samplings, max_rows=max_rows)
 
 
 def averaged(found: dict[str, list[Any]], samples: int) -> dict[str, list[Any]]:
