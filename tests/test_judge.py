@@ -42,41 +42,41 @@ def odd(tmp_path: Path) -> Iterator[Judges]:
 def test_what_hangs_or_crashes_is_wrong_and_the_next_question_is_answered(
     odd: Judges, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert odd.same("right", "x", boxed=True)
+    assert odd.same("right", "x")
     with caplog.at_level(logging.WARNING):
-        assert not odd.same(way, "x", boxed=True)
+        assert not odd.same(way, "x")
     assert "no verdict within 1 s, graded as wrong: 'hang'".replace("hang", way) in caplog.text
-    assert odd.same("right", "x", boxed=True)
-    assert not odd.same("wrong", "x", boxed=True)
+    assert odd.same("right", "x")
+    assert not odd.same("wrong", "x")
 
 
 def test_a_process_that_does_not_even_start_is_no_verdict(caplog: pytest.LogCaptureFixture) -> None:
     judges = Judges(seconds=1, command=[sys.executable, "-c", "raise SystemExit(1)"])
-    assert not judges.same("right", "x", boxed=True)
+    assert not judges.same("right", "x")
     assert "no verdict" in caplog.text
 
 
 def test_many_threads_ask_few_processes_and_each_gets_its_own_verdict(odd: Judges) -> None:
     asked = ["right", "wrong"] * 40
     with ThreadPoolExecutor(8) as threads:
-        verdicts = list(threads.map(lambda given: odd.same(given, "x", boxed=True), asked))
+        verdicts = list(threads.map(lambda given: odd.same(given, "x"), asked))
     assert verdicts == [given == "right" for given in asked]
     assert len(odd._idle) <= 2
 
 
 def test_a_forked_child_asks_processes_of_its_own(odd: Judges) -> None:
-    assert odd.same("right", "x", boxed=True)
+    assert odd.same("right", "x")
     child = os.fork()
     if child == 0:
         odd.forget()
-        os._exit(0 if odd.same("right", "x", boxed=True) and not odd.same("wrong", "x", boxed=True) else 1)
+        os._exit(0 if odd.same("right", "x") and not odd.same("wrong", "x") else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert odd.same("right", "x", boxed=True)
+    assert odd.same("right", "x")
 
 
 @needs_math_verify
 def test_mathematics_that_never_ends_is_given_up() -> None:
     judges = Judges(seconds=1)
-    assert not judges.same(r"9^{9^{9^{9^{9}}}}", r"9^{9^{9^{9^{8}}}}+1", boxed=True)
-    assert judges.same(r"\sqrt{8}", r"2\sqrt{2}", boxed=True)
+    assert not judges.same(r"9^{9^{9^{9^{9}}}}", r"9^{9^{9^{9^{8}}}}+1")
+    assert judges.same(r"\sqrt{8}", r"2\sqrt{2}")
     judges.close()

@@ -212,11 +212,33 @@ def test_problems_are_read_with_the_fields_of_the_data_set_ignored(tmp_path: Pat
     ]
 
 
+def test_numbers_are_taken_as_they_are_written_and_problems_without_an_id_by_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    digits = "1" * 5000
+    lines = [
+        '{"problem": "x", "answer": 42}',
+        '{"id": 7, "problem": "x", "answer": 18.50}',
+        "",
+        '{"id": null, "problem": "x", "answer": -1e3}',
+        f'{{"id": 1.5, "problem": "x", "answer": {digits}}}',
+    ]
+    path.write_text("\n".join(lines))
+    read = read_problems(path)
+    assert [(p.id, p.answer) for p in read] == [("1", "42"), ("7", "18.50"), ("4", "-1e3"), ("1.5", digits)]
+    assert {type(text) for p in read for text in (p.id, p.answer)} == {str}
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ('{"id": "b", "problem": "x"}', "'answer' is missing"),
-        ('{"id": "b", "problem": "x", "answer": 3}', "'answer' is 3"),
+        ('{"id": "b", "problem": "x", "answer": true}', "'answer' is True"),
+        ('{"id": "b", "problem": "x", "answer": null}', "'answer' is None"),
+        ('{"id": "b", "problem": "x", "answer": [3]}', r"'answer' is \[3\]"),
+        ('{"id": "b", "problem": "x", "answer": NaN}', "'answer' is nan"),
+        ('{"id": "b", "problem": "x", "answer": " "}', "'answer' is ' '"),
+        ('{"id": "b", "problem": 3, "answer": "3"}', "'problem' is 3; it must be a text"),
+        ('{"id": ["b"], "problem": "x", "answer": "3"}', r"'id' is \['b'\]"),
         ('{"id": "", "problem": "x", "answer": "3"}', "'id' is ''"),
         ('{"id": "a", "problem": "x", "answer": "3"}', "id 'a' was used in line 1"),
         ("nonsense", "not a line of JSON"),

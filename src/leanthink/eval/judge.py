@@ -1,4 +1,4 @@
-"""A pool of processes that compare mathematics by math-verify: what hangs is ended, what crashes is started anew."""
+"""A pool of processes that compare answers with golds: what hangs is ended, what crashes is started anew."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import sys
 import threading
 from pathlib import Path
 
-WORKER = Path(__file__).with_name("judge_worker.py")
+WORKER = "leanthink.eval.judge_worker"
+ROOT = Path(__file__).parents[2]  # where this package was found, for the processes to find it
 LIMIT_SECONDS, START_SECONDS = 5, 120
 MOST_WORKERS = 4
 log = logging.getLogger(__name__)
@@ -31,7 +32,12 @@ class Worker:
     def __init__(self, command: list[str]) -> None:
         # A session of its own: Ctrl-C on the terminal is for the asking process, which ends this one by its input.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
         )
         self._is_ready = False
 
@@ -74,21 +80,20 @@ class Judges:
         self, seconds: int = LIMIT_SECONDS, most: int = MOST_WORKERS, command: list[str] | None = None
     ) -> None:
         self._seconds = seconds
-        self._command = command or [sys.executable, "-P", str(WORKER), str(seconds)]
+        self._command = command or [sys.executable, "-P", "-m", WORKER, str(seconds)]
         self._room = threading.BoundedSemaphore(most)
         self._idle: list[Worker] = []
 
-    def same(self, given: str, gold: str, *, boxed: bool, relative: float = 0.0, absolute: float = 0.0) -> bool:
-        """Whether `given` is the mathematics of `gold`; False, and a warning in the log, where nobody could tell.
+    def same(self, given: str, gold: str, *, relative: float = 0.0, absolute: float = 0.0) -> bool:
+        """Whether `given` is the answer `gold`; False, and a warning in the log, where nobody could tell in time.
 
         Args:
-            given: LaTeX, or with `boxed=False` any text that has it somewhere.
-            gold: LaTeX.
-            boxed: what `given` is.
+            given: text or LaTeX.
+            gold: text or LaTeX.
             relative: numbers may differ by this share of the gold.
             absolute: or by this much.
         """
-        fields = {"given": given, "gold": gold, "boxed": boxed, "relative": relative, "absolute": absolute}
+        fields = {"given": given, "gold": gold, "relative": relative, "absolute": absolute}
         question = json.dumps(fields).encode() + b"\n"
         with self._room:
             worker = self._idle.pop() if self._idle else Worker(self._command)

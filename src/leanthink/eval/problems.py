@@ -40,10 +40,13 @@ def from_tasks(problems: Iterable[Task]) -> list[Problem]:
 
 
 def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
-    """The problems of a JSONL file with the string fields `id`, `problem`, `answer`; others are the data set's own.
+    """The problems of a JSONL file with the fields `problem`, `answer` and `id`; others are the data set's own.
+
+    An answer or id may be a number and is then taken as it is written; a problem without an id gets its line's number.
 
     Raises:
-        UsageError: no such file, no problem in it, a bad line or an id given twice; the message names file and line.
+        UsageError: no such file, no problem in it, a bad line or an id given twice; the message names file, line and
+            field.
     """
     path = Path(path)
     if not path.is_file():
@@ -54,7 +57,7 @@ def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            problem = _from_line(line, where=f"{path}, line {number}")
+            problem = _from_line(line, number, where=f"{path}, line {number}")
             if problem.id in line_of:
                 raise UsageError(f"{path}, line {number}: id {problem.id!r} was used in line {line_of[problem.id]}")
             line_of[problem.id] = number
@@ -64,16 +67,26 @@ def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
     return problems
 
 
-def _from_line(line: bytes, *, where: str) -> Problem:
+def _from_line(line: bytes, number: int, *, where: str) -> Problem:
     try:
-        record: Any = json.loads(line)
+        record: Any = json.loads(line, parse_int=_Written, parse_float=_Written)
     except ValueError as error:
         raise UsageError(f"{where}: not a line of JSON ({error})") from None
     if not isinstance(record, dict):
         raise UsageError(f"{where}: a JSON object was expected, got {type(record).__name__}")
+    if record.get("id") is None:
+        record["id"] = str(number)
     for name in ("id", "problem", "answer"):
         value = record.get(name)
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not value.strip() or (name == "problem" and isinstance(value, _Written)):
             given = "is missing" if name not in record else f"is {value!r}"
-            raise UsageError(f"{where}: the field {name!r} {given}; it must be a string that is not empty")
-    return Problem(id=record["id"], problem=record["problem"], answer=record["answer"])
+            wanted = "a text" if name == "problem" else "a text or a number"
+            raise UsageError(f"{where}: the field {name!r} {given}; it must be {wanted} that is not empty")
+    return Problem(id=str(record["id"]), problem=record["problem"], answer=str(record["answer"]))
+
+
+class _Written(str):
+    """A number of JSON as it is written there: 18.50 stays 18.50, and 40 digits stay 40."""
+
+    __slots__ = ()
+    __repr__ = str.__str__

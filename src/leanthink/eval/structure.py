@@ -3,16 +3,23 @@ r"""Answers of several parts: lists and sets in any order, tuples, intervals, un
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from leanthink.eval.literals import SPACES
+from leanthink.eval.literals import SPACES, plain
 
 SameAnswer = Callable[[str, str], bool]  # (given, gold)
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 _AND = re.compile(r"\\text\s*\{\s*(?:,\s*)?(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
+_EMPTY = re.compile(r"\\emptyset")
+# `n \equiv 3 \pmod 4` in its spellings; the name does not count.
+_CONGRUENCE = re.compile(
+    r"(?:.*\\equiv(?![a-zA-Z]))?\s*(.+?)\s*(?:\\pmod|\(\s*(?:\\[bp]?mod|\\text\s*\{\s*mod\s*\}|mod)(?![a-zA-Z]))"
+    r"\s*(?:\{(.+)\}|(.+?))\s*\)?"
+)
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
-_BELONGS = re.compile(r"^\s*[a-zA-Z]\s*\\in(?![a-zA-Z])\s*")
+_BELONGS = re.compile(r"^\s*\\?[a-zA-Z]+\s*\\in(?![a-zA-Z])\s*")
 _SUCH_THAT = re.compile(r"^[a-zA-Z]\s*(?:\\in\s*\\mathbb\{?R\}?\s*)?(?:\||:|\\mid(?![a-zA-Z]))\s*")
 _LESS, _MORE = r"<|\\leq\s*|\\lt\s*", r">|\\geq\s*|\\gt\s*"
 _CHAIN_UP = re.compile(rf"(.+?)({_LESS})\s*[a-zA-Z]\s*({_LESS})(.+)")
@@ -26,7 +33,8 @@ class Parts:
     """An answer of at least two parts, or a set.
 
     Attributes:
-        kind: "list" (any order; also a set), "tuple" (with its brackets, ordered; also an interval) or "union".
+        kind: "list" (any order; also a set), "tuple" (with its brackets, ordered; also an interval), "union",
+            "ratio" (of three or more) or "congruence" (residue and modulus).
         parts: their texts.
         brackets: of a tuple, such as "(]"; "" where there are none.
     """
@@ -40,15 +48,21 @@ def parts_of(text: str) -> Parts | None:
     """The parts of an answer; None for an answer that is one formula, number or word."""
     text = _BELONGS.sub("", _tidy(text))
     text = re.sub(r"^[a-zA-Z]\s*=\s*(?=[\[({]|\\\{)", "", text)
+    if _EMPTY.fullmatch(text):
+        return Parts("list", ())
+    if (found := _CONGRUENCE.fullmatch(text)) is not None:
+        return Parts("congruence", (found[1], found[2] or found[3]))
     unions = split_top(text, re.compile(r"\\cup(?![a-zA-Z])|∪"))
     if len(unions) > 1:
         return Parts("union", unions)
     if (inside := _enclosed(text, r"\{", r"\}")) is not None:
-        if found := _interval(_SUCH_THAT.sub("", inside)) if _SUCH_THAT.match(inside) else None:
-            return found
+        if between := _interval(_SUCH_THAT.sub("", inside)) if _SUCH_THAT.match(inside) else None:
+            return between
         return Parts("list", split_top(inside, _COMMA) if inside else ())
-    if found := _interval(text):
-        return found
+    if between := _interval(text):
+        return between
+    if len(ratio := split_top(text, _COLON)) > 2:
+        return Parts("ratio", ratio)
     for opening in "([":
         for closing in ")]":
             inside = _enclosed(text, opening, closing)
@@ -59,11 +73,20 @@ def parts_of(text: str) -> Parts | None:
 
 def _list(text: str) -> Parts | None:
     """Parts with commas, semicolons, `and` or `or` between them; both signs of one plus-or-minus."""
-    bare = _THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
-    parts = split_top(re.sub(r",\s*,", ",", _AND.sub(",", bare)), _COMMA)
+    parts = _listed(text)
     if len(parts) > 1:
         return Parts("list", tuple(sign for part in parts for sign in _signs(part)))
-    return Parts("list", signs) if len(signs := _signs(bare)) > 1 else None
+    return Parts("list", signs) if len(signs := _signs(text)) > 1 else None
+
+
+def is_listed(text: str) -> bool:
+    """Whether commas, semicolons, `and` or `or` outside of all brackets make the text a list."""
+    return len(_listed(_tidy(text))) > 1
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    bare = _THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
+    return split_top(re.sub(r",\s*,", ",", _AND.sub(",", bare)), _COMMA)
 
 
 def _signs(text: str) -> tuple[str, ...]:
@@ -84,7 +107,7 @@ def same_parts(given: str, gold: str, same: SameAnswer) -> bool | None:
         return False
     if ours.kind != theirs.kind and {ours.kind, theirs.kind} != {"list", "tuple"}:
         return False
-    if theirs.kind == "tuple" or ours.kind == "tuple":
+    if _ORDERED & {ours.kind, theirs.kind}:
         if ours.brackets and theirs.brackets and ours.brackets != theirs.brackets:
             return False
         return all(same(one, other) for one, other in zip(ours.parts, theirs.parts, strict=True))
@@ -93,8 +116,10 @@ def same_parts(given: str, gold: str, same: SameAnswer) -> bool | None:
 
 def _matched(given: Sequence[str], gold: Sequence[str], same: SameAnswer) -> bool:
     """Whether each of the gold's parts is one of the given ones, each used once."""
-    left = list(given)
-    for wanted in gold:
+    ours, theirs = list(map(plain, given)), list(map(plain, gold))
+    texts = Counter(ours) & Counter(theirs)  # equal texts first: long lists stay linear
+    left, still = _without(given, ours, texts), _without(gold, theirs, texts)
+    for wanted in still:
         found = next((index for index, part in enumerate(left) if same(part, wanted)), None)
         if found is None:
             return False
@@ -102,7 +127,18 @@ def _matched(given: Sequence[str], gold: Sequence[str], same: SameAnswer) -> boo
     return True
 
 
-_COMMA = re.compile(r"[,;]")
+def _without(parts: Sequence[str], plain_parts: Sequence[str], texts: Counter[str]) -> list[str]:
+    """The parts but for so many of each plain text."""
+    count, left = Counter(texts), []
+    for part, text in zip(parts, plain_parts, strict=True):
+        count[text] -= 1
+        if count[text] < 0:
+            left.append(part)
+    return left
+
+
+_COMMA, _COLON = re.compile(r"[,;]"), re.compile(r":")
+_ORDERED = {"tuple", "ratio", "congruence"}
 
 
 def split_top(text: str, separator: re.Pattern[str]) -> tuple[str, ...]:
@@ -163,7 +199,8 @@ def _between(low: str, low_sign: str, high: str, high_sign: str) -> Parts | None
 
 def _tidy(text: str) -> str:
     """As one way of writing: infinity without a plus, brackets without sizes, no spaces for looks."""
-    text = SPACES.sub(" ", text.replace("{,}", ",").replace(r"\$", "").replace("$", "").replace("\u2212", "-"))
+    text = " ".join(text.split()).replace("{,}", ",").replace(r"\$", "").replace("$", "")
+    text = SPACES.sub(" ", text.replace("\u2212", "-"))
     text = re.sub(r"\+\s*\\infty|\\infty|∞", r"\\infty", text)
     text = re.sub(r"\\lbrace(?![a-zA-Z])", r"\\{", re.sub(r"\\rbrace(?![a-zA-Z])", r"\\}", text))
     text = re.sub(r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big)(?![a-zA-Z])", "", text)

@@ -1,0 +1,52 @@
+"""Grading takes no longer for what a model may write by accident: lengths and repetitions of every kind."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+
+import pytest
+
+from leanthink.eval.grading import is_correct
+from leanthink.eval.run import vote
+
+needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="extra eval")
+COUNT = ",".join(map(str, range(3000)))
+BACKWARDS = ",".join(map(str, reversed(range(3000))))
+LONG = {  # name: text, gold, whether it is right
+    "digits": (r"\boxed{" + "1" * 5000 + "}", "5", False),
+    "digits of the gold": (r"\boxed{" + "1" * 5000 + "}", "1" * 5000, True),
+    "digits in a fraction": (r"\boxed{\frac{" + "1" * 5000 + "}{3}}", "5", False),
+    "boxes that do not end": (r"\boxed{" * 4000, "5", False),
+    "boxes in boxes": (r"\boxed{" * 4000 + "5" + "}" * 4000, "5", True),
+    "boxes without a brace": (r"\boxed " * 20_000, "5", False),
+    "spaces in a box that does not end": (r"\boxed{5" + " " * 10_000, "5", True),
+    "spaces in a box": (r"\boxed{5" + " " * 9000 + "}", "5", True),
+    "spaces between": (r"\boxed{5" + " " * 9000 + "x}", "5", False),
+    "a list backwards": (rf"\boxed{{{BACKWARDS}}}", COUNT, True),
+    "another list": (rf"\boxed{{{BACKWARDS}1}}", COUNT, False),
+    "more than is compared": (r"\boxed{1" + ",1" * 20_000 + "}", COUNT, False),
+    "parentheses": (r"\boxed{" + "(" * 4000 + "5" + ")" * 4000 + "}", "5", False),
+    "roots": (r"\boxed{" + "sqrt(" * 1000 + "5" + ")" * 1000 + "}", "5", False),
+    "names": (r"\boxed{" + "x=" * 3000 + "5}", "5", True),
+    "powers": (r"\boxed{" + "2^" * 1000 + "2}", r"\sqrt{2}", False),
+    "words": (r"\boxed{" + "5 aa" * 2400 + "1}", r"\sqrt{2}", False),
+    "a text of numbers": ("5 " * 500_000, "7", False),
+    "a text of formulas": ("$x$ " * 100_000, r"\sqrt{2}", False),
+    "a text of one number": ("1" * 100_000, "7", False),
+    "formulas that do not end": (r"\[" * 50_000, r"\sqrt{2}", False),
+    "statements": ("answer is " * 100_000, "7", False),
+    "braces": ("{" * 200_000, "7", False),
+    "thoughts": ("</think>" * 100_000 + r"\boxed{7}", "7", True),
+}
+
+
+@needs_math_verify
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_answer_is_graded_in_little_time(name: str) -> None:
+    text, gold, right = LONG[name]
+    is_correct(r"\boxed{\sqrt{8}}", r"2\sqrt{2}")  # so that a process has started
+    start = time.perf_counter()
+    assert is_correct(text, gold) is right
+    vote(text, gold, think_tags=False)
+    assert time.perf_counter() - start < 2
