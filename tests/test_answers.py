@@ -61,6 +61,14 @@ TEXTS = [  # text, gold, whether it is right
     ("The probability is 0.25", r"\frac14", True),
     (r"The answer is $5 \frac{1}{2}$", "11/2", True),
     ("The answer is 4.\n\nLet me know if 5 more are needed.", "4", True),
+    ("The answer is 4 million.", "4000000", True),
+    ("The answer is 4 million people, because of that.", "4000000", True),
+    ("so there are 4 million of them", "4", False),
+    ("They need 2 dozen", "24", True),
+    (r"The answer is \(B\).", "B", True),
+    (r"\[ A \]", "A", True),
+    (r"The answer is 1.1\%", r"1.1\%", True),
+    ("The answer is 22.1cm^{2}", "22.1", True),
 ]
 
 

@@ -126,6 +126,13 @@ def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
         public("math-500")
 
 
+def test_a_file_may_have_numbers_for_answers_and_no_ids(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"problem": "6 * 7?", "answer": 42}\n{"problem": "37/2?", "answer": 18.50}\n')
+    found = benchmarks.from_file(path)
+    assert [(problem.id, problem.answer) for problem in found.problems] == [("1", "42"), ("2", "18.50")]
+
+
 def test_embedded_tasks_are_one_benchmark_without_an_instruction() -> None:
     found = benchmarks.from_families(["sums", "bases"], [1, 2], 3, seed=1)
     assert (found.name, len(found.problems), found.instruction) == ("tasks", 12, "")

@@ -62,6 +62,15 @@ def test_a_file_of_problems_is_graded_as_mathematics_and_takes_an_instruction(tm
     assert not judged(row, "0.6")
 
 
+def test_a_file_may_have_numbers_for_answers_and_no_ids(tmp_path: Path) -> None:
+    path = tmp_path / "problems.jsonl"
+    path.write_text('{"problem": "6 * 7?", "answer": 42}\n{"problem": "37/2?", "answer": 18.50}\n')
+    rows = data.from_jsonl(path)
+    assert (rows["id"], rows["answer"]) == (["1", "2"], ["42", "18.50"])
+    assert judged(rows[0], "42")
+    assert not judged(rows[0], "43")
+
+
 def test_columns_of_any_data_set_are_found_by_name() -> None:
     raw = Dataset.from_dict({"question": ["1+1?"], "gold": ["2"], "name": ["sum"]})
     row = data.from_columns(raw, problem="question", answer="gold", id="name")[0]

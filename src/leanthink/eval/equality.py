@@ -72,6 +72,8 @@ def _agree(ours: Expr, theirs: Expr) -> bool:
 
 def _same_equation(ours: Eq, theirs: Eq) -> bool:
     """One is a multiple of the other, or both have the same solutions, and at least one."""
+    if ours.free_symbols != theirs.free_symbols:
+        return False
     left, right = (simplify(one.lhs - one.rhs) for one in (ours, theirs))
     ratio = simplify(left / right)
     if not ratio.free_symbols and _is_finite(ratio.evalf()) and ratio != 0:

@@ -29,6 +29,12 @@ _SPELLINGS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], 
     (re.compile(r"\\(?:imath|iota)(?![A-Za-z])"), "i"),
     (re.compile(rf"{_FONT}\{{\s*({_FUNCTIONS})\s*\}}"), r"\\\1 "),
     (re.compile(rf"{_FONT}\{{\s*(\\?[A-Za-z]|\\[A-Za-z]+)\s*\}}"), r" \1 "),
+    (
+        re.compile(r"\\hat\s*(?:\{\s*\\?([ijk])(?:math)?\s*\}|\s\\?([ijk])(?:math)?(?![A-Za-z]))"),
+        r" \1\2 ",
+    ),  # unit vectors
+    (re.compile(r"^(-?\d+(?:\.\d+)?)[eE]([+-]?\d+)$"), r"\1 \\cdot 10^{\2}"),
+    (re.compile(r"C\s*_\s*\{?\s*(\d+)\s*\}?\s*\^\s*\{?\s*(\d+)\s*\}?"), lambda found: _combinations(found)),
     (re.compile(r"\\operatorname\s*\*?"), r"\\text"),
     (re.compile(rf"(?<![A-Za-z\\])(?:np\.|math\.)?({_FUNCTIONS})(?![A-Za-z])"), r"\\\1 "),
     (re.compile(r"\\(bar|vec|hat|dot|overline|tilde)\s+([A-Za-z])(?![A-Za-z])"), r"\\\1{\2}"),
@@ -88,6 +94,11 @@ def _spelt(text: str) -> str:
 def _primed(found: re.Match[str]) -> str:
     primes = len(re.findall(r"'|\\prime", found[2]))
     return f"{found[1]}_{{{'p' * primes}}}"
+
+
+def _combinations(found: re.Match[str]) -> str:
+    """`C_5^2` as the binomial that it is in many countries, unless it is the square of a constant."""
+    return rf"\binom{{{found[1]}}}{{{found[2]}}}" if int(found[1]) >= max(int(found[2]), 2) else found[0]
 
 
 def _dropped(text: str, formula: Any) -> frozenset[str]:

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from leanthink.errors import UsageError
 from leanthink.eval.plain_text import as_latex
-from leanthink.eval.units import TEXT, without_units
+from leanthink.eval.units import TEXT, unwrapped, without_units
 
 ROUNDING = Fraction(1, 1_000_000)  # relative: a gold that is no integer may have been rounded to six digits
 
@@ -37,9 +37,10 @@ MOST_CHARACTERS = 1_000  # of a number: what is longer is compared as text
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _TIMES_TEN = r"(?:\\times|\\cdot|\*|×|x)\s*10\s*\^\s*(?:\{\s*[+-]?\d{1,3}\s*\}|[+-]?\d{1,3})"
 _SHORT_FRACTION = r"\\[cdt]?frac\s*(?:\{\s*[+-]?\d+\s*\}|\d)\s*(?:\{\s*[+-]?\d+\s*\}|\d)"
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _ANY_NUMBER = (
     rf"(?:\d++\s*+)?{_SHORT_FRACTION}|\d++\s++\d++/\d++(?!/)|\d++(?:\.\d*+)?\s*+/\s*+\d++(?!/)"
-    rf"|(?:{_NUMBER})(?:[eE][+-]?\d{{1,3}}(?![A-Za-z\d])|\s*{_TIMES_TEN})?"
+    rf"|(?:{_NUMBER})(?:[eE][+-]?\d{{1,3}}(?![A-Za-z\d])|\s*{_TIMES_TEN}|\s+(?:{'|'.join(_SCALES)})\b)?"
 )
 _LAST_NUMBER = re.compile(rf"(?<![\w)\].])-(?:{_ANY_NUMBER})|(?:{_ANY_NUMBER})")
 _CALCULATES = r"(?:times|plus|minus|divided|over|out|of|to|or|and|x)\b"
@@ -61,6 +62,7 @@ _REPEATING = re.compile(
     r"|\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?)"
 )
 _GOING_ON = re.compile(r"([+-]?\d*\.\d{0,20}?)(\d{1,12}?)\2{2,20}\s*(?:\.\.\.|\\[lc]?dots)")
+_SCALE = re.compile(rf"(?<=[\d}}])\s*({TEXT}\{{)?[\s~]*(?<![A-Za-z])({'|'.join(_SCALES)})\b")
 # Spaces for looks; one of them has a comma in its name.
 SPACES = re.compile(r"\\[,;:! ]|\\quad|\\qquad|~|\u00a0")
 
@@ -95,12 +97,20 @@ def as_number(text: str) -> Fraction | None:
     """
     if len(text) > MOST_CHARACTERS:
         return None
+    text = unwrapped(text.strip().strip("$"))
+    text, scale = _scaled(text)
     text = without_units(SPACES.sub(" ", as_latex(_TIGHT.sub("", text.replace("{,}", ",")))), " ")
     text = re.sub(r"^([+-])\s+", r"\1", text.strip().strip("$").strip())
     for read in (_repeating, _plain_number):
         if (value := read(text)) is not None:
-            return value
+            return value * scale
     return None
+
+
+def _scaled(text: str) -> tuple[str, int]:
+    r"""The text without the `million` or `\text{ million}` after its number, and what that stands for."""
+    found = _SCALE.search(text)
+    return (_SCALE.sub(lambda one: " " + (one[1] or ""), text, count=1), _SCALES[found[2]]) if found else (text, 1)
 
 
 _TIGHT = re.compile(r"\\[,! ](?=\d{3}(?!\d))")  # 1\,234
@@ -143,8 +153,8 @@ def _quotient(top: Fraction, bottom: Fraction) -> Fraction | None:
 
 
 def is_percent(text: str) -> bool:
-    """Whether the text has a percent sign."""
-    return "%" in text
+    """Whether the text has a percent sign or says percent."""
+    return "%" in text or "percent" in text
 
 
 def same_number(given: Fraction, wanted: Fraction, tolerance: Tolerance = EXACT) -> bool:

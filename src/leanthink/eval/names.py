@@ -29,7 +29,7 @@ def split_name(text: str) -> Named:
         return Named("", (text,))
     first, *rest = split_top(text, _SIGN) or ("",)
     if not rest:
-        return Named("", (text,))
+        return Named("", (first,))  # = 5
     if is_name(first):
         return Named(first, (*rest[-1:], *_exact(text, rest)))
     if not any(map(_has_letters, (first, *rest))):
@@ -66,4 +66,4 @@ def is_name(text: str) -> bool:
         return re.fullmatch(r"\\[cdt]?frac\{[^{}\d+\-*/]+\}\{[^{}\d+\-*/]+\}", text) is not None
     while (shorter := _GROUP.sub("", text)) != text:
         text = shorter
-    return re.fullmatch(r"[|\s]*\\?[A-Za-z](?:[A-Za-z\s\\|'_^]|(?<=[A-Za-z_])\d+)*", text) is not None
+    return re.fullmatch(r"[|\s]*\\?[A-Za-z](?:[A-Za-z\s\\|'_^!]|(?<=[A-Za-z_])\d+)*", text) is not None

@@ -17,11 +17,14 @@ _SYMBOLS = {
     "→": r"\to ", "∂": r"\partial ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ", "\u2061": "", "\u200b": "",
 }  # fmt: skip
 _ASCII = (
-    (re.compile(r"<=|=<"), r"\\leq "),
+    (re.compile(r"<="), r"\\leq "),
     (re.compile(r">="), r"\\geq "),
-    (re.compile(r"!="), r"\\neq "),
+    (re.compile(r"(?<=[\w)\]}])\s*\*\*\s*(\d+)"), r"^{\1}"),
+    (re.compile(r"(?<=[\w)\]}])\s*\*\*\s*(?=[\w(\\-])"), "^"),
+    (re.compile(r"\s!=\s"), r" \\neq "),  # n!=6 is a factorial
     (re.compile(r"(?<![A-Za-z\\])(?:infinity|oo)(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"(?<![A-Za-z\\])(pi)(?![A-Za-z])"), r"\\pi "),
+    (re.compile(r"\\(?:display|text)style(?![A-Za-z])"), " "),
     (re.compile(r"\\(?:varnothing|O)(?![A-Za-z])"), r"\\emptyset "),
 )
 _ROOT = re.compile(r"(?:√|\\?(?<![A-Za-z])sqrt(?![A-Za-z]))\s*\(|[()]")

@@ -12,6 +12,7 @@ from leanthink.eval.literals import SPACES, plain
 SameAnswer = Callable[[str, str], bool]  # (given, gold)
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 _AND = re.compile(r"\\text\s*\{\s*(?:,\s*)?(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
+_OR = re.compile(r"(?<![a-zA-Z\\])or(?![a-zA-Z])")
 _EMPTY = re.compile(r"\\emptyset")
 # `n \equiv 3 \pmod 4` in its spellings; the name does not count.
 _CONGRUENCE = re.compile(
@@ -74,6 +75,8 @@ def parts_of(text: str) -> Parts | None:
 def _list(text: str) -> Parts | None:
     """Parts with commas, semicolons, `and` or `or` between them; both signs of one plus-or-minus."""
     parts = _listed(text)
+    if len(parts) > 1 and _OR.search(text) and all(map(_interval, parts)):
+        return Parts("union", parts)  # x < 2 or x > 3
     if len(parts) > 1:
         return Parts("list", tuple(sign for part in parts for sign in _signs(part)))
     return Parts("list", signs) if len(signs := _signs(text)) > 1 else None
@@ -202,6 +205,7 @@ def _tidy(text: str) -> str:
     text = " ".join(text.split()).replace("{,}", ",").replace(r"\$", "").replace("$", "")
     text = SPACES.sub(" ", text.replace("\u2212", "-"))
     text = re.sub(r"\+\s*\\infty|\\infty|∞", r"\\infty", text)
+    text = text.replace(r"\langle", "(").replace(r"\rangle", ")")
     text = re.sub(r"\\lbrace(?![a-zA-Z])", r"\\{", re.sub(r"\\rbrace(?![a-zA-Z])", r"\\}", text))
     text = re.sub(r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big)(?![a-zA-Z])", "", text)
     text = re.sub(r"\\(?:leqslant|leq|le)(?![a-zA-Z])|≤", r"\\leq ", text)

@@ -36,6 +36,12 @@ def without_units(text: str, mark: str = "") -> str:
     return _PLAIN_GLUED.sub("", _PLAIN.sub("", text))
 
 
+def unwrapped(text: str) -> str:
+    r"""What a `\text{}` or `\mathbf{}` around all of the text holds; another text as it is."""
+    found = _WORDS_IN_TEXT.fullmatch(text.strip())
+    return found[1] if found else text
+
+
 def without_unit(text: str) -> str:
     r"""A formula without the units that stand after it in `\text{}`; text that is nothing else stays."""
     while True:
