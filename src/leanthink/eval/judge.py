@@ -14,8 +14,12 @@ import sys
 import threading
 from pathlib import Path
 
-WORKER = "leanthink.eval.judge_worker"
-ROOT = Path(__file__).parents[2]  # where this package was found, for the processes to find it
+ROOT = str(Path(__file__).parents[2])
+# The processes take this very package, and everything else from where they would find it.
+WORKER = (
+    f"import sys; sys.path.insert(0, {ROOT!r}); import leanthink; sys.path.remove({ROOT!r}); "
+    "from leanthink.eval.judge_worker import main; main()"
+)
 LIMIT_SECONDS, START_SECONDS = 5, 120
 MOST_WORKERS = 4
 log = logging.getLogger(__name__)
@@ -32,12 +36,7 @@ class Worker:
     def __init__(self, command: list[str]) -> None:
         # A session of its own: Ctrl-C on the terminal is for the asking process, which ends this one by its input.
         self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
         )
         self._is_ready = False
 
@@ -80,7 +79,7 @@ class Judges:
         self, seconds: int = LIMIT_SECONDS, most: int = MOST_WORKERS, command: list[str] | None = None
     ) -> None:
         self._seconds = seconds
-        self._command = command or [sys.executable, "-P", "-m", WORKER, str(seconds)]
+        self._command = command or [sys.executable, "-P", "-c", WORKER, str(seconds)]
         self._room = threading.BoundedSemaphore(most)
         self._idle: list[Worker] = []
 

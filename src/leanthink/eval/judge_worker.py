@@ -1,4 +1,4 @@
-"""Compares answers with golds, one JSON line in, one out; run as a module by `leanthink.eval.judge`.
+"""Compares answers with golds, one JSON line in, one out; run by `leanthink.eval.judge`.
 
 A process of its own, because sympy can compute for ever or take all memory, and only a process can be ended.
 """
@@ -35,7 +35,3 @@ def main() -> None:
             answer = False
         signal.alarm(0)
         print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main()
