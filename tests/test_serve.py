@@ -362,6 +362,7 @@ REFUSED = [
     ({"reasoning_effort": "hihg"}, "reasoning_effort", 'or "high" or'),
     ({"user": 3}, "user", "only a string"),
     ({"stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats", "only false"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type", "be 'text'"),
     ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "has to say something"),
     ({"messages": [{"role": "user", "content": "hi", "colour": "x"}]}, "messages.0.colour", "not a field"),
     ({"frequency_penalty": 0.5}, "frequency_penalty", "only 0 is honoured"),

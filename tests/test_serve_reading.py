@@ -82,7 +82,7 @@ def test_what_is_off_is_off_and_a_seed_of_minus_one_is_drawn(model: Any) -> None
             {"content": "so", "reasoning_content": "why"},
         ),
         ({"content": None, "refusal": "no"}, {"content": "no"}),
-        ({"content": [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]}, {"content": "ab"}),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, {"content": "ab"}),
         ({"content": "so", "name": "Ann", "tool_calls": [], "refusal": None}, {"content": "so", "name": "Ann"}),
     ],
 )

@@ -15,7 +15,7 @@ from leanthink.policies import POLICIES, Policy
 from leanthink.request import PolicyMaker, Prompt, Request, encode_prompt, make_request, thought_is_over
 from leanthink.sampling import Sampling
 from leanthink.serve.refusals import Refusal, bad_request
-from leanthink.serve.schema import Asked, ChatBody, Message, TextBody, TextPart
+from leanthink.serve.schema import Asked, ChatBody, Message, TextBody
 from leanthink.serve.settings import Settings
 
 
@@ -195,5 +195,5 @@ def _plain(message: Message) -> dict[str, str]:
 
 def _text(message: Message) -> str:
     if isinstance(message.content, list):
-        return "".join(part.text if isinstance(part, TextPart) else part.refusal for part in message.content)
+        return "".join(part.text for part in message.content)
     return message.content or message.refusal or ""

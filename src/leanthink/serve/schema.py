@@ -99,19 +99,12 @@ class TextPart(Strict):
     text: Text
 
 
-class RefusalPart(Strict):
-    """A piece of an assistant's text by which it refused."""
-
-    type: Literal["refusal"]
-    refusal: Text
-
-
 class Message(Strict):
     """One message; `developer` is another word for `system`."""
 
     neutral = MESSAGE
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart | RefusalPart], Field(min_length=1)] | None = None
+    content: Text | Annotated[list[TextPart], Field(min_length=1)] | None = None
     name: Annotated[Text, Field(description="Handed to the chat template.")] | None = None
     reasoning_content: Annotated[Text, Field(description="Of an assistant: handed to the chat template.")] | None = None
     reasoning: Annotated[Text, Field(description="Another name of reasoning_content.")] | None = None
