@@ -45,9 +45,9 @@ FLAGS = {
     "--top-p --top-k --min-p --max-new-tokens --seed --max-rows --together --overwrite --device --dtype --ray "
     "--ray-workers --json",
     "compare": "--out --overwrite --json",
-    "serve": "--model --name --host --port --keys --policy --budget --window --interval --answer --predictor --rows "
-    "--kv-gib --max-slots --max-budget --max-new-tokens --max-prompt --max-choices --max-body --queue --timeout "
-    "--grace --log-text --device --dtype --json",
+    "serve": "--model --name --host --port --keys --allowed-origins --policy --budget --window --interval --answer "
+    "--predictor --rows --kv-gib --max-slots --max-budget --max-new-tokens --max-prompt --max-choices --max-body "
+    "--queue --timeout --grace --log-text --device --dtype --json",
     "view": "--host --port --open --no-open --json",
     "tasks list": "--json",
     "tasks sample": "--family --level --count --seed --split --json",

@@ -76,7 +76,7 @@ def test_a_chat_is_answered_as_generate_answers_it(client: openai.OpenAI) -> Non
     done = client.chat.completions.create(model="tiny", messages=MESSAGES, temperature=0, extra_body=TIGHT)
     expected, message = greedy(), done.choices[0].message
     assert message.content == expected.answer
-    assert message.reasoning_content == expected.thought  # type: ignore[attr-defined]
+    assert message.reasoning_content == message.reasoning == expected.thought  # type: ignore[attr-defined]
     assert done.choices[0].finish_reason == expected.finish_reason
     assert done.usage is not None
     assert done.usage.prompt_tokens == expected.prompt_tokens
@@ -100,6 +100,7 @@ def test_a_stream_brings_the_same_piece_by_piece(client: openai.OpenAI) -> None:
     thoughts = [getattr(delta, "reasoning_content", None) or "" for delta in deltas]
     contents = [delta.content or "" for delta in deltas]
     assert ("".join(thoughts), "".join(contents)) == (expected.thought, expected.answer)
+    assert thoughts == [getattr(delta, "reasoning", None) or "" for delta in deltas]
     kinds = ["thought" if thought else "answer" for thought, content in zip(thoughts, contents, strict=True)
              if thought or content]  # fmt: skip
     assert [kind for kind, _ in groupby(kinds)] == ["thought", "answer"]
@@ -169,7 +170,8 @@ def test_n_choices_have_the_seeds_that_follow(client: openai.OpenAI) -> None:
 
 
 def test_a_stop_string_ends_the_text_before_it(client: openai.OpenAI) -> None:
-    ask: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "stop": [" checking", "never"]}
+    ask: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "stop": [" checking", "never", ""],
+                           "max_tokens": 10**12}  # fmt: skip
     assert greedy().thought.startswith("In steps, checking all.")
     whole = client.chat.completions.create(**ask)
     message: Any = whole.choices[0].message
@@ -214,25 +216,52 @@ def test_completions_continue_a_text_as_it_is(client: openai.OpenAI) -> None:
     assert all(len(entry or {}) == 2 for entry in told.top_logprobs or [])
 
 
-def test_langchain_streams_and_answers(server: Server) -> None:
-    langchain = pytest.importorskip(
-        "langchain_openai", reason="langchain-openai is not installed: it is in leanthink[dev]"
-    )
-    chat = langchain.ChatOpenAI(
-        base_url=f"{server.url}/v1", api_key="unused", model="tiny", temperature=0, max_retries=0, extra_body=TIGHT
-    )
-    answer = chat.invoke(QUESTION)
-    assert answer.content == greedy().answer
-    assert answer.usage_metadata["output_token_details"]["reasoning"] == greedy().thought_tokens
-    assert "".join(chunk.content for chunk in chat.stream(QUESTION)) == greedy().answer
+NOTHING: dict[str, Any] = {
+    "stop": "",
+    "top_k": -1,
+    "top_logprobs": None,
+    "stream": None,
+    "stream_options": {"include_usage": True, "include_obfuscation": False},
+    "max_tokens": 40,
+    "max_completion_tokens": 40,
+    "logit_bias": {},
+    "repetition_penalty": 1.0,
+    "tools": [],
+    "tool_choice": "none",
+    "parallel_tool_calls": True,
+    "response_format": {"type": "text"},
+    "user": "me",
+    "metadata": {"chat": "1"},
+    "store": False,
+    "service_tier": "auto",
+    "safety_identifier": "s",
+    "prompt_cache_key": "k",
+    "echo": False,
+    "reasoning_effort": "high",
+    "functions": None,
+}
 
 
-def test_a_conversation_goes_on_with_the_message_that_came(client: openai.OpenAI) -> None:
-    first = client.chat.completions.create(model="tiny", messages=MESSAGES, temperature=0, extra_body=TIGHT)
-    more: Any = [*MESSAGES, first.choices[0].message, {"role": "user", "content": [{"type": "text", "text": "And 3?"}]}]
-    second = client.chat.completions.create(model="tiny", messages=more, temperature=0, max_tokens=5)
-    assert second.usage is not None
-    assert second.usage.prompt_tokens > 24
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_fields_that_change_nothing_change_nothing(server: Server, path: str) -> None:
+    asked = {"messages": MESSAGES} if "chat" in path else {"prompt": QUESTION}
+    body = {"model": "tiny", "temperature": 0, "max_tokens": 40, **asked}
+    status, plain = server.request(path, body)
+    assert server.request(path, body | NOTHING)[1]["choices"] == plain["choices"]
+    assert status == 200
+    drawn = [server.request(path, body | {"temperature": 2, "seed": -1})[1]["choices"] for _ in range(2)]
+    assert drawn[0] != drawn[1]
+
+
+def test_a_completion_keeps_the_bytes_of_its_tokens_and_every_alternative(client: openai.OpenAI) -> None:
+    ask: dict[str, Any] = {"model": "tiny", "prompt": [0xC3], "max_tokens": 12, "temperature": 2, "seed": 7}
+    done = client.completions.create(**ask, logprobs=20).choices[0]
+    told = done.logprobs
+    assert told is not None
+    assert all(len(entry or {}) == 20 for entry in told.top_logprobs or [])
+    assert any(token.startswith("bytes:\\x") for token in told.tokens or [])
+    streamed = [chunk.choices[0].logprobs for chunk in client.completions.create(**ask, logprobs=20, stream=True)]
+    assert [token for part in streamed if part for token in part.tokens or []] == told.tokens
 
 
 def test_models_tell_what_can_be_asked(client: openai.OpenAI) -> None:
@@ -323,16 +352,28 @@ def test_the_viewer_is_there_and_runs_nothing_but_its_own_files(server: Server) 
 
 REFUSED = [
     ({"colour": 1}, "colour", "colour is not a field that this server honours"),
-    ({"tools": []}, "tools", "tools is not a field"),
-    ({"messages": [{"role": "user", "content": "hi", "name": "x"}]}, "messages.0.name", "not a field"),
-    ({"frequency_penalty": 0.5}, "frequency_penalty", "less than or equal to 0"),
+    ({"tools": [{"type": "function"}]}, "tools", "tools: only [] is honoured here: give that, or leave it out"),
+    ({"tool_choice": "required"}, "tool_choice", 'only "none" or "auto"'),
+    ({"response_format": {"type": "json_object"}}, "response_format", 'only {"type": "text"}'),
+    ({"logit_bias": {"5": -100}}, "logit_bias", "only {}"),
+    ({"store": True}, "store", "only false"),
+    ({"echo": True}, "echo", "only false"),
+    ({"reasoning_effort": "none"}, "reasoning_effort", 'only "minimal" or "low" or "medium"'),
+    ({"reasoning_effort": "hihg"}, "reasoning_effort", 'or "high" or'),
+    ({"user": 3}, "user", "only a string"),
+    ({"stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats", "only false"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0.type", "be 'text'"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "has to say something"),
+    ({"messages": [{"role": "user", "content": "hi", "colour": "x"}]}, "messages.0.colour", "not a field"),
+    ({"frequency_penalty": 0.5}, "frequency_penalty", "only 0 is honoured"),
     ({"temperature": "1"}, "temperature", "valid number"),
     ({"temperature": 3}, "temperature", "got 3"),
     ({"n": 0}, "n", "greater than or equal to 1"),
     ({"n": 17}, "n", "at most 16 choices"),
-    ({"max_tokens": 401}, "max_tokens", "at most 400 tokens are allowed"),
-    ({"max_completion_tokens": 401}, "max_completion_tokens", "at most 400"),
-    ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens", "give one of them"),
+    ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+    ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "give one of them"),
+    ({"top_k": -2}, "top_k", "greater than or equal to -1"),
+    ({"seed": -2}, "seed", "greater than or equal to -1"),
     ({"top_logprobs": 3}, "top_logprobs", "need logprobs=true"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
     ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
@@ -343,7 +384,6 @@ REFUSED = [
     ({"policy": "horizonn"}, "policy", "Did you mean 'horizon'?"),
     ({"kv_events": True}, "kv_events", "add stream=true"),
     ({"kv_events": True, "stream": True, "policy": "snapkv"}, "policy", "in every head"),
-    ({"stream_options": {"include_usage": True}}, "stream_options", "add stream=true"),
     ({"messages": []}, "messages", "at least 1 item"),
     ({"messages": [{"role": "system", "content": "x"}]}, "messages", "refused by the model's chat template"),
     ({"messages": [{"role": "user", "content": "x" * 300}]}, None, "at most 200 are allowed: shorten it"),

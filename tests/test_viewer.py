@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from browser import started_browser
 from fake_server import FakeServer, chunks, fake_server
 from leanthink.trace import Trace, read_traces, to_line
 from server import serving
 
-playwright = pytest.importorskip("playwright.sync_api", reason="NO VIEWER TESTS: playwright is not installed")
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
-from viewer_speed import find_browser, made_up, served  # noqa: E402
+from viewer_speed import made_up, served
 
 HORIZON = made_up(600, policy="horizon")
 RANDOM = made_up(640, policy="random")  # its problem is the same, its text goes on a little longer
@@ -32,14 +32,8 @@ del OLD["scores"], OLD["token_chars"]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        own = Path(started.chromium.executable_path)
-        path = str(own) if own.exists() else find_browser()
-        if path is None:
-            pytest.skip("NO VIEWER TESTS: there is no browser; playwright install chromium-headless-shell brings one")
-        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with started_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

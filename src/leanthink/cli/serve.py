@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,15 @@ Host = Annotated[str, option("--host", about="Address to listen on.", default="1
 Port = Annotated[int, option("--port", about="0 takes a free one.", default=8000)]
 Keys = Annotated[
     Path | None, option("--keys", about=f"API keys, one a line; else {KEY_VARIABLE} holds one.", metavar="FILE")
+]
+Origins = Annotated[
+    str | None,
+    option(
+        "--allowed-origins",
+        about="Web pages that may ask: one, a JSON list of them, or * for all.",
+        default="none",
+        metavar="ORIGINS",
+    ),
 ]
 Rows = Annotated[int | None, option("--rows", about="Most choices that decode at a time.", default=64)]
 KVGib = Annotated[
@@ -65,6 +75,7 @@ def command(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     keys: Keys = None,
+    allowed_origins: Origins = None,
     policy: options.Policy = "horizon",
     budget: options.Slots = None,
     window: options.Window = None,
@@ -114,6 +125,7 @@ def command(
         host=host,
         port=port,
         keys=_read_keys(keys),
+        allowed_origins=read_origins(allowed_origins),
         policy=policy,
         budget=options.make_budget(policy, slots=budget, window=window, interval=interval, answer=answer),
         predictor=predictor,
@@ -146,3 +158,16 @@ def _read_keys(path: Path | None) -> tuple[str, ...]:
     if not keys:
         raise UsageError(f"{path} holds no API key: write one a line")
     return keys
+
+
+def read_origins(given: str | None) -> tuple[str, ...]:
+    """Of a JSON list, as vLLM takes it, or of one origin. Raises UsageError for a list that is none of text."""
+    if given is None or not given.lstrip().startswith("["):
+        return () if given is None else (given,)
+    try:
+        origins = json.loads(given)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"--allowed-origins {given} is no JSON list: {error}") from error
+    if not all(isinstance(origin, str) for origin in origins):
+        raise UsageError(f'--allowed-origins {given}: give text, like ["http://localhost:3000"]')
+    return tuple(origins)

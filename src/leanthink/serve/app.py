@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
@@ -25,7 +26,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": FaultDocument}, "5XX
 
 
 def make_app(service: Service) -> ASGIApp:
-    """The whole application: routes, errors, and the guard around them."""
+    """The whole application: routes, errors, the guard around them, and what lets pages of other origins in."""
     app = FastAPI(title="LeanThink", version=leanthink.__version__, docs_url=None, redoc_url=None)
     _add_errors(app)
     _add_models(app, service)
@@ -34,7 +35,16 @@ def make_app(service: Service) -> ASGIApp:
     app.mount("/viewer", StaticFiles(directory=PAGE, html=True), name="viewer")
     settings = service.settings
     paths = [path for route in app.routes if (path := getattr(route, "path", None))]
-    return Guard(app, keys=settings.keys, max_body_bytes=settings.max_body_bytes, metrics=service.metrics, paths=paths)
+    guard = Guard(app, keys=settings.keys, max_body_bytes=settings.max_body_bytes, metrics=service.metrics, paths=paths)
+    if not settings.allowed_origins:
+        return guard
+    return CORSMiddleware(  # outside the guard: a preflight bears no key, and a page may read why it was refused
+        guard,
+        allow_origins=settings.allowed_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after"],
+    )
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -10,30 +10,12 @@ from leanthink.completion import Completion, Step, TextStream, TopLogprobs
 from leanthink.load import ThinkTags
 from leanthink.request import Request
 from leanthink.serve.parts import Parts
+from leanthink.serve.token_texts import TokenTexts
 
 Document = dict[str, Any]
-
-
-class Tokens:
-    """How single tokens are told in log-probabilities."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def text(self, token_id: int) -> str:
-        """The token's own text; a piece of a character shows as the replacement sign."""
-        text: str = self._tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
-
-    def entry(self, token_id: int, logprob: float, likeliest: TopLogprobs = ()) -> Document:
-        """One token of a chat's log-probabilities."""
-        alternatives = [self._pair(other, value) for other, value in likeliest]
-        return {**self._pair(token_id, logprob), "top_logprobs": alternatives}
-
-    def _pair(self, token_id: int, logprob: float) -> Document:
-        text = self.text(token_id)
-        in_bytes = None if "\ufffd" in text else list(text.encode())
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": in_bytes}
+THOUGHT = ("reasoning_content", "reasoning")  # the names that clients know it by, the elder first
+ANSWER = ("content",)
+LEAST_LOGPROB = -9999.0  # JSON has no infinity
 
 
 class Choice(Protocol):
@@ -65,19 +47,19 @@ class ChatChoice(Choice):
 
     def __init__(self, request: Request, tokenizer: Any, tags: ThinkTags) -> None:
         self._parts = Parts(plain=tags.close_id is None, starts_in_answer=request.starts_in_answer)
-        self._tokens = Tokens(tokenizer)
+        self._tokens = TokenTexts(tokenizer)
 
     def whole(self, completion: Completion) -> Document:
         """The message."""
         thought, answer = self._parts.whole(completion)
-        message = {"role": "assistant", "content": answer, "reasoning_content": thought or None}
+        message = {"role": "assistant", "content": answer, **dict.fromkeys(THOUGHT, thought or None)}
         return {"message": message, "logprobs": self._all_logprobs(completion)}
 
     def _all_logprobs(self, completion: Completion) -> Document | None:
         if completion.logprobs is None or completion.top_logprobs is None:
             return None
         told = zip(completion.token_ids, completion.logprobs, completion.top_logprobs, strict=True)
-        entries = [self._tokens.entry(*token) for token in told]
+        entries = [self._entry(*token) for token in told]
         ends = completion.thought_tokens
         return {"content": entries[ends:], "reasoning_content": entries[:ends]}
 
@@ -90,20 +72,32 @@ class ChatChoice(Choice):
         pieces = [self._parts.push(step) for step in steps]
         texts = ["".join(side) for side in zip(*pieces, strict=True)]
         chunks = []
-        for name, text, in_thought in (("reasoning_content", texts[0], True), ("content", texts[1], False)):
+        for names, text, in_thought in ((THOUGHT, texts[0], True), (ANSWER, texts[1], False)):
             own = [step for step in steps if step.in_thought == in_thought and step.logprob is not None]
             if text or own:
-                chunks.append({"delta": {name: text} if text else {}} | self._logprobs(name, own))
+                chunks.append({"delta": dict.fromkeys(names, text) if text else {}} | self._logprobs(names[0], own))
         return chunks
 
     def _logprobs(self, name: str, steps: Sequence[Step]) -> Document:
         told = [(step.token_id, step.logprob, step.top_logprobs or ()) for step in steps if step.logprob is not None]
-        return {"logprobs": {name: [self._tokens.entry(*token) for token in told]}} if told else {}
+        return {"logprobs": {name: [self._entry(*token) for token in told]}} if told else {}
+
+    def _entry(self, token_id: int, logprob: float, likeliest: TopLogprobs) -> Document:
+        alternatives = [self._pair(other, value) for other, value in likeliest]
+        return {**self._pair(token_id, logprob), "top_logprobs": alternatives}
+
+    def _pair(self, token_id: int, logprob: float) -> Document:
+        text, utf8, _ = self._tokens[token_id]
+        return {
+            "token": text,
+            "logprob": max(logprob, LEAST_LOGPROB),
+            "bytes": None if utf8 is None else list(utf8),
+        }
 
     def rest(self, completion: Completion) -> list[Document]:
         """What was held back of thought and answer."""
-        both = zip(("reasoning_content", "content"), self._parts.rest(completion), strict=True)
-        return [{"delta": {name: text}} for name, text in both if text]
+        both = zip((THOUGHT, ANSWER), self._parts.rest(completion), strict=True)
+        return [{"delta": dict.fromkeys(names, text)} for names, text in both if text]
 
     def closing(self) -> Document:
         """Nothing."""
@@ -114,7 +108,7 @@ class TextChoice(Choice):
     """Text as the model wrote it, thought tags included."""
 
     def __init__(self, request: Request, tokenizer: Any, tags: ThinkTags) -> None:
-        self._tokens, self._sent = Tokens(tokenizer), 0
+        self._tokens, self._sent = TokenTexts(tokenizer), 0
         self._again = TextStream(tokenizer, tags, request.sampling.stop)
 
     def whole(self, completion: Completion) -> Document:
@@ -128,15 +122,25 @@ class TextChoice(Choice):
         return {"text": completion.text, "logprobs": self._logprobs(list(told), offsets[:-1])}
 
     def _logprobs(self, told: Sequence[tuple[int, float, TopLogprobs]], offsets: Sequence[int]) -> Document:
-        entries = [self._tokens.entry(*token) for token in told]
         return {
-            "tokens": [entry["token"] for entry in entries],
-            "token_logprobs": [entry["logprob"] for entry in entries],
-            "top_logprobs": [
-                {other["token"]: other["logprob"] for other in reversed(entry["top_logprobs"])} for entry in entries
-            ],
+            "tokens": [self._name(token_id) for token_id, _, _ in told],
+            "token_logprobs": [max(logprob, LEAST_LOGPROB) for _, logprob, _ in told],
+            "top_logprobs": [self._alternatives(likeliest) for _, _, likeliest in told],
             "text_offset": list(offsets),
         }
+
+    def _name(self, token_id: int) -> str:
+        """A token's text, or its bytes where they are no text alone."""
+        text, utf8, is_whole = self._tokens[token_id]
+        return text if is_whole or utf8 is None else f"bytes:{text}"
+
+    def _alternatives(self, likeliest: TopLogprobs) -> dict[str, float]:
+        """Log-probabilities by name; of several tokens of one name, all but the likeliest go by their ids."""
+        found: dict[str, float] = {}
+        for token_id, logprob in likeliest:
+            name = self._name(token_id)
+            found[f"token_id:{token_id}" if name in found else name] = max(logprob, LEAST_LOGPROB)
+        return found
 
     def opening(self) -> None:
         """Nothing."""

@@ -57,8 +57,6 @@ class Reader:
         if body.model != self.settings.name:
             raise Refusal(404, f"the model {body.model!r} is not served here, {self.settings.name!r} is",
                           param="model", code="model_not_found")  # fmt: skip
-        if body.stream_options is not None and not body.stream:
-            raise bad_request("stream_options belong to a stream: add stream=true or leave them out", "stream_options")
         policy, budget = self._policy(body), self._budget(body)
         if body.kv_events and not body.stream:
             raise bad_request("kv_events are told in a stream: add stream=true or leave them out", "kv_events")
@@ -109,28 +107,24 @@ class Reader:
 
     def _sampling(self, body: ChatBody | TextBody) -> Sampling:
         """The body's knobs; those left out are OpenAI's defaults, and the seed is drawn."""
-        tokens = self._max_new_tokens(body)
         stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
         return Sampling(
             temperature=1.0 if body.temperature is None else body.temperature,
             top_p=1.0 if body.top_p is None else body.top_p,
-            top_k=body.top_k or 0,
+            top_k=max(0, body.top_k or 0),
             min_p=body.min_p or 0.0,
-            max_new_tokens=tokens,
-            seed=secrets.randbits(62) if body.seed is None else body.seed,
-            stop=tuple(stop),
+            max_new_tokens=self._max_new_tokens(body),
+            seed=secrets.randbits(62) if body.seed in (None, -1) else body.seed,
+            stop=tuple(text for text in stop if text),
             logprobs=_logprobs(body),
         )
 
-    def _max_new_tokens(self, body: ChatBody | TextBody) -> int:
-        name, tokens, most = "max_tokens", body.max_tokens, self.settings.max_new_tokens
-        if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
-            if tokens is not None:
-                raise bad_request("max_tokens and max_completion_tokens are one thing: give one of them", name)
-            name, tokens = "max_completion_tokens", body.max_completion_tokens
-        if tokens is not None and tokens > most:
-            raise bad_request(f"{name}={tokens}: at most {most} tokens are allowed", name)
-        return tokens or most
+    def _max_new_tokens(self, body: Asked) -> int:
+        """The least of what is asked for and of what this server allows; the context is left to `_request`."""
+        asked = [tokens for tokens in (body.max_tokens, body.max_completion_tokens) if tokens is not None]
+        if len(set(asked)) > 1:
+            raise bad_request("max_tokens and max_completion_tokens are one thing: give one of them", "max_tokens")
+        return min([*asked, self.settings.max_new_tokens])
 
     def _ids(self, prompt: Prompt) -> list[int]:
         try:
@@ -150,13 +144,16 @@ class Reader:
     def _request(
         self, ids: list[int], policy: Policy, budget: Budget | None, sampling: Sampling, record: bool
     ) -> Request:
+        tokens = sampling.max_new_tokens
+        if budget is None:  # a full cache grows with every token: what is asked for is a maximum here too
+            tokens = max(1, min(tokens, self.largest - len(ids)))
         try:
             request = make_request(
                 0,
                 ids,
                 policy=policy,
                 budget=budget,
-                sampling=sampling,
+                sampling=replace(sampling, max_new_tokens=tokens),
                 context=self.context,
                 starts_in_answer=thought_is_over(self.tokenizer, ids, self.tags),
                 closes=self.tags.close_id is not None,
@@ -175,7 +172,7 @@ def _logprobs(body: ChatBody | TextBody) -> int | None:
     """Of how many alternatives; None for no log-probabilities at all."""
     if isinstance(body, TextBody):
         return body.logprobs
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise bad_request("top_logprobs need logprobs=true", "top_logprobs")
     return (body.top_logprobs or 0) if body.logprobs else None
 
@@ -191,10 +188,12 @@ def _prompts(body: ChatBody | TextBody) -> Sequence[Prompt]:
 
 def _plain(message: Message) -> dict[str, str]:
     """A message as chat templates know it."""
-    text = message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
-    plain = {"role": "system" if message.role == "developer" else message.role, "content": text}
-    if message.reasoning_content is not None:
-        if message.role != "assistant":
-            raise bad_request(f"reasoning_content belongs to the assistant, not to {message.role}", "messages")
-        plain["reasoning_content"] = message.reasoning_content
-    return plain
+    plain = {"role": "system" if message.role == "developer" else message.role, "content": _text(message)}
+    extras = {"name": message.name, "reasoning_content": message.reasoning_content or message.reasoning}
+    return plain | {name: text for name, text in extras.items() if text}
+
+
+def _text(message: Message) -> str:
+    if isinstance(message.content, list):
+        return "".join(part.text for part in message.content)
+    return message.content or message.refusal or ""

@@ -7,6 +7,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from leanthink.serve.neutral import NOT_HONOURED
+
 LONGEST_PARAM = 200  # characters
 TYPES = ("str", "int", "list")
 
@@ -57,6 +59,9 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> Refusal:
     place = [str(part) for part in found["loc"][1:] if not _is_branch(part)]
     if found["type"] == "json_invalid":
         return Refusal(400, f"the body is not JSON: {found['ctx']['error']}", code="invalid_json")
+    if found["type"] == NOT_HONOURED:
+        blamed = ".".join([*place, found["ctx"]["field"]])
+        return Refusal(400, f"{blamed}: {found['msg']}", param=blamed, code="unsupported_value")
     param = ".".join(place) or None
     if found["type"] == "extra_forbidden":
         return Refusal(400, f"{param} is not a field that this server honours: leave it out", param=param,

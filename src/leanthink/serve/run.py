@@ -75,6 +75,8 @@ def serve(
     start_logging()
     if settings.host not in LOOPBACK and not settings.keys:
         tell(f"warning: {settings.host} can be reached from other machines, and no API key is set: give --keys")
+    if "*" in settings.allowed_origins and not settings.keys:
+        tell("warning: every page that a browser here opens can use this server, and no API key is set: give --keys")
     engine = make_engine(model, tokenizer, settings)
     with _listen(settings.host, settings.port) as listening:
         asyncio.run(_serve(engine, settings, listening, ready))

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from leanthink.sampling import MOST_LOGPROBS
+from leanthink.serve.neutral import BODY, MESSAGE, STREAM_OPTIONS, Neutral, not_honoured, schema_of, without_neutral
 
 MOST_STOPS = 4
 MOST = 2**31 - 1
-Count = Annotated[int, Field(ge=1, le=MOST)]
+Most = Annotated[int, Field(ge=1, description="A maximum: larger ones than the server's mean the server's.")]
 
 
 def _whole_characters(text: str) -> str:
@@ -21,39 +32,52 @@ def _whole_characters(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_whole_characters)]
 Prompt = Annotated[Text, Field(min_length=1)]
-StopText = Annotated[Text, Field(min_length=1, max_length=256)]
-Zero = Annotated[float, Field(ge=0, le=0, description="Not supported: 0 or left out.")]
+StopText = Annotated[Text, Field(max_length=256)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MOST)]], Field(min_length=1)]
 
 
 class Strict(BaseModel):
-    """Refuses unknown fields, and takes no text for a number."""
+    """Refuses unknown fields, and takes no text for a number; null stands for a field that is left out."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    neutral: ClassVar[Mapping[str, Neutral]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, given: Any) -> Any:
+        return without_neutral(given, cls.neutral)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The fields, and those that change nothing."""
+        schema = handler(core)
+        handler.resolve_ref_schema(schema)["properties"] |= {name: schema_of(it) for name, it in cls.neutral.items()}
+        return schema
 
 
 class StreamOptions(Strict):
-    """What a stream carries beside its tokens."""
+    """What a stream carries beside its tokens; nothing without a stream."""
 
+    neutral = STREAM_OPTIONS
     include_usage: bool = False
 
 
 class Asked(Strict):
-    """What both endpoints take; null stands for a field that is left out."""
+    """What both endpoints take."""
 
+    neutral = BODY
     model: str
     n: Annotated[int, Field(ge=1, le=128, description="Choices; choice i of a seeded request has seed + i.")] | None = (
         None
     )
-    max_tokens: Count | None = None
+    max_tokens: Most | None = None
+    max_completion_tokens: Annotated[Most, Field(description="Another name of max_tokens.")] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=MOST, description="0 is off.")] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MOST, description="0 and -1 are off.")] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-1, lt=2**63, description="-1 draws one.")] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None = None
-    frequency_penalty: Zero | None = None
-    presence_penalty: Zero | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     policy: Annotated[str, Field(description="What ranks thought slots; GET /v1/models lists them.")] | None = None
@@ -78,16 +102,33 @@ class TextPart(Strict):
 class Message(Strict):
     """One message; `developer` is another word for `system`."""
 
+    neutral = MESSAGE
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)] | None = None
+    name: Annotated[Text, Field(description="Handed to the chat template.")] | None = None
     reasoning_content: Annotated[Text, Field(description="Of an assistant: handed to the chat template.")] | None = None
+    reasoning: Annotated[Text, Field(description="Another name of reasoning_content.")] | None = None
+    refusal: Annotated[Text, Field(description="Of an assistant: its text where it has no content.")] | None = None
+
+    @model_validator(mode="after")
+    def _belongs_to_the_role(self) -> Self:
+        if self.role != "assistant":
+            if self.content is None:
+                raise not_honoured("content", f"a {self.role} has to say something: give it")
+            for field in ("reasoning_content", "reasoning", "refusal"):
+                if getattr(self, field):
+                    raise not_honoured(field, f"it belongs to the assistant, not to {self.role}: leave it out")
+        if self.reasoning and self.reasoning_content and self.reasoning != self.reasoning_content:
+            raise not_honoured("reasoning", "it is another name of reasoning_content: give the same, or one of them")
+        if self.content and self.refusal:
+            raise not_honoured("refusal", "it stands where there is no content: give one of them")
+        return self
 
 
 class ChatBody(Asked):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
@@ -155,6 +196,7 @@ class AssistantMessage(BaseModel):
     role: Literal["assistant"]
     content: str
     reasoning_content: str | None
+    reasoning: str | None
 
 
 class ChatChoice(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from leanthink.errors import UsageError, unknown
 from leanthink.policies import POLICIES
 
 MEBIBYTE = 2**20
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+|null|\*")
 USUAL_BUDGET = Budget(slots=256)
 
 
@@ -21,6 +23,7 @@ class Settings:
     Attributes:
         name: of the model, as clients give it.
         host, port: where to listen; port 0 takes a free one.
+        allowed_origins: pages of these origins may ask from a browser, `("*",)`: of all; none by default.
         keys: API keys, one of which every request under /v1 must bear; empty: none is asked for.
         policy: of requests that name none.
         budget: of requests that name none, and where those that give a part of it get the rest; None with "full" only.
@@ -47,6 +50,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     keys: tuple[str, ...] = field(default=(), repr=False)
+    allowed_origins: tuple[str, ...] = ()
     policy: str = "horizon"
     budget: Budget | None = USUAL_BUDGET
     predictor: Path | None = None
@@ -82,3 +86,9 @@ class Settings:
             raise UsageError(f"kv_gib={self.kv_gib!r}: must be above 0")
         if not all(key and key.isascii() and key.strip() == key for key in self.keys):
             raise UsageError("an API key is empty, has blanks around it or is not ASCII: clients could not send it")
+        for origin in self.allowed_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise UsageError(
+                    f"allowed_origins={origin!r}: must be *, or as browsers tell it: scheme, host in small letters and "
+                    "port, no path, like http://localhost:3000"
+                )

@@ -1,0 +1,97 @@
+"""What checked bodies ask of the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from leanthink.budget import Budget
+from leanthink.load import load
+from leanthink.request import Request
+from leanthink.serve.reading import Reader
+from leanthink.serve.refusals import Refusal
+from leanthink.serve.schema import ChatBody, TextBody
+from leanthink.serve.settings import Settings
+
+TOKENS = {"max_tokens", "max_completion_tokens"}
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return load("tiny")
+
+
+def read(model: Any, *, most: int = 4096, largest: int = 10**6, prompt: int = 10, **fields: Any) -> Request:
+    """The request of a completion with a prompt of so many tokens."""
+    settings = Settings(name="tiny", max_new_tokens=most, budget=Budget(slots=64))
+    body = TextBody.model_validate({"model": "tiny", "prompt": "x" * prompt, **fields})
+    (request,) = Reader(*model, settings, largest=largest).read(body)
+    return request
+
+
+@pytest.mark.parametrize("name", sorted(TOKENS))
+@pytest.mark.parametrize("policy", ["full", "horizon"])
+def test_too_large_a_number_of_tokens_is_a_maximum(model: Any, name: str, policy: str) -> None:
+    context = model[0].config.max_position_embeddings
+    for given in (4097, context, 10**12):
+        assert read(model, policy=policy, **{name: given}).max_new_tokens == 4096  # of the server
+        left = read(model, most=2 * context, prompt=context - 7, policy=policy, **{name: given})
+        assert left.max_new_tokens == 7  # of the context
+    assert read(model, policy=policy, **{name: 5}).max_new_tokens == 5
+    assert read(model, policy=policy, **dict.fromkeys(TOKENS, 5)).max_new_tokens == 5
+
+
+def test_a_full_cache_ends_with_the_memory(model: Any) -> None:
+    for given in ({}, {"max_tokens": 10**12}):
+        request = read(model, largest=100, prompt=90, policy="full", **given)
+        assert (request.max_new_tokens, request.bound) == (10, 100)
+    assert read(model, largest=100, prompt=90, policy="full", max_tokens=3).bound == 93
+    for prompt in (100, 200):
+        with pytest.raises(Refusal, match=f"{prompt} of them prompt, and at most 100 are allowed"):
+            read(model, largest=100, prompt=prompt, policy="full", max_tokens=1)
+
+
+def test_a_prompt_that_does_not_fit_by_itself_stays_an_error(model: Any) -> None:
+    context = model[0].config.max_position_embeddings
+    with pytest.raises(Refusal, match=f"at most {context - 1} are allowed: shorten it"):
+        read(model, prompt=context, max_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({"stop": ""}, ()), ({"stop": ["", "a"]}, ("a",)), ({"stop": "a"}, ("a",))]
+)
+def test_an_empty_stop_string_is_none(model: Any, given: Any, expected: Any) -> None:
+    assert read(model, **given).sampling.stop == expected
+
+
+def test_what_is_off_is_off_and_a_seed_of_minus_one_is_drawn(model: Any) -> None:
+    sampling = read(model, top_k=-1, seed=-1).sampling
+    assert (sampling.top_k, sampling.seed >= 0) == (0, True)
+    assert sampling.seed != read(model, seed=-1).sampling.seed
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ({"content": "so"}, {"content": "so"}),
+        ({"content": None}, {"content": ""}),
+        ({"content": "so", "reasoning": "why"}, {"content": "so", "reasoning_content": "why"}),
+        (
+            {"content": "so", "reasoning_content": "why", "reasoning": "why"},
+            {"content": "so", "reasoning_content": "why"},
+        ),
+        ({"content": None, "refusal": "no"}, {"content": "no"}),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, {"content": "ab"}),
+        ({"content": "so", "name": "Ann", "tool_calls": [], "refusal": None}, {"content": "so", "name": "Ann"}),
+    ],
+)
+def test_an_assistant_s_message_reaches_the_template(
+    model: Any, message: dict[str, Any], shown: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Reader(*model, Settings(name="tiny"), largest=10**6)
+    seen: list[Any] = []
+    monkeypatch.setattr(reader.tokenizer, "apply_chat_template", lambda chat, **_: seen.extend(chat) or "text")
+    asked = {"role": "user", "content": "hi", "name": "Bo"}
+    reader.read(ChatBody.model_validate({"model": "tiny", "messages": [asked, {"role": "assistant", **message}]}))
+    assert seen == [asked, {"role": "assistant", **shown}]
