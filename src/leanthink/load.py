@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from leanthink.context import context_of
 from leanthink.errors import DamagedFile, UnsupportedModel, UsageError
 from leanthink.kv_shape import KVShape
 from leanthink.tiny import EMBEDDED, load_tiny
@@ -106,7 +107,7 @@ def check_supported(config: Any) -> None:
 def _why_unsupported(config: Any) -> str | None:
     layer_types = getattr(config, "layer_types", None)
     other_layers = sorted(set(layer_types or ()) - {"full_attention"})
-    window, context = getattr(config, "sliding_window", None), getattr(config, "max_position_embeddings", None)
+    window = getattr(config, "sliding_window", None)
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
     if getattr(config, "kv_lora_rank", None):
@@ -115,9 +116,9 @@ def _why_unsupported(config: Any) -> str | None:
         return f"it has layers of type {', '.join(other_layers)}"
     if config.model_type not in MODEL_TYPES:
         return "its attention has not been tested with the bounded cache"
-    if context is None:
+    if getattr(config, "max_position_embeddings", None) is None:
         return "its config has no max_position_embeddings"
-    if layer_types is None and window is not None and window < context:
+    if layer_types is None and window is not None and window < context_of(config):
         return f"it uses a sliding window of {window} tokens"
     if getattr(config, "use_bidirectional_attention", False):
         return "its attention is bidirectional"

@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from torch import nn
 
 from leanthink.budget import Budget
+from leanthink.context import context_of
 from leanthink.errors import UsageError, unknown
 from leanthink.load import ThinkTags
 from leanthink.policies import POLICIES, ImportancePredictor, Policy, make_policy
@@ -114,7 +115,7 @@ def make_requests(
             policy=policies[index],
             budget=_checked("budget", budgets[index], Budget, optional=True),
             sampling=_checked("sampling", samplings[index], Sampling),
-            context=model.config.max_position_embeddings,
+            context=context_of(model.config),
             starts_in_answer=thought_is_over(tokenizer, ids, tags),
             closes=tags.close_id is not None,
         )

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from leanthink.budget import Budget
+from leanthink.context import context_of
 from leanthink.errors import PredictorMismatch, UsageError, unknown
 from leanthink.load import think_tags
 from leanthink.policies import POLICIES, Policy
@@ -35,7 +36,7 @@ class Reader:
         self.settings, self.largest = settings, largest
         self.tokenizer = deepcopy(tokenizer)
         self.tags = think_tags(self.tokenizer)
-        self.context: int = model.config.max_position_embeddings
+        self.context = context_of(model.config)
         self._vocabulary: int = model.config.vocab_size
         self.policies: dict[str, Policy] = {}
         self._missing: dict[str, str] = {}  # policies that this model cannot have, and why
