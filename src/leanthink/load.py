@@ -56,15 +56,39 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: torch.dtype
     try:
         config = AutoConfig.from_pretrained(name, **options)
         check_supported(config)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = _load_tokenizer(name, str(name_or_path), options)
         model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, **options)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"cannot load a model from {str(name_or_path)!r}: {error}") from error
+    except ImportError as error:
+        raise UsageError(
+            f"{str(name_or_path)!r} needs a package that is not here ({_first_line(error)}): install it, or take a "
+            "checkpoint whose weights are not quantized"
+        ) from error
     except SafetensorError as error:
         raise DamagedFile(f"the weights in {str(name_or_path)!r} are damaged ({error}): download them again") from error
     return model.to(device).eval(), tokenizer
+
+
+def _load_tokenizer(name: str, given: str, options: dict[str, Any]) -> Any:
+    """The tokenizer; raises UsageError where there is none. Some of transformers' then come without a vocabulary."""
+    why = "it knows no text"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except ValueError as error:
+        tokenizer, why = None, _first_line(error)
+    if tokenizer is None or not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise UsageError(
+            f"{given!r} holds no tokenizer that can be read ({why}): put tokenizer.json and tokenizer_config.json of "
+            "the model that it was made from beside its weights"
+        )
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(" .:")
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:

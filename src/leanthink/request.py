@@ -109,6 +109,7 @@ def make_requests(
     requests = []
     for index, prompt in enumerate(prompts):
         ids = encode_prompt(tokenizer, index, prompt)
+        _check_ids(model, tokenizer, index, ids)
         request = make_request(
             index,
             ids,
@@ -121,6 +122,20 @@ def make_requests(
         )
         requests.append(request)
     return requests
+
+
+def _check_ids(model: Any, tokenizer: Any, index: int, ids: Sequence[int]) -> None:
+    rows = len(model.get_input_embeddings().weight)
+    odd = next((token for token in ids if not 0 <= token < rows), None)
+    if odd is not None:
+        known = tokenizer.convert_ids_to_tokens(odd) if 0 <= odd < len(tokenizer) else None
+        cure = (
+            f"the tokenizer calls it {known!r}, so it is larger than the model's embedding: take the tokenizer that "
+            "belongs to this model, or call model.resize_token_embeddings(len(tokenizer)) and train the new rows"
+            if known
+            else "give other ids"
+        )
+        raise UsageError(f"prompt {index} has token {odd}, and the model knows 0 to {rows - 1}; {cure}")
 
 
 def _one_each(name: str, value: T | Sequence[T], count: int) -> list[T]:
