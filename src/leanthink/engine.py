@@ -133,7 +133,7 @@ class Engine:
         self,
         prompt: Prompt,
         *,
-        policy: str | Policy = "horizon",
+        policy: str | Policy | None = None,
         budget: Budget | None = None,
         predictor: Predictor = None,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)

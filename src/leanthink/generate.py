@@ -22,7 +22,7 @@ def generate(
     tokenizer: Any,
     prompts: Prompt | Sequence[Prompt],
     *,
-    policy: str | Policy | Sequence[str | Policy] = "horizon",
+    policy: str | Policy | Sequence[str | Policy | None] | None = None,
     budget: Budget | Sequence[Budget | None] | None = None,
     predictor: Predictor = None,
     sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008 (frozen)
@@ -38,6 +38,7 @@ def generate(
         prompts: text, a list of chat messages or a list of token ids; or a list of those. Text goes through the chat
             template, as the user's message, where the tokenizer has one.
         policy: what ranks thought slots: a name out of POLICIES or a policy object; one for all, or a list.
+            None: horizon where a predictor is given or shipped with this model, else r-kv, which needs none.
         budget: how many thought slots each request may keep; None with policy "full" only; one for all, or a list.
         predictor: file or module for the policies dynts and horizon; None for the one shipped with this model.
         sampling: how tokens are picked; one for all, or a list.
@@ -121,7 +122,7 @@ def stream(
     tokenizer: Any,
     prompt: Prompt,
     *,
-    policy: str | Policy = "horizon",
+    policy: str | Policy | None = None,
     budget: Budget | None = None,
     predictor: Predictor = None,
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)

@@ -69,6 +69,7 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: torch.dtype
         ) from error
     except SafetensorError as error:
         raise DamagedFile(f"the weights in {str(name_or_path)!r} are damaged ({error}): download them again") from error
+    model.config._name_or_path = str(name_or_path)  # a GGUF file's is else its folder
     return model.to(device).eval(), tokenizer
 
 

@@ -5,6 +5,7 @@ A request is what one prompt asks for: token ids, policy, budget and sampling.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import nn
 
 from leanthink.budget import Budget
 from leanthink.context import context_of
-from leanthink.errors import UsageError, unknown
+from leanthink.default_policy import WITHOUT_PREDICTOR, default_policy, how_to_fit, name_of
+from leanthink.errors import LeanThinkWarning, UsageError, unknown
 from leanthink.load import ThinkTags
 from leanthink.policies import POLICIES, ImportancePredictor, Policy, make_policy
 from leanthink.sampling import Sampling
@@ -97,7 +99,7 @@ def make_requests(
     tags: ThinkTags,
     prompts: Sequence[Prompt],
     *,
-    policy: str | Policy | Sequence[str | Policy],
+    policy: str | Policy | Sequence[str | Policy | None] | None,
     budget: Budget | Sequence[Budget | None] | None,
     predictor: Predictor,
     sampling: Sampling | Sequence[Sampling],
@@ -155,11 +157,17 @@ def _checked(name: str, value: T, kind: type, *, optional: bool = False) -> T:
 
 
 def resolve_policies(
-    model: Any, tokenizer: Any, policies: Sequence[str | Policy], predictor: Predictor
+    model: Any, tokenizer: Any, policies: Sequence[str | Policy | None], predictor: Predictor
 ) -> list[Policy]:
-    """Policy objects for names, one object per name; a policy object stands for itself."""
+    """Policy objects for names, one object per name, that of the default for None; a policy stands for itself."""
     named: dict[str, Policy] = {}
-    for policy in policies:
+    default = ""
+    if None in policies:
+        default = default_policy(model, predictor)
+        if default == WITHOUT_PREDICTOR:
+            warnings.warn(how_to_fit(name_of(model)), LeanThinkWarning, stacklevel=2)
+    chosen = [default if policy is None else policy for policy in policies]
+    for policy in chosen:
         if isinstance(policy, str) and policy not in named:
             named[policy] = _make_policy(model, tokenizer, policy, predictor)
         elif not isinstance(policy, str) and not hasattr(policy, "score"):
@@ -171,7 +179,7 @@ def resolve_policies(
         raise UsageError(
             "predictor is given, but no policy here ranks by one: leave it out, or choose dynts or horizon"
         )
-    return [named[policy] if isinstance(policy, str) else policy for policy in policies]
+    return [named[policy] if isinstance(policy, str) else policy for policy in chosen]
 
 
 class PolicyMaker:
@@ -179,11 +187,11 @@ class PolicyMaker:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model, self._tokenizer = model, tokenizer
-        self._made: dict[tuple[str, object], Policy] = {}
+        self._made: dict[tuple[str | None, object], Policy] = {}
 
-    def make(self, policy: str | Policy, predictor: Predictor) -> Policy:
+    def make(self, policy: str | Policy | None, predictor: Predictor) -> Policy:
         """As of `resolve_policies`, for one policy."""
-        key = (policy, predictor) if isinstance(policy, str) else None
+        key = (policy, predictor) if policy is None or isinstance(policy, str) else None
         if key in self._made:
             return self._made[key]
         (made,) = resolve_policies(self._model, self._tokenizer, [policy], predictor)

@@ -41,7 +41,7 @@ def custom_generate(
     stopping_criteria: Any,
     generation_config: Any,
     *,
-    policy: str | Policy = "horizon",
+    policy: str | Policy | None = None,
     budget: Budget | None = None,
     predictor: Predictor = None,
     think_ids: ThinkTags | None = None,

@@ -41,7 +41,7 @@ def add_to(app: typer.Typer) -> None:
 def command(
     prompts: Annotated[list[str], PROMPTS],
     model: options.Model = "tiny",
-    policy: options.Policy = "horizon",
+    policy: options.Policy = None,
     budget: options.Slots = None,
     window: options.Window = None,
     interval: options.Interval = None,
@@ -78,11 +78,11 @@ def command(
     )
     loaded, tokenizer = options.load_model(model, device, dtype)
     import leanthink
+    from leanthink.request import PolicyMaker
 
     settings: dict[str, Any] = {
-        "policy": policy,
+        "policy": PolicyMaker(loaded, tokenizer).make(policy, predictor),
         "budget": slots,
-        "predictor": predictor,
         "sampling": sampling,
         "record": trace is not None,
     }

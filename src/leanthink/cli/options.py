@@ -29,7 +29,13 @@ Dtype = Annotated[
     str | None, option("--dtype", about=f"{', '.join(DTYPES)}.", default="bfloat16 on cuda, float32 on cpu")
 ]
 Policy = Annotated[
-    str, option("--policy", about="How thought slots are ranked; full keeps all.", default="horizon", metavar="NAME")
+    str | None,
+    option(
+        "--policy",
+        about="How thought slots are ranked; full keeps all.",
+        default="horizon, r-kv where no predictor is fitted",
+        metavar="NAME",
+    ),
 ]
 Slots = Annotated[
     int | None, option("--budget", about="Thought slots that stay.", default=DEFAULT_SLOTS, metavar="SLOTS")
@@ -71,13 +77,13 @@ Overwrite = Annotated[bool, option("--overwrite", about="Replace what is there a
 
 
 def make_budget(
-    policy: str, *, slots: int | None, window: int | None, interval: int | None, answer: int | None
+    policy: str | None, *, slots: int | None, window: int | None, interval: int | None, answer: int | None
 ) -> Budget | None:
     """The budget of these options, None for the policy full; raises UsageError, also for an unknown policy."""
     from leanthink.budget import Budget
     from leanthink.policies import POLICIES
 
-    if policy not in POLICIES:
+    if policy is not None and policy not in POLICIES:
         raise unknown("policy", policy, POLICIES)
     options = {"slots": slots, "window": window, "interval": interval, "answer": answer}
     given = {name: value for name, value in options.items() if value is not None}
@@ -99,7 +105,7 @@ def open_subject(
     model: str,
     device: str | None,
     dtype: str | None,
-    predictors: Mapping[str, Predictor],
+    predictors: Mapping[str | None, Predictor],
     *,
     ray: str | None,
     ray_workers: int | None,

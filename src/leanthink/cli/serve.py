@@ -65,7 +65,7 @@ def command(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     keys: Keys = None,
-    policy: options.Policy = "horizon",
+    policy: options.Policy = None,
     budget: options.Slots = None,
     window: options.Window = None,
     interval: options.Interval = None,

@@ -50,7 +50,7 @@ class Source:
     model: str
     device: str | None
     dtype: str | None
-    predictors: Mapping[str, Predictor]
+    predictors: Mapping[str | None, Predictor]
 
     def __post_init__(self) -> None:
         if self.device not in (None, "cpu", "cuda"):

@@ -68,7 +68,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
         "max_body_bytes": settings.max_body_bytes,
     }
     facts = {
-        "policy": settings.policy,
+        "policy": reader.policy,
         "policies": sorted(reader.policies),
         "budget": None if settings.budget is None else asdict(settings.budget),
         "context": reader.context,

@@ -41,11 +41,13 @@ class Reader:
         self.policies: dict[str, Policy] = {}
         self._missing: dict[str, str] = {}  # policies that this model cannot have, and why
         maker = PolicyMaker(model, self.tokenizer)
+        # Of requests that name none.
+        self.policy = settings.policy or maker.make(None, settings.predictor).name
         for name, kind in POLICIES.items():
             try:
                 self.policies[name] = maker.make(name, settings.predictor if kind.target is not None else None)
             except (UsageError, PredictorMismatch) as error:
-                if name == settings.policy:
+                if name == self.policy:
                     raise
                 self._missing[name] = str(error)
 
@@ -81,7 +83,7 @@ class Reader:
         ]
 
     def _policy(self, body: Asked) -> Policy:
-        name = body.policy or self.settings.policy
+        name = body.policy or self.policy
         if name in self._missing:
             raise bad_request(self._missing[name], "policy")
         if name not in self.policies:
@@ -92,7 +94,7 @@ class Reader:
         """The server's budget with what the body gives in its place."""
         names = {"slots": "budget", "window": "window", "interval": "interval", "answer": "answer"}
         given = {slot: value for slot, name in names.items() if (value := getattr(body, name)) is not None}
-        if (body.policy or self.settings.policy) == "full":
+        if (body.policy or self.policy) == "full":
             if given:
                 fields = ", ".join(names[slot] for slot in given)
                 raise bad_request(f"policy 'full' keeps everything: leave out {fields}", names[next(iter(given))])

@@ -131,6 +131,7 @@ async def _serve(
     facts: dict[str, Any] = {
         "url": url,
         "model": settings.name,
+        "policy": service.reader.policy,
         "rows": engine.cache.most_rows,
         "slots": engine.cache.arena.total,
     }

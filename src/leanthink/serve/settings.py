@@ -22,7 +22,7 @@ class Settings:
         name: of the model, as clients give it.
         host, port: where to listen; port 0 takes a free one.
         keys: API keys, one of which every request under /v1 must bear; empty: none is asked for.
-        policy: of requests that name none.
+        policy: of requests that name none; None: the default for the model, as in `leanthink.generate`.
         budget: of requests that name none, and where those that give a part of it get the rest; None with "full" only.
         predictor: file for the policies that rank by one; None for the one shipped with the model.
         max_budget: largest budget that a request may ask for, in slots.
@@ -47,7 +47,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     keys: tuple[str, ...] = field(default=(), repr=False)
-    policy: str = "horizon"
+    policy: str | None = None
     budget: Budget | None = USUAL_BUDGET
     predictor: Path | None = None
     max_budget: int = 8192
@@ -64,7 +64,7 @@ class Settings:
     log_text: bool = False
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
+        if self.policy is not None and self.policy not in POLICIES:
             raise unknown("policy", self.policy, POLICIES)
         if (self.policy == "full") != (self.budget is None):
             raise UsageError(f"policy {self.policy!r} with {self.budget}: full takes no budget, every other needs one")
