@@ -136,7 +136,7 @@ class Engine:
         policy: str | Policy | None = None,
         budget: Budget | None = None,
         predictor: Predictor = None,
-        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        sampling: Sampling | None = None,
         streamed: bool = False,
         record: bool = False,
     ) -> int:

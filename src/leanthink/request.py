@@ -102,11 +102,12 @@ def make_requests(
     policy: str | Policy | Sequence[str | Policy | None] | None,
     budget: Budget | Sequence[Budget | None] | None,
     predictor: Predictor,
-    sampling: Sampling | Sequence[Sampling],
+    sampling: Sampling | Sequence[Sampling] | None,
 ) -> list[Request]:
     """One request per prompt; policy, budget and sampling are one for all, or a list as long as the prompts."""
     policies = resolve_policies(model, tokenizer, _one_each("policy", policy, len(prompts)), predictor)
     budgets = _one_each("budget", budget, len(prompts))
+    sampling = Sampling.from_model(model) if sampling is None else sampling
     samplings = _one_each("sampling", sampling, len(prompts))
     requests = []
     for index, prompt in enumerate(prompts):

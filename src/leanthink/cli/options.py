@@ -58,8 +58,21 @@ Temperature = Annotated[float | None, option("--temperature", about="0 is greedy
 TopP = Annotated[float | None, option("--top-p", about="Nucleus to sample from; 1 is off.", default=1.0)]
 TopK = Annotated[int | None, option("--top-k", about="Likeliest tokens to sample from; 0 is off.", default=0)]
 MinP = Annotated[float | None, option("--min-p", about="Least share of the likeliest token; 0 is off.", default=0.0)]
+ModelTemperature = Annotated[
+    float | None, option("--temperature", about="0 is greedy.", default="the model's, else 0.0")
+]
+ModelTopP = Annotated[
+    float | None, option("--top-p", about="Nucleus to sample from; 1 is off.", default="the model's, else 1.0")
+]
+ModelTopK = Annotated[
+    int | None, option("--top-k", about="Likeliest tokens to sample from; 0 is off.", default="the model's, else 0")
+]
+ModelMinP = Annotated[
+    float | None,
+    option("--min-p", about="Least share of the likeliest token; 0 is off.", default="the model's, else 0.0"),
+]
 MaxNewTokens = Annotated[
-    int | None, option("--max-new-tokens", about="Most tokens generated for a prompt.", default=4096, metavar="TOKENS")
+    int | None, option("--max-new-tokens", about="Most tokens generated for a prompt.", default=16384, metavar="TOKENS")
 ]
 Seed = Annotated[int | None, option("--seed", about="Same seed, same tokens.", default=0)]
 Stop = Annotated[
@@ -93,11 +106,12 @@ def make_budget(
     return None if policy == "full" else Budget(**({"slots": DEFAULT_SLOTS} | given))
 
 
-def make_sampling(**options: Any) -> Sampling:
-    """Sampling from the options that were given; the others have the defaults of the Python API."""
+def make_sampling(model: Any = None, **options: Any) -> Sampling:
+    """Sampling from the options that were given; the others are those of `Sampling`, or of the model where given."""
     from leanthink.sampling import Sampling
 
-    return Sampling(**{name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    return Sampling(**given) if model is None else Sampling.from_model(model, **given)
 
 
 @contextmanager

@@ -39,6 +39,15 @@ MaxBudget = Annotated[int | None, option("--max-budget", about="Largest budget a
 MaxPrompt = Annotated[
     int | None, option("--max-prompt", about="Longest prompt.", default="the context", metavar="TOKENS")
 ]
+GenerationConfig = Annotated[
+    str | None,
+    option(
+        "--generation-config",
+        about="Sampling that clients leave out: auto, as the model says; vllm, temperature 1.",
+        default="auto",
+        metavar="auto|vllm",
+    ),
+]
 MaxChoices = Annotated[int | None, option("--max-choices", about="Most choices of a request.", default=16)]
 MaxBody = Annotated[int | None, option("--max-body", about="Largest body.", default=1048576, metavar="BYTES")]
 Queue = Annotated[int | None, option("--queue", about="Most choices that wait; more get 429.", default=256)]
@@ -75,6 +84,7 @@ def command(
     kv_gib: KVGib = None,
     max_slots: MaxSlots = None,
     max_budget: MaxBudget = None,
+    generation_config: GenerationConfig = None,
     max_new_tokens: options.MaxNewTokens = None,
     max_prompt: MaxPrompt = None,
     max_choices: MaxChoices = None,
@@ -101,6 +111,7 @@ def command(
         "kv_gib": kv_gib,
         "max_slots": max_slots,
         "max_budget": max_budget,
+        "generation_config": generation_config,
         "max_new_tokens": max_new_tokens,
         "max_prompt_tokens": max_prompt,
         "max_choices": max_choices,

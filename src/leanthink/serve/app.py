@@ -72,6 +72,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
         "policies": sorted(reader.policies),
         "budget": None if settings.budget is None else asdict(settings.budget),
         "context": reader.context,
+        "sampling": reader.knobs,
         "limits": limits,
     }
     card = {"id": settings.name, "object": "model", "created": born, "owned_by": "leanthink", "leanthink": facts}

@@ -12,6 +12,7 @@ from leanthink.budget import Budget
 from leanthink.context import context_of
 from leanthink.errors import PredictorMismatch, UsageError, unknown
 from leanthink.load import think_tags
+from leanthink.model_sampling import KNOBS, model_sampling
 from leanthink.policies import POLICIES, Policy
 from leanthink.request import PolicyMaker, Prompt, Request, encode_prompt, make_request, thought_is_over
 from leanthink.sampling import Sampling
@@ -38,6 +39,9 @@ class Reader:
         self.tags = think_tags(self.tokenizer)
         self.context = context_of(model.config)
         self._vocabulary: int = model.config.vocab_size
+        # Of requests that name none: as OpenAI does, but for what the model says.
+        stated = model_sampling(model) if settings.generation_config == "auto" else {}
+        self.knobs: dict[str, Any] = {"temperature": 1.0} | stated
         self.policies: dict[str, Policy] = {}
         self._missing: dict[str, str] = {}  # policies that this model cannot have, and why
         maker = PolicyMaker(model, self.tokenizer)
@@ -111,14 +115,12 @@ class Reader:
             raise bad_request(str(error), names[next(iter(given))]) from None
 
     def _sampling(self, body: ChatBody | TextBody) -> Sampling:
-        """The body's knobs; those left out are OpenAI's defaults, and the seed is drawn."""
+        """The body's knobs; those left out are `knobs`, and the seed is drawn."""
+        given = {knob: value for knob in KNOBS if (value := getattr(body, knob)) is not None}
         tokens = self._max_new_tokens(body)
         stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
         return Sampling(
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            top_k=body.top_k or 0,
-            min_p=body.min_p or 0.0,
+            **{**self.knobs, **given},
             max_new_tokens=tokens,
             seed=secrets.randbits(62) if body.seed is None else body.seed,
             stop=tuple(stop),

@@ -132,6 +132,7 @@ async def _serve(
         "url": url,
         "model": settings.name,
         "policy": service.reader.policy,
+        "sampling": service.reader.knobs,
         "rows": engine.cache.most_rows,
         "slots": engine.cache.arena.total,
     }

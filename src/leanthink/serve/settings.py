@@ -11,6 +11,7 @@ from leanthink.errors import UsageError, unknown
 from leanthink.policies import POLICIES
 
 MEBIBYTE = 2**20
+GENERATION_CONFIGS = ("auto", "vllm")
 USUAL_BUDGET = Budget(slots=256)
 
 
@@ -28,6 +29,8 @@ class Settings:
         max_budget: largest budget that a request may ask for, in slots.
         max_slots: most slots that one choice may reserve (prompt + budget + interval + answer); None: all. On a CPU
             every choice reserves as many as are given here, which is faster.
+        generation_config: where the sampling of requests comes from that name none: "auto", the model's generation
+            config, or "vllm", which stands for none: temperature 1, and nothing cut off.
         max_new_tokens: most tokens generated for one choice, and what a request gets that names no number.
         max_prompt_tokens: None: up to the context.
         max_choices: most choices of one request, over all its prompts.
@@ -52,7 +55,8 @@ class Settings:
     predictor: Path | None = None
     max_budget: int = 8192
     max_slots: int | None = None
-    max_new_tokens: int = 4096
+    generation_config: str = "auto"
+    max_new_tokens: int = 16384
     max_prompt_tokens: int | None = None
     max_choices: int = 16
     max_body_bytes: int = MEBIBYTE
@@ -66,6 +70,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.policy is not None and self.policy not in POLICIES:
             raise unknown("policy", self.policy, POLICIES)
+        if self.generation_config not in GENERATION_CONFIGS:
+            raise unknown("generation config", self.generation_config, GENERATION_CONFIGS)
         if (self.policy == "full") != (self.budget is None):
             raise UsageError(f"policy {self.policy!r} with {self.budget}: full takes no budget, every other needs one")
         if self.budget is not None and self.budget.slots > self.max_budget:
