@@ -47,7 +47,8 @@ FLAGS = {
     "compare": "--out --overwrite --json",
     "serve": "--model --name --host --port --keys --policy --budget --window --interval --answer --predictor --rows "
     "--kv-gib --max-slots --max-budget --generation-config --max-new-tokens --max-prompt --max-choices --max-body "
-    "--queue --timeout --grace --log-text --device --dtype --json",
+    "--queue --timeout --grace --log-text --served-model-name --max-num-seqs --gpu-memory-utilization "
+    "--max-model-len --device --dtype --json",
     "view": "--host --port --open --no-open --json",
     "tasks list": "--json",
     "tasks sample": "--family --level --count --seed --split --json",

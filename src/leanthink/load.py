@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -34,14 +34,23 @@ def think_tags(tokenizer: Any) -> ThinkTags:
     return ThinkTags(open_id=open_id, close_id=close_id)
 
 
-def load(name_or_path: str | Path, device: str | None = None, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+DType = torch.dtype | Literal["auto"] | None
+
+
+def as_dtype(name: str | None) -> DType:
+    """What `load` takes, for a name such as "bfloat16", for "auto" or for None."""
+    return cast(DType, name if name is None or name == "auto" else getattr(torch, name))
+
+
+def load(name_or_path: str | Path, device: str | None = None, dtype: DType = None) -> tuple[Any, Any]:
     """The model, in evaluation mode, and its tokenizer.
 
     Args:
         name_or_path: "tiny" or "tiny-brief" (the embedded reasoners), a folder, a GGUF file, or a model's id on the
             Hugging Face hub.
         device: where to put it; default "cuda" where there is one, else "cpu".
-        dtype: of the weights; default bfloat16 on CUDA, float32 elsewhere.
+        dtype: of the weights; default bfloat16 on CUDA, float32 elsewhere. "auto" is the same, but for a checkpoint in
+            float16, which stays so on CUDA.
 
     Raises:
         UsageError: there is no such model, folder or file, or it lacks a part.
@@ -49,15 +58,15 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: torch.dtype
         UnsupportedModel: the bounded cache cannot serve its architecture; found before any weight is read.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     if str(name_or_path) in EMBEDDED:
-        return load_tiny(device=device, dtype=dtype, name=str(name_or_path))
+        return load_tiny(device=device, dtype=None if dtype == "auto" else dtype, name=str(name_or_path))
     name, options = _locate(str(name_or_path))
     try:
         config = AutoConfig.from_pretrained(name, **options)
         check_supported(config)
         tokenizer = _load_tokenizer(name, str(name_or_path), options)
-        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, **options)
+        chosen = _dtype(dtype, device, config)
+        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=chosen, **options)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, UsageError):
             raise
@@ -71,6 +80,15 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: torch.dtype
         raise DamagedFile(f"the weights in {str(name_or_path)!r} are damaged ({error}): download them again") from error
     model.config._name_or_path = str(name_or_path)  # a GGUF file's is else its folder
     return model.to(device).eval(), tokenizer
+
+
+def _dtype(dtype: DType, device: str, config: Any) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if not device.startswith("cuda"):
+        return torch.float32
+    is_half = dtype == "auto" and getattr(config, "dtype", None) == torch.float16
+    return torch.float16 if is_half else torch.bfloat16
 
 
 def _load_tokenizer(name: str, given: str, options: dict[str, Any]) -> Any:

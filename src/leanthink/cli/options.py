@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from leanthink.subject import Subject
 
 DEFAULT_SLOTS = 256
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 Model = Annotated[
     str,
@@ -146,12 +146,12 @@ def load_model(name: str, device: str | None, dtype: str | None) -> tuple[Any, A
     import torch
     from transformers.utils import logging
 
-    from leanthink.load import load
+    from leanthink.load import as_dtype, load
 
     logging.disable_progress_bar()
     if device is not None:
         _check_device(device, torch.cuda.device_count())
-    return load(name, device=device, dtype=None if dtype is None else getattr(torch, dtype))
+    return load(name, device=device, dtype=as_dtype(dtype))
 
 
 def _check_dtype(dtype: str | None) -> None:

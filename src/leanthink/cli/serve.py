@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -19,6 +19,7 @@ EXAMPLES = (
     "leanthink serve --host 0.0.0.0 --keys keys.txt --queue 64",
 )
 KEY_VARIABLE = "LEANTHINK_API_KEY"
+T = TypeVar("T")
 Name = Annotated[
     str | None, option("--name", about="Of the model, for clients.", default="as --model, a file's without folders")
 ]
@@ -59,6 +60,21 @@ Grace = Annotated[
     option("--grace", about="Seconds that running requests get to finish at the end.", default=30, metavar="SECONDS"),
 ]
 LogText = Annotated[bool, option("--log-text", about="Log prompts and answers too.")]
+# As vLLM's users know them.
+ServedModelName = Annotated[str | None, option("--served-model-name", about="As --name.", metavar="NAME")]
+MaxNumSeqs = Annotated[int | None, option("--max-num-seqs", about="As --rows.")]
+GPUMemoryUtilization = Annotated[
+    float | None,
+    option(
+        "--gpu-memory-utilization",
+        about="Instead of --kv-gib: share of the GPU's memory for weights and all else.",
+        metavar="SHARE",
+    ),
+]
+MaxModelLen = Annotated[
+    int | None,
+    option("--max-model-len", about="Most tokens of prompt and output.", default="the context", metavar="TOKENS"),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -93,6 +109,10 @@ def command(
     timeout: Timeout = None,
     grace: Grace = None,
     log_text: LogText = False,
+    served_model_name: ServedModelName = None,
+    max_num_seqs: MaxNumSeqs = None,
+    gpu_memory_utilization: GPUMemoryUtilization = None,
+    max_model_len: MaxModelLen = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     as_json: options.Json = False,
@@ -107,8 +127,10 @@ def command(
     from leanthink.serve.settings import Settings
 
     limits: dict[str, Any] = {
-        "rows": rows,
+        "rows": one_of("--rows", rows, "--max-num-seqs", max_num_seqs),
         "kv_gib": kv_gib,
+        "gpu_memory_utilization": gpu_memory_utilization,
+        "max_model_len": max_model_len,
         "max_slots": max_slots,
         "max_budget": max_budget,
         "generation_config": generation_config,
@@ -121,7 +143,7 @@ def command(
         "grace_seconds": grace,
     }
     settings = Settings(
-        name=_served_name(model) if name is None else name,
+        name=one_of("--name", name, "--served-model-name", served_model_name) or _served_name(model),
         host=host,
         port=port,
         keys=_read_keys(keys),
@@ -139,6 +161,13 @@ def command(
 
 def _say_ready(facts: dict[str, Any]) -> None:
     say(f"serving {facts['model']} at {facts['url']}/v1 on {facts['slots']} slots; Ctrl-C ends it")
+
+
+def one_of(flag: str, given: T | None, other_flag: str, other: T | None) -> T | None:
+    """What was given by either of two spellings; raises UsageError for both."""
+    if given is not None and other is not None:
+        raise UsageError(f"{flag} and {other_flag} are one thing: give one of them")
+    return other if given is None else given
 
 
 def _served_name(model: str) -> str:

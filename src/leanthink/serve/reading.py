@@ -33,6 +33,7 @@ class Reader:
 
     Raises:
         LeanThinkError: the default policy cannot be had for this model.
+        UsageError: `max_model_len` is above its context.
     """
 
     def __init__(self, model: Any, tokenizer: Any, settings: Settings, *, largest: int) -> None:
@@ -40,6 +41,10 @@ class Reader:
         self.tokenizer = deepcopy(tokenizer)
         self.tags = think_tags(self.tokenizer)
         self.context = context_of(model.config)
+        most = settings.max_model_len
+        if most is not None and most > self.context:
+            raise UsageError(f"max_model_len={most} is above this model's context of {self.context} tokens: lower it")
+        self.context = most or self.context
         self._vocabulary: int = model.config.vocab_size
         # Of requests that name none: as OpenAI does, but for what the model says.
         stated = model_sampling(model) if settings.generation_config == "auto" else {}

@@ -37,6 +37,9 @@ class Settings:
         max_body_bytes: largest body of a request.
         rows: most choices that decode at a time.
         kv_gib: memory for keys and values; None: 80 % of what is free on a GPU, 2 GiB on a CPU.
+        gpu_memory_utilization: instead, on a GPU: the share of its memory that weights, keys and values and all else
+            that is on it may take together, as in vLLM.
+        max_model_len: most tokens of prompt and output together; None: the model's context.
         queue: most choices that wait for a row; more are refused with 429.
         timeout_seconds: after which a request ends with what it has.
         grace_seconds: after the signal to stop, before what still runs is cut.
@@ -62,6 +65,8 @@ class Settings:
     max_body_bytes: int = MEBIBYTE
     rows: int = 64
     kv_gib: float | None = None
+    gpu_memory_utilization: float | None = None
+    max_model_len: int | None = None
     queue: int = 256
     timeout_seconds: float = 600.0
     grace_seconds: float = 30.0
@@ -78,6 +83,7 @@ class Settings:
             raise UsageError(f"budget={self.budget.slots} is above max_budget={self.max_budget}: raise that")
         least = {"port": 0, "queue": 0, "timeout_seconds": 0.1, "grace_seconds": 0, "rows": 1, "max_choices": 1}
         least |= dict.fromkeys(("max_budget", "max_slots", "max_new_tokens", "max_prompt_tokens", "max_body_bytes"), 1)
+        least |= {"max_model_len": 2}
         for name, number in least.items():
             given = getattr(self, name)
             if given is not None and not (number <= given < math.inf):
@@ -86,5 +92,10 @@ class Settings:
             raise UsageError(f"port={self.port}: must be 0 (any that is free) to 65535")
         if self.kv_gib is not None and not (0 < self.kv_gib < math.inf):
             raise UsageError(f"kv_gib={self.kv_gib!r}: must be above 0")
+        share = self.gpu_memory_utilization
+        if share is not None and not (0 < share <= 1):
+            raise UsageError(f"gpu_memory_utilization={share!r}: must be above 0 and at most 1")
+        if share is not None and self.kv_gib is not None:
+            raise UsageError("kv_gib and gpu_memory_utilization both say how much memory: give one of them")
         if not all(key and key.isascii() and key.strip() == key for key in self.keys):
             raise UsageError("an API key is empty, has blanks around it or is not ASCII: clients could not send it")
