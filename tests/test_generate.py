@@ -420,7 +420,7 @@ def test_no_prompts_give_no_completions() -> None:
         ({"policy": "window", "budget": [BUDGET, BUDGET]}, "budget is a list of 2 for 1 prompts"),
         ({"sampling": [Sampling(), Sampling()]}, "sampling is a list of 2 for 1 prompts"),
         ({"policy": "window", "budget": 64}, "budget=64: must be a Budget or None"),
-        ({"sampling": None}, "sampling=None: must be a Sampling"),
+        ({"sampling": 0.7}, "sampling=0.7: must be a Sampling"),
         ({"predictor": "x.safetensors"}, "no policy here ranks by one"),
         ({"policy": "horizon", "budget": BUDGET}, "fitted importance predictor"),
         ({"max_rows": 0}, "max_rows=0"),
