@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,11 @@ import pytest
 
 from leanthink.budget import Budget
 from leanthink.budget_hints import budget_hints, thought_tokens_of
-from leanthink.errors import LeanThinkWarning
-from leanthink.generate import generate, stream
 from leanthink.importance.predictor import Predictor, mean_thought
 from leanthink.load import load
 from leanthink.policies import Policy, make_policy
 from leanthink.request import PolicyMaker
-from leanthink.sampling import Sampling
-from leanthink.serve.reading import Reader
-from leanthink.serve.settings import Settings
-from models import make_model, make_tokenizer
+from server import serving
 
 
 def horizon(thought_tokens: float | None) -> Policy:
@@ -74,18 +68,6 @@ def test_two_reasons_are_two_hints() -> None:
     assert len(budget_hints(horizon(1200.0), Budget(slots=32))) == 2
 
 
-def test_generate_and_stream_warn_once_for_all_prompts() -> None:
-    model, tokenizer, short = make_model(), make_tokenizer(), Sampling(max_new_tokens=3)
-    full = Budget(slots=8, window=8)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        generate(model, tokenizer, ["a", "b", "c"], policy="sinks", budget=full, sampling=short)
-        list(stream(model, tokenizer, "a", policy="sinks", budget=full, sampling=short))
-    assert [(warning.category, "nothing is left" in str(warning.message)) for warning in caught] == [
-        (LeanThinkWarning, True)
-    ] * 2
-
-
 def test_the_command_line_tells_both_reasons_in_a_line_each(folder: Path, inside: Any) -> None:
     asked = ["generate", "hi", "--max-new-tokens", 3]
     lines = inside(*asked, "--budget", 32).err.splitlines()
@@ -98,7 +80,10 @@ def test_the_command_line_tells_both_reasons_in_a_line_each(folder: Path, inside
     assert len(inside(*asked, "--budget", 238).err.splitlines()) == 2
 
 
-def test_a_server_tells_it_of_its_own_budget_at_the_start() -> None:
-    about = Settings(name="m", policy="sinks", budget=Budget(slots=8, window=8))
-    with pytest.warns(LeanThinkWarning, match="nothing is left"):
-        Reader(make_model(), make_tokenizer(), about, largest=1000)
+def test_a_server_tells_it_of_its_own_budget_at_the_start(tmp_path: Path, folder: Path) -> None:
+    small = ["--model", folder, "--policy", "sinks", "--budget", 8, "--window", 8, "--kv-gib", 0.1]
+    with serving(tmp_path / "log", *small) as server:
+        (hint,) = [line for line in server.log.read_text().splitlines() if "nothing is left" in line]
+        assert hint.startswith("leanthink: window=8 fills the budget of 8 slots")
+        (ready,) = [line for line in server.lines() if line["event"] == "ready"]
+        assert (ready["policy"], ready["sampling"]) == ("sinks", {"temperature": 0.0})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 import torch
 
 from leanthink.budget import Budget
-from leanthink.budget_hints import budget_hints
 from leanthink.completion import Completion, Step
 from leanthink.engine import Engine
-from leanthink.errors import LeanThinkWarning, UsageError
+from leanthink.errors import UsageError
 from leanthink.load import ThinkTags, check_model, kv_shape, think_tags
 from leanthink.policies import Policy
 from leanthink.request import Predictor, Prompt, Request, as_prompts, make_requests
@@ -64,7 +62,6 @@ def generate(
     tags, asked = think_tags(tokenizer), as_prompts(prompts)
     choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": predictor, "sampling": sampling}
     requests = make_requests(model, tokenizer, tags, asked, **choices)
-    _warn_of_small_budgets(requests)
     finished = each_finished(model, tokenizer, requests, tags=tags, max_rows=max_rows, record=record)
     return in_order(finished, on_finish)
 
@@ -118,12 +115,6 @@ def rows_that_fit(model: Any, bounds: Sequence[int]) -> int:
     return max(1, sum(held <= slots for held in accumulate(bounds)))
 
 
-def _warn_of_small_budgets(requests: Sequence[Request]) -> None:
-    """One LeanThinkWarning for each reason, however many requests share it."""
-    for hint in dict.fromkeys(hint for request in requests for hint in budget_hints(request.policy, request.budget)):
-        warnings.warn(hint, LeanThinkWarning, stacklevel=3)
-
-
 def in_order(finished: Iterable[tuple[int, Completion]], on_finish: OnFinish | None = None) -> list[Completion]:
     """What `each_finished` yields, in the order of the requests' indices."""
     completions: dict[int, Completion] = {}
@@ -164,6 +155,5 @@ def stream(
     tags = think_tags(tokenizer)
     choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": predictor, "sampling": sampling}
     (request,) = make_requests(model, tokenizer, tags, [prompt], **choices)
-    _warn_of_small_budgets([request])
     engine = Engine(model, tokenizer, slots=request.bound, rows=1, tags=tags, record=record)
     return engine.stream_request(request)

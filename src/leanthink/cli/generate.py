@@ -80,6 +80,7 @@ def command(
     options.make_sampling(**knobs)  # what is out of range is refused before the model is loaded
     loaded, tokenizer = options.load_model(model, device, dtype)
     import leanthink
+    from leanthink.budget_hints import budget_hints
     from leanthink.context import context_of
     from leanthink.model_sampling import knobs_of
     from leanthink.request import PolicyMaker
@@ -87,8 +88,11 @@ def command(
     sampling = options.make_sampling(loaded, **knobs)
     if sampling.temperature and temperature is None:
         say(f"sampled as the model's generation config says ({knobs_of(sampling)}); --temperature 0 is greedy")
+    chosen = PolicyMaker(loaded, tokenizer).make(policy, predictor)
+    for hint in budget_hints(chosen, slots):
+        say(hint)
     settings: dict[str, Any] = {
-        "policy": PolicyMaker(loaded, tokenizer).make(policy, predictor),
+        "policy": chosen,
         "budget": slots,
         "sampling": sampling,
         "record": trace is not None,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import secrets
-import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 from leanthink.budget import Budget
-from leanthink.budget_hints import budget_hints
 from leanthink.context import context_of
-from leanthink.errors import LeanThinkWarning, PredictorMismatch, UsageError, unknown
+from leanthink.errors import PredictorMismatch, UsageError, unknown
 from leanthink.load import think_tags
 from leanthink.model_sampling import KNOBS, model_sampling
 from leanthink.policies import POLICIES, Policy
@@ -61,8 +59,6 @@ class Reader:
                 if name == self.policy:
                     raise
                 self._missing[name] = str(error)
-        for hint in budget_hints(self.policies[self.policy], settings.budget):
-            warnings.warn(hint, LeanThinkWarning, stacklevel=2)
 
     def read(self, body: ChatBody | TextBody) -> list[Request]:
         """One request for each choice, in their order, all with index 0.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import uvicorn
 
+from leanthink.budget_hints import budget_hints
 from leanthink.engine import Engine
 from leanthink.errors import LeanThinkError, UsageError
 from leanthink.load import kv_shape
@@ -84,7 +85,7 @@ def serve(
         tell(f"warning: {settings.host} can be reached from other machines, and no API key is set: give --keys")
     engine = make_engine(model, tokenizer, settings)
     with _listen(settings.host, settings.port) as listening:
-        asyncio.run(_serve(engine, settings, listening, ready))
+        asyncio.run(_serve(engine, settings, listening, tell, ready))
 
 
 @contextmanager
@@ -111,9 +112,15 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(
-    engine: Engine, settings: Settings, listening: socket.socket, ready: Callable[[dict[str, Any]], None]
+    engine: Engine,
+    settings: Settings,
+    listening: socket.socket,
+    tell: Callable[[str], None],
+    ready: Callable[[dict[str, Any]], None],
 ) -> None:
     service = Service(engine, settings, on_failure=lambda: _stop(server))
+    for hint in budget_hints(service.reader.policies[service.reader.policy], settings.budget):
+        tell(hint)
     config = uvicorn.Config(
         make_app(service),
         log_config=None,
