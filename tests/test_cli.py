@@ -46,8 +46,9 @@ FLAGS = {
     "--ray-workers --json",
     "compare": "--out --overwrite --json",
     "serve": "--model --name --host --port --keys --allowed-origins --policy --budget --window --interval --answer "
-    "--predictor --rows --kv-gib --max-slots --max-budget --max-new-tokens --max-prompt --max-choices --max-body "
-    "--queue --timeout --grace --log-text --device --dtype --json",
+    "--predictor --rows --kv-gib --max-slots --max-budget --generation-config --max-new-tokens --max-prompt "
+    "--max-choices --max-body --queue --timeout --grace --log-text --served-model-name --max-num-seqs "
+    "--gpu-memory-utilization --max-model-len --device --dtype --json",
     "view": "--host --port --open --no-open --json",
     "tasks list": "--json",
     "tasks sample": "--family --level --count --seed --split --json",
@@ -96,7 +97,8 @@ def test_the_flags_of_every_command_stay():
     "settings", [Budget(slots=256), Sampling(), Recipe()], ids=lambda settings: type(settings).__name__
 )
 def test_help_tells_the_defaults_of_the_python_interface(settings):
-    command = commands()["fit" if isinstance(settings, Recipe) else "generate"]
+    names = {"Budget": "generate", "Sampling": "collect", "Recipe": "fit"}
+    command = commands()[names[type(settings).__name__]]
     told = {option.opts[0]: re.findall(r"\[(.*)\]$", option.help or "") for option in command.params}
     checked = 0
     for field in fields(settings):

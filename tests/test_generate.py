@@ -392,6 +392,15 @@ def test_a_text_goes_through_the_chat_template_as_the_users_message() -> None:
     assert single == as_chat
 
 
+def test_tokens_that_the_embedding_does_not_know_are_named_with_what_to_do() -> None:
+    larger = make_tokenizer()
+    larger.add_tokens([f"<x{number}>" for number in range(100)])
+    with pytest.raises(UsageError, match=r"prompt 1 has token 350, .* 0 to 299; .*'<x90>'.*resize_token_embeddings"):
+        generate(make_model(), larger, ["hi", "hi <x90>"], policy="full")
+    with pytest.raises(UsageError, match=r"prompt 0 has token -3, .* give other ids"):
+        generate(make_model(), TOKENIZER, [[5, -3]], policy="full")
+
+
 def test_no_prompts_give_no_completions() -> None:
     assert generate(make_model(), TOKENIZER, [], policy="full") == []
 
@@ -411,7 +420,7 @@ def test_no_prompts_give_no_completions() -> None:
         ({"policy": "window", "budget": [BUDGET, BUDGET]}, "budget is a list of 2 for 1 prompts"),
         ({"sampling": [Sampling(), Sampling()]}, "sampling is a list of 2 for 1 prompts"),
         ({"policy": "window", "budget": 64}, "budget=64: must be a Budget or None"),
-        ({"sampling": None}, "sampling=None: must be a Sampling"),
+        ({"sampling": 0.7}, "sampling=0.7: must be a Sampling"),
         ({"predictor": "x.safetensors"}, "no policy here ranks by one"),
         ({"policy": "horizon", "budget": BUDGET}, "fitted importance predictor"),
         ({"max_rows": 0}, "max_rows=0"),

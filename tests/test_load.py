@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,42 @@ def test_a_folder_without_weights_is_an_incomplete_download(saved: Path) -> None
     (saved / "model.safetensors").unlink()
     with pytest.raises(UsageError, match="holds no weights"):
         load(saved)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "gemma3_text"])
+@pytest.mark.parametrize("left", [[], ["tokenizer_config.json"]], ids=["nothing", "its config"])
+def test_a_folder_without_a_tokenizer_says_what_is_missing(architecture: str, left: list[str], tmp_path: Path) -> None:
+    make_model(architecture).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    for path in tmp_path.glob("tokenizer*"):
+        if path.name not in left:
+            path.unlink()
+    with pytest.raises(UsageError, match=r"holds no tokenizer .*: put tokenizer\.json") as caught:
+        load(tmp_path, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "facts", "package"),
+    [
+        ("gptq", {"bits": 4, "group_size": 128}, "optimum"),
+        ("awq", {"bits": 4, "group_size": 128}, "gptqmodel"),
+        ("bitsandbytes", {"load_in_4bit": True}, "bitsandbytes"),
+        ("compressed-tensors", {"format": "pack-quantized", "config_groups": {}}, "compressed-tensors"),
+        ("torchao", {"quant_type": "int8_weight_only"}, "torchao"),
+    ],
+)
+def test_quantized_weights_whose_package_is_missing_say_what_to_install(
+    method: str, facts: dict[str, Any], package: str, saved: Path
+) -> None:
+    if find_spec(package.replace("-", "_")) is not None:
+        pytest.skip(f"{package} is installed")
+    config = json.loads((saved / "config.json").read_text())
+    quantization = {"quantization_config": {"quant_method": method, **facts}}
+    (saved / "config.json").write_text(json.dumps(config | quantization))
+    with pytest.raises(UsageError, match=rf"{package}.*\): install it, or take") as caught:
+        load(saved, device="cpu")
+    assert "\n" not in str(caught.value)
 
 
 def test_damaged_weights_are_named_with_the_folder(saved: Path) -> None:

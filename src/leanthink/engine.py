@@ -133,10 +133,10 @@ class Engine:
         self,
         prompt: Prompt,
         *,
-        policy: str | Policy = "horizon",
+        policy: str | Policy | None = None,
         budget: Budget | None = None,
         predictor: Predictor = None,
-        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        sampling: Sampling | None = None,
         streamed: bool = False,
         record: bool = False,
     ) -> int:

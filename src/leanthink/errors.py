@@ -1,4 +1,4 @@
-"""Everything LeanThink raises for its users.
+"""Everything LeanThink raises for its users, and the warning that it gives them.
 
 LeanThinkError
 ├── UsageError          an argument, option or input file is wrong (CLI exit code 2)
@@ -31,6 +31,10 @@ class PredictorMismatch(LeanThinkError):
 
 class DamagedFile(LeanThinkError):
     """A file is truncated, fails its checksum or cannot be parsed as what it claims to be."""
+
+
+class LeanThinkWarning(UserWarning):
+    """What was asked for is done, but maybe not as it was meant; the message says what to give instead."""
 
 
 def unknown(kind: str, given: object, allowed: Iterable[object]) -> UsageError:

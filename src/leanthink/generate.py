@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
+
+import torch
 
 from leanthink.budget import Budget
 from leanthink.completion import Completion, Step
 from leanthink.engine import Engine
 from leanthink.errors import UsageError
-from leanthink.load import ThinkTags, check_model, think_tags
+from leanthink.load import ThinkTags, check_model, kv_shape, think_tags
 from leanthink.policies import Policy
 from leanthink.request import Predictor, Prompt, Request, as_prompts, make_requests
 from leanthink.sampling import Sampling
 
 OnFinish = Callable[[int, Completion], None]
+GPU_SHARE, CPU_SHARE = 0.8, 0.5  # of the memory, for keys and values
 
 
 def generate(
@@ -22,10 +27,10 @@ def generate(
     tokenizer: Any,
     prompts: Prompt | Sequence[Prompt],
     *,
-    policy: str | Policy | Sequence[str | Policy] = "horizon",
+    policy: str | Policy | Sequence[str | Policy | None] | None = None,
     budget: Budget | Sequence[Budget | None] | None = None,
     predictor: Predictor = None,
-    sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008 (frozen)
+    sampling: Sampling | Sequence[Sampling] | None = None,
     max_rows: int = 64,
     record: bool = False,
     on_finish: OnFinish | None = None,
@@ -38,10 +43,13 @@ def generate(
         prompts: text, a list of chat messages or a list of token ids; or a list of those. Text goes through the chat
             template, as the user's message, where the tokenizer has one.
         policy: what ranks thought slots: a name out of POLICIES or a policy object; one for all, or a list.
+            None: horizon where a predictor is given or shipped with this model, else r-kv, which needs none.
         budget: how many thought slots each request may keep; None with policy "full" only; one for all, or a list.
         predictor: file or module for the policies dynts and horizon; None for the one shipped with this model.
-        sampling: how tokens are picked; one for all, or a list.
-        max_rows: most requests on the cache at a time; the memory is that of so many of the largest bounds.
+        sampling: how tokens are picked; one for all, or a list. None: as the model's generation config says, see
+            `Sampling.from_model`; `Sampling()` is greedy.
+        max_rows: most requests on the cache at a time; the memory is that of so many of the largest bounds. Fewer where
+            that is more than 80 % of a GPU's free memory, or half of this machine's.
         record: fill `evicted_at`, `token_chars` and `scores` of each Completion.
         on_finish: called with a prompt's index and its completion as soon as it has finished.
 
@@ -79,6 +87,7 @@ def each_finished(
         if not group:
             continue
         bounds = sorted((request.bound for request in group), reverse=True)[:max_rows]
+        bounds = bounds[: rows_that_fit(model, bounds)]
         engine = Engine(
             model,
             tokenizer,
@@ -93,6 +102,17 @@ def each_finished(
             engine.add_request(request)
         while engine.unfinished:
             yield from engine.step().finished.items()
+
+
+def rows_that_fit(model: Any, bounds: Sequence[int]) -> int:
+    """How many requests of these bounds, the largest first, the free memory holds; at least 1."""
+    if model.device.type == "cuda":
+        room = GPU_SHARE * torch.cuda.mem_get_info(model.device)[0]
+    else:
+        room = CPU_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        bounds = [bounds[0]] * len(bounds)  # regions of equal size
+    slots = room / kv_shape(model.config).bytes_per_slot(model.dtype)
+    return max(1, sum(held <= slots for held in accumulate(bounds)))
 
 
 def in_order(finished: Iterable[tuple[int, Completion]], on_finish: OnFinish | None = None) -> list[Completion]:
@@ -121,10 +141,10 @@ def stream(
     tokenizer: Any,
     prompt: Prompt,
     *,
-    policy: str | Policy = "horizon",
+    policy: str | Policy | None = None,
     budget: Budget | None = None,
     predictor: Predictor = None,
-    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    sampling: Sampling | None = None,
     record: bool = False,
 ) -> Iterator[Step]:
     """Generate for one prompt and yield each token as it comes; the last step carries the completion.

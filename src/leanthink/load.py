@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from leanthink.context import context_of
 from leanthink.errors import DamagedFile, UnsupportedModel, UsageError
 from leanthink.kv_shape import KVShape
 from leanthink.tiny import EMBEDDED, load_tiny
@@ -33,14 +34,23 @@ def think_tags(tokenizer: Any) -> ThinkTags:
     return ThinkTags(open_id=open_id, close_id=close_id)
 
 
-def load(name_or_path: str | Path, device: str | None = None, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+DType = torch.dtype | Literal["auto"] | None
+
+
+def as_dtype(name: str | None) -> DType:
+    """What `load` takes, for a name such as "bfloat16", for "auto" or for None."""
+    return cast(DType, name if name is None or name == "auto" else getattr(torch, name))
+
+
+def load(name_or_path: str | Path, device: str | None = None, dtype: DType = None) -> tuple[Any, Any]:
     """The model, in evaluation mode, and its tokenizer.
 
     Args:
         name_or_path: "tiny" or "tiny-brief" (the embedded reasoners), a folder, a GGUF file, or a model's id on the
             Hugging Face hub.
         device: where to put it; default "cuda" where there is one, else "cpu".
-        dtype: of the weights; default bfloat16 on CUDA, float32 elsewhere.
+        dtype: of the weights; default bfloat16 on CUDA, float32 elsewhere. "auto" is the same, but for a checkpoint in
+            float16, which stays so on CUDA.
 
     Raises:
         UsageError: there is no such model, folder or file, or it lacks a part.
@@ -48,22 +58,56 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: torch.dtype
         UnsupportedModel: the bounded cache cannot serve its architecture; found before any weight is read.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     if str(name_or_path) in EMBEDDED:
-        return load_tiny(device=device, dtype=dtype, name=str(name_or_path))
+        return load_tiny(device=device, dtype=None if dtype == "auto" else dtype, name=str(name_or_path))
     name, options = _locate(str(name_or_path))
     try:
         config = AutoConfig.from_pretrained(name, **options)
         check_supported(config)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, **options)
+        tokenizer = _load_tokenizer(name, str(name_or_path), options)
+        chosen = _dtype(dtype, device, config)
+        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=chosen, **options)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"cannot load a model from {str(name_or_path)!r}: {error}") from error
+    except ImportError as error:
+        raise UsageError(
+            f"{str(name_or_path)!r} needs a package that is not here ({_first_line(error)}): install it, or take a "
+            "checkpoint whose weights are not quantized"
+        ) from error
     except SafetensorError as error:
         raise DamagedFile(f"the weights in {str(name_or_path)!r} are damaged ({error}): download them again") from error
+    model.config._name_or_path = str(name_or_path)  # a GGUF file's is else its folder
     return model.to(device).eval(), tokenizer
+
+
+def _dtype(dtype: DType, device: str, config: Any) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if not device.startswith("cuda"):
+        return torch.float32
+    is_half = dtype == "auto" and getattr(config, "dtype", None) == torch.float16
+    return torch.float16 if is_half else torch.bfloat16
+
+
+def _load_tokenizer(name: str, given: str, options: dict[str, Any]) -> Any:
+    """The tokenizer; raises UsageError where there is none. Some of transformers' then come without a vocabulary."""
+    why = "it knows no text"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except ValueError as error:
+        tokenizer, why = None, _first_line(error)
+    if tokenizer is None or not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise UsageError(
+            f"{given!r} holds no tokenizer that can be read ({why}): put tokenizer.json and tokenizer_config.json of "
+            "the model that it was made from beside its weights"
+        )
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(" .:")
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
@@ -106,7 +150,7 @@ def check_supported(config: Any) -> None:
 def _why_unsupported(config: Any) -> str | None:
     layer_types = getattr(config, "layer_types", None)
     other_layers = sorted(set(layer_types or ()) - {"full_attention"})
-    window, context = getattr(config, "sliding_window", None), getattr(config, "max_position_embeddings", None)
+    window = getattr(config, "sliding_window", None)
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
     if getattr(config, "kv_lora_rank", None):
@@ -115,9 +159,9 @@ def _why_unsupported(config: Any) -> str | None:
         return f"it has layers of type {', '.join(other_layers)}"
     if config.model_type not in MODEL_TYPES:
         return "its attention has not been tested with the bounded cache"
-    if context is None:
+    if getattr(config, "max_position_embeddings", None) is None:
         return "its config has no max_position_embeddings"
-    if layer_types is None and window is not None and window < context:
+    if layer_types is None and window is not None and window < context_of(config):
         return f"it uses a sliding window of {window} tokens"
     if getattr(config, "use_bidirectional_attention", False):
         return "its attention is bidirectional"

@@ -5,6 +5,7 @@ A request is what one prompt asks for: token ids, policy, budget and sampling.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from jinja2 import TemplateError
 from torch import nn
 
 from leanthink.budget import Budget
-from leanthink.errors import UsageError, unknown
+from leanthink.context import context_of
+from leanthink.default_policy import WITHOUT_PREDICTOR, default_policy, how_to_fit, name_of
+from leanthink.errors import LeanThinkWarning, UsageError, unknown
 from leanthink.load import ThinkTags
 from leanthink.policies import POLICIES, ImportancePredictor, Policy, make_policy
 from leanthink.sampling import Sampling
@@ -96,30 +99,46 @@ def make_requests(
     tags: ThinkTags,
     prompts: Sequence[Prompt],
     *,
-    policy: str | Policy | Sequence[str | Policy],
+    policy: str | Policy | Sequence[str | Policy | None] | None,
     budget: Budget | Sequence[Budget | None] | None,
     predictor: Predictor,
-    sampling: Sampling | Sequence[Sampling],
+    sampling: Sampling | Sequence[Sampling] | None,
 ) -> list[Request]:
     """One request per prompt; policy, budget and sampling are one for all, or a list as long as the prompts."""
     policies = resolve_policies(model, tokenizer, _one_each("policy", policy, len(prompts)), predictor)
     budgets = _one_each("budget", budget, len(prompts))
+    sampling = Sampling.from_model(model) if sampling is None else sampling
     samplings = _one_each("sampling", sampling, len(prompts))
     requests = []
     for index, prompt in enumerate(prompts):
         ids = encode_prompt(tokenizer, index, prompt)
+        _check_ids(model, tokenizer, index, ids)
         request = make_request(
             index,
             ids,
             policy=policies[index],
             budget=_checked("budget", budgets[index], Budget, optional=True),
             sampling=_checked("sampling", samplings[index], Sampling),
-            context=model.config.max_position_embeddings,
+            context=context_of(model.config),
             starts_in_answer=thought_is_over(tokenizer, ids, tags),
             closes=tags.close_id is not None,
         )
         requests.append(request)
     return requests
+
+
+def _check_ids(model: Any, tokenizer: Any, index: int, ids: Sequence[int]) -> None:
+    rows = len(model.get_input_embeddings().weight)
+    odd = next((token for token in ids if not 0 <= token < rows), None)
+    if odd is not None:
+        known = tokenizer.convert_ids_to_tokens(odd) if 0 <= odd < len(tokenizer) else None
+        cure = (
+            f"the tokenizer calls it {known!r}, so it is larger than the model's embedding: take the tokenizer that "
+            "belongs to this model, or call model.resize_token_embeddings(len(tokenizer)) and train the new rows"
+            if known
+            else "give other ids"
+        )
+        raise UsageError(f"prompt {index} has token {odd}, and the model knows 0 to {rows - 1}; {cure}")
 
 
 def _one_each(name: str, value: T | Sequence[T], count: int) -> list[T]:
@@ -139,11 +158,17 @@ def _checked(name: str, value: T, kind: type, *, optional: bool = False) -> T:
 
 
 def resolve_policies(
-    model: Any, tokenizer: Any, policies: Sequence[str | Policy], predictor: Predictor
+    model: Any, tokenizer: Any, policies: Sequence[str | Policy | None], predictor: Predictor
 ) -> list[Policy]:
-    """Policy objects for names, one object per name; a policy object stands for itself."""
+    """Policy objects for names, one object per name, that of the default for None; a policy stands for itself."""
     named: dict[str, Policy] = {}
-    for policy in policies:
+    default = ""
+    if None in policies:
+        default = default_policy(model, predictor)
+        if default == WITHOUT_PREDICTOR:
+            warnings.warn(how_to_fit(name_of(model)), LeanThinkWarning, stacklevel=2)
+    chosen = [default if policy is None else policy for policy in policies]
+    for policy in chosen:
         if isinstance(policy, str) and policy not in named:
             named[policy] = _make_policy(model, tokenizer, policy, predictor)
         elif not isinstance(policy, str) and not hasattr(policy, "score"):
@@ -155,7 +180,7 @@ def resolve_policies(
         raise UsageError(
             "predictor is given, but no policy here ranks by one: leave it out, or choose dynts or horizon"
         )
-    return [named[policy] if isinstance(policy, str) else policy for policy in policies]
+    return [named[policy] if isinstance(policy, str) else policy for policy in chosen]
 
 
 class PolicyMaker:
@@ -163,11 +188,11 @@ class PolicyMaker:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model, self._tokenizer = model, tokenizer
-        self._made: dict[tuple[str, object], Policy] = {}
+        self._made: dict[tuple[str | None, object], Policy] = {}
 
-    def make(self, policy: str | Policy, predictor: Predictor) -> Policy:
+    def make(self, policy: str | Policy | None, predictor: Predictor) -> Policy:
         """As of `resolve_policies`, for one policy."""
-        key = (policy, predictor) if isinstance(policy, str) else None
+        key = (policy, predictor) if policy is None or isinstance(policy, str) else None
         if key in self._made:
             return self._made[key]
         (made,) = resolve_policies(self._model, self._tokenizer, [policy], predictor)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from leanthink.errors import UsageError
+from leanthink.model_sampling import model_sampling
 from leanthink.splitmix import STEP, mix, shift_right
 
 MOST_LOGPROBS = 20
@@ -39,16 +40,22 @@ class Sampling:
     top_p (1: off), min_p (0: off). The same seed gives the same tokens, whatever else is in the batch.
     Generation ends at the first of the strings in `stop`, which is not part of the text. `logprobs`: None for none; a
     number for the log-probability of each token and of so many of the likeliest, before temperature and the others.
+    The context ends a generation too, where it comes before `max_new_tokens`.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    max_new_tokens: int = 4096
+    max_new_tokens: int = 16384
     seed: int = 0
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+
+    @classmethod
+    def from_model(cls, model: Any, **given: Any) -> Self:
+        """As the model's generation config says (see `model_sampling`), but for the fields that are given."""
+        return cls(**(model_sampling(model) | given))
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):

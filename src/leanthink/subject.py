@@ -33,6 +33,7 @@ class About:
         fingerprint: of the model.
         device: its kind, cpu or cuda.
         dtype: of the weights, such as float32.
+        policies: names of those that it was made for, in that order, and of the default for None.
         predictors: SHA-256 over the weights of each policy's predictor, shipped or given, by the policy's name.
         hardware: in words, for birth certificates; it may differ.
     """
@@ -41,6 +42,7 @@ class About:
     fingerprint: str
     device: str
     dtype: str
+    policies: tuple[str, ...]
     predictors: Mapping[str, str]
     hardware: str = field(compare=False)
 
@@ -78,17 +80,19 @@ class LoadedModel:
 
     Args:
         model, tokenizer: as for `leanthink.generate`; the tokenizer may be None where nothing is completed.
-        predictors: for each policy that will be asked for, by name, its predictor; None: the one shipped, if any.
+        predictors: for each policy that will be asked for, by name, its predictor; None: the one shipped, if any. The
+            name None is for the default policy of this model, which then is asked for by its own name.
 
     Raises:
         UsageError: a policy is unknown, lacks a predictor, or is given one and does not rank by it.
         PredictorMismatch: a predictor was fitted for another model.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, predictors: Mapping[str, Predictor]) -> None:
+    def __init__(self, model: Any, tokenizer: Any, predictors: Mapping[str | None, Predictor]) -> None:
         self.model, self.tokenizer = model, tokenizer
         maker = PolicyMaker(model, tokenizer)
-        self._policies = {name: maker.make(name, predictor) for name, predictor in predictors.items()}
+        made = [maker.make(name, predictor) for name, predictor in predictors.items()]
+        self._policies = {policy.name: policy for policy in made}
 
     @cached_property
     def about(self) -> About:
@@ -98,6 +102,7 @@ class LoadedModel:
             fingerprint=fingerprint(self.model),
             device=self.model.device.type,
             dtype=str(self.model.dtype).removeprefix("torch."),
+            policies=tuple(self._policies),
             predictors=_digests(self._policies),
             hardware=hardware_of(self.model.device),
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from leanthink.budget import Budget
+from leanthink.context import context_of
 from leanthink.errors import UsageError
 from leanthink.generate import each_finished, in_order
 from leanthink.load import ThinkTags, check_model, think_tags
@@ -40,7 +41,7 @@ def custom_generate(
     stopping_criteria: Any,
     generation_config: Any,
     *,
-    policy: str | Policy = "horizon",
+    policy: str | Policy | None = None,
     budget: Budget | None = None,
     predictor: Predictor = None,
     think_ids: ThinkTags | None = None,
@@ -90,7 +91,7 @@ def custom_generate(
             policy=resolved,
             budget=budget,
             sampling=sampling,
-            context=model.config.max_position_embeddings,
+            context=context_of(model.config),
             starts_in_answer=thought_is_over(
                 tokenizer or _NoText(), prompt_ids if tokenizer else prompt_ids[-1:], tags
             ),

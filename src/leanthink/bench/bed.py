@@ -14,6 +14,7 @@ from leanthink.bench.floor import copy_bandwidth
 from leanthink.bench.options import Options
 from leanthink.bench.weights import build, config_of, never_ending, step_bytes
 from leanthink.budget import Budget
+from leanthink.context import context_of
 from leanthink.engine import Engine
 from leanthink.errors import UsageError
 from leanthink.importance.predictor import Predictor, offsets_below
@@ -86,7 +87,7 @@ class Bed:
         budget = None
         if slots is not None:
             budget = Budget(slots=slots, window=min(32, slots), interval=self.options.interval, answer=1)
-        context = self.model.config.max_position_embeddings
+        context = context_of(self.model.config)
         if prompt + output > context:
             raise UsageError(f"a prompt of {prompt} and {output} more tokens: this model's context ends at {context}")
         return make_request(

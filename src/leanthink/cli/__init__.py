@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 
@@ -13,7 +14,7 @@ import leanthink
 from leanthink.cli import bench, collect, compare, demo, evaluate, fit, generate, label, serve, tasks, train, view
 from leanthink.cli.help import help_text
 from leanthink.cli.output import say
-from leanthink.errors import LeanThinkError, PredictorMismatch, UnsupportedModel, UsageError
+from leanthink.errors import LeanThinkError, LeanThinkWarning, PredictorMismatch, UnsupportedModel, UsageError
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 EXAMPLES = (
@@ -60,7 +61,10 @@ def _root(
 def run(arguments: Sequence[str]) -> int:
     """Carry out one command line, without the program's name; returns the exit code."""
     try:
-        code = app(list(arguments), prog_name="leanthink", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", LeanThinkWarning)
+            warnings.showwarning = _tell
+            code = app(list(arguments), prog_name="leanthink", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except ParsingError as error:
@@ -75,6 +79,21 @@ def run(arguments: Sequence[str]) -> int:
     if code == INTERRUPTED:  # also what typer makes of Ctrl-C by itself
         say("interrupted")
     return code if isinstance(code, int) else DONE
+
+
+def _tell(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings in one line, those of other packages as Python writes them."""
+    if issubclass(category, LeanThinkWarning):
+        say(str(message))
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
 
 
 def _with_hint(error: Any) -> str:

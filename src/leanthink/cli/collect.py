@@ -16,6 +16,7 @@ from leanthink.errors import UsageError
 
 if TYPE_CHECKING:
     from leanthink.eval.problems import Problem
+    from leanthink.request import Predictor
 
 EXAMPLES = (
     "leanthink collect --tasks multiply,sums --levels 3,4 --count 8 --temperature 0.8 --out traces.jsonl",
@@ -86,7 +87,7 @@ def command(
     )
     from leanthink.importance.collect import collect
 
-    files = {policy: predictor}
+    files: dict[str | None, Predictor] = {policy: predictor}
     try:
         with options.open_subject(model, device, dtype, files, ray=ray, ray_workers=ray_workers) as subject:
             collected = collect(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from leanthink.eval.outcomes import Outcomes
     from leanthink.eval.records import RunFolder
     from leanthink.eval.run import Setup
+    from leanthink.request import Predictor
     from leanthink.subject import Subject
 
 EXAMPLES = (
@@ -54,7 +55,13 @@ Instruction = Annotated[
     str | None, option("--instruction", about="Text put after each problem.", default="the benchmark's", metavar="TEXT")
 ]
 Policies = Annotated[
-    str, option("--policies", about="What is compared; full is the baseline.", default="full,horizon", metavar="A,...")
+    str | None,
+    option(
+        "--policies",
+        about="What is compared; full is the baseline.",
+        default="full,horizon, r-kv without a predictor",
+        metavar="A,...",
+    ),
 ]
 Budgets = Annotated[str | None, option("--budgets", about="Thought slots that stay.", default=256, metavar="N,...")]
 Ratios = Annotated[
@@ -89,7 +96,7 @@ def command(
     split: Split = "held-out",
     limit: Limit = None,
     instruction: Instruction = None,
-    policies: Policies = "full,horizon",
+    policies: Policies = None,
     budgets: Budgets = None,
     ratios: Ratios = None,
     window: options.Window = None,
@@ -113,7 +120,7 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Check all that can be checked without the model, then load it, and make what the run still lacks."""
-    slots = make_slots(policies, budgets, ratios, window=window, interval=interval, answer=answer)
+    slots = make_slots(policies or "full,horizon", budgets, ratios, window=window, interval=interval, answer=answer)
     if samples < 1 or max_rows < 1:
         raise UsageError(f"--samples {samples}, --max-rows {max_rows}: must be 1 or more")
     if samples > 1 and not temperature:
@@ -138,10 +145,13 @@ def command(
     chosen = sources.read()
     from leanthink.bench.birth import certificate
     from leanthink.cli.progress import ProgressBar
+    from leanthink.default_policy import WITHOUT_PREDICTOR, how_to_fit
     from leanthink.eval.records import RunFolder
     from leanthink.eval.run import Setup, finish
 
-    predictors = {name: files.get(name) for name in slots.policies}
+    predictors: dict[str | None, Predictor] = {name: files.get(name) for name in slots.policies}
+    if policies is None and not files:
+        predictors = {"full": None, None: None}
     words = " ".join(["leanthink", *sys.argv[1:]])
     about = {name: benchmark.about for name, benchmark in chosen.items()}
     requests = sum(slots.cells * samples * len(benchmark.problems) for benchmark in chosen.values())
@@ -149,6 +159,9 @@ def command(
         subject = stack.enter_context(
             options.open_subject(model, device, dtype, predictors, ray=ray, ray_workers=ray_workers)
         )
+        slots = replace(slots, policies=subject.about.policies)
+        if ray is not None and None in predictors and WITHOUT_PREDICTOR in slots.policies:
+            say(how_to_fit(model))  # the engines' own warnings stay where they are
         settings = {"model": model, "samples": samples, "sampling": asdict(sampling), **_settings(subject, slots)}
         birth = certificate(command=words, hardware=subject.about.hardware)
         folder = stack.enter_context(RunFolder(out, settings, about, birth, overwrite=overwrite))

@@ -13,6 +13,7 @@ import typer
 from leanthink.cli import options
 from leanthink.cli.help import help_text, option
 from leanthink.cli.output import print_json, refuse_existing, say
+from leanthink.cli.summary import summary
 from leanthink.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,16 +42,16 @@ def add_to(app: typer.Typer) -> None:
 def command(
     prompts: Annotated[list[str], PROMPTS],
     model: options.Model = "tiny",
-    policy: options.Policy = "horizon",
+    policy: options.Policy = None,
     budget: options.Slots = None,
     window: options.Window = None,
     interval: options.Interval = None,
     answer: options.Answer = None,
     predictor: options.PredictorFile = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
+    temperature: options.ModelTemperature = None,
+    top_p: options.ModelTopP = None,
+    top_k: options.ModelTopK = None,
+    min_p: options.ModelMinP = None,
     max_new_tokens: options.MaxNewTokens = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
@@ -67,22 +68,32 @@ def command(
         raise UsageError("--stream shows one prompt: give a single one, or leave --stream out")
     refuse_existing(trace, overwrite=overwrite)
     slots = options.make_budget(policy, slots=budget, window=window, interval=interval, answer=answer)
-    sampling = options.make_sampling(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        stop=tuple(stop) if stop else None,
-    )
+    knobs: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "stop": tuple(stop) if stop else None,
+    }
+    options.make_sampling(**knobs)  # what is out of range is refused before the model is loaded
     loaded, tokenizer = options.load_model(model, device, dtype)
     import leanthink
+    from leanthink.budget_hints import budget_hints
+    from leanthink.context import context_of
+    from leanthink.model_sampling import knobs_of
+    from leanthink.request import PolicyMaker
 
+    sampling = options.make_sampling(loaded, **knobs)
+    if sampling.temperature and temperature is None:
+        say(f"sampled as the model's generation config says ({knobs_of(sampling)}); --temperature 0 is greedy")
+    chosen = PolicyMaker(loaded, tokenizer).make(policy, predictor)
+    for hint in budget_hints(chosen, slots):
+        say(hint)
     settings: dict[str, Any] = {
-        "policy": policy,
+        "policy": chosen,
         "budget": slots,
-        "predictor": predictor,
         "sampling": sampling,
         "record": trace is not None,
     }
@@ -97,6 +108,8 @@ def command(
 
         write_completions(trace, completions, questions, tokenizer, model_name=model, settings=settings)
     _print(completions, as_json=as_json, shown=streams)
+    for completion in completions:
+        say(summary(completion, sampling, slots, context_of(loaded.config)))
 
 
 def _read_prompts(prompts: Sequence[str]) -> list[str]:
@@ -128,15 +141,3 @@ def _print(completions: Sequence[Completion], *, as_json: bool, shown: bool) -> 
         print_json(records[0] if len(records) == 1 else records)
     elif not shown:
         print("\n\n".join(completion.text for completion in completions))
-    for completion in completions:
-        say(_summary(completion))
-
-
-def _summary(completion: Completion) -> str:
-    ended = "" if completion.finish_reason == "stop" else ", cut off at the limit"
-    full_slots = completion.prompt_tokens + len(completion.token_ids) - 1
-    return (
-        f"{completion.thought_tokens} tokens of thought, {completion.answer_tokens} of answer{ended}; "
-        f"{completion.peak_slots} slots held at most ({completion.peak_kv_bytes / 1e6:.1f} MB), "
-        f"{full_slots} with a full cache ({completion.full_kv_bytes / 1e6:.1f} MB)"
-    )

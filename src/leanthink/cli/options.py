@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from leanthink.subject import Subject
 
 DEFAULT_SLOTS = 256
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 Model = Annotated[
     str,
@@ -29,7 +29,13 @@ Dtype = Annotated[
     str | None, option("--dtype", about=f"{', '.join(DTYPES)}.", default="bfloat16 on cuda, float32 on cpu")
 ]
 Policy = Annotated[
-    str, option("--policy", about="How thought slots are ranked; full keeps all.", default="horizon", metavar="NAME")
+    str | None,
+    option(
+        "--policy",
+        about="How thought slots are ranked; full keeps all.",
+        default="horizon, r-kv where no predictor is fitted",
+        metavar="NAME",
+    ),
 ]
 Slots = Annotated[
     int | None, option("--budget", about="Thought slots that stay.", default=DEFAULT_SLOTS, metavar="SLOTS")
@@ -52,8 +58,21 @@ Temperature = Annotated[float | None, option("--temperature", about="0 is greedy
 TopP = Annotated[float | None, option("--top-p", about="Nucleus to sample from; 1 is off.", default=1.0)]
 TopK = Annotated[int | None, option("--top-k", about="Likeliest tokens to sample from; 0 is off.", default=0)]
 MinP = Annotated[float | None, option("--min-p", about="Least share of the likeliest token; 0 is off.", default=0.0)]
+ModelTemperature = Annotated[
+    float | None, option("--temperature", about="0 is greedy.", default="the model's, else 0.0")
+]
+ModelTopP = Annotated[
+    float | None, option("--top-p", about="Nucleus to sample from; 1 is off.", default="the model's, else 1.0")
+]
+ModelTopK = Annotated[
+    int | None, option("--top-k", about="Likeliest tokens to sample from; 0 is off.", default="the model's, else 0")
+]
+ModelMinP = Annotated[
+    float | None,
+    option("--min-p", about="Least share of the likeliest token; 0 is off.", default="the model's, else 0.0"),
+]
 MaxNewTokens = Annotated[
-    int | None, option("--max-new-tokens", about="Most tokens generated for a prompt.", default=4096, metavar="TOKENS")
+    int | None, option("--max-new-tokens", about="Most tokens generated for a prompt.", default=16384, metavar="TOKENS")
 ]
 Seed = Annotated[int | None, option("--seed", about="Same seed, same tokens.", default=0)]
 Stop = Annotated[
@@ -71,13 +90,13 @@ Overwrite = Annotated[bool, option("--overwrite", about="Replace what is there a
 
 
 def make_budget(
-    policy: str, *, slots: int | None, window: int | None, interval: int | None, answer: int | None
+    policy: str | None, *, slots: int | None, window: int | None, interval: int | None, answer: int | None
 ) -> Budget | None:
     """The budget of these options, None for the policy full; raises UsageError, also for an unknown policy."""
     from leanthink.budget import Budget
     from leanthink.policies import POLICIES
 
-    if policy not in POLICIES:
+    if policy is not None and policy not in POLICIES:
         raise unknown("policy", policy, POLICIES)
     options = {"slots": slots, "window": window, "interval": interval, "answer": answer}
     given = {name: value for name, value in options.items() if value is not None}
@@ -87,11 +106,12 @@ def make_budget(
     return None if policy == "full" else Budget(**({"slots": DEFAULT_SLOTS} | given))
 
 
-def make_sampling(**options: Any) -> Sampling:
-    """Sampling from the options that were given; the others have the defaults of the Python API."""
+def make_sampling(model: Any = None, **options: Any) -> Sampling:
+    """Sampling from the options that were given; the others are those of `Sampling`, or of the model where given."""
     from leanthink.sampling import Sampling
 
-    return Sampling(**{name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    return Sampling(**given) if model is None else Sampling.from_model(model, **given)
 
 
 @contextmanager
@@ -99,7 +119,7 @@ def open_subject(
     model: str,
     device: str | None,
     dtype: str | None,
-    predictors: Mapping[str, Predictor],
+    predictors: Mapping[str | None, Predictor],
     *,
     ray: str | None,
     ray_workers: int | None,
@@ -126,12 +146,12 @@ def load_model(name: str, device: str | None, dtype: str | None) -> tuple[Any, A
     import torch
     from transformers.utils import logging
 
-    from leanthink.load import load
+    from leanthink.load import as_dtype, load
 
     logging.disable_progress_bar()
     if device is not None:
         _check_device(device, torch.cuda.device_count())
-    return load(name, device=device, dtype=None if dtype is None else getattr(torch, dtype))
+    return load(name, device=device, dtype=as_dtype(dtype))
 
 
 def _check_dtype(dtype: str | None) -> None:

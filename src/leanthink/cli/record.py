@@ -34,7 +34,7 @@ def write_completions(
                 problem=prompt,
                 gold=None,
                 model=model_name,
-                policy=settings["policy"],
+                policy=settings["policy"].name,
                 budget=None if budget is None else asdict(budget),
                 seed=sampling.seed,
                 temperature=sampling.temperature,

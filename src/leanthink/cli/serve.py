@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -20,6 +20,7 @@ EXAMPLES = (
     "leanthink serve --host 0.0.0.0 --keys keys.txt --queue 64",
 )
 KEY_VARIABLE = "LEANTHINK_API_KEY"
+T = TypeVar("T")
 Name = Annotated[
     str | None, option("--name", about="Of the model, for clients.", default="as --model, a file's without folders")
 ]
@@ -49,6 +50,15 @@ MaxBudget = Annotated[int | None, option("--max-budget", about="Largest budget a
 MaxPrompt = Annotated[
     int | None, option("--max-prompt", about="Longest prompt.", default="the context", metavar="TOKENS")
 ]
+GenerationConfig = Annotated[
+    str | None,
+    option(
+        "--generation-config",
+        about="Sampling that clients leave out: auto, as the model says; vllm, temperature 1.",
+        default="auto",
+        metavar="auto|vllm",
+    ),
+]
 MaxChoices = Annotated[int | None, option("--max-choices", about="Most choices of a request.", default=16)]
 MaxBody = Annotated[int | None, option("--max-body", about="Largest body.", default=1048576, metavar="BYTES")]
 Queue = Annotated[int | None, option("--queue", about="Most choices that wait; more get 429.", default=256)]
@@ -60,6 +70,21 @@ Grace = Annotated[
     option("--grace", about="Seconds that running requests get to finish at the end.", default=30, metavar="SECONDS"),
 ]
 LogText = Annotated[bool, option("--log-text", about="Log prompts and answers too.")]
+# As vLLM's users know them.
+ServedModelName = Annotated[str | None, option("--served-model-name", about="As --name.", metavar="NAME")]
+MaxNumSeqs = Annotated[int | None, option("--max-num-seqs", about="As --rows.")]
+GPUMemoryUtilization = Annotated[
+    float | None,
+    option(
+        "--gpu-memory-utilization",
+        about="Instead of --kv-gib: share of the GPU's memory for weights and all else.",
+        metavar="SHARE",
+    ),
+]
+MaxModelLen = Annotated[
+    int | None,
+    option("--max-model-len", about="Most tokens of prompt and output.", default="the context", metavar="TOKENS"),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -76,7 +101,7 @@ def command(
     port: Port = 8000,
     keys: Keys = None,
     allowed_origins: Origins = None,
-    policy: options.Policy = "horizon",
+    policy: options.Policy = None,
     budget: options.Slots = None,
     window: options.Window = None,
     interval: options.Interval = None,
@@ -86,6 +111,7 @@ def command(
     kv_gib: KVGib = None,
     max_slots: MaxSlots = None,
     max_budget: MaxBudget = None,
+    generation_config: GenerationConfig = None,
     max_new_tokens: options.MaxNewTokens = None,
     max_prompt: MaxPrompt = None,
     max_choices: MaxChoices = None,
@@ -94,6 +120,10 @@ def command(
     timeout: Timeout = None,
     grace: Grace = None,
     log_text: LogText = False,
+    served_model_name: ServedModelName = None,
+    max_num_seqs: MaxNumSeqs = None,
+    gpu_memory_utilization: GPUMemoryUtilization = None,
+    max_model_len: MaxModelLen = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     as_json: options.Json = False,
@@ -108,10 +138,13 @@ def command(
     from leanthink.serve.settings import Settings
 
     limits: dict[str, Any] = {
-        "rows": rows,
+        "rows": one_of("--rows", rows, "--max-num-seqs", max_num_seqs),
         "kv_gib": kv_gib,
+        "gpu_memory_utilization": gpu_memory_utilization,
+        "max_model_len": max_model_len,
         "max_slots": max_slots,
         "max_budget": max_budget,
+        "generation_config": generation_config,
         "max_new_tokens": max_new_tokens,
         "max_prompt_tokens": max_prompt,
         "max_choices": max_choices,
@@ -121,7 +154,7 @@ def command(
         "grace_seconds": grace,
     }
     settings = Settings(
-        name=_served_name(model) if name is None else name,
+        name=one_of("--name", name, "--served-model-name", served_model_name) or _served_name(model),
         host=host,
         port=port,
         keys=_read_keys(keys),
@@ -140,6 +173,13 @@ def command(
 
 def _say_ready(facts: dict[str, Any]) -> None:
     say(f"serving {facts['model']} at {facts['url']}/v1 on {facts['slots']} slots; Ctrl-C ends it")
+
+
+def one_of(flag: str, given: T | None, other_flag: str, other: T | None) -> T | None:
+    """What was given by either of two spellings; raises UsageError for both."""
+    if given is not None and other is not None:
+        raise UsageError(f"{flag} and {other_flag} are one thing: give one of them")
+    return other if given is None else given
 
 
 def _served_name(model: str) -> str:

@@ -78,12 +78,14 @@ def fit(
         "model": kept[0].model,
         "traces": len(train),
         "tokens": sum(len(example.labels_TC) for example in train),
+        "thought_tokens": fmean(trace.thought_tokens for trace in fitted_to),
         "recipe": asdict(recipe) | {"lr": recipe.learning_rate},
         "torch": torch.__version__,
         "device": model.device.type,
     }
     if out_path is not None:
         save_predictor(predictor, out_path, base_fingerprint=labels.fingerprint, data=data, metrics=metrics)
+    predictor.thought_tokens = data["thought_tokens"]
     return Fitted(predictor=made_ready(predictor, model), data=data, metrics=metrics)
 
 

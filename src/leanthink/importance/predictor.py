@@ -85,11 +85,14 @@ class Predictor(nn.Module):
     Attributes:
         offsets: which tokens it sees of each: 0 the token itself, o the one written o tokens later. A token can be
             scored once the last of them is written, which is always before the first horizon.
+        thought_tokens: mean thought of the traces that it was fitted to; None where its file does not say.
 
     Raises:
         UsageError: an unknown target, horizons or following tokens given to `answer`, no horizons given to `horizon`,
             or offsets that do not begin with 0, ascend and stay below the first horizon.
     """
+
+    thought_tokens: float | None = None
 
     def __init__(
         self, *, target: Target, hidden_size: int, horizons: tuple[int, ...] = (), offsets: tuple[int, ...] = (0,)
@@ -209,7 +212,16 @@ def predictor_of(path: str | os.PathLike[str], ours: str, hidden_size: int) -> P
         predictor.load_state_dict(weights)
     except (RuntimeError, UsageError) as error:
         raise DamagedFile(f"{path}: the weights do not fit its own metadata ({error})") from None
+    predictor.thought_tokens = mean_thought(metadata["data"])
     return predictor
+
+
+def mean_thought(data: Mapping[str, Any]) -> float | None:
+    """Mean thought of the traces that a predictor was fitted to, of what its file says of its `data`."""
+    if "thought_tokens" in data:
+        return float(data["thought_tokens"])
+    sampled = data.get("recipe", {}).get("tokens_per_trace") is not None  # then `tokens` are not whole thoughts
+    return None if sampled or "tokens" not in data else data["tokens"] / data["traces"]
 
 
 def made_ready(predictor: Predictor, model: Any) -> Predictor:

@@ -40,7 +40,7 @@ class Source:
     Attributes:
         model: as for `leanthink.load`.
         device: cpu, cuda, or None: cuda where the cluster has a GPU.
-        dtype: name of a torch dtype; None: the default of `leanthink.load`.
+        dtype: name of a torch dtype, or auto; None: the default of `leanthink.load`.
         predictors: as for `LoadedModel`.
 
     Raises:
@@ -50,7 +50,7 @@ class Source:
     model: str
     device: str | None
     dtype: str | None
-    predictors: Mapping[str, Predictor]
+    predictors: Mapping[str | None, Predictor]
 
     def __post_init__(self) -> None:
         if self.device not in (None, "cpu", "cuda"):
@@ -133,15 +133,13 @@ class Worker:
 
     def open(self) -> Iterator[tuple[str, About, Any]]:
         """Load the model; yields where this is, what decides its results, and its tokenizer."""
-        import torch
         from transformers.utils import logging
 
-        from leanthink.load import load
+        from leanthink.load import as_dtype, load
 
         logging.disable_progress_bar()
         source = self._source
-        dtype = None if source.dtype is None else getattr(torch, source.dtype)
-        model, tokenizer = load(source.model, source.device, dtype)
+        model, tokenizer = load(source.model, source.device, as_dtype(source.dtype))
         self._model = LoadedModel(model, tokenizer, source.predictors)
         yield f"process {os.getpid()} on {ray.util.get_node_ip_address()}", self._model.about, tokenizer
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from leanthink.budget import Budget
+from leanthink.context import context_of
 from leanthink.engine import Engine
 from leanthink.errors import UsageError
 from leanthink.load import check_model, think_tags
@@ -91,7 +92,7 @@ class EngineRollouts:
         when = f"{step}/{call}" if training else "evaluation"  # each evaluation draws alike, to be compared with others
         prompt_ids, _, _ = trainer._tokenize_prompts(list(prompts))
         first = trainer.accelerator.process_index * len(prompts)
-        tokenizer, context = trainer.processing_class, trainer.model.config.max_position_embeddings
+        tokenizer, context = trainer.processing_class, context_of(trainer.model.config)
         tags = think_tags(tokenizer)
         knobs: dict[str, Any] = {"top_p": trainer.top_p, "top_k": trainer.top_k or 0, "min_p": trainer.min_p or 0.0}
         plain = trainer.temperature == 1 and knobs == {"top_p": 1.0, "top_k": 0, "min_p": 0.0}

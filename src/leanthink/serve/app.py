@@ -78,10 +78,11 @@ def _add_models(app: FastAPI, service: Service) -> None:
         "max_body_bytes": settings.max_body_bytes,
     }
     facts = {
-        "policy": settings.policy,
+        "policy": reader.policy,
         "policies": sorted(reader.policies),
         "budget": None if settings.budget is None else asdict(settings.budget),
         "context": reader.context,
+        "sampling": reader.knobs,
         "limits": limits,
     }
     card = {"id": settings.name, "object": "model", "created": born, "owned_by": "leanthink", "leanthink": facts}

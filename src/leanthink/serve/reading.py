@@ -9,8 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from leanthink.budget import Budget
+from leanthink.context import context_of
 from leanthink.errors import PredictorMismatch, UsageError, unknown
 from leanthink.load import think_tags
+from leanthink.model_sampling import KNOBS, model_sampling
 from leanthink.policies import POLICIES, Policy
 from leanthink.request import PolicyMaker, Prompt, Request, encode_prompt, make_request, thought_is_over
 from leanthink.sampling import Sampling
@@ -29,22 +31,32 @@ class Reader:
 
     Raises:
         LeanThinkError: the default policy cannot be had for this model.
+        UsageError: `max_model_len` is above its context.
     """
 
     def __init__(self, model: Any, tokenizer: Any, settings: Settings, *, largest: int) -> None:
         self.settings, self.largest = settings, largest
         self.tokenizer = deepcopy(tokenizer)
         self.tags = think_tags(self.tokenizer)
-        self.context: int = model.config.max_position_embeddings
+        self.context = context_of(model.config)
+        most = settings.max_model_len
+        if most is not None and most > self.context:
+            raise UsageError(f"max_model_len={most} is above this model's context of {self.context} tokens: lower it")
+        self.context = most or self.context
         self._vocabulary: int = model.config.vocab_size
+        # Of requests that name none: as OpenAI does, but for what the model says.
+        stated = model_sampling(model) if settings.generation_config == "auto" else {}
+        self.knobs: dict[str, Any] = {"temperature": 1.0} | stated
         self.policies: dict[str, Policy] = {}
         self._missing: dict[str, str] = {}  # policies that this model cannot have, and why
         maker = PolicyMaker(model, self.tokenizer)
+        # Of requests that name none.
+        self.policy = settings.policy or maker.make(None, settings.predictor).name
         for name, kind in POLICIES.items():
             try:
                 self.policies[name] = maker.make(name, settings.predictor if kind.target is not None else None)
             except (UsageError, PredictorMismatch) as error:
-                if name == settings.policy:
+                if name == self.policy:
                     raise
                 self._missing[name] = str(error)
 
@@ -78,7 +90,7 @@ class Reader:
         ]
 
     def _policy(self, body: Asked) -> Policy:
-        name = body.policy or self.settings.policy
+        name = body.policy or self.policy
         if name in self._missing:
             raise bad_request(self._missing[name], "policy")
         if name not in self.policies:
@@ -89,7 +101,7 @@ class Reader:
         """The server's budget with what the body gives in its place."""
         names = {"slots": "budget", "window": "window", "interval": "interval", "answer": "answer"}
         given = {slot: value for slot, name in names.items() if (value := getattr(body, name)) is not None}
-        if (body.policy or self.settings.policy) == "full":
+        if (body.policy or self.policy) == "full":
             if given:
                 fields = ", ".join(names[slot] for slot in given)
                 raise bad_request(f"policy 'full' keeps everything: leave out {fields}", names[next(iter(given))])
@@ -106,13 +118,13 @@ class Reader:
             raise bad_request(str(error), names[next(iter(given))]) from None
 
     def _sampling(self, body: ChatBody | TextBody) -> Sampling:
-        """The body's knobs; those left out are OpenAI's defaults, and the seed is drawn."""
+        """The body's knobs; those left out are `knobs`, and the seed is drawn."""
+        given = {knob: value for knob in KNOBS if (value := getattr(body, knob)) is not None}
+        if "top_k" in given:
+            given["top_k"] = max(0, given["top_k"])  # -1 is off, too
         stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
         return Sampling(
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            top_k=max(0, body.top_k or 0),
-            min_p=body.min_p or 0.0,
+            **{**self.knobs, **given},
             max_new_tokens=self._max_new_tokens(body),
             seed=secrets.randbits(62) if body.seed in (None, -1) else body.seed,
             stop=tuple(text for text in stop if text),

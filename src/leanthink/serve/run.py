@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import uvicorn
 
+from leanthink.budget_hints import budget_hints
 from leanthink.engine import Engine
 from leanthink.errors import LeanThinkError, UsageError
 from leanthink.load import kv_shape
@@ -36,7 +37,7 @@ def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
         UsageError: the memory has no room for one request.
     """
     per_slot = kv_shape(model.config).bytes_per_slot(model.dtype)
-    slots, most = int(_kv_bytes(model.device, settings.kv_gib)) // per_slot, settings.max_slots
+    slots, most = int(kv_bytes(model.device, settings)) // per_slot, settings.max_slots
     if slots < (most or 2):
         raise UsageError(f"there is memory for {slots} slots, and {most or 2} are needed: raise kv_gib")
     if most is None or model.device.type != "cpu":
@@ -45,10 +46,17 @@ def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
     return Engine(model, tokenizer, slots=rows * most, rows=rows, row_slots=most)
 
 
-def _kv_bytes(device: torch.device, gib: float | None) -> float:
-    if gib is not None:
-        return gib * GIB
-    return GPU_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else CPU_GIB * GIB
+def kv_bytes(device: torch.device, settings: Settings) -> float:
+    """The memory for keys and values. Raises UsageError for a share of a GPU's memory where there is no GPU."""
+    share = settings.gpu_memory_utilization
+    if settings.kv_gib is not None:
+        return settings.kv_gib * GIB
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return GPU_SHARE * free if share is None else max(0, share * total - (total - free))
+    if share is not None:
+        raise UsageError(f"gpu_memory_utilization={share} is of a GPU's memory, and this is {device.type}: give kv_gib")
+    return CPU_GIB * GIB
 
 
 def serve(
@@ -79,7 +87,7 @@ def serve(
         tell("warning: every page that a browser here opens can use this server, and no API key is set: give --keys")
     engine = make_engine(model, tokenizer, settings)
     with _listen(settings.host, settings.port) as listening:
-        asyncio.run(_serve(engine, settings, listening, ready))
+        asyncio.run(_serve(engine, settings, listening, tell, ready))
 
 
 @contextmanager
@@ -106,9 +114,15 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(
-    engine: Engine, settings: Settings, listening: socket.socket, ready: Callable[[dict[str, Any]], None]
+    engine: Engine,
+    settings: Settings,
+    listening: socket.socket,
+    tell: Callable[[str], None],
+    ready: Callable[[dict[str, Any]], None],
 ) -> None:
     service = Service(engine, settings, on_failure=lambda: _stop(server))
+    for hint in budget_hints(service.reader.policies[service.reader.policy], settings.budget):
+        tell(hint)
     config = uvicorn.Config(
         make_app(service),
         log_config=None,
@@ -133,6 +147,8 @@ async def _serve(
     facts: dict[str, Any] = {
         "url": url,
         "model": settings.name,
+        "policy": service.reader.policy,
+        "sampling": service.reader.knobs,
         "rows": engine.cache.most_rows,
         "slots": engine.cache.arena.total,
     }
