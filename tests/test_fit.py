@@ -67,7 +67,7 @@ def test_hidden_states_stand_beside_their_own_labels(model: Any, labels: Any) ->
         states = torch.cat([every[-1], middle[0]], dim=-1)[0, 3 : 3 + one.thought_tokens]
     (whole,) = gather(model, [one], labels, offsets=(0,), tokens_per_trace=None, seed=0)
     torch.testing.assert_close(whole.states_NF[whole.seen_TW[:, 0]], states)
-    assert torch.equal(whole.labels_TC, labels.labels[one.key])
+    assert torch.equal(whole.labels_TY, labels.labels[one.key])
     assert whole.tokens_after_T.tolist() == list(range(len(one.token_ids) - 1, one.answer_tokens - 1, -1))
     (part,) = gather(model, [one], labels, offsets=(0, 1, 3), tokens_per_trace=7, seed=0)
     at = (len(one.token_ids) - 1 - part.tokens_after_T).tolist()
@@ -78,7 +78,7 @@ def test_hidden_states_stand_beside_their_own_labels(model: Any, labels: Any) ->
         seen = [min(index + offset, last) for index in at]
         torch.testing.assert_close(part.states_NF[part.seen_TW[:, column]], states[seen])
     assert len(part.states_NF) <= 3 * 7
-    assert torch.equal(part.labels_TC, whole.labels_TC[at])
+    assert torch.equal(part.labels_TY, whole.labels_TC[at])
 
 
 def test_examples_gathered_in_batches_are_those_of_each_trace_in_the_order_given(
@@ -93,7 +93,7 @@ def test_examples_gathered_in_batches_are_those_of_each_trace_in_the_order_given
     assert [examples.problem_id for examples in together] == [one.id for one in traces]
     for one, other in zip(alone, together, strict=True):
         torch.testing.assert_close(other.states_NF, one.states_NF, rtol=1e-4, atol=1e-5)
-        for name in ("seen_TW", "labels_TC", "tokens_after_T"):
+        for name in ("seen_TW", "labels_TY", "tokens_after_T"):
             assert torch.equal(getattr(other, name), getattr(one, name))
 
 
