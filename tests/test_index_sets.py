@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from leanthink import Budget, Sampling, generate
 from leanthink.attention import switched_to
+from leanthink.cache import SlotCache
 from leanthink.importance.damage import ATTENTION_NAME, damage, visible
 from leanthink.importance.labels import Thought
+from leanthink.kv_shape import KVShape
 from leanthink.load import kv_shape
 from leanthink.policies.horizon import Horizon
 from leanthink.policies.oracle import Oracle
+from leanthink.wishes import Wishes
 from models import RandomPredictor, make_model, make_tokenizer
 
 HORIZONS, OFFSETS = (8, 16, 32), (0, 1, 3)
@@ -93,3 +96,45 @@ def test_damage_begins_with_the_first_eviction_and_a_smaller_budget_does_more() 
     assert len(some.kl_N) == 26
     assert little.kl_N.mean() < some.kl_N.mean()
     assert some.kl_N.mean() > 1e-4
+
+
+@pytest.mark.parametrize("granularity", ["layer", "head"])
+def test_stamps_stay_with_the_slots_of_their_own_set(granularity: str) -> None:
+    """Every stamp tells its position, set and channel, so that a stamp of another shows."""
+    shape = KVShape(layers=3, kv_heads=2, group=2, head_dim=4)
+    X = shape.layers * (shape.kv_heads if granularity == "head" else 1)
+    policy = Horizon(predictor=SetsPredictor(8, X, alike=False))
+    cache = SlotCache(shape, slots=64, rows=2, dtype=torch.float32, device=torch.device("cpu"))
+    cache.provide(Wishes(channels=1 + X * policy.channels, per_head=True))  # the first belongs to another policy
+    region = cache.arena.reserve(40)
+    assert region is not None
+    rows_R, generator = torch.tensor([cache.seat(region, 1)]), torch.Generator().manual_seed(0)
+    own_XC = torch.arange(X * policy.channels).view(X, policy.channels)
+    for evicted in range(4):
+        for _ in range(8):
+            cache.start_step()
+            cache.finish()
+            cache.tick()
+            stamps_XC = own_XC + 1000 * (cache.next_positions[0] - 1)
+            cache.stamp(rows_R, stamps_XC.view(1, 1, -1), first=1)
+        held = int(cache.host_lengths[0]) - 1
+        shown = cache.show(rows_R, held, torch.zeros(1), policy, first=1)
+        assert shown.stamps is not None
+        assert torch.equal(shown.stamps[0], own_XC[:, None] + 1000.0 * shown.positions[0, :, :, None])
+        kept_XK = torch.stack(
+            [torch.randperm(held, generator=generator)[: 6 + evicted].sort().values for _ in range(X)]
+        )
+        cache.evict([0], kept_XK[None], policy, first=1)
+        cache.check_integrity()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("granularity", ["layer", "head"])
+def test_sets_on_a_gpu_give_the_tokens_of_the_cpu(granularity: str) -> None:
+    torch.manual_seed(0)
+    model, tokenizer = make_model(), make_tokenizer()
+    oracle, sampling = oracle_of(model, granularity, 120), Sampling(max_new_tokens=90)
+    choices = {"policy": oracle, "budget": BUDGET, "sampling": sampling}
+    expected = [out.token_ids for out in generate(model, tokenizer, PROMPTS, **choices)]
+    found = [out.token_ids for out in generate(model.to("cuda"), tokenizer, PROMPTS, **choices)]
+    assert found == expected

@@ -40,8 +40,6 @@ ValShare = Annotated[
 ]
 TokensPerTrace = Annotated[int | None, option("--tokens-per-trace", about="Random tokens of each.", default="all")]
 Width = Annotated[int | None, option("--width", about="Of the first layer.", default="twice the hidden size")]
-Dropout = Annotated[float | None, option("--dropout", about="Of that layer, in training.", default=0.0)]
-WeightDecay = Annotated[float | None, option("--weight-decay", about="Of AdamW.", default=0.01)]
 AllTraces = Annotated[bool, option("--all", about="Fit to wrong traces too.")]
 
 
@@ -61,8 +59,6 @@ def command(
     transform: Transform = None,
     granularity: GranularityOption = None,
     width: Width = None,
-    dropout: Dropout = None,
-    weight_decay: WeightDecay = None,
     steps: Steps = None,
     batch: Batch = None,
     lr: LearningRate = None,
@@ -89,8 +85,6 @@ def command(
         "transform": transform,
         "granularity": granularity,
         "width": width,
-        "dropout": dropout,
-        "weight_decay": weight_decay,
         "steps": steps,
         "batch": batch,
         "lr": lr,

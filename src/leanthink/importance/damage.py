@@ -3,8 +3,8 @@
 The recorded tokens are fed once with the full cache and once so that each query sees only what its layer and head would
 still hold. That is quick, and says before any answer is sampled which ranking is better and by how much.
 
-N tokens of prompt and thought   T thought tokens   X index sets   S slots shown   K slots kept   C channels   V vocabulary
-H kv heads   A query heads
+N tokens of prompt and thought   T thought tokens   X index sets   S slots shown   K slots kept   C channels
+V vocabulary   H kv heads   A query heads
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def _columns(traces: Sequence[Trace], labels: LabelFile, recipe: Recipe) -> tupl
     if recipe.granularity != labels.granularity:
         raise UsageError(
             f"a fit of granularity {recipe.granularity!r} needs labels of it, these are of {labels.granularity!r}: "
-            f"label the traces again with that granularity"
+            "label the traces again with that granularity"
         )
     num_sets = len(labels.sets_of(traces[0]))
     return [first * len(labels.horizons) + index for first in range(num_sets) for index in chosen], spelt_out
@@ -167,9 +167,7 @@ def _train(
     num_sets = labels_NY.shape[1] // counts_NC.shape[1]
     predictor = _fresh(recipe, model.config.hidden_size, num_sets, states_SF).to(model.device)
     betas = (0.9, 0.95) if recipe.target == "answer" else (0.9, 0.999)
-    optimiser = torch.optim.AdamW(
-        predictor.parameters(), lr=recipe.learning_rate, betas=betas, weight_decay=recipe.weight_decay
-    )
+    optimiser = torch.optim.AdamW(predictor.parameters(), lr=recipe.learning_rate, betas=betas, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, recipe.steps, recipe.target))
     draws = torch.Generator().manual_seed(recipe.seed)
     recent: list[Tensor] = []
@@ -187,7 +185,7 @@ def _train(
         recent = [*recent[-99:], step_loss.detach()]
         if progress is not None:
             progress("fit", step + 1, recipe.steps)
-    return predictor.eval().to(torch.bfloat16).float(), float(torch.stack(recent).mean())
+    return predictor.to(torch.bfloat16).float(), float(torch.stack(recent).mean())
 
 
 def _fresh(recipe: Recipe, hidden_size: int, num_sets: int, states_SF: Tensor) -> Predictor:
@@ -202,7 +200,6 @@ def _fresh(recipe: Recipe, hidden_size: int, num_sets: int, states_SF: Tensor) -
             granularity=recipe.granularity,
             num_sets=num_sets,
             width=recipe.width,
-            dropout=recipe.dropout,
         )
     if isinstance(predictor.head, HorizonHead):
         predictor.head.standardise(states_SF)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -160,7 +161,8 @@ def label_traces(
     """Label traces into one file; a file of the same model and horizons is gone on with, trace by trace.
 
     On a GPU traces of like length share a forward pass. The file is replaced in one step after every `save_every`
-    traces and at the end, however the end comes, so that Ctrl-C loses only the batch in hand. `progress(done, total)`
+    traces, unless saving would take more than a tenth of the time, and at the end, however the end comes, so that
+    Ctrl-C loses only the batch in hand. `progress(done, total)`
     is called after each trace. Wrong traces and traces without a thought are left out and counted. Where a `subject`
     is given, it labels in place of `model`, which may then be None.
 
@@ -186,6 +188,7 @@ def label_traces(
     thinking = [trace for trace in right if trace.thought_tokens > 0]
     todo = [trace for trace in thinking if not _is_done(growing, trace)]
     found = subject.label([Thought.of(trace) for trace in todo], growing.horizons, granularity)
+    saved_at, saving = time.monotonic(), 0.0  # seconds
     try:
         for done, (index, labels) in enumerate(found, start=1):
             trace = todo[index]
@@ -193,8 +196,11 @@ def label_traces(
             growing.labels[trace.key] = labels.values_TC
             if granularity != "model":
                 growing.sets[trace.key] = packed(labels.sets_XTH)
-            if done % save_every == 0:
+            now = time.monotonic()
+            if done % save_every == 0 and now - saved_at >= 10 * saving:
                 growing.save()
+                saved_at = time.monotonic()
+                saving = saved_at - now
             if progress is not None:
                 progress(done, len(todo))
     finally:

@@ -51,9 +51,7 @@ class HorizonHead(nn.Module):
     A number's first digit or its sign is written before it shows what the number is for; the tokens after it know.
     """
 
-    def __init__(
-        self, hidden_size: int, outputs: int, followers: int, *, width: int | None = None, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, hidden_size: int, outputs: int, followers: int, *, width: int | None = None) -> None:
         super().__init__()
         F, width = 2 * hidden_size, width or 2 * hidden_size
         P = max(1, width // 4)
@@ -61,7 +59,6 @@ class HorizonHead(nn.Module):
         self.own = nn.Linear(F, width)
         self.summary = nn.Linear(F, P, bias=False) if followers else None
         self.following = nn.Linear(followers * P, width, bias=False) if followers else None
-        self.dropout = dropout  # of the first layer's numbers, in training
         self.rest = nn.Sequential(nn.Softplus(), nn.Linear(width, P), nn.Softplus(), nn.Linear(P, outputs))
 
     @torch.no_grad()
@@ -77,8 +74,6 @@ class HorizonHead(nn.Module):
         read_NX = self.own(seen_NWF[:, 0])
         if self.summary is not None and self.following is not None:
             read_NX = read_NX + self.following(self.summary(seen_NWF[:, 1:]).flatten(1))
-        if self.dropout and self.training:
-            read_NX = nn.functional.dropout(read_NX, self.dropout)
         logits_NC: Tensor = self.rest(read_NX)
         return logits_NC
 
@@ -93,6 +88,7 @@ class Predictor(nn.Module):
     Attributes:
         granularity: of the index sets: one for the whole model, one a layer, or one a kv head ("head").
         num_sets: X, how many these are.
+        width: size of the first layer; None: twice the hidden size. It decides the size of the file.
         offsets: which tokens it sees of each: 0 the token itself, o the one written o tokens later. A token can be
             scored once the last of them is written, which is always before the first horizon.
 
@@ -111,7 +107,6 @@ class Predictor(nn.Module):
         granularity: Granularity = "model",
         num_sets: int = 1,
         width: int | None = None,
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if target not in TARGETS:
@@ -134,9 +129,7 @@ class Predictor(nn.Module):
         self.head: nn.Module = (
             AnswerHead(hidden_size)
             if target == "answer"
-            else HorizonHead(
-                hidden_size, num_sets * len(horizons), followers=len(offsets) - 1, width=width, dropout=dropout
-            )
+            else HorizonHead(hidden_size, num_sets * len(horizons), followers=len(offsets) - 1, width=width)
         )
 
     def forward(self, states_NWF: Tensor) -> Tensor:

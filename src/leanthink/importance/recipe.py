@@ -20,6 +20,7 @@ from leanthink.policies.policy import GRANULARITIES, Granularity
 
 Transform = Literal["power", "scale"]
 TRANSFORMS = ("power", "scale")
+LEAST_WIDTH = 4  # its quarter is the size of the layers behind the first
 LEARNING_RATE = {"answer": 5e-4, "horizon": 1e-3}
 
 
@@ -37,7 +38,6 @@ class Recipe:
     granularity: of the index sets to score for, one for the whole "model", one a "layer", one a kv "head"; all but
         "model" need labels of that granularity. For "horizon" only.
     width: size of the predictor's first layer; None: twice the model's hidden size. For "horizon" only.
-    dropout: of that layer's numbers. For "horizon" only.
     lr: None: 5e-4 for "answer", 1e-3 for "horizon".
     val_share: share of the problems whose traces are held out, to measure on.
     tokens_per_trace: of longer thoughts only a random sample of so many tokens is held in memory and fitted to.
@@ -52,8 +52,6 @@ class Recipe:
     transform: Transform = "power"
     granularity: Granularity = "model"
     width: int | None = None
-    dropout: float = 0.0
-    weight_decay: float = 0.01
     steps: int = 6000
     batch: int = 8192
     lr: float | None = None
@@ -71,12 +69,10 @@ class Recipe:
             raise UsageError("horizons and offsets belong to the target 'horizon': leave them out for 'answer'")
         if self.granularity not in GRANULARITIES:
             raise unknown("granularity", self.granularity, GRANULARITIES)
-        if self.target == "answer" and (self.granularity != "model" or self.width is not None or self.dropout):
-            raise UsageError(
-                "granularity, width and dropout belong to the target 'horizon': leave them out for 'answer'"
-            )
-        if (self.width is not None and self.width < 4) or not 0 <= self.dropout < 1 or self.weight_decay < 0:
-            raise UsageError(f"width >= 4, 0 <= dropout < 1 and weight_decay >= 0 must hold, got {self}")
+        if self.target == "answer" and (self.granularity != "model" or self.width is not None):
+            raise UsageError("granularity and width belong to the target 'horizon': leave them out for 'answer'")
+        if self.width is not None and self.width < LEAST_WIDTH:
+            raise UsageError(f"width must be at least {LEAST_WIDTH}, got {self.width}")
         if min(self.steps, self.batch) < 1 or (self.tokens_per_trace is not None and self.tokens_per_trace < 1):
             raise UsageError(f"steps, batch and tokens_per_trace must be at least 1, got {self}")
         if not 0 <= self.val_share < 1 or (self.lr is not None and self.lr <= 0):
