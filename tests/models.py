@@ -77,7 +77,7 @@ class RandomPredictor(nn.Module):
         self, hidden_size: int, target: str, horizons: tuple[int, ...] = (), offsets: tuple[int, ...] = (0,)
     ) -> None:
         super().__init__()
-        self.target, self.horizons, self.offsets = target, horizons, offsets
+        self.target, self.horizons, self.offsets, self.num_sets = target, horizons, offsets, 1
         self.head = nn.Linear(len(offsets) * 2 * hidden_size, max(1, len(horizons)))
 
     def forward(self, states_NWF: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class FakePredictor:
     target: str
     horizons: tuple[int, ...] = ()
     offsets: tuple[int, ...] = (0,)
+    num_sets: int = 1
 
     def __call__(self, states_NWF: Tensor) -> Tensor:
         return states_NWF[:, 0, : max(1, len(self.horizons))]
@@ -36,7 +37,7 @@ def make(name: str) -> Policy:
     if name == "sepllm":
         return SepLLM(separator_ids=SEPARATORS)
     if name == "oracle":
-        return Oracle(labels_TC=LABELS_TC, distances=HORIZONS)
+        return Oracle(labels_XTC=LABELS_TC, distances=HORIZONS)
     target = POLICIES[name].target
     horizons = HORIZONS if target == "horizon" else ()
     return make_policy(name, predictor=None if target is None else FakePredictor(target, horizons))

@@ -339,7 +339,7 @@ def test_a_policy_per_head_sees_each_heads_own_slots_of_its_layer() -> None:
         step(cache)
     cache.scaling = 0.3
     keys = cache.keys(1)[:, region.start + 2 : region.start + 5].clone()
-    cache.evict([0], torch.tensor([[[[0, 1], [1, 2]], [[0, 2], [1, 2]]]]))
+    cache.evict([0], torch.tensor([[[0, 1], [1, 2], [0, 2], [1, 2]]]))
     slots = cache.show(torch.tensor([0]), 2, torch.tensor([0]), SnapKV(observation=1), layer=1)
     assert (slots.layer, slots.scaling) == (1, 0.3)
     assert slots.positions.tolist() == [[[2, 4], [3, 4]]]
@@ -532,7 +532,7 @@ def attention_after(device: torch.device) -> list[Tensor]:
         if count == 17:  # rows 0 and 2 hold 17 thought slots
             attended.add(cache, [0, 2], 4)
             sets = torch.rand(2, shape.layers, shape.kv_heads, 17, generator=generator).argsort(-1)[..., :10]
-            cache.evict([0, 2], sets.sort(-1).values.to(device))
+            cache.evict([0, 2], sets.sort(-1).values.flatten(1, 2).to(device))
     attended.add(cache, [2, 0, 1], 4)
     cache.check_integrity()
     held = [slice(r.start, r.start + int(cache.host_lengths[r.row or 0])) for r in cache.regions]

@@ -30,9 +30,10 @@ FLAGS = {
     "collect": "--out --model --tasks --levels --count --split --problems --limit --samples --instruction "
     "--temperature --top-p --top-k --min-p --max-new-tokens --seed --policy --budget --window --interval --answer "
     "--predictor --max-rows --record --resume --overwrite --device --dtype --ray --ray-workers --json",
-    "label": "--traces --out --model --horizons --all --resume --overwrite --device --dtype --ray --ray-workers --json",
-    "fit": "--traces --labels --out --model --target --horizons --offsets --transform --steps --batch --lr "
-    "--val-share --tokens-per-trace --all --seed --overwrite --device --dtype --json",
+    "label": "--traces --out --model --horizons --granularity --all --resume --overwrite --device --dtype --ray "
+    "--ray-workers --json",
+    "fit": "--traces --labels --out --model --target --horizons --offsets --transform --granularity --width "
+    "--steps --batch --lr --val-share --tokens-per-trace --all --seed --overwrite --device --dtype --json",
     "demo": "--out --overwrite --device --json",
     "bench": "--shape --model --parts --batch --slots --steps --prompt --output --kv-gib --budgets --interval "
     "--requests --out --overwrite --device --json",

@@ -67,7 +67,7 @@ def test_hidden_states_stand_beside_their_own_labels(model: Any, labels: Any) ->
         states = torch.cat([every[-1], middle[0]], dim=-1)[0, 3 : 3 + one.thought_tokens]
     (whole,) = gather(model, [one], labels, offsets=(0,), tokens_per_trace=None, seed=0)
     torch.testing.assert_close(whole.states_NF[whole.seen_TW[:, 0]], states)
-    assert torch.equal(whole.labels_TC, labels.labels[one.key])
+    assert torch.equal(whole.labels_TY, labels.labels[one.key])
     assert whole.tokens_after_T.tolist() == list(range(len(one.token_ids) - 1, one.answer_tokens - 1, -1))
     (part,) = gather(model, [one], labels, offsets=(0, 1, 3), tokens_per_trace=7, seed=0)
     at = (len(one.token_ids) - 1 - part.tokens_after_T).tolist()
@@ -78,7 +78,7 @@ def test_hidden_states_stand_beside_their_own_labels(model: Any, labels: Any) ->
         seen = [min(index + offset, last) for index in at]
         torch.testing.assert_close(part.states_NF[part.seen_TW[:, column]], states[seen])
     assert len(part.states_NF) <= 3 * 7
-    assert torch.equal(part.labels_TC, whole.labels_TC[at])
+    assert torch.equal(part.labels_TY, whole.labels_TY[at])
 
 
 def test_examples_gathered_in_batches_are_those_of_each_trace_in_the_order_given(
@@ -93,7 +93,7 @@ def test_examples_gathered_in_batches_are_those_of_each_trace_in_the_order_given
     assert [examples.problem_id for examples in together] == [one.id for one in traces]
     for one, other in zip(alone, together, strict=True):
         torch.testing.assert_close(other.states_NF, one.states_NF, rtol=1e-4, atol=1e-5)
-        for name in ("seen_TW", "labels_TC", "tokens_after_T"):
+        for name in ("seen_TW", "labels_TY", "tokens_after_T"):
             assert torch.equal(getattr(other, name), getattr(one, name))
 
 
@@ -267,3 +267,29 @@ def test_learning_rates_decay_linearly_or_warm_up_and_follow_a_cosine() -> None:
     assert answer[9] == answer[10] == 1
     assert answer[55] == pytest.approx(0.5)
     assert answer[100] == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("granularity", "sets"), [("layer", 2), ("head", 4)])
+def test_a_fit_for_index_sets_learns_each_of_them_and_is_read_back(
+    model: Any, granularity: Any, sets: int, tmp_path: Path
+) -> None:
+    label_traces(model, TRACES, tmp_path / "l", horizons=HORIZONS, granularity=granularity)
+    labels, out = read_labels(tmp_path / "l"), tmp_path / "p"
+    short, long = (Recipe(granularity=granularity, width=32, steps=steps, batch=64) for steps in (2, 200))
+    fitted = fit(model, TRACES, labels, long, out_path=out)
+    assert fitted.metrics["train_loss"] < fit(model, TRACES, labels, short).metrics["train_loss"]
+    assert fitted.predictor.num_sets == sets
+    loaded = load_predictor(out, model)
+    states_NWF = torch.randn(3, len(loaded.offsets), 2 * model.config.hidden_size)
+    assert loaded(states_NWF).shape == (3, sets * len(loaded.horizons))
+    assert torch.equal(loaded(states_NWF), fitted.predictor(states_NWF))
+    assert (loaded.granularity, loaded.width) == (granularity, 32)
+
+
+def test_labels_of_another_granularity_or_a_narrow_width_are_refused(model: Any, labels: Any) -> None:
+    with pytest.raises(UsageError, match="granularity 'head' needs labels of it, these are of 'model'"):
+        fit(model, TRACES, labels, Recipe(granularity="head", steps=1))
+    with pytest.raises(UsageError, match="width must be at least 4, got 3"):
+        Recipe(width=3)
+    with pytest.raises(UsageError, match="belong to the target 'horizon'"):
+        Recipe(target="answer", granularity="layer")

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from leanthink.errors import DamagedFile, PredictorMismatch, UsageError
 from leanthink.importance.batches import BATCH_TOKENS, batches_by_length, padded
 from leanthink.importance.label_file import default_horizons, label_traces, read_labels
+from leanthink.importance.labels import packed
 from recorded import HORIZONS, TRACES, small_model, trace
 
 
@@ -185,3 +186,27 @@ def test_long_traces_get_a_longer_horizon() -> None:
     assert default_horizons([]) == default_horizons([short]) == (16, 32, 64, 128, 256, 512, 1024)
     assert default_horizons([short] * 3 + [long]) == (16, 32, 64, 128, 256, 512, 1024, 2048)
     assert default_horizons([short] * 4 + [long])[-1] == 1024
+
+
+def test_labels_of_index_sets_are_written_and_gone_on_with(model: Any, tmp_path: Path) -> None:
+    path, whole = tmp_path / "l.safetensors", tmp_path / "whole.safetensors"
+    label_traces(model, TRACES[:2], path, horizons=HORIZONS, granularity="head")
+    label_traces(model, TRACES[:4], path, horizons=HORIZONS, granularity="head")
+    label_traces(model, TRACES[:4], whole, horizons=HORIZONS, granularity="head")
+    found, expected = read_labels(path), read_labels(whole)
+    assert found.granularity == "head"
+    for one in TRACES[:4]:
+        assert torch.equal(found.sets_of(one), expected.sets_of(one))
+        labels_TC = found.of(one)
+        assert labels_TC is not None
+        together_TH = found.sets_of(one).amax(dim=0)
+        assert torch.equal(together_TH, packed(labels_TC[:, 1:]))
+
+
+def test_labels_of_another_granularity_are_refused(model: Any, tmp_path: Path) -> None:
+    path = tmp_path / "l.safetensors"
+    label_traces(model, TRACES[:1], path, horizons=HORIZONS)
+    with pytest.raises(UsageError, match="granularity 'model', asked for is 'layer': give another file"):
+        label_traces(model, TRACES[:1], path, horizons=HORIZONS, granularity="layer")
+    with pytest.raises(UsageError, match="unknown granularity 'token'"):
+        label_traces(model, TRACES[:1], tmp_path / "m", horizons=HORIZONS, granularity="token")  # type: ignore[arg-type]

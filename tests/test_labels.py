@@ -7,9 +7,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from leanthink.errors import UnsupportedModel, UsageError
-from leanthink.importance.labels import Labels, Thought, label_batch, label_trace
+from leanthink.importance.labels import Labels, Thought, label_batch, label_trace, packed, unpacked
 from models import ARCHITECTURES, make_model
-from reference.labels_slow import label_trace_slow
+from reference.labels_slow import label_sets_slow, label_trace_slow
 
 
 def small_model(kind: str = "qwen3", *, kv_heads: int = 2, seed: int = 0) -> Any:
@@ -178,3 +178,22 @@ def test_labels_on_a_gpu_equal_those_on_the_cpu() -> None:
     torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-5)
     for one, other in zip(label_batch(small_model().cuda(), RAGGED), label_batch(small_model(), RAGGED), strict=True):
         torch.testing.assert_close(one.values_TC, other.values_TC, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize(("granularity", "sets"), [("layer", 2), ("head", 4)])
+def test_labels_of_each_set_equal_those_of_its_own_heads(granularity: str, sets: int) -> None:
+    model, horizons = small_model(), (1, 2, 5, 16)
+    found = label_batch(model, RAGGED, horizons, granularity=granularity, block_bytes=6 * 3 * row_bytes(37))
+    for thought, labels in zip(RAGGED, found, strict=True):
+        slow = label_sets_slow(model, thought.token_ids, thought.prompt_tokens, thought.thought_end, horizons, sets)
+        torch.testing.assert_close(labels.sets_XTH, torch.tensor(slow), rtol=1e-4, atol=1e-6)
+    assert_equal_to_the_slow_twin(model, RAGGED, found, horizons)  # what all sets have together is as before
+
+
+def test_packed_labels_keep_the_order_and_come_back_within_a_step_of_their_root() -> None:
+    labels = torch.cat([torch.tensor([0.0, 1.0]), torch.rand(2000, generator=torch.Generator().manual_seed(0)) ** 4])
+    codes = packed(labels)
+    assert codes.dtype == torch.uint8
+    assert codes[:2].tolist() == [0, 255]
+    assert (unpacked(codes).sqrt() - labels.sqrt()).abs().max() <= 0.5 / 255 + 1e-6
+    assert (codes[labels.argsort()].int().diff() >= 0).all()

@@ -1,6 +1,7 @@
 """The bounded KV cache: one arena of slots, a region of it for each request, eviction in place.
 
 N active rows   R chosen rows   L layers   H kv heads   G query heads per kv head   D head dim   T slots of the arena
+X index sets: 1, or one for each layer (L), or for each layer and kv head (L H)
 S thought slots   K kept slots   M = R K   W remembered queries   C stamped numbers per slot   F state size   O offsets
 """
 
@@ -339,6 +340,12 @@ class SlotCache:
             "prompt_tokens": self.prompt_lengths[rows_R],
             "seeds": seeds_R,
         }
+        if layer is None and policy.num_sets > 1:
+            positions_RXS = self._positions_of(policy.num_sets)[:, slots_RS].transpose(0, 1)
+            if policy.channels:
+                stamps_TXC = self._stamps_of(policy, first)
+                facts["stamps"] = stamps_TXC[slots_RS].transpose(1, 2)
+            return Slots(ages=next_R[:, None, None] - 1 - positions_RXS, positions=positions_RXS, **facts)
         if layer is None:
             positions_RS = self.positions[0, 0, slots_RS]
             if policy.channels:
@@ -362,6 +369,18 @@ class SlotCache:
             **facts,
         )
 
+    def _positions_of(self, num_sets: int) -> Tensor:
+        """Positions of the tokens that each index set holds, [X, T + 1]."""
+        if num_sets == self.shape.layers:
+            return self.positions[:, 0]
+        assert num_sets == self.shape.layers * self.shape.kv_heads
+        return self.positions.flatten(0, 1)
+
+    def _stamps_of(self, policy: Policy, first: int) -> Tensor:
+        """A view of what was stamped for each index set of a policy, [T + 1, X, C]."""
+        sets = (policy.num_sets, policy.channels)
+        return self.stamps[:, first : first + sets[0] * sets[1]].view(-1, *sets)
+
     def _thought_slots(self, rows_R: Tensor, count: int) -> Tensor:
         """Slots [R, count] of the arena that follow each row's pinned ones."""
         first_R = self.starts[rows_R] + self.pinned[rows_R]
@@ -373,16 +392,22 @@ class SlotCache:
         ring_RW = (self.next_positions[rows_R, None] - age) % self.wishes.queries
         return self.queries[layer][rows_R[:, None], :, :, ring_RW].permute(0, 2, 3, 1, 4)
 
-    def evict(self, rows: Sequence[int], kept: Tensor) -> None:
+    def evict(self, rows: Sequence[int], kept: Tensor, policy: Policy | None = None, *, first: int = 0) -> None:
         """Keep only these thought slots of each row, moved together behind the prompt in their old order.
 
         Args:
             rows: rows that hold prompt and thought, and no answer yet.
-            kept: ascending indices, 0 = the slot behind the prompt: [R, K] for all layers and heads, or [R, L, H, K].
+            kept: ascending indices, 0 = the slot behind the prompt: [R, K] for all layers and heads, or [R, X, K].
+            policy: where it stamps for X sets: whose stamps are moved, each set's with its slots.
+            first: the first of its channels among the stamps.
         """
-        assert kept.dim() == 2 or tuple(kept.shape[1:3]) == tuple(self.positions.shape[:2])
         rows_R, K = self.indices(rows), kept.shape[-1]
         first_R = self.starts[rows_R] + self.pinned[rows_R]
+        if kept.dim() == 3:
+            if policy is not None and policy.channels:
+                self._move_stamps(self._stamps_of(policy, first), first_R, kept)
+            by_layer = kept.view(len(rows), self.shape.layers, -1, K)
+            kept = by_layer.expand(-1, -1, self.shape.kv_heads, -1)
         self._compact(first_R, kept)
         to_RK = self._thought_slots(rows_R, K)
         for facts_LHT in (self.positions, self.attended_LHT) if self.wishes.attention else (self.positions,):
@@ -395,6 +420,13 @@ class SlotCache:
                 facts[to_RK] = facts[first_R[:, None] + kept]
         self.lengths[rows_R] = self.pinned[rows_R] + K
         self.host_lengths[rows] = self.host_pinned[rows] + K
+
+    def _move_stamps(self, stamps_TXC: Tensor, first_R: Tensor, kept_RXK: Tensor) -> None:
+        """Move what each set's kept slots are stamped with together, row by row: all rows at once would be large."""
+        set_X = torch.arange(kept_RXK.shape[1], device=first_R.device)
+        to_K = torch.arange(kept_RXK.shape[2], device=first_R.device)
+        for first, kept_XK in zip(first_R, kept_RXK, strict=True):
+            stamps_TXC[first + to_K] = stamps_TXC[first + kept_XK.T, set_X]
 
     def _compact(self, first_R: Tensor, kept: Tensor) -> None:
         """Move the kept slots of every layer and head together, from `first_R` on."""

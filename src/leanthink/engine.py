@@ -2,7 +2,8 @@
 
 prompt → prefill → [ forward one token → stamp → sample → if due: score → select → compact ], for many rows at once.
 
-N active rows   R rows of one eviction   S thought slots   K kept slots   L layers   H kv heads   V vocabulary
+N active rows   R rows of one eviction   S thought slots   K kept slots   L layers   H kv heads   X index sets
+V vocabulary
 """
 
 from __future__ import annotations
@@ -174,10 +175,10 @@ class Engine:
         self.columns.append(self.cache.wishes.channels)
         self.cache.provide(
             Wishes(
-                channels=self.cache.wishes.channels + policy.channels,
+                channels=self.cache.wishes.channels + policy.num_sets * policy.channels,
                 queries=policy.num_queries,
                 states=policy.offsets[-1] + policy.stride if policy.channels else 0,
-                per_head=policy.per_head,
+                per_head=not policy.is_shared,
                 token_ids=bool(policy.texts),
                 attention=policy.accumulates,
                 prompt_attention=policy.accumulates and not policy.pins_prompt,
@@ -384,17 +385,23 @@ class Engine:
         if policy.per_head:  # room for the attention of its queries, and for a number for each pair of slots
             per_slot = 2 * count + 4 * cache.shape.head_dim + 3 * cache.shape.group * policy.num_queries
             at_a_time = max(1, attended.SCRATCH_BYTES // (4 * cache.shape.kv_heads * count * per_slot))
+        elif policy.num_sets > 1:  # room for its stamps, and for the sorting of its scores
+            per_slot = policy.num_sets * (4 * policy.channels + 100)
+            at_a_time = max(1, attended.SCRATCH_BYTES // (count * per_slot))
         starts = range(0, len(rows), at_a_time)
         kept = [
             torch.cat([self._kept(rows[i : i + at_a_time], rows_R[i : i + at_a_time], layer) for i in starts])
             for layer in (range(cache.shape.layers) if policy.per_head else [None])
         ]
-        cache.evict(rows, torch.stack(kept, dim=1) if policy.per_head else kept[0])
+        if policy.per_head:
+            cache.evict(rows, torch.cat(kept, dim=1))
+        else:
+            cache.evict(rows, kept[0], policy, first=self.columns[int(seats.policy[rows[0]])])
         seats.evictions[rows] += 1
         self.evictions += len(rows)
 
     def _kept(self, rows: list[int], rows_R: Tensor, layer: int | None) -> Tensor:
-        """Score → select, for rows of one policy and budget, and for one layer or all: [R, K] or [R, H, K]."""
+        """Score → select, for rows of one policy and budget: of a layer [R, H, K], of all [R, K] or [R, X, K]."""
         cache, seats, request = self.cache, self.seats, self.seats.requests[rows[0]]
         assert request.budget is not None
         count, column = int(seats.due[rows[0]]), self.columns[int(seats.policy[rows[0]])]

@@ -203,11 +203,11 @@ class PolicyMaker:
 
 def _check_wishes(policy: Policy) -> None:
     shared, own = policy.channels or policy.texts, policy.num_queries or policy.accumulates
-    if (shared and policy.per_head) or (own and not policy.per_head):
+    if (shared and policy.per_head) or (own and not policy.per_head) or (policy.texts and not policy.is_shared):
         raise UsageError(
             f"policy {policy.name!r} has per_head={policy.per_head}, channels={policy.channels}, texts={policy.texts}, "
-            f"num_queries={policy.num_queries} and accumulates={policy.accumulates}: stamps and token ids are shown to "
-            "shared policies, queries and attention to policies per head"
+            f"num_sets={policy.num_sets}, num_queries={policy.num_queries} and accumulates={policy.accumulates}: token "
+            "ids are shown to shared policies, queries and attention to those per head, stamps to all others"
         )
     if policy.accumulates and not policy.num_queries:
         raise UsageError(f"policy {policy.name!r} accumulates attention of num_queries=0 tokens: give at least 1")

@@ -79,12 +79,12 @@ class Seats:
         for request in batch:
             if request.sampling.logprobs is not None:
                 self.logprobs[request.index] = []
-            if (self.record or request.record) and request.policy.channels:
+            if (self.record or request.record) and request.policy.channels and request.policy.is_shared:
                 shape = (request.max_new_tokens, request.policy.channels)
                 self.stamps[request.index] = torch.full(shape, torch.nan, dtype=torch.float16)
         self.alternatives[rows] = torch.tensor([request.sampling.logprobs or 0 for request in batch])
         self.watched[rows] = torch.tensor([bool(request.sampling.stop) for request in batch], dtype=torch.int64)
-        told = [(self.record or request.record) and not request.policy.per_head for request in batch]
+        told = [(self.record or request.record) and request.policy.is_shared for request in batch]
         self.recorded[rows] = torch.tensor(told, dtype=torch.int64)
 
     def _index_of(self, policy: Policy) -> int:

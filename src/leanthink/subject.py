@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, cast
 
-from torch import Tensor
-
 import leanthink
 from leanthink.bench.birth import hardware_of
 from leanthink.budget import Budget
@@ -17,9 +15,10 @@ from leanthink.completion import Completion
 from leanthink.generate import each_finished
 from leanthink.importance.batches import batches_by_length
 from leanthink.importance.fingerprint import fingerprint
-from leanthink.importance.labels import Thought, label_batch
+from leanthink.importance.labels import Labels, Thought, label_batch
 from leanthink.load import check_model, think_tags
 from leanthink.policies import Policy
+from leanthink.policies.policy import Granularity
 from leanthink.request import PolicyMaker, Predictor, make_requests
 from leanthink.sampling import Sampling
 
@@ -71,8 +70,10 @@ class Subject(Protocol):
     ) -> Iterator[tuple[int, Completion]]:
         """Each request's index and completion, as it finishes; arguments and errors are those of `generate`."""
 
-    def label(self, thoughts: Sequence[Thought], horizons: tuple[int, ...]) -> Iterator[tuple[int, Tensor]]:
-        """Each thought's index and labels, float32 [T, 1 + H] on the CPU, as they are there."""
+    def label(
+        self, thoughts: Sequence[Thought], horizons: tuple[int, ...], granularity: Granularity
+    ) -> Iterator[tuple[int, Labels]]:
+        """Each thought's index and labels, on the CPU, as they are there."""
 
 
 class LoadedModel:
@@ -125,13 +126,14 @@ class LoadedModel:
         )
         return each_finished(self.model, self.tokenizer, requests, tags=tags, max_rows=max_rows, record=record)
 
-    def label(self, thoughts: Sequence[Thought], horizons: tuple[int, ...]) -> Iterator[tuple[int, Tensor]]:
+    def label(
+        self, thoughts: Sequence[Thought], horizons: tuple[int, ...], granularity: Granularity
+    ) -> Iterator[tuple[int, Labels]]:
         """Each thought's index and labels; on a GPU thoughts of like length share a forward pass."""
         lengths = [len(thought.token_ids) for thought in thoughts]
         for indices in batches_by_length(lengths, self.model.device):
-            found = label_batch(self.model, [thoughts[index] for index in indices], horizons)
-            for index, labels in zip(indices, found, strict=True):
-                yield index, labels.values_TC
+            found = label_batch(self.model, [thoughts[index] for index in indices], horizons, granularity=granularity)
+            yield from zip(indices, found, strict=True)
 
 
 def _digests(policies: Mapping[str, Policy]) -> dict[str, str]:

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 
 
-def label_trace_slow(
-    model: Any, token_ids: Sequence[int], prompt_tokens: int, thought_end: int, horizons: Sequence[int]
-) -> list[list[float]]:
-    """[T][1 + H]: mean attention from the answer rows (NaN without any), then the largest from each distance on."""
+def attention_slow(model: Any, token_ids: Sequence[int]) -> list[list[list[float]]]:
+    """The attention of every head, layer by layer: [heads][N][N]."""
     previous = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -20,8 +18,34 @@ def label_trace_slow(
             output = model(input_ids=torch.tensor([list(token_ids)]), use_cache=False, output_attentions=True)
     finally:
         model.set_attn_implementation(previous)
-    heads = [head.tolist() for layer in output.attentions for head in layer[0].float()]
-    N = len(token_ids)
+    return [head.tolist() for layer in output.attentions for head in layer[0].float()]
+
+
+def label_trace_slow(
+    model: Any, token_ids: Sequence[int], prompt_tokens: int, thought_end: int, horizons: Sequence[int]
+) -> list[list[float]]:
+    """[T][1 + H]: mean attention from the answer rows (NaN without any), then the largest from each distance on."""
+    return label_heads_slow(attention_slow(model, token_ids), prompt_tokens, thought_end, horizons)
+
+
+def label_sets_slow(
+    model: Any, token_ids: Sequence[int], prompt_tokens: int, thought_end: int, horizons: Sequence[int], sets: int
+) -> list[list[list[float]]]:
+    """[X][T][H]: the largest attention in the heads of each of `sets` equal runs of heads, layer by layer."""
+    heads = attention_slow(model, token_ids)
+    of_set = len(heads) // sets
+    found = [
+        label_heads_slow(heads[x * of_set : (x + 1) * of_set], prompt_tokens, thought_end, horizons)
+        for x in range(sets)
+    ]
+    return [[row[1:] for row in rows] for rows in found]
+
+
+def label_heads_slow(
+    heads: list[list[list[float]]], prompt_tokens: int, thought_end: int, horizons: Sequence[int]
+) -> list[list[float]]:
+    """The same from the attention of some heads, [heads][N][N]."""
+    N = len(heads[0])
     rows = []
     for j in range(prompt_tokens, thought_end):
         answer = [head[t][j] for head in heads for t in range(thought_end + 1, N)]

@@ -10,7 +10,7 @@ import typer
 from leanthink.cli import options
 from leanthink.cli.collect import whole_numbers
 from leanthink.cli.help import help_text, option
-from leanthink.cli.label import Traces
+from leanthink.cli.label import GranularityOption, Traces
 from leanthink.cli.output import counter, print_json, refuse_existing
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ ValShare = Annotated[
     float | None, option("--val-share", about="Share of problems held out to measure on.", default=0.1)
 ]
 TokensPerTrace = Annotated[int | None, option("--tokens-per-trace", about="Random tokens of each.", default="all")]
+Width = Annotated[int | None, option("--width", about="Of the first layer.", default="twice the hidden size")]
 AllTraces = Annotated[bool, option("--all", about="Fit to wrong traces too.")]
 
 
@@ -56,6 +57,8 @@ def command(
     horizons: Horizons = None,
     offsets: Offsets = None,
     transform: Transform = None,
+    granularity: GranularityOption = None,
+    width: Width = None,
     steps: Steps = None,
     batch: Batch = None,
     lr: LearningRate = None,
@@ -80,6 +83,8 @@ def command(
         "horizons": None if horizons is None else whole_numbers("--horizons", horizons),
         "offsets": None if offsets is None else whole_numbers("--offsets", offsets),
         "transform": transform,
+        "granularity": granularity,
+        "width": width,
         "steps": steps,
         "batch": batch,
         "lr": lr,

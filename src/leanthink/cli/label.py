@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,12 +13,19 @@ from leanthink.cli.collect import whole_numbers
 from leanthink.cli.help import help_text, option
 from leanthink.cli.output import counter, print_json, refuse_existing, say
 
+if TYPE_CHECKING:
+    from leanthink.policies.policy import Granularity
+
 EXAMPLES = ("leanthink label --traces traces.jsonl --out labels.safetensors",)
 Traces = Annotated[Path, option("--traces", about="JSONL file that collect wrote.", metavar="FILE")]
 Out = Annotated[Path, option("--out", about="Safetensors file for the labels.", metavar="FILE")]
 Horizons = Annotated[
     str | None,
     option("--horizons", about="Distances in tokens.", default="16 to 1024 in doublings, 2048 for long traces"),
+]
+GranularityOption = Annotated[
+    str | None,
+    option("--granularity", about="One index set for the model, each layer or each kv head.", default="model"),
 ]
 AllTraces = Annotated[bool, option("--all", about="Label wrong traces too.")]
 
@@ -33,6 +40,7 @@ def command(
     out: Out,
     model: options.Model = "tiny",
     horizons: Horizons = None,
+    granularity: GranularityOption = None,
     all_traces: AllTraces = False,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
@@ -57,6 +65,7 @@ def command(
                 found,
                 out,
                 horizons=default_horizons(found) if distances is None else distances,
+                granularity=cast("Granularity", granularity or "model"),
                 only_correct=not all_traces,
                 overwrite=overwrite,
                 progress=counter("trace"),

@@ -1,7 +1,8 @@
 """What a predictor is fitted to: states of thought tokens beside their labels, trace by trace.
 
 Shapes: T thought tokens of a trace (or a sample of them), F state size (see `leanthink.states`), H horizons,
-W tokens that the predictor sees of each, N tokens seen in all (or fed), B traces of a batch.
+W tokens that the predictor sees of each, N tokens seen in all (or fed), B traces of a batch, X index sets, Y label
+columns.
 """
 
 from __future__ import annotations
@@ -33,18 +34,19 @@ class Examples:
     states_NF: states of every token that is seen, each once, in the model's dtype.
     seen_TW: int64, which of them each token is scored by: itself, then those that follow it; past the thought's end,
         the last token of the thought.
-    labels_TC: float32 [T, 1 + H], column 0 the answer label.
+    labels_TY: float32 [T, 1 + H], column 0 the answer label; or uint8 [T, X H], those of one index set side by side, as
+        of `leanthink.importance.labels.packed`.
     tokens_after_T: int64, how many tokens of the trace come after each: from further away nobody could read it.
     """
 
     problem_id: str
     states_NF: Tensor
     seen_TW: Tensor
-    labels_TC: Tensor
+    labels_TY: Tensor
     tokens_after_T: Tensor
 
     def __post_init__(self) -> None:
-        assert len(self.seen_TW) == len(self.labels_TC) == len(self.tokens_after_T) > 0
+        assert len(self.seen_TW) == len(self.labels_TY) == len(self.tokens_after_T) > 0
         assert int(self.seen_TW.max()) < len(self.states_NF)
 
 
@@ -97,11 +99,13 @@ def gather(
     offsets: tuple[int, ...],
     tokens_per_trace: int | None,
     seed: int,
+    by_set: bool = False,
     progress: Progress | None = None,
 ) -> list[Examples]:
     """The examples of each trace; of a longer thought a random sample of `tokens_per_trace` tokens, in order.
 
-    Each token is seen with those at `offsets` after it. On a GPU traces of like length share a forward pass.
+    Each token is seen with those at `offsets` after it, and labelled for each index set if `by_set`. On a GPU traces of
+    like length share a forward pass.
 
     Raises:
         PredictorMismatch: the labels belong to another model.
@@ -116,32 +120,42 @@ def gather(
         states = _thought_states(model, [traces[index] for index in batch])
         for index, states_TF in zip(batch, states, strict=True):
             examples[index] = _examples(
-                traces[index], states_TF, labels, offsets=offsets, tokens_per_trace=tokens_per_trace, seed=seed
+                traces[index],
+                states_TF,
+                _table(labels, traces[index], by_set=by_set),
+                offsets=offsets,
+                tokens_per_trace=tokens_per_trace,
+                seed=seed,
             )
             if progress is not None:
                 progress(len(examples), len(traces))
     return [examples[index] for index in range(len(traces))]
 
 
+def _table(labels: LabelFile, trace: Trace, *, by_set: bool) -> Tensor:
+    """Labels of a trace as `Examples` holds them, [T, Y]."""
+    labels_TC = labels.of(trace)
+    assert labels_TC is not None, "only labelled traces are gathered"
+    return labels.sets_of(trace).transpose(0, 1).flatten(1) if by_set else labels_TC
+
+
 def _examples(
     trace: Trace,
     states_TF: Tensor,
-    labels: LabelFile,
+    labels_TY: Tensor,
     *,
     offsets: tuple[int, ...],
     tokens_per_trace: int | None,
     seed: int,
 ) -> Examples:
-    labels_TC = labels.of(trace)
-    assert labels_TC is not None, "only labelled traces are gathered"
-    chosen_T = _sample(len(labels_TC), tokens_per_trace, f"{seed}/{trace.key}")
-    at_TW = (chosen_T[:, None] + torch.tensor(offsets)).clamp(max=len(labels_TC) - 1)
+    chosen_T = _sample(len(labels_TY), tokens_per_trace, f"{seed}/{trace.key}")
+    at_TW = (chosen_T[:, None] + torch.tensor(offsets)).clamp(max=len(labels_TY) - 1)
     at_N, seen_TW = torch.unique(at_TW, return_inverse=True)
     return Examples(
         problem_id=trace.id,
         states_NF=states_TF[at_N.to(states_TF.device)].cpu(),
         seen_TW=seen_TW,
-        labels_TC=labels_TC[chosen_T],
+        labels_TY=labels_TY[chosen_T],
         tokens_after_T=len(trace.token_ids) - 1 - chosen_T,
     )
 

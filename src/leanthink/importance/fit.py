@@ -1,7 +1,7 @@
 """Fits an importance predictor to labelled traces, measures it on held-out ones and writes the sidecar.
 
 Shapes: N tokens of a batch, T tokens of a trace, S tokens seen, W tokens that the predictor sees of each, F state size,
-C channels (1 for `answer`, H for `horizon`).
+C channels (1 for `answer`, H for `horizon`), X index sets, Y = X C.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from leanthink.importance.recipe import Recipe, goal, loss, rate
 from leanthink.trace import Trace
 
 TOP_SHARES = (0.2, 0.3)
+MEASURED_SETS = 8  # of the index sets: ranking quality is the mean over so many of them
 LEAST_REACHED = 0.01  # of the tokens: a horizon that fewer reach is learned worse than the one before it serves
 Progress = Callable[[str, int, int], None]
 
@@ -68,16 +69,17 @@ def fit(
         offsets=recipe.offsets or (0,),
         tokens_per_trace=recipe.tokens_per_trace,
         seed=recipe.seed,
+        by_set=recipe.granularity != "model",
         progress=None if progress is None else lambda done, total: progress("read", done, total),
     )
-    examples = [replace(example, labels_TC=example.labels_TC[:, columns]) for example in examples]
+    examples = [replace(example, labels_TY=example.labels_TY[:, columns]) for example in examples]
     train, val = examples[: len(fitted_to)], examples[len(fitted_to) :]
     predictor, train_loss = _train(model, train, recipe, progress)
     metrics = {"train_loss": train_loss, **_measure(predictor, val, recipe)}
     data = {
         "model": kept[0].model,
         "traces": len(train),
-        "tokens": sum(len(example.labels_TC) for example in train),
+        "tokens": sum(len(example.labels_TY) for example in train),
         "thought_tokens": fmean(trace.thought_tokens for trace in fitted_to),
         "recipe": asdict(recipe) | {"lr": recipe.learning_rate},
         "torch": torch.__version__,
@@ -110,7 +112,16 @@ def _columns(traces: Sequence[Trace], labels: LabelFile, recipe: Recipe) -> tupl
         raise UsageError(f"horizons must be ascending, at least one, got {list(horizons)}")
     offsets = offsets_below(horizons[0]) if recipe.offsets is None else recipe.offsets
     spelt_out = replace(recipe, horizons=horizons, offsets=offsets)
-    return [1 + labels.horizons.index(horizon) for horizon in horizons], spelt_out
+    chosen = [labels.horizons.index(horizon) for horizon in horizons]
+    if recipe.granularity == "model":
+        return [1 + index for index in chosen], spelt_out
+    if recipe.granularity != labels.granularity:
+        raise UsageError(
+            f"a fit of granularity {recipe.granularity!r} needs labels of it, these are of {labels.granularity!r}: "
+            "label the traces again with that granularity"
+        )
+    num_sets = len(labels.sets_of(traces[0]))
+    return [first * len(labels.horizons) + index for first in range(num_sets) for index in chosen], spelt_out
 
 
 def _reached(traces: Sequence[Trace], horizon: int) -> int:
@@ -151,21 +162,22 @@ def _train(
     held = [
         torch.cat([example.states_NF for example in examples]),
         _seen_NW(examples),
-        goal(torch.cat([example.labels_TC for example in examples]), recipe),
+        torch.cat([example.labels_TY for example in examples]),
         _counts(examples, recipe),
     ]
-    states_SF, seen_NW, goal_NC, counts_NC = _roomiest(held, model.device)
-    predictor = _fresh(recipe, model.config.hidden_size, states_SF).to(model.device)
+    states_SF, seen_NW, labels_NY, counts_NC = _roomiest(held, model.device)
+    num_sets = labels_NY.shape[1] // counts_NC.shape[1]
+    predictor = _fresh(recipe, model.config.hidden_size, num_sets, states_SF).to(model.device)
     betas = (0.9, 0.95) if recipe.target == "answer" else (0.9, 0.999)
     optimiser = torch.optim.AdamW(predictor.parameters(), lr=recipe.learning_rate, betas=betas, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, recipe.steps, recipe.target))
     draws = torch.Generator().manual_seed(recipe.seed)
     recent: list[Tensor] = []
     for step in range(recipe.steps):
-        rows_N = torch.randint(len(goal_NC), (recipe.batch,), generator=draws).to(goal_NC.device)
-        batch = (states_SF[seen_NW[rows_N]], goal_NC[rows_N], counts_NC[rows_N])
-        states_NWF, wanted_NC, counts = (part.to(model.device) for part in batch)
-        step_loss = loss(predictor(states_NWF), wanted_NC, counts, recipe.target)
+        rows_N = torch.randint(len(labels_NY), (recipe.batch,), generator=draws).to(labels_NY.device)
+        batch = (states_SF[seen_NW[rows_N]], labels_NY[rows_N], counts_NC[rows_N])
+        states_NWF, wanted_NY, counts = (part.to(model.device) for part in batch)
+        step_loss = loss(predictor(states_NWF), goal(wanted_NY, recipe), counts, recipe.target)
         optimiser.zero_grad()
         step_loss.backward()  # type: ignore[no-untyped-call]
         if recipe.target == "answer":
@@ -178,7 +190,7 @@ def _train(
     return predictor.to(torch.bfloat16).float(), float(torch.stack(recent).mean())
 
 
-def _fresh(recipe: Recipe, hidden_size: int, states_SF: Tensor) -> Predictor:
+def _fresh(recipe: Recipe, hidden_size: int, num_sets: int, states_SF: Tensor) -> Predictor:
     """A predictor with the seed's initial weights, drawn without disturbing the caller's random numbers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -187,6 +199,9 @@ def _fresh(recipe: Recipe, hidden_size: int, states_SF: Tensor) -> Predictor:
             hidden_size=hidden_size,
             horizons=recipe.horizons or (),
             offsets=recipe.offsets or (0,),
+            granularity=recipe.granularity,
+            num_sets=num_sets,
+            width=recipe.width,
         )
     if isinstance(predictor.head, HorizonHead):
         predictor.head.standardise(states_SF)
@@ -195,7 +210,7 @@ def _fresh(recipe: Recipe, hidden_size: int, states_SF: Tensor) -> Predictor:
 
 @torch.no_grad()
 def _measure(predictor: Predictor, examples: Sequence[Examples], recipe: Recipe) -> dict[str, Any]:
-    """Loss and ranking quality on held-out traces: within each trace, then the mean over traces.
+    """Loss and ranking quality on held-out traces: within each trace and index set, then the mean over all.
 
     Each horizon is measured on the tokens that can be ranked by it: those with so many tokens after them.
     """
@@ -206,18 +221,24 @@ def _measure(predictor: Predictor, examples: Sequence[Examples], recipe: Recipe)
     losses = []
     for example in examples:
         scores_TC = _scores(predictor, example)
-        goal_TC = goal(example.labels_TC, recipe)
+        goal_TC = goal(example.labels_TY, recipe)
         losses.append(float(loss(scores_TC, goal_TC, _counts([example], recipe), recipe.target)))
         for channel, (name, tokens) in enumerate(least.items()):
             reached_T = example.tokens_after_T >= tokens
-            ranking = _ranking(scores_TC[reached_T, channel].tolist(), goal_TC[reached_T, channel].tolist())
-            found[name] += [ranking] if ranking else []
+            for column in _some_of(range(channel, goal_TC.shape[1], len(least))):
+                ranking = _ranking(scores_TC[reached_T, column].tolist(), goal_TC[reached_T, column].tolist())
+                found[name] += [ranking] if ranking else []
     return {
         "held_out_traces": len(examples),
-        "held_out_tokens": sum(len(example.labels_TC) for example in examples),
+        "held_out_tokens": sum(len(example.labels_TY) for example in examples),
         "held_out_loss": fmean(losses),
         "ranking": {name: _mean(rankings) for name, rankings in found.items()},
     }
+
+
+def _some_of(columns: range) -> range:
+    """At most MEASURED_SETS of them, evenly spaced."""
+    return columns[:: max(1, len(columns) // MEASURED_SETS)]
 
 
 def _scores(predictor: Predictor, example: Examples) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from leanthink.errors import DamagedFile, PredictorMismatch, UsageError
+from leanthink.errors import DamagedFile, PredictorMismatch, UsageError, unknown
+from leanthink.policies.policy import GRANULARITIES, Granularity
 from leanthink.trace import Trace
 
 if TYPE_CHECKING:
     from leanthink.subject import Subject
 
 VERSION = "1"
+SETS = "sets of "  # before a trace's key, for the labels of its index sets
 Progress = Callable[[int, int], None]
 
 
@@ -30,12 +33,16 @@ class LabelFile:
 
     labels: for each trace key a float32 [T, 1 + H], see `leanthink.importance.labels.Labels`.
     checksums: for each trace key the `checksum` of the trace that was labelled.
+    granularity: of the index sets that have labels of their own; of "model" the columns of `labels` are all there is.
+    sets: for each trace key uint8 [X, T, H], see `leanthink.importance.labels.packed`.
     """
 
     horizons: tuple[int, ...]
     fingerprint: str
     labels: Mapping[str, Tensor]
     checksums: Mapping[str, int]
+    granularity: Granularity = "model"
+    sets: Mapping[str, Tensor] = field(default_factory=dict)
 
     def of(self, trace: Trace) -> Tensor | None:
         """Labels of this trace, [T, 1 + H]; None where the file has none.
@@ -48,6 +55,11 @@ class LabelFile:
         if self.checksums[trace.key] != checksum(trace):
             raise UsageError(f"the labels of {trace.key!r} belong to another trace of that name: label the traces anew")
         return self.labels[trace.key]
+
+    def sets_of(self, trace: Trace) -> Tensor:
+        """Labels of this trace for each index set, in eight bits: uint8 [X, T, H]. As `of`, of a labelled trace."""
+        assert self.of(trace) is not None
+        return self.sets[trace.key]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +80,10 @@ class _Growing:
     path: Path
     horizons: tuple[int, ...]
     fingerprint: str
+    granularity: Granularity = "model"
     labels: dict[str, Tensor] = field(default_factory=dict)
     checksums: dict[str, int] = field(default_factory=dict)
+    sets: dict[str, Tensor] = field(default_factory=dict)
 
     def save(self) -> None:
         """Replace the file in one step: a reader, or a run stopped here, sees the old file or the new one."""
@@ -79,11 +93,13 @@ class _Growing:
             "horizons": json.dumps(self.horizons),
             "fingerprint": self.fingerprint,
             "checksums": json.dumps(self.checksums),
+            "granularity": self.granularity,
         }
+        tensors = self.labels | {SETS + key: codes_XTH for key, codes_XTH in self.sets.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
         try:
-            save_file(self.labels, partial, metadata=metadata)
+            save_file(tensors, partial, metadata=metadata)
             os.replace(partial, self.path)
         finally:
             partial.unlink(missing_ok=True)
@@ -111,15 +127,20 @@ def read_labels(path: str | os.PathLike[str]) -> LabelFile:
                 raise UsageError(f"{path} is a safetensors file but holds no labels: write one with `leanthink label`")
             if metadata["version"] != VERSION:
                 raise UsageError(f"{path} has version {metadata['version']}, not {VERSION}: label the traces anew")
+            checksums, granularity = json.loads(metadata["checksums"]), metadata.get("granularity", "model")
+            names = set(file.keys())
+            with_sets = checksums if granularity != "model" else ()
             found = LabelFile(
                 horizons=tuple(json.loads(metadata["horizons"])),
                 fingerprint=metadata["fingerprint"],
-                labels={key: file.get_tensor(key) for key in file.keys()},  # noqa: SIM118 (no mapping)
-                checksums=json.loads(metadata["checksums"]),
+                labels={key: file.get_tensor(key) for key in checksums},
+                checksums=checksums,
+                granularity=granularity,
+                sets={key: file.get_tensor(SETS + key) for key in with_sets},
             )
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise DamagedFile(f"{path} is truncated or no file of labels ({error!r}): label the traces anew") from None
-    if found.labels.keys() != found.checksums.keys():
+    if granularity not in GRANULARITIES or len(names) != len(found.labels) + len(found.sets):
         raise DamagedFile(f"{path} has labels and checksums of different traces: label the traces anew")
     return found
 
@@ -130,6 +151,7 @@ def label_traces(
     path: str | os.PathLike[str],
     *,
     horizons: Sequence[int],
+    granularity: Granularity = "model",
     only_correct: bool = True,
     overwrite: bool = False,
     save_every: int = 50,
@@ -139,7 +161,8 @@ def label_traces(
     """Label traces into one file; a file of the same model and horizons is gone on with, trace by trace.
 
     On a GPU traces of like length share a forward pass. The file is replaced in one step after every `save_every`
-    traces and at the end, however the end comes, so that Ctrl-C loses only the batch in hand. `progress(done, total)`
+    traces, unless saving would take more than a tenth of the time, and at the end, however the end comes, so that
+    Ctrl-C loses only the batch in hand. `progress(done, total)`
     is called after each trace. Wrong traces and traces without a thought are left out and counted. Where a `subject`
     is given, it labels in place of `model`, which may then be None.
 
@@ -147,23 +170,37 @@ def label_traces(
         UsageError: the file holds other horizons, or labels of another trace of the same name.
         PredictorMismatch: the file holds labels of another model.
     """
-    from leanthink.importance.labels import Thought, check_horizons
+    from leanthink.importance.labels import Thought, check_horizons, packed
     from leanthink.subject import LoadedModel
 
     subject = subject or LoadedModel(model, None, {})
-    growing = _open(Path(path), check_horizons(horizons), subject.about.fingerprint, overwrite=overwrite)
+    if granularity not in GRANULARITIES:
+        raise unknown("granularity", granularity, GRANULARITIES)
+    asked = _Growing(
+        path=Path(path),
+        horizons=check_horizons(horizons),
+        fingerprint=subject.about.fingerprint,
+        granularity=granularity,
+    )
+    growing = asked if overwrite or not asked.path.exists() else _gone_on(asked)
     given = list(traces)
     right = [trace for trace in given if trace.correct or not only_correct]
     thinking = [trace for trace in right if trace.thought_tokens > 0]
     todo = [trace for trace in thinking if not _is_done(growing, trace)]
-    found = subject.label([Thought.of(trace) for trace in todo], growing.horizons)
+    found = subject.label([Thought.of(trace) for trace in todo], growing.horizons, granularity)
+    saved_at, saving = time.monotonic(), 0.0  # seconds
     try:
-        for done, (index, labels_TC) in enumerate(found, start=1):
+        for done, (index, labels) in enumerate(found, start=1):
             trace = todo[index]
             growing.checksums[trace.key] = checksum(trace)
-            growing.labels[trace.key] = labels_TC
-            if done % save_every == 0:
+            growing.labels[trace.key] = labels.values_TC
+            if granularity != "model":
+                growing.sets[trace.key] = packed(labels.sets_XTH)
+            now = time.monotonic()
+            if done % save_every == 0 and now - saved_at >= 10 * saving:
                 growing.save()
+                saved_at = time.monotonic()
+                saving = saved_at - now
             if progress is not None:
                 progress(done, len(todo))
     finally:
@@ -177,27 +214,25 @@ def label_traces(
     )
 
 
-def _open(path: Path, horizons: tuple[int, ...], fingerprint: str, *, overwrite: bool) -> _Growing:
-    if overwrite or not path.exists():
-        return _Growing(path=path, horizons=horizons, fingerprint=fingerprint)
-    found = read_labels(path)
-    if found.fingerprint != fingerprint:
+def _gone_on(asked: _Growing) -> _Growing:
+    """The same with what its file already holds; refuses a file of something else."""
+    found = read_labels(asked.path)
+    if found.fingerprint != asked.fingerprint:
         raise PredictorMismatch(
-            f"{path} holds labels of another model ({found.fingerprint[:12]}; this one is {fingerprint[:12]}): "
-            "give another file, or overwrite this one"
+            f"{asked.path} holds labels of another model ({found.fingerprint[:12]}; this one is "
+            f"{asked.fingerprint[:12]}): give another file, or overwrite this one"
         )
-    if found.horizons != horizons:
+    if found.horizons != asked.horizons:
         raise UsageError(
-            f"{path} holds labels for the horizons {list(found.horizons)}, asked for are {list(horizons)}: "
+            f"{asked.path} holds labels for the horizons {list(found.horizons)}, asked for are {list(asked.horizons)}: "
             "give another file, or overwrite this one"
         )
-    return _Growing(
-        path=path,
-        horizons=horizons,
-        fingerprint=fingerprint,
-        labels=dict(found.labels),
-        checksums=dict(found.checksums),
-    )
+    if found.granularity != asked.granularity:
+        raise UsageError(
+            f"{asked.path} holds labels of granularity {found.granularity!r}, asked for is {asked.granularity!r}: "
+            "give another file, or overwrite this one"
+        )
+    return replace(asked, labels=dict(found.labels), checksums=dict(found.checksums), sets=dict(found.sets))
 
 
 def _is_done(growing: _Growing, trace: Trace) -> bool:

@@ -3,7 +3,8 @@
 Attention is computed in fp32, one block of query rows at a time, and reduced at once to a few numbers per token, so no
 N x N matrix is ever held. Shapes: B traces of a batch, N tokens of prompt and generated text (of the longest trace, the
 others are padded on the right), T thought tokens, H horizons, R rows of a block, C columns (keys) that are labelled, G
-KV heads, A attention heads, X = B G, Y = R A / G rows of all heads that share a KV head, D head width.
+KV heads, A attention heads, Z = B G, Y = R A / G rows of all heads that share a KV head, D head width, X index sets
+(1 for the whole model, one for each layer, or one for each layer and KV head, layer by layer).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from transformers import AttentionInterface
 from leanthink.attention import switched_to
 from leanthink.errors import UsageError
 from leanthink.importance.batches import padded
-from leanthink.load import check_supported
+from leanthink.load import check_supported, kv_shape
+from leanthink.policies.policy import Granularity
 from leanthink.sdpa import for_any_length
 from leanthink.trace import Trace
 
@@ -73,9 +75,22 @@ class Labels:
     values_TC: float32 [T, 1 + H]. Column 0 is the mean attention that a token gets over all layers, heads and answer
         rows (the label of arXiv 2601.18383), NaN where the trace has no answer; column 1 + h is the largest attention
         in any layer and head from any row at least `horizons[h]` tokens later, 0 where there is no such row.
+    sets_XTH: float32 [X, T, H], the same largest attention in the heads of each index set; of a granularity of "model"
+        it is columns 1 and later.
     """
 
     values_TC: Tensor
+    sets_XTH: Tensor
+
+
+def packed(sets_XTH: Tensor) -> Tensor:
+    """Labels in eight bits, uint8 of the same shape: 255 times their root, so that small ones differ as well."""
+    return (255 * sets_XTH.sqrt()).round().to(torch.uint8)
+
+
+def unpacked(codes: Tensor) -> Tensor:
+    """The labels of these codes, float32."""
+    return (codes.float() / 255).square()
 
 
 class _Tally:
@@ -85,7 +100,14 @@ class _Tally:
     """
 
     def __init__(
-        self, thoughts: Sequence[Thought], *, horizons: tuple[int, ...], block_bytes: int, device: torch.device
+        self,
+        thoughts: Sequence[Thought],
+        *,
+        horizons: tuple[int, ...],
+        layers: int,
+        sets_of_layer: int,
+        block_bytes: int,
+        device: torch.device,
     ) -> None:
         self.thoughts, self.horizons, self.block_bytes = thoughts, horizons, block_bytes
         self.first = min(thought.prompt_tokens for thought in thoughts)
@@ -100,24 +122,29 @@ class _Tally:
         end_B1 = torch.tensor([thought.thought_end for thought in thoughts], device=device)[:, None]
         self.answer_rows_BN = ((row_N > end_B1) & ~self.is_padding_BN).float()  # factors of a sum over rows
         self.answer_BC = torch.zeros(len(thoughts), self.end - self.first, device=device)
-        self.farthest_HBC = torch.zeros(len(horizons), *self.answer_BC.shape, device=device)
+        # Of each layer and each of its sets; a single one is all layers' together.
+        self.farthest_LHBGC = torch.zeros(
+            layers, len(horizons), len(thoughts), sets_of_layer, self.end - self.first, device=device
+        )
+        self.layer = 0  # whose turn it is
         self.heads = 0  # of all layers so far
 
     def add_layer(self, query_BAND: Tensor, key_BGND: Tensor, scaling: float) -> None:
         """Add one layer: queries [B, A, N, D] and keys [B, G, N, D]."""
         B, G, N, D = key_BGND.shape
         A = query_BAND.shape[1]
-        key_XDN = key_BGND.float().reshape(B * G, N, D).transpose(1, 2)
+        key_ZDN = key_BGND.float().reshape(B * G, N, D).transpose(1, 2)
         # A block takes its scores and their softmax, both fp32.
         rows = min(max(1, self.block_bytes // (8 * B * A * N)), N)
-        ahead_RR = torch.ones(rows, rows, dtype=torch.bool, device=key_XDN.device).triu_(1)
+        ahead_RR = torch.ones(rows, rows, dtype=torch.bool, device=key_ZDN.device).triu_(1)
         for t0 in range(self.first_row, N, rows):
             t1 = min(t0 + rows, N)
-            block_XYD = (query_BAND[:, :, t0:t1].float() * scaling).reshape(B * G, -1, D)
-            scores_BARN = torch.bmm(block_XYD, key_XDN[:, :, :t1]).view(B, A, t1 - t0, t1)
+            block_ZYD = (query_BAND[:, :, t0:t1].float() * scaling).reshape(B * G, -1, D)
+            scores_BARN = torch.bmm(block_ZYD, key_ZDN[:, :, :t1]).view(B, A, t1 - t0, t1)
             scores_BARN[..., t0:].masked_fill_(ahead_RR[: t1 - t0, : t1 - t0], -torch.inf)
             self._add_block(torch.softmax(scores_BARN, dim=-1)[..., self.first : self.end], t0, t1)
         self.heads += A
+        self.layer += 1
 
     def _add_block(self, attention_BARC: Tensor, t0: int, t1: int) -> None:
         """Reduce the attention of rows [t0, t1) to the labelled columns; column c is token first + c."""
@@ -126,31 +153,36 @@ class _Tally:
             answer_row = max(t0, self.first_answer_row)
             read_BRC = attention_BARC[:, :, answer_row - t0 :].sum(dim=1)
             self.answer_BC[:, :columns] += (self.answer_rows_BN[:, None, answer_row:t1] @ read_BRC)[:, 0]
-        largest_BRC = attention_BARC.amax(dim=1)
+        farthest_HBGC = self.farthest_LHBGC[self.layer % len(self.farthest_LHBGC)]
+        largest_BGRC = attention_BARC.view(
+            len(attention_BARC), farthest_HBGC.shape[2], -1, *attention_BARC.shape[2:]
+        ).amax(dim=2)
         if t1 > self.shortest:
-            largest_BRC.masked_fill_(self.is_padding_BN[:, t0:t1, None], 0)
-        largest_BC = largest_BRC.amax(dim=1)
-        for farthest_BC, distance in zip(self.farthest_HBC, self.horizons, strict=True):
+            largest_BGRC.masked_fill_(self.is_padding_BN[:, None, t0:t1, None], 0)
+        largest_BGC = largest_BGRC.amax(dim=2)
+        for farthest_BGC, distance in zip(farthest_HBGC, self.horizons, strict=True):
             # Columns before `whole` are far enough from every row of the block, those from `none` on from no row.
             whole = min(max(t0 - distance + 1 - self.first, 0), columns)
             none = min(max(t1 - distance - self.first, 0), columns)
-            whole_BC, band_BC = farthest_BC[:, :whole], farthest_BC[:, whole:none]
+            whole_BGC, band_BGC = farthest_BGC[..., :whole], farthest_BGC[..., whole:none]
             if whole > 0:
-                torch.maximum(whole_BC, largest_BC[:, :whole], out=whole_BC)
+                torch.maximum(whole_BGC, largest_BGC[..., :whole], out=whole_BGC)
             if none > whole:
                 # Row r of the block is far enough from the column first + c while c <= r + t0 - distance - first.
-                far_BRC = largest_BRC[:, :, whole:none].tril(t0 - distance - self.first - whole)
-                torch.maximum(band_BC, far_BRC.amax(dim=1), out=band_BC)
+                far_BGRC = largest_BGRC[..., whole:none].tril(t0 - distance - self.first - whole)
+                torch.maximum(band_BGC, far_BGRC.amax(dim=2), out=band_BGC)
 
     def labels(self) -> list[Labels]:
-        values_BCH = torch.cat([self.answer_BC[None], self.farthest_HBC]).permute(1, 2, 0).cpu()
+        sets_BXCH = self.farthest_LHBGC.permute(2, 0, 3, 4, 1).flatten(1, 2).cpu()
+        answer_BC = self.answer_BC.cpu()
         found = []
-        for thought, values_CH in zip(self.thoughts, values_BCH, strict=True):
+        for thought, answer_C, sets_XCH in zip(self.thoughts, answer_BC, sets_BXCH, strict=True):
             own = slice(thought.prompt_tokens - self.first, thought.thought_end - self.first)
-            values_TC = values_CH[own].clone(memory_format=torch.contiguous_format)
+            sets_XTH = sets_XCH[:, own].clone(memory_format=torch.contiguous_format)
             rows_and_heads = self.heads * thought.answer_rows
-            values_TC[:, 0] = values_TC[:, 0] / rows_and_heads if rows_and_heads else torch.nan
-            found.append(Labels(values_TC=values_TC))
+            answer_T = answer_C[own] / rows_and_heads if rows_and_heads else torch.full_like(answer_C[own], torch.nan)
+            values_TC = torch.cat([answer_T[:, None], sets_XTH.amax(dim=0)], dim=1)
+            found.append(Labels(values_TC=values_TC, sets_XTH=sets_XTH))
         return found
 
 
@@ -191,11 +223,12 @@ def label_trace(
     thought_end: int,
     horizons: Sequence[int] = HORIZONS,
     *,
+    granularity: Granularity = "model",
     block_bytes: int | None = None,
 ) -> Labels:
     """Labels of the thought tokens `token_ids[prompt_tokens:thought_end]`; see `Thought` and `label_batch`."""
     thought = Thought(token_ids=token_ids, prompt_tokens=prompt_tokens, thought_end=thought_end)
-    return label_batch(model, [thought], horizons, block_bytes=block_bytes)[0]
+    return label_batch(model, [thought], horizons, granularity=granularity, block_bytes=block_bytes)[0]
 
 
 @torch.no_grad()
@@ -204,6 +237,7 @@ def label_batch(
     thoughts: Sequence[Thought],
     horizons: Sequence[int] = HORIZONS,
     *,
+    granularity: Granularity = "model",
     block_bytes: int | None = None,
 ) -> list[Labels]:
     """Labels of each thought, from one forward pass over all of their traces, padded to the longest.
@@ -212,6 +246,7 @@ def label_batch(
         model: a causal language model of transformers, in the dtype and on the device to compute with.
         thoughts: at least one; best of traces of like length.
         horizons: distances in tokens, ascending.
+        granularity: of the index sets: one for the whole model, one a layer, or one a KV head ("head").
         block_bytes: bound on the two fp32 buffers of a block of rows; one row of each trace is the least (8 bytes per
             trace, head and token). None: 8 MiB on a CPU, 512 MiB elsewhere.
 
@@ -227,7 +262,15 @@ def label_batch(
     device: torch.device = model.device
     if block_bytes is None:
         block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
-    tally = _Tally(thoughts, horizons=distances, block_bytes=block_bytes, device=device)
+    shape = kv_shape(model.config)
+    tally = _Tally(
+        thoughts,
+        horizons=distances,
+        layers=1 if granularity == "model" else shape.layers,
+        sets_of_layer=shape.kv_heads if granularity == "head" else 1,
+        block_bytes=block_bytes,
+        device=device,
+    )
     ids_BN = padded([thought.token_ids for thought in thoughts], device)
     with switched_to(ATTENTION_NAME, model.config), for_any_length():
         # The body without the language-model head: logits of a long trace would be the largest tensor of all.

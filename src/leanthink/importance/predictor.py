@@ -1,7 +1,7 @@
 """The importance predictor: a small network on a token's states and those that follow, and the file it is shipped in.
 
 Shapes: N tokens, M hidden size of the base model, F = 2 M state size (see `leanthink.states`), C numbers per token,
-W tokens that the predictor sees of each: the token itself and some that follow it.
+W tokens that the predictor sees of each: the token itself and some that follow it, X index sets that it scores for.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from leanthink.errors import DamagedFile, PredictorMismatch, UsageError, unknown
 from leanthink.importance.fingerprint import fingerprint
+from leanthink.policies.policy import GRANULARITIES, Granularity
 from leanthink.tiny import EMBEDDED, predictors_path
 
 VERSION = "2"
@@ -50,14 +51,15 @@ class HorizonHead(nn.Module):
     A number's first digit or its sign is written before it shows what the number is for; the tokens after it know.
     """
 
-    def __init__(self, hidden_size: int, horizons: int, followers: int) -> None:
+    def __init__(self, hidden_size: int, outputs: int, followers: int, *, width: int | None = None) -> None:
         super().__init__()
-        M, F, P = hidden_size, 2 * hidden_size, hidden_size // 2
+        F, width = 2 * hidden_size, width or 2 * hidden_size
+        P = max(1, width // 4)
         self.mean_F, self.spread_F = nn.Buffer(torch.zeros(F)), nn.Buffer(torch.ones(F))  # of what it was fitted to
-        self.own = nn.Linear(F, 2 * M)
+        self.own = nn.Linear(F, width)
         self.summary = nn.Linear(F, P, bias=False) if followers else None
-        self.following = nn.Linear(followers * P, 2 * M, bias=False) if followers else None
-        self.rest = nn.Sequential(nn.Softplus(), nn.Linear(2 * M, M // 2), nn.Softplus(), nn.Linear(M // 2, horizons))
+        self.following = nn.Linear(followers * P, width, bias=False) if followers else None
+        self.rest = nn.Sequential(nn.Softplus(), nn.Linear(width, P), nn.Softplus(), nn.Linear(P, outputs))
 
     @torch.no_grad()
     def standardise(self, states_SF: Tensor) -> None:
@@ -80,9 +82,13 @@ class Predictor(nn.Module):
     """Scores every token by its states; a higher score means more important.
 
     `answer`: one number, the attention that the answer will pay the token. `horizon`: one logit for each horizon,
-    sigmoid of which is the largest attention that any token at least so far away will pay.
+    sigmoid of which is the largest attention that any token at least so far away will pay; with `num_sets` so many for
+    each index set, those of one set side by side.
 
     Attributes:
+        granularity: of the index sets: one for the whole model, one a layer, or one a kv head ("head").
+        num_sets: X, how many these are.
+        width: size of the first layer; None: twice the hidden size. It decides the size of the file.
         offsets: which tokens it sees of each: 0 the token itself, o the one written o tokens later. A token can be
             scored once the last of them is written, which is always before the first horizon.
         thought_tokens: mean thought of the traces that it was fitted to; None where its file does not say.
@@ -95,7 +101,15 @@ class Predictor(nn.Module):
     thought_tokens: float | None = None
 
     def __init__(
-        self, *, target: Target, hidden_size: int, horizons: tuple[int, ...] = (), offsets: tuple[int, ...] = (0,)
+        self,
+        *,
+        target: Target,
+        hidden_size: int,
+        horizons: tuple[int, ...] = (),
+        offsets: tuple[int, ...] = (0,),
+        granularity: Granularity = "model",
+        num_sets: int = 1,
+        width: int | None = None,
     ) -> None:
         super().__init__()
         if target not in TARGETS:
@@ -109,15 +123,20 @@ class Predictor(nn.Module):
                 f"offsets {list(offsets)} with horizons {list(horizons)}: offsets must stay below the first horizon, "
                 "and 'answer' sees the token alone"
             )
+        if granularity not in GRANULARITIES:
+            raise unknown("granularity", granularity, GRANULARITIES)
+        if num_sets < 1 or (num_sets > 1 and (granularity == "model" or target == "answer")):
+            raise UsageError(f"num_sets={num_sets} with target {target!r} and granularity {granularity!r}: must be 1")
         self.target, self.hidden_size, self.horizons, self.offsets = target, hidden_size, horizons, offsets
+        self.granularity, self.num_sets, self.width = granularity, num_sets, width
         self.head: nn.Module = (
             AnswerHead(hidden_size)
             if target == "answer"
-            else HorizonHead(hidden_size, len(horizons), followers=len(offsets) - 1)
+            else HorizonHead(hidden_size, num_sets * len(horizons), followers=len(offsets) - 1, width=width)
         )
 
     def forward(self, states_NWF: Tensor) -> Tensor:
-        """Scores [N, C], in the weights' dtype, C = 1 for `answer` and one per horizon for `horizon`."""
+        """Scores [N, X C], in the weights' dtype, C = 1 for `answer` and one per horizon for `horizon`."""
         scores_NC: Tensor = self.head(states_NWF.to(next(self.parameters()).dtype))
         return scores_NC
 
@@ -143,6 +162,9 @@ def save_predictor(
         "target": predictor.target,
         "horizons": json.dumps(predictor.horizons),
         "offsets": json.dumps(predictor.offsets),
+        "granularity": predictor.granularity,
+        "num_sets": json.dumps(predictor.num_sets),
+        "width": json.dumps(predictor.width),
         "hidden_size": str(predictor.hidden_size),
         "fingerprint": base_fingerprint,
         "data": json.dumps(data, allow_nan=False),
@@ -208,6 +230,9 @@ def predictor_of(path: str | os.PathLike[str], ours: str, hidden_size: int) -> P
             hidden_size=metadata["hidden_size"],
             horizons=tuple(metadata["horizons"]),
             offsets=tuple(metadata["offsets"]),
+            granularity=metadata["granularity"],
+            num_sets=metadata["num_sets"],
+            width=metadata["width"],
         )
         predictor.load_state_dict(weights)
     except (RuntimeError, UsageError) as error:
@@ -244,7 +269,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if metadata.get("version") != VERSION:
         raise UsageError(f"{path} has version {metadata.get('version')}, this LeanThink reads {VERSION}: fit it again")
     try:
-        names = ("horizons", "offsets", "hidden_size", "data", "metrics")
+        metadata = {"granularity": "model", "num_sets": "1", "width": "null"} | metadata  # as files without them are
+        names = ("horizons", "offsets", "num_sets", "width", "hidden_size", "data", "metrics")
         decoded = {name: json.loads(metadata[name]) for name in names}
         if metadata["target"] not in TARGETS or not isinstance(metadata["fingerprint"], str):
             raise ValueError(f"target {metadata['target']!r}")

@@ -1,6 +1,6 @@
 """What a predictor is fitted to, and how: the recipe, the goal it gives a label, the loss and the learning rate.
 
-Shapes: N tokens, C channels (1 for `answer`, one per horizon for `horizon`).
+Shapes: N tokens, C channels (1 for `answer`, one per horizon for `horizon`), X index sets, Y = X C.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanthink.errors import UsageError, unknown
+from leanthink.importance.labels import unpacked
 from leanthink.importance.predictor import TARGETS, Target
+from leanthink.policies.policy import GRANULARITIES, Granularity
 
 Transform = Literal["power", "scale"]
 TRANSFORMS = ("power", "scale")
+LEAST_WIDTH = 4  # its quarter is the size of the layers behind the first
 LEARNING_RATE = {"answer": 5e-4, "horizon": 1e-3}
 
 
@@ -32,6 +35,9 @@ class Recipe:
     offsets: which tokens the predictor sees of each, 0 the token itself, o the one written o tokens later. None: 0, 1,
         2, 4, 8 and 12, as far as they stay below the first horizon. For "horizon" only.
     transform: of the answer label b: "power" y = 10 b^0.3 / 0.3, "scale" y = 10000 b. For "answer" only.
+    granularity: of the index sets to score for, one for the whole "model", one a "layer", one a kv "head"; all but
+        "model" need labels of that granularity. For "horizon" only.
+    width: size of the predictor's first layer; None: twice the model's hidden size. For "horizon" only.
     lr: None: 5e-4 for "answer", 1e-3 for "horizon".
     val_share: share of the problems whose traces are held out, to measure on.
     tokens_per_trace: of longer thoughts only a random sample of so many tokens is held in memory and fitted to.
@@ -44,6 +50,8 @@ class Recipe:
     horizons: tuple[int, ...] | None = None
     offsets: tuple[int, ...] | None = None
     transform: Transform = "power"
+    granularity: Granularity = "model"
+    width: int | None = None
     steps: int = 6000
     batch: int = 8192
     lr: float | None = None
@@ -59,6 +67,12 @@ class Recipe:
             raise unknown("label transform", self.transform, TRANSFORMS)
         if self.target == "answer" and (self.horizons is not None or self.offsets is not None):
             raise UsageError("horizons and offsets belong to the target 'horizon': leave them out for 'answer'")
+        if self.granularity not in GRANULARITIES:
+            raise unknown("granularity", self.granularity, GRANULARITIES)
+        if self.target == "answer" and (self.granularity != "model" or self.width is not None):
+            raise UsageError("granularity and width belong to the target 'horizon': leave them out for 'answer'")
+        if self.width is not None and self.width < LEAST_WIDTH:
+            raise UsageError(f"width must be at least {LEAST_WIDTH}, got {self.width}")
         if min(self.steps, self.batch) < 1 or (self.tokens_per_trace is not None and self.tokens_per_trace < 1):
             raise UsageError(f"steps, batch and tokens_per_trace must be at least 1, got {self}")
         if not 0 <= self.val_share < 1 or (self.lr is not None and self.lr <= 0):
@@ -71,19 +85,20 @@ class Recipe:
 
 
 def goal(labels_NC: Tensor, recipe: Recipe) -> Tensor:
-    """What the predictor is to put out for these labels, [N, C]."""
+    """What the predictor is to put out for these labels, which may be packed in eight bits, [N, Y]."""
     if recipe.target == "horizon":
-        return labels_NC
+        return unpacked(labels_NC) if labels_NC.dtype == torch.uint8 else labels_NC
     return 10_000 * labels_NC if recipe.transform == "scale" else 10 * labels_NC**0.3 / 0.3
 
 
-def loss(scores_NC: Tensor, goal_NC: Tensor, counts_NC: Tensor, target: Target) -> Tensor:
-    """Mean loss over the entries that count (`counts_NC`, bool), a scalar."""
+def loss(scores_NY: Tensor, goal_NY: Tensor, counts_NC: Tensor, target: Target) -> Tensor:
+    """Mean loss over the entries that count (`counts_NC`, bool, the same for every index set), a scalar."""
     if target == "horizon":
-        each_NC = F.binary_cross_entropy_with_logits(scores_NC, goal_NC, reduction="none")
+        each_NY = F.binary_cross_entropy_with_logits(scores_NY, goal_NY, reduction="none")
     else:
-        weight_NC = torch.where((goal_NC >= 4) & (goal_NC < 5), 5.0, 1.0)
-        each_NC = weight_NC * (scores_NC - goal_NC).square()
+        weight_NY = torch.where((goal_NY >= 4) & (goal_NY < 5), 5.0, 1.0)
+        each_NY = weight_NY * (scores_NY - goal_NY).square()
+    each_NC = each_NY.view(len(each_NY), -1, counts_NC.shape[1]).mean(dim=1)
     return (each_NC * counts_NC).sum() / counts_NC.sum().clamp(min=1)
 
 

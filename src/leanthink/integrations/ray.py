@@ -19,6 +19,7 @@ from typing import Any
 from leanthink.completion import Completion
 from leanthink.errors import LeanThinkError, UsageError
 from leanthink.importance.labels import Thought
+from leanthink.policies.policy import Granularity
 from leanthink.request import Predictor
 from leanthink.subject import About, Ask, LoadedModel
 from leanthink.tiny import EMBEDDED
@@ -207,9 +208,11 @@ class Engines:
         """Each request's index and completion, as it finishes; `max_rows` is of each engine."""
         return self._each("complete", asked, at_once=max_rows, max_rows=max_rows, record=record)
 
-    def label(self, thoughts: Sequence[Thought], horizons: tuple[int, ...]) -> Iterator[tuple[int, Any]]:
+    def label(
+        self, thoughts: Sequence[Thought], horizons: tuple[int, ...], granularity: Granularity
+    ) -> Iterator[tuple[int, Any]]:
         """Each thought's index and labels, as they are there."""
-        return self._each("label", thoughts, at_once=1, horizons=horizons)
+        return self._each("label", thoughts, at_once=1, horizons=horizons, granularity=granularity)
 
     def _each(self, method: str, items: Sequence[Any], *, at_once: int, **options: Any) -> Iterator[tuple[int, Any]]:
         """Hand out all items, and yield the number and the result of each, once."""

@@ -23,7 +23,8 @@ class Horizon(Policy):
     """Rank a thought token by how strongly it will still be read from its own distance or further.
 
     The predictor gives each token one number for each horizon d_0 < d_1 < ...: the largest attention that any
-    later token, at least d_h away, will pay it in any layer and head. A slot of age a is ranked by the number of
+    later token, at least d_h away, will pay it: in any layer and head, in any head of a layer, or in those that
+    share a kv head, by the predictor's granularity. A slot of age a is ranked by the number of
     the largest d_h <= a: a smaller horizon would count readings that are past, a larger one would miss those that
     come before it. A slot younger than d_0 belongs to the local window and outranks all others.
 
@@ -62,6 +63,11 @@ class Horizon(Policy):
         return f"Horizon(horizons={self.predictor.horizons}, {settings})"
 
     @property
+    def num_sets(self) -> int:
+        """The predictor's."""
+        return self.predictor.num_sets
+
+    @property
     def channels(self) -> int:
         """One for each horizon."""
         return len(self.predictor.horizons)
@@ -82,20 +88,20 @@ class Horizon(Policy):
         return min(MOST_AT_ONCE, self.predictor.horizons[0] - self.offsets[-1]) if self.local else 1
 
     def stamp(self, states_NWF: Tensor) -> Tensor:
-        """The predicted importance of each token at each horizon, [N, C]."""
+        """The predicted importance of each token in each index set at each horizon, [N, X C]."""
         return self.predictor(states_NWF).float()
 
     def score(self, slots: Slots) -> Tensor:
-        """The stamp of the horizon that the slot's age calls for, [R, S]."""
+        """The stamp of the horizon that the slot's age calls for, of the shape of `slots.ages`."""
         assert slots.stamps is not None, "the cache stamps every slot of a policy with channels"
         horizons = self.predictor.horizons
         if self.only is None:
-            channel_RS = channel_at(slots.ages, horizons, self.rule)
+            channel = channel_at(slots.ages, horizons, self.rule)
         else:
-            channel_RS = torch.full_like(slots.ages, horizons.index(self.only))
-        score_RS = slots.stamps.gather(-1, channel_RS[..., None]).squeeze(-1)
+            channel = torch.full_like(slots.ages, horizons.index(self.only))
+        score = slots.stamps.gather(-1, channel[..., None]).squeeze(-1)
         younger_than = horizons[0] if self.local else self.offsets[-1]
-        return torch.where(slots.ages < younger_than, OUTRANKS - slots.ages, score_RS)
+        return torch.where(slots.ages < younger_than, OUTRANKS - slots.ages, score)
 
 
 def channel_at(ages: Tensor, horizons: tuple[int, ...], rule: Rule) -> Tensor:

@@ -22,8 +22,8 @@ class Oracle(Policy):
     the end of the recorded thought, where the request took another turn, rank as never read.
 
     Attributes:
-        labels_TC: label of each thought token at each horizon, columns 1 and later of
-            `leanthink.importance.labels.Labels`.
+        labels_XTC: label of each thought token at each horizon, for each index set (see
+            `leanthink.importance.labels.Labels`); of one set also [T, C].
         distances: the horizons, in tokens, ascending, one for each column.
         rule: as of `Horizon`.
         local: whether slots younger than the first horizon outrank all others.
@@ -31,26 +31,35 @@ class Oracle(Policy):
 
     name: ClassVar[str] = "oracle"
     labelled: ClassVar[bool] = True
-    labels_TC: Tensor = field(repr=False)
+    labels_XTC: Tensor = field(repr=False)
     distances: tuple[int, ...]
     rule: Rule = "floor"
     local: bool = True
 
     def __post_init__(self) -> None:
         check_rule(self.rule)
-        if self.labels_TC.dim() != 2 or self.labels_TC.shape[1] != len(self.distances) or not len(self.labels_TC):
+        shape = self.labels_XTC.shape
+        if len(shape) not in (2, 3) or shape[-1] != len(self.distances) or 0 in shape:
             raise UsageError(
-                f"Oracle: labels are [thought tokens, horizons], at least [1, {len(self.distances)}], "
-                f"got {list(self.labels_TC.shape)}"
+                f"Oracle: labels are [thought tokens, horizons], at least [1, {len(self.distances)}], or one such "
+                f"table for each index set, got {list(shape)}"
             )
 
+    @property
+    def num_sets(self) -> int:
+        """One for each table of labels."""
+        return len(self.labels_XTC) if self.labels_XTC.dim() == 3 else 1
+
     def score(self, slots: Slots) -> Tensor:
-        """The label of the horizon that the slot's age calls for, [R, S]."""
-        index_RS = slots.positions - slots.prompt_tokens[:, None]
-        known_RS = index_RS < len(self.labels_TC)
-        labels_TC = self.labels_TC.to(slots.ages.device)
-        label_RS = labels_TC[index_RS.where(known_RS, 0), channel_at(slots.ages, self.distances, self.rule)]
-        score_RS = label_RS.float().masked_fill(~known_RS, -1.0)
-        if not self.local:
-            return score_RS
-        return torch.where(slots.ages < self.distances[0], OUTRANKS - slots.ages, score_RS)
+        """The label of the horizon that the slot's age calls for, of the shape of `slots.ages`."""
+        labels_XTC = self.labels_XTC.to(slots.ages.device).view(self.num_sets, *self.labels_XTC.shape[-2:])
+        ages_RXS, positions_RXS = (of.view(len(of), self.num_sets, -1) for of in (slots.ages, slots.positions))
+        index_RXS = positions_RXS - slots.prompt_tokens[:, None, None]
+        known_RXS = index_RXS < labels_XTC.shape[1]
+        set_X1 = torch.arange(self.num_sets, device=index_RXS.device)[:, None]
+        channel_RXS = channel_at(ages_RXS, self.distances, self.rule)
+        label_RXS = labels_XTC[set_X1, index_RXS.where(known_RXS, 0), channel_RXS]
+        score_RXS = label_RXS.float().masked_fill(~known_RXS, -1.0)
+        if self.local:
+            score_RXS = torch.where(ages_RXS < self.distances[0], OUTRANKS - ages_RXS, score_RXS)
+        return score_RXS.view(slots.ages.shape)

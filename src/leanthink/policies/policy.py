@@ -1,7 +1,8 @@
 """What a policy is, and what it is shown: it ranks thought slots; it never counts and never writes.
 
-Shape legend: R rows (requests); S thought slots, oldest first; H kv heads; G query heads of one kv head;
-W latest queries, oldest first, or tokens seen by a predictor; D head width; C stamped channels; N tokens; F state size.
+Shape legend: R rows (requests); S thought slots, oldest first; H kv heads; G query heads of one kv head; X index sets
+of a granularity (1 for "model", L for "layer", L H for "head", layer by layer; L layers); W latest queries, oldest
+first, or tokens seen by a predictor; D head width; C stamped channels; N tokens; F state size.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 from leanthink.errors import UsageError
 
 Target = Literal["answer", "horizon"]
+Granularity = Literal["model", "layer", "head"]
+GRANULARITIES: tuple[Granularity, ...] = ("model", "layer", "head")
 # Above any score, and small enough that float32 tells OUTRANKS - age from OUTRANKS - age - 1: for slots too young to
 # be ranked, of which the youngest comes first.
 OUTRANKS = 2.0**23
@@ -24,16 +27,17 @@ OUTRANKS = 2.0**23
 class Slots:
     """The thought slots of some requests, read-only. Tensors of one instance live on one device.
 
-    A policy with one shared index set sees ages, positions and stamps; one with a set per layer and head is asked
-    once per layer and sees that layer's keys, values and queries instead.
+    A policy that ranks by stamps sees ages, positions and stamps, of all of its index sets at once; one that is
+    `per_head` is asked once per layer and sees that layer's keys, values and queries instead.
 
     Attributes:
-        ages: tokens since the slot was written (next_position - 1 - position), int64 [R, S] or [R, H, S].
+        ages: tokens since the slot was written (next_position - 1 - position), int64 [R, S] for one
+            index set, [R, X, S] for one in each layer or head, [R, H, S] for those of one layer.
         positions: logical index in the sequence, prompt included, never renumbered; same shape as `ages`.
         next_position: position that the next token will get, int64 [R].
         prompt_tokens: length of the prompt, int64 [R]; thought positions start here.
         seeds: the request's seed, int64 [R].
-        stamps: what `Policy.stamp` returned when the slot was written, float32 [R, S, C].
+        stamps: what `Policy.stamp` returned for the slot's token and set, float32 [R, S, C] or [R, X, S, C].
         token_ids: of the slot's token, int64 [R, S], for policies with `texts`.
         layer: index of the layer, for policies per head.
         keys: [R, H, S, D], rotated to their own positions.
@@ -65,7 +69,7 @@ class Slots:
         shape, rows = self.ages.shape, self.ages.shape[:1]
         assert self.positions.shape == shape, (self.positions.shape, shape)
         assert self.next_position.shape == self.prompt_tokens.shape == self.seeds.shape == rows, "one number per row"
-        assert len(shape) == (2 if self.layer is None else 3), "[R, S] when shared, [R, H, S] per head"
+        assert len(shape) == 3 or (len(shape) == 2 and self.layer is None), "[R, S], [R, X, S], or [R, H, S] of a layer"
         assert self.stamps is None or self.stamps.shape[:-1] == shape, self.stamps
         assert self.keys is None or self.keys.shape[:-1] == shape, self.keys
         assert self.values is None or self.values.shape[:-1] == shape, self.values
@@ -91,8 +95,12 @@ class ImportancePredictor(Protocol):
     def offsets(self) -> tuple[int, ...]:
         """Which tokens it sees of each: 0 the token itself, o the one written o tokens later; ascending from 0."""
 
+    @property
+    def num_sets(self) -> int:
+        """X: for how many index sets it scores, 1 for all layers and heads together."""
+
     def __call__(self, states_NWF: Tensor, /) -> Tensor:
-        """Scores [N, C], higher is more important."""
+        """Scores [N, X C], those of one index set side by side; higher is more important."""
 
 
 class Policy(Protocol):
@@ -100,7 +108,7 @@ class Policy(Protocol):
 
     Attributes:
         name: what users write.
-        per_head: False for one index set for all layers and heads; True for one for each layer and kv head.
+        per_head: True: it ranks the slots of each layer and kv head by that layer's keys, values and queries.
         target: what its importance predictor must have been fitted to; None when it takes no predictor.
         accumulates: whether it wants to be shown `Slots.attended`. Queries wait, `num_queries` of them at most, until
             their attention is added: that is exact, because nothing is evicted meanwhile.
@@ -131,8 +139,18 @@ class Policy(Protocol):
         return 0
 
     @property
+    def num_sets(self) -> int:
+        """X: how many index sets it ranks by its stamps: 1 for the whole model, one a layer, or one a kv head."""
+        return 1
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all layers and heads keep the same tokens."""
+        return not self.per_head and self.num_sets == 1
+
+    @property
     def channels(self) -> int:
-        """How many numbers `stamp` gives each token; 0 for a policy that stamps nothing."""
+        """How many numbers `stamp` gives each token for each index set; 0 for a policy that stamps nothing."""
         return 0
 
     @property
@@ -159,15 +177,14 @@ class Policy(Protocol):
         return 1
 
     def stamp(self, states_NWF: Tensor) -> Tensor:
-        """Numbers to store beside each token's slot, float32 [N, C], from its states (see `leanthink.states`)."""
+        """Numbers to store beside each token's slot, float32 [N, X C], from its states (see `leanthink.states`)."""
         raise AssertionError(f"{self.name} stamps nothing: channels is {self.channels}")
 
     @abstractmethod
     def score(self, slots: Slots) -> Tensor:
         """Importance of each slot, higher stays, floating point and finite.
 
-        Shape [R, S], or [R, H, S] for a policy per head, which is asked once per layer. Row i depends on nothing
-        of row j.
+        Shape of `slots.ages`. Row i depends on nothing of row j.
         """
 
 

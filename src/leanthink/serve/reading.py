@@ -72,7 +72,7 @@ class Reader:
         policy, budget = self._policy(body), self._budget(body)
         if body.kv_events and not body.stream:
             raise bad_request("kv_events are told in a stream: add stream=true or leave them out", "kv_events")
-        if body.kv_events and policy.per_head:
+        if body.kv_events and not policy.is_shared:
             raise bad_request(
                 f"kv_events: policy {policy.name!r} keeps other tokens in every head, which no event can tell: "
                 "leave them out, or choose a policy with one set for all heads", "policy")  # fmt: skip

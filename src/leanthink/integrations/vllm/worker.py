@@ -48,7 +48,7 @@ class Worker:
         """Make every policy on offer, for the model with this fingerprint.
 
         Raises:
-            UsageError: a predictor is missing or no predictor.
+            UsageError: a predictor is missing, no predictor, or one with a set for each layer or head.
             PredictorMismatch: it was fitted for another model.
             DamagedFile: it cannot be read.
         """
@@ -59,6 +59,11 @@ class Worker:
             given = self.settings.predictors.get(name) or shipped_predictor(name, fingerprint)
             path = given or predictors_path() / f"{name}.safetensors"  # which says that it is of another model
             predictor = predictor_of(path, fingerprint, model.config.hidden_size)
+            if predictor.num_sets > 1:
+                raise UsageError(
+                    f"{path} ranks a set for each {predictor.granularity}, and vLLM's cache holds one for all: "
+                    "fit one with --granularity model"
+                )
             self.policies[name] = make_policy(name, made_ready(predictor, _Placed(model)))
 
     def row_of(self, params: Any, prompt_ids: Sequence[int] | None, output_ids: Sequence[int]) -> Row | None:

@@ -1,0 +1,149 @@
+"""What evictions do to a recorded thought: how far the next-token distribution moves from the full cache's.
+
+The recorded tokens are fed once with the full cache and once so that each query sees only what its layer and head would
+still hold. That is quick, and says before any answer is sampled which ranking is better and by how much.
+
+N tokens of prompt and thought   T thought tokens   X index sets   S slots shown   K slots kept   C channels
+V vocabulary   H kv heads   A query heads
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+
+from leanthink.attention import switched_to
+from leanthink.budget import Budget, keep
+from leanthink.importance.labels import Thought
+from leanthink.load import kv_shape
+from leanthink.policies import Policy, Slots
+from leanthink.states import joined, middle_outputs
+
+ATTENTION_NAME = "leanthink_damage"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """What evictions did to one thought, over the positions after the first of them.
+
+    kl_N: Kullback-Leibler divergence of each position's next-token distribution from the full cache's, in nats.
+    changed_N: whether its likeliest token is another.
+    """
+
+    kl_N: Tensor
+    changed_N: Tensor
+
+
+@torch.no_grad()
+def damage(model: Any, thought: Thought, policies: Sequence[Policy], budget: Budget) -> list[Damage]:
+    """What each policy's evictions do to this thought, whose answer is not looked at.
+
+    Args:
+        model: in evaluation mode, on the device to compute on.
+        thought: recorded with the full cache.
+        policies: those that rank by ages, positions, seeds and stamps; one that is `per_head` cannot be simulated.
+        budget: of the request.
+    """
+    assert not any(policy.per_head for policy in policies), "their keys and queries are not kept"
+    ids_1N = torch.tensor([thought.token_ids[: thought.thought_end]], device=model.device)
+    with middle_outputs(model) as middle:
+        full_NM = model.base_model(input_ids=ids_1N, use_cache=False).last_hidden_state[0]
+    states_TF = joined(full_NM, middle[0][0])[thought.prompt_tokens :]
+    first = thought.prompt_tokens + budget.slots + budget.interval  # the first query that misses something
+    full_NV = _log_probs(model, full_NM[first:])
+    found = []
+    for policy in policies:
+        seen_XNN = visible(model, thought, policy, budget, states_TF)
+        with switched_to(ATTENTION_NAME, model.config):
+            output = model.base_model(input_ids=ids_1N, use_cache=False, damage_seen=seen_XNN)
+        less_NV = _log_probs(model, output.last_hidden_state[0, first:])
+        kl_N = F.kl_div(less_NV, full_NV, log_target=True, reduction="none").sum(dim=-1)
+        changed_N = less_NV.argmax(dim=-1) != full_NV.argmax(dim=-1)
+        found.append(Damage(kl_N=kl_N.cpu(), changed_N=changed_N.cpu()))
+    return found
+
+
+def visible(model: Any, thought: Thought, policy: Policy, budget: Budget, states_TF: Tensor) -> Tensor:
+    """Which tokens each query sees under a policy, bool [X, N, N]: query, then key.
+
+    As in the engine, a request evicts as soon as it holds `slots` + `interval` thought slots, the youngest included.
+    """
+    prompt, N, device = thought.prompt_tokens, thought.thought_end, model.device
+    X, T = policy.num_sets, N - prompt
+    stamps_TXC = _stamps(policy, states_TF)
+    seen_XNN = torch.ones(N, N, dtype=torch.bool, device=device).tril_().repeat(X, 1, 1)
+    held_XS = torch.arange(budget.slots + budget.interval, device=device).repeat(X, 1)  # thought tokens
+    for written in range(budget.slots + budget.interval, T, budget.interval):
+        shown = _shown(thought, policy, held_XS, written, stamps_TXC)
+        scores_XS = policy.score(shown).view(X, -1).float()
+        ages_XS = shown.ages.view(X, -1)
+        kept_XK = keep(scores_XS, ages_XS, torch.zeros_like(ages_XS, dtype=torch.bool), budget.slots, budget.window)
+        stays_XT = torch.zeros(X, written, dtype=torch.bool, device=device).scatter_(
+            1, held_XS.gather(1, kept_XK), True
+        )
+        seen_XNN[:, prompt + written :, prompt : prompt + written] &= stays_XT[:, None]
+        newer = torch.arange(written, written + budget.interval, device=device).repeat(X, 1)
+        held_XS = torch.cat([held_XS.gather(1, kept_XK), newer], dim=1)
+    return seen_XNN
+
+
+def _shown(thought: Thought, policy: Policy, held_XS: Tensor, written: int, stamps_TXC: Tensor | None) -> Slots:
+    """What the policy is shown once so many thought tokens are written."""
+    X, device = policy.num_sets, held_XS.device
+    ages_XS = written - 1 - held_XS
+    stamps_XSC = None if stamps_TXC is None else stamps_TXC[held_XS, torch.arange(X, device=device)[:, None]]
+    shape = (1, X) if X > 1 else (1,)
+    return Slots(
+        ages=ages_XS.view(*shape, -1),
+        positions=(held_XS + thought.prompt_tokens).view(*shape, -1),
+        next_position=torch.tensor([thought.prompt_tokens + written], device=device),
+        prompt_tokens=torch.tensor([thought.prompt_tokens], device=device),
+        seeds=torch.zeros(1, dtype=torch.int64, device=device),
+        stamps=None if stamps_XSC is None else stamps_XSC.view(*shape, *stamps_XSC.shape[1:]),
+    )
+
+
+def _stamps(policy: Policy, states_TF: Tensor) -> Tensor | None:
+    """What the policy stamps on each thought token, [T, X, C]."""
+    if not policy.channels:
+        return None
+    at_TW = torch.arange(len(states_TF))[:, None] + torch.tensor(policy.offsets)
+    stamps_TY = policy.stamp(states_TF[at_TW.clamp(max=len(states_TF) - 1).to(states_TF.device)])
+    return stamps_TY.view(len(states_TF), policy.num_sets, policy.channels)
+
+
+def _log_probs(model: Any, hidden_NM: Tensor) -> Tensor:
+    return model.lm_head(hidden_NM).float().log_softmax(dim=-1)  # type: ignore[no-any-return]
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    damage_seen: Tensor,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """The stock SDPA output of a layer [1, N, A, D], each head seeing what its set still holds."""
+    H, A = key.shape[1], query.shape[1]
+    shape = kv_shape(module.config)
+    of_layer = (
+        damage_seen
+        if len(damage_seen) == 1
+        else damage_seen.view(shape.layers, -1, *damage_seen.shape[1:])[module.layer_idx]
+    )
+    seen_1ANN = of_layer.expand(H, -1, -1).repeat_interleave(A // H, dim=0)[None]
+    stock = AttentionInterface()["sdpa"]
+    output, _ = stock(module, query, key, value, seen_1ANN, **options)
+    return output, None
+
+
+AttentionInterface.register(ATTENTION_NAME, _attention)

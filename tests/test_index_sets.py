@@ -1,0 +1,140 @@
+"""Index sets of each layer or kv head, ranked by stamps: the same slots as a plain-Python cache of each set keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from leanthink import Budget, Sampling, generate
+from leanthink.attention import switched_to
+from leanthink.cache import SlotCache
+from leanthink.importance.damage import ATTENTION_NAME, damage, visible
+from leanthink.importance.labels import Thought
+from leanthink.kv_shape import KVShape
+from leanthink.load import kv_shape
+from leanthink.policies.horizon import Horizon
+from leanthink.policies.oracle import Oracle
+from leanthink.wishes import Wishes
+from models import RandomPredictor, make_model, make_tokenizer
+
+HORIZONS, OFFSETS = (8, 16, 32), (0, 1, 3)
+
+
+class SetsPredictor(nn.Module):
+    """Scores of a random predictor for each of some index sets; `alike` gives all of them the first one's."""
+
+    def __init__(self, hidden_size: int, num_sets: int, *, alike: bool) -> None:
+        super().__init__()
+        self.target, self.horizons, self.offsets, self.num_sets = "horizon", HORIZONS, OFFSETS, num_sets
+        self.alike = alike
+        self.each = nn.ModuleList(RandomPredictor(hidden_size, "horizon", HORIZONS, OFFSETS) for _ in range(num_sets))
+
+    def forward(self, states_NWF: Tensor) -> Tensor:
+        """Scores [N, X C]."""
+        parts = [self.each[0 if self.alike else index](states_NWF) for index in range(self.num_sets)]
+        return torch.cat(parts, dim=1)
+
+
+def sets_of(model: nn.Module, granularity: str) -> int:
+    shape = kv_shape(model.config)
+    return shape.layers * (shape.kv_heads if granularity == "head" else 1)
+
+
+BUDGET = Budget(slots=24, window=4, interval=8)
+PROMPTS = [list(range(40, 40 + n)) for n in (9, 17, 30, 12)]
+
+
+@pytest.mark.parametrize("granularity", ["layer", "head"])
+def test_sets_that_are_ranked_alike_give_the_tokens_of_one_shared_set(granularity: str) -> None:
+    torch.manual_seed(0)
+    model, tokenizer = make_model().double(), make_tokenizer()
+    predictor = SetsPredictor(model.config.hidden_size, sets_of(model, granularity), alike=True).double()
+    sampling = Sampling(max_new_tokens=90)
+    own, shared = (
+        generate(model, tokenizer, PROMPTS, policy=Horizon(predictor=p), budget=BUDGET, sampling=sampling)
+        for p in (predictor, predictor.each[0])
+    )
+    assert [out.token_ids for out in own] == [out.token_ids for out in shared]
+    assert [out.evictions for out in own] == [out.evictions for out in shared]
+    assert max(out.evictions for out in own) > 2
+
+
+def oracle_of(model: nn.Module, granularity: str, tokens: int) -> Oracle:
+    """Random labels for each token, horizon and index set."""
+    shape = (sets_of(model, granularity), tokens, len(HORIZONS)) if granularity != "model" else (tokens, len(HORIZONS))
+    return Oracle(labels_XTC=torch.rand(*shape, generator=torch.Generator().manual_seed(3)), distances=HORIZONS)
+
+
+@pytest.mark.parametrize("granularity", ["model", "layer", "head"])
+def test_each_set_evicts_for_itself_as_masked_attention_says(granularity: str) -> None:
+    model, tokenizer = make_model(num_hidden_layers=3).double(), make_tokenizer()
+    oracle = oracle_of(model, granularity, 120)
+    evictions = 0
+    for prompt in PROMPTS:
+        sampling = Sampling(max_new_tokens=80)
+        (out,) = generate(model, tokenizer, [prompt], policy=oracle, budget=BUDGET, sampling=sampling)
+        evictions += out.evictions
+        ids, end = [*prompt, *out.token_ids], len(prompt) + out.thought_tokens
+        thought = Thought(token_ids=ids, prompt_tokens=len(prompt), thought_end=end)
+        seen_XNN = visible(model, thought, oracle, BUDGET, torch.zeros(0))
+        with switched_to(ATTENTION_NAME, model.config), torch.no_grad():
+            logits_NV = model(torch.tensor([ids[:end]]), use_cache=False, damage_seen=seen_XNN).logits[0]
+        wanted = logits_NV.argmax(dim=-1)[len(prompt) - 1 : end - 1]
+        assert wanted.tolist() == ids[len(prompt) : end]
+    assert evictions > 10
+
+
+def test_damage_begins_with_the_first_eviction_and_a_smaller_budget_does_more() -> None:
+    model = make_model()
+    thought = Thought(token_ids=list(range(60)), prompt_tokens=10, thought_end=60)
+    least, tight = Budget(slots=41, window=4, interval=8), Budget(slots=16, window=4, interval=8)
+    whole = Oracle(labels_XTC=torch.arange(60.0)[:, None].repeat(1, 3), distances=HORIZONS)
+    (little,) = damage(model, thought, [whole], least)
+    (some,) = damage(model, thought, [oracle_of(model, "head", 60)], tight)
+    assert len(little.kl_N) == 1
+    assert len(some.kl_N) == 26
+    assert little.kl_N.mean() < some.kl_N.mean()
+    assert some.kl_N.mean() > 1e-4
+
+
+@pytest.mark.parametrize("granularity", ["layer", "head"])
+def test_stamps_stay_with_the_slots_of_their_own_set(granularity: str) -> None:
+    """Every stamp tells its position, set and channel, so that a stamp of another shows."""
+    shape = KVShape(layers=3, kv_heads=2, group=2, head_dim=4)
+    X = shape.layers * (shape.kv_heads if granularity == "head" else 1)
+    policy = Horizon(predictor=SetsPredictor(8, X, alike=False))
+    cache = SlotCache(shape, slots=64, rows=2, dtype=torch.float32, device=torch.device("cpu"))
+    cache.provide(Wishes(channels=1 + X * policy.channels, per_head=True))  # the first belongs to another policy
+    region = cache.arena.reserve(40)
+    assert region is not None
+    rows_R, generator = torch.tensor([cache.seat(region, 1)]), torch.Generator().manual_seed(0)
+    own_XC = torch.arange(X * policy.channels).view(X, policy.channels)
+    for evicted in range(4):
+        for _ in range(8):
+            cache.start_step()
+            cache.finish()
+            cache.tick()
+            stamps_XC = own_XC + 1000 * (cache.next_positions[0] - 1)
+            cache.stamp(rows_R, stamps_XC.view(1, 1, -1), first=1)
+        held = int(cache.host_lengths[0]) - 1
+        shown = cache.show(rows_R, held, torch.zeros(1), policy, first=1)
+        assert shown.stamps is not None
+        assert torch.equal(shown.stamps[0], own_XC[:, None] + 1000.0 * shown.positions[0, :, :, None])
+        kept_XK = torch.stack(
+            [torch.randperm(held, generator=generator)[: 6 + evicted].sort().values for _ in range(X)]
+        )
+        cache.evict([0], kept_XK[None], policy, first=1)
+        cache.check_integrity()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("granularity", ["layer", "head"])
+def test_sets_on_a_gpu_give_the_tokens_of_the_cpu(granularity: str) -> None:
+    torch.manual_seed(0)
+    model, tokenizer = make_model(), make_tokenizer()
+    oracle, sampling = oracle_of(model, granularity, 120), Sampling(max_new_tokens=90)
+    choices = {"policy": oracle, "budget": BUDGET, "sampling": sampling}
+    expected = [out.token_ids for out in generate(model, tokenizer, PROMPTS, **choices)]
+    found = [out.token_ids for out in generate(model.to("cuda"), tokenizer, PROMPTS, **choices)]
+    assert found == expected
