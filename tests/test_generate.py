@@ -522,7 +522,7 @@ def test_custom_generate_takes_an_empty_cache_and_refuses_one_with_tokens() -> N
     options: dict[str, Any] = {"policy": "full", "max_new_tokens": 4, "custom_generate": custom_generate}
     plain = model.generate(ids, **options)
     assert torch.equal(model.generate(ids, past_key_values=filled_with(0), **options), plain)
-    with pytest.raises(UsageError, match="(cache|past_key_values) with tokens in it"):
+    with pytest.raises(UsageError, match=r"(cache|past_key_values) with tokens in it"):
         model.generate(ids, past_key_values=filled_with(2), **options)
 
 
