@@ -9,12 +9,15 @@ VERL_VENV ?= .venv-verl
 VLLM_VENV ?= .venv-vllm
 INSTALLED := $(VENV)/installed-test
 
+# Modules are compiled when they are first used, which halves the time of an installation.
+PIP := -m pip install --quiet --no-compile
+
 # torch is pinned here, as each of its builds has a hash of its own. Where this index of builds for CPUs does not answer, pip
 # takes the build that it finds without it.
 TORCH := 2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ANSWERS := import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=10)
-INSTALL_TORCH = -m pip install --quiet $(shell $(PYTHON) -c '$(ANSWERS)' $(TORCH_INDEX) 2> /dev/null \
+INSTALL_TORCH = $(PIP) $(shell $(PYTHON) -c '$(ANSWERS)' $(TORCH_INDEX) 2> /dev/null \
 	&& echo --extra-index-url $(TORCH_INDEX))
 
 # One thread for each of two workers: more of them than cores would wait for each other.
@@ -66,9 +69,9 @@ format: $(INSTALLED)
 # Both in one environment: what `make demo` installs is a part of what `make test` does.
 $(VENV)/installed-%: requirements/%.txt pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --no-deps --require-hashes -r $<
+	$(VENV)/bin/python $(PIP) --no-deps --require-hashes -r $<
 	$(VENV)/bin/python $(INSTALL_TORCH) "torch==$(TORCH)"
-	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/python $(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 # One for the tests of the viewer: one that is here, else Debian's, else playwright's own.
