@@ -1,21 +1,49 @@
-# `make demo` and `make test` do all that is needed on a fresh machine with Python 3.11 or newer.
+# `make demo` and `make test` do all that is needed on a fresh machine with Python 3.11 to 3.13. What they install stands in
+# requirements/*.txt with its hashes, and `make lock` makes these anew.
 PYTHON ?= python3
 VENV ?= .venv
+LOCK_VENV ?= .venv-lock
+NEWEST_VENV ?= .venv-newest
+OLDEST_VENV ?= .venv-oldest
 VERL_VENV ?= .venv-verl
 VLLM_VENV ?= .venv-vllm
-INSTALLED := $(VENV)/installed
+INSTALLED := $(VENV)/installed-test
 
-.PHONY: demo test test-verl test-vllm format report
+# Modules are compiled when they are first used, which halves the time of an installation.
+PIP := -m pip install --quiet --no-compile
 
-demo: $(INSTALLED)
-	$(VENV)/bin/leanthink demo --out demo --overwrite
+# torch is pinned here, as each of its builds has a hash of its own. Where this index of builds for CPUs does not answer, pip
+# takes the build that it finds without it.
+TORCH := 2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+ANSWERS := import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=10)
+INSTALL_TORCH = $(PIP) $(shell $(PYTHON) -c '$(ANSWERS)' $(TORCH_INDEX) 2> /dev/null \
+	&& echo --extra-index-url $(TORCH_INDEX))
 
 # One thread for each of two workers: more of them than cores would wait for each other.
-test: $(INSTALLED)
+PYTEST := -m pytest -n 2 --dist worksteal -m "not gpu" -r s
+
+.PHONY: demo test test-newest test-oldest test-verl test-vllm browser lock report format
+
+demo: $(VENV)/installed-demo
+	$(VENV)/bin/leanthink demo --out demo --overwrite
+
+test: $(INSTALLED) browser
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist worksteal -m "not gpu" -r s
+	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST)
+
+# The newest of everything that the ranges in pyproject.toml allow today.
+test-newest: browser
+	test -x $(NEWEST_VENV)/bin/python || $(PYTHON) -m venv $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/python $(INSTALL_TORCH) "torch==$(TORCH)"
+	$(NEWEST_VENV)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev]"
+	OMP_NUM_THREADS=1 $(NEWEST_VENV)/bin/python $(PYTEST)
+
+# The oldest of everything that pyproject.toml names; what these need in turn is as new as they allow.
+test-oldest: $(OLDEST_VENV)/installed browser
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python $(PYTEST)
 
 # The adapter inside verl, in an environment of its own that sees the packages of the other one.
 test-verl: $(VERL_VENV)/installed
@@ -38,12 +66,40 @@ format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-$(INSTALLED): pyproject.toml
+# Both in one environment: what `make demo` installs is a part of what `make test` does.
+$(VENV)/installed-%: requirements/%.txt pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable ".[dev]"
-	command -v chromium || command -v chromium-browser || command -v google-chrome \
-		|| $(VENV)/bin/python -m playwright install chromium-headless-shell \
+	$(VENV)/bin/python $(PIP) --no-deps --require-hashes -r $<
+	$(VENV)/bin/python $(INSTALL_TORCH) "torch==$(TORCH)"
+	$(VENV)/bin/python $(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+# One for the tests of the viewer: one that is here, else Debian's, else playwright's own.
+browser: $(INSTALLED)
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| { test "$$(id -u)" = 0 && apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq --yes install chromium; } \
+			> /dev/null 2>&1 \
+		|| $(VENV)/bin/python -m playwright install chromium-headless-shell > /dev/null 2>&1 \
 		|| echo "NO BROWSER: the tests of the viewer will be skipped; install chromium to run them"
+
+UV := $(LOCK_VENV)/bin/uv pip compile --quiet --no-annotate --custom-compile-command "make lock"
+LOCK := $(UV) --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-package torch
+
+lock: $(LOCK_VENV)/bin/uv
+	echo "torch==$(TORCH)" | $(LOCK) --upgrade --extra dev pyproject.toml - --output-file requirements/test.txt
+	echo "torch==$(TORCH)" | $(LOCK) --upgrade --extra plot --constraints requirements/test.txt pyproject.toml - \
+		--output-file requirements/demo.txt
+
+$(LOCK_VENV)/bin/uv:
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet "uv>=0.8"
+
+$(OLDEST_VENV)/installed: pyproject.toml $(LOCK_VENV)/bin/uv
+	test -x $(OLDEST_VENV)/bin/python || $(PYTHON) -m venv $(OLDEST_VENV)
+	$(UV) --python $(OLDEST_VENV)/bin/python --resolution lowest-direct --extra dev pyproject.toml --output-file $(OLDEST_VENV)/oldest.txt
+	$(OLDEST_VENV)/bin/python $(INSTALL_TORCH) "$$(grep ^torch== $(OLDEST_VENV)/oldest.txt)"
+	$(OLDEST_VENV)/bin/python -m pip install --quiet -r $(OLDEST_VENV)/oldest.txt
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
 SITE := import site; print(site.getsitepackages()[0])

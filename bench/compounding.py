@@ -36,7 +36,7 @@ from leanthink.importance.predictor import load_predictor
 from leanthink.load import load
 from leanthink.policies import make_policy
 from leanthink.sampling import Sampling
-from leanthink.tiny import EMBEDDED, predictors_path, tasks
+from leanthink.tiny import TINY, predictors_path, tasks
 from leanthink.tiny.problem import Problem
 
 COLUMNS = ("model", "cache", "accuracy, %", "points to first row", "thought tokens", "answer tokens")
@@ -86,7 +86,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--start", default="tiny", help="the model before training: tiny, tiny-brief or a folder")
+    parser.add_argument("--start", default="tiny", help="the model before training: tiny or a folder")
     parser.add_argument("--trained", required=True, help="the model after training, as --start")
     parser.add_argument("--start-predictor", type=Path, default=None, help="of horizon; default: the one shipped")
     parser.add_argument("--trained-predictor", type=Path, default=None, help="fitted by bench/fit_tiny.py --model")
@@ -106,12 +106,12 @@ def parse() -> argparse.Namespace:
 
 
 def predictor_path(name: str, options: argparse.Namespace) -> Path:
-    """The predictor's file of the model "start" or "trained"; only for embedded models one is shipped."""
+    """The predictor's file of the model "start" or "trained"; only for tiny one is shipped."""
     given: Path | None = getattr(options, f"{name}_predictor")
     model: str = getattr(options, name)
-    if given is None and model not in EMBEDDED:
+    if given is None and model != TINY:
         raise UsageError(f"--{name}-predictor is missing: fit one with bench/fit_tiny.py --model {model}")
-    return predictors_path(model) / "horizon.safetensors" if given is None else given
+    return predictors_path() / "horizon.safetensors" if given is None else given
 
 
 def about(model: str, predictor: Path) -> dict[str, str]:

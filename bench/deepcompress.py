@@ -24,9 +24,10 @@ The average forgets half of its start within 11.5 % of the steps, as 0.99 does i
 
    That is the start "seeing" among the results. "blind" is without the second step, and has in the last the default
    --terse-share, --habits 0.7 and --slip-if-unchecked 0.008: these habits are hardly learned in 200 steps. "brisk" has
-   a style more, short and with checks (and was trained with --lr 1.8e-4, which is too much):
+   a style more, short and with checks (and was trained with --lr 1.8e-4, which is too much), from the folder that
+   examples/tiny-brief.sh writes:
 
-    python -m leanthink.tiny.train --init src/leanthink/tiny/brief/weights --out styles --terse-share 0.4 \
+    python -m leanthink.tiny.train --init tiny-brief --out styles --terse-share 0.4 \
         --brisk-share 0.25 --habits 0.5 --steps 1500 --lr 3e-3 --adamw-lr 3e-3 --decay-share 0.7
     python -m leanthink.tiny.train --init styles --out start --terse-share 0.12 --brisk-share 0.15 --habits 0.5 \
         --slip-if-unchecked 0.02 --slip-from-level 5 --steps 200 --lr 1e-3 --adamw-lr 1e-3 --warmup-steps 20 \

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deepcompress_table import BASE, SCOPES, START, Run, by_arm, column, read
+from deepcompress_table import BASE, SCOPES, START, Run, by_arm, column, read_archived
 from drawing import drawing
-from table import RESULTS, STARTS
+from table import EXPERIMENTS, STARTS
 
 from leanthink.rl.report import smoothed
 
@@ -22,7 +22,7 @@ def main() -> None:
 
 def draw(start: str) -> None:
     """Three curves over the steps, the mean of an arm's seeds, and the tokens of each level against plain GRPO."""
-    arms = by_arm([run for run in read(RESULTS / "deepcompress" / start) if run["arm"] != START])
+    arms = by_arm([run for run in read_archived(EXPERIMENTS, start) if run["arm"] != START])
     with drawing(f"deepcompress-{start}", (7.2, 5.2)) as figure:
         *panels, last = figure.subplots(2, 2).flat
         for axes, (name, title) in zip(panels, CURVES.items(), strict=True):

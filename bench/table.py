@@ -14,10 +14,11 @@ from textwrap import wrap
 from typing import Any
 
 import compounding
-from deepcompress_table import BASE, OURS, SCOPES, by_arm, compared, percent, read, tokens
+from deepcompress_table import BASE, OURS, SCOPES, by_arm, compared, percent, read_archived, tokens
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
+EXPERIMENTS = RESULTS / "deepcompress" / "runs.tar.xz"
 ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
 SMALLER, STOCK = "llama-3.1-8b-16gib", "llama-3.1-8b-stock"
 WORTH_SHOWING = 0.2  # of the problems right at some ratio
@@ -111,7 +112,7 @@ def _matrix(found: dict[str, Any], names: list[str]) -> list[str]:
 
 def deepcompress_table(start: str) -> str:
     """The arms of DeepCompress from this start: right answers and thought tokens, each against plain GRPO."""
-    runs = read(RESULTS / "deepcompress" / start)
+    runs = read_archived(EXPERIMENTS, start)
     arms = by_arm(runs)
     lines = [f"| arm | {' | '.join(f'{scope}: right, % | thought tokens' for scope in SCOPES)} |"]
     lines.append("|---" * (1 + 2 * len(SCOPES)) + "|")
@@ -142,7 +143,7 @@ def trade_table() -> str:
     head = [f"{what}, {scope}" for what in ("tokens, %", "points") for scope in SCOPES]
     lines = [f"| experiment, arm | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|"]
     for start in STARTS:
-        arms = by_arm(read(RESULTS / "deepcompress" / start))
+        arms = by_arm(read_archived(EXPERIMENTS, start))
         for arm in (name for name in arms if name.startswith(OURS)):
             found = [compared(arms[arm], arms[BASE], levels) for levels in SCOPES.values()]
             changes = [one[name] for name in ("tokens_against", "right_against") for one in found]

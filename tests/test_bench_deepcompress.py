@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from transformers import GenerationConfig, Qwen3ForCausalLM
 
 from leanthink.load import load
+from leanthink.tiny import train
 from leanthink.tiny.birth import save_weights
 from leanthink.tiny.model import tiny_config
 from leanthink.tiny.tokenizer import END, PAD
@@ -23,6 +26,12 @@ import deepcompress_pilot  # noqa: E402
 import deepcompress_run  # noqa: E402
 import deepcompress_table as table  # noqa: E402
 
+ARCHIVE = BENCH / "results" / "deepcompress" / "runs.tar.xz"
+STAND_IN = """#!/bin/sh
+echo "$@" >> said
+mkdir -p brief.work/start brief.work/predictors brief.work/weights/ours-1
+touch brief.work/start/config.json brief.work/predictors/horizon.safetensors
+"""
 SMALL = ("--families", "sums,bases", "--asked", "2", "--group", "4", "--max-tokens", "16", "--eval-tokens", "12")
 
 
@@ -190,6 +199,44 @@ def test_results_of_different_problems_are_not_compared(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text(json.dumps(other))
     with pytest.raises(table.UsageError, match="none-1 and ours-1 were asked different problems"):
         table.read(tmp_path)
+
+
+@pytest.mark.parametrize("start", ["blind", "brisk", "hot", "seeing"])
+def test_the_archive_holds_the_runs_that_the_summary_beside_it_tells_of(start: str) -> None:
+    runs = table.read_archived(ARCHIVE, start)
+    assert len(runs) == 13
+    assert (ARCHIVE.parent / start / "summary.md").read_text() == table.summary(runs)
+
+
+def test_an_experiment_that_is_not_in_the_archive_is_named(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "runs.tar.xz", "w:xz"):
+        pass
+    with pytest.raises(table.UsageError, match="cold/, holds no result"):
+        table.read_archived(tmp_path / "runs.tar.xz", "cold")
+
+
+def test_the_recipe_of_the_brief_model_gives_every_command_what_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "python").write_text(STAND_IN)
+    (tmp_path / "python").chmod(0o755)
+    recipe = BENCH.parent / "examples" / "tiny-brief.sh"
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run([recipe, "brief"], env=environment, cwd=tmp_path, check=True, capture_output=True)
+    said = [line.split() for line in (tmp_path / "said").read_text().splitlines()]
+    assert [words[0] for words in said] == ["-m", "-m", "bench/deepcompress.py", "bench/fit_tiny.py"]
+    for words in said[:2]:
+        options, _ = train.parse(words[2:])
+        assert options.steps is not None
+    monkeypatch.chdir(tmp_path)
+    options = deepcompress.make_parser().parse_args(said[2][1:])
+    deepcompress.check(options)
+    (wanted,) = (r for r in table.read_archived(ARCHIVE, "blind") if (r["arm"], r["seed"]) == ("ours", 1)
+                 and r["settings"]["mastered_weight"] == 0.5)  # fmt: skip
+    trained = {name: value for name, value in wanted["training"].items() if name not in ("model", "out")}
+    ours = deepcompress_run.settings_of("ours", 1, options)
+    assert trained == {name: json.loads(json.dumps(ours[name])) for name in trained}
+    assert (tmp_path / "brief" / "horizon.safetensors").is_file()
 
 
 def test_a_run_that_would_be_late_stops_at_its_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import leanthink.seats
 from leanthink.budget import Budget
@@ -17,6 +18,7 @@ from leanthink.policies.window import Window
 from leanthink.request import make_requests
 from leanthink.sampling import Sampling
 from leanthink.transformers_generate import custom_generate
+from leanthink.transformers_versions import filled_cache
 from models import ARCHITECTURES, CLOSE, END, OPEN, VOCABULARY, RandomPredictor, make_model, make_tokenizer
 from reference.sampling_slow import sample_slowly
 
@@ -513,6 +515,31 @@ def test_custom_generate_refuses_by_name(option: dict[str, Any], name: str) -> N
     options = {"policy": "full", "max_new_tokens": 4, **option}
     with pytest.raises(UsageError, match=name):
         make_model().generate(torch.tensor([PROMPTS[0]]), custom_generate=custom_generate, **options)
+
+
+def filled_with(tokens: int) -> DynamicCache:
+    cache = DynamicCache()
+    if tokens:
+        cache.update(torch.zeros(1, 2, tokens, 16), torch.zeros(1, 2, tokens, 16), 0)
+    return cache
+
+
+# Since 5.24 transformers renames the argument, with a warning, before custom_generate sees it.
+@pytest.mark.filterwarnings("ignore:.*past_key_values:FutureWarning")
+def test_custom_generate_takes_an_empty_cache_and_refuses_one_with_tokens() -> None:
+    model, ids = make_model(), torch.tensor([PROMPTS[0]])
+    options: dict[str, Any] = {"policy": "full", "max_new_tokens": 4, "custom_generate": custom_generate}
+    plain = model.generate(ids, **options)
+    assert torch.equal(model.generate(ids, past_key_values=filled_with(0), **options), plain)
+    with pytest.raises(UsageError, match=r"(cache|past_key_values) with tokens in it"):
+        model.generate(ids, past_key_values=filled_with(2), **options)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_with_tokens_is_seen_under_each_name_that_transformers_gives_it(name: str) -> None:
+    assert filled_cache({"attention_mask": None, name: filled_with(2)}) == name
+    assert filled_cache({name: filled_with(0)}) is None
+    assert filled_cache({name: None}) is None
 
 
 def test_a_policy_that_asks_for_what_it_is_not_shown_is_refused() -> None:

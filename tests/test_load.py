@@ -154,11 +154,20 @@ def test_a_gguf_file_without_its_package_says_what_to_install(tmp_path: Path, mo
         load(tmp_path / "m.gguf")
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-brief"])
-def test_embedded_models_go_by_their_names(name: str) -> None:
-    model, tokenizer = load(name, device="cpu")
-    assert (model.config._name_or_path, model.dtype, model.training) == (name, torch.float32, False)
+def test_the_embedded_model_goes_by_its_name() -> None:
+    model, tokenizer = load("tiny", device="cpu")
+    assert (model.config._name_or_path, model.dtype, model.training) == ("tiny", torch.float32, False)
     assert tokenizer.convert_tokens_to_ids("<think>") is not None
+
+
+def test_the_model_that_shipped_once_is_told_how_to_make(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = "examples/tiny-brief.sh"
+    assert (Path(__file__).parent.parent / recipe).is_file()
+    monkeypatch.chdir(saved.parent)
+    with pytest.raises(UsageError, match=recipe):
+        load("tiny-brief")
+    saved.rename("tiny-brief")
+    load("tiny-brief")
 
 
 def test_tags_are_single_tokens_or_nothing() -> None:

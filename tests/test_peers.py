@@ -277,13 +277,13 @@ def test_an_oracle_has_the_labels_of_its_own_request() -> None:
     for oracle, thought in zip(made, thoughts, strict=True):
         wanted = label_trace(model, thought.token_ids, thought.prompt_tokens, thought.thought_end, HORIZONS)
         assert oracle.distances == HORIZONS
-        torch.testing.assert_close(oracle.labels_TC, wanted.values_TC[:, 1:])
+        torch.testing.assert_close(oracle.labels_XTC[0], wanted.values_TC[:, 1:])
 
 
 def test_oracles_keep_what_their_slow_twins_keep_each_for_its_request() -> None:
     model = endless()
     made: list[Oracle] = oracles(model, recorded(model), HORIZONS)
-    peers = [Peer(o, partial(oracle_slow, labels=o.labels_TC.tolist(), horizons=HORIZONS)) for o in made]
+    peers = [Peer(o, partial(oracle_slow, labels=o.labels_XTC[0].tolist(), horizons=HORIZONS)) for o in made]
     assert min(follow(model, peers, [BUDGET] * 3, PROMPTS, 70)) >= 4
 
 

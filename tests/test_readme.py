@@ -130,10 +130,9 @@ def test_links_lead_to_files_of_the_repository():
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
-@pytest.mark.parametrize(("name", "policies"), [("tiny", {"dynts", "horizon"}), ("tiny-brief", {"horizon"})])
-def test_the_embedded_reasoners_are_shipped(name: str, policies: set[str]):
-    assert (weights_path(name) / "sha256.json").is_file()
-    assert {path.stem for path in predictors_path(name).glob("*.safetensors")} == policies
+def test_the_embedded_reasoner_is_shipped():
+    assert (weights_path() / "sha256.json").is_file()
+    assert {path.stem for path in predictors_path().glob("*.safetensors")} == {"dynts", "horizon"}
 
 
 def test_the_measured_tables_are_those_of_the_result_files():

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from leanthink.context import context_of
 from leanthink.errors import DamagedFile, UnsupportedModel, UsageError
 from leanthink.kv_shape import KVShape
-from leanthink.tiny import EMBEDDED, load_tiny
+from leanthink.tiny import TINY, load_tiny
 
 OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
 MODEL_TYPES = ("gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
@@ -46,8 +46,7 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: DType = Non
     """The model, in evaluation mode, and its tokenizer.
 
     Args:
-        name_or_path: "tiny" or "tiny-brief" (the embedded reasoners), a folder, a GGUF file, or a model's id on the
-            Hugging Face hub.
+        name_or_path: "tiny" (the embedded reasoner), a folder, a GGUF file, or a model's id on the Hugging Face hub.
         device: where to put it; default "cuda" where there is one, else "cpu".
         dtype: of the weights; default bfloat16 on CUDA, float32 elsewhere. "auto" is the same, but for a checkpoint in
             float16, which stays so on CUDA.
@@ -58,8 +57,8 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: DType = Non
         UnsupportedModel: the bounded cache cannot serve its architecture; found before any weight is read.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if str(name_or_path) in EMBEDDED:
-        return load_tiny(device=device, dtype=None if dtype == "auto" else dtype, name=str(name_or_path))
+    if str(name_or_path) == TINY:
+        return load_tiny(device=device, dtype=None if dtype == "auto" else dtype)
     name, options = _locate(str(name_or_path))
     try:
         config = AutoConfig.from_pretrained(name, **options)
@@ -113,8 +112,12 @@ def _first_line(error: Exception) -> str:
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
     """What to pass to from_pretrained, after the checks that give a clearer message than it does."""
     if not name:
-        raise UsageError('the name of the model is empty: give "tiny", "tiny-brief", a folder, a GGUF file or a hub id')
+        raise UsageError('the name of the model is empty: give "tiny", a folder, a GGUF file or a hub id')
     path = Path(name).expanduser()
+    if name == "tiny-brief" and not path.exists():
+        raise UsageError(
+            "tiny-brief does not ship: make it with examples/tiny-brief.sh and give the folder it writes"
+        )
     closed = {"trust_remote_code": False}  # said aloud: the default asks on the terminal
     if path.suffix == ".gguf":
         if not path.is_file():

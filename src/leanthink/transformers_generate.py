@@ -19,6 +19,7 @@ from leanthink.load import ThinkTags, check_model, think_tags
 from leanthink.policies import Policy
 from leanthink.request import Predictor, make_request, resolve_policies, thought_is_over
 from leanthink.sampling import Sampling
+from leanthink.transformers_versions import CACHE_NAMES, filled_cache
 
 PROCESSORS = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper"}
 CRITERIA = {"MaxLengthCriteria", "EosTokenCriteria"}
@@ -63,7 +64,7 @@ def custom_generate(
         budget: as in leanthink.generate.
         predictor: as in leanthink.generate.
         think_ids: `think_tags(tokenizer)` of leanthink.load; needed with a budget, as it says where the thought ends.
-        tokenizer: where it reaches us, instead of `think_ids`; transformers 5.23 keeps it.
+        tokenizer: where it reaches us, instead of `think_ids`; transformers 5.16 to 5.24 keep it.
         **model_kwargs: attention mask and positions, passed by generate().
 
     Returns:
@@ -114,11 +115,11 @@ def _refuse_unsupported(processors: Any, criteria: Any, config: Any, model_kwarg
         given.append(f"num_beams={config.num_beams}")
     if config.return_dict_in_generate:
         given.append("return_dict_in_generate=True")
-    known = HARMLESS | {"attention_mask", "position_ids", "past_key_values"}
+    known = HARMLESS | {"attention_mask", "position_ids", *CACHE_NAMES}
     given += [name for name, value in model_kwargs.items() if value is not None and name not in known]
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and int(cache.get_seq_length()) > 0:
-        given.append("past_key_values with tokens in it")
+    filled = filled_cache(model_kwargs)
+    if filled is not None:
+        given.append(f"{filled} with tokens in it")
     if given:
         raise UsageError(
             f"leanthink.custom_generate does not support {', '.join(given)}: leave it out. It honours max_new_tokens, "

@@ -22,7 +22,7 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 Model = Annotated[
     str,
-    option("--model", about="tiny, tiny-brief, a folder, a .gguf file or a hub id.", default="tiny", metavar="NAME"),
+    option("--model", about="tiny, a folder, a .gguf file or a hub id.", default="tiny", metavar="NAME"),
 ]
 Device = Annotated[str | None, option("--device", about="cpu, cuda or cuda:N.", default="cuda where there is one")]
 Dtype = Annotated[

@@ -29,7 +29,7 @@ Report = Annotated[
 Config = Annotated[Path | None, option("--config", about="YAML file of settings; flags win.", metavar="FILE")]
 Model = Annotated[
     str | None,
-    option("--model", about="tiny, tiny-brief, a folder, a .gguf file or a hub id.", default="tiny", metavar="NAME"),
+    option("--model", about="tiny, a folder, a .gguf file or a hub id.", default="tiny", metavar="NAME"),
 ]
 Out = Annotated[Path | None, option("--out", about="Folder of the run, or of the report.", metavar="FOLDER")]
 Tasks = Annotated[str | None, option("--tasks", about="Families of embedded tasks, or all.", metavar="A,B,...")]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from leanthink.errors import DamagedFile, PredictorMismatch, UsageError, unknown
 from leanthink.importance.fingerprint import fingerprint
 from leanthink.policies.policy import GRANULARITIES, Granularity
-from leanthink.tiny import EMBEDDED, predictors_path
+from leanthink.tiny import predictors_path
 
 VERSION = "2"
 TARGETS = ("answer", "horizon")
@@ -210,8 +210,8 @@ def load_shipped(policy: str, model: Any) -> Predictor | None:
 
 def shipped_predictor(policy: str, ours: str) -> Path | None:
     """The file that is shipped for this policy and the model with this fingerprint; None where there is none."""
-    paths = [predictors_path(name) / f"{policy}.safetensors" for name in EMBEDDED]
-    return next((path for path in paths if path.is_file() and read_metadata(path)["fingerprint"] == ours), None)
+    path = predictors_path() / f"{policy}.safetensors"
+    return path if path.is_file() and read_metadata(path)["fingerprint"] == ours else None
 
 
 def predictor_of(path: str | os.PathLike[str], ours: str, hidden_size: int) -> Predictor:

@@ -22,7 +22,7 @@ from leanthink.importance.labels import Thought
 from leanthink.policies.policy import Granularity
 from leanthink.request import Predictor
 from leanthink.subject import About, Ask, LoadedModel
-from leanthink.tiny import EMBEDDED
+from leanthink.tiny import TINY
 
 try:
     import ray
@@ -299,7 +299,7 @@ class Engines:
 
 def _absolute(path: Any) -> Any:
     """The path of a file or folder that is there, for processes that run elsewhere; all else stands for itself."""
-    if not isinstance(path, str | Path) or str(path) in EMBEDDED or not Path(path).exists():
+    if not isinstance(path, str | Path) or str(path) == TINY or not Path(path).exists():
         return path
     return str(Path(path).absolute())
 

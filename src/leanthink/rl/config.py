@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from leanthink.errors import UsageError, unknown
 from leanthink.policies import POLICIES
 from leanthink.rl.rewards import PUBLISHED_BUFFER, soft_overlong
 from leanthink.rl.trl_reward import check_settings
+from leanthink.transformers_versions import old_names
 
 ROLLOUTS = ("engine", "transformers", "vllm")
 MASTERED_WEIGHT = 0.15  # measured: a sixth fewer tokens, and as many right answers as the published rule
@@ -88,8 +88,7 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         self._check_method()
         self._check_rollouts()
         try:
-            with warnings.catch_warnings():  # TRL's default for gradient_checkpointing has a new name in transformers
-                warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+            with old_names():
                 super().__post_init__()
         except ValueError as error:
             batch, group = self.generation_batch_size, self.num_generations

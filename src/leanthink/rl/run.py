@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -16,6 +15,7 @@ import torch
 from leanthink.errors import UsageError, unknown
 from leanthink.rl import data
 from leanthink.rl.run_files import FINAL, LOG, REPORT, ROLLOUTS, RUN
+from leanthink.transformers_versions import old_names
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,8 +76,7 @@ def train(
     model, tokenizer = _load(settings)
     log = RunLog(out, writes=writes, tell=tell if writes else None)
     lora = settings.get("lora")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning)  # TRL's use
+    with old_names():
         trainer = DeepCompressTrainer(
             model,
             args,
