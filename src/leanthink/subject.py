@@ -11,7 +11,6 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 
 import leanthink
-from leanthink.bench.birth import hardware_of
 from leanthink.budget import Budget
 from leanthink.completion import Completion
 from leanthink.generate import each_finished
@@ -20,6 +19,7 @@ from leanthink.importance.fingerprint import fingerprint
 from leanthink.importance.labels import Thought, label_batch
 from leanthink.load import check_model, think_tags
 from leanthink.policies import Policy
+from leanthink.provenance import hardware_of
 from leanthink.request import PolicyMaker, Predictor, make_requests
 from leanthink.sampling import Sampling
 

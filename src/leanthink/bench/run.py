@@ -10,7 +10,6 @@ from typing import Any
 from transformers.utils import logging
 
 from leanthink.bench.bed import Bed, free_memory
-from leanthink.bench.birth import certificate
 from leanthink.bench.breakdown import breakdown
 from leanthink.bench.cpu import cpu
 from leanthink.bench.decode import decode
@@ -23,6 +22,7 @@ from leanthink.bench.plot import can_draw, draw
 from leanthink.bench.report import PICTURE, lines, write_result
 from leanthink.bench.stock import stock
 from leanthink.bench.throughput import throughput
+from leanthink.provenance import certificate
 
 MEASURES: dict[str, Callable[[Bed], dict[str, Any]]] = {
     "floor": floor,

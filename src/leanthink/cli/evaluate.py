@@ -136,10 +136,10 @@ def command(
         instruction=instruction,
     )
     chosen = sources.read()
-    from leanthink.bench.birth import certificate
     from leanthink.cli.progress import ProgressBar
     from leanthink.eval.records import RunFolder
     from leanthink.eval.run import Setup, finish
+    from leanthink.provenance import certificate
 
     predictors = {name: files.get(name) for name in slots.policies}
     words = " ".join(["leanthink", *sys.argv[1:]])

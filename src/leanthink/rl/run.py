@@ -248,7 +248,7 @@ def _lora(options: Mapping[str, Any]) -> Any:
 
 
 def _write_run(out: Path, settings: Mapping[str, Any]) -> None:
-    from leanthink.bench.birth import certificate
+    from leanthink.provenance import certificate
 
     out.mkdir(parents=True, exist_ok=True)
     record = {"settings": {**settings, "out": str(out)}, "birth": certificate()}
