@@ -99,7 +99,7 @@ def test_the_demonstration_streams_compares_and_draws(tmp_path, reasoner, monkey
         progress=lambda policy, done, total: told.append((policy, done, total)),
     )
     assert [row.policy for row in rows] == ["full", "horizon", "dynts", "sinks", "random"]
-    assert told == [(policy, done, 4) for policy in PLAN.policies for done in (1, 2, 3, 4)]
+    assert told == [(policy, done, 4) for policy in PLAN.policies for done in (0, 1, 2, 3, 4)]
     files = output_files(tmp_path, PLAN)
     assert {path for path in tmp_path.iterdir()} == set(files.values())
     assert files["picture"].read_bytes().startswith(b"\x89PNG")

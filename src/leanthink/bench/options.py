@@ -112,6 +112,11 @@ class Options:
             )
 
     @property
+    def in_order(self) -> tuple[str, ...]:
+        """The parts in the order of PARTS, each once."""
+        return tuple(part for part in PARTS if part in self.parts)
+
+    @property
     def whole_intervals(self) -> int:
         """Steps of a measurement that must contain as many evictions of every row: whole intervals."""
         return -(-self.steps // self.interval) * self.interval

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,8 @@ import typer
 from leanthink.cli import options
 from leanthink.cli.collect import whole_numbers
 from leanthink.cli.help import help_text, option
-from leanthink.cli.output import counter, print_json, refuse_existing, say
+from leanthink.cli.output import print_json, refuse_existing, say
+from leanthink.cli.progress import ProgressBar
 
 EXAMPLES = ("leanthink label --traces traces.jsonl --out labels.safetensors",)
 Traces = Annotated[Path, option("--traces", about="JSONL file that collect wrote.", metavar="FILE")]
@@ -51,7 +53,10 @@ def command(
     from leanthink.importance.label_file import default_horizons, label_traces
 
     try:
-        with options.open_subject(model, device, dtype, {}, ray=ray, ray_workers=ray_workers) as subject:
+        with (
+            options.open_subject(model, device, dtype, {}, ray=ray, ray_workers=ray_workers) as subject,
+            ProgressBar() as bar,
+        ):
             counts = label_traces(
                 None,
                 found,
@@ -59,7 +64,7 @@ def command(
                 horizons=default_horizons(found) if distances is None else distances,
                 only_correct=not all_traces,
                 overwrite=overwrite,
-                progress=counter("trace"),
+                progress=partial(bar.update, "labels"),
                 subject=subject,
             )
     except KeyboardInterrupt:
