@@ -11,8 +11,19 @@ import pytest
 import torch
 from rich.console import Console
 
+from leanthink import cli
 from leanthink.budget import Budget
-from leanthink.demo import Plan, as_table, compare, demo, output_files, sample_problems, summarize, wilson_interval
+from leanthink.demo import (
+    Plan,
+    as_table,
+    compare,
+    demo,
+    output_files,
+    sample_problems,
+    show_thought,
+    summarize,
+    wilson_interval,
+)
 from leanthink.demo_plot import draw_kept, held_slots, held_steps
 from leanthink.errors import UsageError
 from leanthink.importance.predictor import Predictor
@@ -133,3 +144,34 @@ def test_a_plan_without_horizon_is_refused_before_anything_runs(tmp_path, reason
     with pytest.raises(UsageError, match="add it"):
         demo(model, tokenizer, Path(tmp_path), plan=Plan(policies=("full",)), console=Console(file=io.StringIO()))
     assert not list(tmp_path.iterdir())
+
+
+def test_on_a_terminal_the_demonstration_strikes_through_what_was_evicted(reasoner, monkeypatch):
+    model, tokenizer, predictors = reasoner
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    shown = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="standard")
+    show_thought(model, tokenizer, PLAN, shown, predictors)
+    last = shown.file.getvalue().rpartition("<think>")[2]
+    assert "\x1b[2;9m" in last
+    assert "evicted from the cache" in last
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = Console(file=io.StringIO(), width=100, force_terminal=True)
+    show_thought(model, tokenizer, PLAN, plain, predictors)
+    assert "\x1b[2;9m" not in plain.file.getvalue()
+    assert "<think>" in plain.file.getvalue()
+
+
+def test_the_command_says_beforehand_how_long_it_takes_and_counts_all_policies(tmp_path, monkeypatch, capfd):
+    def few(_model, _tokenizer, _out, *, plan, console, progress):
+        console.print("the thought")
+        for policy in plan.policies:
+            for done in range(plan.problems + 1):
+                progress(policy, done, plan.problems)
+        return [summarize("horizon", [make_trace()], 1.0)]
+
+    monkeypatch.setattr("leanthink.demo.demo", few)
+    assert cli.run(["demo", "--out", str(tmp_path / "demo")]) == 0
+    said = capfd.readouterr().err.splitlines()
+    assert said[0] == "leanthink: one thought, then 5 policies on 12 problems: about a minute on two cores"
+    assert said[1] == "the thought"
+    assert said[2] == "leanthink: random: 60 of 60"

@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from leanthink.errors import DamagedFile, UnsupportedModel, UsageError
+from leanthink.device import check_device
+from leanthink.errors import DamagedFile, UnsupportedModel, UsageError, unknown
 from leanthink.kv_shape import KVShape
 from leanthink.tiny import EMBEDDED, load_tiny
 
@@ -43,10 +44,12 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: torch.dtype
         dtype: of the weights; default bfloat16 on CUDA, float32 elsewhere.
 
     Raises:
-        UsageError: there is no such model, folder or file, or it lacks a part.
+        UsageError: there is no such model, folder, file or device, or it lacks a part.
         DamagedFile: the weights cannot be read.
         UnsupportedModel: the bounded cache cannot serve its architecture; found before any weight is read.
     """
+    if device is not None:
+        check_device(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     if str(name_or_path) in EMBEDDED:
@@ -85,6 +88,8 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
             raise UsageError(f"{name!r} is a file: give the folder that holds config.json, or a .gguf file")
         if name.count("/") > 1 or name.startswith((".", "/", "~")):
             raise UsageError(f"there is no folder {name!r}, and it is no hub id either: check the path")
+        if "/" not in name:
+            raise unknown("model", name, (*EMBEDDED, "a folder", "a .gguf file", "a hub id such as Qwen/Qwen3-4B"))
         return name, closed
     if not (path / "config.json").is_file():
         raise UsageError(f"the folder {name!r} holds no config.json: give the folder of a saved model")

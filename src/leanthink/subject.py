@@ -13,6 +13,7 @@ from torch import Tensor
 import leanthink
 from leanthink.budget import Budget
 from leanthink.completion import Completion
+from leanthink.errors import UsageError
 from leanthink.generate import each_finished
 from leanthink.importance.batches import batches_by_length
 from leanthink.importance.fingerprint import fingerprint
@@ -121,8 +122,18 @@ class LoadedModel:
         return each_finished(self.model, self.tokenizer, requests, tags=tags, max_rows=max_rows, record=record)
 
     def label(self, thoughts: Sequence[Thought], horizons: tuple[int, ...]) -> Iterator[tuple[int, Tensor]]:
-        """Each thought's index and labels; on a GPU thoughts of like length share a forward pass."""
+        """Each thought's index and labels; on a GPU thoughts of like length share a forward pass.
+
+        Raises:
+            UsageError: a token is not in the model's vocabulary.
+        """
         lengths = [len(thought.token_ids) for thought in thoughts]
+        largest = max((max(thought.token_ids) for thought in thoughts), default=0)
+        if largest >= self.model.config.vocab_size:
+            raise UsageError(
+                f"the traces have the token {largest}, and the model's vocabulary has {self.model.config.vocab_size}: "
+                "give the model that wrote them"
+            )
         for indices in batches_by_length(lengths, self.model.device):
             found = label_batch(self.model, [thoughts[index] for index in indices], horizons)
             for index, labels in zip(indices, found, strict=True):

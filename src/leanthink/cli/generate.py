@@ -98,7 +98,7 @@ def command(
     if trace is not None:
         from leanthink.cli.record import write_completions
 
-        write_completions(trace, completions, questions, tokenizer, model_name=model, settings=settings)
+        write_completions(trace, completions, questions, tokenizer, model=loaded, model_name=model, settings=settings)
     _print(completions, as_json=as_json, shown=streams)
 
 

@@ -129,17 +129,9 @@ def load_model(name: str, device: str | None, dtype: str | None) -> tuple[Any, A
     from leanthink.load import load
 
     logging.disable_progress_bar()
-    if device is not None:
-        _check_device(device, torch.cuda.device_count())
     return load(name, device=device, dtype=None if dtype is None else getattr(torch, dtype))
 
 
 def _check_dtype(dtype: str | None) -> None:
     if dtype is not None and dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-
-
-def _check_device(device: str, num_gpus: int) -> None:
-    there = ["cpu", *(["cuda"] if num_gpus else []), *(f"cuda:{index}" for index in range(num_gpus))]
-    if device not in there:
-        raise unknown("device", device, there)

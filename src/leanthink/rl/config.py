@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -186,6 +187,11 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             raise UsageError(f"rollout_rows={self.rollout_rows}: at least 1 response at a time")
         if self.rollouts == "vllm":
             self.use_vllm = True
+        if self.use_vllm and importlib.util.find_spec("vllm") is None:
+            raise UsageError(
+                "rollouts='vllm' needs vLLM, and it is not installed: pip install 'trl[vllm]'; or give "
+                "rollouts='engine', which needs nothing more"
+            )
 
     def _check_checkpoints(self) -> None:
         """A run goes on as it was only from where a generation batch ends: TRL does not save the rest of one."""

@@ -69,6 +69,8 @@ def train(
     from leanthink.rl.trl_reward import STATE
 
     out, checkpoint = check_settings(settings, resume=resume, overwrite=overwrite)
+    dataset = make_data(settings["data"])  # before all that rests on what machine and batch allow
+    eval_dataset = make_data(settings["eval_data"]) if "eval_data" in settings else None
     args = make_config(settings)
     writes = args.process_index == 0
     if writes and overwrite:
@@ -81,8 +83,8 @@ def train(
         trainer = DeepCompressTrainer(
             model,
             args,
-            make_data(settings["data"]),
-            eval_dataset=make_data(settings["eval_data"]) if "eval_data" in settings else None,
+            dataset,
+            eval_dataset=eval_dataset,
             processing_class=tokenizer,
             on_scored=log.on_scored,
             callbacks=[log, *callbacks],
@@ -115,7 +117,8 @@ def check_settings(settings: Mapping[str, Any], *, resume: bool, overwrite: bool
     known = [*SECTIONS, *(field.name for field in fields(DeepCompressConfig) if field.init)]
     for name in settings:
         if name not in known or name == "output_dir":
-            raise unknown("setting", name, sorted({*known} - {"output_dir"}))
+            see = "docs/training.md tells of ours, TRL's page of GRPOConfig of the others"
+            raise unknown("setting", name, sorted({*known} - {"output_dir"}), see=see)
     for name in ("data", "out"):
         if name not in settings:
             raise UsageError(f"the settings lack {name!r}: {_LACKING[name]}")
