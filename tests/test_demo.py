@@ -175,3 +175,19 @@ def test_the_command_says_beforehand_how_long_it_takes_and_counts_all_policies(t
     assert said[0] == "leanthink: one thought, then 5 policies on 12 problems: about a minute on two cores"
     assert said[1] == "the thought"
     assert said[2] == "leanthink: random: 60 of 60"
+
+
+def test_the_picture_explains_itself(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_given, **_options: saved.append(figure))
+    draw_kept(make_trace(budget={"slots": 2, "window": 1, "interval": 1}), tmp_path / "kept.png")
+    (figure,) = saved
+    assert figure.get_suptitle() == "What the cache kept: policy horizon, 2 + 1 thought slots\n1 + 1?"
+    for axes in figure.axes:
+        assert axes.get_title()
+        assert axes.get_xlabel()
+    assert figure.axes[0].get_ylabel() == "step: tokens generated so far"
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert told == ["in the cache", "evicted", "slots held, 4 at most", "slots of a full cache, 5"]
+    evicted = [bar.get_height() for bar in figure.axes[0].containers[1]]
+    assert evicted == [1, 0, 0], "the first token went at step 2: it is held through it, and gone at step 3"
