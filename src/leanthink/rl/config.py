@@ -187,11 +187,6 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             raise UsageError(f"rollout_rows={self.rollout_rows}: at least 1 response at a time")
         if self.rollouts == "vllm":
             self.use_vllm = True
-        if self.use_vllm and importlib.util.find_spec("vllm") is None:
-            raise UsageError(
-                "rollouts='vllm' needs vLLM, and it is not installed: pip install 'trl[vllm]'; or give "
-                "rollouts='engine', which needs nothing more"
-            )
 
     def _check_checkpoints(self) -> None:
         """A run goes on as it was only from where a generation batch ends: TRL does not save the rest of one."""
@@ -201,6 +196,15 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
                 f"save_steps={self.save_steps:g} falls in the middle of a generation batch, which lasts {updates:g} "
                 f"optimiser steps and is not saved: give a multiple of {updates:g}"
             )
+
+
+def check_vllm(args: DeepCompressConfig) -> None:
+    """Raise UsageError where vLLM is to generate and is not installed: not where settings are only read."""
+    if args.use_vllm and importlib.util.find_spec("vllm") is None:
+        raise UsageError(
+            "rollouts='vllm' needs vLLM, and it is not installed: pip install 'trl[vllm]'; or give "
+            "rollouts='engine', which needs nothing more"
+        )
 
 
 def _no_whole_groups(batch: int, group: int) -> str:

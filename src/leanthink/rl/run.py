@@ -27,6 +27,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "dataset": ("split", "problem", "answer", "id", "instruction"),
     "gym": ("count", "seed", "instruction"),
 }
+LORA_RANK, LORA_ALPHA = 16, 32
 LORA = ("r", "alpha", "dropout", "target_modules")
 
 
@@ -41,7 +42,8 @@ def train(
     """Train and return what came out.
 
     Writes into the folder `out`: `run.json` (settings and birth certificate), `log.jsonl` and `rollouts.jsonl` (see
-    `leanthink.rl.run_log`), TRL's `checkpoint-N` and, at the end, `final`: the model, adapters merged, and tokenizer.
+    `leanthink.rl.run_log`), TRL's `checkpoint-N` and, at the end, `final`: the model, adapters merged, tokenizer and
+    model card.
 
     Args:
         settings: `model` (as of `leanthink.load`), `dtype` (of its weights, default float32), `chat_template` (a file,
@@ -64,6 +66,7 @@ def train(
     from transformers import ProgressCallback
     from transformers.trainer_callback import PrinterCallback
 
+    from leanthink.rl.config import check_vllm
     from leanthink.rl.run_log import RunLog
     from leanthink.rl.trainer import DeepCompressTrainer
     from leanthink.rl.trl_reward import STATE
@@ -72,6 +75,7 @@ def train(
     dataset = make_data(settings["data"])  # before all that rests on what machine and batch allow
     eval_dataset = make_data(settings["eval_data"]) if "eval_data" in settings else None
     args = make_config(settings)
+    check_vllm(args)
     writes = args.process_index == 0
     if writes and overwrite:
         clear(out)
@@ -87,6 +91,7 @@ def train(
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             on_scored=log.on_scored,
+            origin=_origin(settings),
             callbacks=[log, *callbacks],
             peft_config=None if lora is None else _lora(lora),
         )
@@ -96,6 +101,7 @@ def train(
             _write_run(out, settings)
         trainer.train(resume_from_checkpoint=checkpoint)
         _save_final(trainer, out / FINAL, adapters=lora is not None)
+        trainer.write_card(out / FINAL)
     if not writes:
         return None
     kept = trainer.state.stateful_callbacks.get(STATE, {}).get("attributes", {})
@@ -242,12 +248,21 @@ def _lora(options: Mapping[str, Any]) -> Any:
         if name not in LORA:
             raise unknown("key of lora", name, LORA)
     return LoraConfig(
-        r=options.get("r", 16),
-        lora_alpha=options.get("alpha", 32),
+        r=options.get("r", LORA_RANK),
+        lora_alpha=options.get("alpha", LORA_ALPHA),
         lora_dropout=options.get("dropout", 0.0),
         target_modules=options.get("target_modules", "all-linear"),
         task_type="CAUSAL_LM",
     )
+
+
+def _origin(settings: Mapping[str, Any]) -> Any:
+    """What the model card says of base, data and adapters."""
+    from leanthink.rl.model_card import Origin, public_name
+
+    lora = settings.get("lora")
+    adapters = {} if lora is None else {"lora": {"r": LORA_RANK, "alpha": LORA_ALPHA, **lora}}
+    return Origin(base=public_name(str(settings.get("model", "tiny"))), data=settings["data"], more=adapters)
 
 
 def _write_run(out: Path, settings: Mapping[str, Any]) -> None:
