@@ -35,17 +35,17 @@ MEASURES: dict[str, Callable[[Bed], dict[str, Any]]] = {
     "memory": memory,
     "cpu": cpu,
 }
-# Of each part, for the embedded reasoner on one core: what an estimate of the time left is made of.
+# Of each part, roughly, for the embedded reasoner on one core: what an estimate of the time left is made of.
 SECONDS = {
-    "floor": 1.0,
-    "decode": 3.2,
-    "breakdown": 2.6,
-    "eviction": 10.7,
-    "throughput": 10.4,
-    "stock": 22.7,
-    "latency": 9.8,
-    "memory": 1.0,
-    "cpu": 150.0,
+    "floor": 1,
+    "decode": 3,
+    "breakdown": 3,
+    "eviction": 11,
+    "throughput": 10,
+    "stock": 23,
+    "latency": 10,
+    "memory": 1,
+    "cpu": 360,
 }
 OnStart = Callable[[str], None]
 OnPart = Callable[[str, dict[str, Any]], None]
