@@ -172,7 +172,7 @@ def test_the_command_says_beforehand_how_long_it_takes_and_counts_all_policies(t
     monkeypatch.setattr("leanthink.demo.demo", few)
     assert cli.run(["demo", "--out", str(tmp_path / "demo")]) == 0
     said = capfd.readouterr().err.splitlines()
-    assert said[0] == "leanthink: one thought, then 5 policies on 12 problems: about a minute on two cores"
+    assert said[0] == "leanthink: one thought, then 5 policies on 12 problems: up to two minutes on two cores"
     assert said[1] == "the thought"
     assert said[2] == "leanthink: random: 60 of 60"
 

@@ -28,6 +28,9 @@ def test_the_time_left_is_that_of_what_is_done_now(clock: list[float]) -> None:
     bar = ProgressBar(400)
     bar.skip("b/full", 200)
     assert bar.line() == "b/full: 200 of 400", "nothing was done now that an estimate could be made of"
+    clock[0] += 7
+    assert bar.line() == "b/full: 200 of 400, 7 s so far"
+    clock[0] -= 7
     for _ in range(20):
         clock[0] += 10
         bar.advance("b/horizon")

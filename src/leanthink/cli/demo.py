@@ -16,7 +16,7 @@ from leanthink.cli.output import print_json, refuse_existing, say
 from leanthink.cli.progress import ProgressBar
 
 EXAMPLES = ("leanthink demo", "leanthink demo --out demo --overwrite")
-DURATION = "about a minute on two cores"
+DURATION = "up to two minutes on two cores"
 Out = Annotated[Path, option("--out", about="Folder for traces and picture.", default="demo", metavar="FOLDER")]
 
 

@@ -85,15 +85,18 @@ class ProgressBar:
         self._bar.update(self._task, description=what, completed=done, total=self._total)
 
     def line(self) -> str:
-        """What, how many of how many, and how long it will still take."""
-        return f"{self._what}: {self._done} of {self._total}{self.left(', ')}"
+        """What, how many of how many, and how long it will still take, or has taken while that is not known."""
+        left, passed = self.left(), time.monotonic() - self._start
+        if not left and passed >= 1 and self._done < self._total:
+            left = f"{passed:.0f} s so far"
+        return f"{self._what}: {self._done} of {self._total}{f', {left}' if left else ''}"
 
-    def left(self, before: str = "") -> str:
+    def left(self) -> str:
         """The time left in words; empty while it is not known, and at the end."""
         if self._end is None or self._done >= self._total:
             return ""
         seconds = max(0.0, self._end - time.monotonic())
-        return before + (f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left")
+        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
 
     def _tell_now_and_then(self) -> None:
         while not self._stopped.wait(max(GAP_SECONDS, GAP_SHARE * (time.monotonic() - self._start))):
