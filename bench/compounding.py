@@ -26,7 +26,6 @@ import torch
 from policies import Job, complete, in_runs, samplings
 from torch import Tensor
 
-from leanthink.bench.birth import certificate
 from leanthink.completion import Completion
 from leanthink.errors import UsageError
 from leanthink.eval.bootstrap import Statistic, estimate, mean, ratio
@@ -35,6 +34,7 @@ from leanthink.eval.grading import last_boxed
 from leanthink.importance.predictor import load_predictor
 from leanthink.load import load
 from leanthink.policies import make_policy
+from leanthink.provenance import certificate
 from leanthink.sampling import Sampling
 from leanthink.tiny import TINY, predictors_path, tasks
 from leanthink.tiny.problem import Problem

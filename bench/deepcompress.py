@@ -77,8 +77,8 @@ from deepcompress_pilot import pilot
 from deepcompress_run import ARMS, curve, run, told, write
 from deepcompress_table import START, read, summary
 
-from leanthink.bench.birth import certificate
 from leanthink.errors import UsageError, unknown
+from leanthink.provenance import certificate
 from leanthink.rl.config import MASTERED_WEIGHT
 from leanthink.tiny.tasks import FAMILIES, LEVELS
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from deepcompress_run import completed, judged, told, write
 
-from leanthink.bench.birth import certificate
 from leanthink.bench.measure import spread
 from leanthink.load import load
+from leanthink.provenance import certificate
 from leanthink.tiny import tasks
 from leanthink.tiny.pen import STYLES
 

@@ -30,6 +30,8 @@ def draw(start: str) -> None:
                 axes.plot(smoothed(over_steps(of_arm, name)), linewidth=1.2, label=arm)
             axes.set_xlabel("step")
             axes.set_ylabel(title)
+            if name == "accuracy":
+                axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))
         for arm, of_arm in arms.items():
             last.plot(LEVELS, against_base(of_arm, arms[BASE]), marker="o", markersize=4, linewidth=1.2, label=arm)
         last.set_xticks(LEVELS)

@@ -15,11 +15,11 @@ from deepcompress_table import MEASURED, START, by_level
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
-from leanthink.bench.birth import certificate
 from leanthink.completion import Completion
 from leanthink.eval.grading import last_boxed
 from leanthink.generate import generate
 from leanthink.load import load
+from leanthink.provenance import certificate
 from leanthink.rl.run import train
 from leanthink.rl.run_log import LOG
 from leanthink.rl.trl_reward import SELF_CHECK

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from leanthink.bench.birth import certificate
+from leanthink.provenance import certificate
 
 TESTS = Path(__file__).parent.parent / "tests"
 

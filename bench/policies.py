@@ -33,7 +33,6 @@ from typing import Any, cast
 import accuracy
 import torch
 
-from leanthink.bench.birth import certificate
 from leanthink.budget import Budget
 from leanthink.completion import Completion
 from leanthink.eval.bootstrap import estimate, mean
@@ -44,6 +43,7 @@ from leanthink.importance.oracle import oracles
 from leanthink.importance.predictor import load_predictor
 from leanthink.load import load
 from leanthink.policies import POLICIES, Policy, make_policy
+from leanthink.provenance import certificate
 from leanthink.request import encode_prompt
 from leanthink.sampling import Sampling
 from leanthink.tiny import predictors_path, tasks

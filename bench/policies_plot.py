@@ -31,7 +31,7 @@ def main() -> None:
             f"most thought slots held; mean full thought {found['mean_full_thought']:.0f} tokens over slots"
         )
         axes.set_ylabel("right, %, greedy")
-        axes.set_ylim(-2, 104)
+        axes.set_ylim(0, 100)
         axes.grid(linewidth=0.4)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
@@ -44,8 +44,9 @@ def line(axes: Any, name: str, rows: list[dict[str, Any]], marker: str) -> None:
         [bound - m for m, bound in zip(middle, high, strict=True)],
     ]
     axes.errorbar(
-        list(map(held, rows)), middle, errors, marker=marker, markersize=4, linewidth=1.2, capsize=2, label=name
-    )
+        list(map(held, rows)), middle, errors, marker=marker, markersize=4, linewidth=1.2, capsize=2, label=name,
+        clip_on=False,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 
-from leanthink.bench.birth import certificate
 from leanthink.bench.measure import spread
 from leanthink.integrations.ray import Engines, Source, connected
 from leanthink.load import load
+from leanthink.provenance import certificate
 from leanthink.request import encode_prompt
 from leanthink.sampling import Sampling
 from leanthink.subject import Ask, LoadedModel, Subject

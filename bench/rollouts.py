@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from leanthink.bench.birth import certificate
 from leanthink.bench.measure import seconds, spread
 from leanthink.load import load
+from leanthink.provenance import certificate
 from leanthink.rl.config import DeepCompressConfig
 from leanthink.rl.data import from_tasks
 from leanthink.rl.trainer import DeepCompressTrainer

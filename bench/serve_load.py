@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from serve_client import Answer, ask, running
 
-from leanthink.bench.birth import certificate
 from leanthink.bench.measure import quantiles
 from leanthink.budget import Budget
 from leanthink.generate import generate
 from leanthink.load import load
+from leanthink.provenance import certificate
 from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
 

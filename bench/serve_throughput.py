@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from serve_client import ask, running
 
-from leanthink.bench.birth import certificate
 from leanthink.bench.measure import spread
 from leanthink.budget import Budget
 from leanthink.engine import Engine
 from leanthink.load import load
+from leanthink.provenance import certificate
 from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
 

@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from leanthink.bench.birth import certificate
 from leanthink.budget import Budget
 from leanthink.completion import Completion
 from leanthink.engine import Engine
 from leanthink.generate import generate
 from leanthink.load import load
+from leanthink.provenance import certificate
 from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
 

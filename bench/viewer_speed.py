@@ -25,8 +25,8 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
-from leanthink.bench.birth import certificate
 from leanthink.bench.measure import spread
+from leanthink.provenance import certificate
 from leanthink.scores import pack
 from leanthink.trace import Trace, TraceWriter
 from leanthink.view import address_of, list_traces, make_server

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from leanthink import Budget, Completion, Sampling, generate, load
-from leanthink.bench.birth import certificate
 from leanthink.integrations.vllm.settings import VARIABLE
 from leanthink.integrations.vllm.version import ROWS
+from leanthink.provenance import certificate
 from leanthink.request import encode_prompt
 from leanthink.tiny import tasks, weights_path
 

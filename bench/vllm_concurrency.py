@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from leanthink import Budget, load
-from leanthink.bench.birth import certificate
 from leanthink.eval.grading import last_boxed
 from leanthink.integrations.vllm.settings import VARIABLE
 from leanthink.integrations.vllm.version import ROWS
+from leanthink.provenance import certificate
 from leanthink.request import encode_prompt
 from leanthink.tiny import tasks, weights_path
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "110"}
 
@@ -38,3 +44,27 @@ def refused(result: SimpleNamespace, code: int, *words: str) -> None:
     assert result.err.count("\n") == 1, result.err
     for word in words:
         assert word in result.err
+
+
+def on_terminal(
+    *arguments: object, rows: int = 24, columns: int = 100, piped_out: bool = False, **variables: str
+) -> Any:
+    """The command with a terminal for standard output and error: exit code, what the terminal got, and the pipe.
+
+    With `piped_out` standard output goes into a pipe instead. `variables` are added to its environment.
+    """
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    known = {name: value for name, value in ENVIRONMENT.items() if name not in ("COLUMNS", "NO_COLOR")}
+    environment = known | {"TERM": "xterm-256color"} | variables
+    command = [sys.executable, "-m", "leanthink", *map(str, arguments)]
+    out = subprocess.PIPE if piped_out else theirs
+    with subprocess.Popen(command, stdin=theirs, stdout=out, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # what reading says when the other end is closed
+            while piece := os.read(ours, 65536):
+                shown += piece
+        os.close(ours)
+        data = process.stdout.read().decode() if process.stdout is not None else ""
+    return SimpleNamespace(code=process.returncode, shown=shown.decode().replace("\r\n", "\n"), out=data)

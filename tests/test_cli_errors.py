@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 from importlib import import_module
+from pathlib import Path
 
 import pytest
+import torch
 
 from command_line import leanthink, refused
+from leanthink import cli
+from leanthink.cli import view
+from leanthink.demo import Plan, output_files
+from leanthink.device import check_device
+from leanthink.errors import LONGEST_LIST, UsageError, unknown
+from leanthink.trace import to_line
+from recorded import trace
 
 
 @pytest.mark.parametrize(
@@ -47,6 +58,7 @@ def test_a_wrong_command_gets_one_clear_line(arguments, words):
         ("--max-new-tokens 0", ["max_new_tokens"]),
         ("--dtype float8", ["'float8'", "bfloat16"]),
         ("--device cuda:7", ["'cuda:7'", "cpu"]),
+        ("--device gpu", ["'gpu'", "cpu"]),
     ],
 )
 def test_a_wrong_setting_is_refused_before_the_model_is_loaded(arguments, words, inside, monkeypatch):
@@ -65,6 +77,14 @@ def test_a_wrong_setting_is_refused_before_the_model_is_loaded(arguments, words,
         ("generate hi --model EMPTY", 2, ["config.json"]),
         ("generate hi --model BARE", 2, ["no weights"]),
         ("generate hi --model EMPTY/missing/folder", 2, ["EMPTY/missing/folder"]),
+        ("generate hi --model tinny", 2, ["'tinny'", "a folder, a .gguf file, a hub id", "Did you mean 'tiny'?"]),
+        ("serve --model tinny", 2, ["Did you mean 'tiny'?"]),
+        ("train --tasks sums --group 8 --model tinny --out EMPTY/r", 2, ["Did you mean 'tiny'?"]),
+        ("train --problems LACKING --out EMPTY/r", 2, ["lacking.jsonl, line 2: the field 'answer' is missing"]),
+        ("train --problems EMPTY/none --out EMPTY/r", 2, ["no file of problems at EMPTY/none"]),
+        ("train --tasks sums --group 8 --rollouts vllm --out EMPTY/r", 2, ["needs vLLM", "pip install 'trl[vllm]'"]),
+        ("train --tasks sums --set foo=1 --out EMPTY/r", 2, ["'foo'", "the closest of", "docs/training.md"]),
+        ("label --model FOLDER --traces OTHERS --out EMPTY/l", 2, ["'a#0' was written by 'other'"]),
         ("generate LONG --model FOLDER --policy full", 2, ["4608", "shorten"]),
         ("collect --model FOLDER --problems BAD --out EMPTY/t.jsonl", 2, ["bad.jsonl, line 2"]),
         ("collect --model FOLDER --problems EMPTY/none --out EMPTY/t.jsonl", 2, ["none"]),
@@ -94,10 +114,13 @@ def test_a_wrong_file_gets_one_clear_line_and_no_output(arguments, code, words, 
     (tmp_path / "bare" / "config.json").write_text((folder / "config.json").read_text())
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "kept.png").write_text("mine")
+    others, lacking = tmp_path / "others.jsonl", tmp_path / "lacking.jsonl"
+    others.write_text(to_line(trace("a", model="other", fingerprint="0f")) + "\n")
+    lacking.write_text('{"id": "a", "problem": "1 + 1?", "answer": "2"}\n{"id": "b", "problem": "?"}\n')
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"id": "a", "problem": "1 + 1?", "answer": "2"}\n{"id": "b",\n')
     places = {"FOLDER": folder, "EMPTY": tmp_path / "empty", "BARE": tmp_path / "bare", "BAD": bad}
-    places |= {"LONG": "x" * 5000, "TAKEN": tmp_path / "taken"}
+    places |= {"LONG": "x" * 5000, "TAKEN": tmp_path / "taken", "OTHERS": others, "LACKING": lacking}
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def filled(text: str) -> str:
@@ -107,3 +130,62 @@ def test_a_wrong_file_gets_one_clear_line_and_no_output(arguments, code, words, 
 
     refused(inside(*shlex.split(filled(arguments))), code, *map(filled, words))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "generate hi",
+        "serve",
+        "bench",
+        "demo --out O",
+        "collect --tasks sums --out OUT",
+        "eval --tasks sums --out OUT",
+    ],
+)
+def test_every_command_says_why_there_is_no_cuda(command, inside, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    result = inside(*re.sub("O$", str(tmp_path / "out"), command).split(), "--device", "cuda")
+    refused(result, 2, "device 'cuda' is not there", "without CUDA" if torch.version.cuda is None else "finds no GPU")
+    assert "Did you mean" not in result.err
+
+
+def test_where_there_are_gpus_another_number_is_refused_by_those_there_are(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UsageError, match="choose one of cpu, cuda, cuda:0, cuda:1"):
+        check_device("cuda:7")
+    check_device("cuda:1")
+
+
+def test_a_message_of_several_lines_becomes_one(inside, monkeypatch):
+    def fail(*_given, **_options):
+        raise OSError("We could not connect\nto the hub\n  at all")
+
+    monkeypatch.setattr(import_module("leanthink.load").AutoConfig, "from_pretrained", fail)
+    refused(inside("generate", "hi", "--model", "Qwen/Qwen3-4B"), 2, "We could not connect to the hub at all")
+
+
+def test_bars_of_libraries_stay_out_of_a_pipe(monkeypatch, capfd):
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    monkeypatch.delenv("TQDM_DISABLE")
+    monkeypatch.setattr("sys.argv", ["leanthink", "--version"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert os.environ["TQDM_DISABLE"] == "1"
+
+
+def test_of_many_names_only_the_closest_are_told():
+    names = [f"vllm_setting_{number}" for number in range(100)] + ["fp16", "foot"]
+    said = str(unknown("setting", "foo", names, see="see the docs"))
+    assert "the closest of 102 are foot" in said
+    assert "see the docs" in said
+    assert len(said) < LONGEST_LIST
+    assert "none of 102 is like it" in str(unknown("setting", "qqq", names))
+    assert "choose one of a, b." in str(unknown("letter", "c", "ab"))
+
+
+def test_the_files_in_the_example_of_view_are_those_that_the_example_of_demo_writes():
+    written = {str(path) for path in output_files(Path("demo"), Plan()).values()}
+    named = {word for example in view.EXAMPLES for word in example.split() if word.startswith("demo/")}
+    assert named
+    assert named <= written

@@ -11,8 +11,19 @@ import pytest
 import torch
 from rich.console import Console
 
+from leanthink import cli
 from leanthink.budget import Budget
-from leanthink.demo import Plan, as_table, compare, demo, output_files, sample_problems, summarize, wilson_interval
+from leanthink.demo import (
+    Plan,
+    as_table,
+    compare,
+    demo,
+    output_files,
+    sample_problems,
+    show_thought,
+    summarize,
+    wilson_interval,
+)
 from leanthink.demo_plot import draw_kept, held_slots, held_steps
 from leanthink.errors import UsageError
 from leanthink.importance.predictor import Predictor
@@ -99,7 +110,7 @@ def test_the_demonstration_streams_compares_and_draws(tmp_path, reasoner, monkey
         progress=lambda policy, done, total: told.append((policy, done, total)),
     )
     assert [row.policy for row in rows] == ["full", "horizon", "dynts", "sinks", "random"]
-    assert told == [(policy, done, 4) for policy in PLAN.policies for done in (1, 2, 3, 4)]
+    assert told == [(policy, done, 4) for policy in PLAN.policies for done in (0, 1, 2, 3, 4)]
     files = output_files(tmp_path, PLAN)
     assert {path for path in tmp_path.iterdir()} == set(files.values())
     assert files["picture"].read_bytes().startswith(b"\x89PNG")
@@ -133,3 +144,50 @@ def test_a_plan_without_horizon_is_refused_before_anything_runs(tmp_path, reason
     with pytest.raises(UsageError, match="add it"):
         demo(model, tokenizer, Path(tmp_path), plan=Plan(policies=("full",)), console=Console(file=io.StringIO()))
     assert not list(tmp_path.iterdir())
+
+
+def test_on_a_terminal_the_demonstration_strikes_through_what_was_evicted(reasoner, monkeypatch):
+    model, tokenizer, predictors = reasoner
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    shown = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="standard")
+    show_thought(model, tokenizer, PLAN, shown, predictors)
+    last = shown.file.getvalue().rpartition("<think>")[2]
+    assert "\x1b[2;9m" in last
+    assert "evicted from the cache" in last
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = Console(file=io.StringIO(), width=100, force_terminal=True)
+    show_thought(model, tokenizer, PLAN, plain, predictors)
+    assert "\x1b[2;9m" not in plain.file.getvalue()
+    assert "<think>" in plain.file.getvalue()
+
+
+def test_the_command_says_beforehand_how_long_it_takes_and_counts_all_policies(tmp_path, monkeypatch, capfd):
+    def few(_model, _tokenizer, _out, *, plan, console, progress):
+        console.print("the thought")
+        for policy in plan.policies:
+            for done in range(plan.problems + 1):
+                progress(policy, done, plan.problems)
+        return [summarize("horizon", [make_trace()], 1.0)]
+
+    monkeypatch.setattr("leanthink.demo.demo", few)
+    assert cli.run(["demo", "--out", str(tmp_path / "demo")]) == 0
+    said = capfd.readouterr().err.splitlines()
+    assert said[0] == "leanthink: one thought, then 5 policies on 12 problems: up to two minutes on two cores"
+    assert said[1] == "the thought"
+    assert said[2] == "leanthink: random: 60 of 60"
+
+
+def test_the_picture_explains_itself(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_given, **_options: saved.append(figure))
+    draw_kept(make_trace(budget={"slots": 2, "window": 1, "interval": 1}), tmp_path / "kept.png")
+    (figure,) = saved
+    assert figure.get_suptitle() == "What the cache kept: policy horizon, 2 + 1 thought slots\n1 + 1?"
+    for axes in figure.axes:
+        assert axes.get_title()
+        assert axes.get_xlabel()
+    assert figure.axes[0].get_ylabel() == "step: tokens generated so far"
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert told == ["in the cache", "evicted", "slots held, 4 at most", "slots of a full cache, 5"]
+    evicted = [bar.get_height() for bar in figure.axes[0].containers[1]]
+    assert evicted == [1, 0, 0], "the first token went at step 2: it is held through it, and gone at step 3"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
-from command_line import refused
+from command_line import on_terminal, refused
 from leanthink.errors import DamagedFile, UsageError
 from leanthink.eval.bootstrap import holm
 from leanthink.eval.compare import compare, front, read_runs
 from leanthink.eval.page import as_markdown, write_page
-from leanthink.eval.plots import MARKERS, looks
+from leanthink.eval.plots import MARKERS, looks, pareto
 
 BIRTH = {"command": "leanthink eval", "date": "2026-01-01", "commit": "abc", "hardware": "cpu", "python": "3.11",
          "torch": "2.11", "transformers": "5.16"}  # fmt: skip
@@ -172,9 +174,53 @@ def test_the_command_writes_both_reports_and_never_over_others(inside: Any, tmp_
     assert (out / "report.md").read_text().startswith("## b\n")
     assert [one["label"] for one in told["comparisons"][0]["entries"]][:2] == ["full", "horizon 64+16"]
     assert [one["significant"] for one in told["comparisons"][0]["differences"]].count(True) == 1
-    refused(inside("compare", run, "--out", out), 2, "report.html exists", "--overwrite")
-    assert inside("compare", run, "--out", out, "--overwrite").code == 0
+    other = write(tmp_path / "other", CELLS[:2])
+    before = (out / "report.md").read_text()
+    refused(inside("compare", other, "--out", out), 2, "report.html exists", "--overwrite")
+    assert (out / "report.md").read_text() == before
+    assert inside("compare", other, "--out", out, "--overwrite").code == 0
+    assert (out / "report.md").read_text() != before
     refused(inside("compare", tmp_path / "none"), 2, "is no run of `leanthink eval`")
+
+
+def test_a_second_run_prints_again(inside: Any, tmp_path: Path) -> None:
+    run = write(tmp_path / "a", CELLS)
+    first = inside("compare", run)
+    assert first.code == 0, first.err
+    assert first.out.startswith("## b\n")
+    again = inside("compare", run)
+    assert (again.code, again.out, again.err) == (0, first.out, first.err)
+
+
+@pytest.mark.slow
+def test_a_terminal_gets_tables_and_a_pipe_markdown(tmp_path: Path) -> None:
+    run = write(tmp_path / "a", CELLS)
+    shown = on_terminal("compare", run)
+    assert shown.code == 0, shown.shown
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.shown)
+    assert "|" not in plain
+    assert "##" not in plain
+    assert re.search(r"policy +slots +Pass@1, %", plain)
+    assert re.search(r"horizon +64\+16 +100\.0 \[100\.0, 100\.0\]", plain)
+    assert max(map(len, plain.splitlines()[:-1])) <= 100
+    piped = on_terminal("compare", run, piped_out=True)
+    assert piped.out.startswith("## b\n")
+    assert "\x1b" not in piped.out
+
+
+def test_an_axis_of_per_cent_ends_at_100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[float, float]] = []
+
+    def drawn(title: str, draw: Callable[[Any], None], size: Any) -> str:
+        axes = Figure().subplots()
+        draw(axes)
+        limits.append(axes.get_ylim())
+        return ""
+
+    monkeypatch.setattr("leanthink.eval.plots.plot", drawn)
+    (found,) = compare(read_runs([write(tmp_path / "a", CELLS)]))
+    pareto("title", {"all": found.entries}, looks(["all"]), "peak slots")
+    assert limits == [(0.0, 100.0)]
 
 
 ROOT = Path(__file__).parent.parent

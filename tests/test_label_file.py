@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from leanthink.errors import DamagedFile, PredictorMismatch, UsageError
 from leanthink.importance.batches import BATCH_TOKENS, batches_by_length, padded
 from leanthink.importance.label_file import default_horizons, label_traces, read_labels
 from leanthink.importance.labels import packed
+from leanthink.subject import LoadedModel
 from recorded import HORIZONS, TRACES, small_model, trace
 
 
@@ -45,6 +47,23 @@ def test_labels_of_a_file_are_those_of_its_traces(model: Any, tmp_path: Path) ->
     assert found.labels["a#0"].shape == (20, 3)
     assert found.labels["unclosed#0"][:, 0].isnan().all()
     assert found.of(trace("none")) is None
+
+
+def test_traces_of_another_model_are_refused_and_nothing_is_written(model: Any, tmp_path: Path) -> None:
+    own = LoadedModel(model, None, {}).about.fingerprint
+    path = tmp_path / "l.safetensors"
+    traces = [trace("a"), trace("b", fingerprint=own), trace("c", fingerprint="0f", model="other")]
+    with pytest.raises(UsageError, match=r"'c#0' was written by 'other'.*collect traces with this one"):
+        label_traces(model, traces, path, horizons=HORIZONS)
+    assert not path.exists()
+    assert label_traces(model, traces[:2], path, horizons=HORIZONS).labelled == 2
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(model: Any, tmp_path: Path) -> None:
+    strange = trace("a")
+    strange = replace(strange, token_ids=(*strange.token_ids[:-1], 20))
+    with pytest.raises(UsageError, match="token 20, and the model's vocabulary has 20"):
+        label_traces(model, [strange], tmp_path / "l", horizons=HORIZONS)
 
 
 CPU = torch.device("cpu")

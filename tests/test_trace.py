@@ -45,6 +45,7 @@ def trace(**changes: Any) -> Trace:
 
 VARIANTS = [
     trace(),
+    trace(fingerprint="0f"),
     trace(gold=None, correct=None, finish_reason="length"),
     trace(policy="horizon", budget={"slots": 8, "window": 2}, evicted_at=(None, 3, None, None), evictions=1),
     trace(text="a lone surrogate \ud800 and a NUL \0", id="with # and \u2028"),
@@ -58,13 +59,17 @@ VARIANTS = [
 def test_a_trace_survives_its_line(before: Trace) -> None:
     line = to_line(before)
     assert "\n" not in line
-    assert json.loads(line)["trace"] == 2
+    assert json.loads(line)["trace"] == 3
     assert from_line(line) == before
 
 
-def test_a_trace_of_version_1_is_read_and_written_again_as_version_2() -> None:
-    old = json.loads(to_line(trace())) | {"trace": 1}
-    del old["token_chars"], old["scores"]
+@pytest.mark.parametrize(("version", "lacking"), [(1, ("token_chars", "scores", "fingerprint")), (2, ("fingerprint",))])
+def test_a_trace_of_an_earlier_version_is_read_and_written_again_as_this_one(
+    version: int, lacking: tuple[str, ...]
+) -> None:
+    old = json.loads(to_line(trace())) | {"trace": version}
+    for name in lacking:
+        del old[name]
     again = from_line(json.dumps(old))
     assert again == trace()
     assert from_line(to_line(again)) == again
@@ -99,6 +104,7 @@ def test_a_file_of_traces_reads_back_in_order(tmp_path: Path) -> None:
         ({"token_chars": (4, -1, 8, 4)}, "token_chars must be"),
         ({"scores": Scores(horizons=(), float16="ADw=")}, "numbers of 1 tokens"),
         ({"scores": "ADw="}, "scores must be"),
+        ({"fingerprint": 3}, "fingerprint must be"),
     ],
 )
 def test_a_trace_checks_itself(change: dict[str, Any], message: str) -> None:
@@ -116,7 +122,7 @@ def record(**changes: Any) -> str:
         ("{", "not a line of JSON"),
         ("[]", "not a trace"),
         ("{}", "not a trace"),
-        (record(trace=3), "trace version 3"),
+        (record(trace=4), "trace version 4"),
         (record(trace=True), "trace version True"),
         (record(trace=1), "unknown trace field 'token_chars'"),
         (record(scores=[1]), "scores must be an object"),
@@ -125,7 +131,8 @@ def record(**changes: Any) -> str:
         (record(polcy="full"), "Did you mean 'policy'"),
         (record(prompt_ids="abc"), "prompt_ids must be"),
         (json.dumps({"trace": 1, "id": "x"}), "lacks the field 'sample'"),
-        (record(trace=2).replace(', "scores": null', ""), "lacks the field 'scores'"),
+        (record(trace=3).replace(', "scores": null', ""), "lacks the field 'scores'"),
+        (record(trace=2), "unknown trace field 'fingerprint'"),
     ],
 )
 def test_a_bad_line_in_the_middle_names_file_and_line(line: str, message: str, tmp_path: Path) -> None:

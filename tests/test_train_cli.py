@@ -14,6 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from command_line import refused
 from leanthink.load import load
+from leanthink.provenance import commit
 from leanthink.rl.run_log import cut, progress_line
 from leanthink.rl.trl_reward import STATE
 from models import make_model, make_tokenizer
@@ -102,6 +103,15 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
     settings = json.loads((out / "run.json").read_text())["settings"]
     assert (settings["max_steps"], settings["num_generations"], settings["lora"]) == (3, 2, {"r": 4, "alpha": 8})
     assert settings["data"] == {"tasks": "sums", "levels": [1, 2], "count": 8}
+    card = (out / "final" / "README.md").read_text()
+    for told in (f"`{random_llama.name}`", "16 problems: tasks `sums`, levels `[1, 2]`", "3 optimiser steps",
+                 "| learning_rate | `0.001` |", "| lora | `{'r': 4, 'alpha': 8}` |", "| right, share of responses |",
+                 "| thought tokens |", f"(commit {commit()})"):  # fmt: skip
+        assert told in card
+    assert "None" not in card
+    assert str(tmp_path) not in card
+    assert str(random_llama.parent) not in card
+    assert "pipeline(" not in (out / "README.md").read_text(), "TRL writes one at each checkpoint"
     merged, _ = load(out / "final", device="cpu")
     assert not any("lora" in name for name, _ in merged.named_parameters())
     assert {len(group["right"]) for group in lines(out / "rollouts.jsonl")} == {2}

@@ -22,6 +22,7 @@ from leanthink.errors import UsageError
 from leanthink.eval.problems import Problem, from_tasks
 from leanthink.generate import stream
 from leanthink.importance.collect import collect
+from leanthink.marked_text import EVICTED, MarkedText, marks
 from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
 from leanthink.trace import Trace, read_traces
@@ -48,6 +49,11 @@ class Plan:
     policies: tuple[str, ...] = ("full", "horizon", "dynts", "sinks", "random")
     budget: Budget = Budget(slots=160, window=32, interval=32)  # noqa: RUF009 (frozen)
     max_new_tokens: int = 1280
+
+    @property
+    def problems(self) -> int:
+        """How many each policy answers."""
+        return len(self.tasks) * self.count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,19 +94,21 @@ def show_thought(model: Any, tokenizer: Any, plan: Plan, console: Console, predi
         "sampling": Sampling(max_new_tokens=plan.max_new_tokens),
     }
     console.print(Text(problem.problem, style="bold"))
-    text = ""
+    text = MarkedText(thinks=True, marked=marks(console))
     with Live(console=console, refresh_per_second=10) as live:
-        for step in stream(model, tokenizer, problem.problem, **settings):
-            text += step.text
-            live.update(_frame(text, step, plan.max_new_tokens))
+        for step in stream(model, tokenizer, problem.problem, record=True, **settings):
+            text.push(step)
+            shown = text.tail(console, TAIL_LINES) if step.completion is None else text.show()
+            live.update(_frame(shown, step, plan.max_new_tokens))
+    if marks(console):
+        console.print(Text.assemble(("struck through", EVICTED), ": evicted from the cache before the end"))
     console.print()
     assert step.completion is not None
     return step.completion
 
 
-def _frame(text: str, step: Step, widest: int) -> Group:
+def _frame(text: Text, step: Step, widest: int) -> Group:
     """Two bars to one scale, which a low window must not cut off, above the end of the text so far."""
-    tail = text if step.completion else "\n".join(text.split("\n")[-TAIL_LINES:])
 
     def bar(slots: int) -> str:
         return "█" * max(1, round(BAR_WIDTH * min(1.0, slots / widest)))
@@ -108,7 +116,7 @@ def _frame(text: str, step: Step, widest: int) -> Group:
     return Group(
         Text(f"slots held {step.slots:>6} {bar(step.slots)}", style="green"),
         Text(f"full cache {step.full_slots:>6} {bar(step.full_slots)}", style="red"),
-        Text(tail.strip(), style="dim"),
+        text,
     )
 
 
@@ -133,6 +141,8 @@ def compare(
     rows = []
     for policy in plan.policies:
         start = time.perf_counter()
+        if progress is not None:
+            progress(policy, 0, len(problems))
         collect(
             model,
             tokenizer,
@@ -213,7 +223,7 @@ def demo(
     """Stream a thought to `console`, compare the policies, and write traces and picture into `out`.
 
     `predictors` are those of policies whose predictor is not shipped with the model. Files of an earlier run are
-    replaced. `progress(policy, done, total)` is called after each trace.
+    replaced. `progress(policy, done, total)` is called before each policy's first trace and after each trace.
 
     Raises:
         UsageError: matplotlib is missing, or `horizon`, which is what the picture shows, is not in the plan.

@@ -10,7 +10,7 @@ from typing import Any
 from leanthink.errors import UsageError
 from leanthink.trace import Trace
 
-HELD, FULL = "#1f6f5c", "#b9b4a8"
+HELD, FULL, GONE = "#1f6f5c", "#b9b4a8", "#eee9e0"
 
 
 def check_matplotlib() -> None:
@@ -58,11 +58,14 @@ def draw_kept(trace: Trace, path: Path) -> None:
     figure = Figure(figsize=(11, 7), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(4, 1))
     _draw_tokens(left, trace)
-    right.fill_betweenx(steps, held, color=HELD, linewidth=0, label=f"held, {max(held)} at most")
-    right.plot([prompt + step for step in steps], steps, color=FULL, label=f"full cache, {prompt + len(held)}")
-    right.set(xlabel="slots, prompt included", xlim=(0, None))
-    figure.legend(loc="outside lower right", ncols=2, fontsize="small")
-    figure.suptitle(f"{trace.policy}: {trace.problem}", fontsize="medium", wrap=True)
+    right.fill_betweenx(steps, held, color=HELD, linewidth=0, label=f"slots held, {max(held)} at most")
+    right.plot(
+        [prompt + step for step in steps], steps, color=FULL, label=f"slots of a full cache, {prompt + len(held)}"
+    )
+    right.set(title="Slots held at each step", xlabel="slots, prompt included", xlim=(0, None))
+    figure.legend(loc="outside lower center", ncols=4, fontsize="small")
+    kept = "" if trace.budget is None else f", {trace.budget['slots']} + {trace.budget['interval']} thought slots"
+    figure.suptitle(f"What the cache kept: policy {trace.policy}{kept}\n{trace.problem}", fontsize="medium", wrap=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
@@ -71,8 +74,23 @@ def _draw_tokens(axes: Any, trace: Trace) -> None:
     """One column a token, from the step that wrote it down to the one that evicted it."""
     firsts, ends = zip(*held_steps(trace), strict=True)
     heights = [end - first for first, end in zip(firsts, ends, strict=True)]
-    axes.bar(range(len(firsts)), heights, bottom=firsts, width=1.0, color=HELD, linewidth=0)
+    tokens = range(len(firsts))
+    axes.bar(tokens, heights, bottom=firsts, width=1.0, color=HELD, linewidth=0, label="in the cache")
+    gone = [len(firsts) + 1 - end for end in ends]
+    axes.bar(tokens, gone, bottom=ends, width=1.0, color=GONE, linewidth=0, label="evicted")
     if trace.answer_tokens:
         axes.axhline(trace.thought_tokens + 1, color="black", linewidth=0.8, linestyle=":")
-        axes.annotate("</think>", (len(firsts), trace.thought_tokens + 1), ha="right", va="bottom", fontsize="small")
-    axes.set(xlabel="generated token", ylabel="tokens generated so far", xlim=(0, len(firsts)), ylim=(len(firsts), 1))
+        axes.annotate(
+            "</think>: the answer begins",
+            (len(firsts), trace.thought_tokens + 1),
+            ha="right",
+            va="bottom",
+            fontsize="small",
+        )
+    axes.set(
+        title="Each column is a token: written where it begins, evicted where its colour ends",
+        xlabel="token, in the order of writing",
+        ylabel="step: tokens generated so far",
+        xlim=(0, len(firsts)),
+        ylim=(len(firsts), 1),
+    )

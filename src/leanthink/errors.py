@@ -37,9 +37,17 @@ class LeanThinkWarning(UserWarning):
     """What was asked for is done, but maybe not as it was meant; the message says what to give instead."""
 
 
-def unknown(kind: str, given: object, allowed: Iterable[object]) -> UsageError:
-    """The error for a name that is not in `allowed`, with the nearest allowed name in its message."""
+LONGEST_LIST = 400  # characters; of more names than that only the closest are told
+
+
+def unknown(kind: str, given: object, allowed: Iterable[object], *, see: str = "") -> UsageError:
+    """The error for a name that is not in `allowed`; of many names it tells the closest, and where to `see` all."""
     names = [str(name) for name in allowed]
+    told = f"choose one of {', '.join(names)}"
+    if len(told) > LONGEST_LIST:
+        close = difflib.get_close_matches(str(given), names, n=5, cutoff=0.3)
+        told = f"the closest of {len(names)} are {', '.join(close)}" if close else f"none of {len(names)} is like it"
+        told += f"; {see}" if see else ""
     near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UsageError(f"unknown {kind} {given!r}: choose one of {', '.join(names)}.{hint}")
+    return UsageError(f"unknown {kind} {given!r}: {told}.{hint}")

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from leanthink.context import context_of
-from leanthink.errors import DamagedFile, UnsupportedModel, UsageError
+from leanthink.device import check_device
+from leanthink.errors import DamagedFile, UnsupportedModel, UsageError, unknown
 from leanthink.kv_shape import KVShape
 from leanthink.tiny import TINY, load_tiny
 
@@ -52,10 +53,12 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: DType = Non
             float16, which stays so on CUDA.
 
     Raises:
-        UsageError: there is no such model, folder or file, or it lacks a part.
+        UsageError: there is no such model, folder, file or device, or it lacks a part.
         DamagedFile: the weights cannot be read.
         UnsupportedModel: the bounded cache cannot serve its architecture; found before any weight is read.
     """
+    if device is not None:
+        check_device(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if str(name_or_path) == TINY:
         return load_tiny(device=device, dtype=None if dtype == "auto" else dtype)
@@ -115,9 +118,7 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
         raise UsageError('the name of the model is empty: give "tiny", a folder, a GGUF file or a hub id')
     path = Path(name).expanduser()
     if name == "tiny-brief" and not path.exists():
-        raise UsageError(
-            "tiny-brief does not ship: make it with examples/tiny-brief.sh and give the folder it writes"
-        )
+        raise UsageError("tiny-brief does not ship: make it with examples/tiny-brief.sh and give the folder it writes")
     closed = {"trust_remote_code": False}  # said aloud: the default asks on the terminal
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -132,6 +133,8 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
             raise UsageError(f"{name!r} is a file: give the folder that holds config.json, or a .gguf file")
         if name.count("/") > 1 or name.startswith((".", "/", "~")):
             raise UsageError(f"there is no folder {name!r}, and it is no hub id either: check the path")
+        if "/" not in name:
+            raise unknown("model", name, (TINY, "a folder", "a .gguf file", "a hub id such as Qwen/Qwen3-4B"))
         return name, closed
     if not (path / "config.json").is_file():
         raise UsageError(f"the folder {name!r} holds no config.json: give the folder of a saved model")

@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import Any, Protocol, cast
 
 import leanthink
-from leanthink.bench.birth import hardware_of
 from leanthink.budget import Budget
 from leanthink.completion import Completion
+from leanthink.errors import UsageError
 from leanthink.generate import each_finished
 from leanthink.importance.batches import batches_by_length
 from leanthink.importance.fingerprint import fingerprint
@@ -19,6 +19,7 @@ from leanthink.importance.labels import Labels, Thought, label_batch
 from leanthink.load import check_model, think_tags
 from leanthink.policies import Policy
 from leanthink.policies.policy import Granularity
+from leanthink.provenance import hardware_of
 from leanthink.request import PolicyMaker, Predictor, make_requests
 from leanthink.sampling import Sampling
 
@@ -129,8 +130,18 @@ class LoadedModel:
     def label(
         self, thoughts: Sequence[Thought], horizons: tuple[int, ...], granularity: Granularity
     ) -> Iterator[tuple[int, Labels]]:
-        """Each thought's index and labels; on a GPU thoughts of like length share a forward pass."""
+        """Each thought's index and labels; on a GPU thoughts of like length share a forward pass.
+
+        Raises:
+            UsageError: a token is not in the model's vocabulary.
+        """
         lengths = [len(thought.token_ids) for thought in thoughts]
+        largest = max((max(thought.token_ids) for thought in thoughts), default=0)
+        if largest >= self.model.config.vocab_size:
+            raise UsageError(
+                f"the traces have the token {largest}, and the model's vocabulary has {self.model.config.vocab_size}: "
+                "give the model that wrote them"
+            )
         for indices in batches_by_length(lengths, self.model.device):
             found = label_batch(self.model, [thoughts[index] for index in indices], horizons, granularity=granularity)
             yield from zip(indices, found, strict=True)

@@ -15,7 +15,7 @@ from leanthink.errors import DamagedFile, UsageError, unknown
 from leanthink.jsonl import drop_cut_off_line
 from leanthink.scores import Scores
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class Trace:
     generated tokens at the moment token i lost its slot, None if it never did; the field is None where nothing was
     recorded. `budget` holds the fields of a Budget, None for the full cache. `token_chars[i]` is the number of
     characters of `text` that token i adds, and `scores` what its policy stamped on the generated tokens; both are None
-    where nothing was recorded, and in files of version 1.
+    where nothing was recorded, and in files of version 1. `fingerprint` is that of the model that wrote the trace, None
+    in files before version 3.
 
     Raises:
         UsageError: a field has the wrong type or the counts contradict each other.
@@ -57,6 +58,7 @@ class Trace:
     evicted_at: tuple[int | None, ...] | None = None
     token_chars: tuple[int, ...] | None = None
     scores: Scores | None = None
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -100,7 +102,7 @@ _TEXT = ("id", "problem", "model", "policy", "text")
 _COUNT = ("sample", "thought_tokens", "answer_tokens", "peak_slots", "kept_slots", "evictions", "peak_kv_bytes")
 _COUNTS = (*_COUNT, "full_kv_bytes")
 _NAMES = tuple(field.name for field in fields(Trace))
-_SINCE_2 = ("token_chars", "scores")
+_SINCE = {"token_chars": 2, "scores": 2, "fingerprint": 3}
 
 
 def _is_int(value: object) -> bool:
@@ -119,6 +121,7 @@ def _check_types(trace: Trace) -> None:
     budget, evicted, chars = trace.budget, trace.evicted_at, trace.token_chars
     expected |= {
         "gold": ("a string or null", trace.gold is None or isinstance(trace.gold, str)),
+        "fingerprint": ("a string or null", isinstance(trace.fingerprint, str | None)),
         "seed": ("an integer", _is_int(trace.seed)),
         "temperature": ("a number >= 0", isinstance(trace.temperature, int | float) and trace.temperature >= 0),
         "prompt_ids": ("a list of integers", _is_int_tuple(trace.prompt_ids)),
@@ -155,7 +158,7 @@ def to_line(trace: Trace) -> str:
 
 
 def from_line(line: str | bytes) -> Trace:
-    """The trace that `to_line` wrote, of this version or of version 1, which knew no `token_chars` and no `scores`.
+    """The trace that `to_line` wrote, of this version or an earlier one, which knew fewer fields.
 
     Raises:
         UsageError: not JSON, another version, a field missing, unknown or of the wrong type.
@@ -171,7 +174,7 @@ def from_line(line: str | bytes) -> Trace:
         raise UsageError(
             f"trace version {version!r}: this LeanThink reads versions 1 to {VERSION}; collect the traces again"
         )
-    names = [name for name in _NAMES if version > 1 or name not in _SINCE_2]
+    names = [name for name in _NAMES if version >= _SINCE.get(name, 1)]
     for name in record:
         if name not in names:
             raise unknown("trace field", name, names)

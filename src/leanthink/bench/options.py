@@ -112,6 +112,11 @@ class Options:
             )
 
     @property
+    def in_order(self) -> tuple[str, ...]:
+        """The parts in the order of PARTS, each once."""
+        return tuple(part for part in PARTS if part in self.parts)
+
+    @property
     def whole_intervals(self) -> int:
         """Steps of a measurement that must contain as many evictions of every row: whole intervals."""
         return -(-self.steps // self.interval) * self.interval
@@ -123,16 +128,13 @@ def options_from(flags: Mapping[str, str | None]) -> Options:
     Raises:
         UsageError: a flag does not say what it should, or names a shape or part that is not there.
     """
-    import torch
+    from leanthink.device import check_device, devices
 
     given = {name.replace("-", "_"): text for name, text in flags.items() if text is not None}
     shape, model = given.pop("shape", None), given.pop("model", None)
     shape = "tiny" if shape is None and model is None else shape
-    gpus = torch.cuda.device_count()
-    there = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))]
-    device = given.pop("device", None) or there[min(gpus, 1)]
-    if device not in there:
-        raise unknown("device", device, there)
+    device = given.pop("device", None) or devices()[:2][-1]
+    check_device(device)
     parts = given.pop("parts", None)
     chosen = dict(SMALL if device == "cpu" or shape == "tiny" else LARGE)
     if ("batch" in given) != ("slots" in given):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 from transformers.utils import logging
 
 from leanthink.bench.bed import Bed, free_memory
-from leanthink.bench.birth import certificate
 from leanthink.bench.breakdown import breakdown
 from leanthink.bench.cpu import cpu
 from leanthink.bench.decode import decode
@@ -18,11 +17,12 @@ from leanthink.bench.eviction import eviction
 from leanthink.bench.floor import floor
 from leanthink.bench.latency import latency
 from leanthink.bench.memory import memory
-from leanthink.bench.options import PARTS, Options
+from leanthink.bench.options import Options
 from leanthink.bench.plot import can_draw, draw
 from leanthink.bench.report import PICTURE, lines, write_result
 from leanthink.bench.stock import stock
 from leanthink.bench.throughput import throughput
+from leanthink.provenance import certificate
 
 MEASURES: dict[str, Callable[[Bed], dict[str, Any]]] = {
     "floor": floor,
@@ -35,16 +35,33 @@ MEASURES: dict[str, Callable[[Bed], dict[str, Any]]] = {
     "memory": memory,
     "cpu": cpu,
 }
+# Of each part, roughly, for the embedded reasoner on one core: what an estimate of the time left is made of.
+SECONDS = {
+    "floor": 1,
+    "decode": 3,
+    "breakdown": 3,
+    "eviction": 11,
+    "throughput": 10,
+    "stock": 23,
+    "latency": 10,
+    "memory": 1,
+    "cpu": 360,
+}
+OnStart = Callable[[str], None]
 OnPart = Callable[[str, dict[str, Any]], None]
 Tell = Callable[[str], None]
+Progress = Callable[[str, int, int, float], None]
 
 
-def run(options: Options, *, command: str | None = None, on_part: OnPart | None = None) -> dict[str, Any]:
+def run(
+    options: Options, *, command: str | None = None, on_start: OnStart | None = None, on_part: OnPart | None = None
+) -> dict[str, Any]:
     """Measure the parts that `options` names, in the order of PARTS; returns one document in plain JSON types.
 
     Args:
         options: what to measure; see `options_from`.
         command: the command line, for the birth certificate; None: that of this process.
+        on_start: called with a part's name before it is measured.
         on_part: called with a part's name and the document so far as soon as that part is there.
 
     Raises:
@@ -58,26 +75,45 @@ def run(options: Options, *, command: str | None = None, on_part: OnPart | None 
         "model": bed.facts(),
         "parts": {},
     }
-    for part in PARTS:
-        if part in options.parts:
-            result["parts"][part] = MEASURES[part](bed)
-            free_memory()
-            if on_part is not None:
-                on_part(part, result)
+    for part in options.in_order:
+        if on_start is not None:
+            on_start(part)
+        result["parts"][part] = MEASURES[part](bed)
+        free_memory()
+        if on_part is not None:
+            on_part(part, result)
     return result
 
 
-def run_into(folder: Path, options: Options, *, command: str | None = None, tell: Tell) -> dict[str, Any]:
-    """`run`, with the result written after every part, its lines told, and a picture at the end if it can be drawn."""
+def run_into(
+    folder: Path, options: Options, *, command: str | None = None, tell: Tell, progress: Progress | None = None
+) -> dict[str, Any]:
+    """`run`, with the result written after every part, its lines told, and a picture at the end if it can be drawn.
+
+    `progress(part, done, total, share)` is called before each part and at the end: parts done, of how many, and the
+    share of the time that they should have taken.
+    """
+    parts = options.in_order
+
+    def on_start(part: str) -> None:
+        if progress is not None:
+            done = parts.index(part)
+            progress(part, done, len(parts), _seconds(parts[:done]) / _seconds(parts))
 
     def on_part(part: str, result: dict[str, Any]) -> None:
         write_result(result, folder)
         for line in lines(part, result["parts"][part]):
             tell(line)
 
-    result = run(options, command=command, on_part=on_part)
+    result = run(options, command=command, on_start=on_start, on_part=on_part)
+    if progress is not None:
+        progress(parts[-1], len(parts), len(parts), 1.0)
     if not can_draw():
         tell("no picture: that needs matplotlib, pip install 'leanthink[eval]'")
     elif draw(result, folder / PICTURE):
         tell(f"drawn: {folder / PICTURE}")
     return result
+
+
+def _seconds(parts: Sequence[str]) -> float:
+    return sum(SECONDS[part] for part in parts)

@@ -71,10 +71,10 @@ def run(arguments: Sequence[str]) -> int:
         say(_with_hint(error))
         code = WRONG_USAGE
     except LeanThinkError as error:
-        say(str(error))
+        say(_one_line(error))
         code = WRONG_USAGE if isinstance(error, UsageError | UnsupportedModel | PredictorMismatch) else FAILED
     except OSError as error:
-        say(str(error))
+        say(_one_line(error))
         code = FAILED
     if code == INTERRUPTED:  # also what typer makes of Ctrl-C by itself
         say("interrupted")
@@ -96,6 +96,11 @@ def _tell(
         print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
 
 
+def _one_line(error: Exception) -> str:
+    """Its message; those of libraries that ours quote may have several lines."""
+    return " ".join(str(error).split())
+
+
 def _with_hint(error: Any) -> str:
     """A parsing error's message, and whose help page to read."""
     message: str = error.format_message()
@@ -106,4 +111,6 @@ def main() -> None:
     """The entry point of the console script."""
     # Threads that spin while they wait cost ten times the run time as soon as another process wants the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries: a pipe would get a line for each of their steps
     sys.exit(run(sys.argv[1:]))

@@ -14,6 +14,7 @@ from leanthink.bench.report import check_new
 from leanthink.cli import options
 from leanthink.cli.help import help_text, option
 from leanthink.cli.output import print_json, say
+from leanthink.cli.progress import ProgressBar
 
 EXAMPLES = (
     "leanthink bench --parts floor,decode,cpu",
@@ -69,6 +70,12 @@ def command(
     from leanthink.bench.run import run_into
 
     words = " ".join(["leanthink", *sys.argv[1:]])
-    result = run_into(out, chosen, command=words, tell=say if as_json else partial(print, flush=True))
+    tell = say if as_json else partial(print, flush=True)
+    with ProgressBar() as bar:
+
+        def progress(part: str, done: int, total: int, share: float) -> None:
+            bar.update(f"parts, {part}", done, total, share=share)
+
+        result = run_into(out, chosen, command=words, tell=tell, progress=progress)
     if as_json:
         print_json(result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,8 @@ import typer
 
 from leanthink.cli import options
 from leanthink.cli.help import help_text, option
-from leanthink.cli.output import counter, print_json, refuse_existing, say
+from leanthink.cli.output import print_json, refuse_existing, say
+from leanthink.cli.progress import ProgressBar
 from leanthink.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,7 +91,10 @@ def command(
 
     files: dict[str | None, Predictor] = {policy: predictor}
     try:
-        with options.open_subject(model, device, dtype, files, ray=ray, ray_workers=ray_workers) as subject:
+        with (
+            options.open_subject(model, device, dtype, files, ray=ray, ray_workers=ray_workers) as subject,
+            ProgressBar(samples * len(chosen)) as bar,
+        ):
             collected = collect(
                 None,
                 None,
@@ -105,7 +110,7 @@ def command(
                 record=record,
                 resume=resume,
                 overwrite=overwrite,
-                progress=counter("trace"),
+                progress=partial(bar.update, "traces"),
                 subject=subject,
             )
     except KeyboardInterrupt:

@@ -1,14 +1,17 @@
-"""`leanthink compare`: finished evaluations beside each other, with intervals, as one page and as Markdown."""
+"""`leanthink compare`: finished evaluations beside each other, with intervals, as tables and as one page."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from leanthink.cli import options
+from leanthink.cli.compare_tables import print_tables
 from leanthink.cli.help import help_text, option
 from leanthink.cli.output import print_json, refuse_existing
 
@@ -30,21 +33,22 @@ def add_to(app: typer.Typer) -> None:
 
 
 def command(runs: Runs, out: Out = None, overwrite: options.Overwrite = False, as_json: options.Json = False) -> None:
-    """Read the runs, then write both reports."""
+    """Read the runs, write both reports, and print their tables: to a terminal as such, into a pipe as Markdown."""
     from leanthink.eval.compare import compare, read_runs
     from leanthink.eval.page import MARKDOWN, REPORT, as_markdown, write_page
     from leanthink.page.svg import check_matplotlib
 
     check_matplotlib()
     folder = runs[0] if out is None else out
-    for name in (REPORT, MARKDOWN):
-        refuse_existing(folder / name, overwrite=overwrite)
     read = read_runs(runs)
     found = compare(read)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_page(read, found, folder / REPORT)
     text = as_markdown(read, found)
-    (folder / MARKDOWN).write_text(text, encoding="utf-8")
+    if overwrite or not _is_written(folder / REPORT, folder / MARKDOWN, text):
+        for name in (REPORT, MARKDOWN):
+            refuse_existing(folder / name, overwrite=overwrite)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_page(read, found, folder / REPORT)
+        (folder / MARKDOWN).write_text(text, encoding="utf-8")
     if as_json:
         comparisons = [
             {
@@ -57,6 +61,14 @@ def command(runs: Runs, out: Out = None, overwrite: options.Overwrite = False, a
             for one in found
         ]
         print_json({"report": str(folder / REPORT), "markdown": str(folder / MARKDOWN), "comparisons": comparisons})
+        return
+    if sys.stdout.isatty():
+        print_tables(read, found, Console())
     else:
         print(text, end="")
-        print(f"\n{folder / REPORT}, {folder / MARKDOWN}")
+    print(f"\n{folder / REPORT}, {folder / MARKDOWN}")
+
+
+def _is_written(report: Path, markdown: Path, text: str) -> bool:
+    """Whether an earlier call has written the same."""
+    return report.exists() and markdown.exists() and markdown.read_text(encoding="utf-8") == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +12,11 @@ from rich.console import Console
 
 from leanthink.cli import options
 from leanthink.cli.help import help_text, option
-from leanthink.cli.output import counter, print_json, refuse_existing, say
+from leanthink.cli.output import print_json, refuse_existing, say
+from leanthink.cli.progress import ProgressBar
 
 EXAMPLES = ("leanthink demo", "leanthink demo --out demo --overwrite")
+DURATION = "up to two minutes on two cores"
 Out = Annotated[Path, option("--out", about="Folder for traces and picture.", default="demo", metavar="FOLDER")]
 
 
@@ -40,15 +43,17 @@ def command(
     for path in files.values():
         refuse_existing(path, overwrite=overwrite)
     model, tokenizer = options.load_model("tiny", device, None)
-    tell = {policy: counter(f"{policy}: trace", every=plan.count) for policy in plan.policies}
-    rows = demo(
-        model,
-        tokenizer,
-        out,
-        plan=plan,
-        console=Console(stderr=True),
-        progress=lambda policy, done, total: tell[policy](done, total),
-    )
+    say(f"one thought, then {len(plan.policies)} policies on {plan.problems} problems: {DURATION}")
+    with ExitStack() as stack:
+        bars: list[ProgressBar] = []
+
+        def progress(policy: str, done: int, total: int) -> None:
+            if not bars:  # not before the streamed thought has left the terminal
+                bars.append(stack.enter_context(ProgressBar()))
+            before = plan.policies.index(policy) * total
+            bars[0].update(policy, before + done, len(plan.policies) * total)
+
+        rows = demo(model, tokenizer, out, plan=plan, console=Console(stderr=True), progress=progress)
     if as_json:
         print_json(
             {"budget": asdict(plan.budget), "rows": [asdict(row) for row in rows], "files": [*map(str, files.values())]}

@@ -143,11 +143,11 @@ def command(
         instruction=instruction,
     )
     chosen = sources.read()
-    from leanthink.bench.birth import certificate
     from leanthink.cli.progress import ProgressBar
     from leanthink.default_policy import WITHOUT_PREDICTOR, how_to_fit
     from leanthink.eval.records import RunFolder
     from leanthink.eval.run import Setup, finish
+    from leanthink.provenance import certificate
 
     predictors: dict[str | None, Predictor] = {name: files.get(name) for name in slots.policies}
     if policies is None and not files:

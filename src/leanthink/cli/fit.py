@@ -11,7 +11,8 @@ from leanthink.cli import options
 from leanthink.cli.collect import whole_numbers
 from leanthink.cli.help import help_text, option
 from leanthink.cli.label import GranularityOption, Traces
-from leanthink.cli.output import counter, print_json, refuse_existing
+from leanthink.cli.output import print_json, refuse_existing
+from leanthink.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from leanthink.importance.fit import Fitted
@@ -96,10 +97,16 @@ def command(
     recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
     found, labelled = read_traces(traces), read_labels(labels)
     loaded, _ = options.load_model(model, device, dtype)
-    tell = {"read": counter("trace"), "fit": counter("step", every=500)}
-    fitted = fit(
-        loaded, found, labelled, recipe, out_path=out, progress=lambda stage, done, total: tell[stage](done, total)
-    )
+    stages = {"read": "traces read", "fit": "training steps"}
+    with ProgressBar() as bar:
+        fitted = fit(
+            loaded,
+            found,
+            labelled,
+            recipe,
+            out_path=out,
+            progress=lambda stage, done, total: bar.update(stages[stage], done, total),
+        )
     if as_json:
         print_json({"data": fitted.data, "metrics": fitted.metrics})
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,11 +13,12 @@ import typer
 from leanthink.cli import options
 from leanthink.cli.help import help_text, option
 from leanthink.cli.output import print_json, refuse_existing, say
+from leanthink.cli.show import show, shows_marks
 from leanthink.cli.summary import summary
 from leanthink.errors import UsageError
 
 if TYPE_CHECKING:
-    from leanthink.completion import Completion, Step
+    from leanthink.completion import Completion
 
 EXAMPLES = (
     'leanthink generate "What is 4821 times 377?"',
@@ -99,14 +100,16 @@ def command(
     }
     streams = stream if stream is not None else len(questions) == 1 and not as_json
     if streams:
-        steps = leanthink.stream(loaded, tokenizer, questions[0], **settings)
-        completions = [_show(steps, sys.stderr if as_json else sys.stdout)]
+        where = sys.stderr if as_json else sys.stdout
+        recorded = settings | {"record": trace is not None or shows_marks(where)}
+        steps = leanthink.stream(loaded, tokenizer, questions[0], **recorded)
+        completions = [show(steps, where, thinks=leanthink.think_tags(tokenizer).close_id is not None)]
     else:
         completions = leanthink.generate(loaded, tokenizer, questions, **settings)
     if trace is not None:
         from leanthink.cli.record import write_completions
 
-        write_completions(trace, completions, questions, tokenizer, model_name=model, settings=settings)
+        write_completions(trace, completions, questions, tokenizer, model=loaded, model_name=model, settings=settings)
     _print(completions, as_json=as_json, shown=streams)
     for completion in completions:
         say(summary(completion, sampling, slots, context_of(loaded.config)))
@@ -122,17 +125,6 @@ def _read_prompts(prompts: Sequence[str]) -> list[str]:
             where = " (standard input)" if prompt == "-" else ""
             raise UsageError(f"prompt {number}{where} is empty: give some text")
     return texts
-
-
-def _show(steps: Iterator[Step], where: Any) -> Completion:
-    """Write each piece of text as it comes; returns the whole."""
-    for step in steps:
-        where.write(step.text)
-        where.flush()
-        if step.completion is not None:
-            where.write("\n")
-            return step.completion
-    raise AssertionError("the last step carries the completion")
 
 
 def _print(completions: Sequence[Completion], *, as_json: bool, shown: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -11,7 +12,8 @@ import typer
 from leanthink.cli import options
 from leanthink.cli.collect import whole_numbers
 from leanthink.cli.help import help_text, option
-from leanthink.cli.output import counter, print_json, refuse_existing, say
+from leanthink.cli.output import print_json, refuse_existing, say
+from leanthink.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from leanthink.policies.policy import Granularity
@@ -59,7 +61,10 @@ def command(
     from leanthink.importance.label_file import default_horizons, label_traces
 
     try:
-        with options.open_subject(model, device, dtype, {}, ray=ray, ray_workers=ray_workers) as subject:
+        with (
+            options.open_subject(model, device, dtype, {}, ray=ray, ray_workers=ray_workers) as subject,
+            ProgressBar() as bar,
+        ):
             counts = label_traces(
                 None,
                 found,
@@ -68,7 +73,7 @@ def command(
                 granularity=cast("Granularity", granularity or "model"),
                 only_correct=not all_traces,
                 overwrite=overwrite,
-                progress=counter("trace"),
+                progress=partial(bar.update, "labels"),
                 subject=subject,
             )
     except KeyboardInterrupt:

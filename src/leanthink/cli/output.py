@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,3 @@ def refuse_existing(path: Path | None, *, overwrite: bool, resume: bool = False,
         return
     cure = "--resume to go on with it, or --overwrite to replace it" if resumable else "--overwrite to replace it"
     raise UsageError(f"{path} exists: give another name, or {cure}")
-
-
-def counter(what: str, every: int = 1) -> Callable[[int, int], None]:
-    """A progress function: "`what` done of total" on standard error, on one line of a terminal."""
-
-    def tell(done: int, total: int) -> None:
-        if done % every and done != total:
-            return
-        if sys.stderr.isatty():
-            print(f"\r{what} {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        else:
-            say(f"{what} {done} of {total}")
-
-    return tell

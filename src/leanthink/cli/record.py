@@ -17,14 +17,17 @@ def write_completions(
     prompts: Sequence[str],
     tokenizer: Any,
     *,
+    model: Any,
     model_name: str,
     settings: Mapping[str, Any],
 ) -> None:
     """One trace for each prompt, named prompt-1, prompt-2, ...; nothing is graded. A file that is there is replaced."""
+    from leanthink.importance.fingerprint import fingerprint
     from leanthink.request import encode_prompt
     from leanthink.trace import Trace, TraceWriter
 
     budget, sampling = settings["budget"], settings["sampling"]
+    identity = fingerprint(model)
     shared = {field.name for field in fields(Trace)} & set(asdict(completions[0]))
     with TraceWriter(path, overwrite=True) as writer:
         for index, (completion, prompt) in enumerate(zip(completions, prompts, strict=True)):
@@ -40,6 +43,7 @@ def write_completions(
                 temperature=sampling.temperature,
                 prompt_ids=tuple(encode_prompt(tokenizer, index, prompt)),
                 correct=None,
+                fingerprint=identity,
                 **{name: getattr(completion, name) for name in shared},
             )
             writer.write(trace)

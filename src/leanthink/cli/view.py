@@ -14,7 +14,7 @@ from leanthink.cli.output import print_json, say
 
 EXAMPLES = (
     "leanthink view traces.jsonl",
-    "leanthink view demo/full.jsonl demo/horizon.jsonl --port 0 --no-open",
+    "leanthink view demo/traces-full.jsonl demo/traces-horizon.jsonl --port 0 --no-open",
 )
 Paths = Annotated[
     list[Path],

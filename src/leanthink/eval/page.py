@@ -60,14 +60,13 @@ def as_markdown(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) 
         samples = [entry.outcomes.samples for entry in one.entries]
         accuracy = [accuracy_row(name_of(e, runs), e.outcomes.cell, e.metrics, samples) for e in one.entries]
         costs = [cost_row(name_of(e, runs), e.outcomes.cell, e.metrics) for e in one.entries]
-        lines += [f"## {one.benchmark}", "", _about(one), ""]
+        lines += [f"## {one.benchmark}", "", about(one), ""]
         lines += [*markdown(*matrix([(name_of(e, runs), e.outcomes.cell, e.metrics) for e in one.entries])), ""]
         lines += [*markdown(accuracy_head(samples), accuracy), "", *markdown(COST_HEAD, costs), ""]
         if one.differences:
-            rows = [_difference(found) for found in one.differences]
+            rows = [difference_row(found) for found in one.differences]
             lines += [*markdown(DIFFERENCE_HEAD, rows), ""]
-    lines += [_note(comparisons), ""]
-    lines += [f"{run.name}: {_birth(run)}" for run in runs]
+    lines += sources(runs, comparisons)
     return "\n".join(lines) + "\n"
 
 
@@ -81,11 +80,17 @@ def _name(name: str, look: Look) -> Markup:
     return run_name(look.color, name, look.symbol)
 
 
+def sources(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> list[str]:
+    """How to read the tables, and where each run comes from."""
+    return [_note(comparisons), "", *(f"{run.name}: {_birth(run)}" for run in runs)]
+
+
 def _note(comparisons: Sequence[Comparison]) -> str:
     return NOTE.format(count=sum(len(one.differences) for one in comparisons))
 
 
-def _about(one: Comparison) -> str:
+def about(one: Comparison) -> str:
+    """The problems of a comparison in one line."""
     samples = sorted({entry.outcomes.samples for entry in one.entries})
     return f"{one.about['problems']} problems x {', '.join(map(str, samples))}: {one.about['source']}."
 
@@ -109,7 +114,7 @@ def _benchmark(at: int, one: Comparison, runs: Sequence[FinishedRun], style: dic
     overview = matrix([(_name(n, style[n]), e.outcomes.cell, e.metrics) for n, group in lines.items() for e in group])
     parts = [figures(drawn, large=True), table(*overview)]
     parts += [table([*accuracy_head(samples), "on the front of"], accuracy), table(COST_HEAD, costs)]
-    return section(one.benchmark, _about(one), *parts, *_differences(one))
+    return section(one.benchmark, about(one), *parts, *_differences(one))
 
 
 def _differences(one: Comparison) -> list[Markup]:
@@ -125,11 +130,12 @@ def _differences(one: Comparison) -> list[Markup]:
 
 
 def _html_difference(found: Difference) -> list[str]:
-    cells = _difference(found)
+    cells = difference_row(found)
     return [Markup(f"<b>{escaped(cell)}</b>") for cell in cells] if found.is_significant else cells
 
 
-def _difference(found: Difference) -> list[str]:
+def difference_row(found: Difference) -> list[str]:
+    """A difference under `DIFFERENCE_HEAD`."""
     star = " *" if found.is_significant else ""
     accuracy, longer = percent(found.accuracy, "+.1f"), percent(found.growth, "+.1f")
     return [found.first, found.second, accuracy, longer, f"{found.p:.2g}", f"{found.adjusted:.2g}{star}"]
@@ -139,10 +145,10 @@ def _settings(runs: Sequence[FinishedRun]) -> Markup:
     """All settings and birth certificates."""
     parts = []
     for run in runs:
-        about: dict[str, Any] = {**run.settings}
+        facts: dict[str, Any] = {**run.settings}
         for number, birth in enumerate(run.births, start=1):
-            about |= {f"{name}, start {number}" if len(run.births) > 1 else name: v for name, v in birth.items()}
-        rows = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in about.items()]
+            facts |= {f"{name}, start {number}" if len(run.births) > 1 else name: v for name, v in birth.items()}
+        rows = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in facts.items()]
         parts.append(section(run.name, "", table(["setting", "value"], rows, words=True), folded=True))
     return section("Settings and birth certificates", "", *parts)
 

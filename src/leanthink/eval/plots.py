@@ -63,7 +63,9 @@ def pareto(title: str, lines: Mapping[str, Sequence[Entry]], style: Mapping[str,
         axes.set_xlabel(kind)
         axes.set_ylabel("Pass@1, %")
         bounds = [(entry.metrics.accuracy.low or 0.0, entry.metrics.accuracy.high or 0.0) for entry in everything]
-        axes.set_ylim(100 * min(low for low, _ in bounds) - 3, 100 * max(high for _, high in bounds) + 3)
+        axes.set_ylim(
+            max(0.0, 100 * min(low for low, _ in bounds) - 3), min(100.0, 100 * max(high for _, high in bounds) + 3)
+        )
 
     return plot(title, draw, SIZE)
 
@@ -78,9 +80,8 @@ def _line(axes: Any, entries: Sequence[Entry], look: Look, kind: Cost) -> None:
     ]
     errors = [[max(0.0, low) for low, _ in bounds], [max(0.0, high) for _, high in bounds]]
     marker = list(MARKERS)[look.marker]
-    axes.errorbar(
-        xs, ys, errors, color=RUNS[look.color], marker=marker, markersize=4.5, linewidth=1.2, elinewidth=0.7, capsize=2
-    )
+    style = {"marker": marker, "markersize": 4.5, "linewidth": 1.2, "elinewidth": 0.7, "capsize": 2, "clip_on": False}
+    axes.errorbar(xs, ys, errors, color=RUNS[look.color], **style)  # not cut off at 0 and 100 %, where the axis ends
 
 
 def _ticks(axes: Any, xs: Sequence[float]) -> None:

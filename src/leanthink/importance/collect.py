@@ -104,6 +104,7 @@ def collect(
     jobs = _jobs(tokenizer, problems, samples, sampling, instruction)
     common = {
         "model": model_name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
+        "fingerprint": subject.about.fingerprint,
         "policy": policy,
         "budget": None if budget is None else asdict(budget),
         "temperature": float(sampling.temperature),
@@ -161,6 +162,8 @@ def _check_same_run(jobs: Sequence[_Job], done: dict[str, Trace], common: dict[s
     """A resumed file must be what this call would have written: mixed settings would pass for one experiment."""
     for trace in done.values():
         for name, value in common.items():
+            if name == "fingerprint" and trace.fingerprint is None:
+                continue  # it was written before traces knew theirs
             if getattr(trace, name) != value:
                 raise UsageError(
                     f"the file to resume has a trace ({trace.key}) of {name} {getattr(trace, name)!r}, "

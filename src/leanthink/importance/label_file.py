@@ -162,12 +162,13 @@ def label_traces(
 
     On a GPU traces of like length share a forward pass. The file is replaced in one step after every `save_every`
     traces, unless saving would take more than a tenth of the time, and at the end, however the end comes, so that
-    Ctrl-C loses only the batch in hand. `progress(done, total)`
-    is called after each trace. Wrong traces and traces without a thought are left out and counted. Where a `subject`
-    is given, it labels in place of `model`, which may then be None.
+    Ctrl-C loses only the batch in hand. `progress(done, total)` is called after each trace. Traces of another model are
+    refused, as far as they say which wrote them. Wrong traces and traces without a thought are left out and counted.
+    Where a `subject` is given, it labels in place of `model`, which may then be None.
 
     Raises:
-        UsageError: the file holds other horizons, or labels of another trace of the same name.
+        UsageError: the file holds other horizons, or labels of another trace of the same name; or a trace is of another
+            model.
         PredictorMismatch: the file holds labels of another model.
     """
     from leanthink.importance.labels import Thought, check_horizons, packed
@@ -182,8 +183,9 @@ def label_traces(
         fingerprint=subject.about.fingerprint,
         granularity=granularity,
     )
-    growing = asked if overwrite or not asked.path.exists() else _gone_on(asked)
     given = list(traces)
+    _check_model(given, asked.fingerprint)
+    growing = asked if overwrite or not asked.path.exists() else _gone_on(asked)
     right = [trace for trace in given if trace.correct or not only_correct]
     thinking = [trace for trace in right if trace.thought_tokens > 0]
     todo = [trace for trace in thinking if not _is_done(growing, trace)]
@@ -212,6 +214,16 @@ def label_traces(
         no_thought=len(right) - len(thinking),
         no_answer=sum(trace.answer_tokens <= 1 for trace in todo),  # `</think>` alone answers nothing
     )
+
+
+def _check_model(traces: Sequence[Trace], fingerprint: str) -> None:
+    """Another model's attention says nothing about what this one will read again."""
+    for trace in traces:
+        if trace.fingerprint not in (None, fingerprint):
+            raise UsageError(
+                f"the trace {trace.key!r} was written by {trace.model!r}, another model than the one given: give that "
+                "one, or collect traces with this one"
+            )
 
 
 def _gone_on(asked: _Growing) -> _Growing:

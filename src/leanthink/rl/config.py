@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,6 +195,15 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
                 f"save_steps={self.save_steps:g} falls in the middle of a generation batch, which lasts {updates:g} "
                 f"optimiser steps and is not saved: give a multiple of {updates:g}"
             )
+
+
+def check_vllm(args: DeepCompressConfig) -> None:
+    """Raise UsageError where vLLM is to generate and is not installed: not where settings are only read."""
+    if args.use_vllm and importlib.util.find_spec("vllm") is None:
+        raise UsageError(
+            "rollouts='vllm' needs vLLM, and it is not installed: pip install 'trl[vllm]'; or give "
+            "rollouts='engine', which needs nothing more"
+        )
 
 
 def _no_whole_groups(batch: int, group: int) -> str:

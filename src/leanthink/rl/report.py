@@ -109,7 +109,7 @@ def report_run(run: RecordedRun) -> RunReport:
         seconds=end.get("train_runtime"),
         first_steps=_bounds(first),
         last_steps=_bounds(last),
-        metrics={name: _change([value for _, value in found]) for name, found in curves.items() if found},
+        metrics={name: change([value for _, value in found]) for name, found in curves.items() if found},
         rows=table(first, last),
     )
 
@@ -227,7 +227,8 @@ def _bounds(groups: Sequence[Record]) -> tuple[int, int] | None:
     return (min(steps), max(steps)) if steps else None
 
 
-def _change(values: Sequence[float | None]) -> Change:
+def change(values: Sequence[float | None]) -> Change:
+    """Means of the first and of the last tenth, rounded up to whole values."""
     size = -(-len(values) // 10)
     return Change(first=_mean(values[:size]), last=_mean(values[len(values) - size :]))
 

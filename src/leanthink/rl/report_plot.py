@@ -37,13 +37,14 @@ def plot_lines(title: str, lines: Sequence[Line], scale: Scale, steps: int) -> M
 
     def draw(axes: Any) -> None:
         for line in lines:
-            _plot(axes, line.thin, color=RUNS[line.run], linewidth=0.6, alpha=0.45)
-            _plot(axes, line.bold, color=RUNS[line.run], linewidth=1.6)
+            whole = {"color": RUNS[line.run], "clip_on": scale != "share"}  # at 0 and 100 %, where the axis ends
+            _plot(axes, line.thin, linewidth=0.6, alpha=0.45, **whole)
+            _plot(axes, line.bold, linewidth=1.6, **whole)
         axes.set_xlabel("step")
         axes.set_xlim(0, 1.02 * steps)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if scale == "share":
-            axes.set_ylim(-0.02, 1.02)
+            axes.set_ylim(0, 1)
             axes.yaxis.set_major_formatter("{x:.0%}")
         elif scale == "count":
             axes.set_ylim(bottom=0)
@@ -59,7 +60,7 @@ def plot_lengths(title: str, histograms: Sequence[Histogram], edges: Sequence[fl
             style = {"linestyle": (0, (3, 1.5)) if one.dashed else "-", "linewidth": 1.0 if one.dashed else 1.6}
             axes.stairs(one.shares, edges, color=RUNS[one.run], **style)
         axes.set_xlabel("tokens")
-        axes.set_ylim(0, 1.05 * highest or 1)
+        axes.set_ylim(0, min(1.0, 1.05 * highest) or 1)
         axes.yaxis.set_major_formatter("{x:.0%}")
 
     return plot(title, draw)
@@ -78,4 +79,5 @@ def _plot(axes: Any, found: Curve, **style: Any) -> None:
     beside = [math.nan, *values, math.nan]
     lone = [i for i in range(len(values)) if math.isnan(beside[i]) and math.isnan(beside[i + 2])]
     dots = {"marker": "o", "markersize": 2 * style["linewidth"], "linestyle": "", "markeredgewidth": 0}
-    axes.plot([steps[i] for i in lone], [values[i] for i in lone], color=style["color"], **dots)
+    shared = {name: style[name] for name in ("color", "clip_on")}
+    axes.plot([steps[i] for i in lone], [values[i] for i in lone], **shared, **dots)

@@ -27,6 +27,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "dataset": ("split", "problem", "answer", "id", "instruction"),
     "gym": ("count", "seed", "instruction"),
 }
+LORA_RANK, LORA_ALPHA = 16, 32
 LORA = ("r", "alpha", "dropout", "target_modules")
 
 
@@ -41,7 +42,8 @@ def train(
     """Train and return what came out.
 
     Writes into the folder `out`: `run.json` (settings and birth certificate), `log.jsonl` and `rollouts.jsonl` (see
-    `leanthink.rl.run_log`), TRL's `checkpoint-N` and, at the end, `final`: the model, adapters merged, and tokenizer.
+    `leanthink.rl.run_log`), TRL's `checkpoint-N` and, at the end, `final`: the model, adapters merged, tokenizer and
+    model card.
 
     Args:
         settings: `model` (as of `leanthink.load`), `dtype` (of its weights, default float32), `chat_template` (a file,
@@ -64,12 +66,16 @@ def train(
     from transformers import ProgressCallback
     from transformers.trainer_callback import PrinterCallback
 
+    from leanthink.rl.config import check_vllm
     from leanthink.rl.run_log import RunLog
     from leanthink.rl.trainer import DeepCompressTrainer
     from leanthink.rl.trl_reward import STATE
 
     out, checkpoint = check_settings(settings, resume=resume, overwrite=overwrite)
+    dataset = make_data(settings["data"])  # before all that rests on what machine and batch allow
+    eval_dataset = make_data(settings["eval_data"]) if "eval_data" in settings else None
     args = make_config(settings)
+    check_vllm(args)
     writes = args.process_index == 0
     if writes and overwrite:
         clear(out)
@@ -80,10 +86,11 @@ def train(
         trainer = DeepCompressTrainer(
             model,
             args,
-            make_data(settings["data"]),
-            eval_dataset=make_data(settings["eval_data"]) if "eval_data" in settings else None,
+            dataset,
+            eval_dataset=eval_dataset,
             processing_class=tokenizer,
             on_scored=log.on_scored,
+            origin=_origin(settings),
             callbacks=[log, *callbacks],
             peft_config=None if lora is None else _lora(lora),
         )
@@ -93,6 +100,7 @@ def train(
             _write_run(out, settings)
         trainer.train(resume_from_checkpoint=checkpoint)
         _save_final(trainer, out / FINAL, adapters=lora is not None)
+        trainer.write_card(out / FINAL)
     if not writes:
         return None
     kept = trainer.state.stateful_callbacks.get(STATE, {}).get("attributes", {})
@@ -114,7 +122,8 @@ def check_settings(settings: Mapping[str, Any], *, resume: bool, overwrite: bool
     known = [*SECTIONS, *(field.name for field in fields(DeepCompressConfig) if field.init)]
     for name in settings:
         if name not in known or name == "output_dir":
-            raise unknown("setting", name, sorted({*known} - {"output_dir"}))
+            see = "docs/training.md tells of ours, TRL's page of GRPOConfig of the others"
+            raise unknown("setting", name, sorted({*known} - {"output_dir"}), see=see)
     for name in ("data", "out"):
         if name not in settings:
             raise UsageError(f"the settings lack {name!r}: {_LACKING[name]}")
@@ -238,16 +247,25 @@ def _lora(options: Mapping[str, Any]) -> Any:
         if name not in LORA:
             raise unknown("key of lora", name, LORA)
     return LoraConfig(
-        r=options.get("r", 16),
-        lora_alpha=options.get("alpha", 32),
+        r=options.get("r", LORA_RANK),
+        lora_alpha=options.get("alpha", LORA_ALPHA),
         lora_dropout=options.get("dropout", 0.0),
         target_modules=options.get("target_modules", "all-linear"),
         task_type="CAUSAL_LM",
     )
 
 
+def _origin(settings: Mapping[str, Any]) -> Any:
+    """What the model card says of base, data and adapters."""
+    from leanthink.rl.model_card import Origin, public_name
+
+    lora = settings.get("lora")
+    adapters = {} if lora is None else {"lora": {"r": LORA_RANK, "alpha": LORA_ALPHA, **lora}}
+    return Origin(base=public_name(str(settings.get("model", "tiny"))), data=settings["data"], more=adapters)
+
+
 def _write_run(out: Path, settings: Mapping[str, Any]) -> None:
-    from leanthink.bench.birth import certificate
+    from leanthink.provenance import certificate
 
     out.mkdir(parents=True, exist_ok=True)
     record = {"settings": {**settings, "out": str(out)}, "birth": certificate()}

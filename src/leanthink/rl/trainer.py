@@ -24,6 +24,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,10 +39,11 @@ from trl import GRPOTrainer
 from leanthink.errors import UsageError
 from leanthink.load import CLOSE_TAG, OPEN_TAG, think_tags
 from leanthink.request import thought_is_over
-from leanthink.rl.config import DeepCompressConfig
+from leanthink.rl.config import DeepCompressConfig, check_vllm
 from leanthink.rl.data import check_answers
 from leanthink.rl.log_probs import left_aligned
 from leanthink.rl.micro_batches import by_length, is_text
+from leanthink.rl.model_card import CARD, Origin, model_card, public_name
 from leanthink.rl.rollouts import EngineRollouts, check_whole
 from leanthink.rl.trl_reward import DeepCompressReward, Grader, Scored
 from leanthink.sdpa import for_any_length
@@ -71,6 +73,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         processing_class: the tokenizer.
         reward_funcs: further rewards of TRL, added to that of DeepCompress.
         grader: tells right from wrong; None: `leanthink.rl.data.grade`.
+        origin: what the model card says of base and data; None: the base by the model's own name.
         on_scored: called on every rank with step, round and what was scored, for each generation batch in training.
         others: everything else that GRPOTrainer takes, such as peft_config, callbacks and optimizers.
 
@@ -91,9 +94,11 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         reward_funcs: Sequence[Any] = (),
         grader: Grader | None = None,
         on_scored: OnScored | None = None,
+        origin: Origin | None = None,
         **others: Any,
     ) -> None:
         check_version()
+        check_vllm(args)
         if isinstance(model, str):
             raise UsageError(
                 f"model={model!r} is a name: give what leanthink.load({model!r}) returns, and its tokenizer"
@@ -113,6 +118,8 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
             **chosen,
         )
         self.on_scored = on_scored
+        base = str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
+        self.origin = origin or Origin(base=public_name(base))
         rollouts = None
         if args.rollouts == "engine":
             rollouts = EngineRollouts(  # before adapters are put in: a predictor knows its model by the plain weights
@@ -136,6 +143,25 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
             self.rollout_func = rollouts
         self.reward.attach(self, bounded=True)
         check_template(self.processing_class, train_dataset[0]["prompt"], args)
+
+    def create_model_card(self, *_given: Any, **_more: Any) -> None:
+        """Beside each checkpoint, in place of TRL's card, whose example would load a model named None."""
+        self.write_card(Path(self.args.output_dir))
+
+    def write_card(self, folder: Path) -> None:
+        """The model card of what was trained so far into this folder, on the main process."""
+        if not self.is_world_process_zero():
+            return
+        text = model_card(
+            self.origin,
+            settings=self.args,
+            problems=len(self.train_dataset),
+            steps=self.state.global_step,
+            history=self.state.log_history,
+            title=Path(self.args.output_dir).resolve().name,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CARD).write_text(text, encoding="utf-8")
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)

@@ -136,7 +136,7 @@ function levelOf(number, bounds) {
   return level;
 }
 
-// A Thought of one line of a file of traces, version 1 or 2 (see src/leanthink/trace.py); throws an Error that says
+// A Thought of one line of a file of traces, version 1 to 3 (see src/leanthink/trace.py); throws an Error that says
 // what is wrong with it.
 export function fromTrace(record) {
   check(record);
@@ -170,8 +170,8 @@ export function fromTrace(record) {
 
 function check(record) {
   if (!record || typeof record !== "object" || !("trace" in record)) throw new Error("this is no trace");
-  if (![1, 2].includes(record.trace)) {
-    throw new Error(`trace version ${record.trace}: this viewer reads versions 1 and 2`);
+  if (![1, 2, 3].includes(record.trace)) {
+    throw new Error(`trace version ${record.trace}: this viewer reads versions 1 to 3`);
   }
   for (const name of ["prompt_ids", "token_ids"]) {
     if (!Array.isArray(record[name])) throw new Error(`the trace lacks ${name}`);

@@ -1,0 +1,65 @@
+"""Shows a streamed text: as it comes into a file or a pipe; on a terminal with marks at what was evicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from leanthink.completion import Completion, Step
+
+
+def shows_marks(where: TextIO) -> bool:
+    """Whether the stream shows what was evicted, and so has to be recorded."""
+    from leanthink.marked_text import marks
+
+    return marks(Console(file=where))
+
+
+def show(steps: Iterator[Step], where: TextIO, *, thinks: bool) -> Completion:
+    """Write the text of these steps; returns the whole. `thinks`: a thought comes first, maybe opened by the prompt."""
+    return _marked(steps, Console(file=where), thinks) if shows_marks(where) else _plain(steps, where, thinks)
+
+
+def _plain(steps: Iterator[Step], where: TextIO, thinks: bool) -> Completion:
+    """Each piece as it comes; on a terminal, where nobody reads it as data, with the tag that the prompt opened."""
+    from leanthink.marked_text import opening
+
+    opens = thinks and where.isatty()
+    for step in steps:
+        if opens and step.text:
+            where.write(opening(step.text))
+            opens = False
+        where.write(step.text)
+        where.flush()
+        if step.completion is not None:
+            where.write("\n")
+            return step.completion
+    raise AssertionError("the last step carries the completion")
+
+
+def _marked(steps: Iterator[Step], console: Console, thinks: bool) -> Completion:
+    """The last lines while it streams, and the whole text when it ends, also by Ctrl-C."""
+    from leanthink.marked_text import EVICTED, MarkedText
+
+    text, evicts = MarkedText(thinks=thinks, marked=True), False
+
+    def tail() -> Text:
+        return text.tail(console, console.height - 1)
+
+    try:
+        with Live(console=console, get_renderable=tail, refresh_per_second=10, transient=True):
+            for step in steps:
+                text.push(step)
+                evicts = evicts or step.eviction is not None
+                if step.completion is not None:
+                    return step.completion
+    finally:
+        console.print(text.show(), soft_wrap=True)
+        if evicts:
+            console.print(Text.assemble(("struck through", EVICTED), ": evicted from the cache"))
+    raise AssertionError("the last step carries the completion")
