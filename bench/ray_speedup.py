@@ -28,7 +28,7 @@ from leanthink.bench.birth import certificate
 from leanthink.bench.measure import spread
 from leanthink.integrations.ray import Engines, Source, connected
 from leanthink.load import load
-from leanthink.request import encode_prompt
+from leanthink.prompt import encode_prompt
 from leanthink.sampling import Sampling
 from leanthink.subject import Ask, LoadedModel, Subject
 from leanthink.tiny import tasks

@@ -28,7 +28,7 @@ from leanthink import Budget, Completion, Sampling, generate, load
 from leanthink.bench.birth import certificate
 from leanthink.integrations.vllm.settings import VARIABLE
 from leanthink.integrations.vllm.version import ROWS
-from leanthink.request import encode_prompt
+from leanthink.prompt import encode_prompt
 from leanthink.tiny import tasks, weights_path
 
 PORT = 8123

@@ -24,7 +24,7 @@ from leanthink.bench.birth import certificate
 from leanthink.eval.grading import last_boxed
 from leanthink.integrations.vllm.settings import VARIABLE
 from leanthink.integrations.vllm.version import ROWS
-from leanthink.request import encode_prompt
+from leanthink.prompt import encode_prompt
 from leanthink.tiny import tasks, weights_path
 
 POLICIES = ("full", "horizon", "random")

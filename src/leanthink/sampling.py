@@ -37,8 +37,9 @@ class Sampling:
 
     The knobs mean what they mean in transformers and act in the same order: temperature, top_k (0: off),
     top_p (1: off), min_p (0: off). The same seed gives the same tokens, whatever else is in the batch.
-    Generation ends at the first of the strings in `stop`, which is not part of the text. `logprobs`: None for none; a
-    number for the log-probability of each token and of so many of the likeliest, before temperature and the others.
+    Generation ends at the first of the strings in `stop`, which is not part of the text. They are looked for in thought
+    and answer; without `stop_in_thought`, in the answer alone. `logprobs`: None for none; a number for the
+    log-probability of each token and of so many of the likeliest, before temperature and the others.
     """
 
     temperature: float = 0.0
@@ -48,6 +49,7 @@ class Sampling:
     max_new_tokens: int = 4096
     seed: int = 0
     stop: tuple[str, ...] = ()
+    stop_in_thought: bool = True
     logprobs: int | None = None
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ def write_completions(
     settings: Mapping[str, Any],
 ) -> None:
     """One trace for each prompt, named prompt-1, prompt-2, ...; nothing is graded. A file that is there is replaced."""
-    from leanthink.request import encode_prompt
+    from leanthink.prompt import encode_prompt
     from leanthink.trace import Trace, TraceWriter
 
     budget, sampling = settings["budget"], settings["sampling"]

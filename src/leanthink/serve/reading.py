@@ -10,13 +10,14 @@ from typing import Any
 
 from leanthink.budget import Budget
 from leanthink.errors import PredictorMismatch, UsageError, unknown
-from leanthink.load import think_tags
 from leanthink.policies import POLICIES, Policy
-from leanthink.request import PolicyMaker, Prompt, Request, encode_prompt, make_request, thought_is_over
+from leanthink.prompt import ChatOptions, Prompt, encode_prompt, known_template_kwargs
+from leanthink.request import PolicyMaker, Request, make_request
 from leanthink.sampling import Sampling
 from leanthink.serve.refusals import Refusal, bad_request
 from leanthink.serve.schema import Asked, ChatBody, Message, TextBody
 from leanthink.serve.settings import Settings
+from leanthink.tags import beginning, think_tags
 
 
 class Reader:
@@ -39,6 +40,8 @@ class Reader:
         self._vocabulary: int = model.config.vocab_size
         self.policies: dict[str, Policy] = {}
         self._missing: dict[str, str] = {}  # policies that this model cannot have, and why
+        if settings.chat.given:
+            encode_prompt(self.tokenizer, 0, "Hello", settings.chat)  # refuses now what would refuse every request
         maker = PolicyMaker(model, self.tokenizer)
         for name, kind in POLICIES.items():
             try:
@@ -67,7 +70,7 @@ class Reader:
                 f"kv_events: policy {policy.name!r} keeps other tokens in every head, which no event can tell: "
                 "leave them out, or choose a policy with one set for all heads", "policy")  # fmt: skip
         sampling, record = self._sampling(body), bool(body.kv_events)
-        prompts = [self._ids(prompt) for prompt in _prompts(body)]
+        prompts = [self._ids(prompt, self._chat_options(body)) for prompt in _prompts(body)]
         choices = body.n or 1
         if choices * len(prompts) > self.settings.max_choices:
             raise bad_request(
@@ -119,6 +122,7 @@ class Reader:
             max_new_tokens=tokens,
             seed=secrets.randbits(62) if body.seed is None else body.seed,
             stop=tuple(stop),
+            stop_in_thought=isinstance(body, TextBody) or bool(body.stop_in_thought),
             logprobs=_logprobs(body),
         )
 
@@ -132,10 +136,26 @@ class Reader:
             raise bad_request(f"{name}={tokens}: at most {most} tokens are allowed", name)
         return tokens or most
 
-    def _ids(self, prompt: Prompt) -> list[int]:
+    def _chat_options(self, body: ChatBody | TextBody) -> ChatOptions:
+        """The server's, with what the body gives in their place."""
+        options = self.settings.chat
+        if isinstance(body, TextBody):
+            return options
+        try:
+            given = known_template_kwargs(self.tokenizer, body.chat_template_kwargs or {})
+        except UsageError as error:
+            raise bad_request(str(error), "chat_template_kwargs") from None
+        kwargs, split = {**options.chat_template_kwargs, **given}, body.split_special_tokens
+        return replace(
+            options,
+            chat_template_kwargs=kwargs,
+            split_special_tokens=options.split_special_tokens if split is None else split,
+        )
+
+    def _ids(self, prompt: Prompt, options: ChatOptions) -> list[int]:
         try:
             is_text = isinstance(prompt, str)
-            ids = self.tokenizer(prompt).input_ids if is_text else encode_prompt(self.tokenizer, 0, prompt)
+            ids = self.tokenizer(prompt).input_ids if is_text else encode_prompt(self.tokenizer, 0, prompt, options)
         except UsageError as error:
             raise bad_request(str(error), "messages") from None
         highest = max(ids, default=0)
@@ -158,8 +178,7 @@ class Reader:
                 budget=budget,
                 sampling=sampling,
                 context=self.context,
-                starts_in_answer=thought_is_over(self.tokenizer, ids, self.tags),
-                closes=self.tags.close_id is not None,
+                **beginning(self.tokenizer, ids, self.tags),
             )
         except UsageError as error:
             raise bad_request(str(error)) from None

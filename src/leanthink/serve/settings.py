@@ -9,6 +9,7 @@ from pathlib import Path
 from leanthink.budget import Budget
 from leanthink.errors import UsageError, unknown
 from leanthink.policies import POLICIES
+from leanthink.prompt import PLAIN, ChatOptions
 
 MEBIBYTE = 2**20
 USUAL_BUDGET = Budget(slots=256)
@@ -38,6 +39,7 @@ class Settings:
         timeout_seconds: after which a request ends with what it has.
         grace_seconds: after the signal to stop, before what still runs is cut.
         log_text: whether prompts and answers are logged.
+        chat: how chats become prompts, where a request says nothing else.
 
     Raises:
         UsageError: a value is out of its range, or policy and budget do not go together.
@@ -62,6 +64,7 @@ class Settings:
     timeout_seconds: float = 600.0
     grace_seconds: float = 30.0
     log_text: bool = False
+    chat: ChatOptions = PLAIN
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
