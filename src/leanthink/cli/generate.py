@@ -54,6 +54,10 @@ def command(
     max_new_tokens: options.MaxNewTokens = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    system_prompt: options.SystemPrompt = None,
+    chat_template_kwargs: options.ChatTemplateKwargs = None,
+    split_special_tokens: options.SplitSpecialTokens = None,
+    think_tags: options.ThinkTags = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     stream: Annotated[bool | None, STREAM] = None,
@@ -76,7 +80,8 @@ def command(
         seed=seed,
         stop=tuple(stop) if stop else None,
     )
-    loaded, tokenizer = options.load_model(model, device, dtype)
+    chat = options.make_chat_options(system_prompt, chat_template_kwargs, split_special_tokens)
+    loaded, tokenizer = options.load_model(model, device, dtype, think_tags)
     import leanthink
 
     settings: dict[str, Any] = {
@@ -84,6 +89,9 @@ def command(
         "budget": slots,
         "predictor": predictor,
         "sampling": sampling,
+        "system_prompt": chat.system_prompt,
+        "chat_template_kwargs": chat.chat_template_kwargs,
+        "split_special_tokens": chat.split_special_tokens,
         "record": trace is not None,
     }
     streams = stream if stream is not None else len(questions) == 1 and not as_json
@@ -95,7 +103,7 @@ def command(
     if trace is not None:
         from leanthink.cli.record import write_completions
 
-        write_completions(trace, completions, questions, tokenizer, model_name=model, settings=settings)
+        write_completions(trace, completions, questions, tokenizer, model_name=model, settings=settings, chat=chat)
     _print(completions, as_json=as_json, shown=streams)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from leanthink.completion import Completion
+    from leanthink.prompt import ChatOptions
 
 
 def write_completions(
@@ -19,6 +20,7 @@ def write_completions(
     *,
     model_name: str,
     settings: Mapping[str, Any],
+    chat: ChatOptions,
 ) -> None:
     """One trace for each prompt, named prompt-1, prompt-2, ...; nothing is graded. A file that is there is replaced."""
     from leanthink.prompt import encode_prompt
@@ -38,7 +40,7 @@ def write_completions(
                 budget=None if budget is None else asdict(budget),
                 seed=sampling.seed,
                 temperature=sampling.temperature,
-                prompt_ids=tuple(encode_prompt(tokenizer, index, prompt)),
+                prompt_ids=tuple(encode_prompt(tokenizer, index, prompt, chat)),
                 correct=None,
                 **{name: getattr(completion, name) for name in shared},
             )

@@ -21,6 +21,7 @@ from leanthink.errors import LeanThinkError, UsageError
 from leanthink.importance.labels import Thought
 from leanthink.request import Predictor
 from leanthink.subject import About, Ask, LoadedModel
+from leanthink.tags import set_think_tags
 from leanthink.tiny import EMBEDDED
 
 try:
@@ -42,6 +43,7 @@ class Source:
         device: cpu, cuda, or None: cuda where the cluster has a GPU.
         dtype: name of a torch dtype; None: the default of `leanthink.load`.
         predictors: as for `LoadedModel`.
+        think_tags: what sets thoughts apart; None: the tags of the model.
 
     Raises:
         UsageError: a device with a number, which is for Ray to choose.
@@ -51,6 +53,7 @@ class Source:
     device: str | None
     dtype: str | None
     predictors: Mapping[str, Predictor]
+    think_tags: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.device not in (None, "cpu", "cuda"):
@@ -142,6 +145,8 @@ class Worker:
         source = self._source
         dtype = None if source.dtype is None else getattr(torch, source.dtype)
         model, tokenizer = load(source.model, source.device, dtype)
+        if source.think_tags is not None:
+            set_think_tags(tokenizer, *source.think_tags)
         self._model = LoadedModel(model, tokenizer, source.predictors)
         yield f"process {os.getpid()} on {ray.util.get_node_ip_address()}", self._model.about, tokenizer
 
