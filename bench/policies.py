@@ -43,8 +43,8 @@ from leanthink.importance.oracle import oracles
 from leanthink.importance.predictor import load_predictor
 from leanthink.load import load
 from leanthink.policies import POLICIES, Policy, make_policy
+from leanthink.prompt import encode_prompt
 from leanthink.provenance import certificate
-from leanthink.request import encode_prompt
 from leanthink.sampling import Sampling
 from leanthink.tiny import predictors_path, tasks
 from leanthink.tiny.problem import Problem

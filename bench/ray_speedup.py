@@ -27,8 +27,8 @@ import torch
 from leanthink.bench.measure import spread
 from leanthink.integrations.ray import Engines, Source, connected
 from leanthink.load import load
+from leanthink.prompt import encode_prompt
 from leanthink.provenance import certificate
-from leanthink.request import encode_prompt
 from leanthink.sampling import Sampling
 from leanthink.subject import Ask, LoadedModel, Subject
 from leanthink.tiny import tasks

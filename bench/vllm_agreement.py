@@ -27,8 +27,8 @@ from typing import Any
 from leanthink import Budget, Completion, Sampling, generate, load
 from leanthink.integrations.vllm.settings import VARIABLE
 from leanthink.integrations.vllm.version import ROWS
+from leanthink.prompt import encode_prompt
 from leanthink.provenance import certificate
-from leanthink.request import encode_prompt
 from leanthink.tiny import tasks, weights_path
 
 PORT = 8123

@@ -23,8 +23,8 @@ from leanthink import Budget, load
 from leanthink.eval.grading import last_boxed
 from leanthink.integrations.vllm.settings import VARIABLE
 from leanthink.integrations.vllm.version import ROWS
+from leanthink.prompt import encode_prompt
 from leanthink.provenance import certificate
-from leanthink.request import encode_prompt
 from leanthink.tiny import tasks, weights_path
 
 POLICIES = ("full", "horizon", "random")

@@ -16,6 +16,7 @@ from leanthink.importance import collect as collecting
 from leanthink.importance.collect import Collected, collect
 from leanthink.sampling import Sampling
 from leanthink.subject import LoadedModel
+from leanthink.tags import ThinkTags, set_think_tags
 from leanthink.tiny import tasks
 from leanthink.trace import Trace, read_traces, request_seed
 from models import make_model, make_tokenizer
@@ -192,9 +193,22 @@ def test_a_model_without_tags_has_all_of_its_text_graded(
     model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LoadedModel, "complete", answering(Finished(r"so \boxed{4}", (1, 2, 3), 3, 0)))
-    monkeypatch.setattr(collecting, "think_tags", lambda tokenizer: dataclasses.make_dataclass("T", ["close_id"])(None))
+    monkeypatch.setattr(collecting, "think_tags", lambda tokenizer: ThinkTags(open_id=None, close_id=None))
     collect(model, tokenizer, PROBLEMS[2:], tmp_path / "t.jsonl", samples=1, sampling=SAMPLING)
     assert read_traces(tmp_path / "t.jsonl")[0].correct is True
+
+
+@pytest.mark.parametrize(
+    ("text", "correct"), [(r"[THINK]\boxed{3}[/THINK]\boxed{4}", True), (r"[THINK]\boxed{4}", False)]
+)
+def test_what_follows_tags_of_another_name_is_graded(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, correct: bool
+) -> None:
+    named = make_tokenizer()
+    set_think_tags(named, "[THINK]", "[/THINK]")
+    monkeypatch.setattr(LoadedModel, "complete", answering(Finished(text, (1, 2, 3), 2, 1)))
+    collect(model, named, PROBLEMS[2:], tmp_path / "t.jsonl", samples=1, sampling=SAMPLING)
+    assert read_traces(tmp_path / "t.jsonl")[0].correct is correct
 
 
 @pytest.mark.parametrize(

@@ -181,11 +181,14 @@ def test_tags_are_single_tokens_or_nothing() -> None:
     assert (half.open_id, half.close_id) == (1, None)
 
 
-def test_the_end_is_what_the_model_says_and_else_what_the_tokenizer_says() -> None:
+def test_what_ends_a_text_is_what_the_model_and_the_tokenizer_say_together() -> None:
     model, tokenizer = make_model(), make_tokenizer()
-    model.generation_config.eos_token_id = [3, 4]
-    assert end_ids(model, tokenizer) == (3, 4)
-    model.generation_config.eos_token_id = 5
-    assert end_ids(model, tokenizer) == (5,)
-    model.generation_config.eos_token_id = None
-    assert end_ids(model, tokenizer) == (END,)
+    model.generation_config.eos_token_id = [3, END, 4]
+    assert end_ids(model, tokenizer) == (3, END, 4)
+    model.generation_config.eos_token_id = 5  # a base model's, whose fine-tuned tokenizer has another
+    assert end_ids(model, tokenizer) == (5, END)
+    model.generation_config.eos_token_id = tokenizer.eos_token = None
+    model.config.eos_token_id = 2  # a default of its class, which is a word of this tokenizer
+    assert end_ids(model, tokenizer) == ()
+    model.config.eos_token_id = [2, 259]
+    assert end_ids(model, tokenizer) == (259,)

@@ -15,6 +15,7 @@ import pytest
 from leanthink import cli
 from leanthink.eval.benchmarks import PUBLIC
 from leanthink.policies import POLICIES
+from leanthink.tags import KNOWN_TAGS
 from leanthink.tiny import predictors_path, weights_path
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +122,7 @@ def test_links_lead_to_files_of_the_repository():
         "docs/serving.md",
         "docs/evaluation.md",
         "docs/policies.md",
+        "docs/prompts.md",
         "docs/ray.md",
         "docs/transformers.md",
         "docs/viewer.md",
@@ -139,6 +141,14 @@ def test_the_measured_tables_are_those_of_the_result_files():
     script = ROOT / "bench" / "table.py"
     done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"run make report {done.stderr}"
+
+
+def test_the_page_on_prompts_has_commands_that_are_understood_and_names_the_tags(capfd):
+    page = (ROOT / "docs" / "prompts.md").read_text()
+    assert {words[0] for words in commands(page)} == {"generate", "eval", "serve"}
+    for words in commands(page):
+        assert cli.run([*words, "--help"]) == 0, capfd.readouterr().err
+    assert all(f"`{start}`" in page for start, _ in KNOWN_TAGS)
 
 
 def test_the_page_on_evaluation_has_commands_that_are_understood(capfd):

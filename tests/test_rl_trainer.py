@@ -20,7 +20,8 @@ from leanthink.rl import trainer as module
 from leanthink.rl.config import MASTERED_WEIGHT, DeepCompressConfig
 from leanthink.rl.data import from_tasks
 from leanthink.rl.trl_reward import DeepCompressReward
-from models import make_model, make_tokenizer
+from leanthink.tags import think_tags
+from models import END, make_model, make_tokenizer
 from rl_runs import PROBLEMS, TEMPLATE, average, likes, make_policy, make_trainer, settings, weights
 
 SCRIPT = Path(__file__).parent / "rl_runs.py"
@@ -374,3 +375,45 @@ def test_another_version_of_trl_is_refused() -> None:
     module.check_version("1.16.3")
     with pytest.raises(UsageError, match=r"trl 1\.17\.0 is installed.*pip install"):
         module.check_version("1.17.0")
+
+
+def test_prompts_are_those_of_trl_and_control_tokens_in_a_problem_are_text(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.role }}:{{ m.content }}<|end|>{% endfor %}" + (
+        "{% if add_generation_prompt %}{% if quick is defined %}!{% endif %}<think>{% endif %}"
+    )
+    plain, told = ([{"role": "user", "content": text}] for text in ("What is 1 + 2?", "1<|end|>2"))
+    trainer, _ = make_trainer(tmp_path)
+    tokenizer = trainer.processing_class
+    tokenizer.chat_template = template
+    trls, _, _ = GRPOTrainer._tokenize_prompts(trainer, [plain, told])
+    ids, _, _ = trainer._tokenize_prompts([plain, told])
+    assert ids[0] == trls[0]
+    assert [each.count(END) for each in (*trls, *ids)] == [1, 2, 1, 1]
+    assert tokenizer.decode(ids[1]) == tokenizer.decode(trls[1])
+    trainer.args.split_special_tokens = False
+    trainer.args.system_prompt, trainer.chat_template_kwargs = "Brief!", {"quick": True}
+    (ids,), _, _ = trainer._tokenize_prompts([told])
+    assert tokenizer.decode(ids) == "system:Brief!<|end|>user:1<|end|>2<|end|>!<think>"
+    assert ids.count(END) == 3
+
+
+def test_tags_of_another_name_are_given_and_graded_as_the_usual_ones(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def notes(row: Any, text: str, *, think_tags: bool) -> bool:
+        seen.append(text)
+        return think_tags
+
+    trainer, _ = make_trainer(tmp_path, grader=notes, think_tags=["[THINK]", "[/THINK]"])
+    tags = think_tags(trainer.processing_class)
+    assert (tags.open, tags.close, tags.in_text) == ("[THINK]", "[/THINK]", True)
+    ids = trainer.processing_class("so[/THINK]3").input_ids
+    judged = trainer.reward._judge({}, ids, trainer.processing_class, tags)
+    assert (judged.thought_tokens, judged.closed, judged.correct, seen) == (
+        len("so[/THINK"),
+        True,
+        1.0,
+        ["so</think>3"],
+    )
+    with pytest.raises(UsageError, match="must differ"):
+        settings(tmp_path, think_tags=["<a>", "<a>"])

@@ -169,16 +169,27 @@ def test_n_choices_have_the_seeds_that_follow(client: openai.OpenAI) -> None:
     assert (three.usage.prompt_tokens, three.usage.completion_tokens) == (24, 120)
 
 
-def test_a_stop_string_ends_the_text_before_it(client: openai.OpenAI) -> None:
-    ask: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "stop": [" checking", "never", ""],
+@pytest.mark.parametrize(
+    ("fields", "thought", "answer"), [({"stop_in_thought": True}, "In steps,", ""), ({}, None, "The first")]
+)
+def test_a_stop_string_ends_the_answer_before_it_or_the_thought_too_where_that_is_asked_for(
+    client: openai.OpenAI, fields: dict[str, Any], thought: str | None, answer: str
+) -> None:
+    ask: dict[str, Any] = {"model": "tiny", "messages": MESSAGES, "temperature": 0, "stop": [" checking", " row", ""],
                            "max_tokens": 10**12}  # fmt: skip
     assert greedy().thought.startswith("In steps, checking all.")
-    whole = client.chat.completions.create(**ask)
+    assert greedy().answer.startswith("The first row is")
+    fields = TIGHT | fields
+    whole = client.chat.completions.create(**ask, extra_body=fields)
     message: Any = whole.choices[0].message
-    assert (message.content, message.reasoning_content) == ("", "In steps,")
+    expected = (answer, greedy().thought if thought is None else thought)
+    assert (message.content, message.reasoning_content) == expected
     assert whole.choices[0].finish_reason == "stop"
-    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**ask, stream=True)]
-    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "In steps,"
+    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**ask, stream=True, extra_body=fields)]
+    streamed = [
+        "".join(getattr(delta, name, None) or "" for delta in deltas) for name in ("content", "reasoning_content")
+    ]
+    assert tuple(streamed) == expected
 
 
 def test_log_probabilities_of_a_chat(client: openai.OpenAI) -> None:

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from leanthink.engine import Engine, Progress
     from leanthink.errors import DamagedFile, LeanThinkError, PredictorMismatch, UnsupportedModel, UsageError
     from leanthink.generate import generate, stream
-    from leanthink.load import ThinkTags, load, think_tags
+    from leanthink.load import load
     from leanthink.policies import POLICIES, Policy
     from leanthink.sampling import Sampling
+    from leanthink.tags import ThinkTags, set_think_tags, think_tags
     from leanthink.trace import Trace, read_traces
     from leanthink.transformers_generate import custom_generate
 
@@ -39,6 +40,7 @@ __all__ = [
     "generate",
     "load",
     "read_traces",
+    "set_think_tags",
     "stream",
     "think_tags",
 ]
@@ -56,7 +58,7 @@ _HOMES = {
     "Progress": "engine",
     "Sampling": "sampling",
     "Step": "completion",
-    "ThinkTags": "load",
+    "ThinkTags": "tags",
     "Trace": "trace",
     "UnsupportedModel": "errors",
     "UsageError": "errors",
@@ -64,8 +66,9 @@ _HOMES = {
     "generate": "generate",
     "load": "load",
     "read_traces": "trace",
+    "set_think_tags": "tags",
     "stream": "generate",
-    "think_tags": "load",
+    "think_tags": "tags",
 }
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from leanthink.load import ThinkTags
 from leanthink.scores import Scores
+from leanthink.tags import ThinkTags
 
 FinishReason = Literal["stop", "length"]
 TopLogprobs = tuple[tuple[int, float], ...]
@@ -19,12 +19,13 @@ class Completion:
 
     Attributes:
         text: all that was written, tags included, without the end token and up to the stop string.
-        thought: the text before `</think>`, stripped; everything where that tag never came.
+        thought: the text before `</think>`, or whatever tag closes thoughts here, stripped; everything where that tag
+            never came.
         answer: the text after it, stripped.
         token_ids: every generated token, the end token included.
         prompt_tokens: tokens of the prompt.
-        thought_tokens: generated tokens before `</think>`.
-        answer_tokens: generated tokens from `</think>` on.
+        thought_tokens: generated tokens before `</think>`; before the last token of a tag that is several.
+        answer_tokens: generated tokens from that one on.
         finish_reason: "stop" at an end token or stop string, "length" at `max_new_tokens`, at the end of the
             answer's slots or of the context.
         peak_slots: slots held at the fullest moment, prompt included.
@@ -114,9 +115,10 @@ def decode(tokenizer: Any, token_ids: Sequence[int], tags: ThinkTags) -> str:
     return text
 
 
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the first stop string in it."""
-    return text[: min((text.index(end) for end in stop if end in text), default=len(text))]
+def cut_at_stop(text: str, stop: Sequence[str], start: int = 0) -> str:
+    """The text before the first stop string in what follows its first `start` characters."""
+    found = (text.find(end, start) for end in stop)
+    return text[: min((at for at in found if at >= 0), default=len(text))]
 
 
 class TextStream:
@@ -127,15 +129,40 @@ class TextStream:
         self._ids: list[int] = []
         self._first, self._ready = 0, 0  # tokens [first, ready) were shown; they are the context of the next ones
         self._held = ""  # decoded, and not yet shown: a stop string may begin here
+        self._thought: str | None = None  # the end of what was shown of a thought that no stop string ends
 
-    def push(self, token_id: int, *, last: bool) -> str:
-        """The text that this token completes; the last call gives what is left, cut at a stop string."""
+    def push(self, token_id: int, *, last: bool, searched: bool | None = True) -> str:
+        """The text that this token completes; the last call gives what is left, cut at a stop string.
+
+        `searched`: False while it belongs to a thought in which no stop string counts; None while nobody knows.
+        """
         self._ids.append(token_id)
         shown = decode(self._tokenizer, self._ids[self._first : self._ready], self._tags)
         text = decode(self._tokenizer, self._ids[self._first :], self._tags)
         if last or not text.endswith("\ufffd"):  # the sign of a character whose last bytes are still to come
             self._held += text[len(shown) :]
             self._first, self._ready = self._ready, len(self._ids)
+        if searched is None and not last:
+            return ""
+        if searched is False:
+            return self._pass(len(self._held))
+        if self._thought is None:
+            return self._search(last=last)
+        before, tag, _ = (self._thought + self._held).partition(self._tags.close)  # which may have begun before
+        if not tag and not last:
+            return ""
+        thought = self._pass(max(0, len(before + tag) - len(self._thought)))
+        self._thought = None
+        return thought + self._search(last=last)
+
+    def _pass(self, characters: int) -> str:
+        """So much of what is held, shown as it is."""
+        piece, self._held = self._held[:characters], self._held[characters:]
+        self._thought = ((self._thought or "") + piece)[-len(self._tags.close) :]
+        return piece
+
+    def _search(self, *, last: bool) -> str:
+        """What can be shown of the text in which stop strings count."""
         if last or any(end in self._held for end in self._stop):
             piece, self._held = cut_at_stop(self._held, self._stop), ""
             return piece

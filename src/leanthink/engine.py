@@ -25,13 +25,15 @@ from leanthink.completion import Completion, Step, TextStream
 from leanthink.device_step import DeviceStep, Stamping
 from leanthink.errors import UsageError
 from leanthink.feeds import Segment
-from leanthink.load import ThinkTags, check_model, end_ids, kv_shape, think_tags
+from leanthink.load import check_model, end_ids, kv_shape
 from leanthink.policies import Policy
+from leanthink.prompt import PLAIN, ChatOptions, Prompt
 from leanthink.recorder import Recorder
-from leanthink.request import PolicyMaker, Predictor, Prompt, Request, make_requests
+from leanthink.request import PolicyMaker, Predictor, Request, make_requests
 from leanthink.sampling import Sampler, Sampling
 from leanthink.seats import GOING_ON, NEVER, Seats
 from leanthink.states import state_size
+from leanthink.tags import ThinkTags, think_tags
 from leanthink.wishes import Wishes
 
 PREFILL_TOKENS = 2048
@@ -138,10 +140,13 @@ class Engine:
         budget: Budget | None = None,
         predictor: Predictor = None,
         sampling: Sampling | None = None,
+        options: ChatOptions = PLAIN,
         streamed: bool = False,
         record: bool = False,
     ) -> int:
         """Queue a request; returns its id. Arguments and errors as of `leanthink.generate`.
+
+        `options` say how a chat becomes a prompt.
 
         With `streamed`, `step` reports each of its tokens, with `record` too what each eviction took.
 
@@ -150,7 +155,7 @@ class Engine:
         """
         policy = self.maker.make(policy, predictor)
         choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": None, "sampling": sampling}
-        (request,) = make_requests(self.model, self.tokenizer, self.tags, [prompt], **choices)
+        (request,) = make_requests(self.model, self.tokenizer, self.tags, [prompt], options=options, **choices)
         return self.add_request(replace(request, index=self._next_id, record=record), streamed=streamed)
 
     def add_request(self, request: Request, *, streamed: bool = False) -> int:
@@ -426,7 +431,9 @@ class Engine:
             likeliest = seats.logprobs.get(request.index)
             steps[request.index] = Step(
                 token_id=token_id,
-                text=self.streams[request.index].push(token_id, last=completion is not None),
+                text=self.streams[request.index].push(
+                    token_id, last=completion is not None, searched=seats.searches(row)
+                ),
                 in_thought=int(seats.answer_start[row]) == NEVER,
                 slots=int(self.cache.host_lengths[row]),
                 full_slots=len(request.prompt_ids) + generated - 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -13,10 +13,12 @@ from leanthink.budget import Budget
 from leanthink.completion import Completion, Step
 from leanthink.engine import Engine
 from leanthink.errors import UsageError
-from leanthink.load import ThinkTags, check_model, kv_shape, think_tags
+from leanthink.load import check_model, kv_shape
 from leanthink.policies import Policy
-from leanthink.request import Predictor, Prompt, Request, as_prompts, make_requests
+from leanthink.prompt import ChatOptions, Prompt, as_prompts
+from leanthink.request import Predictor, Request, make_requests
 from leanthink.sampling import Sampling
+from leanthink.tags import ThinkTags, think_tags
 
 OnFinish = Callable[[int, Completion], None]
 GPU_SHARE, CPU_SHARE = 0.8, 0.5  # of the memory, for keys and values
@@ -31,6 +33,9 @@ def generate(
     budget: Budget | Sequence[Budget | None] | None = None,
     predictor: Predictor = None,
     sampling: Sampling | Sequence[Sampling] | None = None,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    split_special_tokens: bool = True,
     max_rows: int = 64,
     record: bool = False,
     on_finish: OnFinish | None = None,
@@ -48,6 +53,10 @@ def generate(
         predictor: file or module for the policies dynts and horizon; None for the one shipped with this model.
         sampling: how tokens are picked; one for all, or a list. None: as the model's generation config says, see
             `Sampling.from_model`; `Sampling()` is greedy.
+        system_prompt: put before every chat that has no system message of its own.
+        chat_template_kwargs: switches of the model's chat template, such as {"enable_thinking": False}.
+        split_special_tokens: whether control tokens in text and messages, such as <|im_end|>, stay text; False: they
+            are control tokens. Token ids, and text without a chat template, mean what they say.
         max_rows: most requests on the cache at a time; the memory is that of so many of the largest bounds. Fewer where
             that is more than 80 % of a GPU's free memory, or half of this machine's.
         record: fill `evicted_at`, `token_chars` and `scores` of each Completion.
@@ -61,7 +70,8 @@ def generate(
     check_model(model)
     tags, asked = think_tags(tokenizer), as_prompts(prompts)
     choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": predictor, "sampling": sampling}
-    requests = make_requests(model, tokenizer, tags, asked, **choices)
+    options = _options(system_prompt, chat_template_kwargs, split_special_tokens)
+    requests = make_requests(model, tokenizer, tags, asked, options=options, **choices)
     finished = each_finished(model, tokenizer, requests, tags=tags, max_rows=max_rows, record=record)
     return in_order(finished, on_finish)
 
@@ -145,6 +155,9 @@ def stream(
     budget: Budget | None = None,
     predictor: Predictor = None,
     sampling: Sampling | None = None,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    split_special_tokens: bool = True,
     record: bool = False,
 ) -> Iterator[Step]:
     """Generate for one prompt and yield each token as it comes; the last step carries the completion.
@@ -154,6 +167,12 @@ def stream(
     check_model(model)
     tags = think_tags(tokenizer)
     choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": predictor, "sampling": sampling}
-    (request,) = make_requests(model, tokenizer, tags, [prompt], **choices)
+    options = _options(system_prompt, chat_template_kwargs, split_special_tokens)
+    (request,) = make_requests(model, tokenizer, tags, [prompt], options=options, **choices)
     engine = Engine(model, tokenizer, slots=request.bound, rows=1, tags=tags, record=record)
     return engine.stream_request(request)
+
+
+def _options(system_prompt: str | None, kwargs: Mapping[str, Any] | None, split: bool) -> ChatOptions:
+    given = {} if kwargs is None else kwargs
+    return ChatOptions(system_prompt=system_prompt, chat_template_kwargs=given, split_special_tokens=split)

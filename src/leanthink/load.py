@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,25 +14,13 @@ from leanthink.context import context_of
 from leanthink.device import check_device
 from leanthink.errors import DamagedFile, UnsupportedModel, UsageError, unknown
 from leanthink.kv_shape import KVShape
+from leanthink.tags import CLOSE_TAG as CLOSE_TAG
+from leanthink.tags import OPEN_TAG as OPEN_TAG
+from leanthink.tags import ThinkTags as ThinkTags
+from leanthink.tags import think_tags as think_tags
 from leanthink.tiny import TINY, load_tiny
 
-OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
 MODEL_TYPES = ("gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ThinkTags:
-    """Token ids of `<think>` and `</think>`; None where the tokenizer has no single token for the tag."""
-
-    open_id: int | None
-    close_id: int | None
-
-
-def think_tags(tokenizer: Any) -> ThinkTags:
-    """The thought tags of this tokenizer. Without a `</think>` token everything generated counts as thought."""
-    ids = [tokenizer.convert_tokens_to_ids(tag) for tag in (OPEN_TAG, CLOSE_TAG)]
-    open_id, close_id = (None if token == tokenizer.unk_token_id else token for token in ids)
-    return ThinkTags(open_id=open_id, close_id=close_id)
 
 
 DType = torch.dtype | Literal["auto"] | None
@@ -194,13 +182,19 @@ def kv_shape(config: Any) -> KVShape:
 
 
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that end a generation: what the model's generation config says, else the tokenizer's."""
-    ids = model.generation_config.eos_token_id
-    if ids is None:
-        ids = getattr(tokenizer, "eos_token_id", None)
-    if ids is None:
-        return ()
-    return (ids,) if isinstance(ids, int) else tuple(ids)
+    """The tokens that end a generation: those of the generation config and the tokenizer's, each of which may lack one.
+
+    The model config's count where they are special tokens: an id that it has from its class may be any word.
+    """
+    special = {token_id for token_id, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    of_config = _ids(getattr(model.config, "eos_token_id", None))
+    of_tokenizer = _ids(getattr(tokenizer, "eos_token_id", None))
+    found = [*_ids(model.generation_config.eos_token_id), *of_tokenizer, *(i for i in of_config if i in special)]
+    return tuple(dict.fromkeys(found))
+
+
+def _ids(ids: int | Sequence[int] | None) -> list[int]:
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
 def check_model(model: Any) -> None:

@@ -6,24 +6,22 @@ A request is what one prompt asks for: token ids, policy, budget and sampling.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from jinja2 import TemplateError
 from torch import nn
 
 from leanthink.budget import Budget
 from leanthink.context import context_of
 from leanthink.default_policy import WITHOUT_PREDICTOR, default_policy, how_to_fit, name_of
 from leanthink.errors import LeanThinkWarning, UsageError, unknown
-from leanthink.load import ThinkTags
 from leanthink.policies import POLICIES, ImportancePredictor, Policy, make_policy
+from leanthink.prompt import PLAIN, ChatOptions, Prompt, encode_prompt
 from leanthink.sampling import Sampling
+from leanthink.tags import ThinkTags, beginning
 
-Message = Mapping[str, Any]
-Prompt = str | Sequence[Message] | Sequence[int]
 Predictor = str | Path | nn.Module | None
 T = TypeVar("T")
 
@@ -32,7 +30,8 @@ T = TypeVar("T")
 class Request:
     """One checked request; `bound` is the number of slots it can ever hold, which is what it reserves.
 
-    `record` says that its evictions are to be told.
+    `record` says that its evictions are to be told, and `must_open` that its text is a thought only if it begins with
+    the opening tag.
     """
 
     index: int
@@ -43,7 +42,12 @@ class Request:
     starts_in_answer: bool
     max_new_tokens: int
     bound: int
+    must_open: bool = False
     record: bool = False
+
+    def has_thought(self, text: str, tags: ThinkTags) -> bool:
+        """Whether something in this generated text may be thought; else all of it is answer."""
+        return tags.closes and (not self.must_open or tags.must_close(text))
 
 
 def make_request(
@@ -55,11 +59,13 @@ def make_request(
     sampling: Sampling,
     context: int,
     starts_in_answer: bool = False,
+    must_open: bool = False,
     closes: bool = True,
 ) -> Request:
     """Check one request against the model's context, in tokens, and bound its slots. Raises UsageError.
 
-    `closes` says whether anything can end the thought: False for a tokenizer without think tags.
+    `starts_in_answer`, `must_open` and `closes` (whether anything can end the thought) are those of
+    `leanthink.tags.beginning`.
     """
     tokens = len(prompt_ids)
     if tokens == 0:
@@ -90,6 +96,7 @@ def make_request(
         starts_in_answer=starts_in_answer,
         max_new_tokens=max_new_tokens,
         bound=bound,
+        must_open=must_open,
     )
 
 
@@ -103,6 +110,7 @@ def make_requests(
     budget: Budget | Sequence[Budget | None] | None,
     predictor: Predictor,
     sampling: Sampling | Sequence[Sampling] | None,
+    options: ChatOptions = PLAIN,
 ) -> list[Request]:
     """One request per prompt; policy, budget and sampling are one for all, or a list as long as the prompts."""
     policies = resolve_policies(model, tokenizer, _one_each("policy", policy, len(prompts)), predictor)
@@ -111,7 +119,7 @@ def make_requests(
     samplings = _one_each("sampling", sampling, len(prompts))
     requests = []
     for index, prompt in enumerate(prompts):
-        ids = encode_prompt(tokenizer, index, prompt)
+        ids = encode_prompt(tokenizer, index, prompt, options)
         _check_ids(model, tokenizer, index, ids)
         request = make_request(
             index,
@@ -120,8 +128,7 @@ def make_requests(
             budget=_checked("budget", budgets[index], Budget, optional=True),
             sampling=_checked("sampling", samplings[index], Sampling),
             context=context_of(model.config),
-            starts_in_answer=thought_is_over(tokenizer, ids, tags),
-            closes=tags.close_id is not None,
+            **beginning(tokenizer, ids, tags),
         )
         requests.append(request)
     return requests
@@ -222,48 +229,3 @@ def _make_policy(model: Any, tokenizer: Any, name: str, predictor: Predictor) ->
 
     loaded = load_shipped(name, model) if predictor is None else load_predictor(predictor, model)
     return make_policy(name, loaded)  # which says what is missing where it is None
-
-
-def encode_prompt(tokenizer: Any, index: int, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt: text goes through the chat template where there is one; token ids stand for themselves."""
-    if isinstance(prompt, str):
-        if prompt == "":
-            raise UsageError(f"prompt {index} is empty: give some text")
-        if getattr(tokenizer, "chat_template", None) is None:
-            text_ids: list[int] = tokenizer(prompt).input_ids
-            return text_ids
-        prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, Sequence):
-        raise _no_prompt(index, prompt)
-    if prompt and all(isinstance(token, int) for token in prompt):
-        return [int(cast(int, token)) for token in prompt]
-    if not prompt or not all(isinstance(message, Mapping) for message in prompt):
-        raise _no_prompt(index, prompt)
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise UsageError(f"prompt {index} is a chat, and this tokenizer has no chat template: give text instead")
-    try:
-        text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise UsageError(f"prompt {index} is refused by the model's chat template: {error}") from error
-    chat_ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-    return chat_ids
-
-
-def _no_prompt(index: int, given: object) -> UsageError:
-    return UsageError(f"prompt {index} is {given!r}: give text, a list of chat messages, or a list of token ids")
-
-
-def thought_is_over(tokenizer: Any, prompt_ids: Sequence[int], tags: ThinkTags) -> bool:
-    """Whether the prompt ends in a closed thought, as templates write it for "do not think": the answer comes next."""
-    if tags.close_id is None or tags.close_id not in prompt_ids:
-        return False
-    last = len(prompt_ids) - list(prompt_ids)[::-1].index(tags.close_id)
-    rest: str = tokenizer.decode(list(prompt_ids[last:]))
-    return not rest.strip()
-
-
-def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """A list of prompts; a single text, chat or list of token ids becomes a list of one."""
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Mapping | int)):
-        return [cast(Prompt, prompts)]
-    return list(cast(Sequence[Prompt], prompts))

@@ -38,9 +38,10 @@ class Sampling:
 
     The knobs mean what they mean in transformers and act in the same order: temperature, top_k (0: off),
     top_p (1: off), min_p (0: off). The same seed gives the same tokens, whatever else is in the batch.
-    Generation ends at the first of the strings in `stop`, which is not part of the text. `logprobs`: None for none; a
-    number for the log-probability of each token and of so many of the likeliest, before temperature and the others.
-    The context ends a generation too, where it comes before `max_new_tokens`.
+    Generation ends at the first of the strings in `stop`, which is not part of the text. They are looked for in thought
+    and answer; without `stop_in_thought`, in the answer alone. `logprobs`: None for none; a number for the
+    log-probability of each token and of so many of the likeliest, before temperature and the others. The context ends a
+    generation too, where it comes before `max_new_tokens`.
     """
 
     temperature: float = 0.0
@@ -50,6 +51,7 @@ class Sampling:
     max_new_tokens: int = 16384
     seed: int = 0
     stop: tuple[str, ...] = ()
+    stop_in_thought: bool = True
     logprobs: int | None = None
 
     @classmethod

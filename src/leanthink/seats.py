@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from leanthink.completion import Completion, TopLogprobs, cut_at_stop, decode, token_chars
-from leanthink.load import CLOSE_TAG, OPEN_TAG, ThinkTags
 from leanthink.policies import Policy
 from leanthink.request import Request
 from leanthink.scores import Scores, pack
+from leanthink.tags import TagReader, ThinkTags
 
 NEVER = 2**62  # a count that no request reaches
 GOING_ON, STOP, LENGTH = 0, 1, 2
+BY_TOKEN, OPENING, CLOSING, NO_THOUGHT = 0, 1, 2, 3  # what is looked for in a row's text: nothing; a tag; nothing more
 
 
 class Seats:
@@ -32,6 +33,8 @@ class Seats:
         ended: GOING_ON, STOP or LENGTH.
         policy: index of the request's policy in `policies`.
         watched: whether there are stop strings to look for.
+        tag: BY_TOKEN where a token closes the thought, or did; OPENING and CLOSING where the text is looked at for a
+            tag; NO_THOUGHT where it did not begin with the opening tag that it needed.
         alternatives: of how many tokens, beside its own, the request wants log-probabilities.
         own: the log-probability of each generated token; empty until a request wants them.
         recorded: whether its evictions are noted: it or all are to be recorded, and its policy keeps one set.
@@ -53,11 +56,13 @@ class Seats:
     ) -> None:
         self.tokenizer, self.tags, self.policies, self.record = tokenizer, tags, policies, record
         self.requests: list[Request] = []
-        self._table = torch.zeros(rows, 13, dtype=torch.int64)
+        self._table = torch.zeros(rows, 14, dtype=torch.int64)
         columns = self._table.unbind(1)
         self.generated, self.answer_start, self.due, self.most, self.most_answer = columns[:5]
         self.peak, self.slot_steps, self.evictions, self.ended, self.policy, self.watched = columns[5:11]
-        self.alternatives, self.recorded = columns[11:]
+        self.alternatives, self.recorded, self.tag = columns[11:]
+        self._reader, self._reads = TagReader(tags), tags.closes and (tags.in_text or tags.must_open)
+        self._decided: set[int] = set()  # rows of which this step has told whether they think
         self.ids = torch.zeros(rows, 256, dtype=torch.int64)
         self.evicted_at = torch.full((rows, 256), -1)
         self._ends = torch.tensor(ends, dtype=torch.int64)
@@ -72,6 +77,7 @@ class Seats:
         self._table[rows], self.ids[rows], self.evicted_at[rows] = 0, 0, -1
         self.answer_start[rows] = torch.tensor([0 if request.starts_in_answer else NEVER for request in batch])
         self.most[rows] = torch.tensor([request.max_new_tokens for request in batch])
+        self.tag[rows] = torch.tensor([self._first_tag(request) for request in batch])
         budgets = [request.budget for request in batch]
         self.due[rows] = torch.tensor([budget.slots + budget.interval if budget else NEVER for budget in budgets])
         self.most_answer[rows] = torch.tensor([budget.answer if budget else NEVER for budget in budgets])
@@ -86,6 +92,14 @@ class Seats:
         self.watched[rows] = torch.tensor([bool(request.sampling.stop) for request in batch], dtype=torch.int64)
         told = [(self.record or request.record) and request.policy.is_shared for request in batch]
         self.recorded[rows] = torch.tensor(told, dtype=torch.int64)
+
+    def _first_tag(self, request: Request) -> int:
+        """What is looked for in a request's text at first."""
+        if request.starts_in_answer or not self.tags.closes:
+            return BY_TOKEN
+        if request.must_open:
+            return OPENING
+        return CLOSING if self.tags.in_text else BY_TOKEN
 
     def _index_of(self, policy: Policy) -> int:
         return next(index for index, known in enumerate(self.policies) if known is policy)
@@ -159,9 +173,13 @@ class Seats:
             self._widen()
         self.ids[rows].scatter_(1, generated[:, None], ids_N[:, None])
         if self.tags.close_id is not None:
-            closes_N = (ids_N == self.tags.close_id) & (answer_start == NEVER)
+            closes_N = (ids_N == self.tags.close_id) & (answer_start == NEVER) & (self.tag[rows] == BY_TOKEN)
             answer_start[closes_N] = generated[closes_N]
         generated += 1
+        if self._reads:
+            self._decided.clear()
+            for row in ((self.tag[rows] == OPENING) | (self.tag[rows] == CLOSING)).nonzero()[:, 0].tolist():
+                self._read_tag(row)
         answer_N = generated - answer_start  # far below zero while thinking
         ended[(generated >= self.most[rows]) | (answer_N >= self.most_answer[rows])] = LENGTH
         ended[torch.isin(ids_N, self._ends)] = STOP
@@ -173,12 +191,49 @@ class Seats:
         self.ids = torch.cat([self.ids, torch.zeros_like(self.ids)], dim=1)
         self.evicted_at = torch.cat([self.evicted_at, torch.full_like(self.evicted_at, -1)], dim=1)
 
+    def _read_tag(self, row: int) -> None:
+        """Look at the text of a row, whose latest token may complete a tag."""
+        if int(self.tag[row]) == OPENING:
+            opens = self._reader.opens(self.tokens(row))
+            if opens is None:
+                return
+            self.tag[row] = NO_THOUGHT if not opens else CLOSING if self.tags.in_text else BY_TOKEN
+            self._decided.add(row)
+            return
+        end = int(self.generated[row])
+        if self._reader.may_close(int(self.ids[row, end - 1])) and self._reader.closes(
+            self.ids[row, max(0, end - 1 - self.tags.reach) : end].tolist()
+        ):
+            self.answer_start[row], self.tag[row] = end - 1, BY_TOKEN
+
+    def searches(self, row: int) -> bool | None:
+        """Whether stop strings are looked for now; None while nobody knows whether this is a thought."""
+        request = self.requests[row]
+        if request.sampling.stop_in_thought or not self.tags.closes:
+            return True
+        if int(self.tag[row]) == OPENING:
+            return None
+        return int(self.answer_start[row]) != NEVER or int(self.tag[row]) == NO_THOUGHT
+
+    def _searches_behind_tag(self, row: int) -> bool:
+        """Whether stop strings are looked for in what follows a closing tag that the row has written."""
+        request = self.requests[row]
+        skips = not (request.sampling.stop_in_thought or request.starts_in_answer)
+        return skips and int(self.answer_start[row]) != NEVER
+
     def _ends_in_stop(self, row: int) -> bool:
         """Whether a stop string is complete; a token brings at least a byte, so only the tail can hold a new one."""
-        stop = self.requests[row].sampling.stop
-        tail = max(len(text.encode()) for text in stop) + 4
-        text = decode(self.tokenizer, self.tokens(row)[-tail:], self.tags)
-        return any(end in text for end in stop)
+        request, end = self.requests[row], int(self.generated[row])
+        if not self.searches(row):
+            return False
+        stop, answer_start = request.sampling.stop, int(self.answer_start[row])
+        first = 0 if row in self._decided else max(0, end - max(len(text.encode()) for text in stop) - 4)
+        if self._searches_behind_tag(row) and first <= answer_start:
+            first = max(0, answer_start - self.tags.reach)
+            text = decode(self.tokenizer, self.ids[row, first:end].tolist(), self.tags).partition(self.tags.close)[2]
+        else:
+            text = decode(self.tokenizer, self.ids[row, first:end].tolist(), self.tags)
+        return any(text_end in text for text_end in stop)
 
     def tokens(self, row: int) -> list[int]:
         """Everything generated so far."""
@@ -190,16 +245,19 @@ class Seats:
         request, ids = self.requests[row], self.tokens(row)
         end = set(self._ends.tolist())
         written = ids[:-1] if ids[-1] in end else ids
-        text = cut_at_stop(decode(self.tokenizer, written, self.tags), request.sampling.stop)
         thought_tokens = min(len(ids), int(self.answer_start[row]))
-        tag = "" if request.starts_in_answer else CLOSE_TAG
-        thought_ends = len(decode(self.tokenizer, written[:thought_tokens], self.tags))
+        whole = decode(self.tokenizer, written, self.tags)
+        thought_ends, answer_starts = self._split(request, written, thought_tokens)
+        text = whole
+        if self.searches(row) is not False:
+            behind_tag = self._searches_behind_tag(row)
+            text = cut_at_stop(whole, request.sampling.stop, answer_starts if behind_tag else 0)
         evicted_at = self.evicted_at[row, : len(ids)].tolist() if self.recorded[row] else None
         peak, likeliest = int(self.peak[row]), self.logprobs.get(request.index)
         return Completion(
             text=text,
-            thought=text[:thought_ends].strip().removeprefix(OPEN_TAG).strip(),
-            answer=text[thought_ends + len(tag) :].strip(),
+            thought=text[:thought_ends].strip().removeprefix(self.tags.open).strip(),
+            answer=text[answer_starts:].strip(),
             token_ids=tuple(ids),
             prompt_tokens=len(request.prompt_ids),
             thought_tokens=thought_tokens,
@@ -218,6 +276,14 @@ class Seats:
             token_chars=token_chars(self.tokenizer, ids, text, self.tags) if self.record or request.record else None,
             scores=self._scores(row),
         )
+
+    def _split(self, request: Request, written: list[int], thought_tokens: int) -> tuple[int, int]:
+        """How many characters of the text precede the closing tag, and how many the answer; 0 without a thought."""
+        if request.starts_in_answer:
+            return 0, 0
+        head = decode(self.tokenizer, written[: thought_tokens + 1], self.tags)
+        before, tag, _ = head.rpartition(self.tags.close) if thought_tokens < len(written) else (head, "", "")
+        return len(before), len(before) + len(tag)
 
     def _scores(self, row: int) -> Scores | None:
         request = self.requests[row]

@@ -16,12 +16,13 @@ from leanthink.generate import each_finished
 from leanthink.importance.batches import batches_by_length
 from leanthink.importance.fingerprint import fingerprint
 from leanthink.importance.labels import Labels, Thought, label_batch
-from leanthink.load import check_model, think_tags
+from leanthink.load import check_model
 from leanthink.policies import Policy
 from leanthink.policies.policy import Granularity
 from leanthink.provenance import hardware_of
 from leanthink.request import PolicyMaker, Predictor, make_requests
 from leanthink.sampling import Sampling
+from leanthink.tags import think_tags
 
 
 @dataclass(frozen=True, kw_only=True)

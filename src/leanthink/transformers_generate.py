@@ -15,10 +15,11 @@ from leanthink.budget import Budget
 from leanthink.context import context_of
 from leanthink.errors import UsageError
 from leanthink.generate import each_finished, in_order
-from leanthink.load import ThinkTags, check_model, think_tags
+from leanthink.load import check_model
 from leanthink.policies import Policy
-from leanthink.request import Predictor, make_request, resolve_policies, thought_is_over
+from leanthink.request import Predictor, make_request, resolve_policies
 from leanthink.sampling import Sampling
+from leanthink.tags import ThinkTags, beginning, think_tags
 from leanthink.transformers_versions import CACHE_NAMES, filled_cache
 
 PROCESSORS = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper"}
@@ -80,6 +81,7 @@ def custom_generate(
     if think_ids is None and budget is not None:
         raise UsageError("where does the thought end? Give generate() think_ids=think_tags(tokenizer) (leanthink.load)")
     tags = think_ids or ThinkTags(open_id=None, close_id=None)
+    reader = tokenizer or tags.tokenizer
     (resolved,) = resolve_policies(model, tokenizer, [policy], predictor)
     prompts = strip_padding(input_ids, model_kwargs.get("attention_mask"))
     positions = model_kwargs.get("position_ids")
@@ -93,17 +95,14 @@ def custom_generate(
             budget=budget,
             sampling=sampling,
             context=context_of(model.config),
-            starts_in_answer=thought_is_over(
-                tokenizer or _NoText(), prompt_ids if tokenizer else prompt_ids[-1:], tags
-            ),
-            closes=tags.close_id is not None,
+            **beginning(reader or _NoText(), prompt_ids if reader else prompt_ids[-1:], tags),
         )
         for index, (prompt_ids, sampling) in enumerate(
             zip(prompts, _samplings(input_ids, generation_config), strict=True)
         )
     ]
     ends = _ids(generation_config.eos_token_id)
-    finished = each_finished(model, tokenizer or _NoText(), requests, tags=tags, ends=ends, max_rows=len(requests))
+    finished = each_finished(model, reader or _NoText(), requests, tags=tags, ends=ends, max_rows=len(requests))
     padding = [*_ids(generation_config.pad_token_id), *ends, 0][0]
     return _joined(input_ids, [completion.token_ids for completion in in_order(finished)], padding)
 

@@ -31,7 +31,7 @@ from leanthink.integrations.vllm.rows import Rows
 from leanthink.integrations.vllm.thought import Watch
 from leanthink.integrations.vllm.version import ROWS, check_config
 from leanthink.integrations.vllm.worker import ROW, worker_here, worker_of
-from leanthink.request import encode_prompt
+from leanthink.prompt import encode_prompt
 from leanthink.tiny import tasks, weights_path
 
 POLICIES = ("horizon", "dynts", "random", "window")

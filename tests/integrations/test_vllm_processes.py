@@ -27,7 +27,7 @@ from leanthink.importance.fingerprint import fingerprint
 from leanthink.importance.predictor import Predictor, save_predictor
 from leanthink.integrations.vllm.layout import Layout
 from leanthink.integrations.vllm.version import ROWS
-from leanthink.request import encode_prompt
+from leanthink.prompt import encode_prompt
 from leanthink.tiny import tasks, weights_path
 from models import make_model, make_tokenizer
 

@@ -13,7 +13,8 @@ from leanthink.bench.measure import seconds, spread
 from leanthink.bench.weights import never_ending
 from leanthink.generate import each_finished, in_order
 from leanthink.load import load
-from leanthink.request import encode_prompt, make_requests
+from leanthink.prompt import encode_prompt
+from leanthink.request import make_requests
 from leanthink.sampling import Sampling
 from leanthink.tiny import tasks
 

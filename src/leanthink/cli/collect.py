@@ -56,6 +56,10 @@ def command(
     limit: Limit = None,
     samples: Samples = 1,
     instruction: Instruction = "",
+    system_prompt: options.SystemPrompt = None,
+    chat_template_kwargs: options.ChatTemplateKwargs = None,
+    split_special_tokens: options.SplitSpecialTokens = None,
+    think_tags: options.ThinkTags = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
@@ -87,12 +91,15 @@ def command(
     sampling = options.make_sampling(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_new_tokens=max_new_tokens, seed=seed
     )
+    chat = options.make_chat_options(system_prompt, chat_template_kwargs, split_special_tokens)
     from leanthink.importance.collect import collect
 
     files: dict[str | None, Predictor] = {policy: predictor}
     try:
         with (
-            options.open_subject(model, device, dtype, files, ray=ray, ray_workers=ray_workers) as subject,
+            options.open_subject(
+                model, device, dtype, files, think_tags=think_tags, ray=ray, ray_workers=ray_workers
+            ) as subject,
             ProgressBar(samples * len(chosen)) as bar,
         ):
             collected = collect(
@@ -106,6 +113,7 @@ def command(
                 budget=slots,
                 model_name=model,
                 instruction=instruction,
+                options=chat,
                 max_rows=max_rows,
                 record=record,
                 resume=resume,

@@ -96,6 +96,10 @@ def command(
     split: Split = "held-out",
     limit: Limit = None,
     instruction: Instruction = None,
+    system_prompt: options.SystemPrompt = None,
+    chat_template_kwargs: options.ChatTemplateKwargs = None,
+    split_special_tokens: options.SplitSpecialTokens = None,
+    think_tags: options.ThinkTags = None,
     policies: Policies = None,
     budgets: Budgets = None,
     ratios: Ratios = None,
@@ -129,6 +133,7 @@ def command(
     sampling = options.make_sampling(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_new_tokens=max_new_tokens, seed=seed
     )
+    chat = options.make_chat_options(system_prompt, chat_template_kwargs, split_special_tokens)
     sources = Sources(
         benchmarks=benchmarks,
         problems=problems or [],
@@ -157,12 +162,15 @@ def command(
     requests = sum(slots.cells * samples * len(benchmark.problems) for benchmark in chosen.values())
     with ExitStack() as stack:
         subject = stack.enter_context(
-            options.open_subject(model, device, dtype, predictors, ray=ray, ray_workers=ray_workers)
+            options.open_subject(
+                model, device, dtype, predictors, think_tags=think_tags, ray=ray, ray_workers=ray_workers
+            )
         )
         slots = replace(slots, policies=subject.about.policies)
         if ray is not None and None in predictors and WITHOUT_PREDICTOR in slots.policies:
             say(how_to_fit(model))  # the engines' own warnings stay where they are
         settings = {"model": model, "samples": samples, "sampling": asdict(sampling), **_settings(subject, slots)}
+        settings |= chat.given | ({} if think_tags is None else {"think_tags": list(think_tags)})
         birth = certificate(command=words, hardware=subject.about.hardware)
         folder = stack.enter_context(RunFolder(out, settings, about, birth, overwrite=overwrite))
         progress = stack.enter_context(ProgressBar(requests))
@@ -173,6 +181,7 @@ def command(
             sampling=sampling,
             max_rows=max_rows,
             progress=progress,
+            options=chat,
         )
         try:
             cells = _complete(setup, folder, slots, together=together)

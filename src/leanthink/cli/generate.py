@@ -56,6 +56,10 @@ def command(
     max_new_tokens: options.MaxNewTokens = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    system_prompt: options.SystemPrompt = None,
+    chat_template_kwargs: options.ChatTemplateKwargs = None,
+    split_special_tokens: options.SplitSpecialTokens = None,
+    think_tags: options.ThinkTags = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     stream: Annotated[bool | None, STREAM] = None,
@@ -79,7 +83,8 @@ def command(
         "stop": tuple(stop) if stop else None,
     }
     options.make_sampling(**knobs)  # what is out of range is refused before the model is loaded
-    loaded, tokenizer = options.load_model(model, device, dtype)
+    chat = options.make_chat_options(system_prompt, chat_template_kwargs, split_special_tokens)
+    loaded, tokenizer = options.load_model(model, device, dtype, think_tags)
     import leanthink
     from leanthink.budget_hints import budget_hints
     from leanthink.context import context_of
@@ -96,6 +101,9 @@ def command(
         "policy": chosen,
         "budget": slots,
         "sampling": sampling,
+        "system_prompt": chat.system_prompt,
+        "chat_template_kwargs": chat.chat_template_kwargs,
+        "split_special_tokens": chat.split_special_tokens,
         "record": trace is not None,
     }
     streams = stream if stream is not None else len(questions) == 1 and not as_json
@@ -109,7 +117,8 @@ def command(
     if trace is not None:
         from leanthink.cli.record import write_completions
 
-        write_completions(trace, completions, questions, tokenizer, model=loaded, model_name=model, settings=settings)
+        about = {"model": loaded, "model_name": model, "settings": settings, "chat": chat}
+        write_completions(trace, completions, questions, tokenizer, **about)
     _print(completions, as_json=as_json, shown=streams)
     for completion in completions:
         say(summary(completion, sampling, slots, context_of(loaded.config)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from leanthink.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from leanthink.budget import Budget
+    from leanthink.prompt import ChatOptions
     from leanthink.request import Predictor
     from leanthink.sampling import Sampling
     from leanthink.subject import Subject
@@ -78,6 +80,25 @@ Seed = Annotated[int | None, option("--seed", about="Same seed, same tokens.", d
 Stop = Annotated[
     list[str] | None, option("--stop", about="Text that ends the output; may be repeated.", metavar="TEXT")
 ]
+ThinkTags = Annotated[
+    tuple[str, str] | None,
+    option("--think-tags", about="Texts around a thought.", default="those of the model", metavar="START END"),
+]
+SystemPrompt = Annotated[
+    str | None, option("--system-prompt", about="Put before chats without a system message.", metavar="TEXT")
+]
+ChatTemplateKwargs = Annotated[
+    str | None,
+    option("--chat-template-kwargs", about="Switches of the chat template, as JSON.", metavar="JSON"),
+]
+SplitSpecialTokens = Annotated[
+    bool | None,
+    option(
+        "--split-special-tokens/--no-split-special-tokens",
+        about="Control tokens in a prompt's text stay text.",
+        default="on",
+    ),
+]
 Json = Annotated[bool, option("--json", about="Print one JSON document on standard output.")]
 Ray = Annotated[
     str | None, option("--ray", about="Work on engines of this Ray cluster; local starts one.", metavar="ADDRESS")
@@ -114,6 +135,33 @@ def make_sampling(model: Any = None, **options: Any) -> Sampling:
     return Sampling(**given) if model is None else Sampling.from_model(model, **given)
 
 
+def make_chat_options(
+    system_prompt: str | None, chat_template_kwargs: str | None, split_special_tokens: bool | None
+) -> ChatOptions:
+    """How prompts are made, from these options. Raises UsageError for what is no JSON object."""
+    from leanthink.prompt import ChatOptions
+
+    given = {"system_prompt": system_prompt, "split_special_tokens": split_special_tokens}
+    return ChatOptions(
+        chat_template_kwargs=read_kwargs(chat_template_kwargs) or {},
+        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+    )
+
+
+def read_kwargs(text: str | None) -> dict[str, Any] | None:
+    """The object of --chat-template-kwargs; None where it is not given. Raises UsageError for anything else."""
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        example = '{"enable_thinking": false}'
+        raise UsageError(f"--chat-template-kwargs {text!r}: give a JSON object, such as '{example}'")
+    return found
+
+
 @contextmanager
 def open_subject(
     model: str,
@@ -121,6 +169,7 @@ def open_subject(
     dtype: str | None,
     predictors: Mapping[str | None, Predictor],
     *,
+    think_tags: tuple[str, str] | None = None,
     ray: str | None,
     ray_workers: int | None,
 ) -> Iterator[Subject]:
@@ -129,7 +178,7 @@ def open_subject(
         _check_dtype(dtype)
         from leanthink.integrations.ray import Engines, Source, connected
 
-        source = Source(model=model, device=device, dtype=dtype, predictors=predictors)
+        source = Source(model=model, device=device, dtype=dtype, predictors=predictors, think_tags=think_tags)
         with connected(ray):
             yield Engines(source, workers=ray_workers, tell=say)
         return
@@ -137,18 +186,29 @@ def open_subject(
         raise UsageError(f"--ray-workers {ray_workers} belongs to --ray: give the address of a cluster, or local")
     from leanthink.subject import LoadedModel
 
-    yield LoadedModel(*load_model(model, device, dtype), predictors)
+    yield LoadedModel(*load_model(model, device, dtype, think_tags), predictors)
 
 
-def load_model(name: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
-    """Model and tokenizer for --model, --device and --dtype; raises UsageError for a device that is not there."""
+def load_model(
+    name: str, device: str | None, dtype: str | None, think_tags: tuple[str, str] | None = None
+) -> tuple[Any, Any]:
+    """Model and tokenizer for --model, --device, --dtype and --think-tags.
+
+    Raises UsageError for a device that is not there.
+    """
     _check_dtype(dtype)
     from transformers.utils import logging
 
     from leanthink.load import as_dtype, load
+    from leanthink.tags import check_pair, set_think_tags
 
+    if think_tags is not None:
+        check_pair(think_tags)
     logging.disable_progress_bar()
-    return load(name, device=device, dtype=as_dtype(dtype))
+    loaded, tokenizer = load(name, device=device, dtype=as_dtype(dtype))
+    if think_tags is not None:
+        set_think_tags(tokenizer, *think_tags)
+    return loaded, tokenizer
 
 
 def _check_dtype(dtype: str | None) -> None:

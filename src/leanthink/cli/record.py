@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from leanthink.completion import Completion
+    from leanthink.prompt import ChatOptions
 
 
 def write_completions(
@@ -20,10 +21,11 @@ def write_completions(
     model: Any,
     model_name: str,
     settings: Mapping[str, Any],
+    chat: ChatOptions,
 ) -> None:
     """One trace for each prompt, named prompt-1, prompt-2, ...; nothing is graded. A file that is there is replaced."""
     from leanthink.importance.fingerprint import fingerprint
-    from leanthink.request import encode_prompt
+    from leanthink.prompt import encode_prompt
     from leanthink.trace import Trace, TraceWriter
 
     budget, sampling = settings["budget"], settings["sampling"]
@@ -41,7 +43,7 @@ def write_completions(
                 budget=None if budget is None else asdict(budget),
                 seed=sampling.seed,
                 temperature=sampling.temperature,
-                prompt_ids=tuple(encode_prompt(tokenizer, index, prompt)),
+                prompt_ids=tuple(encode_prompt(tokenizer, index, prompt, chat)),
                 correct=None,
                 fingerprint=identity,
                 **{name: getattr(completion, name) for name in shared},

@@ -107,6 +107,10 @@ def command(
     interval: options.Interval = None,
     answer: options.Answer = None,
     predictor: options.PredictorFile = None,
+    system_prompt: options.SystemPrompt = None,
+    chat_template_kwargs: options.ChatTemplateKwargs = None,
+    split_special_tokens: options.SplitSpecialTokens = None,
+    think_tags: options.ThinkTags = None,
     rows: Rows = None,
     kv_gib: KVGib = None,
     max_slots: MaxSlots = None,
@@ -163,9 +167,10 @@ def command(
         budget=options.make_budget(policy, slots=budget, window=window, interval=interval, answer=answer),
         predictor=predictor,
         log_text=log_text,
+        chat=options.make_chat_options(system_prompt, chat_template_kwargs, split_special_tokens),
         **{limit: value for limit, value in limits.items() if value is not None},
     )
-    loaded, tokenizer = options.load_model(model, device, dtype)
+    loaded, tokenizer = options.load_model(model, device, dtype, think_tags)
     from leanthink.serve.run import serve
 
     serve(loaded, tokenizer, settings, tell=say, ready=print_json if as_json else _say_ready)

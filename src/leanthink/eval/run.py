@@ -17,10 +17,10 @@ from leanthink.eval.literals import as_number, plain
 from leanthink.eval.outcomes import Outcomes, outcomes
 from leanthink.eval.problems import Problem
 from leanthink.eval.records import RESULT, Record, RunFolder, write_json
-from leanthink.load import think_tags
-from leanthink.request import encode_prompt
+from leanthink.prompt import PLAIN, ChatOptions, encode_prompt
 from leanthink.sampling import Sampling
 from leanthink.subject import Ask, Subject
+from leanthink.tags import ThinkTags, think_tags
 from leanthink.trace import request_seed
 
 
@@ -45,6 +45,7 @@ class Setup:
         sampling: how tokens are picked; its seed is that of the whole run.
         max_rows: most requests at a time.
         progress: told of every record.
+        options: how problems become prompts.
     """
 
     subject: Subject
@@ -53,6 +54,7 @@ class Setup:
     sampling: Sampling
     max_rows: int
     progress: Progress
+    options: ChatOptions = PLAIN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,7 @@ def _jobs(setup: Setup, cell: Cell, folder: RunFolder) -> list[_Job]:
     """What is left of a cell, first samples of every problem first."""
     benchmark = setup.benchmarks[cell.benchmark]
     prompts = [
-        tuple(encode_prompt(setup.subject.tokenizer, index, benchmark.prompt(problem)))
+        tuple(encode_prompt(setup.subject.tokenizer, index, benchmark.prompt(problem), setup.options))
         for index, problem in enumerate(benchmark.problems)
     ]
     jobs = [
@@ -131,13 +133,13 @@ def _jobs(setup: Setup, cell: Cell, folder: RunFolder) -> list[_Job]:
 
 def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: bool) -> None:
     """One engine run. What math-verify may have to judge is graded beside it, so that no step waits for that."""
-    closes = think_tags(setup.subject.tokenizer).close_id is not None
+    tags = think_tags(setup.subject.tokenizer)
     start = time.perf_counter()
     graded: list[Future[Record]] = []
 
     def finish_one(job: _Job, completion: Completion) -> None:
         seconds = round(time.perf_counter() - start, 3) if alone else None
-        record = partial(_record, job, completion, closes=closes, start=folder.start, seconds=seconds)
+        record = partial(_record, job, completion, tags=tags, start=folder.start, seconds=seconds)
         if job.problem.check is None:
             graded.append(threads.submit(record))
         else:
@@ -158,18 +160,19 @@ def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: b
                 _write(future.result())
 
 
-def _record(job: _Job, completion: Completion, *, closes: bool, start: int, seconds: float | None) -> Record:
+def _record(job: _Job, completion: Completion, *, tags: ThinkTags, start: int, seconds: float | None) -> Record:
     # A prompt that ends in a closed thought gets an answer only: then nothing has to be closed any more.
-    tags = closes and completion.thought_tokens > 0
+    must_close = tags.must_close(completion.text) and completion.thought_tokens > 0
+    text = tags.usual(completion.text)
     copied = ("prompt_tokens", "thought_tokens", "answer_tokens", "peak_slots", "kept_slots", "slot_steps")
     return Record(
         cell=job.cell.name,
         id=job.problem.id,
         sample=job.sample,
         seed=job.sampling.seed,
-        right=is_solved(job.problem, completion.text, think_tags=tags),
+        right=is_solved(job.problem, text, think_tags=must_close),
         finished=completion.finish_reason == "stop",
-        vote=vote(completion.text, job.problem.answer, think_tags=tags),
+        vote=vote(text, job.problem.answer, think_tags=must_close),
         answer=completion.answer,
         evictions=completion.evictions,
         peak_kv_bytes=completion.peak_kv_bytes,

@@ -12,10 +12,10 @@ from leanthink.completion import Completion
 from leanthink.errors import UsageError
 from leanthink.eval.grading import check_gold, is_solved
 from leanthink.eval.problems import Problem
-from leanthink.load import think_tags
-from leanthink.request import encode_prompt
+from leanthink.prompt import PLAIN, ChatOptions, encode_prompt
 from leanthink.sampling import Sampling
 from leanthink.subject import Ask, LoadedModel, Subject
+from leanthink.tags import ThinkTags, think_tags
 from leanthink.trace import Trace, TraceWriter, request_seed, trace_key
 
 Progress = Callable[[int, int], None]
@@ -57,6 +57,7 @@ def collect(
     predictor: Any = None,
     model_name: str | None = None,
     instruction: str = "",
+    options: ChatOptions = PLAIN,
     max_rows: int = 64,
     record: bool = False,
     resume: bool = False,
@@ -81,6 +82,7 @@ def collect(
         predictor: its predictor or a path; None for the one shipped with the model.
         model_name: what the traces say of the model; None: the name it was loaded by.
         instruction: text put after each problem, such as "Put the final answer in \boxed{}."
+        options: how problems become prompts.
         max_rows: most requests at a time.
         record: fill `evicted_at`, `token_chars` and `scores` of each trace.
         resume: go on with the file, leaving out what it has.
@@ -100,8 +102,8 @@ def collect(
     if subject is None:
         subject = LoadedModel(model, tokenizer, {policy: predictor})
     tokenizer = subject.tokenizer
-    closes = think_tags(tokenizer).close_id is not None
-    jobs = _jobs(tokenizer, problems, samples, sampling, instruction)
+    tags = think_tags(tokenizer)
+    jobs = _jobs(tokenizer, problems, samples, sampling, instruction, options)
     common = {
         "model": model_name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
         "fingerprint": subject.about.fingerprint,
@@ -118,7 +120,7 @@ def collect(
 
         asked = [Ask(prompt_ids=j.prompt_ids, policy=policy, budget=budget, sampling=j.sampling) for j in todo]
         for index, completion in subject.complete(asked, max_rows=max_rows, record=record):
-            trace = _trace(todo[index], completion, common, closes=closes)
+            trace = _trace(todo[index], completion, common, tags)
             writer.write(trace)
             now.append(bool(trace.correct))
             if progress is not None:
@@ -141,11 +143,16 @@ def _check(problems: Sequence[Problem], samples: int) -> None:
 
 
 def _jobs(
-    tokenizer: Any, problems: Sequence[Problem], samples: int, sampling: Sampling, instruction: str
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    samples: int,
+    sampling: Sampling,
+    instruction: str,
+    options: ChatOptions,
 ) -> list[_Job]:
     """All traces asked for, first samples of every problem first, so that a stopped run covers all problems."""
     texts = [f"{problem.problem}\n\n{instruction}" if instruction else problem.problem for problem in problems]
-    prompts = [tuple(encode_prompt(tokenizer, index, text)) for index, text in enumerate(texts)]
+    prompts = [tuple(encode_prompt(tokenizer, index, text, options)) for index, text in enumerate(texts)]
     return [
         _Job(
             problem=problem,
@@ -180,9 +187,9 @@ def _check_same_run(jobs: Sequence[_Job], done: dict[str, Trace], common: dict[s
             )
 
 
-def _trace(job: _Job, completion: Completion, common: dict[str, Any], *, closes: bool) -> Trace:
+def _trace(job: _Job, completion: Completion, common: dict[str, Any], tags: ThinkTags) -> Trace:
     # A prompt that ends in a closed thought gets an answer only: then nothing has to be closed any more.
-    think_tags = closes and completion.thought_tokens > 0
+    must_close = tags.must_close(completion.text) and completion.thought_tokens > 0
     copied = {name: getattr(completion, name) for name in _COPIED}
     return Trace(
         id=job.problem.id,
@@ -191,7 +198,7 @@ def _trace(job: _Job, completion: Completion, common: dict[str, Any], *, closes:
         gold=job.problem.answer,
         seed=job.sampling.seed,
         prompt_ids=job.prompt_ids,
-        correct=is_solved(job.problem, completion.text, think_tags=think_tags),
+        correct=is_solved(job.problem, tags.usual(completion.text), think_tags=must_close),
         **copied,
         **common,
     )

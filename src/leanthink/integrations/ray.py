@@ -22,6 +22,7 @@ from leanthink.importance.labels import Thought
 from leanthink.policies.policy import Granularity
 from leanthink.request import Predictor
 from leanthink.subject import About, Ask, LoadedModel
+from leanthink.tags import set_think_tags
 from leanthink.tiny import TINY
 
 try:
@@ -43,6 +44,7 @@ class Source:
         device: cpu, cuda, or None: cuda where the cluster has a GPU.
         dtype: name of a torch dtype, or auto; None: the default of `leanthink.load`.
         predictors: as for `LoadedModel`.
+        think_tags: what sets thoughts apart; None: the tags of the model.
 
     Raises:
         UsageError: a device with a number, which is for Ray to choose.
@@ -52,6 +54,7 @@ class Source:
     device: str | None
     dtype: str | None
     predictors: Mapping[str | None, Predictor]
+    think_tags: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.device not in (None, "cpu", "cuda"):
@@ -141,6 +144,8 @@ class Worker:
         logging.disable_progress_bar()
         source = self._source
         model, tokenizer = load(source.model, source.device, as_dtype(source.dtype))
+        if source.think_tags is not None:
+            set_think_tags(tokenizer, *source.think_tags)
         self._model = LoadedModel(model, tokenizer, source.predictors)
         yield f"process {os.getpid()} on {ray.util.get_node_ip_address()}", self._model.about, tokenizer
 

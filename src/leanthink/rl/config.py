@@ -11,8 +11,10 @@ from trl import GRPOConfig
 from leanthink.budget import Budget
 from leanthink.errors import UsageError, unknown
 from leanthink.policies import POLICIES
+from leanthink.prompt import ChatOptions
 from leanthink.rl.rewards import PUBLISHED_BUFFER, soft_overlong
 from leanthink.rl.trl_reward import check_settings
+from leanthink.tags import check_pair
 from leanthink.transformers_versions import old_names
 
 ROLLOUTS = ("engine", "transformers", "vllm")
@@ -38,7 +40,10 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             every group; 0: they are dropped, as published. None: 0.15 under the rule "dual", 0 under the others.
         overlong_buffer: tokens before max_completion_length over which a penalty grows; None: a fifth of it; 0: none.
         overlong_factor: that penalty at max_completion_length.
-        think_tags: whether a response must close its thought to be right.
+        think_tags: whether a response must close its thought to be right; or the opening and the closing tag, where the
+            model's are not found by themselves, and then it must.
+        system_prompt: put before every prompt that has no system message of its own; None: none.
+        split_special_tokens: whether control tokens that stand in a problem, such as <|im_end|>, stay text.
         dynamic_sampling: generate until the batch is full of groups that teach something.
         max_rounds: most rounds of that; what is then missing is filled with groups of advantage 0, which change
             nothing.
@@ -70,7 +75,9 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     mastered_weight: float | None = None
     overlong_buffer: int | None = None
     overlong_factor: float = 1.0
-    think_tags: bool = True
+    think_tags: Any = True  # or a pair of tags, which TrainingArguments cannot spell
+    system_prompt: str | None = None
+    split_special_tokens: bool = True
     dynamic_sampling: bool = True
     max_rounds: int = 10
     oversample: int = 1
@@ -110,6 +117,15 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         """Of the engine's rollouts; None for policy full."""
         return None if self.rollout_budget is None else Budget(**self.rollout_budget)
 
+    @property
+    def chat_options(self) -> ChatOptions:
+        """How prompts are encoded."""
+        return ChatOptions(
+            system_prompt=self.system_prompt,
+            chat_template_kwargs=self.chat_template_kwargs or {},
+            split_special_tokens=self.split_special_tokens,
+        )
+
     def _check_group(self) -> None:
         for name in ("num_generations", "num_generations_eval"):
             size = getattr(self, name)
@@ -123,6 +139,9 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
 
     def _check_method(self) -> None:
         check_settings(rule=self.rule, decay=self.decay, start=self.start)
+        if not isinstance(self.think_tags, bool):
+            check_pair(self.think_tags)
+        self.chat_options  # noqa: B018 (checks itself)
         if not isinstance(self.mastered_weight, int | float) or not 0 <= self.mastered_weight <= 1:
             raise UsageError(
                 f"mastered_weight={self.mastered_weight!r}: a number from 0, as published, to 1, as correctness counts"

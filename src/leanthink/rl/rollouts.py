@@ -17,10 +17,11 @@ from leanthink.budget import Budget
 from leanthink.context import context_of
 from leanthink.engine import Engine
 from leanthink.errors import UsageError
-from leanthink.load import check_model, think_tags
-from leanthink.request import Predictor, Request, make_request, resolve_policies, thought_is_over
+from leanthink.load import check_model
+from leanthink.request import Predictor, Request, make_request, resolve_policies
 from leanthink.rl.policy_copy import PolicyCopy
 from leanthink.sampling import Sampling
+from leanthink.tags import beginning, think_tags
 
 ROUNDED_TO = 256  # slots: a somewhat longer prompt than any before must not make a new engine
 
@@ -111,8 +112,7 @@ class EngineRollouts:
                     **knobs,
                 ),
                 context=context,
-                starts_in_answer=thought_is_over(tokenizer, ids, tags),
-                closes=tags.close_id is not None,
+                **beginning(tokenizer, ids, tags),
             )
             for index, ids in enumerate(prompt_ids)
         ]

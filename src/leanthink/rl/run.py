@@ -151,7 +151,7 @@ def make_config(settings: Mapping[str, Any]) -> Any:
     chosen = {name: value for name, value in settings.items() if name not in SECTIONS}
     typed = {field.name: field for field in fields(DeepCompressConfig)}
     for name, value in chosen.items():
-        chosen[name] = value if name == "start" else _of_kind(name, value, typed[name].default)
+        chosen[name] = value if name in ("start", "think_tags") else _of_kind(name, value, typed[name].default)
     on_gpu = torch.cuda.is_available()
     defaults: dict[str, Any] = {"logging_steps": 1, "report_to": "none", "bf16": on_gpu, "use_cpu": not on_gpu}
     defaults |= {"disable_tqdm": True, "seed": 0}

@@ -13,7 +13,9 @@ What it relies on, in TRL 1.16 (the tested range is `TRL`, other versions are re
 - `GRPOTrainer._get_per_token_logps_and_entropies(model, ids, mask, tokens_to_keep, batch_size)`, and that a model
   called with `labels` and `fused_lm_head=True` returns `log_probs` and `entropy` of what they name. Overridden, as rows
   without a mask are faster and safer (`leanthink.rl.log_probs`). The loss takes advantages [N, T] too.
-- `_metrics` (what is logged), `_tokenize_prompts` (in `leanthink.rl.rollouts`).
+- `GRPOTrainer._tokenize_prompts(prompts)`, which gives ids, images and other inputs of chats. Overridden, as it takes
+  control tokens in a problem for those of the template, and puts no system prompt before it.
+- `_metrics` (what is logged).
 
 B groups of G responses   N responses of this rank   T tokens of the longest of them
 """
@@ -23,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,8 +40,7 @@ from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
 from leanthink.errors import UsageError
-from leanthink.load import CLOSE_TAG, OPEN_TAG, think_tags
-from leanthink.request import thought_is_over
+from leanthink.prompt import encode_chat
 from leanthink.rl.config import DeepCompressConfig, check_vllm
 from leanthink.rl.data import check_answers
 from leanthink.rl.log_probs import left_aligned
@@ -47,6 +49,7 @@ from leanthink.rl.model_card import CARD, Origin, model_card, public_name
 from leanthink.rl.rollouts import EngineRollouts, check_whole
 from leanthink.rl.trl_reward import DeepCompressReward, Grader, Scored
 from leanthink.sdpa import for_any_length
+from leanthink.tags import set_think_tags, think_tags, thought_is_over
 
 TRL = SpecifierSet(">=1.16,<1.17")
 BY_TOKENS = ("dapo", "cispo", "vespo")  # losses that are divided by the tokens of the whole update
@@ -114,7 +117,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
             keep_mastered=bool(args.mastered_weight),
             buffer=args.buffer,
             factor=args.overlong_factor,
-            think_tags=args.think_tags,
+            think_tags=bool(args.think_tags),
             **chosen,
         )
         self.on_scored = on_scored
@@ -141,6 +144,8 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         if rollouts is not None:
             check_whole(self)
             self.rollout_func = rollouts
+        if not isinstance(args.think_tags, bool):
+            set_think_tags(self.processing_class, *args.think_tags)
         self.reward.attach(self, bounded=True)
         check_template(self.processing_class, train_dataset[0]["prompt"], args)
 
@@ -162,6 +167,19 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CARD).write_text(text, encoding="utf-8")
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        """TRL's, with the system prompt, and with control tokens in messages as text; tools and images go TRL's way."""
+        options = self.args.chat_options
+        chats = [prompt if isinstance(prompt, str) else options.messages(prompt) for prompt in prompts]
+        prompt_ids, images, fields = super()._tokenize_prompts(chats)
+        if images is None and not self.tools and self.environment_factories is None:
+            encode = partial(encode_chat, self.processing_class, split_special_tokens=options.split_special_tokens)
+            prompt_ids = [
+                ids if isinstance(chat, str) else encode(chat, self.chat_template_kwargs)
+                for ids, chat in zip(prompt_ids, chats, strict=True)
+            ]
+        return prompt_ids, images, fields
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(dataset)
@@ -386,12 +404,14 @@ def check_template(tokenizer: Any, prompt: Any, args: DeepCompressConfig) -> Non
     cure = "give a chat template with think tags, or think_tags=False to grade whole texts"
     if template is None:
         raise UsageError(f"the tokenizer has no chat template, and so no think tags: {cure}")
-    options = {"add_generation_prompt": True, **(args.chat_template_kwargs or {})}
-    text = tokenizer.apply_chat_template(prompt, tokenize=False, **options)
-    if not any(tag in part for tag in (OPEN_TAG, CLOSE_TAG) for part in (template, text)):
+    options, tags = args.chat_options, think_tags(tokenizer)
+    ids = encode_chat(tokenizer, options.messages(prompt), options.chat_template_kwargs)
+    text = tokenizer.decode(ids)
+    if isinstance(args.think_tags, bool) and not any(
+        tag in part for tag in (tags.open, tags.close) for part in (template, text)
+    ):
         raise UsageError(f"the chat template has no think tags, so no response would count as right: {cure}")
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    if thought_is_over(tokenizer, ids, think_tags(tokenizer)):
+    if thought_is_over(tokenizer, ids, tags):
         raise UsageError(
             "the chat template closes the thought before the response begins: leave enable_thinking=False out of "
             "chat_template_kwargs, or give think_tags=False"

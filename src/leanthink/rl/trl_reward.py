@@ -24,7 +24,6 @@ from torch import Tensor
 
 from leanthink.completion import decode
 from leanthink.errors import UsageError, unknown
-from leanthink.load import CLOSE_TAG, ThinkTags, think_tags
 from leanthink.rl.data import grade
 from leanthink.rl.rewards import (
     FIXED_BETA,
@@ -37,6 +36,7 @@ from leanthink.rl.rewards import (
     pass_ratio,
     soft_overlong,
 )
+from leanthink.tags import CLOSE_TAG, ThinkTags, close_index, think_tags
 
 STATE = "DeepCompressReward"
 OBSERVED = "observed"
@@ -98,7 +98,8 @@ class DeepCompressReward:
         buffer: tokens before `max_length` over which the penalty grows; None for no penalty.
         factor: the penalty at `max_length`.
         think_tags: whether a thought must be closed; False grades the whole text of a model without think tags.
-        grader: from a row's columns, the text and `think_tags` to right, wrong or None (nobody can tell).
+        grader: from a row's columns, the text and `think_tags` to right, wrong or None (nobody can tell); in the text
+            the tags are `<think>` and `</think>`, whatever the model's are.
 
     Raises:
         UsageError: an argument is out of range.
@@ -181,16 +182,16 @@ class DeepCompressReward:
 
     def _judge(self, row: Mapping[str, Any], ids: Sequence[int], tokenizer: Any, tags: ThinkTags) -> Judged:
         """Decodes the tokens itself: TRL leaves out special tokens, and of a parsed response the thought."""
-        text = decode(tokenizer, ids, tags)
+        text = tags.usual(decode(tokenizer, ids, tags))
         thought, closing, _ = text.partition(CLOSE_TAG)
         correct = self.grader(row, text, think_tags=self.think_tags)
-        ends = next((i for i, token in enumerate(ids) if token == tags.close_id), len(ids))
+        ends = close_index(tags, ids)
         return Judged(
             id=str(row.get("id", "")),
             family=row.get("family"),
             level=row.get("level"),
             tokens=len(ids),
-            thought_tokens=ends,
+            thought_tokens=len(ids) if ends is None else ends,
             closed=bool(closing),
             correct=math.nan if correct is None else float(correct),
             checks=len(SELF_CHECK.findall(thought)),

@@ -9,21 +9,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from leanthink.completion import Completion, Step
-from leanthink.load import ThinkTags
 from leanthink.request import Request
 from leanthink.serve.choices import ChatChoice, Choice, Document, TextChoice
 from leanthink.serve.work import Arrival
+from leanthink.tags import ThinkTags
 
 DONE = b"data: [DONE]\n\n"
 
 
-def usage(requests: Sequence[Request], completions: Iterable[Completion], *, plain: bool) -> Document:
-    """What a request cost: each prompt once, and everything of all choices together; `plain`: no thought is told."""
-    done = list(completions)
+def usage(requests: Sequence[Request], completions: Mapping[int, Completion], tags: ThinkTags) -> Document:
+    """What a request cost: each prompt once, and everything of all choices together, which go by their numbers."""
+    done = list(completions.values())
     prompts = {request.prompt_ids for request in requests}
     prompt_tokens, generated = sum(map(len, prompts)), sum(len(completion.token_ids) for completion in done)
     names = ("peak_slots", "kept_slots", "evictions", "peak_kv_bytes", "full_kv_bytes", "reserved_kv_bytes")
-    thought = 0 if plain else sum(completion.thought_tokens for completion in done)
+    thought = sum(done.thought_tokens for i, done in completions.items() if requests[i].has_thought(done.text, tags))
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated,
@@ -62,7 +62,7 @@ class Answer:
         with_usage: bool,
     ) -> None:
         self._chat, self._requests, self._kv_events, self._with_usage = chat, requests, kv_events, with_usage
-        self._plain = tags.close_id is None
+        self._tags = tags
         kind = ChatChoice if chat else TextChoice
         self._choices: list[Choice] = [kind(request, tokenizer, tags) for request in requests]
         self._generated = [0] * len(requests)
@@ -74,7 +74,7 @@ class Answer:
     @property
     def usage(self) -> Document:
         """Of the choices that have finished."""
-        return usage(self._requests, self.completions.values(), plain=self._plain)
+        return usage(self._requests, self.completions, self._tags)
 
     def document(self) -> Document:
         """Everything at once; every choice has finished."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from leanthink.completion import Completion, Step, TextStream, TopLogprobs
-from leanthink.load import ThinkTags
 from leanthink.request import Request
 from leanthink.serve.parts import Parts
 from leanthink.serve.token_texts import TokenTexts
+from leanthink.tags import ThinkTags
 
 Document = dict[str, Any]
 THOUGHT = ("reasoning_content", "reasoning")  # the names that clients know it by, the elder first
@@ -46,7 +46,9 @@ class ChatChoice(Choice):
     """A message: the thought in `reasoning_content`, the answer in `content`."""
 
     def __init__(self, request: Request, tokenizer: Any, tags: ThinkTags) -> None:
-        self._parts = Parts(plain=tags.close_id is None, starts_in_answer=request.starts_in_answer)
+        self._parts = Parts(
+            plain=not tags.closes, starts_in_answer=request.starts_in_answer, must_open=request.must_open, tags=tags
+        )
         self._tokens = TokenTexts(tokenizer)
 
     def whole(self, completion: Completion) -> Document:

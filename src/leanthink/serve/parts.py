@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from leanthink.completion import Completion, Step
-from leanthink.load import CLOSE_TAG, OPEN_TAG
+from leanthink.tags import ThinkTags
+
+USUAL_TAGS = ThinkTags(open_id=None, close_id=None)
 
 
 class Trimmed:
@@ -36,37 +38,62 @@ class Parts:
     """The thought and the answer of one choice.
 
     Args:
-        plain: the tokenizer has no `</think>`, so nothing tells the two apart: all is answer.
+        plain: nothing tells the two apart: all is answer.
         starts_in_answer: the prompt closed the thought.
+        must_open: a text that does not begin with the opening tag is all answer.
+        tags: that tell the two apart.
     """
 
-    def __init__(self, *, plain: bool, starts_in_answer: bool) -> None:
-        self._plain, self._in_answer = plain, starts_in_answer
-        self._thought, self._answer = Trimmed(tag=OPEN_TAG), Trimmed()
-        self._closing = ""  # from the token `</think>` on, until its text is complete
+    def __init__(
+        self, *, plain: bool, starts_in_answer: bool, must_open: bool = False, tags: ThinkTags = USUAL_TAGS
+    ) -> None:
+        self._plain, self._in_answer, self._must_open, self._tags = plain, starts_in_answer, must_open, tags
+        self._thought, self._answer = Trimmed(tag=tags.open), Trimmed()
+        self._opening: str | None = "" if must_open else None  # until it has become the opening tag, or cannot
+        self._closing = ""  # what the closing tag may begin in, until that is complete
 
     def push(self, step: Step) -> tuple[str, str]:
         """What a token adds to thought and answer."""
+        text = step.text
+        if self._opening is not None:
+            self._opening += text
+            begun = self._opening.lstrip()
+            if len(begun) < len(self._tags.open) and self._tags.open.startswith(begun):
+                return "", ""
+            text, self._opening = self._opening, None
+            self._plain = not begun.startswith(self._tags.open)
         if self._plain:
-            return "", self._thought.push(step.text)
+            return "", self._thought.push(text)
         if self._in_answer:
-            return "", self._answer.push(step.text)
+            return "", self._answer.push(text)
+        self._closing += text
         if step.in_thought:
-            return self._thought.push(step.text), ""
-        self._closing += step.text
-        before, tag, after = self._closing.rpartition(CLOSE_TAG)
+            return self._thought.push(self._without_tag()), ""
+        before, tag, after = self._closing.rpartition(self._tags.close)
         if not tag:
             return "", ""
         self._in_answer = True
         return self._thought.push(before), self._answer.push(after)
 
+    def _without_tag(self) -> str:
+        """What is not held back because a closing tag of several tokens may begin there."""
+        longest = len(self._tags.close) - 1 if self._tags.in_text else 0
+        sizes = (k for k in range(longest, 0, -1) if self._closing.endswith(self._tags.close[:k]))
+        size = len(self._closing) - next(sizes, 0)
+        piece, self._closing = self._closing[:size], self._closing[size:]
+        return piece
+
     def rest(self, completion: Completion) -> tuple[str, str]:
         """What is missing at the end."""
         thought, answer = self.whole(completion)
-        if self._plain:
+        if self._is_plain(completion):
             return "", self._thought.rest(answer)
         return self._thought.rest(thought), self._answer.rest(answer)
 
     def whole(self, completion: Completion) -> tuple[str, str]:
         """Thought and answer of a finished choice."""
-        return ("", completion.thought) if self._plain else (completion.thought, completion.answer)
+        plain = self._is_plain(completion)
+        return ("", completion.thought) if plain else (completion.thought, completion.answer)
+
+    def _is_plain(self, completion: Completion) -> bool:
+        return self._plain or (self._must_open and not self._tags.must_close(completion.text))

@@ -11,14 +11,15 @@ from typing import Any
 from leanthink.budget import Budget
 from leanthink.context import context_of
 from leanthink.errors import PredictorMismatch, UsageError, unknown
-from leanthink.load import think_tags
 from leanthink.model_sampling import KNOBS, model_sampling
 from leanthink.policies import POLICIES, Policy
-from leanthink.request import PolicyMaker, Prompt, Request, encode_prompt, make_request, thought_is_over
+from leanthink.prompt import ChatOptions, Prompt, encode_prompt, known_template_kwargs
+from leanthink.request import PolicyMaker, Request, make_request
 from leanthink.sampling import Sampling
 from leanthink.serve.refusals import Refusal, bad_request
 from leanthink.serve.schema import Asked, ChatBody, Message, TextBody
 from leanthink.serve.settings import Settings
+from leanthink.tags import beginning, think_tags
 
 
 class Reader:
@@ -49,6 +50,8 @@ class Reader:
         self.knobs: dict[str, Any] = {"temperature": 1.0} | stated
         self.policies: dict[str, Policy] = {}
         self._missing: dict[str, str] = {}  # policies that this model cannot have, and why
+        if settings.chat.given:
+            encode_prompt(self.tokenizer, 0, "Hello", settings.chat)  # refuses now what would refuse every request
         maker = PolicyMaker(model, self.tokenizer)
         # Of requests that name none.
         self.policy = settings.policy or maker.make(None, settings.predictor).name
@@ -77,7 +80,7 @@ class Reader:
                 f"kv_events: policy {policy.name!r} keeps other tokens in every head, which no event can tell: "
                 "leave them out, or choose a policy with one set for all heads", "policy")  # fmt: skip
         sampling, record = self._sampling(body), bool(body.kv_events)
-        prompts = [self._ids(prompt) for prompt in _prompts(body)]
+        prompts = [self._ids(prompt, self._chat_options(body)) for prompt in _prompts(body)]
         choices = body.n or 1
         if choices * len(prompts) > self.settings.max_choices:
             raise bad_request(
@@ -128,6 +131,7 @@ class Reader:
             max_new_tokens=self._max_new_tokens(body),
             seed=secrets.randbits(62) if body.seed in (None, -1) else body.seed,
             stop=tuple(text for text in stop if text),
+            stop_in_thought=isinstance(body, TextBody) or bool(body.stop_in_thought),
             logprobs=_logprobs(body),
         )
 
@@ -138,10 +142,26 @@ class Reader:
             raise bad_request("max_tokens and max_completion_tokens are one thing: give one of them", "max_tokens")
         return min([*asked, self.settings.max_new_tokens])
 
-    def _ids(self, prompt: Prompt) -> list[int]:
+    def _chat_options(self, body: ChatBody | TextBody) -> ChatOptions:
+        """The server's, with what the body gives in their place."""
+        options = self.settings.chat
+        if isinstance(body, TextBody):
+            return options
+        try:
+            given = known_template_kwargs(self.tokenizer, body.chat_template_kwargs or {})
+        except UsageError as error:
+            raise bad_request(str(error), "chat_template_kwargs") from None
+        kwargs, split = {**options.chat_template_kwargs, **given}, body.split_special_tokens
+        return replace(
+            options,
+            chat_template_kwargs=kwargs,
+            split_special_tokens=options.split_special_tokens if split is None else split,
+        )
+
+    def _ids(self, prompt: Prompt, options: ChatOptions) -> list[int]:
         try:
             is_text = isinstance(prompt, str)
-            ids = self.tokenizer(prompt).input_ids if is_text else encode_prompt(self.tokenizer, 0, prompt)
+            ids = self.tokenizer(prompt).input_ids if is_text else encode_prompt(self.tokenizer, 0, prompt, options)
         except UsageError as error:
             raise bad_request(str(error), "messages") from None
         highest = max(ids, default=0)
@@ -167,8 +187,7 @@ class Reader:
                 budget=budget,
                 sampling=replace(sampling, max_new_tokens=tokens),
                 context=self.context,
-                starts_in_answer=thought_is_over(self.tokenizer, ids, self.tags),
-                closes=self.tags.close_id is not None,
+                **beginning(self.tokenizer, ids, self.tags),
             )
         except UsageError as error:
             raise bad_request(str(error)) from None

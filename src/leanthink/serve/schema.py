@@ -131,6 +131,16 @@ class ChatBody(Asked):
     messages: Annotated[list[Message], Field(min_length=1)]
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    chat_template_kwargs: (
+        Annotated[dict[str, Any], Field(description="Switches of the chat template; those it lacks change nothing.")]
+        | None
+    ) = None
+    stop_in_thought: (
+        Annotated[bool, Field(description="Look for stop in the thought too; left out: in the answer alone.")] | None
+    ) = None
+    split_special_tokens: (
+        Annotated[bool, Field(description="false: control tokens in messages are no text, but those tokens.")] | None
+    ) = None
 
 
 class TextBody(Asked):

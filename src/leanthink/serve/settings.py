@@ -10,6 +10,7 @@ from pathlib import Path
 from leanthink.budget import Budget
 from leanthink.errors import UsageError, unknown
 from leanthink.policies import POLICIES
+from leanthink.prompt import PLAIN, ChatOptions
 
 MEBIBYTE = 2**20
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+|null|\*")
@@ -47,6 +48,7 @@ class Settings:
         timeout_seconds: after which a request ends with what it has.
         grace_seconds: after the signal to stop, before what still runs is cut.
         log_text: whether prompts and answers are logged.
+        chat: how chats become prompts, where a request says nothing else.
 
     Raises:
         UsageError: a value is out of its range, or policy and budget do not go together.
@@ -75,6 +77,7 @@ class Settings:
     timeout_seconds: float = 600.0
     grace_seconds: float = 30.0
     log_text: bool = False
+    chat: ChatOptions = PLAIN
 
     def __post_init__(self) -> None:
         if self.policy is not None and self.policy not in POLICIES:

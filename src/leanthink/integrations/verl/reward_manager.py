@@ -12,8 +12,8 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 from leanthink.completion import decode
 from leanthink.integrations.verl.data import columns_of
 from leanthink.integrations.verl.settings import settings_of
-from leanthink.load import CLOSE_TAG, think_tags
 from leanthink.rl.data import grade
+from leanthink.tags import CLOSE_TAG, close_index, think_tags
 
 
 class DeepCompressRewardManager(RewardManagerBase):  # type: ignore[misc]  # verl is not there when types are checked
@@ -53,10 +53,11 @@ class DeepCompressRewardManager(RewardManagerBase):  # type: ignore[misc]  # ver
         response_T = item.batch["responses"]
         num_tokens = int(item.batch["attention_mask"][-len(response_T) :].sum())
         ids = response_T[:num_tokens].tolist()
-        text = decode(self.tokenizer, ids, self._tags)
+        text = self._tags.usual(decode(self.tokenizer, ids, self._tags))
         graded = partial(grade, columns_of(item.non_tensor_batch), text, think_tags=self._think_tags)
         correct = await asyncio.get_running_loop().run_in_executor(None, graded)
-        thought_tokens = next((i for i, token in enumerate(ids) if token == self._tags.close_id), num_tokens)
+        ends = close_index(self._tags, ids)
+        thought_tokens = num_tokens if ends is None else ends
         logged = {"acc": float(bool(correct)), "tokens": num_tokens, "thought_tokens": thought_tokens}
         return {
             "reward_score": 1.0 if correct else -1.0,

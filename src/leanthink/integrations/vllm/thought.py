@@ -7,27 +7,37 @@ from functools import cache
 from typing import Any
 
 from leanthink.integrations.vllm.lengths import NEVER
-from leanthink.load import think_tags
-from leanthink.request import thought_is_over
+from leanthink.tags import TagReader, beginning, think_tags
 
 
 class Watch:
-    """Looks for `</think>` among the tokens of one request, each of which is looked at once."""
+    """Looks for the tag that closes the thought among the tokens of one request, each of which is looked at once."""
 
     def __init__(self, prompt_ids: Sequence[int], tokenizer: Any) -> None:
-        tags = think_tags(tokenizer)
-        self._close_id, self._prompt, self._seen = tags.close_id, len(prompt_ids), 0
-        self._answer_at = self._prompt if thought_is_over(tokenizer, prompt_ids, tags) else NEVER
+        self._tags, self._prompt, self._seen = think_tags(tokenizer), len(prompt_ids), 0
+        begins = beginning(tokenizer, prompt_ids, self._tags)
+        self._answer_at = self._prompt if begins["starts_in_answer"] else NEVER
+        self._reader = TagReader(self._tags)
+        self._opens: bool | None = None if begins["must_open"] else True
 
     def answer_at(self, output_ids: Sequence[int]) -> int:
-        """Position of `</think>`, or the prompt's length where the prompt has closed the thought; else NEVER."""
-        if self._answer_at == NEVER and self._close_id is not None:
+        """Position of the token that completes the closing tag; NEVER until there is one.
+
+        It is the prompt's length where the prompt has closed the thought.
+        """
+        if self._answer_at == NEVER and self._tags.closes:
             for index in range(self._seen, len(output_ids)):
-                if output_ids[index] == self._close_id:
+                if self._opens is None:
+                    self._opens = self._reader.opens(output_ids[: index + 1])
+                elif self._opens and self._completes(output_ids, index):
                     self._answer_at = self._prompt + index
                     break
             self._seen = len(output_ids)
         return self._answer_at
+
+    def _completes(self, output_ids: Sequence[int], index: int) -> bool:
+        first = max(0, index - self._tags.reach)
+        return self._reader.may_close(output_ids[index]) and self._reader.closes(output_ids[first : index + 1])
 
 
 @cache

@@ -1,0 +1,100 @@
+"""What a chat's body says of its prompt and its thought: template switches, stop strings, control tokens, tags."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from leanthink.completion import Completion
+from leanthink.errors import UsageError
+from leanthink.prompt import ChatOptions, encode_prompt
+from leanthink.request import Request
+from leanthink.serve.answers import usage
+from leanthink.serve.reading import Reader
+from leanthink.serve.refusals import Refusal
+from leanthink.serve.schema import ChatBody, TextBody
+from leanthink.serve.settings import Settings
+from leanthink.tags import think_tags
+from models import make_model
+from test_prompt import OPEN_CHAT, TOKENIZERS
+from test_tags import make_tokenizer
+
+TOKENIZER = TOKENIZERS["bytes"]
+CHAT: Any = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+
+
+def make_reader(tokenizer: Any = TOKENIZER, **chat: Any) -> Reader:
+    settings = Settings(name="m", policy="full", budget=None, chat=ChatOptions(**chat))
+    return Reader(make_model(vocab_size=500), tokenizer, settings, largest=9999)
+
+
+def read(reader: Reader, **fields: Any) -> Request:
+    (request,) = reader.read(ChatBody(**(CHAT | fields)))
+    return request
+
+
+def ids_of(prompt: Any, **chat: Any) -> tuple[int, ...]:
+    return tuple(encode_prompt(TOKENIZER, 0, prompt, ChatOptions(**chat)))
+
+
+def test_switches_of_a_body_go_over_those_of_the_server_and_unknown_ones_change_nothing() -> None:
+    off, on = {"enable_thinking": False}, {"enable_thinking": True}
+    assert read(make_reader(), chat_template_kwargs=off).prompt_ids == ids_of("hello", chat_template_kwargs=off)
+    assert read(make_reader(), chat_template_kwargs=off).starts_in_answer
+    quiet = make_reader(chat_template_kwargs=off)
+    assert read(quiet).prompt_ids == ids_of("hello", chat_template_kwargs=off)
+    assert read(quiet, chat_template_kwargs=on).prompt_ids == ids_of("hello")
+    assert read(make_reader(), chat_template_kwargs={"thinking": True}).prompt_ids == ids_of("hello")
+
+
+def test_what_is_no_switch_is_refused_by_name() -> None:
+    with pytest.raises(Refusal, match="'chat_template' is no switch") as refused:
+        read(make_reader(), chat_template_kwargs={"chat_template": "{{ messages }}"})
+    assert refused.value.document()["error"]["param"] == "chat_template_kwargs"
+    with pytest.raises(ValidationError):
+        ChatBody(**CHAT, chat_template_kwargs=[1])
+
+
+def test_a_server_that_no_chat_could_ask_does_not_start() -> None:
+    with pytest.raises(UsageError, match="has no 'enable_thinkin'"):
+        make_reader(chat_template_kwargs={"enable_thinkin": False})
+
+
+def test_the_servers_system_prompt_stands_before_chats_that_have_none() -> None:
+    reader, own = make_reader(system_prompt="Be brief."), {"role": "system", "content": "Be long."}
+    assert read(reader).prompt_ids == ids_of("hello", system_prompt="Be brief.")
+    messages = [own, *CHAT["messages"]]
+    assert read(reader, messages=messages).prompt_ids == ids_of(messages)
+
+
+def test_control_tokens_in_messages_are_text_unless_that_is_asked_for() -> None:
+    assert read(make_reader(), messages=OPEN_CHAT).prompt_ids == ids_of(OPEN_CHAT)
+    bare = ids_of(OPEN_CHAT, split_special_tokens=False)
+    assert read(make_reader(), messages=OPEN_CHAT, split_special_tokens=False).prompt_ids == bare
+    assert read(make_reader(split_special_tokens=False), messages=OPEN_CHAT).prompt_ids == bare
+    (plain,) = make_reader().read(TextBody(model="m", prompt="a<|im_end|>"))
+    assert plain.prompt_ids[-1] == TOKENIZER.eos_token_id
+
+
+@pytest.mark.parametrize(("given", "searched"), [(None, False), (False, False), (True, True)])
+def test_stop_strings_of_a_chat_are_looked_for_in_the_answer_unless_that_is_asked_for(
+    given: bool | None, searched: bool
+) -> None:
+    assert read(make_reader(), stop="a", stop_in_thought=given).sampling.stop_in_thought is searched
+    (plain,) = make_reader().read(TextBody(model="m", prompt="a", stop="a"))
+    assert plain.sampling.stop_in_thought
+
+
+def test_tokens_of_a_text_without_a_thought_are_not_told_as_thought() -> None:
+    tags, names = think_tags(make_tokenizer()), ("peak_slots", "kept_slots", "slot_steps", "evictions")
+    counts: Any = dict.fromkeys((*names, "peak_kv_bytes", "full_kv_bytes", "reserved_kv_bytes"), 0)
+    ends: Any = {"answer_tokens": 0, "finish_reason": "stop", "prompt_tokens": 1}
+    done = {
+        i: Completion(text=text, thought=text, answer="", token_ids=(1, 2), thought_tokens=2, **ends, **counts)
+        for i, text in enumerate(("yes", "<think>so"))
+    }
+    reader = make_reader(make_tokenizer(template="{{ messages[0].content }}"))
+    told = usage([read(reader), read(reader)], done, tags)
+    assert told["completion_tokens_details"] == {"reasoning_tokens": 2}
