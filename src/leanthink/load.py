@@ -71,9 +71,7 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
         raise UsageError('the name of the model is empty: give "tiny", a folder, a GGUF file or a hub id')
     path = Path(name).expanduser()
     if name == "tiny-brief" and not path.exists():
-        raise UsageError(
-            "tiny-brief does not ship: make it with examples/tiny-brief.sh and give the folder it writes"
-        )
+        raise UsageError("tiny-brief does not ship: make it with examples/tiny-brief.sh and give the folder it writes")
     closed = {"trust_remote_code": False}  # said aloud: the default asks on the terminal
     if path.suffix == ".gguf":
         if not path.is_file():
