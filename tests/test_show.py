@@ -49,7 +49,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 
 def test_what_was_evicted_is_struck_through_and_the_prompts_slots_are_not_counted() -> None:
-    text = MarkedText(thinks=True, marked=True)
+    text = MarkedText(tag="<think>", marked=True)
     for step in steps("a", "b", "c", "d", evicted={2: (1, 4), 3: (5,)}):
         text.push(step)
     shown = text.show()
@@ -61,12 +61,12 @@ def test_what_was_evicted_is_struck_through_and_the_prompts_slots_are_not_counte
     ("first", "shown"), [("a", "<think>\n"), ("\na", "<think>"), ("<think>\na", ""), ("\n<think>", "")]
 )
 def test_a_tag_that_the_model_writes_itself_is_not_opened_twice(first: str, shown: str) -> None:
-    assert opening(first) == shown
+    assert opening(first, "<think>") == shown
 
 
 def test_the_tail_is_the_last_lines_as_wide_as_the_terminal() -> None:
     console = Console(file=io.StringIO(), width=10, height=5)
-    text = MarkedText(thinks=True, marked=True)
+    text = MarkedText(tag="<think>", marked=True)
     for step in steps("0123456789ab\n", "second\n", *"third line is long"):
         text.push(step)
     assert text.tail(console, 3).plain.split("\n") == ["second", "third line", "is long"]
@@ -75,7 +75,7 @@ def test_the_tail_is_the_last_lines_as_wide_as_the_terminal() -> None:
 
 def test_on_a_terminal_the_whole_text_stays_with_its_marks(terminal: Terminal) -> None:
     assert module.shows_marks(terminal)
-    module.show(steps("a", "b", "c\n", evicted={2: (4,)}), terminal, thinks=True)
+    module.show(steps("a", "b", "c\n", evicted={2: (4,)}), terminal, tag="<think>")
     last = terminal.getvalue().rpartition("<think>")[2]
     assert STRUCK.findall(last) == ["b", "struck through"]
 
@@ -86,7 +86,7 @@ def test_a_text_that_is_broken_off_stays_as_far_as_it_came(terminal: Terminal) -
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        module.show(broken(), terminal, thinks=True)
+        module.show(broken(), terminal, tag="<think>")
     assert terminal.getvalue().endswith("<think>\nfirst\nsecond\n")
 
 
@@ -96,19 +96,19 @@ def test_a_terminal_that_wants_none_gets_no_escape(
 ) -> None:
     monkeypatch.setenv(name, value)
     assert not module.shows_marks(terminal)
-    module.show(steps("", "a", "b", evicted={2: (3,)}), terminal, thinks=True)
+    module.show(steps("", "a", "b", evicted={2: (3,)}), terminal, tag="<think>")
     assert terminal.getvalue() == "<think>\nab\n"
 
 
 def test_a_model_without_tags_opens_nothing(terminal: Terminal) -> None:
-    module.show(steps("a", "b"), terminal, thinks=False)
+    module.show(steps("a", "b"), terminal, tag=None)
     assert "<think>" not in terminal.getvalue()
 
 
 def test_a_pipe_gets_the_text_alone() -> None:
     pipe = io.StringIO()
     assert not module.shows_marks(pipe)
-    module.show(steps("a", "b"), pipe, thinks=True)
+    module.show(steps("a", "b"), pipe, tag="<think>")
     assert pipe.getvalue() == "ab\n"
     assert not marks(Console(file=pipe))
 

@@ -24,6 +24,7 @@ from leanthink.generate import stream
 from leanthink.importance.collect import collect
 from leanthink.marked_text import EVICTED, MarkedText, marks
 from leanthink.sampling import Sampling
+from leanthink.tags import OPEN_TAG
 from leanthink.tiny import tasks
 from leanthink.trace import Trace, read_traces
 
@@ -94,7 +95,7 @@ def show_thought(model: Any, tokenizer: Any, plan: Plan, console: Console, predi
         "sampling": Sampling(max_new_tokens=plan.max_new_tokens),
     }
     console.print(Text(problem.problem, style="bold"))
-    text = MarkedText(thinks=True, marked=marks(console))
+    text = MarkedText(tag=OPEN_TAG, marked=marks(console))
     with Live(console=console, refresh_per_second=10) as live:
         for step in stream(model, tokenizer, problem.problem, record=True, **settings):
             text.push(step)

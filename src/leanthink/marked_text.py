@@ -1,4 +1,4 @@
-"""A streamed text as a terminal shows it: `<think>` is opened, and what was evicted is struck through."""
+"""A streamed text as a terminal shows it: the thought is opened, and what was evicted is struck through."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.text import Text
 
 from leanthink.completion import Step
-from leanthink.load import OPEN_TAG
 
 EVICTED = "dim strike"
 
@@ -18,23 +17,23 @@ def marks(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal and not console.no_color
 
 
-def opening(first_text: str) -> str:
+def opening(first_text: str, tag: str) -> str:
     """What to show before a thought that the prompt has opened; nothing where the model writes the tag itself."""
-    if first_text.lstrip().startswith(OPEN_TAG):
+    if first_text.lstrip().startswith(tag):
         return ""
-    return OPEN_TAG if first_text.startswith("\n") else f"{OPEN_TAG}\n"
+    return tag if first_text.startswith("\n") else f"{tag}\n"
 
 
 class MarkedText:
     """The text of one recorded request so far, and which of its tokens are evicted.
 
     Args:
-        thinks: whether what is streamed begins inside a thought; its opening tag is shown then.
+        tag: opens a thought, and is shown where what is streamed begins inside one; None: it never is.
         marked: whether evicted tokens are struck through.
     """
 
-    def __init__(self, *, thinks: bool, marked: bool) -> None:
-        self._thinks, self._marked = thinks, marked
+    def __init__(self, *, tag: str | None, marked: bool) -> None:
+        self._tag, self._marked = tag, marked
         self._pieces: list[str] = []  # one for each token
         self._evicted: set[int] = set()  # indices into them
         self._prompt_tokens = 0
@@ -43,6 +42,7 @@ class MarkedText:
         """Add a token, and note what was evicted for it."""
         if not self._pieces:
             self._prompt_tokens = step.full_slots  # the first token has no slot yet
+            self._tag = self._tag if step.in_thought else None
         self._pieces.append(step.text)
         if step.eviction is not None:
             first = self._prompt_tokens
@@ -50,7 +50,7 @@ class MarkedText:
 
     def show(self) -> Text:
         """All of it."""
-        shown = Text(opening("".join(self._pieces)) if self._thinks else "")
+        shown = Text(opening("".join(self._pieces), self._tag) if self._tag else "")
         self._append(shown, 0)
         shown.rstrip()
         return shown

@@ -111,7 +111,8 @@ def command(
         where = sys.stderr if as_json else sys.stdout
         recorded = settings | {"record": trace is not None or shows_marks(where)}
         steps = leanthink.stream(loaded, tokenizer, questions[0], **recorded)
-        completions = [show(steps, where, thinks=leanthink.think_tags(tokenizer).close_id is not None)]
+        tags = leanthink.think_tags(tokenizer)
+        completions = [show(steps, where, tag=tags.open if tags.closes and not tags.must_open else None)]
     else:
         completions = leanthink.generate(loaded, tokenizer, questions, **settings)
     if trace is not None:

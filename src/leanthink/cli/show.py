@@ -20,19 +20,19 @@ def shows_marks(where: TextIO) -> bool:
     return marks(Console(file=where))
 
 
-def show(steps: Iterator[Step], where: TextIO, *, thinks: bool) -> Completion:
-    """Write the text of these steps; returns the whole. `thinks`: a thought comes first, maybe opened by the prompt."""
-    return _marked(steps, Console(file=where), thinks) if shows_marks(where) else _plain(steps, where, thinks)
+def show(steps: Iterator[Step], where: TextIO, *, tag: str | None) -> Completion:
+    """Write the text of these steps; returns the whole. `tag` opens a thought; None: there may be none."""
+    return _marked(steps, Console(file=where), tag) if shows_marks(where) else _plain(steps, where, tag)
 
 
-def _plain(steps: Iterator[Step], where: TextIO, thinks: bool) -> Completion:
+def _plain(steps: Iterator[Step], where: TextIO, tag: str | None) -> Completion:
     """Each piece as it comes; on a terminal, where nobody reads it as data, with the tag that the prompt opened."""
     from leanthink.marked_text import opening
 
-    opens = thinks and where.isatty()
+    opens = tag is not None and where.isatty()
     for step in steps:
-        if opens and step.text:
-            where.write(opening(step.text))
+        if opens and tag is not None and step.text:
+            where.write(opening(step.text, tag) if step.in_thought else "")
             opens = False
         where.write(step.text)
         where.flush()
@@ -42,11 +42,11 @@ def _plain(steps: Iterator[Step], where: TextIO, thinks: bool) -> Completion:
     raise AssertionError("the last step carries the completion")
 
 
-def _marked(steps: Iterator[Step], console: Console, thinks: bool) -> Completion:
+def _marked(steps: Iterator[Step], console: Console, tag: str | None) -> Completion:
     """The last lines while it streams, and the whole text when it ends, also by Ctrl-C."""
     from leanthink.marked_text import EVICTED, MarkedText
 
-    text, evicts = MarkedText(thinks=thinks, marked=True), False
+    text, evicts = MarkedText(tag=tag, marked=True), False
 
     def tail() -> Text:
         return text.tail(console, console.height - 1)

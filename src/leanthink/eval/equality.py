@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from math_verify import verify
-from sympy import Eq, Expr, Float, Rational, nan, simplify, solve, zoo  # type: ignore[import-untyped]
+from sympy import Eq, Expr, Float, Rational, nan, simplify, solve, zoo
 
 from leanthink.eval.formulas import read_both
 from leanthink.eval.literals import ROUNDING, Tolerance

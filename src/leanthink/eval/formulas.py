@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from latex2sympy2_extended import NormalizationConfig, latex2sympy  # type: ignore[import-untyped]
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig  # type: ignore[import-untyped]
-from sympy import Derivative, Function, I, Integral, Symbol  # type: ignore[import-untyped]
-from sympy.core.function import AppliedUndef  # type: ignore[import-untyped]
+from latex2sympy2_extended import NormalizationConfig, latex2sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+from sympy import Derivative, Function, I, Integral, Symbol
+from sympy.core.function import AppliedUndef
 
 from leanthink.eval.units import TEXT
 
