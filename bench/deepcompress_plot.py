@@ -37,7 +37,7 @@ def draw(start: str) -> None:
         last.set_xticks(LEVELS)
         last.set_xlabel("level, held out")
         last.set_ylabel("thought tokens, % of none")
-        last.set_ylim(0, 115)
+        last.set_ylim(0, 1.05 * max(110.0, last.get_ylim()[1]))
         for axes in figure.axes:
             axes.grid(linewidth=0.4)
         last.legend(frameon=False, loc="lower right", ncols=2)
