@@ -221,3 +221,9 @@ def test_digits_answer_a_problem_that_asks_for_a_base_and_digits_of_a_base_no_ot
     assert is_correct(r"\boxed{2516}", "2516_8")
     assert not is_correct(r"\boxed{2516_8}", "2516")
     assert not is_correct(r"\boxed{1358}", "2516_8")
+    assert is_correct(r"\boxed{2516_{10}}", "2516")
+
+
+def test_a_name_with_an_index_is_no_number_in_a_base() -> None:
+    for name, gold in (("A", "A_2"), ("P", "P_{3}"), ("V", "V_2"), ("29", "29_8")):
+        assert not is_correct(rf"\boxed{{{name}}}", gold)

@@ -15,8 +15,8 @@ _NUMBER = re.compile(
 def same_in_base(given: str, gold: str) -> bool | None:
     """Whether two numbers have the same digits and base; None where neither names a base.
 
-    A problem that asks for a base may be answered by the digits alone; digits of a base are no answer to a problem
-    that asks for a number without one.
+    A problem that asks for a base may be answered by the digits alone; digits of another base than ten are no answer to
+    a problem that asks for a number without one.
     """
     ours, theirs = _digits(given), _digits(gold)
     if (ours is None or ours[1] is None) and (theirs is None or theirs[1] is None):
@@ -35,4 +35,6 @@ def _digits(text: str) -> tuple[str, int | None] | None:
     if named is None:
         return found[1].lstrip("0"), None
     base = _BASE.get(named.lower())
-    return None if base is None else (found[1].lstrip("0"), base)
+    if base is None or any(int(digit, 36) >= base for digit in found[1]):
+        return None  # V_2 is a name with an index
+    return found[1].lstrip("0"), base
