@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,12 +12,17 @@ from torch import Tensor, nn
 from leanthink import Budget, Sampling, generate
 from leanthink.attention import switched_to
 from leanthink.cache import SlotCache
+from leanthink.errors import UsageError
 from leanthink.importance.damage import ATTENTION_NAME, damage, visible
+from leanthink.importance.fit import MEASURED_SETS, _some_of
 from leanthink.importance.labels import Thought
 from leanthink.kv_shape import KVShape
 from leanthink.load import kv_shape
+from leanthink.policies import make_policy
 from leanthink.policies.horizon import Horizon
 from leanthink.policies.oracle import Oracle
+from leanthink.policies.policy import Policy, Slots
+from leanthink.policies.sinks import Sinks
 from leanthink.wishes import Wishes
 from models import RandomPredictor, make_model, make_tokenizer
 
@@ -85,6 +93,36 @@ def test_each_set_evicts_for_itself_as_masked_attention_says(granularity: str) -
     assert evictions > 10
 
 
+def test_sets_that_the_model_does_not_have_are_refused() -> None:
+    model, tokenizer = make_model(), make_tokenizer()
+    shape = kv_shape(model.config)
+    odd = SetsPredictor(model.config.hidden_size, 5, alike=True)
+    labels_XTC = torch.rand(5, 40, len(HORIZONS))
+    for policy in (Horizon(predictor=odd), Oracle(labels_XTC=labels_XTC, distances=HORIZONS)):
+        with pytest.raises(UsageError, match=rf"5 index sets.* {shape.layers} layers of {shape.kv_heads} kv heads"):
+            generate(model, tokenizer, PROMPTS, policy=policy, budget=BUDGET)
+
+
+@dataclass(frozen=True)
+class BySetsAndHeads(Policy):
+    """Says of itself what cannot both be."""
+
+    name: ClassVar[str] = "by-sets-and-heads"
+    per_head: ClassVar[bool] = True
+
+    @property
+    def num_sets(self) -> int:
+        return 2
+
+    def score(self, slots: Slots) -> Tensor:
+        return -slots.ages
+
+
+def test_a_policy_ranks_by_sets_or_per_head() -> None:
+    with pytest.raises(UsageError, match=r"per_head=True.*num_sets=2"):
+        generate(make_model(), make_tokenizer(), PROMPTS, policy=BySetsAndHeads(), budget=BUDGET)
+
+
 def test_damage_begins_with_the_first_eviction_and_a_smaller_budget_does_more() -> None:
     model = make_model()
     thought = Thought(token_ids=list(range(60)), prompt_tokens=10, thought_end=60)
@@ -96,6 +134,25 @@ def test_damage_begins_with_the_first_eviction_and_a_smaller_budget_does_more() 
     assert len(some.kl_N) == 26
     assert little.kl_N.mean() < some.kl_N.mean()
     assert some.kl_N.mean() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["full", "r-kv", "sepllm"])
+def test_damage_of_what_it_cannot_simulate_is_refused(name: str) -> None:
+    thought = Thought(token_ids=list(range(60)), prompt_tokens=10, thought_end=60)
+    with pytest.raises(UsageError, match=rf"{name}.* cannot be simulated"):
+        damage(make_model(), thought, [make_policy(name, tokenizer=make_tokenizer())], BUDGET)
+    odd = Oracle(labels_XTC=torch.rand(5, 40, len(HORIZONS)), distances=HORIZONS)
+    with pytest.raises(UsageError, match="5 index sets"):
+        damage(make_model(), thought, [odd], BUDGET)
+    with pytest.raises(UsageError, match=r"sinks.* cannot be simulated"):
+        damage(make_model(), thought, [Sinks(pins_prompt=False)], BUDGET)
+
+
+@pytest.mark.parametrize("sets", [1, 8, 9, 15, 28, 56])
+def test_ranking_is_measured_on_at_most_so_many_sets(sets: int) -> None:
+    chosen = _some_of(range(2, 3 * sets, 3))
+    assert 1 <= len(chosen) <= MEASURED_SETS
+    assert chosen[0] == 2
 
 
 @pytest.mark.parametrize("granularity", ["layer", "head"])

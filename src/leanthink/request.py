@@ -17,6 +17,7 @@ from leanthink.budget import Budget
 from leanthink.context import context_of
 from leanthink.default_policy import WITHOUT_PREDICTOR, default_policy, how_to_fit, name_of
 from leanthink.errors import LeanThinkWarning, UsageError, unknown
+from leanthink.load import kv_shape
 from leanthink.policies import POLICIES, ImportancePredictor, Policy, make_policy
 from leanthink.prompt import PLAIN, ChatOptions, Prompt, encode_prompt
 from leanthink.sampling import Sampling
@@ -180,14 +181,16 @@ def resolve_policies(
             named[policy] = _make_policy(model, tokenizer, policy, predictor)
         elif not isinstance(policy, str) and not hasattr(policy, "score"):
             raise unknown("policy", policy, POLICIES)
-        elif not isinstance(policy, str):
-            _check_wishes(policy)
     learned = [policy for policy in named.values() if policy.target is not None]
     if predictor is not None and not learned:
         raise UsageError(
             "predictor is given, but no policy here ranks by one: leave it out, or choose dynts or horizon"
         )
-    return [named[policy] if isinstance(policy, str) else policy for policy in chosen]
+    resolved = [named[policy] if isinstance(policy, str) else policy for policy in chosen]
+    for policy in resolved:
+        _check_wishes(policy)
+        check_sets(policy, model)
+    return resolved
 
 
 class PolicyMaker:
@@ -209,15 +212,30 @@ class PolicyMaker:
 
 
 def _check_wishes(policy: Policy) -> None:
-    shared, own = policy.channels or policy.texts, policy.num_queries or policy.accumulates
-    if (shared and policy.per_head) or (own and not policy.per_head) or (policy.texts and not policy.is_shared):
+    own = policy.num_queries or policy.accumulates
+    by_stamps = policy.channels or policy.num_sets > 1
+    if (by_stamps and policy.per_head) or (own and not policy.per_head) or (policy.texts and not policy.is_shared):
         raise UsageError(
             f"policy {policy.name!r} has per_head={policy.per_head}, channels={policy.channels}, texts={policy.texts}, "
-            f"num_sets={policy.num_sets}, num_queries={policy.num_queries} and accumulates={policy.accumulates}: token "
-            "ids are shown to shared policies, queries and attention to those per head, stamps to all others"
+            f"num_sets={policy.num_sets}, num_queries={policy.num_queries} and accumulates={policy.accumulates}: "
+            "queries and attention are shown to policies per head, stamps and several sets to all others, token ids to "
+            "those with one set"
         )
     if policy.accumulates and not policy.num_queries:
         raise UsageError(f"policy {policy.name!r} accumulates attention of num_queries=0 tokens: give at least 1")
+
+
+def check_sets(policy: Policy, model: Any) -> None:
+    """Refuse a policy with index sets that this model does not have (UsageError)."""
+    if policy.num_sets == 1:
+        return
+    shape = kv_shape(model.config)
+    if policy.num_sets not in (shape.layers, shape.layers * shape.kv_heads):
+        raise UsageError(
+            f"policy {policy.name!r} ranks {policy.num_sets} index sets, and this model has {shape.layers} layers of "
+            f"{shape.kv_heads} kv heads: it takes 1, {shape.layers} or {shape.layers * shape.kv_heads}; give a "
+            "predictor or labels of this model"
+        )
 
 
 def _make_policy(model: Any, tokenizer: Any, name: str, predictor: Predictor) -> Policy:

@@ -20,9 +20,11 @@ from transformers import AttentionInterface
 
 from leanthink.attention import switched_to
 from leanthink.budget import Budget, keep
+from leanthink.errors import UsageError
 from leanthink.importance.labels import Thought
 from leanthink.load import kv_shape
 from leanthink.policies import Policy, Slots
+from leanthink.request import check_sets
 from leanthink.states import joined, middle_outputs
 
 ATTENTION_NAME = "leanthink_damage"
@@ -30,7 +32,7 @@ ATTENTION_NAME = "leanthink_damage"
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """What evictions did to one thought, over the positions after the first of them.
+    """What evictions did to one thought, over the positions after the first of them: none if it is too short for one.
 
     kl_N: Kullback-Leibler divergence of each position's next-token distribution from the full cache's, in nats.
     changed_N: whether its likeliest token is another.
@@ -44,13 +46,24 @@ class Damage:
 def damage(model: Any, thought: Thought, policies: Sequence[Policy], budget: Budget) -> list[Damage]:
     """What each policy's evictions do to this thought, whose answer is not looked at.
 
+    Needs X N N bytes on the device, beside a mask of N x N for each head of one layer.
+
     Args:
         model: in evaluation mode, on the device to compute on.
         thought: recorded with the full cache.
-        policies: those that rank by ages, positions, seeds and stamps; one that is `per_head` cannot be simulated.
+        policies: those that rank by ages, positions, seeds and stamps, with the prompt pinned.
         budget: of the request.
+
+    Raises:
+        UsageError: a policy ranks by something else, evicts nothing or has sets that the model does not have.
     """
-    assert not any(policy.per_head for policy in policies), "their keys and queries are not kept"
+    for policy in policies:
+        check_sets(policy, model)
+        if policy.name == "full" or policy.per_head or policy.texts or not policy.pins_prompt:
+            raise UsageError(
+                f"policy {policy.name!r} cannot be simulated: give one that ranks by ages, positions, seeds and "
+                "stamps, with the prompt pinned"
+            )
     ids_1N = torch.tensor([thought.token_ids[: thought.thought_end]], device=model.device)
     with middle_outputs(model) as middle:
         full_NM = model.base_model(input_ids=ids_1N, use_cache=False).last_hidden_state[0]

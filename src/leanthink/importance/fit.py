@@ -238,7 +238,7 @@ def _measure(predictor: Predictor, examples: Sequence[Examples], recipe: Recipe)
 
 def _some_of(columns: range) -> range:
     """At most MEASURED_SETS of them, evenly spaced."""
-    return columns[:: max(1, len(columns) // MEASURED_SETS)]
+    return columns[:: -(-len(columns) // MEASURED_SETS)]
 
 
 def _scores(predictor: Predictor, example: Examples) -> Tensor:

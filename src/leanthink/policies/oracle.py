@@ -17,9 +17,10 @@ from leanthink.policies.policy import OUTRANKS, Policy, Slots
 class Oracle(Policy):
     """Rank a thought token by the attention that it did get, from its own distance or further, in a recorded run.
 
-    An upper bound for `horizon` and not a method: the same request was run with the full cache first. One object
-    serves one request, with the sampling it was recorded with (`leanthink.importance.oracle` makes them). Tokens after
-    the end of the recorded thought, where the request took another turn, rank as never read.
+    No method: the same request was run with the full cache first. An upper bound for `horizon` while the repetition
+    writes what was recorded; once it takes another turn, the labels are those of another text. One object serves one
+    request, with the sampling it was recorded with (`leanthink.importance.oracle` makes them). Tokens after the end of
+    the recorded thought rank as never read.
 
     Attributes:
         labels_XTC: label of each thought token at each horizon, for each index set (see
