@@ -218,8 +218,8 @@ def _check_wishes(policy: Policy) -> None:
         raise UsageError(
             f"policy {policy.name!r} has per_head={policy.per_head}, channels={policy.channels}, texts={policy.texts}, "
             f"num_sets={policy.num_sets}, num_queries={policy.num_queries} and accumulates={policy.accumulates}: "
-            "queries and attention are shown to policies per head, stamps and several sets to all others, token ids to "
-            "those with one set"
+            "token ids are shown to policies with one set, stamps to those with one or several that are not per head, "
+            "queries and attention to policies per head"
         )
     if policy.accumulates and not policy.num_queries:
         raise UsageError(f"policy {policy.name!r} accumulates attention of num_queries=0 tokens: give at least 1")
