@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from leanthink.load import think_tags
 from leanthink.sampling import Sampling
 from leanthink.serve.choices import ChatChoice, TextChoice
 from leanthink.serve.token_texts import TokenTexts
+from leanthink.tags import think_tags
 from leanthink.tiny.tokenizer import build_tokenizer
 
 BYTE_LEVEL = build_tokenizer()

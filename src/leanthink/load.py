@@ -14,15 +14,9 @@ from leanthink.context import context_of
 from leanthink.device import check_device
 from leanthink.errors import DamagedFile, UnsupportedModel, UsageError, unknown
 from leanthink.kv_shape import KVShape
-from leanthink.tags import CLOSE_TAG as CLOSE_TAG
-from leanthink.tags import OPEN_TAG as OPEN_TAG
-from leanthink.tags import ThinkTags as ThinkTags
-from leanthink.tags import think_tags as think_tags
 from leanthink.tiny import TINY, load_tiny
 
 MODEL_TYPES = ("gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
-
-
 DType = torch.dtype | Literal["auto"] | None
 
 

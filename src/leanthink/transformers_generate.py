@@ -64,7 +64,7 @@ def custom_generate(
         policy: as in leanthink.generate.
         budget: as in leanthink.generate.
         predictor: as in leanthink.generate.
-        think_ids: `think_tags(tokenizer)` of leanthink.load; needed with a budget, as it says where the thought ends.
+        think_ids: `leanthink.think_tags(tokenizer)`; needed with a budget, as it says where the thought ends.
         tokenizer: where it reaches us, instead of `think_ids`; transformers 5.16 to 5.24 keep it.
         **model_kwargs: attention mask and positions, passed by generate().
 
@@ -79,7 +79,7 @@ def custom_generate(
     if think_ids is None and tokenizer is not None:
         think_ids = think_tags(tokenizer)
     if think_ids is None and budget is not None:
-        raise UsageError("where does the thought end? Give generate() think_ids=think_tags(tokenizer) (leanthink.load)")
+        raise UsageError("where does the thought end? Give generate() think_ids=leanthink.think_tags(tokenizer)")
     tags = think_ids or ThinkTags(open_id=None, close_id=None)
     reader = tokenizer or tags.tokenizer
     (resolved,) = resolve_policies(model, tokenizer, [policy], predictor)
