@@ -19,7 +19,7 @@ from leanthink.serve.settings import Settings
 from leanthink.tags import think_tags
 from models import make_model
 from test_prompt import OPEN_CHAT, TOKENIZERS
-from test_tags import make_tokenizer
+from test_tags import TEMPLATE, make_tokenizer
 
 TOKENIZER = TOKENIZERS["bytes"]
 CHAT: Any = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -55,6 +55,26 @@ def test_what_is_no_switch_is_refused_by_name() -> None:
     assert refused.value.document()["error"]["param"] == "chat_template_kwargs"
     with pytest.raises(ValidationError):
         ChatBody(**CHAT, chat_template_kwargs=[1])
+
+
+def test_no_effort_is_a_thought_that_the_template_leaves_out() -> None:
+    off = ids_of("hello", chat_template_kwargs={"enable_thinking": False})
+    for server in (make_reader(), make_reader(chat_template_kwargs={"enable_thinking": True})):
+        assert read(server, reasoning_effort="none").prompt_ids == off
+        assert read(server, reasoning_effort="low").prompt_ids == ids_of("hello")
+    assert read(make_reader(), reasoning_effort="none", chat_template_kwargs={"thinking": 1}).prompt_ids == off
+
+
+def test_no_effort_is_refused_where_the_thought_would_come_all_the_same() -> None:
+    asked: list[tuple[Reader, ChatBody | TextBody]] = [
+        (make_reader(make_tokenizer(template=TEMPLATE)), ChatBody(**CHAT, reasoning_effort="none")),
+        (make_reader(), ChatBody(**CHAT, reasoning_effort="none", chat_template_kwargs={"enable_thinking": True})),
+        (make_reader(), TextBody(model="m", prompt="a", reasoning_effort="none")),
+    ]
+    for reader, body in asked:
+        with pytest.raises(Refusal, match="the thought would come all the same") as refused:
+            reader.read(body)
+        assert refused.value.param == "reasoning_effort"
 
 
 def test_a_server_that_no_chat_could_ask_does_not_start() -> None:

@@ -146,17 +146,30 @@ class Reader:
         """The server's, with what the body gives in their place."""
         options = self.settings.chat
         if isinstance(body, TextBody):
+            if body.reasoning_effort == "none":
+                raise _no_effort("a completion's prompt is taken as it is")
             return options
-        try:
-            given = known_template_kwargs(self.tokenizer, body.chat_template_kwargs or {})
-        except UsageError as error:
-            raise bad_request(str(error), "chat_template_kwargs") from None
-        kwargs, split = {**options.chat_template_kwargs, **given}, body.split_special_tokens
+        kwargs, split = {**options.chat_template_kwargs, **self._switches(body)}, body.split_special_tokens
         return replace(
             options,
             chat_template_kwargs=kwargs,
             split_special_tokens=options.split_special_tokens if split is None else split,
         )
+
+    def _switches(self, body: ChatBody) -> dict[str, Any]:
+        """Of the chat template, as the body gives them: those that it reads, and what a `reasoning_effort` means."""
+        try:
+            given = known_template_kwargs(self.tokenizer, body.chat_template_kwargs or {})
+        except UsageError as error:
+            raise bad_request(str(error), "chat_template_kwargs") from None
+        if body.reasoning_effort != "none":
+            return given
+        off = known_template_kwargs(self.tokenizer, {"enable_thinking": False})
+        if not off:
+            raise _no_effort("the model's chat template has no switch enable_thinking")
+        if given.get("enable_thinking"):
+            raise _no_effort("chat_template_kwargs ask for enable_thinking")
+        return given | off
 
     def _ids(self, prompt: Prompt, options: ChatOptions) -> list[int]:
         try:
@@ -197,6 +210,12 @@ class Reader:
                 "are allowed: lower max_tokens, or the budget and its interval and answer"
             )
         return replace(request, record=record)
+
+
+def _no_effort(why: str) -> Refusal:
+    return bad_request(
+        f"reasoning_effort 'none': {why}, so the thought would come all the same: leave it out", "reasoning_effort"
+    )
 
 
 def _logprobs(body: ChatBody | TextBody) -> int | None:
