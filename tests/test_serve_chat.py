@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from leanthink.completion import Completion
+from leanthink.engine import Engine
 from leanthink.errors import UsageError
 from leanthink.prompt import ChatOptions, encode_prompt
 from leanthink.request import Request
-from leanthink.serve.answers import usage
+from leanthink.serve.answers import Answer, usage
 from leanthink.serve.reading import Reader
 from leanthink.serve.refusals import Refusal
 from leanthink.serve.schema import ChatBody, TextBody
 from leanthink.serve.settings import Settings
+from leanthink.serve.work import Arrival
 from leanthink.tags import think_tags
 from models import make_model
 from test_prompt import OPEN_CHAT, TOKENIZERS
-from test_tags import TEMPLATE, make_tokenizer
+from test_tags import TEMPLATE, bytes_of, make_tokenizer, play
 
 TOKENIZER = TOKENIZERS["bytes"]
 CHAT: Any = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -118,3 +121,34 @@ def test_tokens_of_a_text_without_a_thought_are_not_told_as_thought() -> None:
     reader = make_reader(make_tokenizer(template="{{ messages[0].content }}"))
     told = usage([read(reader), read(reader)], done, tags)
     assert told["completion_tokens_details"] == {"reasoning_tokens": 2}
+
+
+def told(text: str, *, stream: bool) -> list[Any]:
+    """The choices, whole or in chunks, of a chat in which a model without announced tags writes this text."""
+    tokenizer, model = make_tokenizer(template=TEMPLATE), make_model()
+    play(model, bytes_of(text))
+    reader = Reader(model, tokenizer, Settings(name="m", policy="full", budget=None), largest=99)
+    requests = reader.read(ChatBody(**CHAT, temperature=0, max_tokens=40, logprobs=True, stream=stream))
+    answer = Answer(chat=True, model="m", requests=requests, tokenizer=tokenizer, tags=reader.tags, kv_events=False,
+                    with_usage=False)  # fmt: skip
+    engine, sent = Engine(model, tokenizer, slots=99), b""
+    engine.add_request(requests[0], streamed=True)
+    while engine.unfinished:
+        progress = engine.step()
+        arrivals = [Arrival(0, step, progress.finished.get(0), None) for step in progress.steps.values()]
+        answer.note(arrivals)
+        sent += answer.chunks(arrivals)
+    chunks = [json.loads(line[6:])["choices"][0] for line in sent.decode().split("\n\n") if line]
+    return chunks if stream else [answer.document()["choices"][0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "rest"),
+    [("yes", "", "yes"), ("<th", "", "<th"), ("<think>so</think>yes", "<think>so</think", ">yes"), ("", "", "")],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_go_with_the_text_of_their_tokens(text: str, thought: str, rest: str, stream: bool) -> None:
+    parts = [part["logprobs"] for part in told(text, stream=stream) if part.get("logprobs")]
+    names = {"reasoning_content": thought, "content": rest + "<|end|>"}
+    for name, written in names.items():
+        assert "".join(entry["token"] for part in parts for entry in part.get(name, [])) == written

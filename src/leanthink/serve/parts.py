@@ -52,6 +52,19 @@ class Parts:
         self._opening: str | None = "" if must_open else None  # until it has become the opening tag, or cannot
         self._closing = ""  # what the closing tag may begin in, until that is complete
 
+    @property
+    def is_undecided(self) -> bool:
+        """Whether what came so far may still become the opening tag that tells thought from answer."""
+        return self._opening is not None
+
+    def in_thought(self, step: Step) -> bool:
+        """Whether this token is told as thought; not while that is undecided."""
+        return step.in_thought and not self._plain
+
+    def thought_tokens(self, completion: Completion) -> int:
+        """How many tokens of a finished choice are told as thought."""
+        return 0 if self._is_plain(completion) else completion.thought_tokens
+
     def push(self, step: Step) -> tuple[str, str]:
         """What a token adds to thought and answer."""
         text = step.text
