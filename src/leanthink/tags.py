@@ -54,7 +54,7 @@ class ThinkTags:
 
     def must_close(self, text: str) -> bool:
         """Whether a generated text is a thought until it is closed."""
-        return self.closes and (not self.must_open or text.lstrip().startswith(self.open))
+        return self.closes and (not self.must_open or begins_with(text, self.open) is True)
 
     def usual(self, text: str) -> str:
         """The text with `<think>` and `</think>` in place of these tags, as graders know them."""
@@ -129,6 +129,14 @@ def template_text(tokenizer: Any) -> str:
     return template if isinstance(template, str) else "\n".join(template.values())
 
 
+def begins_with(text: str, tag: str) -> bool | None:
+    """Whether a text begins with this tag, blanks before it aside; None while it may still become that."""
+    begun = text.lstrip()
+    if begun.startswith(tag):
+        return True
+    return None if tag.startswith(begun) else False
+
+
 class TagReader:
     """Finds tags among the tokens of generated texts; remembers which tokens can complete a closing tag."""
 
@@ -138,10 +146,7 @@ class TagReader:
 
     def opens(self, ids: Sequence[int]) -> bool | None:
         """Whether these tokens begin with the opening tag; None while they may still do."""
-        text = self._decode(ids).lstrip()
-        if text.startswith(self._tags.open):
-            return True
-        return None if self._tags.open.startswith(text.rstrip("\ufffd")) else False
+        return begins_with(self._decode(ids).rstrip("\ufffd"), self._tags.open)
 
     def may_close(self, token_id: int) -> bool:
         """Whether this token alone can complete a closing tag: quick, and a first sieve for `closes`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from leanthink.completion import Completion, Step
-from leanthink.tags import ThinkTags
+from leanthink.tags import ThinkTags, begins_with
 
 USUAL_TAGS = ThinkTags(open_id=None, close_id=None)
 
@@ -70,11 +70,11 @@ class Parts:
         text = step.text
         if self._opening is not None:
             self._opening += text
-            begun = self._opening.lstrip()
-            if len(begun) < len(self._tags.open) and self._tags.open.startswith(begun):
+            opens = begins_with(self._opening, self._tags.open)
+            if opens is None:
                 return "", ""
             text, self._opening = self._opening, None
-            self._plain = not begun.startswith(self._tags.open)
+            self._plain = not opens
         if self._plain:
             return "", self._thought.push(text)
         if self._in_answer:
