@@ -85,6 +85,33 @@ def test_a_server_that_no_chat_could_ask_does_not_start() -> None:
         make_reader(chat_template_kwargs={"enable_thinkin": False})
 
 
+def test_a_server_whose_model_asks_for_a_sampling_that_there_is_not_does_not_start() -> None:
+    model = make_model(vocab_size=500)
+    model.generation_config.top_p = 0.0
+    with pytest.raises(UsageError, match=r"top_p=0\.0: must be above 0"):
+        Reader(model, TOKENIZER, Settings(name="m", policy="full", budget=None), largest=9999)
+
+
+@pytest.mark.parametrize("switch", [0, 10**9, "x", [1]])
+def test_a_switch_that_breaks_the_template_is_refused(switch: Any) -> None:
+    template = "{{ 100 // effort }}{% for i in range(effort) %}{% endfor %}"
+    with pytest.raises(Refusal, match="refused by the model's chat template"):
+        read(make_reader(make_tokenizer(template=template)), chat_template_kwargs={"effort": switch})
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [(ChatBody(**CHAT), "messages"), (TextBody(model="m", prompt="hi<|im_end|>"), "prompt"),
+     (TextBody(model="m", prompt=[500]), "prompt")],
+)  # fmt: skip
+def test_a_token_that_the_model_has_not_is_refused(body: ChatBody | TextBody, field: str) -> None:
+    settings = Settings(name="m", policy="full", budget=None)
+    reader = Reader(make_model(vocab_size=260), TOKENIZER, settings, largest=9999)
+    with pytest.raises(Refusal, match=r"the model knows 0 to 259; (the tokenizer calls it|give other ids)") as refused:
+        reader.read(body)
+    assert refused.value.param == field
+
+
 def test_the_servers_system_prompt_stands_before_chats_that_have_none() -> None:
     reader, own = make_reader(system_prompt="Be brief."), {"role": "system", "content": "Be long."}
     assert read(reader).prompt_ids == ids_of("hello", system_prompt="Be brief.")
