@@ -31,7 +31,7 @@ class ThinkTags:
         in_text: whether the closing tag is no single token, so that it is looked for in the text.
         must_open: whether nothing announces these tags, neither a template nor the user: then a text is a thought only
             if the prompt ends with the opening tag or the text begins with it.
-        tokenizer: reads the text, with `in_text` or `must_open`.
+        tokenizer: reads prompts and texts; None for tags that are given as tokens alone.
     """
 
     open_id: int | None
@@ -86,7 +86,7 @@ def think_tags(tokenizer: Any) -> ThinkTags:
         return next((tags for tags in named if tags in tokens), named[0])
     if known[0] in tokens:
         return known[0]
-    return replace((tokens or known)[0], must_open=True, tokenizer=tokenizer)
+    return replace((tokens or known)[0], must_open=True)
 
 
 def set_think_tags(tokenizer: Any, start: str, end: str) -> None:
@@ -106,14 +106,13 @@ def check_pair(given: Any) -> tuple[str, str]:
 
 def _tags(tokenizer: Any, start: str, end: str) -> ThinkTags:
     open_id, close_id = (token_of(tokenizer, tag) for tag in (start, end))
-    in_text = close_id is None
     return ThinkTags(
         open_id=open_id,
         close_id=close_id,
         open=start,
         close=end,
-        in_text=in_text,
-        tokenizer=tokenizer if in_text else None,
+        in_text=close_id is None,
+        tokenizer=tokenizer,
     )
 
 
