@@ -44,6 +44,7 @@ class Reader:
         if most is not None and most > self.context:
             raise UsageError(f"max_model_len={most} is above this model's context of {self.context} tokens: lower it")
         self.context = most or self.context
+        self.max_prompt_tokens = min(settings.max_prompt_tokens or self.context, self.context - 1)
         self._embeddings = len(model.get_input_embeddings().weight)
         # Of requests that name none: as OpenAI does, but for what the model says.
         stated: dict[str, Any] = model_sampling(model) if settings.generation_config == "auto" else {}
@@ -180,10 +181,9 @@ class Reader:
         except UsageError as error:
             is_chat = not is_text and isinstance(prompt[0], Mapping)
             raise bad_request(str(error), "messages" if is_chat else "prompt") from None
-        most = self.settings.max_prompt_tokens or self.context - 1
-        if len(ids) > most:
-            raise Refusal(400, f"the prompt has {len(ids)} tokens, and at most {most} are allowed: shorten it",
-                          code="context_length_exceeded")  # fmt: skip
+        if len(ids) > self.max_prompt_tokens:
+            raise Refusal(400, f"the prompt has {len(ids)} tokens, and at most {self.max_prompt_tokens} are allowed: "
+                          "shorten it", code="context_length_exceeded")  # fmt: skip
         return ids
 
     def _request(
