@@ -17,11 +17,12 @@ from leanthink.default_policy import default_policy, how_to_fit
 from leanthink.engine import Engine
 from leanthink.errors import LeanThinkWarning
 from leanthink.generate import generate, stream
-from leanthink.load import load, think_tags
+from leanthink.load import load
 from leanthink.request import PolicyMaker
 from leanthink.sampling import Sampling
 from leanthink.serve.reading import Reader
 from leanthink.serve.settings import Settings
+from leanthink.tags import think_tags
 from leanthink.trace import read_traces
 from leanthink.transformers_generate import custom_generate
 from models import make_model, make_tokenizer

@@ -12,11 +12,12 @@ from leanthink.completion import Completion
 from leanthink.engine import Engine, Progress
 from leanthink.errors import UnsupportedModel, UsageError
 from leanthink.generate import generate, split_by_bound, stream
-from leanthink.load import kv_shape, think_tags
+from leanthink.load import kv_shape
 from leanthink.policies import POLICIES, Policy, make_policy
 from leanthink.policies.window import Window
 from leanthink.request import make_requests
 from leanthink.sampling import Sampling
+from leanthink.tags import think_tags
 from leanthink.transformers_generate import custom_generate
 from leanthink.transformers_versions import filled_cache
 from models import ARCHITECTURES, CLOSE, END, OPEN, VOCABULARY, RandomPredictor, make_model, make_tokenizer

@@ -13,7 +13,8 @@ from tokenizers.models import BPE, WordLevel
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
 from leanthink.errors import DamagedFile, UnsupportedModel, UsageError
-from leanthink.load import check_supported, end_ids, kv_shape, load, think_tags
+from leanthink.load import check_supported, end_ids, kv_shape, load
+from leanthink.tags import think_tags
 from models import ARCHITECTURES, CLOSE, END, OPEN, make_model, make_tokenizer
 
 

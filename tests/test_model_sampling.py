@@ -104,7 +104,8 @@ def test_a_server_fills_in_what_clients_leave_out(
     reader = Reader(model_with(**settings), tokenizer, about, largest=10**6)
     asked = ChatBody(model="m", messages=[{"role": "user", "content": "hi"}], seed=1, **body)
     (request,) = reader.read(asked)
-    assert request.sampling == Sampling(seed=1, max_new_tokens=about.max_new_tokens, **expected)
+    left = {"max_new_tokens": about.max_new_tokens, "stop_in_thought": False}
+    assert request.sampling == Sampling(seed=1, **left, **expected)
 
 
 def test_a_server_refuses_another_generation_config_by_name() -> None:

@@ -14,10 +14,10 @@ from leanthink.budget import Budget
 from leanthink.completion import decode, token_chars
 from leanthink.errors import UsageError
 from leanthink.generate import generate
-from leanthink.load import think_tags
 from leanthink.policies import make_policy
 from leanthink.sampling import Sampling
 from leanthink.scores import Scores, pack
+from leanthink.tags import think_tags
 from models import CLOSE, END, OPEN, RandomPredictor, make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()

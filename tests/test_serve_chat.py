@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from leanthink.completion import Completion
+from leanthink.engine import Engine
 from leanthink.errors import UsageError
 from leanthink.prompt import ChatOptions, encode_prompt
 from leanthink.request import Request
-from leanthink.serve.answers import usage
+from leanthink.serve.answers import Answer, usage
 from leanthink.serve.reading import Reader
 from leanthink.serve.refusals import Refusal
 from leanthink.serve.schema import ChatBody, TextBody
 from leanthink.serve.settings import Settings
+from leanthink.serve.work import Arrival
 from leanthink.tags import think_tags
 from models import make_model
 from test_prompt import OPEN_CHAT, TOKENIZERS
-from test_tags import make_tokenizer
+from test_tags import TEMPLATE, bytes_of, make_tokenizer, play
 
 TOKENIZER = TOKENIZERS["bytes"]
 CHAT: Any = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -57,9 +60,56 @@ def test_what_is_no_switch_is_refused_by_name() -> None:
         ChatBody(**CHAT, chat_template_kwargs=[1])
 
 
+def test_no_effort_is_a_thought_that_the_template_leaves_out() -> None:
+    off = ids_of("hello", chat_template_kwargs={"enable_thinking": False})
+    for server in (make_reader(), make_reader(chat_template_kwargs={"enable_thinking": True})):
+        assert read(server, reasoning_effort="none").prompt_ids == off
+        assert read(server, reasoning_effort="low").prompt_ids == ids_of("hello")
+    assert read(make_reader(), reasoning_effort="none", chat_template_kwargs={"thinking": 1}).prompt_ids == off
+
+
+def test_no_effort_is_refused_where_the_thought_would_come_all_the_same() -> None:
+    asked: list[tuple[Reader, ChatBody | TextBody]] = [
+        (make_reader(make_tokenizer(template=TEMPLATE)), ChatBody(**CHAT, reasoning_effort="none")),
+        (make_reader(), ChatBody(**CHAT, reasoning_effort="none", chat_template_kwargs={"enable_thinking": True})),
+        (make_reader(), TextBody(model="m", prompt="a", reasoning_effort="none")),
+    ]
+    for reader, body in asked:
+        with pytest.raises(Refusal, match="the thought would come all the same") as refused:
+            reader.read(body)
+        assert refused.value.param == "reasoning_effort"
+
+
 def test_a_server_that_no_chat_could_ask_does_not_start() -> None:
     with pytest.raises(UsageError, match="has no 'enable_thinkin'"):
         make_reader(chat_template_kwargs={"enable_thinkin": False})
+
+
+def test_a_server_whose_model_asks_for_a_sampling_that_there_is_not_does_not_start() -> None:
+    model = make_model(vocab_size=500)
+    model.generation_config.top_p = 0.0
+    with pytest.raises(UsageError, match=r"top_p=0\.0: must be above 0"):
+        Reader(model, TOKENIZER, Settings(name="m", policy="full", budget=None), largest=9999)
+
+
+@pytest.mark.parametrize("switch", [0, 10**9, "x", [1]])
+def test_a_switch_that_breaks_the_template_is_refused(switch: Any) -> None:
+    template = "{{ 100 // effort }}{% for i in range(effort) %}{% endfor %}"
+    with pytest.raises(Refusal, match="refused by the model's chat template"):
+        read(make_reader(make_tokenizer(template=template)), chat_template_kwargs={"effort": switch})
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [(ChatBody(**CHAT), "messages"), (TextBody(model="m", prompt="hi<|im_end|>"), "prompt"),
+     (TextBody(model="m", prompt=[500]), "prompt")],
+)  # fmt: skip
+def test_a_token_that_the_model_has_not_is_refused(body: ChatBody | TextBody, field: str) -> None:
+    settings = Settings(name="m", policy="full", budget=None)
+    reader = Reader(make_model(vocab_size=260), TOKENIZER, settings, largest=9999)
+    with pytest.raises(Refusal, match=r"the model knows 0 to 259; (the tokenizer calls it|give other ids)") as refused:
+        reader.read(body)
+    assert refused.value.param == field
 
 
 def test_the_servers_system_prompt_stands_before_chats_that_have_none() -> None:
@@ -98,3 +148,34 @@ def test_tokens_of_a_text_without_a_thought_are_not_told_as_thought() -> None:
     reader = make_reader(make_tokenizer(template="{{ messages[0].content }}"))
     told = usage([read(reader), read(reader)], done, tags)
     assert told["completion_tokens_details"] == {"reasoning_tokens": 2}
+
+
+def told(text: str, *, stream: bool) -> list[Any]:
+    """The choices, whole or in chunks, of a chat in which a model without announced tags writes this text."""
+    tokenizer, model = make_tokenizer(template=TEMPLATE), make_model()
+    play(model, bytes_of(text))
+    reader = Reader(model, tokenizer, Settings(name="m", policy="full", budget=None), largest=99)
+    requests = reader.read(ChatBody(**CHAT, temperature=0, max_tokens=40, logprobs=True, stream=stream))
+    answer = Answer(chat=True, model="m", requests=requests, tokenizer=tokenizer, tags=reader.tags, kv_events=False,
+                    with_usage=False)  # fmt: skip
+    engine, sent = Engine(model, tokenizer, slots=99), b""
+    engine.add_request(requests[0], streamed=True)
+    while engine.unfinished:
+        progress = engine.step()
+        arrivals = [Arrival(0, step, progress.finished.get(0), None) for step in progress.steps.values()]
+        answer.note(arrivals)
+        sent += answer.chunks(arrivals)
+    chunks = [json.loads(line[6:])["choices"][0] for line in sent.decode().split("\n\n") if line]
+    return chunks if stream else [answer.document()["choices"][0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "rest"),
+    [("yes", "", "yes"), ("<th", "", "<th"), ("<think>so</think>yes", "<think>so</think", ">yes"), ("", "", "")],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_go_with_the_text_of_their_tokens(text: str, thought: str, rest: str, stream: bool) -> None:
+    parts = [part["logprobs"] for part in told(text, stream=stream) if part.get("logprobs")]
+    names = {"reasoning_content": thought, "content": rest + "<|end|>"}
+    for name, written in names.items():
+        assert "".join(entry["token"] for part in parts for entry in part.get(name, [])) == written

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leanthink.completion import Completion, Step
-from leanthink.load import CLOSE_TAG, OPEN_TAG
 from leanthink.serve.parts import Parts, Trimmed
+from leanthink.tags import CLOSE_TAG, OPEN_TAG
 
 PIECES = st.lists(st.sampled_from(["a", "b ", " ", "\n", "<", "think>", OPEN_TAG, "é", ""]), max_size=8)
 

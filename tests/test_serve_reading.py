@@ -58,6 +58,17 @@ def test_a_prompt_that_does_not_fit_by_itself_stays_an_error(model: Any) -> None
         read(model, prompt=context, max_tokens=1)
 
 
+def test_a_longest_prompt_beyond_the_context_is_the_context(model: Any) -> None:
+    settings = Settings(name="tiny", policy="full", budget=None, max_prompt_tokens=100, max_model_len=16)
+    reader = Reader(*model, settings, largest=10**6)
+    assert reader.max_prompt_tokens == 15
+    (longest,) = reader.read(TextBody(model="tiny", prompt="x" * 15))
+    assert longest.max_new_tokens == 1
+    with pytest.raises(Refusal, match="has 16 tokens, and at most 15 are allowed") as refused:
+        reader.read(TextBody(model="tiny", prompt="x" * 16))
+    assert refused.value.code == "context_length_exceeded"
+
+
 @pytest.mark.parametrize(
     ("given", "expected"), [({"stop": ""}, ()), ({"stop": ["", "a"]}, ("a",)), ({"stop": "a"}, ("a",))]
 )

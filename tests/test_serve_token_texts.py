@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from leanthink.load import think_tags
+from leanthink.policies import make_policy
+from leanthink.request import make_request
 from leanthink.sampling import Sampling
 from leanthink.serve.choices import ChatChoice, TextChoice
 from leanthink.serve.token_texts import TokenTexts
+from leanthink.tags import think_tags
 from leanthink.tiny.tokenizer import build_tokenizer
 
 BYTE_LEVEL = build_tokenizer()
@@ -68,7 +70,8 @@ def test_a_token_is_told_by_its_text_or_else_by_its_bytes(tokenizer: Any, token:
 
 def told(kind: Any, ids: list[int], top: list[list[tuple[int, float]]]) -> Any:
     """The log-probabilities of a choice that generated these tokens."""
-    request: Any = SimpleNamespace(sampling=Sampling(), starts_in_answer=True)
+    request = make_request(0, [1], policy=make_policy("full"), budget=None, sampling=Sampling(), context=99,
+                           starts_in_answer=True)  # fmt: skip
     completion: Any = SimpleNamespace(
         text=BYTE_LEVEL.decode(ids), thought="", answer="", thought_tokens=0, token_ids=tuple(ids),
         logprobs=tuple(-0.5 for _ in ids), top_logprobs=tuple(tuple(pairs) for pairs in top),

@@ -100,6 +100,26 @@ def test_a_terminal_that_wants_none_gets_no_escape(
     assert terminal.getvalue() == "<think>\nab\n"
 
 
+@pytest.mark.parametrize(
+    ("pieces", "shown"),
+    [
+        (("[", "THINK", "]", "a"), "[THINK]a"),
+        (("[", "T", "a"), "[THINK]\n[Ta"),
+        (("\n", "a"), "[THINK]\na"),
+        (("",), ""),
+    ],
+)
+def test_a_tag_of_several_tokens_is_not_opened_twice_either(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, pieces: tuple[str, ...], shown: str
+) -> None:
+    marked = MarkedText(tag="[THINK]", marked=False)
+    for step in steps(*pieces):
+        marked.push(step)
+    monkeypatch.setenv("NO_COLOR", "1")
+    module.show(steps(*pieces), terminal, tag="[THINK]")
+    assert (marked.show().plain, terminal.getvalue()) == (shown, f"{shown}\n")
+
+
 def test_a_model_without_tags_opens_nothing(terminal: Terminal) -> None:
     module.show(steps("a", "b"), terminal, tag=None)
     assert "<think>" not in terminal.getvalue()

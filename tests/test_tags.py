@@ -188,6 +188,16 @@ def test_generate_of_transformers_finds_tags_in_the_text_without_the_tokenizer()
     assert tokenizer.decode(out[0, ids.shape[1] :]) == "x" * 15 + "</think>" + "y" * 19  # the answer's slots are full
 
 
+def test_generate_of_transformers_knows_a_thought_that_the_prompt_has_closed() -> None:
+    tokenizer, model = make_tokenizer("<think>", "</think>", template=TEMPLATE), make_model()
+    play(model, bytes_of("y" * 100))
+    ids = torch.tensor([tokenizer("Say: <think>\n\n</think>\n\n").input_ids])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=90,
+                         custom_generate=custom_generate, policy="window", think_ids=think_tags(tokenizer),
+                         budget=Budget(slots=16, window=4, interval=8, answer=20))  # fmt: skip
+    assert tokenizer.decode(out[0, ids.shape[1] :]) == "y" * 20  # the answer's slots are full
+
+
 LETTERS = st.text(alphabet="ab\n<>/thinké", max_size=12)
 
 

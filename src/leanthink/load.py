@@ -14,15 +14,9 @@ from leanthink.context import context_of
 from leanthink.device import check_device
 from leanthink.errors import DamagedFile, UnsupportedModel, UsageError, unknown
 from leanthink.kv_shape import KVShape
-from leanthink.tags import CLOSE_TAG as CLOSE_TAG
-from leanthink.tags import OPEN_TAG as OPEN_TAG
-from leanthink.tags import ThinkTags as ThinkTags
-from leanthink.tags import think_tags as think_tags
 from leanthink.tiny import TINY, load_tiny
 
 MODEL_TYPES = ("gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
-
-
 DType = torch.dtype | Literal["auto"] | None
 
 
@@ -187,13 +181,14 @@ def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     The model config's count where they are special tokens: an id that it has from its class may be any word.
     """
     special = {token_id for token_id, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
-    of_config = _ids(getattr(model.config, "eos_token_id", None))
-    of_tokenizer = _ids(getattr(tokenizer, "eos_token_id", None))
-    found = [*_ids(model.generation_config.eos_token_id), *of_tokenizer, *(i for i in of_config if i in special)]
+    of_config = as_ids(getattr(model.config, "eos_token_id", None))
+    of_tokenizer = as_ids(getattr(tokenizer, "eos_token_id", None))
+    found = [*as_ids(model.generation_config.eos_token_id), *of_tokenizer, *(i for i in of_config if i in special)]
     return tuple(dict.fromkeys(found))
 
 
-def _ids(ids: int | Sequence[int] | None) -> list[int]:
+def as_ids(ids: int | Sequence[int] | None) -> list[int]:
+    """A list of token ids, as configs give them: one, several or none."""
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from leanthink.completion import Step
+from leanthink.tags import begins_with
 
 EVICTED = "dim strike"
 
@@ -19,7 +20,7 @@ def marks(console: Console) -> bool:
 
 def opening(first_text: str, tag: str) -> str:
     """What to show before a thought that the prompt has opened; nothing where the model writes the tag itself."""
-    if first_text.lstrip().startswith(tag):
+    if not first_text or begins_with(first_text, tag):
         return ""
     return tag if first_text.startswith("\n") else f"{tag}\n"
 

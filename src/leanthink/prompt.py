@@ -98,7 +98,7 @@ def encode_prompt(tokenizer: Any, index: int, prompt: Prompt, options: ChatOptio
         )
     except UsageError:
         raise
-    except (TemplateError, TypeError, ValueError) as error:
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise UsageError(f"prompt {index} is refused by the model's chat template: {error}") from error
 
 

@@ -121,7 +121,7 @@ def make_requests(
     requests = []
     for index, prompt in enumerate(prompts):
         ids = encode_prompt(tokenizer, index, prompt, options)
-        _check_ids(model, tokenizer, index, ids)
+        check_ids(tokenizer, index, ids, len(model.get_input_embeddings().weight))
         request = make_request(
             index,
             ids,
@@ -135,8 +135,8 @@ def make_requests(
     return requests
 
 
-def _check_ids(model: Any, tokenizer: Any, index: int, ids: Sequence[int]) -> None:
-    rows = len(model.get_input_embeddings().weight)
+def check_ids(tokenizer: Any, index: int, ids: Sequence[int], rows: int) -> None:
+    """Raise UsageError for a token of prompt `index` that is beyond the model's `rows` of embeddings."""
     odd = next((token for token in ids if not 0 <= token < rows), None)
     if odd is not None:
         known = tokenizer.convert_ids_to_tokens(odd) if 0 <= odd < len(tokenizer) else None

@@ -31,7 +31,7 @@ class ThinkTags:
         in_text: whether the closing tag is no single token, so that it is looked for in the text.
         must_open: whether nothing announces these tags, neither a template nor the user: then a text is a thought only
             if the prompt ends with the opening tag or the text begins with it.
-        tokenizer: reads the text, with `in_text` or `must_open`.
+        tokenizer: reads prompts and texts; None for tags that are given as tokens alone.
     """
 
     open_id: int | None
@@ -54,7 +54,7 @@ class ThinkTags:
 
     def must_close(self, text: str) -> bool:
         """Whether a generated text is a thought until it is closed."""
-        return self.closes and (not self.must_open or text.lstrip().startswith(self.open))
+        return self.closes and (not self.must_open or begins_with(text, self.open) is True)
 
     def usual(self, text: str) -> str:
         """The text with `<think>` and `</think>` in place of these tags, as graders know them."""
@@ -86,7 +86,7 @@ def think_tags(tokenizer: Any) -> ThinkTags:
         return next((tags for tags in named if tags in tokens), named[0])
     if known[0] in tokens:
         return known[0]
-    return replace((tokens or known)[0], must_open=True, tokenizer=tokenizer)
+    return replace((tokens or known)[0], must_open=True)
 
 
 def set_think_tags(tokenizer: Any, start: str, end: str) -> None:
@@ -106,14 +106,13 @@ def check_pair(given: Any) -> tuple[str, str]:
 
 def _tags(tokenizer: Any, start: str, end: str) -> ThinkTags:
     open_id, close_id = (token_of(tokenizer, tag) for tag in (start, end))
-    in_text = close_id is None
     return ThinkTags(
         open_id=open_id,
         close_id=close_id,
         open=start,
         close=end,
-        in_text=in_text,
-        tokenizer=tokenizer if in_text else None,
+        in_text=close_id is None,
+        tokenizer=tokenizer,
     )
 
 
@@ -129,6 +128,14 @@ def template_text(tokenizer: Any) -> str:
     return template if isinstance(template, str) else "\n".join(template.values())
 
 
+def begins_with(text: str, tag: str) -> bool | None:
+    """Whether a text begins with this tag, blanks before it aside; None while it may still become that."""
+    begun = text.lstrip()
+    if begun.startswith(tag):
+        return True
+    return None if tag.startswith(begun) else False
+
+
 class TagReader:
     """Finds tags among the tokens of generated texts; remembers which tokens can complete a closing tag."""
 
@@ -138,10 +145,7 @@ class TagReader:
 
     def opens(self, ids: Sequence[int]) -> bool | None:
         """Whether these tokens begin with the opening tag; None while they may still do."""
-        text = self._decode(ids).lstrip()
-        if text.startswith(self._tags.open):
-            return True
-        return None if self._tags.open.startswith(text.rstrip("\ufffd")) else False
+        return begins_with(self._decode(ids).rstrip("\ufffd"), self._tags.open)
 
     def may_close(self, token_id: int) -> bool:
         """Whether this token alone can complete a closing tag: quick, and a first sieve for `closes`."""

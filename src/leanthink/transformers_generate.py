@@ -15,7 +15,7 @@ from leanthink.budget import Budget
 from leanthink.context import context_of
 from leanthink.errors import UsageError
 from leanthink.generate import each_finished, in_order
-from leanthink.load import check_model
+from leanthink.load import as_ids, check_model
 from leanthink.policies import Policy
 from leanthink.request import Predictor, make_request, resolve_policies
 from leanthink.sampling import Sampling
@@ -64,7 +64,7 @@ def custom_generate(
         policy: as in leanthink.generate.
         budget: as in leanthink.generate.
         predictor: as in leanthink.generate.
-        think_ids: `think_tags(tokenizer)` of leanthink.load; needed with a budget, as it says where the thought ends.
+        think_ids: `leanthink.think_tags(tokenizer)`; needed with a budget, as it says where the thought ends.
         tokenizer: where it reaches us, instead of `think_ids`; transformers 5.16 to 5.24 keep it.
         **model_kwargs: attention mask and positions, passed by generate().
 
@@ -79,7 +79,7 @@ def custom_generate(
     if think_ids is None and tokenizer is not None:
         think_ids = think_tags(tokenizer)
     if think_ids is None and budget is not None:
-        raise UsageError("where does the thought end? Give generate() think_ids=think_tags(tokenizer) (leanthink.load)")
+        raise UsageError("where does the thought end? Give generate() think_ids=leanthink.think_tags(tokenizer)")
     tags = think_ids or ThinkTags(open_id=None, close_id=None)
     reader = tokenizer or tags.tokenizer
     (resolved,) = resolve_policies(model, tokenizer, [policy], predictor)
@@ -101,9 +101,9 @@ def custom_generate(
             zip(prompts, _samplings(input_ids, generation_config), strict=True)
         )
     ]
-    ends = _ids(generation_config.eos_token_id)
+    ends = as_ids(generation_config.eos_token_id)
     finished = each_finished(model, reader or _NoText(), requests, tags=tags, ends=ends, max_rows=len(requests))
-    padding = [*_ids(generation_config.pad_token_id), *ends, 0][0]
+    padding = [*as_ids(generation_config.pad_token_id), *ends, 0][0]
     return _joined(input_ids, [completion.token_ids for completion in in_order(finished)], padding)
 
 
@@ -150,10 +150,6 @@ def _samplings(input_ids_NS: Tensor, config: Any) -> list[Sampling]:
     facts["top_p"] = 1.0 if config.top_p is None else config.top_p
     facts["min_p"] = config.min_p or 0.0
     return [Sampling(seed=seed, **facts) for seed in torch.randint(2**63 - 1, (rows,)).tolist()]
-
-
-def _ids(ids: int | Sequence[int] | None) -> list[int]:
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
 def _joined(input_ids_NS: Tensor, generated: Sequence[Sequence[int]], padding: int) -> Tensor:

@@ -18,10 +18,11 @@ from leanthink.context import context_of
 from leanthink.engine import Engine
 from leanthink.errors import UsageError
 from leanthink.importance.predictor import Predictor, offsets_below
-from leanthink.load import ThinkTags, kv_shape, load
+from leanthink.load import kv_shape, load
 from leanthink.policies import Policy, make_policy
 from leanthink.request import Request, make_request
 from leanthink.sampling import Sampling
+from leanthink.tags import ThinkTags
 from leanthink.tiny import weights_path
 
 HORIZONS = (32, 64, 128, 256, 512, 1024)

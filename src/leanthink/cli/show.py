@@ -28,13 +28,19 @@ def show(steps: Iterator[Step], where: TextIO, *, tag: str | None) -> Completion
 def _plain(steps: Iterator[Step], where: TextIO, tag: str | None) -> Completion:
     """Each piece as it comes; on a terminal, where nobody reads it as data, with the tag that the prompt opened."""
     from leanthink.marked_text import opening
+    from leanthink.tags import begins_with
 
-    opens = tag is not None and where.isatty()
-    for step in steps:
-        if opens and tag is not None and step.text:
-            where.write(opening(step.text, tag) if step.in_thought else "")
-            opens = False
-        where.write(step.text)
+    begun: str | None = None  # of a thought, while that may become the tag
+    for index, step in enumerate(steps):
+        text = step.text
+        if index == 0 and where.isatty() and step.in_thought:
+            begun = ""
+        if tag is not None and begun is not None:
+            begun += text
+            if begins_with(begun, tag) is None and step.completion is None:
+                continue
+            text, begun = opening(begun, tag) + begun, None
+        where.write(text)
         where.flush()
         if step.completion is not None:
             where.write("\n")

@@ -73,7 +73,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
         "max_budget": settings.max_budget,
         "max_slots": reader.largest,
         "max_new_tokens": settings.max_new_tokens,
-        "max_prompt_tokens": settings.max_prompt_tokens or reader.context - 1,
+        "max_prompt_tokens": reader.max_prompt_tokens,
         "max_choices": settings.max_choices,
         "max_body_bytes": settings.max_body_bytes,
     }

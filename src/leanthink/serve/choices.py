@@ -50,6 +50,7 @@ class ChatChoice(Choice):
             plain=not tags.closes, starts_in_answer=request.starts_in_answer, must_open=request.must_open, tags=tags
         )
         self._tokens = TokenTexts(tokenizer)
+        self._undecided: list[Step] = []  # tokens of which nobody knows yet whether they are thought
 
     def whole(self, completion: Completion) -> Document:
         """The message."""
@@ -62,7 +63,7 @@ class ChatChoice(Choice):
             return None
         told = zip(completion.token_ids, completion.logprobs, completion.top_logprobs, strict=True)
         entries = [self._entry(*token) for token in told]
-        ends = completion.thought_tokens
+        ends = self._parts.thought_tokens(completion)
         return {"content": entries[ends:], "reasoning_content": entries[:ends]}
 
     def opening(self) -> Document:
@@ -73,9 +74,13 @@ class ChatChoice(Choice):
         """At most one chunk of thought and one of answer."""
         pieces = [self._parts.push(step) for step in steps]
         texts = ["".join(side) for side in zip(*pieces, strict=True)]
+        told, self._undecided = [*self._undecided, *steps], []
+        if self._parts.is_undecided:
+            self._undecided = told
+            return []
         chunks = []
         for names, text, in_thought in ((THOUGHT, texts[0], True), (ANSWER, texts[1], False)):
-            own = [step for step in steps if step.in_thought == in_thought and step.logprob is not None]
+            own = [step for step in told if self._parts.in_thought(step) == in_thought and step.logprob is not None]
             if text or own:
                 chunks.append({"delta": dict.fromkeys(names, text) if text else {}} | self._logprobs(names[0], own))
         return chunks
@@ -99,7 +104,9 @@ class ChatChoice(Choice):
     def rest(self, completion: Completion) -> list[Document]:
         """What was held back of thought and answer."""
         both = zip((THOUGHT, ANSWER), self._parts.rest(completion), strict=True)
-        return [{"delta": dict.fromkeys(names, text)} for names, text in both if text]
+        chunks = [{"delta": dict.fromkeys(names, text)} for names, text in both if text]
+        short = self._logprobs(ANSWER[0], self._undecided)  # a text that ended before it could open a thought
+        return [{"delta": {}} | short, *chunks] if short else chunks
 
     def closing(self) -> Document:
         """Nothing."""

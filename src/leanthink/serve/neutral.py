@@ -34,8 +34,6 @@ BODY: Mapping[str, Neutral] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "verbosity": ("medium",),
-    # Ignored: slots bound what a thought keeps, not how long it grows, and fewer would not make it shorter but wrong.
-    "reasoning_effort": ("minimal", "low", "medium", "high", "xhigh", "max"),
     "include_reasoning": (True,),
     # sampling as it is anyway
     "frequency_penalty": (0,),

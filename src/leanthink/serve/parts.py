@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from leanthink.completion import Completion, Step
-from leanthink.tags import ThinkTags
+from leanthink.tags import ThinkTags, begins_with
 
 USUAL_TAGS = ThinkTags(open_id=None, close_id=None)
 
@@ -52,16 +52,29 @@ class Parts:
         self._opening: str | None = "" if must_open else None  # until it has become the opening tag, or cannot
         self._closing = ""  # what the closing tag may begin in, until that is complete
 
+    @property
+    def is_undecided(self) -> bool:
+        """Whether what came so far may still become the opening tag that tells thought from answer."""
+        return self._opening is not None
+
+    def in_thought(self, step: Step) -> bool:
+        """Whether this token is told as thought; not while that is undecided."""
+        return step.in_thought and not self._plain
+
+    def thought_tokens(self, completion: Completion) -> int:
+        """How many tokens of a finished choice are told as thought."""
+        return 0 if self._is_plain(completion) else completion.thought_tokens
+
     def push(self, step: Step) -> tuple[str, str]:
         """What a token adds to thought and answer."""
         text = step.text
         if self._opening is not None:
             self._opening += text
-            begun = self._opening.lstrip()
-            if len(begun) < len(self._tags.open) and self._tags.open.startswith(begun):
+            opens = begins_with(self._opening, self._tags.open)
+            if opens is None:
                 return "", ""
             text, self._opening = self._opening, None
-            self._plain = not begun.startswith(self._tags.open)
+            self._plain = not opens
         if self._plain:
             return "", self._thought.push(text)
         if self._in_answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ from leanthink.errors import PredictorMismatch, UsageError, unknown
 from leanthink.model_sampling import KNOBS, model_sampling
 from leanthink.policies import POLICIES, Policy
 from leanthink.prompt import ChatOptions, Prompt, encode_prompt, known_template_kwargs
-from leanthink.request import PolicyMaker, Request, make_request
+from leanthink.request import PolicyMaker, Request, check_ids, make_request
 from leanthink.sampling import Sampling
 from leanthink.serve.refusals import Refusal, bad_request
 from leanthink.serve.schema import Asked, ChatBody, Message, TextBody
@@ -32,7 +32,7 @@ class Reader:
 
     Raises:
         LeanThinkError: the default policy cannot be had for this model.
-        UsageError: `max_model_len` is above its context.
+        UsageError: `max_model_len` is above its context, or its generation config samples out of range.
     """
 
     def __init__(self, model: Any, tokenizer: Any, settings: Settings, *, largest: int) -> None:
@@ -44,10 +44,12 @@ class Reader:
         if most is not None and most > self.context:
             raise UsageError(f"max_model_len={most} is above this model's context of {self.context} tokens: lower it")
         self.context = most or self.context
-        self._vocabulary: int = model.config.vocab_size
+        self.max_prompt_tokens = min(settings.max_prompt_tokens or self.context, self.context - 1)
+        self._embeddings = len(model.get_input_embeddings().weight)
         # Of requests that name none: as OpenAI does, but for what the model says.
-        stated = model_sampling(model) if settings.generation_config == "auto" else {}
-        self.knobs: dict[str, Any] = {"temperature": 1.0} | stated
+        stated: dict[str, Any] = model_sampling(model) if settings.generation_config == "auto" else {}
+        self.knobs: dict[str, Any] = {"temperature": 1.0, **stated}
+        Sampling(**self.knobs)  # refuses now what would refuse every request
         self.policies: dict[str, Policy] = {}
         self._missing: dict[str, str] = {}  # policies that this model cannot have, and why
         if settings.chat.given:
@@ -146,31 +148,42 @@ class Reader:
         """The server's, with what the body gives in their place."""
         options = self.settings.chat
         if isinstance(body, TextBody):
+            if body.reasoning_effort == "none":
+                raise _no_effort("a completion's prompt is taken as it is")
             return options
-        try:
-            given = known_template_kwargs(self.tokenizer, body.chat_template_kwargs or {})
-        except UsageError as error:
-            raise bad_request(str(error), "chat_template_kwargs") from None
-        kwargs, split = {**options.chat_template_kwargs, **given}, body.split_special_tokens
+        kwargs, split = {**options.chat_template_kwargs, **self._switches(body)}, body.split_special_tokens
         return replace(
             options,
             chat_template_kwargs=kwargs,
             split_special_tokens=options.split_special_tokens if split is None else split,
         )
 
-    def _ids(self, prompt: Prompt, options: ChatOptions) -> list[int]:
+    def _switches(self, body: ChatBody) -> dict[str, Any]:
+        """Of the chat template, as the body gives them: those that it reads, and what a `reasoning_effort` means."""
         try:
-            is_text = isinstance(prompt, str)
-            ids = self.tokenizer(prompt).input_ids if is_text else encode_prompt(self.tokenizer, 0, prompt, options)
+            given = known_template_kwargs(self.tokenizer, body.chat_template_kwargs or {})
         except UsageError as error:
-            raise bad_request(str(error), "messages") from None
-        highest = max(ids, default=0)
-        if highest >= self._vocabulary:
-            raise bad_request(f"there is no token {highest}: ids go from 0 to {self._vocabulary - 1}", "prompt")
-        most = self.settings.max_prompt_tokens or self.context - 1
-        if len(ids) > most:
-            raise Refusal(400, f"the prompt has {len(ids)} tokens, and at most {most} are allowed: shorten it",
-                          code="context_length_exceeded")  # fmt: skip
+            raise bad_request(str(error), "chat_template_kwargs") from None
+        if body.reasoning_effort != "none":
+            return given
+        off = known_template_kwargs(self.tokenizer, {"enable_thinking": False})
+        if not off:
+            raise _no_effort("the model's chat template has no switch enable_thinking")
+        if given.get("enable_thinking"):
+            raise _no_effort("chat_template_kwargs ask for enable_thinking")
+        return given | off
+
+    def _ids(self, prompt: Prompt, options: ChatOptions) -> list[int]:
+        is_text = isinstance(prompt, str)
+        try:
+            ids = self.tokenizer(prompt).input_ids if is_text else encode_prompt(self.tokenizer, 0, prompt, options)
+            check_ids(self.tokenizer, 0, ids, self._embeddings)
+        except UsageError as error:
+            is_chat = not is_text and isinstance(prompt[0], Mapping)
+            raise bad_request(str(error), "messages" if is_chat else "prompt") from None
+        if len(ids) > self.max_prompt_tokens:
+            raise Refusal(400, f"the prompt has {len(ids)} tokens, and at most {self.max_prompt_tokens} are allowed: "
+                          "shorten it", code="context_length_exceeded")  # fmt: skip
         return ids
 
     def _request(
@@ -197,6 +210,12 @@ class Reader:
                 "are allowed: lower max_tokens, or the budget and its interval and answer"
             )
         return replace(request, record=record)
+
+
+def _no_effort(why: str) -> Refusal:
+    return bad_request(
+        f"reasoning_effort 'none': {why}, so the thought would come all the same: leave it out", "reasoning_effort"
+    )
 
 
 def _logprobs(body: ChatBody | TextBody) -> int | None:

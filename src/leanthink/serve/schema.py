@@ -90,6 +90,14 @@ class Asked(Strict):
     )
     answer: Annotated[int, Field(ge=1, le=MOST, description="Most slots of the answer.")] | None = None
     kv_events: Annotated[bool, Field(description="Tell positions and evictions in the stream.")] | None = None
+    # Others are ignored: slots bound what a thought keeps, not how long it grows; fewer would make it wrong, not short.
+    reasoning_effort: (
+        Annotated[
+            Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"],
+            Field(description="none: as enable_thinking false, for a chat template that reads it. Others are ignored."),
+        ]
+        | None
+    ) = None
 
 
 class TextPart(Strict):
