@@ -6,8 +6,10 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -29,7 +31,7 @@ from leanthink.subject import Ask, LoadedModel
 from leanthink.tiny import tasks
 from leanthink.trace import Trace, TraceWriter, read_traces
 from recorded import trace
-from test_eval_cli import keys, table
+from test_eval_cli import keys, keys_so_far, table
 
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=120, seed=3)
 PROBLEMS = from_tasks(tasks.sample("sums", 1, 4, seed=0))
@@ -65,6 +67,13 @@ def killing(told: list[str], after: int) -> Callable[[int, int], None]:
     return kill
 
 
+def kill_after_a_record(folder: Path, told: list[str]) -> None:
+    """Whoever made the first record, each engine then has a second request in hand or just begun."""
+    while not (folder / "records.jsonl").exists() or not keys_so_far(folder):
+        time.sleep(0.01)
+    os.kill(processes(told)[0], signal.SIGKILL)
+
+
 @pytest.mark.slow
 def test_an_engine_killed_in_the_middle_of_eval_changes_nothing_in_the_table(inside: Any, tmp_path: Path) -> None:
     whole = inside("eval", *EVALUATED, "--out", tmp_path / "whole")
@@ -73,11 +82,11 @@ def test_an_engine_killed_in_the_middle_of_eval_changes_nothing_in_the_table(ins
     told: list[str] = []
     with start("eval", *EVALUATED, "--out", sharded, "--ray", "local", "--ray-workers", 2) as process:
         assert process.stderr is not None
-        for line in process.stderr:
-            told.append(line)
-            if ": 1 of 12" in line:  # whoever sent it, each engine has a second request in hand or just begun
-                os.kill(processes(told)[0], signal.SIGKILL)
+        killer = Thread(target=kill_after_a_record, args=(sharded, told), daemon=True)
+        killer.start()
+        told.extend(process.stderr)
         out, _ = process.communicate(timeout=120)
+    killer.join(timeout=10)
     assert process.returncode == 0, told
     assert len(re.findall(r" died \(.*it is replaced, [1-9]\d* unfinished go to others", "".join(told))) == 1, told
     assert table(out) == table(whole.out)
