@@ -13,12 +13,12 @@ from leanthink.completion import Completion
 from leanthink.engine import Engine
 from leanthink.errors import LeanThinkError, UsageError
 from leanthink.generate import generate
-from leanthink.load import ThinkTags, think_tags
 from leanthink.policies import Policy, Slots, make_policy
 from leanthink.policies.h2o import H2O
 from leanthink.policies.horizon import Horizon
 from leanthink.policies.sepllm import SepLLM
 from leanthink.sampling import Sampling
+from leanthink.tags import ThinkTags, think_tags
 from models import CLOSE, END, OPEN, RandomPredictor, make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from leanthink.subject import Subject
 
 VERSION = "1"
+QUICK_SECONDS = 0.5  # to save a file, whose size then does not matter
 SETS = "sets of "  # before a trace's key, for the labels of its index sets
 Progress = Callable[[int, int], None]
 
@@ -199,7 +200,7 @@ def label_traces(
             if granularity != "model":
                 growing.sets[trace.key] = packed(labels.sets_XTH)
             now = time.monotonic()
-            if done % save_every == 0 and now - saved_at >= 10 * saving:
+            if done % save_every == 0 and (saving < QUICK_SECONDS or now - saved_at >= 10 * saving):
                 growing.save()
                 saved_at = time.monotonic()
                 saving = saved_at - now
