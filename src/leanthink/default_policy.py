@@ -20,11 +20,13 @@ def default_policy(model: Any, predictor: object) -> str:
 def how_to_fit(model_name: str) -> str:
     """One line that says which policy is taken without a predictor, with the commands that fit one."""
     model = shlex.quote(model_name)
-    commands = (
-        f"leanthink collect --model {model} --problems problems.jsonl --samples 4 --temperature 0.6 --out traces.jsonl",
-        f"leanthink label --model {model} --traces traces.jsonl --out labels.safetensors",
-        f"leanthink fit --model {model} --traces traces.jsonl --labels labels.safetensors --out predictor.safetensors",
-    )
+    labelled = "--granularity head --traces traces.jsonl"
+    steps = {
+        "collect": "--problems problems.jsonl --samples 4 --temperature 0.6 --out traces.jsonl",
+        "label": f"{labelled} --out labels.safetensors",
+        "fit": f"{labelled} --labels labels.safetensors --out predictor.safetensors",
+    }
+    commands = [f"leanthink {verb} --model {model} {options}" for verb, options in steps.items()]
     return (
         f"no predictor is fitted for this model: policy {WITHOUT_PREDICTOR!r} ranks, the best that needs none. To fit "
         f"one for --predictor: {' && '.join(commands)}"
