@@ -343,8 +343,7 @@ class SlotCache:
         if layer is None and policy.num_sets > 1:
             positions_RXS = self._positions_of(policy.num_sets)[:, slots_RS].transpose(0, 1)
             if policy.channels:
-                stamps_TXC = self._stamps_of(policy, first)
-                facts["stamps"] = stamps_TXC[slots_RS].transpose(1, 2)
+                facts["stamps"] = self._stamps_of(policy, first)[slots_RS].transpose(1, 2)
             return Slots(ages=next_R[:, None, None] - 1 - positions_RXS, positions=positions_RXS, **facts)
         if layer is None:
             positions_RS = self.positions[0, 0, slots_RS]
@@ -378,8 +377,8 @@ class SlotCache:
 
     def _stamps_of(self, policy: Policy, first: int) -> Tensor:
         """A view of what was stamped for each index set of a policy, [T + 1, X, C]."""
-        sets = (policy.num_sets, policy.channels)
-        return self.stamps[:, first : first + sets[0] * sets[1]].view(-1, *sets)
+        X, C = policy.num_sets, policy.channels
+        return self.stamps[:, first : first + X * C].view(-1, X, C)
 
     def _thought_slots(self, rows_R: Tensor, count: int) -> Tensor:
         """Slots [R, count] of the arena that follow each row's pinned ones."""
@@ -398,7 +397,7 @@ class SlotCache:
         Args:
             rows: rows that hold prompt and thought, and no answer yet.
             kept: ascending indices, 0 = the slot behind the prompt: [R, K] for all layers and heads, or [R, X, K].
-            policy: where it stamps for X sets: whose stamps are moved, each set's with its slots.
+            policy: who ranked; what it stamped for each of X sets is moved with that set's slots. None: nothing is.
             first: the first of its channels among the stamps.
         """
         rows_R, K = self.indices(rows), kept.shape[-1]

@@ -398,10 +398,8 @@ class Engine:
             torch.cat([self._kept(rows[i : i + at_a_time], rows_R[i : i + at_a_time], layer) for i in starts])
             for layer in (range(cache.shape.layers) if policy.per_head else [None])
         ]
-        if policy.per_head:
-            cache.evict(rows, torch.cat(kept, dim=1))
-        else:
-            cache.evict(rows, kept[0], policy, first=self.columns[int(seats.policy[rows[0]])])
+        all_layers = torch.cat(kept, dim=1) if policy.per_head else kept[0]
+        cache.evict(rows, all_layers, policy, first=self.columns[int(seats.policy[rows[0]])])
         seats.evictions[rows] += 1
         self.evictions += len(rows)
 
