@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from leanthink.completion import Completion
 from leanthink.errors import UsageError
 from leanthink.eval import judge
 from leanthink.eval.answers import answer_section, given_answer, last_boxed
@@ -9,9 +10,25 @@ from leanthink.eval.comparison import same_answer as compare
 from leanthink.eval.comparison import same_literal
 from leanthink.eval.literals import EXACT, Tolerance, as_number
 from leanthink.eval.problems import Problem
+from leanthink.tags import ThinkTags
 
-__all__ = ["answer_section", "check_gold", "given_answer", "is_correct", "is_solved", "last_boxed", "same_answer"]
+__all__ = [
+    "answer_section",
+    "as_graded",
+    "check_gold",
+    "given_answer",
+    "is_correct",
+    "is_solved",
+    "last_boxed",
+    "same_answer",
+]
 MOST_CHARACTERS = 20_000  # of an answer or a gold: what is longer is compared as text alone
+
+
+def as_graded(completion: Completion, tags: ThinkTags) -> tuple[str, bool]:
+    """The text of a completion with the tags that graders know, and whether it is a thought until it is closed."""
+    # A prompt that ends in a closed thought gets an answer only: then nothing has to be closed any more.
+    return tags.usual(completion.text), tags.must_close(completion.text) and completion.thought_tokens > 0
 
 
 def is_solved(problem: Problem, text: str, *, think_tags: bool) -> bool:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from leanthink.completion import Completion
 from leanthink.eval.cells import Benchmark, Cell
-from leanthink.eval.grading import answer_section, given_answer, is_solved
+from leanthink.eval.grading import answer_section, as_graded, given_answer, is_solved
 from leanthink.eval.judge import MOST_WORKERS
 from leanthink.eval.literals import as_number, plain
 from leanthink.eval.outcomes import Outcomes, outcomes
@@ -161,9 +161,7 @@ def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: b
 
 
 def _record(job: _Job, completion: Completion, *, tags: ThinkTags, start: int, seconds: float | None) -> Record:
-    # A prompt that ends in a closed thought gets an answer only: then nothing has to be closed any more.
-    must_close = tags.must_close(completion.text) and completion.thought_tokens > 0
-    text = tags.usual(completion.text)
+    text, must_close = as_graded(completion, tags)
     copied = ("prompt_tokens", "thought_tokens", "answer_tokens", "peak_slots", "kept_slots", "slot_steps")
     return Record(
         cell=job.cell.name,

@@ -10,7 +10,7 @@ from typing import Any
 from leanthink.budget import Budget
 from leanthink.completion import Completion
 from leanthink.errors import UsageError
-from leanthink.eval.grading import check_gold, is_solved
+from leanthink.eval.grading import as_graded, check_gold, is_solved
 from leanthink.eval.problems import Problem
 from leanthink.prompt import PLAIN, ChatOptions, encode_prompt
 from leanthink.sampling import Sampling
@@ -188,8 +188,7 @@ def _check_same_run(jobs: Sequence[_Job], done: dict[str, Trace], common: dict[s
 
 
 def _trace(job: _Job, completion: Completion, common: dict[str, Any], tags: ThinkTags) -> Trace:
-    # A prompt that ends in a closed thought gets an answer only: then nothing has to be closed any more.
-    must_close = tags.must_close(completion.text) and completion.thought_tokens > 0
+    text, must_close = as_graded(completion, tags)
     copied = {name: getattr(completion, name) for name in _COPIED}
     return Trace(
         id=job.problem.id,
@@ -198,7 +197,7 @@ def _trace(job: _Job, completion: Completion, common: dict[str, Any], tags: Thin
         gold=job.problem.answer,
         seed=job.sampling.seed,
         prompt_ids=job.prompt_ids,
-        correct=is_solved(job.problem, tags.usual(completion.text), think_tags=must_close),
+        correct=is_solved(job.problem, text, think_tags=must_close),
         **copied,
         **common,
     )
