@@ -27,7 +27,7 @@ Horizons = Annotated[
 ]
 GranularityOption = Annotated[
     str | None,
-    option("--granularity", about="One index set for the model, each layer or each kv head.", default="model"),
+    option("--granularity", about="One index set for the model, each layer or each kv head.", default="head"),
 ]
 AllTraces = Annotated[bool, option("--all", about="Label wrong traces too.")]
 
@@ -70,7 +70,7 @@ def command(
                 found,
                 out,
                 horizons=default_horizons(found) if distances is None else distances,
-                granularity=cast("Granularity", granularity or "model"),
+                granularity=cast("Granularity", granularity or "head"),
                 only_correct=not all_traces,
                 overwrite=overwrite,
                 progress=partial(bar.update, "labels"),

@@ -22,7 +22,7 @@ from leanthink.trace import Trace
 if TYPE_CHECKING:
     from leanthink.subject import Subject
 
-VERSION = "1"
+VERSION = "2"
 QUICK_SECONDS = 0.5  # to save a file, whose size then does not matter
 SETS = "sets of "  # before a trace's key, for the labels of its index sets
 Progress = Callable[[int, int], None]
@@ -152,7 +152,7 @@ def label_traces(
     path: str | os.PathLike[str],
     *,
     horizons: Sequence[int],
-    granularity: Granularity = "model",
+    granularity: Granularity = "head",
     only_correct: bool = True,
     overwrite: bool = False,
     save_every: int = 50,
