@@ -22,10 +22,16 @@ def attention_slow(model: Any, token_ids: Sequence[int]) -> list[list[list[float
 
 
 def label_trace_slow(
-    model: Any, token_ids: Sequence[int], prompt_tokens: int, thought_end: int, horizons: Sequence[int]
+    model: Any,
+    token_ids: Sequence[int],
+    prompt_tokens: int,
+    thought_end: int,
+    horizons: Sequence[int],
+    closing_tokens: int = 1,
 ) -> list[list[float]]:
     """[T][1 + H]: mean attention from the answer rows (NaN without any), then the largest from each distance on."""
-    return label_heads_slow(attention_slow(model, token_ids), prompt_tokens, thought_end, horizons)
+    heads = attention_slow(model, token_ids)
+    return label_heads_slow(heads, prompt_tokens, thought_end, horizons, closing_tokens)
 
 
 def values_slow(model: Any, token_ids: Sequence[int]) -> list[list[list[float]]]:
@@ -61,13 +67,17 @@ def label_sets_slow(
 
 
 def label_heads_slow(
-    heads: list[list[list[float]]], prompt_tokens: int, thought_end: int, horizons: Sequence[int]
+    heads: list[list[list[float]]],
+    prompt_tokens: int,
+    thought_end: int,
+    horizons: Sequence[int],
+    closing_tokens: int = 1,
 ) -> list[list[float]]:
     """The same from the attention of some heads, [heads][N][N]."""
     N = len(heads[0])
     rows = []
     for j in range(prompt_tokens, thought_end):
-        answer = [head[t][j] for head in heads for t in range(thought_end + 1, N)]
+        answer = [head[t][j] for head in heads for t in range(thought_end + closing_tokens, N)]
         row = [sum(answer) / len(answer) if answer else math.nan]
         for distance in horizons:
             row.append(max((head[t][j] for head in heads for t in range(N) if t - j >= distance), default=0.0))

@@ -81,7 +81,8 @@ def fit(
         "model": kept[0].model,
         "traces": len(train),
         "tokens": sum(len(example.labels_TY) for example in train),
-        "thought_tokens": fmean(trace.thought_tokens for trace in fitted_to),
+        "thought_tokens": fmean(_ranked_tokens(trace, labels) for trace in fitted_to),
+        "answer_from": labels.answer_from,
         "recipe": asdict(recipe) | {"lr": recipe.learning_rate},
         "torch": torch.__version__,
         "device": model.device.type,
@@ -90,6 +91,11 @@ def fit(
         save_predictor(predictor, out_path, base_fingerprint=labels.fingerprint, data=data, metrics=metrics)
     predictor.thought_tokens = data["thought_tokens"]
     return Fitted(predictor=made_ready(predictor, model), data=data, metrics=metrics)
+
+
+def _ranked_tokens(trace: Trace, labels: LabelFile) -> int:
+    """How many of its tokens a policy ranks: the thought, or all where no tag ends it."""
+    return trace.thought_tokens if labels.answer_from is None else len(trace.token_ids)
 
 
 def _columns(traces: Sequence[Trace], labels: LabelFile, recipe: Recipe) -> tuple[list[int], Recipe]:

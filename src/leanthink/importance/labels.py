@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class Thought:
     token_ids: prompt and generated tokens, N of them.
     prompt_tokens: number of prompt tokens, where the thought begins.
     thought_end: index of `</think>`; N where the thought was never closed, and then there are no answer rows.
+    closing_tokens: 1 for `</think>`; 0 where the answer begins at `thought_end` itself, in traces without think tags.
 
     Raises:
         UsageError: the bounds do not lie in the trace.
@@ -47,6 +48,7 @@ class Thought:
     token_ids: Sequence[int]
     prompt_tokens: int
     thought_end: int
+    closing_tokens: Literal[0, 1] = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.prompt_tokens < self.thought_end <= len(self.token_ids):
@@ -56,16 +58,25 @@ class Thought:
             )
 
     @classmethod
-    def of(cls, trace: Trace) -> Thought:
+    def of(cls, trace: Trace, *, closing_tokens: Literal[0, 1] = 1) -> Thought:
         """The thought of a recorded request."""
         prompt = len(trace.prompt_ids)
-        token_ids = (*trace.prompt_ids, *trace.token_ids)
-        return cls(token_ids=token_ids, prompt_tokens=prompt, thought_end=prompt + trace.thought_tokens)
+        return cls(
+            token_ids=(*trace.prompt_ids, *trace.token_ids),
+            prompt_tokens=prompt,
+            thought_end=prompt + trace.thought_tokens,
+            closing_tokens=closing_tokens,
+        )
+
+    @property
+    def answer_start(self) -> int:
+        """Index of the first answer row, where there is one."""
+        return self.thought_end + self.closing_tokens
 
     @property
     def answer_rows(self) -> int:
-        """Number of tokens after `</think>`."""
-        return max(0, len(self.token_ids) - self.thought_end - 1)
+        """Number of tokens from there on."""
+        return max(0, len(self.token_ids) - self.answer_start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,15 +156,16 @@ class _Tally:
         self.first = min(thought.prompt_tokens for thought in thoughts)
         self.end = max(thought.thought_end for thought in thoughts)
         # Rows that are too near their thought's first token, or before it, read nothing that is labelled.
-        self.first_row = min(min(t.prompt_tokens + horizons[0], t.thought_end + 1) for t in thoughts)
-        self.first_answer_row = min(thought.thought_end for thought in thoughts) + 1
+        self.first_row = min(min(t.prompt_tokens + horizons[0], t.answer_start) for t in thoughts)
+        self.first_answer_row = min(thought.answer_start for thought in thoughts)
         lengths = [len(thought.token_ids) for thought in thoughts]
         self.shortest = min(lengths)
         row_N = torch.arange(max(lengths), device=device)
         self.is_padding_BN = row_N >= torch.tensor(lengths, device=device)[:, None]
         start_B1 = torch.tensor([thought.prompt_tokens for thought in thoughts], device=device)[:, None]
         end_B1 = torch.tensor([thought.thought_end for thought in thoughts], device=device)[:, None]
-        self.answer_rows_BN = ((row_N > end_B1) & ~self.is_padding_BN).float()  # factors of a sum over rows
+        answer_B1 = torch.tensor([thought.answer_start for thought in thoughts], device=device)[:, None]
+        self.answer_rows_BN = ((row_N >= answer_B1) & ~self.is_padding_BN).float()  # factors of a sum over rows
         column_C = row_N[self.first : self.end]
         self.is_own_BC = (column_C >= start_B1) & (column_C < end_B1)
         self.answer_BC = torch.zeros(len(thoughts), len(column_C), device=device)
