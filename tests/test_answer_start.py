@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from command_line import refused
@@ -22,6 +22,7 @@ from leanthink.importance.fit import fit
 from leanthink.importance.label_file import label_traces, read_labels
 from leanthink.importance.recipe import Recipe
 from leanthink.subject import LoadedModel
+from leanthink.tiny.tokenizer import byte_symbols
 from leanthink.trace import Trace, read_traces, to_line
 from models import END, make_model
 from recorded import HORIZONS, trace
@@ -33,17 +34,14 @@ ALPHABET = "ab \\b答案é🙂}{"
 
 
 def byte_level() -> Any:
-    """A trained byte-level BPE: tokens begin and end anywhere, within characters too."""
-    tokenizer = Tokenizer(models.BPE())
+    """A byte-level BPE with tokens that end in one character and begin in the next, as trained ones have them."""
+    signs = byte_symbols()
+    pairs = [b"\x94\xe6", b"\x88\xe7", b"\x82\xc3", b"\xa9\\", b" \xe7", b"\x99\x82", b" \\", b"\\b", b"ab", b"b}"]
+    merges = [(signs[first], signs[second]) for first, second in pairs]
+    vocabulary = {piece: index for index, piece in enumerate([*signs, *map("".join, merges)])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=330,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|end|>"],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["ab \\boxed{4}. 答案 a\\boxed{答案} é🙂 a\\b🙂é}"] * 3, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
 
 

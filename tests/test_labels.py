@@ -120,10 +120,11 @@ def test_a_block_smaller_than_one_row_still_takes_one_row() -> None:
     torch.testing.assert_close(tiny, label_trace(model, ids, 3, 15, (4,)).values_TC)
 
 
-def test_the_answer_is_read_in_full_when_every_horizon_lies_beyond_it() -> None:
-    model, ids = small_model(), tokens(30)
-    expected = torch.tensor(label_trace_slow(model, ids, 4, 20, (200,)))
-    torch.testing.assert_close(label_trace(model, ids, 4, 20, (200,)).values_TC, expected, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("closing", [0, 1])
+def test_the_answer_is_read_in_full_when_every_horizon_lies_beyond_it(closing: Any) -> None:
+    thought = Thought(token_ids=tokens(30), prompt_tokens=4, thought_end=20, closing_tokens=closing)
+    model = small_model()
+    assert_equal_to_the_slow_twin(model, [thought], label_batch(model, [thought], (200,)), (200,))
 
 
 def test_a_trace_without_answer_has_no_answer_label_but_all_others() -> None:
