@@ -70,7 +70,7 @@ def collect_and_label(model: Any, tokenizer: Any, traces: Path, labels: Path, op
     print(collect(model, tokenizer, from_tasks(problems), traces, **how))
     clock = _lap("collect", clock)
     found = read_traces(traces)
-    print(label_traces(model, found, labels, horizons=default_horizons(found), save_every=10**6))
+    print(label_traces(model, found, labels, horizons=default_horizons(found), granularity="model", save_every=10**6))
     _lap("label", clock)
 
 

@@ -38,8 +38,8 @@ FLAGS = {
     + CHAT
     + "--temperature --top-p --top-k --min-p --max-new-tokens --seed --policy --budget --window --interval --answer "
     "--predictor --max-rows --record --resume --overwrite --device --dtype --ray --ray-workers --json",
-    "label": "--traces --out --model --horizons --granularity --all --resume --overwrite --device --dtype --ray "
-    "--ray-workers --json",
+    "label": "--traces --out --model --horizons --granularity --answer-from --all --resume --overwrite --device "
+    "--dtype --ray --ray-workers --json",
     "fit": "--traces --labels --out --model --target --horizons --offsets --transform --granularity --width "
     "--steps --batch --lr --val-share --tokens-per-trace --all --seed --overwrite --device --dtype --json",
     "demo": "--out --overwrite --device --json",

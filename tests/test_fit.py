@@ -29,7 +29,7 @@ def model() -> Any:
 @pytest.fixture(scope="module")
 def labels(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("labels") / "labels.safetensors"
-    label_traces(model, TRACES, path, horizons=HORIZONS)
+    label_traces(model, TRACES, path, horizons=HORIZONS, granularity="model")
     return read_labels(path)
 
 
@@ -275,7 +275,7 @@ def test_a_fit_for_index_sets_learns_each_of_them_and_is_read_back(
 ) -> None:
     label_traces(model, TRACES, tmp_path / "l", horizons=HORIZONS, granularity=granularity)
     labels, out = read_labels(tmp_path / "l"), tmp_path / "p"
-    short, long = (Recipe(granularity=granularity, width=32, steps=steps, batch=64) for steps in (2, 200))
+    short, long = (Recipe(width=32, steps=steps, batch=64) for steps in (2, 200))  # the granularity is the labels'
     fitted = fit(model, TRACES, labels, long, out_path=out)
     assert fitted.metrics["train_loss"] < fit(model, TRACES, labels, short).metrics["train_loss"]
     assert fitted.predictor.num_sets == sets

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from leanthink.errors import DamagedFile, PredictorMismatch, UsageError
 from leanthink.importance.batches import BATCH_TOKENS, batches_by_length, padded
 from leanthink.importance.label_file import default_horizons, label_traces, read_labels
-from leanthink.importance.labels import packed
+from leanthink.importance.labels import Thought, label_batch, packed
 from leanthink.subject import LoadedModel
 from recorded import HORIZONS, TRACES, small_model, trace
 
@@ -179,14 +179,14 @@ def test_broken_and_foreign_label_files_are_told_apart(tmp_path: Path, model: An
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(DamagedFile, match="truncated"):
         read_labels(path)
-    whole = {"leanthink": "labels", "version": "1", "horizons": "[2]", "fingerprint": "f", "checksums": '{"a#0": 1}'}
+    whole = {"leanthink": "labels", "version": "2", "horizons": "[2]", "fingerprint": "f", "checksums": '{"a#0": 1}'}
     for change in ({"horizons": "["}, {"checksums": "{}"}, {"fingerprint": None}):
         metadata = {name: value for name, value in (whole | change).items() if value is not None}
         save_file({"a#0": torch.zeros(1, 2)}, path, metadata=metadata)
         with pytest.raises(DamagedFile):
             read_labels(path)
-    save_file({"a#0": torch.zeros(1, 2)}, path, metadata=whole | {"version": "9"})
-    with pytest.raises(UsageError, match="version 9"):
+    save_file({"a#0": torch.zeros(1, 2)}, path, metadata=whole | {"version": "1"})
+    with pytest.raises(UsageError, match="version 1, not 2: label the traces anew"):
         read_labels(path)
     save_file({"a#0": torch.zeros(1, 2)}, path)
     with pytest.raises(UsageError, match="holds no labels"):
@@ -216,15 +216,15 @@ def test_labels_of_index_sets_are_written_and_gone_on_with(model: Any, tmp_path:
     assert found.granularity == "head"
     for one in TRACES[:4]:
         assert torch.equal(found.sets_of(one), expected.sets_of(one))
-        labels_TC = found.of(one)
-        assert labels_TC is not None
-        together_TH = found.sets_of(one).amax(dim=0)
-        assert torch.equal(together_TH, packed(labels_TC[:, 1:]))
+        thought = Thought.of(one)
+        (labels,) = label_batch(model, [thought], HORIZONS, granularity="head")
+        assert torch.equal(found.sets_of(one), packed(labels.sets_XTH))
+        assert torch.equal(found.of(one), labels.values_TC)
 
 
 def test_labels_of_another_granularity_are_refused(model: Any, tmp_path: Path) -> None:
     path = tmp_path / "l.safetensors"
-    label_traces(model, TRACES[:1], path, horizons=HORIZONS)
+    label_traces(model, TRACES[:1], path, horizons=HORIZONS, granularity="model")
     with pytest.raises(UsageError, match="granularity 'model', asked for is 'layer': give another file"):
         label_traces(model, TRACES[:1], path, horizons=HORIZONS, granularity="layer")
     with pytest.raises(UsageError, match="unknown granularity 'token'"):

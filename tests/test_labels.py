@@ -51,11 +51,15 @@ def test_labels_equal_those_of_the_whole_matrix(kind: str, kv_heads: int, N: int
         torch.testing.assert_close(labels_TC, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
-# Prompts, thoughts and answers of all sizes: no answer, an answer without rows, thoughts that do not overlap.
+# Prompts, thoughts and answers of all sizes: no answer, an answer without rows, thoughts that do not overlap, some
+# closed by a token and some by nothing.
 RAGGED = [
-    Thought(token_ids=tokens(N, seed=seed), prompt_tokens=prompt, thought_end=end)
-    for seed, (N, prompt, end) in enumerate(
-        [(24, 4, 20), (37, 25, 30), (3, 1, 2), (31, 0, 31), (12, 5, 11), (30, 2, 7)]
+    Thought(token_ids=tokens(N, seed=seed), prompt_tokens=prompt, thought_end=end, closing_tokens=closing)
+    for seed, (N, prompt, end, closing) in enumerate(
+        [
+            *[(24, 4, 20, 1), (37, 25, 30, 1), (3, 1, 2, 1), (31, 0, 31, 1), (12, 5, 11, 1), (30, 2, 7, 1)],
+            *[(24, 4, 20, 0), (12, 5, 11, 0), (9, 3, 4, 0), (31, 0, 31, 0)],
+        ]
     )
 ]
 
@@ -64,19 +68,21 @@ def assert_equal_to_the_slow_twin(
     model: Any, thoughts: list[Thought], found: list[Labels], horizons: tuple[int, ...]
 ) -> None:
     for thought, labels in zip(thoughts, found, strict=True):
-        slow = label_trace_slow(model, thought.token_ids, thought.prompt_tokens, thought.thought_end, horizons)
+        slow = label_trace_slow(
+            model, thought.token_ids, thought.prompt_tokens, thought.thought_end, horizons, thought.closing_tokens
+        )
         torch.testing.assert_close(labels.values_TC, torch.tensor(slow), rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("chosen", [slice(None), slice(2), slice(2, 5), slice(1, None, 2)])
+@pytest.mark.parametrize("chosen", [slice(None), slice(2), slice(2, 5), slice(1, None, 2), slice(6, 8)])
 def test_labels_of_a_ragged_batch_equal_those_of_each_trace_alone(kv_heads: int, chosen: slice) -> None:
     model, thoughts, horizons = small_model(kv_heads=kv_heads), RAGGED[chosen], (1, 2, 5, 16, 31, 200)
     for rows in (1, 2, 7, 16, 64):
         found = label_batch(model, thoughts, horizons, block_bytes=rows * len(thoughts) * row_bytes(37))
         assert_equal_to_the_slow_twin(model, thoughts, found, horizons)
     for thought, labels in zip(thoughts, found, strict=True):
-        alone = label_trace(model, thought.token_ids, thought.prompt_tokens, thought.thought_end, horizons)
+        (alone,) = label_batch(model, [thought], horizons)
         torch.testing.assert_close(labels.values_TC, alone.values_TC, rtol=1e-4, atol=1e-6, equal_nan=True)
         assert labels.values_TC.is_contiguous()
 

@@ -11,7 +11,7 @@ import typer
 from leanthink.cli import options
 from leanthink.cli.collect import whole_numbers
 from leanthink.cli.help import help_text, option
-from leanthink.cli.label import GranularityOption, Traces
+from leanthink.cli.label import Traces
 from leanthink.cli.output import print_json, refuse_existing
 from leanthink.cli.progress import ProgressBar
 
@@ -38,7 +38,13 @@ ValShare = Annotated[
     float | None, option("--val-share", about="Share of problems held out to measure on.", default=0.1)
 ]
 TokensPerTrace = Annotated[int | None, option("--tokens-per-trace", about="Random tokens of each.", default="all")]
-Width = Annotated[int | None, option("--width", about="Of the first layer.", default="twice the hidden size")]
+Granularity = Annotated[
+    str | None,
+    option("--granularity", about="One index set for the model, each layer or each kv head.", default="the labels'"),
+]
+Width = Annotated[
+    int | None, option("--width", about="Of the first layer.", default="twice the hidden size, at most 1024")
+]
 AllTraces = Annotated[bool, option("--all", about="Fit to wrong traces too.")]
 
 
@@ -56,7 +62,7 @@ def command(
     horizons: Horizons = None,
     offsets: Offsets = None,
     transform: Transform = None,
-    granularity: GranularityOption = None,
+    granularity: Granularity = None,
     width: Width = None,
     steps: Steps = None,
     batch: Batch = None,

@@ -51,7 +51,7 @@ class Examples:
 
 
 def usable(traces: Iterable[Trace], labels: LabelFile, *, only_correct: bool, need_answer: bool) -> list[Trace]:
-    """The traces that can be fitted to.
+    """The traces that can be fitted to, each split into thought and answer as it was labelled.
 
     Raises:
         UsageError: none is left; the message counts why.
@@ -66,11 +66,12 @@ def usable(traces: Iterable[Trace], labels: LabelFile, *, only_correct: bool, ne
         elif need_answer and bool(found_TC[0, 0].isnan()):
             no_answer += 1
         else:
-            kept.append(trace)
+            kept.append(labels.as_labelled(trace))
     if not kept:
         raise UsageError(
             f"no trace to fit to: {not_correct} not correct, {unlabelled} without labels, {no_answer} without answer; "
             "collect more traces, or label those there are"
+            + (", with answer_from where the model writes no think tags" if no_answer else "")
         )
     return kept
 

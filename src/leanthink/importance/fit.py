@@ -26,6 +26,7 @@ from leanthink.trace import Trace
 
 TOP_SHARES = (0.2, 0.3)
 MEASURED_SETS = 8  # of the index sets: ranking quality is the mean over so many of them
+MOST_WIDTH = 1024  # unless asked for: more makes larger files and no better ranking
 LEAST_REACHED = 0.01  # of the tokens: a horizon that fewer reach is learned worse than the one before it serves
 Progress = Callable[[str, int, int], None]
 
@@ -80,7 +81,8 @@ def fit(
         "model": kept[0].model,
         "traces": len(train),
         "tokens": sum(len(example.labels_TY) for example in train),
-        "thought_tokens": fmean(trace.thought_tokens for trace in fitted_to),
+        "thought_tokens": fmean(_ranked_tokens(trace, labels) for trace in fitted_to),
+        "answer_from": labels.answer_from,
         "recipe": asdict(recipe) | {"lr": recipe.learning_rate},
         "torch": torch.__version__,
         "device": model.device.type,
@@ -91,10 +93,15 @@ def fit(
     return Fitted(predictor=made_ready(predictor, model), data=data, metrics=metrics)
 
 
+def _ranked_tokens(trace: Trace, labels: LabelFile) -> int:
+    """How many of its tokens a policy ranks: the thought, or all where no tag ends it."""
+    return trace.thought_tokens if labels.answer_from is None else len(trace.token_ids)
+
+
 def _columns(traces: Sequence[Trace], labels: LabelFile, recipe: Recipe) -> tuple[list[int], Recipe]:
-    """Label columns to fit, and the recipe with its horizons spelt out."""
+    """Label columns to fit, and the recipe with its horizons, offsets and granularity spelt out."""
     if recipe.target == "answer":
-        return [0], recipe
+        return [0], replace(recipe, granularity="model")
     reached = {horizon: _reached(traces, horizon) for horizon in labels.horizons}
     enough = LEAST_REACHED * sum(trace.thought_tokens for trace in traces)
     horizons = recipe.horizons
@@ -111,13 +118,14 @@ def _columns(traces: Sequence[Trace], labels: LabelFile, recipe: Recipe) -> tupl
     if not horizons or list(horizons) != sorted(set(horizons)):
         raise UsageError(f"horizons must be ascending, at least one, got {list(horizons)}")
     offsets = offsets_below(horizons[0]) if recipe.offsets is None else recipe.offsets
-    spelt_out = replace(recipe, horizons=horizons, offsets=offsets)
+    granularity = recipe.granularity or labels.granularity
+    spelt_out = replace(recipe, horizons=horizons, offsets=offsets, granularity=granularity)
     chosen = [labels.horizons.index(horizon) for horizon in horizons]
-    if recipe.granularity == "model":
+    if granularity == "model":
         return [1 + index for index in chosen], spelt_out
-    if recipe.granularity != labels.granularity:
+    if granularity != labels.granularity:
         raise UsageError(
-            f"a fit of granularity {recipe.granularity!r} needs labels of it, these are of {labels.granularity!r}: "
+            f"a fit of granularity {granularity!r} needs labels of it, these are of {labels.granularity!r}: "
             "label the traces again with that granularity"
         )
     num_sets = len(labels.sets_of(traces[0]))
@@ -198,6 +206,8 @@ def _train(
 
 def _fresh(recipe: Recipe, hidden_size: int, num_sets: int, states_SF: Tensor) -> Predictor:
     """A predictor with the seed's initial weights, drawn without disturbing the caller's random numbers."""
+    assert recipe.granularity is not None, "the columns were chosen by it"
+    width = recipe.width or min(2 * hidden_size, MOST_WIDTH)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         predictor = Predictor(
@@ -207,7 +217,7 @@ def _fresh(recipe: Recipe, hidden_size: int, num_sets: int, states_SF: Tensor) -
             offsets=recipe.offsets or (0,),
             granularity=recipe.granularity,
             num_sets=num_sets,
-            width=recipe.width,
+            width=width if recipe.target == "horizon" else None,
         )
     if isinstance(predictor.head, HorizonHead):
         predictor.head.standardise(states_SF)

@@ -20,9 +20,10 @@ from leanthink.policies.policy import GRANULARITIES, Granularity
 from leanthink.trace import Trace
 
 if TYPE_CHECKING:
+    from leanthink.importance.answer_start import AnswerFrom
     from leanthink.subject import Subject
 
-VERSION = "1"
+VERSION = "2"
 QUICK_SECONDS = 0.5  # to save a file, whose size then does not matter
 SETS = "sets of "  # before a trace's key, for the labels of its index sets
 Progress = Callable[[int, int], None]
@@ -36,6 +37,7 @@ class LabelFile:
     checksums: for each trace key the `checksum` of the trace that was labelled.
     granularity: of the index sets that have labels of their own; of "model" the columns of `labels` are all there is.
     sets: for each trace key uint8 [X, T, H], see `leanthink.importance.labels.packed`.
+    answer_from: what `label_traces` was given; None: behind the closed thought.
     """
 
     horizons: tuple[int, ...]
@@ -44,6 +46,7 @@ class LabelFile:
     checksums: Mapping[str, int]
     granularity: Granularity = "model"
     sets: Mapping[str, Tensor] = field(default_factory=dict)
+    answer_from: AnswerFrom | None = None
 
     def of(self, trace: Trace) -> Tensor | None:
         """Labels of this trace, [T, 1 + H]; None where the file has none.
@@ -62,6 +65,13 @@ class LabelFile:
         assert self.of(trace) is not None
         return self.sets[trace.key]
 
+    def as_labelled(self, trace: Trace) -> Trace:
+        """This labelled trace, its thought ending where the labels say. Raises like `of`."""
+        labels_TC = self.of(trace)
+        assert labels_TC is not None
+        T = len(labels_TC)
+        return replace(trace, thought_tokens=T, answer_tokens=len(trace.token_ids) - T)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelCounts:
@@ -71,6 +81,7 @@ class LabelCounts:
     done_before: int
     not_correct: int
     no_thought: int
+    no_answer_start: int  # of those right: in which no answer begins as asked
     no_answer: int  # among those labelled: traces without a single answer row, useless for the answer label
 
 
@@ -82,6 +93,7 @@ class _Growing:
     horizons: tuple[int, ...]
     fingerprint: str
     granularity: Granularity = "model"
+    answer_from: AnswerFrom | None = None
     labels: dict[str, Tensor] = field(default_factory=dict)
     checksums: dict[str, int] = field(default_factory=dict)
     sets: dict[str, Tensor] = field(default_factory=dict)
@@ -95,6 +107,7 @@ class _Growing:
             "fingerprint": self.fingerprint,
             "checksums": json.dumps(self.checksums),
             "granularity": self.granularity,
+            "answer_from": json.dumps(self.answer_from),
         }
         tensors = self.labels | {SETS + key: codes_XTH for key, codes_XTH in self.sets.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,6 +151,7 @@ def read_labels(path: str | os.PathLike[str]) -> LabelFile:
                 checksums=checksums,
                 granularity=granularity,
                 sets={key: file.get_tensor(SETS + key) for key in with_sets},
+                answer_from=json.loads(metadata.get("answer_from", "null")),
             )
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise DamagedFile(f"{path} is truncated or no file of labels ({error!r}): label the traces anew") from None
@@ -152,7 +166,8 @@ def label_traces(
     path: str | os.PathLike[str],
     *,
     horizons: Sequence[int],
-    granularity: Granularity = "model",
+    granularity: Granularity = "head",
+    answer_from: AnswerFrom | None = None,
     only_correct: bool = True,
     overwrite: bool = False,
     save_every: int = 50,
@@ -167,11 +182,16 @@ def label_traces(
     refused, as far as they say which wrote them. Wrong traces and traces without a thought are left out and counted.
     Where a `subject` is given, it labels in place of `model`, which may then be None.
 
+    `answer_from` is for models that write no think tags: the answer begins at the last occurrence of this text, which
+    takes a `subject` with a tokenizer, or after this share of the generated tokens. Traces in which none begins are
+    left out and counted.
+
     Raises:
-        UsageError: the file holds other horizons, or labels of another trace of the same name; or a trace is of another
-            model.
+        UsageError: the file holds other horizons, another `answer_from`, or labels of another trace of the same name; a
+            trace is of another model; or `answer_from` is given, and a trace has an answer of its own.
         PredictorMismatch: the file holds labels of another model.
     """
+    from leanthink.importance.answer_start import check_answer_from, with_answers
     from leanthink.importance.labels import Thought, check_horizons, packed
     from leanthink.subject import LoadedModel
 
@@ -183,14 +203,17 @@ def label_traces(
         horizons=check_horizons(horizons),
         fingerprint=subject.about.fingerprint,
         granularity=granularity,
+        answer_from=None if answer_from is None else check_answer_from(answer_from),
     )
     given = list(traces)
     _check_model(given, asked.fingerprint)
     growing = asked if overwrite or not asked.path.exists() else _gone_on(asked)
     right = [trace for trace in given if trace.correct or not only_correct]
-    thinking = [trace for trace in right if trace.thought_tokens > 0]
+    split = right if answer_from is None else with_answers(right, answer_from, subject.tokenizer)
+    thinking = [trace for trace in split if trace.thought_tokens > 0]
     todo = [trace for trace in thinking if not _is_done(growing, trace)]
-    found = subject.label([Thought.of(trace) for trace in todo], growing.horizons, granularity)
+    thoughts = [Thought.of(trace, closing_tokens=1 if answer_from is None else 0) for trace in todo]
+    found = subject.label(thoughts, growing.horizons, granularity)
     saved_at, saving = time.monotonic(), 0.0  # seconds
     try:
         for done, (index, labels) in enumerate(found, start=1):
@@ -212,8 +235,9 @@ def label_traces(
         labelled=len(todo),
         done_before=len(thinking) - len(todo),
         not_correct=len(given) - len(right),
-        no_thought=len(right) - len(thinking),
-        no_answer=sum(trace.answer_tokens <= 1 for trace in todo),  # `</think>` alone answers nothing
+        no_thought=len(split) - len(thinking),
+        no_answer_start=len(right) - len(split),
+        no_answer=sum(thought.answer_rows == 0 for thought in thoughts),
     )
 
 
@@ -243,6 +267,11 @@ def _gone_on(asked: _Growing) -> _Growing:
     if found.granularity != asked.granularity:
         raise UsageError(
             f"{asked.path} holds labels of granularity {found.granularity!r}, asked for is {asked.granularity!r}: "
+            "give another file, or overwrite this one"
+        )
+    if found.answer_from != asked.answer_from:
+        raise UsageError(
+            f"{asked.path} holds labels with answer_from {found.answer_from!r}, asked for is {asked.answer_from!r}: "
             "give another file, or overwrite this one"
         )
     return replace(asked, labels=dict(found.labels), checksums=dict(found.checksums), sets=dict(found.sets))

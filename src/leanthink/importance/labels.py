@@ -4,7 +4,7 @@ Attention is computed in fp32, one block of query rows at a time, and reduced at
 N x N matrix is ever held. Shapes: B traces of a batch, N tokens of prompt and generated text (of the longest trace, the
 others are padded on the right), T thought tokens, H horizons, R rows of a block, C columns (keys) that are labelled, G
 KV heads, A attention heads, Z = B G, Y = R A / G rows of all heads that share a KV head, D head width, X index sets
-(1 for the whole model, one for each layer, or one for each layer and KV head, layer by layer).
+(1 for the whole model, one for each layer, or one for each layer and KV head, layer by layer), S those of one layer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class Thought:
     token_ids: prompt and generated tokens, N of them.
     prompt_tokens: number of prompt tokens, where the thought begins.
     thought_end: index of `</think>`; N where the thought was never closed, and then there are no answer rows.
+    closing_tokens: 1 for `</think>`; 0 where the answer begins at `thought_end` itself, in traces without think tags.
 
     Raises:
         UsageError: the bounds do not lie in the trace.
@@ -47,6 +48,7 @@ class Thought:
     token_ids: Sequence[int]
     prompt_tokens: int
     thought_end: int
+    closing_tokens: Literal[0, 1] = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.prompt_tokens < self.thought_end <= len(self.token_ids):
@@ -56,16 +58,25 @@ class Thought:
             )
 
     @classmethod
-    def of(cls, trace: Trace) -> Thought:
+    def of(cls, trace: Trace, *, closing_tokens: Literal[0, 1] = 1) -> Thought:
         """The thought of a recorded request."""
         prompt = len(trace.prompt_ids)
-        token_ids = (*trace.prompt_ids, *trace.token_ids)
-        return cls(token_ids=token_ids, prompt_tokens=prompt, thought_end=prompt + trace.thought_tokens)
+        return cls(
+            token_ids=(*trace.prompt_ids, *trace.token_ids),
+            prompt_tokens=prompt,
+            thought_end=prompt + trace.thought_tokens,
+            closing_tokens=closing_tokens,
+        )
+
+    @property
+    def answer_start(self) -> int:
+        """Index of the first answer row, where there is one."""
+        return self.thought_end + self.closing_tokens
 
     @property
     def answer_rows(self) -> int:
-        """Number of tokens after `</think>`."""
-        return max(0, len(self.token_ids) - self.thought_end - 1)
+        """Number of tokens from there on."""
+        return max(0, len(self.token_ids) - self.answer_start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +86,10 @@ class Labels:
     values_TC: float32 [T, 1 + H]. Column 0 is the mean attention that a token gets over all layers, heads and answer
         rows (the label of arXiv 2601.18383), NaN where the trace has no answer; column 1 + h is the largest attention
         in any layer and head from any row at least `horizons[h]` tokens later, 0 where there is no such row.
-    sets_XTH: float32 [X, T, H], the same largest attention in the heads of each index set; of a granularity of "model"
-        it is columns 1 and later.
+    sets_XTH: float32 [X, T, H]. Of a granularity of "model" columns 1 and later. Else s / (1 + s), where s adds up the
+        squares of attention times the norm of the token's value, over the heads of the set and the rows at least so far
+        away: how much their outputs lose without it. Norms are relative to their root mean square over the thought in
+        each KV head.
     """
 
     values_TC: Tensor
@@ -91,6 +104,35 @@ def packed(sets_XTH: Tensor) -> Tensor:
 def unpacked(codes: Tensor) -> Tensor:
     """The labels of these codes, float32."""
     return (codes.float() / 255).square()
+
+
+class _Far:
+    """What rows from each distance on pay each column, in one number: their largest attention, or a sum over them."""
+
+    def __init__(self, shape: Sequence[int], *, horizons: tuple[int, ...], added: bool, device: torch.device) -> None:
+        self.horizons, self.added = horizons, added
+        self.of_H = [torch.zeros(*shape, device=device) for _ in horizons]  # each [..., C]
+
+    def add(self, rows_RC: Tensor, first_row: int) -> None:
+        """Add rows [..., R, C] of one block, the first of them `first_row` tokens after column 0."""
+        columns, last_row = rows_RC.shape[-1], first_row + rows_RC.shape[-2]
+        all_C = self._reduced(rows_RC)
+        for of_C, distance in zip(self.of_H, self.horizons, strict=True):
+            # Columns before `whole` are far enough from every row of the block, those from `none` on from no row.
+            whole = min(max(first_row - distance + 1, 0), columns)
+            none = min(max(last_row - distance, 0), columns)
+            if whole > 0:
+                self._merge(of_C[..., :whole], all_C[..., :whole])
+            if none > whole:
+                # Row r of the block is far enough from column c while c <= r + first_row - distance.
+                far_RC = rows_RC[..., whole:none].tril(first_row - distance - whole)
+                self._merge(of_C[..., whole:none], self._reduced(far_RC))
+
+    def _reduced(self, rows_RC: Tensor) -> Tensor:
+        return rows_RC.sum(dim=-2) if self.added else rows_RC.amax(dim=-2)
+
+    def _merge(self, so_far_C: Tensor, found_C: Tensor) -> None:
+        (torch.add if self.added else torch.maximum)(so_far_C, found_C, out=so_far_C)
 
 
 class _Tally:
@@ -109,79 +151,87 @@ class _Tally:
         block_bytes: int,
         device: torch.device,
     ) -> None:
-        self.thoughts, self.horizons, self.block_bytes = thoughts, horizons, block_bytes
+        """Of `layers` layers each has `sets_of_layer` index sets; 0 layers where one set serves the whole model."""
+        self.thoughts, self.block_bytes, self.sets_of_layer = thoughts, block_bytes, sets_of_layer
         self.first = min(thought.prompt_tokens for thought in thoughts)
         self.end = max(thought.thought_end for thought in thoughts)
         # Rows that are too near their thought's first token, or before it, read nothing that is labelled.
-        self.first_row = min(min(t.prompt_tokens + horizons[0], t.thought_end + 1) for t in thoughts)
-        self.first_answer_row = min(thought.thought_end for thought in thoughts) + 1
+        self.first_row = min(min(t.prompt_tokens + horizons[0], t.answer_start) for t in thoughts)
+        self.first_answer_row = min(thought.answer_start for thought in thoughts)
         lengths = [len(thought.token_ids) for thought in thoughts]
         self.shortest = min(lengths)
         row_N = torch.arange(max(lengths), device=device)
         self.is_padding_BN = row_N >= torch.tensor(lengths, device=device)[:, None]
+        start_B1 = torch.tensor([thought.prompt_tokens for thought in thoughts], device=device)[:, None]
         end_B1 = torch.tensor([thought.thought_end for thought in thoughts], device=device)[:, None]
-        self.answer_rows_BN = ((row_N > end_B1) & ~self.is_padding_BN).float()  # factors of a sum over rows
-        self.answer_BC = torch.zeros(len(thoughts), self.end - self.first, device=device)
-        # Of each layer and each of its sets; a single one is all layers' together.
-        self.farthest_LHBGC = torch.zeros(
-            layers, len(horizons), len(thoughts), sets_of_layer, self.end - self.first, device=device
-        )
+        answer_B1 = torch.tensor([thought.answer_start for thought in thoughts], device=device)[:, None]
+        self.answer_rows_BN = ((row_N >= answer_B1) & ~self.is_padding_BN).float()  # factors of a sum over rows
+        column_C = row_N[self.first : self.end]
+        self.is_own_BC = (column_C >= start_B1) & (column_C < end_B1)
+        self.answer_BC = torch.zeros(len(thoughts), len(column_C), device=device)
+        shape = (len(thoughts), len(column_C))
+        self.largest = _Far(shape, horizons=horizons, added=False, device=device)
+        of_layer = (len(thoughts), sets_of_layer, len(column_C))
+        self.read_L = [_Far(of_layer, horizons=horizons, added=True, device=device) for _ in range(layers)]
         self.layer = 0  # whose turn it is
         self.heads = 0  # of all layers so far
 
-    def add_layer(self, query_BAND: Tensor, key_BGND: Tensor, scaling: float) -> None:
-        """Add one layer: queries [B, A, N, D] and keys [B, G, N, D]."""
+    def add_layer(self, query_BAND: Tensor, key_BGND: Tensor, value_BGND: Tensor, scaling: float) -> None:
+        """Add one layer: queries [B, A, N, D], keys and values [B, G, N, D]."""
         B, G, N, D = key_BGND.shape
         A = query_BAND.shape[1]
         key_ZDN = key_BGND.float().reshape(B * G, N, D).transpose(1, 2)
         # A block takes its scores and their softmax, both fp32.
         rows = min(max(1, self.block_bytes // (8 * B * A * N)), N)
         ahead_RR = torch.ones(rows, rows, dtype=torch.bool, device=key_ZDN.device).triu_(1)
+        norms_BGC = self._squared_norms(value_BGND) if self.read_L else None
         for t0 in range(self.first_row, N, rows):
             t1 = min(t0 + rows, N)
             block_ZYD = (query_BAND[:, :, t0:t1].float() * scaling).reshape(B * G, -1, D)
             scores_BARN = torch.bmm(block_ZYD, key_ZDN[:, :, :t1]).view(B, A, t1 - t0, t1)
             scores_BARN[..., t0:].masked_fill_(ahead_RR[: t1 - t0, : t1 - t0], -torch.inf)
-            self._add_block(torch.softmax(scores_BARN, dim=-1)[..., self.first : self.end], t0, t1)
+            attention_BARC = torch.softmax(scores_BARN, dim=-1)[..., self.first : self.end]
+            if t1 > self.shortest:
+                attention_BARC.masked_fill_(self.is_padding_BN[:, None, t0:t1, None], 0)
+            self._add_block(attention_BARC, norms_BGC, t0)
         self.heads += A
         self.layer += 1
 
-    def _add_block(self, attention_BARC: Tensor, t0: int, t1: int) -> None:
-        """Reduce the attention of rows [t0, t1) to the labelled columns; column c is token first + c."""
-        columns = attention_BARC.shape[-1]
-        if t1 > self.first_answer_row:
+    def _squared_norms(self, value_BGND: Tensor) -> Tensor:
+        """Squared norms of the values [B, G, C], relative to their mean over each trace's own thought."""
+        norms_BGC = value_BGND[:, :, self.first : self.end].float().square().sum(dim=-1)
+        own_B1C = self.is_own_BC[:, None]
+        mean_BG1 = (norms_BGC * own_B1C).sum(dim=-1, keepdim=True) / own_B1C.sum(dim=-1, keepdim=True)
+        return norms_BGC / mean_BG1
+
+    def _add_block(self, attention_BARC: Tensor, norms_BGC: Tensor | None, t0: int) -> None:
+        """Reduce the attention of the rows from t0 on to the labelled columns; column c is token first + c."""
+        B, _, R, C = attention_BARC.shape
+        if t0 + R > self.first_answer_row:
             answer_row = max(t0, self.first_answer_row)
             read_BRC = attention_BARC[:, :, answer_row - t0 :].sum(dim=1)
-            self.answer_BC[:, :columns] += (self.answer_rows_BN[:, None, answer_row:t1] @ read_BRC)[:, 0]
-        farthest_HBGC = self.farthest_LHBGC[self.layer % len(self.farthest_LHBGC)]
-        largest_BGRC = attention_BARC.view(
-            len(attention_BARC), farthest_HBGC.shape[2], -1, *attention_BARC.shape[2:]
-        ).amax(dim=2)
-        if t1 > self.shortest:
-            largest_BGRC.masked_fill_(self.is_padding_BN[:, None, t0:t1, None], 0)
-        largest_BGC = largest_BGRC.amax(dim=2)
-        for farthest_BGC, distance in zip(farthest_HBGC, self.horizons, strict=True):
-            # Columns before `whole` are far enough from every row of the block, those from `none` on from no row.
-            whole = min(max(t0 - distance + 1 - self.first, 0), columns)
-            none = min(max(t1 - distance - self.first, 0), columns)
-            whole_BGC, band_BGC = farthest_BGC[..., :whole], farthest_BGC[..., whole:none]
-            if whole > 0:
-                torch.maximum(whole_BGC, largest_BGC[..., :whole], out=whole_BGC)
-            if none > whole:
-                # Row r of the block is far enough from the column first + c while c <= r + t0 - distance - first.
-                far_BGRC = largest_BGRC[..., whole:none].tril(t0 - distance - self.first - whole)
-                torch.maximum(band_BGC, far_BGRC.amax(dim=2), out=band_BGC)
+            self.answer_BC[:, :C] += (self.answer_rows_BN[:, None, answer_row : t0 + R] @ read_BRC)[:, 0]
+        self.largest.add(attention_BARC.amax(dim=1), t0 - self.first)
+        if norms_BGC is not None:
+            squares_BGRC = attention_BARC.square_().view(B, norms_BGC.shape[1], -1, R, C).sum(dim=2)
+            squares_BGRC *= norms_BGC[:, :, None, :C]
+            self.read_L[self.layer].add(squares_BGRC.view(B, self.sets_of_layer, -1, R, C).sum(dim=2), t0 - self.first)
 
     def labels(self) -> list[Labels]:
-        sets_BXCH = self.farthest_LHBGC.permute(2, 0, 3, 4, 1).flatten(1, 2).cpu()
+        largest_BCH = torch.stack(self.largest.of_H, dim=-1).cpu()
+        sets_BXCH = largest_BCH[:, None]
+        if self.read_L:
+            read_BXCH = torch.cat([torch.stack(far.of_H, dim=-1) for far in self.read_L], dim=1).cpu()
+            sets_BXCH = read_BXCH / (1 + read_BXCH)
         answer_BC = self.answer_BC.cpu()
         found = []
-        for thought, answer_C, sets_XCH in zip(self.thoughts, answer_BC, sets_BXCH, strict=True):
+        for index, thought in enumerate(self.thoughts):
             own = slice(thought.prompt_tokens - self.first, thought.thought_end - self.first)
-            sets_XTH = sets_XCH[:, own].clone(memory_format=torch.contiguous_format)
+            answer_T = answer_BC[index, own]
             rows_and_heads = self.heads * thought.answer_rows
-            answer_T = answer_C[own] / rows_and_heads if rows_and_heads else torch.full_like(answer_C[own], torch.nan)
-            values_TC = torch.cat([answer_T[:, None], sets_XTH.amax(dim=0)], dim=1)
+            answer_T = answer_T / rows_and_heads if rows_and_heads else torch.full_like(answer_T, torch.nan)
+            values_TC = torch.cat([answer_T[:, None], largest_BCH[index, own]], dim=1)
+            sets_XTH = sets_BXCH[index, :, own].clone(memory_format=torch.contiguous_format)
             found.append(Labels(values_TC=values_TC, sets_XTH=sets_XTH))
         return found
 
@@ -199,7 +249,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """The stock SDPA output of a layer [B, N, A, D], with its attention added to the tally on the way."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    label_tally.add_layer(query, key, scale)
+    label_tally.add_layer(query, key, value, scale)
     stock = AttentionInterface()["sdpa"]
     output, _ = stock(module, query, key, value, attention_mask, scaling=scale, **options)
     return output, None
@@ -266,7 +316,7 @@ def label_batch(
     tally = _Tally(
         thoughts,
         horizons=distances,
-        layers=1 if granularity == "model" else shape.layers,
+        layers=0 if granularity == "model" else shape.layers,
         sets_of_layer=shape.kv_heads if granularity == "head" else 1,
         block_bytes=block_bytes,
         device=device,

@@ -36,8 +36,8 @@ class Recipe:
         2, 4, 8 and 12, as far as they stay below the first horizon. For "horizon" only.
     transform: of the answer label b: "power" y = 10 b^0.3 / 0.3, "scale" y = 10000 b. For "answer" only.
     granularity: of the index sets to score for, one for the whole "model", one a "layer", one a kv "head"; all but
-        "model" need labels of that granularity. For "horizon" only.
-    width: size of the predictor's first layer; None: twice the model's hidden size. For "horizon" only.
+        "model" need labels of that granularity. None: that of the labels. For "horizon" only.
+    width: size of the predictor's first layer; None: twice the model's hidden size, at most 1024. For "horizon" only.
     lr: None: 5e-4 for "answer", 1e-3 for "horizon".
     val_share: share of the problems whose traces are held out, to measure on.
     tokens_per_trace: of longer thoughts only a random sample of so many tokens is held in memory and fitted to.
@@ -50,7 +50,7 @@ class Recipe:
     horizons: tuple[int, ...] | None = None
     offsets: tuple[int, ...] | None = None
     transform: Transform = "power"
-    granularity: Granularity = "model"
+    granularity: Granularity | None = None
     width: int | None = None
     steps: int = 6000
     batch: int = 8192
@@ -67,9 +67,9 @@ class Recipe:
             raise unknown("label transform", self.transform, TRANSFORMS)
         if self.target == "answer" and (self.horizons is not None or self.offsets is not None):
             raise UsageError("horizons and offsets belong to the target 'horizon': leave them out for 'answer'")
-        if self.granularity not in GRANULARITIES:
+        if self.granularity not in (None, *GRANULARITIES):
             raise unknown("granularity", self.granularity, GRANULARITIES)
-        if self.target == "answer" and (self.granularity != "model" or self.width is not None):
+        if self.target == "answer" and (self.granularity not in (None, "model") or self.width is not None):
             raise UsageError("granularity and width belong to the target 'horizon': leave them out for 'answer'")
         if self.width is not None and self.width < LEAST_WIDTH:
             raise UsageError(f"width must be at least {LEAST_WIDTH}, got {self.width}")
