@@ -33,7 +33,8 @@ FLAGS = {
     "predictor": "--out --model --problems --limit --tasks --levels --count --samples --instruction"
     + CHAT
     + "--temperature --top-p --top-k --min-p --max-new-tokens --max-rows --correct-only --all --target --horizons "
-    "--granularity --width --steps --batch --tokens-per-trace --seed --resume --overwrite --device --dtype --json",
+    "--granularity --answer-from --width --steps --batch --tokens-per-trace --seed --resume --overwrite --device "
+    "--dtype --json",
     "collect": "--out --model --tasks --levels --count --split --problems --limit --samples --instruction"
     + CHAT
     + "--temperature --top-p --top-k --min-p --max-new-tokens --seed --policy --budget --window --interval --answer "

@@ -102,6 +102,19 @@ def test_the_report_says_what_was_held_out_and_ends_with_a_command_that_uses_it(
     refused(inside("predictor", "--model", folder, *SMALL, "--out", out), 2, f"{out} exists", "--resume", "--overwrite")
 
 
+def test_dynts_is_fitted_where_answers_are_said_to_begin(folder: Path, inside: Any, tmp_path: Path) -> None:
+    out = tmp_path / "p"
+    fitted = ["--target", "answer", "--answer-from", 0.8, "--steps", 6, "--batch", 32, "--all"]
+    run = inside("predictor", "--model", folder, *SAMPLED, *fitted, "--out", out)
+    assert run.code == 0, run.err
+    metadata = read_metadata(out)
+    assert (metadata["target"], metadata["data"]["answer_from"]) == ("answer", 0.8)
+    assert "(45 tokens after an eviction)" in run.out, "a policy ranks all that is generated"
+    *_, dynts, _, _, last = run.out.splitlines()
+    assert dynts.startswith("dynts: mean KL")
+    assert "--policy dynts --budget 12 --window 3 --interval 3" in last
+
+
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An uninterrupted run, for those that are interrupted."""
@@ -210,6 +223,7 @@ def test_overwrite_begins_anew_and_what_it_left_can_be_gone_on_with(
         (["--temperature", 0.5], ["traces.jsonl was made with temperature 0.8, asked for is 0.5"]),
         (["--model", "no/such"], ["traces.jsonl was made with model"]),
         (["--horizons", "4"], ["labels.safetensors was made with horizons [4, 16], asked for is [4]"]),
+        (["--answer-from", "0.5"], ["labels.safetensors was made with answer_from None, asked for is 0.5"]),
         (["--correct-only"], ["labels.safetensors was made with only_correct False, asked for is True"]),
         (["--steps", 7], ["p.safetensors was made with steps 6, asked for is 7", "another output file"]),
     ],
@@ -261,6 +275,7 @@ def test_other_settings_than_those_of_the_run_are_refused_before_the_model_is_lo
         ("--problems GOOD --horizons 16,8 --out NEW", ["ascending"]),
         ("--problems GOOD --horizons 16,x --out NEW", ["--horizons", "16,x"]),
         ("--problems GOOD --horizons 64,512 --max-new-tokens 512 --out NEW", ["horizon 512", "at most 512 tokens"]),
+        ("--problems GOOD --answer-from 1.5 --out NEW", ["cannot begin from 1.5"]),
         ("--problems GOOD --granularity heads --out NEW", ["'heads'", "Did you mean 'head'?"]),
         ("--problems GOOD --target answers --out NEW", ["'answers'", "'answer'"]),
         ("--problems GOOD --target answer --horizons 16 --out NEW", ["horizons", "'horizon'"]),

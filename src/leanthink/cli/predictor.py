@@ -14,6 +14,7 @@ from leanthink.cli import options
 from leanthink.cli.collect import Count, Instruction, Levels, Samples, Tasks, check_samples, choose, whole_numbers
 from leanthink.cli.fit import Batch, Steps, Target, TokensPerTrace, Width, report
 from leanthink.cli.help import help_text, option
+from leanthink.cli.label import AnswerFrom
 from leanthink.cli.output import print_json, refuse_existing, say
 from leanthink.cli.progress import ProgressBar
 from leanthink.errors import UsageError
@@ -98,6 +99,7 @@ def command(
     target: Target = None,
     horizons: Horizons = None,
     granularity: Granularity = None,
+    answer_from: AnswerFrom = None,
     width: Width = None,
     steps: Steps = None,
     batch: Batch = None,
@@ -110,6 +112,7 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Check everything that can be checked without the model, then load it and go through the stages."""
+    from leanthink.importance.answer_start import as_answer_from
     from leanthink.importance.make_predictor import Plan, make_predictor
     from leanthink.importance.recipe import Recipe
     from leanthink.importance.work_folder import WorkFolder
@@ -141,6 +144,7 @@ def command(
         ),
         instruction=instruction,
         options=options.make_chat_options(system_prompt, chat_template_kwargs, split_special_tokens),
+        answer_from=None if answer_from is None else as_answer_from(answer_from),
         max_rows=max_rows,
     )
     if resume:

@@ -11,6 +11,7 @@ from typing import Any
 
 from leanthink.errors import UsageError
 from leanthink.eval.problems import Problem
+from leanthink.importance.answer_start import AnswerFrom, check_answer_from
 from leanthink.importance.collect import check_problems, collect
 from leanthink.importance.examples import split_by_problem, usable
 from leanthink.importance.expect import expect
@@ -22,6 +23,7 @@ from leanthink.importance.recipe import Recipe
 from leanthink.importance.work_folder import WorkFolder
 from leanthink.prompt import PLAIN, ChatOptions
 from leanthink.sampling import Sampling
+from leanthink.subject import LoadedModel
 from leanthink.trace import Trace, read_traces, trace_key
 
 Progress = Callable[[str, int, int], None]
@@ -41,11 +43,12 @@ class Plan:
         samples: traces for each problem.
         instruction: put after each problem.
         options: how problems become prompts.
+        answer_from: where answers begin if the model writes no think tags, as of `label_traces`.
         max_rows: most traces generated at a time; None: ROWS of the device.
 
     Raises:
-        UsageError: too few problems, two of one id, a gold that cannot be graded, samples < 1, horizons that do not
-            ascend or that no trace of `max_new_tokens` can reach.
+        UsageError: too few problems, two of one id, a gold that cannot be graded, samples < 1, an `answer_from` that
+            says nothing, or horizons that do not ascend or that no trace of `max_new_tokens` can reach.
     """
 
     problems: Sequence[Problem]
@@ -55,12 +58,15 @@ class Plan:
     samples: int = 1
     instruction: str = ""
     options: ChatOptions = PLAIN
+    answer_from: AnswerFrom | None = None
     max_rows: int | None = None
 
     def __post_init__(self) -> None:
         check_problems(self.problems, self.samples)
         if self.recipe.val_share and len(self.problems) < 2:
             raise UsageError("one problem is too few: some are held out to measure on, give at least two")
+        if self.answer_from is not None:
+            check_answer_from(self.answer_from)
         if self.recipe.horizons is None:
             return
         farthest, most = check_horizons(self.recipe.horizons)[-1], self.sampling.max_new_tokens
@@ -78,7 +84,8 @@ class Plan:
             "collect": {"model": self.model, "instruction": self.instruction}
             | asdict(self.options)
             | asdict(self.sampling),
-            "label": {name: recipe[name] for name in ("horizons", "granularity", "only_correct")},
+            "label": {name: recipe[name] for name in ("horizons", "granularity", "only_correct")}
+            | {"answer_from": self.answer_from},
             "fit": recipe,
         }
 
@@ -153,7 +160,7 @@ def make_predictor(
         folder.clear()
     traces = _collected(model, tokenizer, plan, folder, resume, overwrite, tell)
     check_lengths(traces, plan.recipe)
-    labels = _labelled(model, traces, plan, folder, tell)
+    labels = _labelled(model, tokenizer, traces, plan, folder, tell)
     _fit(model, traces, labels, plan.recipe, folder, tell)
     return _made(traces, plan, folder)
 
@@ -200,20 +207,24 @@ def check_lengths(traces: Sequence[Trace], recipe: Recipe) -> None:
             )
 
 
-def _labelled(model: Any, traces: Sequence[Trace], plan: Plan, folder: WorkFolder, tell: Progress) -> LabelFile:
+def _labelled(
+    model: Any, tokenizer: Any, traces: Sequence[Trace], plan: Plan, folder: WorkFolder, tell: Progress
+) -> LabelFile:
     """The labels of these traces, those that lacked made now."""
     before = folder.stages.get("label", {}) if folder.labels.exists() else {}
     horizons = plan.recipe.horizons or before.get("horizons") or default_horizons(traces)
     with folder.stage("label", plan.settings["label"]) as entry:
         entry["horizons"] = list(horizons)
         label_traces(
-            model,
+            None,
             traces,
             folder.labels,
             horizons=horizons,
-            granularity=plan.recipe.granularity,
+            granularity="model" if plan.recipe.target == "answer" else plan.recipe.granularity or "head",
+            answer_from=plan.answer_from,
             only_correct=plan.recipe.only_correct,
             progress=partial(tell, "label"),
+            subject=LoadedModel(model, tokenizer, {}),
         )
     return read_labels(folder.labels)
 
@@ -231,11 +242,12 @@ def _fit(
     if "found" in folder.stages.get("expect", {}):
         return
     kept = usable(traces, labels, only_correct=recipe.only_correct, need_answer=recipe.target == "answer")
-    held_out = split_by_problem(kept, share=recipe.val_share, seed=recipe.seed)[1]
+    held_out = {trace.key for trace in split_by_problem(kept, share=recipe.val_share, seed=recipe.seed)[1]}
+    whole = [trace for trace in traces if trace.key in held_out]  # as a policy meets it, wherever the answer begins
     predictor = load_predictor(folder.out, model)
     mean = predictor.thought_tokens or 0.0
     with folder.stage("expect", {}, anew=True) as entry:
-        found = expect(model, predictor, held_out, thought_tokens=mean, progress=partial(tell, "expect"))
+        found = expect(model, predictor, whole, thought_tokens=mean, progress=partial(tell, "expect"))
         entry["found"] = None if found is None else asdict(found)
 
 
