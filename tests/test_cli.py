@@ -30,6 +30,11 @@ FLAGS = {
     "--min-p --max-new-tokens --seed --stop"
     + CHAT
     + "--device --dtype --stream --no-stream --trace --overwrite --json",
+    "predictor": "--out --model --problems --limit --tasks --levels --count --samples --instruction"
+    + CHAT
+    + "--temperature --top-p --top-k --min-p --max-new-tokens --max-rows --correct-only --all --target --horizons "
+    "--granularity --answer-from --width --steps --batch --tokens-per-trace --seed --resume --overwrite --device "
+    "--dtype --json",
     "collect": "--out --model --tasks --levels --count --split --problems --limit --samples --instruction"
     + CHAT
     + "--temperature --top-p --top-k --min-p --max-new-tokens --seed --policy --budget --window --interval --answer "
@@ -66,6 +71,7 @@ MODULES = (
     cli,
     cli.generate,
     cli.serve,
+    cli.predictor,
     cli.collect,
     cli.label,
     cli.fit,
@@ -150,6 +156,7 @@ def test_every_example_of_the_help_pages_is_understood(example, inside):
         ["generate"],
         ["tasks"],
         ["tasks", "sample"],
+        ["predictor"],
         ["collect"],
         ["label"],
         ["fit"],

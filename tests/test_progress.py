@@ -61,6 +61,16 @@ def test_another_total_is_another_count(clock: list[float]) -> None:
     assert bar.line() == "training steps: 101 of 1001, about 2 min left"
 
 
+def test_fewer_done_is_another_count_of_the_same_total(clock: list[float]) -> None:
+    bar = ProgressBar()
+    bar.update("traces", 100, 100)
+    clock[0] = 1000.0
+    bar.update("labels", 1, 100)
+    clock[0] = 1009.0
+    bar.update("labels", 10, 100)
+    assert bar.line() == "labels: 10 of 100, about 2 min left"
+
+
 def test_where_units_differ_the_share_of_the_work_tells_the_time_left(clock: list[float]) -> None:
     bar = ProgressBar()
     bar.update("parts, floor", 0, 9, share=0.0)

@@ -18,18 +18,11 @@ def default_policy(model: Any, predictor: object) -> str:
 
 
 def how_to_fit(model_name: str) -> str:
-    """One line that says which policy is taken without a predictor, with the commands that fit one."""
-    model = shlex.quote(model_name)
-    labelled = "--granularity head --traces traces.jsonl"
-    steps = {
-        "collect": "--problems problems.jsonl --samples 4 --temperature 0.6 --out traces.jsonl",
-        "label": f"{labelled} --out labels.safetensors",
-        "fit": f"{labelled} --labels labels.safetensors --out predictor.safetensors",
-    }
-    commands = [f"leanthink {verb} --model {model} {options}" for verb, options in steps.items()]
+    """One line that says which policy is taken without a predictor, with the command that fits one."""
+    options = f"--model {shlex.quote(model_name)} --problems problems.jsonl --out predictor.safetensors"
     return (
         f"no predictor is fitted for this model: policy {WITHOUT_PREDICTOR!r} ranks, the best that needs none. To fit "
-        f"one for --predictor: {' && '.join(commands)}"
+        f"one for --predictor: leanthink predictor {options}"
     )
 
 

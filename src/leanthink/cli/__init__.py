@@ -11,7 +11,21 @@ from typing import Annotated, Any, TextIO, cast
 import typer
 
 import leanthink
-from leanthink.cli import bench, collect, compare, demo, evaluate, fit, generate, label, serve, tasks, train, view
+from leanthink.cli import (
+    bench,
+    collect,
+    compare,
+    demo,
+    evaluate,
+    fit,
+    generate,
+    label,
+    predictor,
+    serve,
+    tasks,
+    train,
+    view,
+)
 from leanthink.cli.help import help_text
 from leanthink.cli.output import say
 from leanthink.errors import LeanThinkError, LeanThinkWarning, PredictorMismatch, UnsupportedModel, UsageError
@@ -33,7 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 app.add_typer(tasks.app, name="tasks")
-for command in (generate, serve, collect, label, fit, evaluate, compare, train, demo, bench, view):
+for command in (generate, serve, predictor, collect, label, fit, evaluate, compare, train, demo, bench, view):
     command.add_to(app)
 
 

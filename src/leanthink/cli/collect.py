@@ -84,9 +84,8 @@ def command(
 ) -> None:
     """Check everything that can be checked without the model, then load it and collect."""
     refuse_existing(out, overwrite=overwrite, resume=resume, resumable=True)
-    if samples > 1 and not temperature:
-        raise UsageError(f"--samples {samples} at temperature 0 would be {samples} times the same: give --temperature")
-    chosen = _choose(tasks, levels, count, split, seed or 0, problems, limit)
+    check_samples(samples, temperature)
+    chosen = choose(tasks, levels, count, split, seed or 0, problems, limit)
     slots = options.make_budget(policy, slots=budget, window=window, interval=interval, answer=answer)
     sampling = options.make_sampling(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_new_tokens=max_new_tokens, seed=seed
@@ -131,7 +130,13 @@ def command(
         print(f"{total} traces in {out} ({collected.written} new), {collected.correct} of them correct")
 
 
-def _choose(
+def check_samples(samples: int, temperature: float | None) -> None:
+    """Refuse several greedy traces of a problem, which would be the same (UsageError)."""
+    if samples > 1 and not temperature:
+        raise UsageError(f"--samples {samples} at temperature 0 would be {samples} times the same: give --temperature")
+
+
+def choose(
     tasks: str | None, levels: str, count: int, split: str, seed: int, problems: Path | None, limit: int | None
 ) -> list[Problem]:
     """The problems of the options; raises UsageError unless exactly one source is given."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +14,6 @@ from leanthink.cli.help import help_text, option
 from leanthink.cli.label import Traces
 from leanthink.cli.output import print_json, refuse_existing
 from leanthink.cli.progress import ProgressBar
-
-if TYPE_CHECKING:
-    from leanthink.importance.fit import Fitted
 
 EXAMPLES = (
     "leanthink fit --traces traces.jsonl --labels labels.safetensors --out predictor.safetensors",
@@ -116,12 +114,11 @@ def command(
     if as_json:
         print_json({"data": fitted.data, "metrics": fitted.metrics})
     else:
-        print(f"{out}\n{_report(fitted)}")
+        print(f"{out}\n{report(fitted.metrics)}")
 
 
-def _report(fitted: Fitted) -> str:
+def report(metrics: Mapping[str, Any]) -> str:
     """Losses, and for each channel how well the predictor ranks held-out traces."""
-    metrics = fitted.metrics
     lines = [f"train loss {metrics['train_loss']:.5f}"]
     if "held_out_loss" in metrics:
         lines.append(f"held-out loss {metrics['held_out_loss']:.5f} on {metrics['held_out_traces']} traces")

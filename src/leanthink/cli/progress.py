@@ -66,13 +66,13 @@ class ProgressBar:
         self._count(what, self._done + 1)
 
     def update(self, what: str, done: int, total: int, *, share: float | None = None) -> None:
-        """So many of `total` are done, and `what` is in hand; another total begins another count.
+        """So many of `total` are done, and `what` is in hand; another total, or fewer done, begins another count.
 
         `share` is that of the work, where units differ: between 0 and 1.
         """
         if not self._what:
             self._before, self._total = max(0, done - 1), total
-        elif total != self._total:
+        elif total != self._total or done < self._done:
             self._before, self._total, self._start = done, total, time.monotonic()
         self._count(what, done, share)
 

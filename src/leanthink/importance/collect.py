@@ -96,7 +96,7 @@ def collect(
             resuming, was written with other settings.
         DamagedFile: a line of the file to resume cannot be read.
     """
-    _check(problems, samples)
+    check_problems(problems, samples)
     if subject is not None and model_name is None:
         raise UsageError("subject is given without model_name: say what the traces are to call the model")
     if subject is None:
@@ -128,7 +128,8 @@ def collect(
     return Collected(written=len(now), done_before=len(before), correct=sum(before) + sum(now))
 
 
-def _check(problems: Sequence[Problem], samples: int) -> None:
+def check_problems(problems: Sequence[Problem], samples: int) -> None:
+    """Refuse what no trace can be collected of, as `collect` does, before there is a model (UsageError)."""
     if not problems:
         raise UsageError("no problem to collect traces of: give at least one")
     if samples < 1:

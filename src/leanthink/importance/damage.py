@@ -4,7 +4,7 @@ The recorded tokens are fed once with the full cache and once so that each query
 still hold. That is quick, and says before any answer is sampled which ranking is better and by how much.
 
 N tokens of prompt and thought   T thought tokens   X index sets   S slots shown   K slots kept   C channels
-V vocabulary   H kv heads   A query heads
+V vocabulary   H kv heads   A query heads   P positions of a piece
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from leanthink.importance.labels import Thought
 from leanthink.load import kv_shape
 from leanthink.policies import Policy, Slots
 from leanthink.request import check_sets
+from leanthink.sdpa import for_any_length
 from leanthink.states import joined, middle_outputs
 
 ATTENTION_NAME = "leanthink_damage"
+POSITIONS = 512  # whose distributions are held at a time: of a whole thought they would be the largest tensors of all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Damage:
 def damage(model: Any, thought: Thought, policies: Sequence[Policy], budget: Budget) -> list[Damage]:
     """What each policy's evictions do to this thought, whose answer is not looked at.
 
-    Needs X N N bytes on the device, beside a mask of N x N for each head of one layer.
+    Needs X N N bytes on the device, beside a mask of N x N for each head of one layer, and a few POSITIONS x V.
 
     Args:
         model: in evaluation mode, on the device to compute on.
@@ -65,21 +67,28 @@ def damage(model: Any, thought: Thought, policies: Sequence[Policy], budget: Bud
                 "stamps, with the prompt pinned"
             )
     ids_1N = torch.tensor([thought.token_ids[: thought.thought_end]], device=model.device)
-    with middle_outputs(model) as middle:
+    with middle_outputs(model) as middle, for_any_length():
         full_NM = model.base_model(input_ids=ids_1N, use_cache=False).last_hidden_state[0]
     states_TF = joined(full_NM, middle[0][0])[thought.prompt_tokens :]
     first = thought.prompt_tokens + budget.slots + budget.interval  # the first query that misses something
-    full_NV = _log_probs(model, full_NM[first:])
     found = []
     for policy in policies:
         seen_XNN = visible(model, thought, policy, budget, states_TF)
-        with switched_to(ATTENTION_NAME, model.config):
-            output = model.base_model(input_ids=ids_1N, use_cache=False, damage_seen=seen_XNN)
-        less_NV = _log_probs(model, output.last_hidden_state[0, first:])
-        kl_N = F.kl_div(less_NV, full_NV, log_target=True, reduction="none").sum(dim=-1)
-        changed_N = less_NV.argmax(dim=-1) != full_NV.argmax(dim=-1)
-        found.append(Damage(kl_N=kl_N.cpu(), changed_N=changed_N.cpu()))
+        with switched_to(ATTENTION_NAME, model.config), for_any_length():
+            less_NM = model.base_model(input_ids=ids_1N, use_cache=False, damage_seen=seen_XNN).last_hidden_state[0]
+        found.append(_compared(model, full_NM[first:], less_NM[first:]))
     return found
+
+
+def _compared(model: Any, full_NM: Tensor, less_NM: Tensor) -> Damage:
+    """The damage, from the final hidden states of the full cache and of one that holds less."""
+    kl, changed = [], []
+    pieces = (torch.split(hidden_NM, POSITIONS) for hidden_NM in (full_NM, less_NM))
+    for full_PM, less_PM in zip(*pieces, strict=True):
+        full_PV, less_PV = _log_probs(model, full_PM), _log_probs(model, less_PM)
+        kl.append(F.kl_div(less_PV, full_PV, log_target=True, reduction="none").sum(dim=-1))
+        changed.append(less_PV.argmax(dim=-1) != full_PV.argmax(dim=-1))
+    return Damage(kl_N=torch.cat(kl).cpu(), changed_N=torch.cat(changed).cpu())
 
 
 def visible(model: Any, thought: Thought, policy: Policy, budget: Budget, states_TF: Tensor) -> Tensor:

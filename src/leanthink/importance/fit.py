@@ -150,8 +150,14 @@ def _counts(examples: Sequence[Examples], recipe: Recipe) -> Tensor:
 def _roomiest(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """The tensors on the device if they fill at most half of what is free there, else where they are."""
     size = sum(tensor.nbytes for tensor in tensors)
-    fits = device.type != "cuda" or 2 * size <= torch.cuda.mem_get_info(device)[0]
+    fits = device.type != "cuda" or 2 * size <= _free_bytes(device)
     return [tensor.to(device) for tensor in tensors] if fits else list(tensors)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What a GPU has free, with what PyTorch holds back of earlier work, such as the cache that wrote the traces."""
+    held_back = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held_back
 
 
 def _seen_NW(examples: Sequence[Examples]) -> Tensor:

@@ -77,7 +77,7 @@ def make_policy(name: str, predictor: ImportancePredictor | None = None, tokeniz
     if predictor is None:
         raise UsageError(
             f"policy {name!r} ranks by a fitted importance predictor of target {target!r}, and none was given: "
-            "pass predictor=, fitted on this model's own traces with `leanthink collect`, `label` and `fit`; or leave "
-            "the policy out for the best that needs none"
+            "pass predictor=, fitted on this model's own traces with `leanthink predictor`; or leave the policy out "
+            "for the best that needs none"
         )
     return build(predictor=predictor)
