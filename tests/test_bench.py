@@ -19,12 +19,13 @@ from leanthink.bench.bed import NO_TAGS, Bed
 from leanthink.bench.eviction import gathered
 from leanthink.bench.floor import COPY_BYTES
 from leanthink.bench.latency import serve
-from leanthink.bench.measure import spread, timed_steps
+from leanthink.bench.measure import Steps, spread, timed_steps
 from leanthink.bench.memory import predicted_bytes
 from leanthink.bench.options import LARGE, PARTS, SMALL, Options, options_from
 from leanthink.bench.plot import draw, floors, speeds
 from leanthink.bench.run import run
 from leanthink.bench.seating import Place, seat
+from leanthink.bench.sets import shares
 from leanthink.bench.throughput import places_of
 from leanthink.bench.weights import all_bytes, build, config_of, never_ending, step_bytes
 from leanthink.budget import Budget
@@ -34,6 +35,8 @@ from leanthink.load import kv_shape
 from leanthink.policies import Policy, make_policy
 from leanthink.request import make_request
 from leanthink.sampling import Sampling
+from leanthink.tiny.birth import save_weights
+from leanthink.tiny.model import build_model, tiny_config
 from models import RandomPredictor, make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -103,7 +106,7 @@ def test_memory_is_told_before_anything_is_allocated() -> None:
     states = (
         28 * 2 * 4096 * 2
     )  # of a row: the twelve tokens that a stamp waits for, and sixteen that are stamped together
-    assert found["tables"] == 32 * (10**6 + 1) + 65 * (states + 96)
+    assert found["tables"] == (8 + 6 * 2) * (10**6 + 1) + 65 * (states + 96)
 
 
 # -- seats in place ----------------------------------------------------------------------------------------------------
@@ -246,6 +249,37 @@ def test_eviction_measures_whole_intervals_and_as_much_of_full(folder: Path) -> 
         assert bounded["eviction_share"] == pytest.approx(share)
         assert full["slots_read_per_row"] == pytest.approx(bounded["slots_read_per_row"], abs=2)
         assert cell["budget"] + 8 < bounded["slots_read_per_row"] <= cell["budget"] + 8 + 6
+
+
+def test_sets_are_measured_beside_full_at_as_many_slots(tmp_path: Path) -> None:
+    save_weights(build_model(tiny_config(layers=2, hidden=64, heads=4, kv_heads=2, mlp=96), seed=0), tmp_path)
+    found = measured(tmp_path, "sets", interval=8)
+    for cell in found["cells"]:
+        consistent(cell["full"])
+        for granularity, num_sets in (("model", 1), ("layer", 2), ("head", 4)):
+            ours, slots = cell[granularity], cell["batch"] * (8 + cell["budget"] + 8 + 1) + 1
+            consistent(ours)
+            assert ours["num_sets"] == num_sets
+            assert ours["evictions"] == cell["batch"], "every row once an interval"
+            assert ours["stampings"] == 8 / ours["stride"] == 2
+            assert ours["eviction_ms_alone"]["n"] <= cell["batch"], "rows that are due together are evicted together"
+            assert ours["stamping_ms_alone"]["n"] == 2
+            spent = ours["stamping_share_alone"] * 8 * ours["step_ms"]["mean"]
+            assert spent == pytest.approx(2 * ours["stamping_ms_alone"]["mean"])
+            assert ours["stamps_bytes"] == slots * num_sets * 7 * 4
+            assert ours["positions_bytes"] == slots * 8 * (1 if num_sets == 1 else 4)
+            assert cell["full"]["slots_read_per_row"] == pytest.approx(ours["slots_read_per_row"], abs=2)
+            assert ours["mean_to_full"] == pytest.approx(ours["step_ms"]["mean"] / cell["full"]["step_ms"]["mean"])
+
+
+def test_shares_are_those_of_the_causes() -> None:
+    evictions, stampings = [1, 0, 2, 0, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0, 1, 0]
+    ms = [10 + 3 * evicted + 5 * stamped for evicted, stamped in zip(evictions, stampings, strict=True)]
+    found = shares(Steps(ms=ms, evictions=evictions, stampings=stampings))
+    assert (found["plain_step_ms"], found["eviction_ms"], found["stamping_ms"]) == pytest.approx((10, 3, 5))
+    assert (found["eviction_share"], found["stamping_share"]) == pytest.approx((12 / 107, 15 / 107))
+    never = shares(Steps(ms=[2.0, 4.0, 2.0], evictions=[0, 1, 0], stampings=[0, 0, 0]))
+    assert (never["eviction_ms"], never["stamping_share"]) == pytest.approx((2, 0))
 
 
 def test_throughput_fills_the_memory_and_says_what_is_extrapolated(folder: Path) -> None:
@@ -395,6 +429,8 @@ def test_the_picture_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
         ({"batch": "3"}, ["--batch and --slots"]),
         ({"batch": "3,x", "slots": "20"}, ["--batch '3,x'"]),
         ({"batch": "0", "slots": "20"}, ["above 0"]),
+        ({"cells": "20x4000,64"}, ["--cells '20x4000,64'", "20x4000,64x3000"]),
+        ({"cells": "2x20", "batch": "2", "slots": "20"}, ["--cells and --batch"]),
         ({"steps": "2"}, ["--steps 2", "at least 3"]),
         ({"steps": "3,4"}, ["--steps '3,4'", "one number"]),
         ({"kv-gib": "0"}, ["--kv-gib"]),
@@ -416,6 +452,7 @@ def test_defaults_depend_on_the_size_of_the_model() -> None:
     grid = options_from({"device": "cpu", "batch": "1,2", "slots": "8,9", "budgets": "5,6"})
     assert grid.cells == ((1, 8), (1, 9), (2, 8), (2, 9))
     assert grid.budgets == (5, 6)
+    assert options_from({"device": "cpu", "cells": "20x40,64x30"}).cells == ((20, 40), (64, 30))
     assert replace(found, steps=33, interval=32).whole_intervals == 64
 
 

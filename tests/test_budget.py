@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanthink.budget import Budget, select
+from leanthink.budget import Budget, keep_in_order, select
 from leanthink.errors import LeanThinkError, UsageError
 from reference.select_slow import select_slow
 
@@ -193,3 +193,16 @@ def test_select_is_the_same_on_cuda() -> None:
     budget = Budget(slots=100, window=10)
     on_cuda = select(scores.cuda(), ages.cuda(), pinned.cuda(), budget).cpu()
     assert torch.equal(on_cuda, select(scores, ages, pinned, budget))
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=cases())
+def test_keeping_in_order_equals_the_slow_twin_without_pinned_slots(case: Case) -> None:
+    scores, ages, _, budget = case
+    ages, before = ages.sort(dim=-1, descending=True).values, scores.clone()
+    fast = keep_in_order(scores, min(budget.slots, scores.shape[-1]), budget.window).flatten(0, -2)
+    assert fast.dtype == torch.int64
+    rows = zip(scores.flatten(0, -2).tolist(), ages.flatten(0, -2).tolist(), strict=True)
+    limits = {"slots": budget.slots, "window": budget.window}
+    assert fast.tolist() == [select_slow(*row, [False] * len(row[0]), **limits) for row in rows]
+    assert torch.equal(scores, before)

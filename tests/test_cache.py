@@ -561,6 +561,23 @@ def test_reserved_bytes_are_slots_times_bytes_per_slot() -> None:
     assert cache.reserved_bytes == 17 * cache.bytes_per_slot
 
 
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        Wishes(),
+        Wishes(channels=5),
+        Wishes(channels=56, stamp_dtype=torch.bfloat16, per_head=True),
+        Wishes(queries=2, per_head=True, attention=True),
+        Wishes(token_ids=True),
+    ],
+)
+def test_bytes_beside_keys_and_values_are_those_that_are_allocated(wishes: Wishes) -> None:
+    cache = make_cache(slots=60)
+    cache.provide(wishes)
+    beside = (cache.positions, cache.stamps, cache.token_ids, cache.attended_LHT)
+    assert sum(tensor.nbytes for tensor in beside) == 61 * wishes.bytes_per_slot(SHAPE)
+
+
 def test_an_arena_that_does_not_fit_says_how_large_it_is_and_what_to_lower() -> None:
     with pytest.raises(UsageError, match=r"cpu has no room for 10{15} slots \(\d+\.\d GiB .* lower slots or max_rows"):
         make_cache(slots=10**15)

@@ -44,7 +44,7 @@ FLAGS = {
     "fit": "--traces --labels --out --model --target --horizons --offsets --transform --granularity --width "
     "--steps --batch --lr --val-share --tokens-per-trace --all --seed --overwrite --device --dtype --json",
     "demo": "--out --overwrite --device --json",
-    "bench": "--shape --model --parts --batch --slots --steps --prompt --output --kv-gib --budgets --interval "
+    "bench": "--shape --model --parts --batch --slots --cells --steps --prompt --output --kv-gib --budgets --interval "
     "--requests --out --overwrite --device --json",
     "train": "--report --config --model --out --tasks --levels --count --problems --instruction"
     + CHAT

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from leanthink import Budget, Sampling, generate
 from leanthink.attention import switched_to
 from leanthink.cache import SlotCache
+from leanthink.engine import Engine
 from leanthink.errors import UsageError
 from leanthink.importance.damage import ATTENTION_NAME, damage, visible
 from leanthink.importance.fit import MEASURED_SETS, _some_of
@@ -40,6 +41,7 @@ class SetsPredictor(nn.Module):
 
     def forward(self, states_NWF: Tensor) -> Tensor:
         """Scores [N, X C]."""
+        states_NWF = states_NWF.to(next(self.parameters()).dtype)
         parts = [self.each[0 if self.alike else index](states_NWF) for index in range(self.num_sets)]
         return torch.cat(parts, dim=1)
 
@@ -183,6 +185,37 @@ def test_stamps_stay_with_the_slots_of_their_own_set(granularity: str) -> None:
         )
         cache.evict([0], kept_XK[None], policy, first=1)
         cache.check_integrity()
+
+
+def test_stamps_are_held_in_the_dtype_of_the_predictor_that_gives_them() -> None:
+    model, tokenizer = make_model(), make_tokenizer()
+    narrow = SetsPredictor(model.config.hidden_size, sets_of(model, "layer"), alike=False).bfloat16()
+    wide = SetsPredictor(model.config.hidden_size, sets_of(model, "head"), alike=False)
+    engine = Engine(model, tokenizer, slots=200, rows=2)
+    dtypes = []
+    for policy in (make_policy("sinks"), Horizon(predictor=narrow), make_policy("window"), Horizon(predictor=wide)):
+        engine.add(PROMPTS[0], policy=policy, budget=BUDGET, sampling=Sampling(max_new_tokens=20))
+        dtypes.append(engine.cache.stamps.dtype)
+    assert dtypes[1:] == [torch.bfloat16, torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize("granularity", ["layer", "head"])
+def test_stamps_in_bfloat16_rank_as_the_predictor_says(granularity: str) -> None:
+    """What a predictor in bfloat16 says fits: the same tokens as with its words written out in float32."""
+    torch.manual_seed(0)
+    model, tokenizer = make_model(), make_tokenizer()
+    predictor = SetsPredictor(model.config.hidden_size, sets_of(model, granularity), alike=False).bfloat16()
+
+    class Wide(Horizon):
+        stamp_dtype = torch.float32
+
+    def run(policy: Policy) -> list[tuple[int, ...]]:
+        sampling = Sampling(max_new_tokens=90)
+        done = generate(model, tokenizer, PROMPTS, policy=policy, budget=BUDGET, sampling=sampling)
+        assert min(out.evictions for out in done) > 2
+        return [out.token_ids for out in done]
+
+    assert run(Horizon(predictor=predictor)) == run(Wide(predictor=predictor))
 
 
 @pytest.mark.gpu

@@ -16,11 +16,13 @@ from transformers.models.llama import modeling_llama
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
+from leanthink.budget import keep_in_order
 from leanthink.kernels.append import append
 from leanthink.kernels.compact import compact
 from leanthink.kernels.decode import decode_attention, splits_for
 from leanthink.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
 from leanthink.kernels.place import place
+from leanthink.kernels.select import MOST_SLOTS
 from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -144,6 +146,36 @@ def test_compact_moves_the_kept_slots_and_nothing_else(dim: int, per_head: bool,
         compact(kv, first, kept)
         compact_slow(wanted, first, kept)
         assert torch.equal(kv, wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int64])
+@pytest.mark.parametrize("numbers", [1, 7])
+def test_compact_moves_what_lies_beside_the_slots(numbers: int, dtype: torch.dtype) -> None:
+    rows, layers, heads, held, count = 5, 32, 8, 3128, 3000
+    first = torch.randperm(rows, device="cuda") * (held + 9) + 5
+    for seed in range(3):  # a race need not show at once
+        torch.manual_seed(seed)
+        table = torch.randint(-99, 99, (rows * (held + 9) + 5, layers * heads * numbers), device="cuda").to(dtype)
+        facts = table.unflatten(1, (layers, 1, heads, numbers)).permute(1, 2, 3, 0, 4)
+        wanted, kept = facts.clone(), kept_of(held, count, (rows, layers, heads))
+        compact(facts, first, kept)
+        to = (first[:, None] + torch.arange(count, device="cuda")).flatten()
+        for layer in range(layers):
+            for head in range(heads):
+                own = wanted[layer, 0, head]
+                own[to] = own[(first[:, None] + kept[:, layer, head]).flatten()]
+        assert torch.equal(facts, wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("slots", [1, 100, 3128, 4128, 8320, MOST_SLOTS, MOST_SLOTS + 1])
+def test_select_on_a_gpu_keeps_what_the_cpu_keeps(slots: int) -> None:
+    torch.manual_seed(0)
+    for levels in (3, 10**6):
+        scores = torch.randint(-levels, levels, (2, 256 if slots < 10_000 else 3, slots), device="cuda") / 8
+        count, window = max(1, slots - 128), min(16, max(1, slots - 128))
+        assert torch.equal(keep_in_order(scores, count, window).cpu(), keep_in_order(scores.cpu(), count, window))
 
 
 @pytest.mark.gpu

@@ -27,7 +27,9 @@ from leanthink.kernels.compact import compact
 from leanthink.kernels.decode import MAX_SPLITS, MIN_SPLIT, PROGRAMS_PER_SM, decode_attention, splits_for
 from leanthink.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
 from leanthink.kernels.place import place
+from leanthink.kernels.select import select_in_order
 from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow
+from reference.select_slow import select_slow
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 # The interpreter cuts off the bits that bfloat16 lacks, where a GPU rounds.
@@ -174,6 +176,65 @@ def test_compact_moves_the_kept_slots_and_nothing_else(
     compact(kv, first, kept)
     compact_slow(wanted, first, kept)
     torch.testing.assert_close(kv, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@few
+@given(
+    held=st.sampled_from(EDGES) | st.integers(1, 200),
+    rows=st.integers(1, 3),
+    heads=st.integers(1, 2),
+    numbers=st.sampled_from([1, 2, 5, 7]),
+    dtype=st.sampled_from([*FLOATS, torch.int64]),
+    seed=SEEDS,
+)
+def test_compact_moves_what_lies_beside_the_slots(
+    held: int, rows: int, heads: int, numbers: int, dtype: torch.dtype, seed: int
+) -> None:
+    """As the cache lays it out: a table of slots, and in each of its rows the numbers of each layer and head."""
+    torch.manual_seed(seed)
+    layers, (first, slots) = 2, regions([held] * rows)
+    table = torch.randint(-99, 99, (slots, 3 + layers * heads * numbers)).to(dtype)  # the first three are of others
+    wanted = table.clone()
+    kept = torch.rand(rows, layers, heads, held).argsort(-1)[..., : held - held // 3].sort(-1).values
+    for facts, move in ((table, compact), (wanted, compact_slow)):
+        move(facts[:, 3:].unflatten(1, (layers, 1, heads, numbers)).permute(1, 2, 3, 0, 4), first, kept)
+    assert torch.equal(table, wanted)
+
+
+@few
+@given(
+    data=st.data(),
+    sets=st.integers(1, 4),
+    slots=st.sampled_from([*EDGES, 511, 512, 513]) | st.integers(1, 700),
+    levels=st.sampled_from([0, 1, 5, 1000]),
+    dtype=st.sampled_from(FLOATS),
+    seed=SEEDS,
+)
+def test_select_keeps_the_slots_of_its_slow_twin(
+    data: st.DataObject, sets: int, slots: int, levels: int, dtype: torch.dtype, seed: int
+) -> None:
+    """Many ties, zeros of both signs, and young slots that outrank all others."""
+    torch.manual_seed(seed)
+    count = data.draw(st.integers(1, slots))
+    window = data.draw(st.integers(0, count))
+    scores = (torch.randint(-levels, levels + 1, (sets, slots)) * torch.tensor([0.25, -0.25])[seed % 2]).to(dtype)
+    if data.draw(st.booleans()):
+        scores[:, slots // 2 :] = (2.0**23 - torch.arange(slots, 0, -1))[slots // 2 :].to(dtype)
+    ages = list(range(slots))[::-1]
+    wanted = [select_slow(row, ages, [False] * slots, slots=count, window=window) for row in scores.tolist()]
+    assert select_in_order(scores, count, window).tolist() == wanted
+
+
+def test_select_keeps_as_many_whatever_the_scores_are() -> None:
+    """A score that is no number is told with the next step: until then nothing may be written out of place."""
+    scores = torch.tensor([[torch.nan, 1.0, -torch.inf, torch.inf, -1.0, -torch.nan]]).repeat(3, 50)
+    scores[1] = -scores[1]
+    scores[2] = torch.full((300,), -1, dtype=torch.int32).view(torch.float32)  # the lowest of all by its bits
+    for count in (1, 7, 299, 300):
+        kept = select_in_order(scores, count, 1)
+        assert bool((kept.diff(dim=1) > 0).all())
+        assert int(kept.min()) >= 0
+        assert int(kept.max()) == 299
 
 
 def test_compact_of_a_set_that_stays_moves_nothing() -> None:

@@ -14,6 +14,7 @@ from leanthink.errors import LeanThinkWarning, UsageError
 from leanthink.generate import generate, rows_that_fit, stream
 from leanthink.load import load
 from leanthink.model_sampling import model_sampling
+from leanthink.policies import make_policy
 from leanthink.sampling import Sampling
 from leanthink.serve.reading import Reader
 from leanthink.serve.schema import ChatBody
@@ -144,8 +145,9 @@ def test_a_thought_may_have_16k_tokens_and_ends_at_the_context() -> None:
 
 def test_so_many_rows_as_the_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
-    per_slot = 2 * 2 * 2 * 16 * 4  # layers, keys and values, kv heads, head_dim, bytes
+    per_slot = 2 * 2 * 2 * 16 * 4 + 8  # layers, keys and values, kv heads, head_dim, bytes; a position
     monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 2 * per_slot, "SC_PAGE_SIZE": 100}.__getitem__)
-    assert rows_that_fit(model, [40, 10, 10]) == 2  # 100 slots: on a CPU regions of equal size
-    assert rows_that_fit(model, [20] * 7) == 5
-    assert rows_that_fit(model, [1000, 10]) == 1  # the engine says what is too large
+    assert rows_that_fit(model, [40, 10, 10], [make_policy("full")]) == 2  # 100 slots: on a CPU regions of equal size
+    assert rows_that_fit(model, [20] * 7, [make_policy("full")]) == 5
+    assert rows_that_fit(model, [20] * 7, [make_policy("random-heads")]) == 4  # a position for each head of each layer
+    assert rows_that_fit(model, [1000, 10], [make_policy("full")]) == 1  # the engine says what is too large

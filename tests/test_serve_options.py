@@ -14,7 +14,7 @@ from leanthink.errors import UsageError
 from leanthink.load import as_dtype, load
 from leanthink.serve.reading import Reader
 from leanthink.serve.refusals import Refusal
-from leanthink.serve.run import GIB, kv_bytes
+from leanthink.serve.run import GIB, kv_bytes, make_engine
 from leanthink.serve.schema import TextBody
 from leanthink.serve.settings import Settings
 from models import CONTEXT, make_model, make_tokenizer
@@ -80,6 +80,14 @@ def test_a_share_of_a_gpus_memory_leaves_what_is_on_it_already(monkeypatch: pyte
     assert kv_bytes(CUDA, Settings(name="m", gpu_memory_utilization=0.1)) == 0
     assert kv_bytes(CUDA, Settings(name="m")) == pytest.approx(56 * GIB)
     assert kv_bytes(CUDA, Settings(name="m", kv_gib=3)) == 3 * GIB
+
+
+def test_the_memory_holds_what_the_policy_remembers_too() -> None:
+    model, tokenizer = make_model(), make_tokenizer()
+    kv, heads = 2 * 2 * 2 * 16 * 4, 2 * 2  # bytes of keys and values; heads of all layers
+    for policy, beside in (("sinks", 8), ("h2o", 12 * heads)):  # a position, or one for each head and its attention
+        settings = Settings(name="m", policy=policy, kv_gib=1000 * (kv + beside) / GIB)
+        assert make_engine(model, tokenizer, settings).cache.slots == 1000
 
 
 def test_a_share_of_a_gpus_memory_is_refused_without_a_gpu() -> None:

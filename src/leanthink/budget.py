@@ -96,6 +96,27 @@ def keep(scores: Tensor, ages: Tensor, pinned: Tensor, num_kept: int, window: in
     return by_age.gather(-1, by_rank[..., :num_kept]).sort(dim=-1).values
 
 
+def keep_in_order(scores: Tensor, num_kept: int, window: int) -> Tensor:
+    """`keep` of slots of which none is pinned and that lie oldest first, as in a cache: one sort less, none on a GPU.
+
+    Args:
+        scores: [..., S] floating point, higher stays.
+        num_kept: K, from 1 to S.
+        window: the youngest so many stay whatever their score; at most K.
+    """
+    num_slots = scores.shape[-1]
+    if scores.is_cuda and scores.dtype != torch.float64:
+        from leanthink.kernels.select import MOST_SLOTS, select_in_order
+
+        if num_slots <= MOST_SLOTS:
+            return select_in_order(scores.flatten(0, -2), num_kept, window).view(*scores.shape[:-1], num_kept)
+    ranked = scores.clone()
+    ranked[..., max(0, num_slots - window) :] = torch.inf
+    # Younger first, and a stable sort: that is what settles ties.
+    by_rank = ranked.flip(-1).sort(dim=-1, descending=True, stable=True).indices
+    return (num_slots - 1 - by_rank[..., :num_kept]).sort(dim=-1).values
+
+
 def check_finite(finite: bool) -> None:
     """Raise LeanThinkError unless every score was finite."""
     if not finite:

@@ -119,9 +119,10 @@ class SlotCache:
     def provide(self, wishes: Wishes) -> None:
         """Make room for what a policy wants to be shown; what is held stays as it is."""
         old, device, rows = self.wishes, self.starts.device, self.most_rows + 1
+        self.wishes = old.joined(wishes)
         if wishes.channels > old.channels:
-            more = torch.zeros(self.slots + 1, wishes.channels - old.channels, device=device)
-            self.stamps = torch.cat([self.stamps, more], dim=1)
+            held = self.stamps.to(self.wishes.stamp_dtype)
+            self.stamps = torch.cat([held, held.new_zeros(self.slots + 1, wishes.channels - old.channels)], dim=1)
         if wishes.per_head and not old.per_head:
             sets = (self.shape.layers, self.shape.kv_heads, -1)
             self.positions = self.positions.expand(sets).clone()
@@ -135,7 +136,6 @@ class SlotCache:
             ring = (rows, self.shape.kv_heads, self.shape.group, 0, self.shape.head_dim)
             rings = self.queries or [self.kv_LPHTD.new_zeros(ring) for _ in range(self.shape.layers)]
             self.queries = [_larger_ring(ring, wishes.queries, 3, self.next_positions) for ring in rings]
-        self.wishes = old.joined(wishes)
 
     # -- prompts ---------------------------------------------------------------------------------------------------
 
@@ -296,7 +296,9 @@ class SlotCache:
         assert late + count <= size
         token_RS = self.next_positions[rows_R][:, None] - 1 - late - self._ages(count)
         at_RSO = (token_RS[..., None] + constant(offsets, rows_R.device)) % size
-        return self.states[rows_R[:, None, None], at_RSO]
+        # By one index: whole states are copied, where two would be looked up for each of their numbers.
+        at_M = (rows_R[:, None, None] * size + at_RSO).flatten()
+        return self.states.flatten(0, 1).index_select(0, at_M).view(*at_RSO.shape, self.states.shape[2])
 
     def stamp(self, rows_R: Tensor, stamps_RSC: Tensor, *, first: int = 0, late: int = 0) -> None:
         """Attach numbers, from channel `first` on, to S tokens of each row: the one `late` before its last, and older.
@@ -307,7 +309,7 @@ class SlotCache:
         back_RS = self.lengths[rows_R][:, None] - 1 - late - self._ages(stamps_RSC.shape[1])
         there_RS = (self.live[rows_R][:, None] > 0) & (back_RS >= 0)
         slots_RS = torch.where(there_RS, self.starts[rows_R][:, None] + back_RS, self.slots)
-        self.stamps[slots_RS, first : first + stamps_RSC.shape[-1]] = stamps_RSC.float()
+        self.stamps[slots_RS, first : first + stamps_RSC.shape[-1]] = stamps_RSC.to(self.stamps.dtype)
 
     def _ages(self, count: int) -> Tensor:
         return constant(tuple(range(count)), self.starts.device)
@@ -343,12 +345,12 @@ class SlotCache:
         if layer is None and policy.num_sets > 1:
             positions_RXS = self._positions_of(policy.num_sets)[:, slots_RS].transpose(0, 1)
             if policy.channels:
-                facts["stamps"] = self._stamps_of(policy, first)[slots_RS].transpose(1, 2)
+                facts["stamps"] = self._stamps_of(policy, first)[slots_RS].transpose(1, 2).float()
             return Slots(ages=next_R[:, None, None] - 1 - positions_RXS, positions=positions_RXS, **facts)
         if layer is None:
             positions_RS = self.positions[0, 0, slots_RS]
             if policy.channels:
-                facts["stamps"] = self.stamps[slots_RS, first : first + policy.channels]
+                facts["stamps"] = self.stamps[slots_RS, first : first + policy.channels].float()
             if policy.texts:
                 facts["token_ids"] = self.token_ids[slots_RS]
             return Slots(ages=next_R[:, None] - 1 - positions_RS, positions=positions_RS, **facts)
@@ -378,7 +380,7 @@ class SlotCache:
     def _stamps_of(self, policy: Policy, first: int) -> Tensor:
         """A view of what was stamped for each index set of a policy, [T + 1, X, C]."""
         X, C = policy.num_sets, policy.channels
-        return self.stamps[:, first : first + X * C].view(-1, X, C)
+        return self.stamps[:, first : first + X * C].view(self.slots + 1, X, C)
 
     def _thought_slots(self, rows_R: Tensor, count: int) -> Tensor:
         """Slots [R, count] of the arena that follow each row's pinned ones."""
@@ -397,50 +399,31 @@ class SlotCache:
         Args:
             rows: rows that hold prompt and thought, and no answer yet.
             kept: ascending indices, 0 = the slot behind the prompt: [R, K] for all layers and heads, or [R, X, K].
-            policy: who ranked; what it stamped for each of X sets is moved with that set's slots. None: nothing is.
+            policy: who ranked; what it stamped for each of X sets is moved with that set's slots. None: nothing is,
+                unless there is one set, with which everybody's stamps are moved.
             first: the first of its channels among the stamps.
         """
         rows_R, K = self.indices(rows), kept.shape[-1]
         first_R = self.starts[rows_R] + self.pinned[rows_R]
         if kept.dim() == 3:
-            if policy is not None and policy.channels:
-                self._move_stamps(self._stamps_of(policy, first), first_R, kept)
-            by_layer = kept.view(len(rows), self.shape.layers, -1, K)
-            kept = by_layer.expand(-1, -1, self.shape.kv_heads, -1)
-        self._compact(first_R, kept)
-        to_RK = self._thought_slots(rows_R, K)
-        for facts_LHT in (self.positions, self.attended_LHT) if self.wishes.attention else (self.positions,):
-            for layer, facts_HT in enumerate(facts_LHT):  # one at a time, as the indices of all are large
-                kept_RHK = kept[:, None] if kept.dim() == 2 else kept[:, layer]
-                from_HM = (first_R[:, None, None] + kept_RHK).transpose(0, 1).flatten(1).expand(len(facts_HT), -1)
-                facts_HT.scatter_(1, to_RK.flatten().expand_as(from_HM), facts_HT.gather(1, from_HM))
-        if kept.dim() == 2:
-            for facts in (self.stamps, self.token_ids) if self.wishes.token_ids else (self.stamps,):
-                facts[to_RK] = facts[first_R[:, None] + kept]
+            kept = kept.view(len(rows), self.shape.layers, -1, K)  # a set for each layer, or for each of its heads
+        if policy is not None or kept.dim() == 2:
+            stamps_TXC = self.stamps[:, None] if policy is None else self._stamps_of(policy, first)
+            if stamps_TXC.shape[2]:
+                sets = kept.shape[1:3] if kept.dim() == 4 else (1, 1)
+                stamps_TLHC = stamps_TXC.view(self.slots + 1, *sets, -1)
+                _compact(stamps_TLHC.permute(1, 2, 0, 3)[:, None], first_R, kept)
+        if kept.dim() == 4:
+            kept = kept.expand(-1, -1, self.shape.kv_heads, -1)
+        facts = [self.kv_LPHTD, self.positions[:, None, :, :, None]]
+        if self.wishes.attention:
+            facts.append(self.attended_LHT[:, None, :, :, None])
+        if self.wishes.token_ids and kept.dim() == 2:
+            facts.append(self.token_ids[None, None, None, :, None])
+        for facts_LPHTD in facts:
+            _compact(facts_LPHTD, first_R, kept)
         self.lengths[rows_R] = self.pinned[rows_R] + K
         self.host_lengths[rows] = self.host_pinned[rows] + K
-
-    def _move_stamps(self, stamps_TXC: Tensor, first_R: Tensor, kept_RXK: Tensor) -> None:
-        """Move what each set's kept slots are stamped with together, row by row: all rows at once would be large."""
-        set_X = torch.arange(kept_RXK.shape[1], device=first_R.device)
-        to_K = torch.arange(kept_RXK.shape[2], device=first_R.device)
-        for first, kept_XK in zip(first_R, kept_RXK, strict=True):
-            stamps_TXC[first + to_K] = stamps_TXC[first + kept_XK.T, set_X]
-
-    def _compact(self, first_R: Tensor, kept: Tensor) -> None:
-        """Move the kept slots of every layer and head together, from `first_R` on."""
-        if first_R.is_cuda:
-            from leanthink.kernels.compact import compact
-
-            compact(self.kv_LPHTD, first_R, kept)
-            return
-        to_RK = first_R[:, None] + torch.arange(kept.shape[-1])
-        for layer, kv_PHTD in enumerate(self.kv_LPHTD):
-            if kept.dim() == 2:
-                kv_PHTD[:, :, to_RK] = kv_PHTD[:, :, first_R[:, None] + kept]
-                continue
-            for head in range(self.shape.kv_heads):
-                kv_PHTD[:, head, to_RK] = kv_PHTD[:, head, first_R[:, None] + kept[:, layer, head]]
 
     # -- leaving ---------------------------------------------------------------------------------------------------
 
@@ -504,6 +487,22 @@ class SlotCache:
             assert bool((held[..., :known] == torch.arange(known)).all()), f"row {row} lost a prompt slot"
             assert bool((held.diff(dim=-1) > 0).all()), f"row {row} holds its slots out of order"
             assert bool((held[..., -1:] < int(self.next_positions[row])).all()), f"row {row} holds a slot of the future"
+
+
+def _compact(facts_LPHTD: Tensor, first_R: Tensor, kept: Tensor) -> None:
+    """Move what belongs to the kept slots together, from `first_R` on; arguments as of `leanthink.kernels.compact`."""
+    if first_R.is_cuda:
+        from leanthink.kernels.compact import compact
+
+        compact(facts_LPHTD, first_R, kept)
+        return
+    to_RK = first_R[:, None] + torch.arange(kept.shape[-1])
+    for layer, facts_PHTD in enumerate(facts_LPHTD):
+        if kept.dim() == 2:
+            facts_PHTD[:, :, to_RK] = facts_PHTD[:, :, first_R[:, None] + kept]
+            continue
+        for head in range(facts_PHTD.shape[1]):
+            facts_PHTD[:, head, to_RK] = facts_PHTD[:, head, first_R[:, None] + kept[:, layer, head]]
 
 
 def _larger_ring(ring: Tensor, size: int, dim: int, next_positions: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from leanthink import attended, attention
 from leanthink.arena import Region
-from leanthink.budget import Budget, keep
+from leanthink.budget import Budget, keep_in_order
 from leanthink.cache import SlotCache
 from leanthink.completion import Completion, Step, TextStream
 from leanthink.device_step import DeviceStep, Stamping
@@ -178,17 +178,7 @@ class Engine:
         """Give a policy its channels and whatever else it wants to be shown."""
         self.policies.append(policy)
         self.columns.append(self.cache.wishes.channels)
-        self.cache.provide(
-            Wishes(
-                channels=self.cache.wishes.channels + policy.num_sets * policy.channels,
-                queries=policy.num_queries,
-                states=policy.offsets[-1] + policy.stride if policy.channels else 0,
-                per_head=not policy.is_shared,
-                token_ids=bool(policy.texts),
-                attention=policy.accumulates,
-                prompt_attention=policy.accumulates and not policy.pins_prompt,
-            )
-        )
+        self.cache.provide(Wishes.of(policy).behind(self.cache.wishes))
         self.device_step.forget()
 
     @torch.inference_mode()
@@ -342,9 +332,9 @@ class Engine:
         """One token for every active row; the host looks after evictions while the device works."""
         cache, seats, n = self.cache, self.seats, self.cache.active
         most = max((request.sampling.logprobs or 0 for request in seats.requests), default=0) if seats.logprobs else -1
-        self.device_step.launch(n, self._stamping(strided=False), logprobs=most)
+        self.device_step.launch(n, self.stamping(strided=False), logprobs=most)
         cache.tick()
-        for policy, column, rows_R in self._stamping(strided=True):
+        for policy, column, rows_R in self.stamping(strided=True):
             if len(rows_R):
                 self.device_step.stamp(policy, column, cache.indices(rows_R.tolist()))
         self._decoded += 1
@@ -354,7 +344,7 @@ class Engine:
             seats.note_logprobs(self.device_step.logprobs(n))
         seats.note_tokens(self.device_step.ids(n))
 
-    def _stamping(self, *, strided: bool) -> list[Stamping]:
+    def stamping(self, *, strided: bool) -> list[Stamping]:
         """The policies that stamp in this step, of those that do in every step or of the others, and their rows."""
         return [
             (policy, column, self.seats.rows_of(index))
@@ -391,15 +381,13 @@ class Engine:
             per_slot = 2 * count + 4 * cache.shape.head_dim + 3 * cache.shape.group * policy.num_queries
             at_a_time = max(1, attended.SCRATCH_BYTES // (4 * cache.shape.kv_heads * count * per_slot))
         elif policy.num_sets > 1:  # room for its stamps, and for the sorting of its scores
-            per_slot = policy.num_sets * (4 * policy.channels + 100)
+            per_slot = policy.num_sets * (6 * policy.channels + 100)
             at_a_time = max(1, attended.SCRATCH_BYTES // (count * per_slot))
-        starts = range(0, len(rows), at_a_time)
-        kept = [
-            torch.cat([self._kept(rows[i : i + at_a_time], rows_R[i : i + at_a_time], layer) for i in starts])
-            for layer in (range(cache.shape.layers) if policy.per_head else [None])
-        ]
-        all_layers = torch.cat(kept, dim=1) if policy.per_head else kept[0]
-        cache.evict(rows, all_layers, policy, first=self.columns[int(seats.policy[rows[0]])])
+        for start in range(0, len(rows), at_a_time):
+            part, part_R = rows[start : start + at_a_time], rows_R[start : start + at_a_time]
+            layers = range(cache.shape.layers) if policy.per_head else [None]
+            kept = torch.cat([self._kept(part, part_R, layer) for layer in layers], dim=1)
+            cache.evict(part, kept, policy, first=self.columns[int(seats.policy[rows[0]])])
         seats.evictions[rows] += 1
         self.evictions += len(rows)
 
@@ -411,8 +399,8 @@ class Engine:
         slots = cache.show(rows_R, count, self.sampler.seeds[rows_R], request.policy, first=column, layer=layer)
         scores = request.policy.score(slots)
         self.device_step.finite &= torch.isfinite(scores).all()  # looked at with the next step's tokens
-        pinned = torch.zeros_like(slots.ages, dtype=torch.bool)  # pinned slots and the answer are not among those shown
-        kept = keep(scores, slots.ages, pinned, min(request.budget.slots, count), request.budget.window)
+        # Pinned slots and the answer are not among those shown.
+        kept = keep_in_order(scores, min(request.budget.slots, count), request.budget.window)
         self.recorder.note(rows, request.policy, slots, kept)
         return kept
 

@@ -19,6 +19,7 @@ from leanthink.prompt import ChatOptions, Prompt, as_prompts
 from leanthink.request import Predictor, Request, make_requests
 from leanthink.sampling import Sampling
 from leanthink.tags import ThinkTags, think_tags
+from leanthink.wishes import bytes_per_slot
 
 OnFinish = Callable[[int, Completion], None]
 GPU_SHARE, CPU_SHARE = 0.8, 0.5  # of the memory, for keys and values
@@ -97,7 +98,8 @@ def each_finished(
         if not group:
             continue
         bounds = sorted((request.bound for request in group), reverse=True)[:max_rows]
-        bounds = bounds[: rows_that_fit(model, bounds)]
+        policies = {id(request.policy): request.policy for request in group}.values()
+        bounds = bounds[: rows_that_fit(model, bounds, policies)]
         engine = Engine(
             model,
             tokenizer,
@@ -114,14 +116,14 @@ def each_finished(
             yield from engine.step().finished.items()
 
 
-def rows_that_fit(model: Any, bounds: Sequence[int]) -> int:
-    """How many requests of these bounds, the largest first, the free memory holds; at least 1."""
+def rows_that_fit(model: Any, bounds: Sequence[int], policies: Iterable[Policy]) -> int:
+    """How many requests of these bounds, the largest first, the free memory holds under these policies; at least 1."""
     if model.device.type == "cuda":
         room = GPU_SHARE * torch.cuda.mem_get_info(model.device)[0]
     else:
         room = CPU_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         bounds = [bounds[0]] * len(bounds)  # regions of equal size
-    slots = room / kv_shape(model.config).bytes_per_slot(model.dtype)
+    slots = room / bytes_per_slot(kv_shape(model.config), model.dtype, policies)
     return max(1, sum(held <= slots for held in accumulate(bounds)))
 
 

@@ -20,6 +20,7 @@ from leanthink.errors import UsageError
 from leanthink.importance.predictor import Predictor, offsets_below
 from leanthink.load import kv_shape, load
 from leanthink.policies import Policy, make_policy
+from leanthink.policies.policy import Granularity
 from leanthink.request import Request, make_request
 from leanthink.sampling import Sampling
 from leanthink.tags import ThinkTags
@@ -56,11 +57,24 @@ class Bed:
 
     @cached_property
     def horizon(self) -> Policy:
+        """The policy `horizon` with one index set."""
+        return self.horizon_of("model", HORIZONS)
+
+    def horizon_of(self, granularity: Granularity, horizons: tuple[int, ...]) -> Policy:
         """The policy `horizon` with a predictor of random weights: it costs what a fitted one costs."""
         torch.manual_seed(self.options.seed)
-        size = self.model.config.hidden_size
-        predictor = Predictor(target="horizon", hidden_size=size, horizons=HORIZONS, offsets=offsets_below(HORIZONS[0]))
-        return make_policy("horizon", predictor.to(self.device, self.dtype).eval().requires_grad_(False))
+        shape = kv_shape(self.model.config)
+        num_sets = {"model": 1, "layer": shape.layers, "head": shape.layers * shape.kv_heads}[granularity]
+        with self.device:
+            predictor = Predictor(
+                target="horizon",
+                hidden_size=self.model.config.hidden_size,
+                horizons=horizons,
+                offsets=offsets_below(horizons[0]),
+                granularity=granularity,
+                num_sets=num_sets,
+            )
+        return make_policy("horizon", predictor.to(self.dtype).eval().requires_grad_(False))
 
     def facts(self) -> dict[str, Any]:
         """What the numbers refer to."""
@@ -83,8 +97,13 @@ class Bed:
         ids: list[int] = torch.randint(self.model.config.vocab_size, (tokens,), generator=chance).tolist()
         return tuple(ids)
 
-    def request(self, index: int, *, prompt: int, output: int, slots: int | None) -> Request:
-        """Full for `slots` None, else under `horizon` with a budget of so many and an answer of the smallest bound."""
+    def request(
+        self, index: int, *, prompt: int, output: int, slots: int | None, policy: Policy | None = None
+    ) -> Request:
+        """Full for `slots` None, else under `policy` with a budget of so many and an answer of the smallest bound.
+
+        A policy of None stands for `horizon` with one set.
+        """
         budget = None
         if slots is not None:
             budget = Budget(slots=slots, window=min(32, slots), interval=self.options.interval, answer=1)
@@ -94,7 +113,7 @@ class Bed:
         return make_request(
             index,
             self.prompt(prompt, index),
-            policy=self.full if slots is None else self.horizon,
+            policy=self.full if slots is None else policy or self.horizon,
             budget=budget,
             sampling=Sampling(max_new_tokens=output),
             context=context,

@@ -8,6 +8,8 @@ from leanthink.bench.bed import Bed, attempt
 from leanthink.bench.decode import full_steps, summary
 from leanthink.bench.measure import Steps, spread, timed_steps
 from leanthink.bench.seating import Place, seat
+from leanthink.engine import Engine
+from leanthink.policies import Policy
 
 
 def eviction(bed: Bed) -> dict[str, Any]:
@@ -55,12 +57,18 @@ def share(steps: Steps) -> dict[str, Any]:
 
 def horizon_steps(bed: Bed, batch: int, slots: int) -> Steps:
     """Whole intervals of rows whose evictions are spread evenly, after one interval."""
+    engine = horizon_engine(bed, batch, slots, bed.horizon)
+    return timed_steps(engine, warm_up=bed.options.interval, steps=bed.options.whole_intervals)
+
+
+def horizon_engine(bed: Bed, batch: int, slots: int, policy: Policy, *, more: int = 0) -> Engine:
+    """Rows whose evictions are spread evenly; they last an interval, whole intervals, and so many steps `more`."""
     interval, prompt = bed.options.interval, bed.options.prompt
     places = []
     for index, extra in enumerate(gathered(batch, interval)):
-        output = slots + extra + interval + bed.options.whole_intervals + 2
-        request = bed.request(index, prompt=prompt, output=output, slots=slots)
+        output = slots + extra + interval + bed.options.whole_intervals + more + 2
+        request = bed.request(index, prompt=prompt, output=output, slots=slots, policy=policy)
         places.append(Place(request=request, held=prompt + slots + extra, generated=slots + extra + 1))
     engine = bed.engine([place.request.bound for place in places])
     seat(engine, places)
-    return timed_steps(engine, warm_up=interval, steps=bed.options.whole_intervals)
+    return engine

@@ -38,11 +38,15 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Measured steps of an engine: milliseconds, slots read by all rows together, and evictions, of each."""
+    """Measured steps of an engine: milliseconds, slots read by all rows together, evictions, and stampings of each.
+
+    Stampings are those that not every step does: by how many policies with a stride above 1.
+    """
 
     ms: list[float] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
     evictions: list[int] = field(default_factory=list)
+    stampings: list[int] = field(default_factory=list)
 
     @property
     def mean_held(self) -> float:
@@ -57,6 +61,7 @@ def timed_steps(engine: Engine, *, warm_up: int, steps: int) -> Steps:
         engine.step()
     for _ in range(steps):
         measured.held.append(int(engine.cache.host_lengths[:rows].sum()) + rows)
+        measured.stampings.append(sum(len(of_rows) > 0 for _, _, of_rows in engine.stamping(strided=True)))
         evicted = int(engine.seats.evictions[:rows].sum())
         measured.ms.append(1e3 * seconds(engine.step, engine.device))
         measured.evictions.append(int(engine.seats.evictions[:rows].sum()) - evicted)

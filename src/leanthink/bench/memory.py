@@ -14,6 +14,7 @@ from leanthink.errors import UsageError
 from leanthink.importance.predictor import Predictor, offsets_below
 from leanthink.load import kv_shape
 from leanthink.policies import make_policy
+from leanthink.wishes import Wishes
 
 
 def memory(bed: Bed) -> dict[str, Any]:
@@ -31,15 +32,14 @@ def predicted_bytes(config: Any, dtype: torch.dtype, *, slots: int, rows: int) -
     offsets, size = offsets_below(HORIZONS[0]), config.hidden_size
     with torch.device("meta"):
         predictor = Predictor(target="horizon", hidden_size=size, horizons=HORIZONS, offsets=offsets).to(dtype)
-    stride = make_policy("horizon", predictor).stride
-    per_slot = torch.int64.itemsize + len(HORIZONS) * torch.float32.itemsize
-    states = (offsets[-1] + stride) * 2 * size * dtype.itemsize
+    wishes = Wishes.of(make_policy("horizon", predictor))
+    states = wishes.states * 2 * size * dtype.itemsize
     counts = 12 * torch.int64.itemsize  # five in the cache's table; its number, latest token and knobs elsewhere
     return {
         "weights": all_bytes(build(config, "meta", dtype)),
         "predictor": all_bytes(predictor),
         "keys_and_values": (slots + 1) * kv_shape(config).bytes_per_slot(dtype),
-        "tables": (slots + 1) * per_slot + (rows + 1) * (states + counts),
+        "tables": (slots + 1) * wishes.bytes_per_slot(kv_shape(config)) + (rows + 1) * (states + counts),
     }
 
 

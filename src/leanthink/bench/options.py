@@ -10,13 +10,14 @@ from typing import Any
 from leanthink.bench.shapes import SHAPES
 from leanthink.errors import UsageError, unknown
 
-PARTS = ("floor", "decode", "breakdown", "eviction", "throughput", "stock", "latency", "memory", "cpu")
+PARTS = ("floor", "decode", "breakdown", "eviction", "sets", "throughput", "stock", "latency", "memory", "cpu")
 FLAGS = {
     "shape": f"Random weights of a known shape: {', '.join(SHAPES)}; or the embedded reasoner: tiny.",
     "model": "Instead of a shape: a folder, a .gguf file or a hub id.",
     "parts": f"What to measure, out of {','.join(PARTS)}.",
     "batch": "Rows that decode together; with --slots, every pair is measured.",
     "slots": "Slots that each row holds.",
+    "cells": "Instead of --batch and --slots: chosen pairs of them, such as 20x4000,64x3000.",
     "steps": "Measured steps.",
     "prompt": "Tokens of a prompt.",
     "output": "Tokens of an output, for throughput.",
@@ -139,6 +140,10 @@ def options_from(flags: Mapping[str, str | None]) -> Options:
     chosen = dict(SMALL if device == "cpu" or shape == "tiny" else LARGE)
     if ("batch" in given) != ("slots" in given):
         raise UsageError("--batch and --slots belong together: give both, or none of them")
+    if "cells" in given:
+        if "batch" in given:
+            raise UsageError("--cells and --batch both say which rows: give one of them")
+        chosen["cells"] = _pairs(given.pop("cells"))
     if "batch" in given:
         pairs = product(_numbers("batch", given.pop("batch")), _numbers("slots", given.pop("slots")))
         chosen["cells"] = tuple(pairs)
@@ -157,3 +162,11 @@ def _numbers(name: str, text: str, kind: type = int) -> tuple[Any, ...]:
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"--{name.replace('_', '-')} {text!r}: give numbers with commas between them") from None
+
+
+def _pairs(text: str) -> tuple[tuple[int, int], ...]:
+    try:
+        pairs = [tuple(map(int, pair.split("x"))) for pair in text.split(",")]
+        return tuple((rows, slots) for rows, slots in pairs)
+    except ValueError:
+        raise UsageError(f"--cells {text!r}: give pairs of rows and slots such as 20x4000,64x3000") from None

@@ -20,6 +20,7 @@ from leanthink.bench.memory import memory
 from leanthink.bench.options import Options
 from leanthink.bench.plot import can_draw, draw
 from leanthink.bench.report import PICTURE, lines, write_result
+from leanthink.bench.sets import sets
 from leanthink.bench.stock import stock
 from leanthink.bench.throughput import throughput
 from leanthink.provenance import certificate
@@ -29,6 +30,7 @@ MEASURES: dict[str, Callable[[Bed], dict[str, Any]]] = {
     "decode": decode,
     "breakdown": breakdown,
     "eviction": eviction,
+    "sets": sets,
     "throughput": throughput,
     "stock": stock,
     "latency": latency,
@@ -41,6 +43,7 @@ SECONDS = {
     "decode": 3,
     "breakdown": 3,
     "eviction": 11,
+    "sets": 40,
     "throughput": 10,
     "stock": 23,
     "latency": 10,

@@ -49,6 +49,7 @@ def command(
     parts: Annotated[str | None, _flag("parts", "all", "A,B,...")] = None,
     batch: Annotated[str | None, _flag("batch", "a grid by size", "N,...")] = None,
     slots: Annotated[str | None, _flag("slots", "a grid by size", "N,...")] = None,
+    cells: Annotated[str | None, _flag("cells", None, "NxN,...")] = None,
     steps: Annotated[str | None, _sized("steps", "N")] = None,
     prompt: Annotated[str | None, _sized("prompt", "TOKENS")] = None,
     output: Annotated[str | None, _sized("output", "TOKENS")] = None,
@@ -63,9 +64,9 @@ def command(
 ) -> None:
     """Check the flags and the outputs, then measure; the result is written after every part."""
     check_new(out, overwrite=overwrite)
-    given = {"shape": shape, "model": model, "parts": parts, "batch": batch, "slots": slots, "steps": steps,
-             "prompt": prompt, "output": output, "kv-gib": kv_gib, "budgets": budgets, "interval": interval,
-             "requests": requests, "device": device}  # fmt: skip
+    given = {"shape": shape, "model": model, "parts": parts, "batch": batch, "slots": slots, "cells": cells,
+             "steps": steps, "prompt": prompt, "output": output, "kv-gib": kv_gib, "budgets": budgets,
+             "interval": interval, "requests": requests, "device": device}  # fmt: skip
     chosen = options_from(given)
     from leanthink.bench.run import run_into
 

@@ -41,7 +41,11 @@ Origins = Annotated[
 Rows = Annotated[int | None, option("--rows", about="Most choices that decode at a time.", default=64)]
 KVGib = Annotated[
     float | None,
-    option("--kv-gib", about="Memory for keys and values.", default="80 % of a GPU's free memory, 2 on a CPU"),
+    option(
+        "--kv-gib",
+        about="Memory for keys, values and what the policy remembers beside them.",
+        default="80 % of a GPU's free memory, 2 on a CPU",
+    ),
 ]
 MaxSlots = Annotated[
     int | None, option("--max-slots", about="Most slots that a choice may reserve; faster on a CPU.", default="all")

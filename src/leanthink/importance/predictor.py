@@ -73,7 +73,9 @@ class HorizonHead(nn.Module):
         seen_NWF = (states_NWF - self.mean_F) / self.spread_F
         read_NX = self.own(seen_NWF[:, 0])
         if self.summary is not None and self.following is not None:
-            read_NX = read_NX + self.following(self.summary(seen_NWF[:, 1:]).flatten(1))
+            # Flattened to one product: a slice of three dims would be multiplied token by token.
+            summary_MP = self.summary(seen_NWF[:, 1:].flatten(0, 1))
+            read_NX = read_NX + self.following(summary_MP.view(-1, self.following.in_features))
         logits_NC: Tensor = self.rest(read_NX)
         return logits_NC
 

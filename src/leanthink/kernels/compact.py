@@ -1,6 +1,7 @@
 """Moves the kept slots of some rows together, in place: the memory traffic of an eviction.
 
 R chosen rows   L layers   P = 2: keys, values   H kv heads   K kept slots   D head dim   T slots of the arena
+What else belongs to a slot has a P of 1, and its numbers as D: its position, or its stamps.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def compact(kv_LPHTD: Tensor, first_R: Tensor, kept: Tensor) -> None:
     """Move slot first_R[r] + kept[..., i] to first_R[r] + i for every i, in place.
 
     Args:
-        kv_LPHTD: the arena, keys and values of all layers.
+        kv_LPHTD: the arena, keys and values of all layers; or anything else that a slot has in each layer and head.
         first_R: int64, where each row's kept slots are to begin.
         kept: int64, ascending and distinct: [R, K] for all layers and heads, or [R, L, H, K].
     """
@@ -59,6 +60,6 @@ def compact(kv_LPHTD: Tensor, first_R: Tensor, kept: Tensor) -> None:
     launch: Any = _compact[(R, L, P * H)]
     launch(
         kv_LPHTD, first_R, kept, H, K, *kv_LPHTD.stride()[:4], *kept_RLH,
-        D=D, DP=DP, BLOCK=BLOCK_BYTES // (DP * kv_LPHTD.element_size()),
+        D=D, DP=DP, BLOCK=max(1, BLOCK_BYTES // (DP * kv_LPHTD.element_size())),
         num_stages=1,  # loads and stores stay in the order written
     )  # fmt: skip

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from leanthink.policies.policy import ImportancePredictor, Policy, Slots, Target, check_target
+from leanthink.policies.policy import ImportancePredictor, Policy, Slots, Target, check_target, narrow_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,11 @@ class DynTS(Policy):
     def channels(self) -> int:
         """One: the predicted importance."""
         return 1
+
+    @property
+    def stamp_dtype(self) -> torch.dtype:
+        """The predictor's own, if that is narrower than float32: nothing that it says is lost."""
+        return narrow_dtype(self.predictor)
 
     def stamp(self, states_NWF: Tensor) -> Tensor:
         """The predicted importance of each token, [N, 1]."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from leanthink.constants import constant
 from leanthink.errors import UsageError, unknown
-from leanthink.policies.policy import OUTRANKS, ImportancePredictor, Policy, Slots, Target, check_target
+from leanthink.policies.policy import OUTRANKS, ImportancePredictor, Policy, Slots, Target, check_target, narrow_dtype
 
 Rule = Literal["floor", "ceil"]
 
@@ -87,6 +87,11 @@ class Horizon(Policy):
         """As many tokens as can wait until the oldest of them leaves the local window, at most MOST_AT_ONCE."""
         return min(MOST_AT_ONCE, self.predictor.horizons[0] - self.offsets[-1]) if self.local else 1
 
+    @property
+    def stamp_dtype(self) -> torch.dtype:
+        """The predictor's own, if that is narrower than float32: nothing that it says is lost."""
+        return narrow_dtype(self.predictor)
+
     def stamp(self, states_NWF: Tensor) -> Tensor:
         """The predicted importance of each token in each index set at each horizon, [N, X C]."""
         return self.predictor(states_NWF).float()
@@ -106,10 +111,8 @@ class Horizon(Policy):
 
 def channel_at(ages: Tensor, horizons: tuple[int, ...], rule: Rule) -> Tensor:
     """Index of the horizon that each age calls for: the largest that it has reached, or the smallest to come."""
-    horizons_C = constant(horizons, ages.device)
-    if rule == "floor":
-        return ((horizons_C <= ages[..., None]).sum(dim=-1) - 1).clamp(min=0)
-    return (horizons_C < ages[..., None]).sum(dim=-1).clamp(max=len(horizons) - 1)
+    reached = torch.bucketize(ages.contiguous(), constant(horizons, ages.device), right=rule == "floor")
+    return (reached - 1).clamp(min=0) if rule == "floor" else reached.clamp(max=len(horizons) - 1)
 
 
 def check_rule(rule: str) -> None:

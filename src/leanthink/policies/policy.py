@@ -11,7 +11,8 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from leanthink.errors import UsageError
 
@@ -154,6 +155,11 @@ class Policy(Protocol):
         return 0
 
     @property
+    def stamp_dtype(self) -> torch.dtype:
+        """In which the cache holds what `stamp` gives: a narrower one than float32 takes less memory."""
+        return torch.float32
+
+    @property
     def horizons(self) -> tuple[int, ...]:
         """Reading distances in tokens, one for each channel; empty where the channels stand for something else."""
         return ()
@@ -195,6 +201,12 @@ def check_target(policy: Policy, predictor: ImportancePredictor) -> None:
             f"policy {policy.name!r} ranks by a predictor of target {policy.target!r}, but the given one has target "
             f"{predictor.target!r}: fit one with that target, or choose the policy that ranks by it"
         )
+
+
+def narrow_dtype(predictor: ImportancePredictor) -> torch.dtype:
+    """The dtype of a predictor's weights, and so of its scores, if it has less than 32 bits; else float32."""
+    weights = list(predictor.parameters()) if isinstance(predictor, nn.Module) else []
+    return weights[0].dtype if weights and weights[0].dtype.itemsize < torch.float32.itemsize else torch.float32
 
 
 def check_at_least(policy: str, least: int, **settings: int) -> None:

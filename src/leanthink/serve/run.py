@@ -14,13 +14,17 @@ import torch
 import uvicorn
 
 from leanthink.budget_hints import budget_hints
+from leanthink.default_policy import default_policy
 from leanthink.engine import Engine
 from leanthink.errors import LeanThinkError, UsageError
 from leanthink.load import kv_shape
+from leanthink.policies import POLICIES
+from leanthink.request import PolicyMaker
 from leanthink.serve.app import make_app
 from leanthink.serve.logs import log, start_logging
 from leanthink.serve.service import Service
 from leanthink.serve.settings import Settings
+from leanthink.wishes import bytes_per_slot
 
 GIB = 2**30
 CPU_GIB, GPU_SHARE = 2.0, 0.8
@@ -29,14 +33,18 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
-    """The engine with the memory of these settings.
+    """The engine with the memory of these settings, which has to hold what their policy remembers of each slot, too.
 
     With `max_slots` every choice reserves so many on a CPU: there one call attends to rows of equal size.
 
     Raises:
         UsageError: the memory has no room for one request.
+        LeanThinkError: the default policy cannot be had for this model.
     """
-    per_slot = kv_shape(model.config).bytes_per_slot(model.dtype)
+    name = settings.policy or default_policy(model, settings.predictor)
+    predictor = None if POLICIES[name].target is None else settings.predictor
+    policy = PolicyMaker(model, tokenizer).make(name, predictor)
+    per_slot = bytes_per_slot(kv_shape(model.config), model.dtype, [policy])
     slots, most = int(kv_bytes(model.device, settings)) // per_slot, settings.max_slots
     if slots < (most or 2):
         raise UsageError(f"there is memory for {slots} slots, and {most or 2} are needed: raise kv_gib")

@@ -40,7 +40,8 @@ class Settings:
         max_choices: most choices of one request, over all its prompts.
         max_body_bytes: largest body of a request.
         rows: most choices that decode at a time.
-        kv_gib: memory for keys and values; None: 80 % of what is free on a GPU, 2 GiB on a CPU.
+        kv_gib: memory for keys, values and what the policy remembers of each slot; None: 80 % of what is free on a
+            GPU, 2 GiB on a CPU.
         gpu_memory_utilization: instead, on a GPU: the share of its memory that weights, keys and values and all else
             that is on it may take together, as in vLLM.
         max_model_len: most tokens of prompt and output together; None: the model's context.
