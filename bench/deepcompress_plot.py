@@ -12,6 +12,7 @@ from leanthink.rl.report import smoothed
 
 CURVES = {"accuracy": "right in training, share", "thought_tokens": "thought tokens", "self_checks": "self-checks"}
 LEVELS = SCOPES["all levels"]
+EVERY = 4  # steps of a moving mean over nine has a point
 
 
 def main() -> None:
@@ -27,7 +28,8 @@ def draw(start: str) -> None:
         *panels, last = figure.subplots(2, 2).flat
         for axes, (name, title) in zip(panels, CURVES.items(), strict=True):
             for arm, of_arm in arms.items():
-                axes.plot(smoothed(over_steps(of_arm, name)), linewidth=1.2, label=arm)
+                means = smoothed(over_steps(of_arm, name))
+                axes.plot(range(0, len(means), EVERY), means[::EVERY], linewidth=1.2, label=arm)
             axes.set_xlabel("step")
             axes.set_ylabel(title)
             if name == "accuracy":
