@@ -24,6 +24,7 @@ from leanthink.eval.tables import MISSING, percent
 OURS = "horizon"
 SETS = ("gsm8k", "math-500", "long")  # in the order of the tables
 BELOW, ABOVE = "▼", "▲"
+WIDE = 180  # characters of a line in README, which has few lines
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def short_table(found: Sequence[Results]) -> str:
         "[docs/policies.md](docs/policies.md#on-a-real-model-measured). "
         f"{_kept(found)} {_origin(found)}, [results](bench/results/real), [recipe](bench/real/README.md)."
     )
-    return "\n".join([*lines, "", *_wrapped(told)]) + "\n"
+    return "\n".join([*lines, "", *wrapped(told, WIDE)]) + "\n"
 
 
 def whole_tables(found: Sequence[Results]) -> str:
@@ -113,7 +114,7 @@ def whole_tables(found: Sequence[Results]) -> str:
         f"points `{OURS}` is above it on the same problems [95 % interval]. {_kept(found)} {_origin(found)}, "
         "[results](../bench/results/real), [recipe](../bench/real/README.md)."
     )
-    return "\n".join([*lines, *_wrapped(told)]) + "\n"
+    return "\n".join([*lines, *wrapped(told)]) + "\n"
 
 
 def _whole(one: Results) -> list[str]:
@@ -198,17 +199,16 @@ def _origin(found: Sequence[Results]) -> str:
     """Model, problems, slots, machine and commit, each told once."""
     slots = found[0].document["settings"]["slots"]
     births = [birth for one in found for run in one.document["runs"].values() for birth in run["births"]]
-    problems = "; ".join(
-        f"{one.name} {one.document['problems']['count']} problems, mean full thought "
-        f"{one.document['mean_full_thought']:.0f} tokens"
-        for one in found
-    )
+    names = " / ".join(one.name for one in found)
+    counts = " / ".join(str(one.document["problems"]["count"]) for one in found)
+    thoughts = " / ".join(f"{one.document['mean_full_thought']:.0f}" for one in found)
     hardware, torch_version, commit = (
         _each(birth[name] for birth in births) for name in ("hardware", "torch", "commit")
     )
     return (
-        f"{_each(one.document['model'] for one in found)}; {problems}. Columns: that mean over the most thought slots "
-        f"held, the prompt pinned on top; window {slots['window']}, interval {slots['interval']}.{_noise(found)} "
+        f"{_each(one.document['model'] for one in found)}; {names}: {counts} problems, mean full thought {thoughts} "
+        "tokens. Columns: that mean over the most thought slots held, the prompt pinned on top; window "
+        f"{slots['window']}, interval {slots['interval']}.{_noise(found)} "
         f"{hardware}, torch {torch_version}, commit {commit}"
     )
 
@@ -237,5 +237,6 @@ def _points(share: float | None) -> str:
     return MISSING if share is None else f"{100 * share:+.1f}"
 
 
-def _wrapped(text: str) -> list[str]:
-    return wrap(text, 140, break_long_words=False, break_on_hyphens=False)
+def wrapped(text: str, width: int = 140) -> list[str]:
+    """The lines of a paragraph; links stay whole."""
+    return wrap(text, width, break_long_words=False, break_on_hyphens=False)

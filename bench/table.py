@@ -10,12 +10,12 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 import compounding
 import real_table
 from deepcompress_table import BASE, OURS, SCOPES, by_arm, compared, percent, read_archived, tokens
+from real_table import WIDE, wrapped
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -51,7 +51,7 @@ def policies_table() -> str:
         f"{birth['hardware']}, torch {birth['torch']}, commits {_commits([birth, *found.get('resumed', ())])}, "
         "[policies.json](bench/results/policies.json), `bench/policies.py`."
     )
-    return "\n".join([*_matrix(found, ["horizon", *worth_showing(found, BEST)]), "", *_wrapped(text)]) + "\n"
+    return "\n".join([*_matrix(found, ["horizon", *worth_showing(found, BEST)]), "", *wrapped(text, WIDE)]) + "\n"
 
 
 def matrix_table() -> str:
@@ -63,7 +63,7 @@ def matrix_table() -> str:
     ]
     told = ", ".join(f"{100 * longer:+.1f}" for longer in lengths)
     lines += ["", f"Thoughts under `horizon` are {told} % longer than with the full cache, from the left to the right."]
-    return "\n".join([*lines, *_wrapped(accuracy_sentence())]) + "\n"
+    return "\n".join([*lines, *wrapped(accuracy_sentence())]) + "\n"
 
 
 def policies_found() -> dict[str, Any]:
@@ -130,9 +130,9 @@ def deepcompress_table(start: str) -> str:
         f"temperature {evaluation['temperature']:g} [95 % interval]; in per cent: tokens against `none`, "
         "which is GRPO without a length reward; behind `ours` stands its `mastered_weight`. "
         f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}, `bench/deepcompress.py`: "
-        f"[results](../bench/results/deepcompress/{start}), [plot](../bench/results/deepcompress-{start}.svg)."
+        f"[results](../bench/results/deepcompress/{start})."
     )
-    return "\n".join([*lines, "", *_wrapped(text)]) + "\n"
+    return "\n".join([*lines, "", *wrapped(text)]) + "\n"
 
 
 def trade_table() -> str:
@@ -163,16 +163,12 @@ def compounding_table() -> str:
         "`bench/compounding.py --levels 4,5 --window 16 --interval 8 --asked 100 --samples 2`: "
         "[results](../bench/results/compounding)."
     )
-    return "\n".join([*compounding.markdown(rows)[1:], "", *_wrapped(text)]) + "\n"
+    return "\n".join([*compounding.markdown(rows)[1:], "", *wrapped(text)]) + "\n"
 
 
 def _commits(births: Iterable[dict[str, Any]]) -> str:
     """The commits of the parts of a table, each once."""
     return ", ".join(dict.fromkeys(birth["commit"] for birth in births))
-
-
-def _wrapped(text: str) -> list[str]:
-    return wrap(text, 140, break_long_words=False, break_on_hyphens=False)
 
 
 def accuracy_sentence() -> str:
@@ -212,7 +208,7 @@ def steps_table() -> str:
             )
     lines += [
         "",
-        "Floor = bytes of weights and held slots over the copy bandwidth of the same run; evictions = their share of",
+        "Floor = bytes of weights and held slots over the copy bandwidth of the same run; evictions = their share of "
         "time, interval 128; with `horizon` = its mean step against one that only holds as many slots.",
     ]
     return "\n".join(lines) + "\n"

@@ -15,6 +15,7 @@ from leanthink import cli
 
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
+import gpu_tests  # noqa: E402
 import one_a_line  # noqa: E402
 import real_problems  # noqa: E402
 import real_results  # noqa: E402
@@ -148,6 +149,15 @@ def test_long_lists_have_an_entry_a_line_and_six_digits(tmp_path: Path) -> None:
     assert json.loads(text) == {"a": 0.333333, "b": {"c": [True]}, "rows": [{"x": [0.142857, 2, None]}, {"y": "z"}]}
 
 
+def test_outcomes_of_tests_are_told_by_file() -> None:
+    seen = [("a.py::x", "passed", 1.5), ("b.py::y", "failed", 2.0), ("a.py::z[b.py::c]", "passed", 0.1)]
+    rows = [{"test": test, "outcome": outcome, "seconds": seconds} for test, outcome, seconds in seen]
+    assert gpu_tests.by_file(rows) == [
+        {"file": "a.py", "passed": {"x": 1.5, "z[b.py::c]": 0.1}, "others": {}},
+        {"file": "b.py", "passed": {}, "others": {"y": "failed"}},
+    ]
+
+
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +174,7 @@ def test_the_short_table_has_ours_and_the_best_of_the_others(tmp_path: Path) -> 
     assert re.fullmatch(r"50\.0 \[-6\d\.\d, -3\d\.\d\] ▼", shown["r-kv"][0])
     assert shown["sinks"][1] == shown["horizon"][1], "neither above nor below"
     told = " ".join(table.split())
-    for fact in ("M, Q4", "gsm8k 40 problems, mean full thought 128 tokens", "window 16, interval 16", "cpu",
+    for fact in ("M, Q4", "gsm8k: 40 problems, mean full thought 128 tokens", "window 16, interval 16", "cpu",
                  "torch 2.11", "commit abc", "`horizon` keeps 100 / 98 % on gsm8k"):  # fmt: skip
         assert fact in told, fact
 
