@@ -49,7 +49,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def together(given: Sequence[str], model_name: str) -> dict[str, dict[str, Any]]:
     """The document of each benchmark. Raises UsageError for runs that cannot stand in one table."""
-    names, folders = [], []
+    names: list[str] = []
+    folders: list[Path] = []
     for text in given:
         name, equals, folder = text.rpartition("=")
         if bool(equals) != bool(folders):
@@ -128,8 +129,8 @@ def _differing(full: Outcomes | None, first: Outcomes) -> int | None:
     """In how many problems two full caches differ in right answers or length; None without a second one."""
     if full is None:
         return None
-    columns = [list(zip(one.columns["right"], one.columns["thought_tokens"], strict=True)) for one in (full, first)]
-    return sum(one != other for one, other in zip(*columns, strict=True))
+    ours, theirs = (zip(one.columns["right"], one.columns["thought_tokens"], strict=True) for one in (full, first))
+    return sum(one != other for one, other in zip(ours, theirs, strict=True))
 
 
 def _full(cells: Sequence[Outcomes]) -> Outcomes | None:
