@@ -1,22 +1,27 @@
-"""Draws the arms of DeepCompress: `python bench/deepcompress_plot.py` writes bench/results/deepcompress-START.svg."""
+"""Draws the arms of DeepCompress: `python bench/deepcompress_plot.py [START...]` writes results/deepcompress-START.svg.
+
+Without a start that of the experiment behind the default, which is the only one whose picture is kept.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from deepcompress_table import BASE, SCOPES, START, Run, by_arm, column, read_archived
 from drawing import drawing
-from table import EXPERIMENTS, STARTS
+from table import EXPERIMENTS, SHOWN_FIRST
 
 from leanthink.rl.report import smoothed
 
 CURVES = {"accuracy": "right in training, share", "thought_tokens": "thought tokens", "self_checks": "self-checks"}
 LEVELS = SCOPES["all levels"]
+EVERY = 2  # steps of a moving mean over nine has a point
 
 
 def main() -> None:
     """One picture for each start."""
-    for start in STARTS:
+    for start in sys.argv[1:] or [SHOWN_FIRST]:
         draw(start)
 
 
@@ -27,7 +32,8 @@ def draw(start: str) -> None:
         *panels, last = figure.subplots(2, 2).flat
         for axes, (name, title) in zip(panels, CURVES.items(), strict=True):
             for arm, of_arm in arms.items():
-                axes.plot(smoothed(over_steps(of_arm, name)), linewidth=1.2, label=arm)
+                means = smoothed(over_steps(of_arm, name))
+                axes.plot(range(0, len(means), EVERY), means[::EVERY], linewidth=1.2, label=arm)
             axes.set_xlabel("step")
             axes.set_ylabel(title)
             if name == "accuracy":

@@ -10,22 +10,27 @@ import matplotlib
 from matplotlib.figure import Figure
 from table import RESULTS
 
+from leanthink.page.svg import FONTS, lighter
+
 
 @contextmanager
 def drawing(name: str, size: tuple[float, float]) -> Iterator[Figure]:
     """A figure of this size in inches, written to bench/results/NAME.svg once it is drawn.
 
-    The same numbers give the same file, wherever it is drawn. Lines have one digit behind the point.
+    The same numbers give the same file, wherever it is drawn.
     """
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9}):
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, **FONTS}):
         figure = Figure(figsize=size, layout="constrained")
         yield figure
         path = RESULTS / f"{name}.svg"
         figure.savefig(path, metadata={"Date": None, "Creator": None})
-    drawn = path.read_text(encoding="utf-8")
-    path.write_text(re.sub(r' d="[^"]*"', lambda found: _shorter(found[0]), drawn), encoding="utf-8")
+    path.write_text(_with_classes(lighter(path.read_text(encoding="utf-8"))) + "\n", encoding="utf-8")
 
 
-def _shorter(points: str) -> str:
-    """The points of a line with one digit behind the point; what follows one is a line to the next anyway."""
-    return re.sub(r" \nL ", " ", re.sub(r"(\.\d)\d+", r"\1", points))
+def _with_classes(svg: str) -> str:
+    """Each style once at the head, for all that have it."""
+    styles = list(dict.fromkeys(re.findall(r' style="([^"]*)"', svg)))
+    for number, style in enumerate(styles):
+        svg = svg.replace(f' style="{style}"', f' class="s{number}"')
+    head = "".join(f".s{number}{{{style}}}" for number, style in enumerate(styles))
+    return svg.replace("</style>", f"{head}</style>", 1)

@@ -6,9 +6,10 @@ python bench/gpu_tests.py --out bench/results/gpu_tests.json
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+from typing import Any
 
+import one_a_line
 import pytest
 
 from leanthink.provenance import certificate
@@ -29,6 +30,19 @@ class Outcomes:
             self.tests.append(row)
 
 
+def by_file(tests: list[dict[str, str | float]]) -> list[dict[str, Any]]:
+    """For each file the seconds of every test that passed, and the outcomes of the others."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in tests:
+        file, _, name = str(row["test"]).partition("::")
+        of_file = found.setdefault(file, {"file": file, "passed": {}, "others": {}})
+        if row["outcome"] == "passed":
+            of_file["passed"][name] = row["seconds"]
+        else:
+            of_file["others"][name] = row["outcome"]
+    return list(found.values())
+
+
 def main() -> int:
     """The exit status is pytest's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,9 +58,9 @@ def main() -> int:
         "birth": certificate("cuda"),
         "passed": passed,
         "not_passed": len(outcomes.tests) - passed,
-        "tests": outcomes.tests,
+        "tests": by_file(outcomes.tests),
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    one_a_line.write(options.out, result, "tests")
     return int(status)
 
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import accuracy
+import one_a_line
 import torch
 
 from leanthink.budget import Budget
@@ -279,7 +280,7 @@ def join(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:
-    (folder / "policies.json").write_text(json.dumps(result, indent=1))
+    one_a_line.write(folder / "policies.json", result, "rows")
 
 
 def resumed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

@@ -10,18 +10,19 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 import compounding
+import real_table
 from deepcompress_table import BASE, OURS, SCOPES, by_arm, compared, percent, read_archived, tokens
+from real_table import WIDE, wrapped
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 EXPERIMENTS = RESULTS / "deepcompress" / "runs.tar.xz"
 ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
 SMALLER, STOCK = "llama-3.1-8b-16gib", "llama-3.1-8b-stock"
-WORTH_SHOWING = 0.2  # of the problems right at some ratio
+WORTH_SHOWING, BEST = 0.2, 0.5  # of the problems right at some ratio: in the plot, in README
 STARTS = {  # of the experiments with DeepCompress, by folder
     "seeing": "The start is `tiny`, trained on to be right when brief, to choose how to write by the kind of problem, "
     "and to err where it checks nothing",
@@ -36,25 +37,21 @@ COMPOUNDING = ("4", "2.8")  # ratios, the first with the rows of the full cache
 
 
 def policies_table() -> str:
-    """Accuracy by policy and ratio of those that keep anything, with what the numbers mean and where they come from."""
+    """Accuracy by policy and ratio of the best, with what the numbers mean and where they come from."""
     found = policies_found()
     by_policy = rows_by_policy(found)
-    shown = worth_showing(found)
-    others = [name for name in by_policy if name not in ("full", "horizon", *shown) and not _is_ablation(name)]
     birth = found["birth"]
     sampled = " / ".join(_percent(row) for row in by_policy["horizon"].values())
     text = (
-        f"Greedy accuracy in % [95 % interval], n = {found['n']} held-out problems of six families with a full thought "
-        f"of at least 1000 tokens (mean {found['mean_full_thought']:.0f}); slots = most thought slots held at a time, "
-        "the prompt pinned on top. `oracle` knows what will be read: an upper bound. "
+        f"The embedded reasoner `tiny`: greedy accuracy in % [95 % interval], n = {found['n']} held-out problems of "
+        f"six families with a full thought of at least 1000 tokens (mean {found['mean_full_thought']:.0f}); slots = "
+        "most thought slots held, the prompt pinned on top. `oracle` knows what will be read: an upper bound. "
         f"{found['samples']} samples each at 0.6: full {_percent(by_policy['full'][1.0])}, horizon {sampled}. "
-        "`dynts:wide` has the window of its paper. "
-        f"Below {100 * WORTH_SHOWING:.0f} everywhere: {', '.join(others)}. "
-        "Ablations and peers on their own terms: [docs/policies.md](docs/policies.md). "
+        f"The others, all below {100 * BEST:.0f}: [docs/policies.md](docs/policies.md). "
         f"{birth['hardware']}, torch {birth['torch']}, commits {_commits([birth, *found.get('resumed', ())])}, "
         "[policies.json](bench/results/policies.json), `bench/policies.py`."
     )
-    return "\n".join([*_matrix(found, ["horizon", *shown]), "", *_wrapped(text)]) + "\n"
+    return "\n".join([*_matrix(found, ["horizon", *worth_showing(found, BEST)]), "", *wrapped(text, WIDE)]) + "\n"
 
 
 def matrix_table() -> str:
@@ -66,7 +63,7 @@ def matrix_table() -> str:
     ]
     told = ", ".join(f"{100 * longer:+.1f}" for longer in lengths)
     lines += ["", f"Thoughts under `horizon` are {told} % longer than with the full cache, from the left to the right."]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *wrapped(accuracy_sentence())]) + "\n"
 
 
 def policies_found() -> dict[str, Any]:
@@ -88,15 +85,15 @@ def held(row: dict[str, Any]) -> int:
     return int(row["budget"]["slots"] + row["budget"]["interval"])
 
 
-def worth_showing(found: dict[str, Any]) -> list[str]:
-    """Policies beside `full` and `horizon` that keep anything, the best at its best ratio first."""
+def worth_showing(found: dict[str, Any], share: float = WORTH_SHOWING) -> list[str]:
+    """Policies beside `full` and `horizon` that have this share right anywhere, the best at its best ratio first."""
     best = {name: max(row["greedy"][0] for row in rows.values()) for name, rows in rows_by_policy(found).items()}
     names = [name for name in best if name not in ("full", "horizon") and not _is_ablation(name)]
-    return sorted((name for name in names if best[name] >= WORTH_SHOWING), key=lambda name: -best[name])
+    return sorted((name for name in names if best[name] >= share), key=lambda name: -best[name])
 
 
 def _is_ablation(name: str) -> bool:
-    """Whether a variant is only told of with all the others; DynTS with the window of its paper is not."""
+    """Whether a variant is only shown with all the others; DynTS with the window of its paper is not."""
     return ":" in name and name != "dynts:wide"
 
 
@@ -133,9 +130,9 @@ def deepcompress_table(start: str) -> str:
         f"temperature {evaluation['temperature']:g} [95 % interval]; in per cent: tokens against `none`, "
         "which is GRPO without a length reward; behind `ours` stands its `mastered_weight`. "
         f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}, `bench/deepcompress.py`: "
-        f"[results](../bench/results/deepcompress/{start}), [plot](../bench/results/deepcompress-{start}.svg)."
+        f"[results](../bench/results/deepcompress/{start})."
     )
-    return "\n".join([*lines, "", *_wrapped(text)]) + "\n"
+    return "\n".join([*lines, "", *wrapped(text)]) + "\n"
 
 
 def trade_table() -> str:
@@ -166,16 +163,12 @@ def compounding_table() -> str:
         "`bench/compounding.py --levels 4,5 --window 16 --interval 8 --asked 100 --samples 2`: "
         "[results](../bench/results/compounding)."
     )
-    return "\n".join([*compounding.markdown(rows)[1:], "", *_wrapped(text)]) + "\n"
+    return "\n".join([*compounding.markdown(rows)[1:], "", *wrapped(text)]) + "\n"
 
 
 def _commits(births: Iterable[dict[str, Any]]) -> str:
     """The commits of the parts of a table, each once."""
     return ", ".join(dict.fromkeys(birth["commit"] for birth in births))
-
-
-def _wrapped(text: str) -> list[str]:
-    return wrap(text, 140, break_long_words=False, break_on_hyphens=False)
 
 
 def accuracy_sentence() -> str:
@@ -187,7 +180,7 @@ def accuracy_sentence() -> str:
     return (
         f"With the full cache the embedded model solves {100 * sum(easy) / len(easy):.1f} % of levels 1 to 4, "
         f"{100 * sum(hard) / len(hard):.1f} % of level 5 ({found['rows'][0]['n']} problems a cell; "
-        f"worst {100 * worst['accuracy']:.1f} %; [accuracy.json](bench/results/accuracy.json)).\n"
+        f"worst {100 * worst['accuracy']:.1f} %; [accuracy.json](../bench/results/accuracy.json))."
     )
 
 
@@ -215,7 +208,7 @@ def steps_table() -> str:
             )
     lines += [
         "",
-        "Floor = bytes of weights and held slots over the copy bandwidth of the same run; evictions = their share of",
+        "Floor = bytes of weights and held slots over the copy bandwidth of the same run; evictions = their share of "
         "time, interval 128; with `horizon` = its mean step against one that only holds as many slots.",
     ]
     return "\n".join(lines) + "\n"
@@ -297,7 +290,7 @@ def main() -> None:
     """Rewrite the pages, or with --check leave with 1 if one is out of date."""
     pages = {
         "README.md": {
-            "policies": policies_table() + "\n" + accuracy_sentence(),
+            "policies": policies_table(),
             "engine": steps_table() + stock_lines() + throughput_lines(),
         },
         "docs/policies.md": {"matrix": matrix_table()},
@@ -312,6 +305,9 @@ def main() -> None:
         "docs/ray.md": {"ray-speedup": ray_lines()},
         "docs/evaluation.md": {"eval-tiny": (RESULTS / "eval-tiny" / "report.md").read_text()},
     }
+    if found := real_table.read():
+        pages["README.md"]["real"] = real_table.short_table(found)
+        pages["docs/policies.md"]["real"] = real_table.whole_tables(found)
     stale = False
     for page, tables in pages.items():
         text = fresh = (ROOT / page).read_text()

@@ -22,6 +22,7 @@ from leanthink.tiny.tokenizer import END, PAD
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
 import deepcompress  # noqa: E402
+import deepcompress_archive  # noqa: E402
 import deepcompress_pilot  # noqa: E402
 import deepcompress_run  # noqa: E402
 import deepcompress_table as table  # noqa: E402
@@ -206,6 +207,26 @@ def test_the_archive_holds_the_runs_that_the_summary_beside_it_tells_of(start: s
     runs = table.read_archived(ARCHIVE, start)
     assert len(runs) == 13
     assert (ARCHIVE.parent / start / "summary.md").read_text() == table.summary(runs)
+
+
+def test_what_is_archived_makes_the_same_summary_and_the_same_bytes(tmp_path: Path) -> None:
+    names = (*table.SHOWN, "self_checks", "rollout_seconds", "update_seconds")
+    steps = [{"step": at, "loss": at / 7, **{name: (at + place) / 7 for place, name in enumerate(names)}}
+             for at in range(1, 13)]  # fmt: skip
+    run = run_of("ours", 1, [1.0, 0.5, 1, 0], [10.25, 20.0, 30, 50], curve=steps)
+    run["evaluation"]["levels"] = table.by_level(run["evaluation"]["problems"])
+    (tmp_path / "hot").mkdir()
+    for arm in ("ours", "none"):
+        (tmp_path / "hot" / f"{arm}-1.json").write_text(json.dumps(run | {"arm": arm}))
+    for name in ("a.tar.xz", "b.tar.xz"):
+        deepcompress_archive.main([str(tmp_path / name), str(tmp_path / "hot")])
+    assert (tmp_path / "a.tar.xz").read_bytes() == (tmp_path / "b.tar.xz").read_bytes()
+    kept = table.read_archived(tmp_path / "a.tar.xz", "hot")
+    assert table.summary(kept) == table.summary(table.read(tmp_path / "hot"))
+    first, last = kept[0]["curve"][0], kept[0]["curve"][-1]
+    assert (first["accuracy"], first.keys() & {"loss", "entropy"}) == (0.142857, set())
+    assert (last["entropy"], "loss" in last) == (2, False)
+    assert "levels" not in kept[0]["evaluation"]
 
 
 def test_an_experiment_that_is_not_in_the_archive_is_named(tmp_path: Path) -> None:

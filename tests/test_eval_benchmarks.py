@@ -24,6 +24,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "aime-2025": [{"problem": "How many?", "answer": "70", "id": "0"}],
     "amc-2023": [{"id": 0, "answer": 27.0, "question": "How far?", "url": "u"}],
     "gsm8k": [{"question": "How much?", "answer": "9 * 2 = <<9*2=18>>18\n#### 1,018"}],
+    "gsm8k-train": [{"question": "How many?", "answer": "6 / 2 = <<6/2=3>>3\n#### 3"}],
     "gaokao-2023-en": [{"question": "Which?", "answer": "$x=2$"}, {"question": "Which?", "answer": "C"}],
     "olympiadbench": [
         {"id": 1606, "question": "Both?", "final_answer": ["$2$,$-2$"], "error": None, "unit": None},
@@ -76,6 +77,7 @@ def test_every_public_set_is_read_from_a_copy_and_graded_by_its_own_golds(name: 
         ("aime-2024", ["25"]),
         ("amc-2023", ["27"]),
         ("gsm8k", ["1018"]),
+        ("gsm8k-train", ["3"]),
         ("gaokao-2023-en", ["x=2", "C"]),
         ("olympiadbench", ["2$,$-2", "56.1"]),
         ("minerva", ["1.6", "4.5e33"]),

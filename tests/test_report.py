@@ -12,6 +12,7 @@ import pytest
 
 from command_line import refused
 from leanthink.errors import DamagedFile, UsageError
+from leanthink.page.svg import lighter
 from leanthink.rl.report import (
     Change,
     Estimate,
@@ -183,6 +184,22 @@ def test_a_missing_value_is_a_gap_and_a_lone_one_a_dot():
     assert [re.findall("[A-Z]", path) for path in paths] == [["M", "M", "L"]] * 2
     assert len(re.findall(r"<use [^>]*fill: var\(--run-0\)", svg)) == 2
     assert 'aria-label="title"' in svg
+
+
+def test_a_lighter_drawing_has_the_same_things_in_their_order_and_places():
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="20.5pt">\n'
+        '<metadata><name>x</name></metadata><defs><path id="m1" d="M 0 0.04 \nL -1.26 2 \nz\n"/></defs>\n'
+        ' <g id="figure_1">\n  <g id="axes_1" clip-path="url(#p)">\n   <g id="line_1"><use xlink:href="#m1" x="1.96" '
+        'y="3"/></g>\n  </g>\n  <text x="1.04" transform="rotate(-0 1.04 2)">a &lt; b</text>\n'
+        '  <text transform="rotate(-90 1.04 2)"> </text>\n </g>\n</svg>'
+    )
+    assert lighter(svg) == (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="20.5pt">'
+        '<defs><path id="m1" d="M0 0L-1.3 2z" /></defs>'
+        '<g clip-path="url(#p)"><use xlink:href="#m1" x="2" y="3" /></g>'
+        '<text x="1">a &lt; b</text><text transform="rotate(-90 1.04 2)" /></svg>'
+    )
 
 
 def test_the_page_stands_alone_and_tells_what_there_is(tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,10 @@ def _amc(row: Row, number: int) -> Problem:
     return Problem(id=f"amc23-{row['id']}", problem=row["question"], answer=f"{float(row['answer']):g}")
 
 
-def _gsm8k(row: Row, number: int) -> Problem:
+def _gsm8k(row: Row, number: int, prefix: str = "gsm8k") -> Problem:
     """The answer is what follows the last #### of the solution."""
     answer = row["answer"].rpartition("####")[2].strip().replace(",", "")
-    return Problem(id=f"gsm8k-{number}", problem=row["question"], answer=answer)
+    return Problem(id=f"{prefix}-{number}", problem=row["question"], answer=answer)
 
 
 def _minerva(row: Row, number: int) -> Problem:
@@ -127,6 +128,10 @@ PUBLIC: dict[str, PublicSet] = {
     "gsm8k": PublicSet(
         hub_id="openai/gsm8k", config="main", split="test", about="1319 grade-school word problems",
         columns=("question", "answer"), read=_gsm8k,
+    ),
+    "gsm8k-train": PublicSet(
+        hub_id="openai/gsm8k", config="main", split="train", about="7473 more, to train on and fit predictors to",
+        columns=("question", "answer"), read=partial(_gsm8k, prefix="gsm8k-train"),
     ),
     "gaokao-2023-en": PublicSet(
         hub_id="MARIO-Math-Reasoning/Gaokao2023-Math-En", split="train", about="385 problems of school tests",

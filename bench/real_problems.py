@@ -1,0 +1,94 @@
+"""Writes the problem files of bench/real/README.md: `python bench/real_problems.py --out problems`.
+
+fit-gsm8k.jsonl    what predictors are fitted to: problems 1 to 6300 of GSM8K's training set
+fit-math-500.jsonl and problems 1 to 250 of MATH-500
+gsm8k.jsonl        what is measured on: problems 1 to 600 of GSM8K's test set
+math-500.jsonl     and problems 251 to 500 of MATH-500
+long.jsonl         the problems of gsm8k.jsonl, to be asked for eight attempts in one answer
+
+The data come from the Hugging Face hub, or with --data from a folder with gsm8k_train.jsonl, gsm8k_test.jsonl and
+math500.jsonl (id, problem, answer). Ids are set and row, from 1, whatever the source calls them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from leanthink.errors import UsageError
+from leanthink.eval.benchmarks import public
+from leanthink.eval.problems import Problem, read_problems
+
+FILES = {"gsm8k-train": "gsm8k_train.jsonl", "gsm8k": "gsm8k_test.jsonl", "math-500": "math500.jsonl"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Rows `first` to `last` of a set, both counted from 1 and included."""
+
+    source: str
+    first: int
+    last: int
+
+    def of(self, problems: Sequence[Problem]) -> list[Problem]:
+        """These problems of the whole set, under ids that tell their rows. Raises UsageError for too few."""
+        if len(problems) < self.last:
+            raise UsageError(f"{self.source} has {len(problems)} problems, rows {self.first} to {self.last} are needed")
+        rows = range(self.first, self.last + 1)
+        return [replace(problems[row - 1], id=f"{self.source}-{row}") for row in rows]
+
+
+FITTED = {
+    "fit-gsm8k": Part(source="gsm8k-train", first=1, last=6300),
+    "fit-math-500": Part(source="math-500", first=1, last=250),
+}
+MEASURED = {
+    "gsm8k": Part(source="gsm8k", first=1, last=600),
+    "math-500": Part(source="math-500", first=251, last=500),
+    "long": Part(source="gsm8k", first=1, last=600),
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write all files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the files")
+    parser.add_argument("--data", type=Path, default=None, help="folder of the sets as JSONL; default: the hub")
+    options = parser.parse_args(arguments)
+    try:
+        sets = {
+            name: public(name).problems if options.data is None else read_problems(options.data / file)
+            for name, file in FILES.items()
+        }
+        parts = {name: part.of(sets[part.source]) for name, part in (FITTED | MEASURED).items()}
+        check_apart(parts)
+    except UsageError as error:
+        parser.error(str(error))
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, problems in parts.items():
+        lines = [json.dumps({"id": p.id, "problem": p.problem, "answer": p.answer}) + "\n" for p in problems]
+        (options.out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        print(f"{options.out / name}.jsonl: {len(problems)} problems, {problems[0].id} to {problems[-1].id}")
+
+
+def check_apart(parts: Mapping[str, Sequence[Problem]]) -> None:
+    """Raise UsageError if a problem that is measured on is also fitted to, whatever its id, case and spaces."""
+    fitted = {_text(problem): problem.id for name in FITTED for problem in parts[name]}
+    for name in MEASURED:
+        for problem in parts[name]:
+            if (other := fitted.get(_text(problem))) is not None:
+                raise UsageError(
+                    f"{problem.id} of {name} is the same problem as {other}, which predictors are fitted to"
+                )
+
+
+def _text(problem: Problem) -> str:
+    return " ".join(problem.problem.casefold().split())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
