@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="bfloat16", help="of the saved weights")
     options = parser.parse_args(arguments)
     model, tokenizer = load(options.model, device="cpu", dtype=as_dtype(options.dtype))
+    if getattr(model, "quantization_method", None) == "gguf":
+        model.hf_quantizer.remove_quantization_config(model)  # its weights are whole, and it would refuse to be saved
     print(f"{round_weights(model)} weights rounded")
     model.save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
