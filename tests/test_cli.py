@@ -26,8 +26,8 @@ from leanthink.trace import read_traces
 
 CHAT = " --system-prompt --chat-template-kwargs --split-special-tokens --no-split-special-tokens --think-tags "
 FLAGS = {
-    "generate": "--model --policy --budget --window --interval --answer --predictor --temperature --top-p --top-k "
-    "--min-p --max-new-tokens --seed --stop"
+    "generate": "--model --policy --budget --window --interval --answer --predictor "
+    "--ignore-predictor-mismatch --temperature --top-p --top-k --min-p --max-new-tokens --seed --stop"
     + CHAT
     + "--device --dtype --stream --no-stream --trace --overwrite --json",
     "predictor": "--out --model --problems --limit --tasks --levels --count --samples --instruction"
@@ -38,11 +38,12 @@ FLAGS = {
     "collect": "--out --model --tasks --levels --count --split --problems --limit --samples --instruction"
     + CHAT
     + "--temperature --top-p --top-k --min-p --max-new-tokens --seed --policy --budget --window --interval --answer "
-    "--predictor --max-rows --record --resume --overwrite --device --dtype --ray --ray-workers --json",
+    "--predictor --ignore-predictor-mismatch --max-rows --record --resume --overwrite --device --dtype --ray "
+    "--ray-workers --json",
     "label": "--traces --out --model --horizons --granularity --answer-from --all --resume --overwrite --device "
     "--dtype --ray --ray-workers --json",
     "fit": "--traces --labels --out --model --target --horizons --offsets --transform --granularity --width "
-    "--steps --batch --lr --val-share --tokens-per-trace --all --seed --overwrite --device --dtype --json",
+    "--steps --batch --lr --val-share --tokens-per-trace --all --compare --seed --overwrite --device --dtype --json",
     "demo": "--out --overwrite --device --json",
     "bench": "--shape --model --parts --batch --slots --cells --steps --prompt --output --kv-gib --budgets --interval "
     "--requests --out --overwrite --device --json",
@@ -50,18 +51,18 @@ FLAGS = {
     + CHAT
     + "--steps --group "
     "--batch --accumulate --max-completion --temperature --lr --rule --alpha --decay --start --mastered-weight "
-    "--rollouts --policy --budget --window --interval --answer --predictor --lora-rank --seed --set --resume "
-    "--overwrite --json",
+    "--rollouts --policy --budget --window --interval --answer --predictor "
+    "--ignore-predictor-mismatch --lora-rank --seed --set --resume --overwrite --json",
     "eval": "--out --model --benchmarks --problems --tolerance --tasks --levels --gym --count --split --limit "
-    "--instruction"
-    + CHAT
-    + "--policies --budgets --ratios --window --interval --answer --predictor --samples --temperature "
-    "--top-p --top-k --min-p --max-new-tokens --seed --max-rows --together --overwrite --device --dtype --ray "
-    "--ray-workers --json",
+    "--instruction" + CHAT + "--policies --budgets --ratios --window --interval --answer --predictor "
+    "--ignore-predictor-mismatch --samples --temperature --top-p --top-k --min-p --max-new-tokens --seed "
+    "--max-rows --together --overwrite --device --dtype --ray --ray-workers --json",
     "compare": "--out --overwrite --json",
     "serve": "--model --name --host --port --keys --allowed-origins --policy --budget --window --interval --answer "
-    "--predictor" + CHAT + "--rows --kv-gib --max-slots --max-budget --generation-config --max-new-tokens --max-prompt "
-    "--max-choices --max-body --queue --timeout --grace --log-text --served-model-name --max-num-seqs "
+    "--predictor --ignore-predictor-mismatch"
+    + CHAT
+    + "--rows --kv-gib --max-slots --max-budget --generation-config --max-new-tokens "
+    "--max-prompt --max-choices --max-body --queue --timeout --grace --log-text --served-model-name --max-num-seqs "
     "--gpu-memory-utilization --max-model-len --device --dtype --json",
     "view": "--host --port --open --no-open --json",
     "tasks list": "--json",

@@ -15,8 +15,8 @@ from leanthink.cache import SlotCache
 from leanthink.engine import Engine
 from leanthink.errors import UsageError
 from leanthink.importance.damage import ATTENTION_NAME, damage, visible
-from leanthink.importance.fit import MEASURED_SETS, _some_of
 from leanthink.importance.labels import Thought
+from leanthink.importance.measure import MEASURED_SETS, _some_of
 from leanthink.kv_shape import KVShape
 from leanthink.load import kv_shape
 from leanthink.policies import make_policy

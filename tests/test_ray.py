@@ -8,8 +8,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,11 +23,12 @@ from hypothesis import strategies as st
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'leanthink[ray]'")
 
 from command_line import refused, start
-from leanthink.errors import LeanThinkError, UsageError
+from leanthink.cli.options import open_subject
+from leanthink.errors import LeanThinkError, LeanThinkWarning, PredictorMismatch, UsageError
 from leanthink.eval.problems import from_tasks
 from leanthink.importance.collect import collect
 from leanthink.importance.label_file import label_traces, read_labels
-from leanthink.integrations.ray import Engines, Plan, Source, connected, plan, share
+from leanthink.integrations.ray import Engines, Plan, Source, Worker, connected, plan, share
 from leanthink.load import load
 from leanthink.sampling import Sampling
 from leanthink.subject import Ask, LoadedModel
@@ -177,6 +181,35 @@ def test_a_relative_path_leads_an_engine_to_the_same_files(
     told: list[str] = []
     assert Engines(source, workers=1, tell=told.append).about == here.about
     assert len(processes(told)) == 1
+
+
+def test_an_engine_takes_the_predictor_of_a_relative_only_if_told_to(folder: Path) -> None:
+    predictors: dict[str | None, Any] = {"horizon": folder / "other.safetensors"}
+    source = Source(model=str(folder), device="cpu", dtype=None, predictors=predictors)
+    with pytest.raises(PredictorMismatch):
+        next(Worker(source).open())
+    with pytest.warns(LeanThinkWarning, match="borrowed from another model"):
+        _, about, _ = next(Worker(replace(source, ignore_predictor_mismatch=True)).open())
+    assert about.borrowed == {"horizon": "0" * 64}
+
+
+def test_the_command_says_what_its_engines_borrow(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Source] = []
+
+    def engines(source: Source, **_: Any) -> Any:
+        asked.append(source)
+        return SimpleNamespace(about=SimpleNamespace(borrowed={"horizon": "0" * 64}))
+
+    monkeypatch.setattr("leanthink.integrations.ray.connected", nullcontext)
+    monkeypatch.setattr("leanthink.integrations.ray.Engines", engines)
+    files: dict[str | None, Any] = {"full": None, None: "p.safetensors"}
+    how: dict[str, Any] = {"ignore_predictor_mismatch": True, "ray": "local", "ray_workers": None}
+    with open_subject("tiny", "cpu", None, files, **how):
+        (line,) = capfd.readouterr().err.splitlines()
+    assert "p.safetensors is borrowed from another model" in line
+    assert asked[0].ignore_predictor_mismatch
 
 
 @given(left=st.integers(1, 10_000), engines=st.integers(1, 64), at_once=st.integers(1, 64))

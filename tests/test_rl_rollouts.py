@@ -9,8 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from leanthink.budget import Budget
-from leanthink.errors import PredictorMismatch, UnsupportedModel, UsageError
+from leanthink.errors import LeanThinkWarning, PredictorMismatch, UnsupportedModel, UsageError
 from leanthink.generate import generate
+from leanthink.importance.predictor import Predictor, save_predictor
 from leanthink.rl.policy_copy import PolicyCopy
 from leanthink.rl.rollouts import EngineRollouts, check_whole, response_seed
 from leanthink.sampling import Sampling
@@ -207,6 +208,22 @@ def test_what_the_cache_cannot_serve_is_refused_before_anything_is_generated(fol
     }
     with pytest.raises(PredictorMismatch):
         EngineRollouts(make_policy(), **learned)
+
+
+def test_rollouts_take_the_predictor_of_a_relative_if_told_to(tmp_path: Path) -> None:
+    model = make_model()
+    predictor = Predictor(target="horizon", hidden_size=64, horizons=(4, 16))
+    save_predictor(predictor, tmp_path / "p", base_fingerprint="0" * 64, data={}, metrics={})
+    bounded: dict[str, Any] = {"policy": "horizon", "budget": Budget(slots=64), "predictor": tmp_path / "p"}
+    with pytest.raises(PredictorMismatch):
+        EngineRollouts(model, **bounded)
+    with pytest.warns(LeanThinkWarning, match="borrowed from another model"):
+        EngineRollouts(model, **bounded, ignore_predictor_mismatch=True)
+    settings: dict[str, Any] = {"rollout_policy": "horizon", "rollout_budget": {"slots": 64}}
+    settings |= {"rollout_predictor": str(tmp_path / "p"), "ignore_predictor_mismatch": True}
+    with pytest.warns(LeanThinkWarning, match="borrowed from another model"):
+        trainer, _ = make_run(tmp_path, model=model, **settings)
+    assert trainer.args.to_dict()["ignore_predictor_mismatch"] is True
 
 
 def test_transformers_generates_in_its_place_if_asked_to(tmp_path: Path) -> None:

@@ -143,6 +143,7 @@ class Engine:
         options: ChatOptions = PLAIN,
         streamed: bool = False,
         record: bool = False,
+        ignore_predictor_mismatch: bool = False,
     ) -> int:
         """Queue a request; returns its id. Arguments and errors as of `leanthink.generate`.
 
@@ -153,7 +154,7 @@ class Engine:
         Raises:
             UsageError: also if the request could never fit: its bound is larger than the arena.
         """
-        policy = self.maker.make(policy, predictor)
+        policy = self.maker.make(policy, predictor, ignore_predictor_mismatch=ignore_predictor_mismatch)
         choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": None, "sampling": sampling}
         (request,) = make_requests(self.model, self.tokenizer, self.tags, [prompt], options=options, **choices)
         return self.add_request(replace(request, index=self._next_id, record=record), streamed=streamed)

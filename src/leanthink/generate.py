@@ -40,6 +40,7 @@ def generate(
     max_rows: int = 64,
     record: bool = False,
     on_finish: OnFinish | None = None,
+    ignore_predictor_mismatch: bool = False,
 ) -> list[Completion]:
     """Generate for each prompt, in its order; a request's tokens do not depend on what else is in the batch.
 
@@ -62,15 +63,18 @@ def generate(
             that is more than 80 % of a GPU's free memory, or half of this machine's.
         record: fill `evicted_at`, `token_chars` and `scores` of each Completion.
         on_finish: called with a prompt's index and its completion as soon as it has finished.
+        ignore_predictor_mismatch: let the predictor's file be one of another model, of which this is a relative: the
+            same in another precision, quantized, or lightly trained on. A LeanThinkWarning says that it is borrowed.
 
     Raises:
         UsageError: an argument is out of range, or a prompt is empty or longer than the model's context.
         UnsupportedModel: the bounded cache cannot serve this model.
-        PredictorMismatch: the predictor was fitted for another model.
+        PredictorMismatch: the predictor was fitted for another model, or does not fit what is said to be a relative.
     """
     check_model(model)
     tags, asked = think_tags(tokenizer), as_prompts(prompts)
     choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": predictor, "sampling": sampling}
+    choices["ignore_predictor_mismatch"] = ignore_predictor_mismatch
     options = _options(system_prompt, chat_template_kwargs, split_special_tokens)
     requests = make_requests(model, tokenizer, tags, asked, options=options, **choices)
     finished = each_finished(model, tokenizer, requests, tags=tags, max_rows=max_rows, record=record)
@@ -161,6 +165,7 @@ def stream(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     split_special_tokens: bool = True,
     record: bool = False,
+    ignore_predictor_mismatch: bool = False,
 ) -> Iterator[Step]:
     """Generate for one prompt and yield each token as it comes; the last step carries the completion.
 
@@ -169,6 +174,7 @@ def stream(
     check_model(model)
     tags = think_tags(tokenizer)
     choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": predictor, "sampling": sampling}
+    choices["ignore_predictor_mismatch"] = ignore_predictor_mismatch
     options = _options(system_prompt, chat_template_kwargs, split_special_tokens)
     (request,) = make_requests(model, tokenizer, tags, [prompt], options=options, **choices)
     engine = Engine(model, tokenizer, slots=request.bound, rows=1, tags=tags, record=record)

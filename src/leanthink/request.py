@@ -112,9 +112,16 @@ def make_requests(
     predictor: Predictor,
     sampling: Sampling | Sequence[Sampling] | None,
     options: ChatOptions = PLAIN,
+    ignore_predictor_mismatch: bool = False,
 ) -> list[Request]:
     """One request per prompt; policy, budget and sampling are one for all, or a list as long as the prompts."""
-    policies = resolve_policies(model, tokenizer, _one_each("policy", policy, len(prompts)), predictor)
+    policies = resolve_policies(
+        model,
+        tokenizer,
+        _one_each("policy", policy, len(prompts)),
+        predictor,
+        ignore_predictor_mismatch=ignore_predictor_mismatch,
+    )
     budgets = _one_each("budget", budget, len(prompts))
     sampling = Sampling.from_model(model) if sampling is None else sampling
     samplings = _one_each("sampling", sampling, len(prompts))
@@ -166,9 +173,17 @@ def _checked(name: str, value: T, kind: type, *, optional: bool = False) -> T:
 
 
 def resolve_policies(
-    model: Any, tokenizer: Any, policies: Sequence[str | Policy | None], predictor: Predictor
+    model: Any,
+    tokenizer: Any,
+    policies: Sequence[str | Policy | None],
+    predictor: Predictor,
+    *,
+    ignore_predictor_mismatch: bool = False,
 ) -> list[Policy]:
-    """Policy objects for names, one object per name, that of the default for None; a policy stands for itself."""
+    """Policy objects for names, one object per name, that of the default for None; a policy stands for itself.
+
+    With `ignore_predictor_mismatch` the predictor's file may be one of a relative; a LeanThinkWarning then says so.
+    """
     named: dict[str, Policy] = {}
     default = ""
     if None in policies:
@@ -178,7 +193,7 @@ def resolve_policies(
     chosen = [default if policy is None else policy for policy in policies]
     for policy in chosen:
         if isinstance(policy, str) and policy not in named:
-            named[policy] = _make_policy(model, tokenizer, policy, predictor)
+            named[policy] = _make_policy(model, tokenizer, policy, predictor, ignore_predictor_mismatch)
         elif not isinstance(policy, str) and not hasattr(policy, "score"):
             raise unknown("policy", policy, POLICIES)
     learned = [policy for policy in named.values() if policy.target is not None]
@@ -198,14 +213,17 @@ class PolicyMaker:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model, self._tokenizer = model, tokenizer
-        self._made: dict[tuple[str | None, object], Policy] = {}
+        self._made: dict[tuple[str | None, object, bool], Policy] = {}
 
-    def make(self, policy: str | Policy | None, predictor: Predictor) -> Policy:
+    def make(
+        self, policy: str | Policy | None, predictor: Predictor, *, ignore_predictor_mismatch: bool = False
+    ) -> Policy:
         """As of `resolve_policies`, for one policy."""
-        key = (policy, predictor) if policy is None or isinstance(policy, str) else None
+        how = ignore_predictor_mismatch
+        key = (policy, predictor, how) if policy is None or isinstance(policy, str) else None
         if key in self._made:
             return self._made[key]
-        (made,) = resolve_policies(self._model, self._tokenizer, [policy], predictor)
+        (made,) = resolve_policies(self._model, self._tokenizer, [policy], predictor, ignore_predictor_mismatch=how)
         if key is not None:
             self._made[key] = made
         return made
@@ -238,12 +256,20 @@ def check_sets(policy: Policy, model: Any) -> None:
         )
 
 
-def _make_policy(model: Any, tokenizer: Any, name: str, predictor: Predictor) -> Policy:
+def _make_policy(
+    model: Any, tokenizer: Any, name: str, predictor: Predictor, ignore_predictor_mismatch: bool
+) -> Policy:
     if name not in POLICIES or POLICIES[name].target is None:
         return make_policy(name, tokenizer=tokenizer)
     if isinstance(predictor, nn.Module):
         return make_policy(name, cast(ImportancePredictor, predictor))
     from leanthink.importance.predictor import load_predictor, load_shipped
+    from leanthink.importance.relatives import borrowed_note
 
-    loaded = load_shipped(name, model) if predictor is None else load_predictor(predictor, model)
-    return make_policy(name, loaded)  # which says what is missing where it is None
+    if predictor is None:
+        return make_policy(name, load_shipped(name, model))  # which says what is missing where it is None
+    loaded = load_predictor(predictor, model, ignore_predictor_mismatch=ignore_predictor_mismatch)
+    made = make_policy(name, loaded)
+    if loaded.borrowed_from is not None:
+        warnings.warn(borrowed_note(predictor, loaded.borrowed_from), LeanThinkWarning, stacklevel=3)
+    return made

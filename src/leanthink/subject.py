@@ -36,6 +36,7 @@ class About:
         dtype: of the weights, such as float32.
         policies: names of those that it was made for, in that order, and of the default for None.
         predictors: SHA-256 over the weights of each policy's predictor, shipped or given, by the policy's name.
+        borrowed: of each policy whose predictor was fitted to another model, that model's fingerprint, by its name.
         hardware: in words, for birth certificates; it may differ.
     """
 
@@ -45,6 +46,7 @@ class About:
     dtype: str
     policies: tuple[str, ...]
     predictors: Mapping[str, str]
+    borrowed: Mapping[str, str]
     hardware: str = field(compare=False)
 
 
@@ -85,16 +87,24 @@ class LoadedModel:
         model, tokenizer: as for `leanthink.generate`; the tokenizer may be None where nothing is completed.
         predictors: for each policy that will be asked for, by name, its predictor; None: the one shipped, if any. The
             name None is for the default policy of this model, which then is asked for by its own name.
+        ignore_predictor_mismatch: as of `leanthink.generate`, for those of all policies.
 
     Raises:
         UsageError: a policy is unknown, lacks a predictor, or is given one and does not rank by it.
         PredictorMismatch: a predictor was fitted for another model.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, predictors: Mapping[str | None, Predictor]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        predictors: Mapping[str | None, Predictor],
+        *,
+        ignore_predictor_mismatch: bool = False,
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        maker = PolicyMaker(model, tokenizer)
-        made = [maker.make(name, predictor) for name, predictor in predictors.items()]
+        maker, how = PolicyMaker(model, tokenizer), {"ignore_predictor_mismatch": ignore_predictor_mismatch}
+        made = [maker.make(name, predictor, **how) for name, predictor in predictors.items()]
         self._policies = {policy.name: policy for policy in made}
 
     @cached_property
@@ -107,6 +117,7 @@ class LoadedModel:
             dtype=str(self.model.dtype).removeprefix("torch."),
             policies=tuple(self._policies),
             predictors=_digests(self._policies),
+            borrowed=_borrowed(self._policies),
             hardware=hardware_of(self.model.device),
         )
 
@@ -157,3 +168,9 @@ def _digests(policies: Mapping[str, Policy]) -> dict[str, str]:
                 digest.update(key.encode() + weight.detach().cpu().float().numpy().tobytes())
             found[name] = digest.hexdigest()
     return found
+
+
+def _borrowed(policies: Mapping[str, Policy]) -> dict[str, str]:
+    learned = {name: cast(Any, policy).predictor for name, policy in policies.items() if policy.target is not None}
+    bases = {name: getattr(predictor, "borrowed_from", None) for name, predictor in learned.items()}
+    return {name: base for name, base in bases.items() if base is not None}

@@ -46,6 +46,7 @@ def custom_generate(
     policy: str | Policy | None = None,
     budget: Budget | None = None,
     predictor: Predictor = None,
+    ignore_predictor_mismatch: bool = False,
     think_ids: ThinkTags | None = None,
     tokenizer: Any = None,
     **model_kwargs: Any,
@@ -64,6 +65,7 @@ def custom_generate(
         policy: as in leanthink.generate.
         budget: as in leanthink.generate.
         predictor: as in leanthink.generate.
+        ignore_predictor_mismatch: as in leanthink.generate.
         think_ids: `leanthink.think_tags(tokenizer)`; needed with a budget, as it says where the thought ends.
         tokenizer: where it reaches us, instead of `think_ids`; transformers 5.16 to 5.24 keep it.
         **model_kwargs: attention mask and positions, passed by generate().
@@ -82,7 +84,9 @@ def custom_generate(
         raise UsageError("where does the thought end? Give generate() think_ids=leanthink.think_tags(tokenizer)")
     tags = think_ids or ThinkTags(open_id=None, close_id=None)
     reader = tokenizer or tags.tokenizer
-    (resolved,) = resolve_policies(model, tokenizer, [policy], predictor)
+    (resolved,) = resolve_policies(
+        model, tokenizer, [policy], predictor, ignore_predictor_mismatch=ignore_predictor_mismatch
+    )
     prompts = strip_padding(input_ids, model_kwargs.get("attention_mask"))
     positions = model_kwargs.get("position_ids")
     if positions is not None and positions[:, -1].tolist() != [len(prompt_ids) - 1 for prompt_ids in prompts]:

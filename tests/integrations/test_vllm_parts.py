@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from leanthink import load
 from leanthink.budget import Budget
-from leanthink.errors import LeanThinkError, PredictorMismatch, UnsupportedModel, UsageError
+from leanthink.errors import LeanThinkError, LeanThinkWarning, PredictorMismatch, UnsupportedModel, UsageError
 from leanthink.importance.fingerprint import fingerprint, fingerprint_of, sample, weights_of
 from leanthink.importance.predictor import predictor_of
 from leanthink.integrations.vllm.layout import Layout
@@ -30,6 +31,7 @@ from leanthink.integrations.vllm.settings import VARIABLE, Asked, Settings, aske
 from leanthink.integrations.vllm.step import Cut, waves_of
 from leanthink.integrations.vllm.thought import Watch
 from leanthink.integrations.vllm.version import check_version
+from leanthink.integrations.vllm.worker import Worker
 from leanthink.policies.horizon import Horizon
 from leanthink.policies.random import Random
 from leanthink.tiny import predictors_path, weights_path
@@ -309,6 +311,7 @@ def test_settings_are_read_from_json_or_a_file(tmp_path: Path, monkeypatch: pyte
         (json.dumps({"policy": "horizn"}), "Did you mean 'horizon'"),
         (json.dumps({"policies": ["random"]}), "not among"),
         (json.dumps({"budget": 9000}), "at most 8192"),
+        (json.dumps({"ignore_predictor_mismatch": True}), "is of predictors"),
     ],
 )
 def test_wrong_settings_are_refused(given: str, message: str) -> None:
@@ -336,9 +339,23 @@ def test_the_fingerprint_of_a_checkpoint_is_that_of_its_model() -> None:
     ours = fingerprint_of(model.config, [found[name] for name in weights_of(model)])
     assert ours == fingerprint(model)
     shipped = predictors_path() / "horizon.safetensors"
-    assert predictor_of(shipped, ours, model.config.hidden_size).target == "horizon"
+    assert predictor_of(shipped, ours, model.config).target == "horizon"
     with pytest.raises(PredictorMismatch):
-        predictor_of(shipped, "0" * 64, model.config.hidden_size)
+        predictor_of(shipped, "0" * 64, model.config)
+
+
+def test_a_worker_takes_the_predictor_of_a_relative_only_if_told_to(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = load(folder, device="cpu")
+    given: dict[str, Any] = {"predictors": {"horizon": str(folder / "other.safetensors")}}
+    for ignored in (False, True):
+        monkeypatch.setenv(VARIABLE, json.dumps(given | {"ignore_predictor_mismatch": ignored}))
+        worker = Worker(SimpleNamespace(model_config=SimpleNamespace(tokenizer="tiny")))
+        expected: Any = pytest.warns(LeanThinkWarning, match="borrowed from another model")
+        with expected if ignored else pytest.raises(PredictorMismatch, match="ignore_predictor_mismatch"):
+            worker.make_policies(model, fingerprint(model))
+        assert list(worker.policies) == ["horizon"] * ignored
 
 
 def test_two_ranks_that_hold_different_heads_keep_the_same_slots() -> None:

@@ -72,6 +72,7 @@ def command(
     interval: options.Interval = None,
     answer: options.Answer = None,
     predictor: options.PredictorFile = None,
+    ignore_predictor_mismatch: options.IgnorePredictorMismatch = False,
     max_rows: MaxRows = 64,
     record: Record = False,
     resume: options.Resume = False,
@@ -93,11 +94,19 @@ def command(
     chat = options.make_chat_options(system_prompt, chat_template_kwargs, split_special_tokens)
     from leanthink.importance.collect import collect
 
+    options.check_borrowing(ignore_predictor_mismatch, predictor)
     files: dict[str | None, Predictor] = {policy: predictor}
     try:
         with (
             options.open_subject(
-                model, device, dtype, files, think_tags=think_tags, ray=ray, ray_workers=ray_workers
+                model,
+                device,
+                dtype,
+                files,
+                think_tags=think_tags,
+                ignore_predictor_mismatch=ignore_predictor_mismatch,
+                ray=ray,
+                ray_workers=ray_workers,
             ) as subject,
             ProgressBar(samples * len(chosen)) as bar,
         ):

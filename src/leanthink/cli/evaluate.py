@@ -107,6 +107,7 @@ def command(
     interval: options.Interval = None,
     answer: options.Answer = None,
     predictor: PredictorFiles = None,
+    ignore_predictor_mismatch: options.IgnorePredictorMismatch = False,
     samples: Samples = 1,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -130,6 +131,7 @@ def command(
     if samples > 1 and not temperature:
         raise UsageError(f"--samples {samples} at temperature 0 would be {samples} times the same: give --temperature")
     files = predictor_files(predictor or [], slots.policies)
+    options.check_borrowing(ignore_predictor_mismatch, files)
     sampling = options.make_sampling(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_new_tokens=max_new_tokens, seed=seed
     )
@@ -163,7 +165,14 @@ def command(
     with ExitStack() as stack:
         subject = stack.enter_context(
             options.open_subject(
-                model, device, dtype, predictors, think_tags=think_tags, ray=ray, ray_workers=ray_workers
+                model,
+                device,
+                dtype,
+                predictors,
+                think_tags=think_tags,
+                ignore_predictor_mismatch=ignore_predictor_mismatch,
+                ray=ray,
+                ray_workers=ray_workers,
             )
         )
         slots = replace(slots, policies=subject.about.policies)
@@ -196,6 +205,7 @@ def command(
 def _settings(subject: Subject, slots: Slots) -> dict[str, Any]:
     """What else decides the records of a run, for its header."""
     about = subject.about
+    borrowed = {"borrowed_predictors": about.borrowed} if about.borrowed else {}  # of which model, by policy
     return {
         "fingerprint": about.fingerprint,
         "device": about.device,
@@ -205,6 +215,7 @@ def _settings(subject: Subject, slots: Slots) -> dict[str, Any]:
         "ratios": slots.ratios,
         "slots": slots.others,
         "predictors": about.predictors,
+        **borrowed,
     }
 
 

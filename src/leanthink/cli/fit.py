@@ -18,6 +18,7 @@ from leanthink.cli.progress import ProgressBar
 EXAMPLES = (
     "leanthink fit --traces traces.jsonl --labels labels.safetensors --out predictor.safetensors",
     "leanthink fit --traces traces.jsonl --labels labels.safetensors --target answer --out dynts.safetensors",
+    "leanthink fit --traces traces.jsonl --labels labels.safetensors --compare old.safetensors --out new.safetensors",
 )
 LabelsFile = Annotated[Path, option("--labels", about="File that label wrote.", metavar="FILE")]
 Out = Annotated[Path, option("--out", about="Safetensors file for the predictor.", metavar="FILE")]
@@ -45,6 +46,10 @@ Granularity = Annotated[
 Width = Annotated[
     int | None, option("--width", about="Of the first layer.", default="twice the hidden size, at most 1024")
 ]
+Compare = Annotated[
+    Path | None,
+    option("--compare", about="Another predictor, measured on the same held-out traces.", metavar="FILE"),
+]
 AllTraces = Annotated[bool, option("--all", about="Fit to wrong traces too.")]
 
 
@@ -70,6 +75,7 @@ def command(
     val_share: ValShare = None,
     tokens_per_trace: TokensPerTrace = None,
     all_traces: AllTraces = False,
+    compare: Compare = None,
     seed: options.Seed = None,
     overwrite: options.Overwrite = False,
     device: options.Device = None,
@@ -80,6 +86,7 @@ def command(
     refuse_existing(out, overwrite=overwrite)
     from leanthink.importance.fit import fit
     from leanthink.importance.label_file import read_labels
+    from leanthink.importance.predictor import read_metadata
     from leanthink.importance.recipe import Recipe
     from leanthink.trace import read_traces
 
@@ -100,6 +107,8 @@ def command(
     }
     recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
     found, labelled = read_traces(traces), read_labels(labels)
+    if compare is not None:
+        read_metadata(compare)  # refuses what is no predictor
     loaded, _ = options.load_model(model, device, dtype)
     stages = {"read": "traces read", "fit": "training steps"}
     with ProgressBar() as bar:
@@ -109,6 +118,7 @@ def command(
             labelled,
             recipe,
             out_path=out,
+            compare=compare,
             progress=lambda stage, done, total: bar.update(stages[stage], done, total),
         )
     if as_json:
@@ -125,4 +135,22 @@ def report(metrics: Mapping[str, Any]) -> str:
     for name, ranking in metrics.get("ranking", {}).items():
         shown = ", ".join(f"{key} {value:.3f}" for key, value in ranking.items() if key != "traces")
         lines.append(f"{name}: {shown or 'nothing to rank'}")
+    if "compared" in metrics:
+        lines += ["", _comparison(metrics["compared"])]
     return "\n".join(lines)
+
+
+def _comparison(found: Mapping[str, Any]) -> str:
+    """Both predictors, channel by channel, and how much of the top shares of one the other has."""
+    from leanthink.eval.tables import MISSING, aligned
+
+    fresh, other, name = found["fresh"], found["other"], found["file"]
+    parts = {"fitted now": fresh["ranking"], name: other["ranking"], "agreement": found["agreement"]}
+    keys = ("kendall_tau", "top_20%", "top_30%")
+    rows = [
+        [channel, whose, *(format(part[channel][key], ".3f") if key in part[channel] else MISSING for key in keys)]
+        for channel in fresh["ranking"]
+        for whose, part in parts.items()
+    ]
+    losses = f"held-out loss {fresh['held_out_loss']:.5f} fitted now, {other['held_out_loss']:.5f} {name}"
+    return f"{losses}, on the same traces at the same horizons\n{aligned(['', 'predictor', *keys], rows)}"

@@ -49,6 +49,7 @@ def command(
     interval: options.Interval = None,
     answer: options.Answer = None,
     predictor: options.PredictorFile = None,
+    ignore_predictor_mismatch: options.IgnorePredictorMismatch = False,
     temperature: options.ModelTemperature = None,
     top_p: options.ModelTopP = None,
     top_k: options.ModelTopK = None,
@@ -72,6 +73,7 @@ def command(
     if stream and len(questions) > 1:
         raise UsageError("--stream shows one prompt: give a single one, or leave --stream out")
     refuse_existing(trace, overwrite=overwrite)
+    options.check_borrowing(ignore_predictor_mismatch, predictor)
     slots = options.make_budget(policy, slots=budget, window=window, interval=interval, answer=answer)
     knobs: dict[str, Any] = {
         "temperature": temperature,
@@ -94,7 +96,8 @@ def command(
     sampling = options.make_sampling(loaded, **knobs)
     if sampling.temperature and temperature is None:
         say(f"sampled as the model's generation config says ({knobs_of(sampling)}); --temperature 0 is greedy")
-    chosen = PolicyMaker(loaded, tokenizer).make(policy, predictor)
+    maker = PolicyMaker(loaded, tokenizer)
+    chosen = maker.make(policy, predictor, ignore_predictor_mismatch=ignore_predictor_mismatch)
     for hint in budget_hints(chosen, slots):
         say(hint)
     settings: dict[str, Any] = {

@@ -56,6 +56,9 @@ PredictorFile = Annotated[
         "--predictor", about="Fitted importance predictor.", default="the one shipped with the model", metavar="FILE"
     ),
 ]
+IgnorePredictorMismatch = Annotated[
+    bool, option("--ignore-predictor-mismatch", about="Take one fitted to a relative of the model.")
+]
 Temperature = Annotated[float | None, option("--temperature", about="0 is greedy.", default=0.0)]
 TopP = Annotated[float | None, option("--top-p", about="Nucleus to sample from; 1 is off.", default=1.0)]
 TopK = Annotated[int | None, option("--top-k", about="Likeliest tokens to sample from; 0 is off.", default=0)]
@@ -170,23 +173,29 @@ def open_subject(
     predictors: Mapping[str | None, Predictor],
     *,
     think_tags: tuple[str, str] | None = None,
+    ignore_predictor_mismatch: bool = False,
     ray: str | None,
     ray_workers: int | None,
 ) -> Iterator[Subject]:
     """The model of these options, in this process or on a Ray cluster; raises UsageError and what loading raises."""
+    how: Any = {"ignore_predictor_mismatch": ignore_predictor_mismatch}
     if ray is not None:
         _check_dtype(dtype)
+        from leanthink.importance.relatives import borrowed_note
         from leanthink.integrations.ray import Engines, Source, connected
 
-        source = Source(model=model, device=device, dtype=dtype, predictors=predictors, think_tags=think_tags)
+        source = Source(model=model, device=device, dtype=dtype, predictors=predictors, think_tags=think_tags, **how)
         with connected(ray):
-            yield Engines(source, workers=ray_workers, tell=say)
+            engines = Engines(source, workers=ray_workers, tell=say)
+            for name, base in engines.about.borrowed.items():  # the engines' own warnings stay where they are
+                say(borrowed_note(predictors.get(name, predictors.get(None)), base))
+            yield engines
         return
     if ray_workers is not None:
         raise UsageError(f"--ray-workers {ray_workers} belongs to --ray: give the address of a cluster, or local")
     from leanthink.subject import LoadedModel
 
-    yield LoadedModel(*load_model(model, device, dtype, think_tags), predictors)
+    yield LoadedModel(*load_model(model, device, dtype, think_tags), predictors, **how)
 
 
 def load_model(
@@ -209,6 +218,12 @@ def load_model(
     if think_tags is not None:
         set_think_tags(tokenizer, *think_tags)
     return loaded, tokenizer
+
+
+def check_borrowing(ignore_predictor_mismatch: bool, predictor: object) -> None:
+    """Raise UsageError for --ignore-predictor-mismatch without --predictor."""
+    if ignore_predictor_mismatch and not predictor:
+        raise UsageError("--ignore-predictor-mismatch is of --predictor: give its file, or leave it out")
 
 
 def _check_dtype(dtype: str | None) -> None:

@@ -111,6 +111,7 @@ def command(
     interval: options.Interval = None,
     answer: options.Answer = None,
     predictor: options.PredictorFile = None,
+    ignore_predictor_mismatch: options.IgnorePredictorMismatch = False,
     system_prompt: options.SystemPrompt = None,
     chat_template_kwargs: options.ChatTemplateKwargs = None,
     split_special_tokens: options.SplitSpecialTokens = None,
@@ -145,6 +146,7 @@ def command(
         raise UsageError(f"serving needs {error.name}: pip install 'leanthink[serve]'") from error
     from leanthink.serve.settings import Settings
 
+    options.check_borrowing(ignore_predictor_mismatch, predictor)
     limits: dict[str, Any] = {
         "rows": one_of("--rows", rows, "--max-num-seqs", max_num_seqs),
         "kv_gib": kv_gib,
@@ -170,6 +172,7 @@ def command(
         policy=policy,
         budget=options.make_budget(policy, slots=budget, window=window, interval=interval, answer=answer),
         predictor=predictor,
+        ignore_predictor_mismatch=ignore_predictor_mismatch,
         log_text=log_text,
         chat=options.make_chat_options(system_prompt, chat_template_kwargs, split_special_tokens),
         **{limit: value for limit, value in limits.items() if value is not None},

@@ -116,6 +116,7 @@ def command(
     interval: options.Interval = None,
     answer: options.Answer = None,
     predictor: options.PredictorFile = None,
+    ignore_predictor_mismatch: options.IgnorePredictorMismatch = False,
     lora_rank: LoraRank = None,
     seed: options.Seed = None,
     set_: Set = None,
@@ -161,6 +162,7 @@ def command(
             "rollouts": rollouts,
             "rollout_policy": policy,
             "rollout_predictor": None if predictor is None else str(predictor),
+            "ignore_predictor_mismatch": ignore_predictor_mismatch or None,
             "seed": seed,
             "lora": None if lora_rank is None else {"r": lora_rank, "alpha": 2 * lora_rank},
         }.items()

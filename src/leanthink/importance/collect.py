@@ -13,6 +13,7 @@ from leanthink.errors import UsageError
 from leanthink.eval.grading import as_graded, check_gold, is_solved
 from leanthink.eval.problems import Problem
 from leanthink.prompt import PLAIN, ChatOptions, encode_prompt
+from leanthink.request import Predictor
 from leanthink.sampling import Sampling
 from leanthink.subject import Ask, LoadedModel, Subject
 from leanthink.tags import ThinkTags, think_tags
@@ -55,6 +56,7 @@ def collect(
     policy: str = "full",
     budget: Budget | None = None,
     predictor: Any = None,
+    ignore_predictor_mismatch: bool = False,
     model_name: str | None = None,
     instruction: str = "",
     options: ChatOptions = PLAIN,
@@ -80,6 +82,7 @@ def collect(
         policy: name of the policy to generate under.
         budget: its budget; None for "full" only.
         predictor: its predictor or a path; None for the one shipped with the model.
+        ignore_predictor_mismatch: as of `leanthink.generate`.
         model_name: what the traces say of the model; None: the name it was loaded by.
         instruction: text put after each problem, such as "Put the final answer in \boxed{}."
         options: how problems become prompts.
@@ -100,7 +103,8 @@ def collect(
     if subject is not None and model_name is None:
         raise UsageError("subject is given without model_name: say what the traces are to call the model")
     if subject is None:
-        subject = LoadedModel(model, tokenizer, {policy: predictor})
+        given: dict[str | None, Predictor] = {policy: predictor}
+        subject = LoadedModel(model, tokenizer, given, ignore_predictor_mismatch=ignore_predictor_mismatch)
     tokenizer = subject.tokenizer
     tags = think_tags(tokenizer)
     jobs = _jobs(tokenizer, problems, samples, sampling, instruction, options)

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from leanthink.errors import UsageError, unknown
-from leanthink.importance.agreement import kendall_tau, top_overlap
+from leanthink.importance.compared import compare_with, read_compared
 from leanthink.importance.examples import Examples, gather, split_by_problem, usable
 from leanthink.importance.label_file import LabelFile
+from leanthink.importance.measure import counted, measure
 from leanthink.importance.predictor import HorizonHead, Predictor, made_ready, offsets_below, save_predictor
 from leanthink.importance.recipe import Recipe, goal, loss, rate
+from leanthink.importance.relatives import base_shape
 from leanthink.trace import Trace
 
-TOP_SHARES = (0.2, 0.3)
-MEASURED_SETS = 8  # of the index sets: ranking quality is the mean over so many of them
 MOST_WIDTH = 1024  # unless asked for: more makes larger files and no better ranking
 LEAST_REACHED = 0.01  # of the tokens: a horizon that fewer reach is learned worse than the one before it serves
 Progress = Callable[[str, int, int], None]
@@ -48,35 +48,36 @@ def fit(
     *,
     out_path: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    compare: str | os.PathLike[str] | None = None,
 ) -> Fitted:
     """Fit a predictor for `model`; with `out_path` also write it there.
 
     Needs one forward pass per trace, and memory for tokens x 2 x hidden size numbers in the model's dtype, twice:
     `tokens_per_trace` bounds it. It is the device's where half of what is free there holds them, else main memory.
     `progress(stage, done, total)` is called for the stages "read" and "fit".
+    `compare` is the file of another predictor, of this model or of a relative; `metrics["compared"]` then has both on
+    the same held-out traces, at the horizons that both have, and how far their top shares agree.
 
     Raises:
         UsageError: no usable trace, a horizon that was not labelled or that no trace reaches, too few problems to hold
-            any out.
-        PredictorMismatch: the labels belong to another model.
+            any out; or none is held out to measure `compare` on, or it has another target, granularity or transform,
+            or no horizon of the fresh one's.
+        PredictorMismatch: the labels belong to another model, or `compare` does not fit this one.
     """
     kept = usable(traces, labels, only_correct=recipe.only_correct, need_answer=recipe.target == "answer")
     columns, recipe = _columns(kept, labels, recipe)
+    other = None if compare is None else read_compared(compare, model, labels.fingerprint, recipe)
     fitted_to, held_out = split_by_problem(kept, share=recipe.val_share, seed=recipe.seed)
-    examples = gather(
-        model,
-        [*fitted_to, *held_out],
-        labels,
-        offsets=recipe.offsets or (0,),
-        tokens_per_trace=recipe.tokens_per_trace,
-        seed=recipe.seed,
-        by_set=recipe.granularity != "model",
-        progress=None if progress is None else lambda done, total: progress("read", done, total),
-    )
-    examples = [replace(example, labels_TY=example.labels_TY[:, columns]) for example in examples]
+    examples = _read(model, [*fitted_to, *held_out], labels, recipe, columns, progress)
     train, val = examples[: len(fitted_to)], examples[len(fitted_to) :]
     predictor, train_loss = _train(model, train, recipe, progress)
-    metrics = {"train_loss": train_loss, **_measure(predictor, val, recipe)}
+    metrics = {"train_loss": train_loss, **measure(predictor, val, recipe)}
+    if other is not None:
+        other_val = val
+        if other.predictor.offsets != predictor.offsets:  # it sees other tokens of each
+            as_other = replace(recipe, offsets=other.predictor.offsets)
+            other_val = _read(model, held_out, labels, as_other, columns, None)
+        metrics["compared"] = compare_with(other, other_val, predictor, val, recipe)
     data = {
         "model": kept[0].model,
         "traces": len(train),
@@ -88,7 +89,14 @@ def fit(
         "device": model.device.type,
     }
     if out_path is not None:
-        save_predictor(predictor, out_path, base_fingerprint=labels.fingerprint, data=data, metrics=metrics)
+        save_predictor(
+            predictor,
+            out_path,
+            base_fingerprint=labels.fingerprint,
+            base_shape=base_shape(model.config),
+            data=data,
+            metrics=metrics,
+        )
     predictor.thought_tokens = data["thought_tokens"]
     return Fitted(predictor=made_ready(predictor, model), data=data, metrics=metrics)
 
@@ -96,6 +104,28 @@ def fit(
 def _ranked_tokens(trace: Trace, labels: LabelFile) -> int:
     """How many of its tokens a policy ranks: the thought, or all where no tag ends it."""
     return trace.thought_tokens if labels.answer_from is None else len(trace.token_ids)
+
+
+def _read(
+    model: Any,
+    traces: Sequence[Trace],
+    labels: LabelFile,
+    recipe: Recipe,
+    columns: list[int],
+    progress: Progress | None,
+) -> list[Examples]:
+    """The examples of each trace, as the recipe's predictor sees them, with these columns of labels."""
+    examples = gather(
+        model,
+        traces,
+        labels,
+        offsets=recipe.offsets or (0,),
+        tokens_per_trace=recipe.tokens_per_trace,
+        seed=recipe.seed,
+        by_set=recipe.granularity != "model",
+        progress=None if progress is None else lambda done, total: progress("read", done, total),
+    )
+    return [replace(example, labels_TY=example.labels_TY[:, columns]) for example in examples]
 
 
 def _columns(traces: Sequence[Trace], labels: LabelFile, recipe: Recipe) -> tuple[list[int], Recipe]:
@@ -137,16 +167,6 @@ def _reached(traces: Sequence[Trace], horizon: int) -> int:
     return sum(min(trace.thought_tokens, max(0, len(trace.token_ids) - horizon)) for trace in traces)
 
 
-def _counts(examples: Sequence[Examples], recipe: Recipe) -> Tensor:
-    """Which labels count in the loss, bool [N, C]: of a horizon those of tokens with so many tokens after them.
-
-    A slot is ranked by a horizon only once it is that old, and then its thought did go on so long: a label of 0 for a
-    thought that ended sooner would teach how long thoughts are, and old slots that are still needed would be lost.
-    """
-    after_N1 = torch.cat([example.tokens_after_T for example in examples])[:, None]
-    return after_N1 >= torch.tensor(recipe.horizons or (0,))
-
-
 def _roomiest(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """The tensors on the device if they fill at most half of what is free there, else where they are."""
     size = sum(tensor.nbytes for tensor in tensors)
@@ -177,7 +197,7 @@ def _train(
         torch.cat([example.states_NF for example in examples]),
         _seen_NW(examples),
         torch.cat([example.labels_TY for example in examples]),
-        _counts(examples, recipe),
+        counted(examples, recipe),
     ]
     states_SF, seen_NW, labels_NY, counts_NC = _roomiest(held, model.device)
     num_sets = labels_NY.shape[1] // counts_NC.shape[1]
@@ -222,56 +242,3 @@ def _fresh(recipe: Recipe, hidden_size: int, num_sets: int, states_SF: Tensor) -
     if isinstance(predictor.head, HorizonHead):
         predictor.head.standardise(states_SF)
     return predictor
-
-
-@torch.no_grad()
-def _measure(predictor: Predictor, examples: Sequence[Examples], recipe: Recipe) -> dict[str, Any]:
-    """Loss and ranking quality on held-out traces: within each trace and index set, then the mean over all.
-
-    Each horizon is measured on the tokens that can be ranked by it: those with so many tokens after them.
-    """
-    if not examples:
-        return {"held_out_traces": 0}
-    least = dict(zip(map(str, recipe.horizons), recipe.horizons, strict=True)) if recipe.horizons else {"answer": 0}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in least}
-    losses = []
-    for example in examples:
-        scores_TC = _scores(predictor, example)
-        goal_TC = goal(example.labels_TY, recipe)
-        losses.append(float(loss(scores_TC, goal_TC, _counts([example], recipe), recipe.target)))
-        for channel, (name, tokens) in enumerate(least.items()):
-            reached_T = example.tokens_after_T >= tokens
-            for column in _some_of(range(channel, goal_TC.shape[1], len(least))):
-                ranking = _ranking(scores_TC[reached_T, column].tolist(), goal_TC[reached_T, column].tolist())
-                found[name] += [ranking] if ranking else []
-    return {
-        "held_out_traces": len(examples),
-        "held_out_tokens": sum(len(example.labels_TY) for example in examples),
-        "held_out_loss": fmean(losses),
-        "ranking": {name: _mean(rankings) for name, rankings in found.items()},
-    }
-
-
-def _some_of(columns: range) -> range:
-    """At most MEASURED_SETS of them, evenly spaced."""
-    return columns[:: -(-len(columns) // MEASURED_SETS)]
-
-
-def _scores(predictor: Predictor, example: Examples) -> Tensor:
-    device = next(predictor.parameters()).device
-    states_NF = example.states_NF.to(device)
-    return torch.cat([predictor(states_NF[part.to(device)]).cpu() for part in torch.split(example.seen_TW, 8192)])
-
-
-def _ranking(predicted: list[float], truth: list[float]) -> dict[str, float] | None:
-    """Tau and overlaps of one trace; None where all labels or all scores are equal and rank nothing."""
-    tau = kendall_tau(predicted, truth)
-    if tau is None:
-        return None
-    return {"kendall_tau": tau} | {f"top_{share:.0%}": top_overlap(predicted, truth, share) for share in TOP_SHARES}
-
-
-def _mean(rankings: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each number over the traces, and how many traces that was."""
-    names = rankings[0] if rankings else {}
-    return {name: fmean(ranking[name] for ranking in rankings) for name in names} | {"traces": len(rankings)}

@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from leanthink.errors import DamagedFile, PredictorMismatch, UsageError, unknown
+from leanthink.errors import DamagedFile, UsageError, unknown
 from leanthink.importance.fingerprint import fingerprint
+from leanthink.importance.relatives import check_borrowing
 from leanthink.policies.policy import GRANULARITIES, Granularity
 from leanthink.tiny import predictors_path
 
@@ -27,6 +28,7 @@ VERSION = "2"
 TARGETS = ("answer", "horizon")
 Target = Literal["answer", "horizon"]
 OFFSETS = (0, 1, 2, 4, 8, 12)
+OLDER = {"granularity": "model", "num_sets": "1", "width": "null", "base_shape": "{}"}  # what files may leave out
 
 
 class AnswerHead(nn.Sequential):
@@ -94,6 +96,7 @@ class Predictor(nn.Module):
         offsets: which tokens it sees of each: 0 the token itself, o the one written o tokens later. A token can be
             scored once the last of them is written, which is always before the first horizon.
         thought_tokens: mean thought of the traces that it was fitted to; None where its file does not say.
+        borrowed_from: fingerprint of the model that it was fitted to, where it was loaded for another; else None.
 
     Raises:
         UsageError: an unknown target, horizons or following tokens given to `answer`, no horizons given to `horizon`,
@@ -101,6 +104,7 @@ class Predictor(nn.Module):
     """
 
     thought_tokens: float | None = None
+    borrowed_from: str | None = None
 
     def __init__(
         self,
@@ -155,8 +159,12 @@ def save_predictor(
     base_fingerprint: str,
     data: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    base_shape: Mapping[str, int] | None = None,
 ) -> None:
-    """Write the sidecar: bfloat16 weights, and as metadata what they were fitted on, to and with what result."""
+    """Write the sidecar: bfloat16 weights, and as metadata what they were fitted on, to and with what result.
+
+    `base_shape` is that of `leanthink.importance.relatives`, of the model that it was fitted to; None: not known.
+    """
     path = Path(path)
     metadata = {
         "leanthink": "predictor",
@@ -169,6 +177,7 @@ def save_predictor(
         "width": json.dumps(predictor.width),
         "hidden_size": str(predictor.hidden_size),
         "fingerprint": base_fingerprint,
+        "base_shape": json.dumps(dict(base_shape or {})),
         "data": json.dumps(data, allow_nan=False),
         "metrics": json.dumps(metrics, allow_nan=False),
     }
@@ -185,6 +194,8 @@ def save_predictor(
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a sidecar says about itself: version, target, horizons, offsets, hidden_size, fingerprint, data, metrics.
 
+    Also granularity, num_sets, width, and base_shape, which is empty in older files.
+
     Raises:
         UsageError: no such file, a safetensors file that is no predictor, or another version.
         DamagedFile: truncated, or no safetensors file at all.
@@ -192,22 +203,29 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _read(Path(path))[0]
 
 
-def load_predictor(path: str | os.PathLike[str], model: Any) -> Predictor:
+def load_predictor(path: str | os.PathLike[str], model: Any, *, ignore_predictor_mismatch: bool = False) -> Predictor:
     """The predictor of a file, ready for this model: on its device, in its dtype on a GPU and in float32 on a CPU.
+
+    With `ignore_predictor_mismatch` also one that was fitted to a relative of it: the same model in another precision,
+    quantized, or lightly trained on. Whether it is one the caller must know; `borrowed_from` of the result then tells
+    whose it is.
 
     Raises:
         UsageError: no such file, a safetensors file that is no predictor, or another version.
         DamagedFile: truncated, no safetensors file at all, or weights that do not fit its own metadata.
-        PredictorMismatch: fitted for another model.
+        PredictorMismatch: fitted for another model, or, where that is to be ignored, for one of another hidden size or
+            vocabulary, or with other layers or kv heads than the index sets that it ranks.
     """
-    return made_ready(predictor_of(path, fingerprint(model), model.config.hidden_size), model)
+    ours = fingerprint(model)
+    found = predictor_of(path, ours, model.config, ignore_predictor_mismatch=ignore_predictor_mismatch)
+    return made_ready(found, model)
 
 
 def load_shipped(policy: str, model: Any) -> Predictor | None:
     """The predictor that is shipped for this policy and this model, ready; None where there is none."""
     ours = fingerprint(model)
     path = shipped_predictor(policy, ours)
-    return None if path is None else made_ready(predictor_of(path, ours, model.config.hidden_size), model)
+    return None if path is None else made_ready(predictor_of(path, ours, model.config), model)
 
 
 def shipped_predictor(policy: str, ours: str) -> Path | None:
@@ -216,16 +234,18 @@ def shipped_predictor(policy: str, ours: str) -> Path | None:
     return path if path.is_file() and read_metadata(path)["fingerprint"] == ours else None
 
 
-def predictor_of(path: str | os.PathLike[str], ours: str, hidden_size: int) -> Predictor:
-    """The predictor of a file as it was fitted, for the model with this fingerprint; errors as of `load_predictor`."""
+def predictor_of(
+    path: str | os.PathLike[str], ours: str, config: Any, *, ignore_predictor_mismatch: bool = False
+) -> Predictor:
+    """The predictor of a file as it was fitted, for the model with this fingerprint and config.
+
+    Errors are those of `load_predictor`.
+    """
     path = Path(path)
     metadata, weights = _read(path)
-    if metadata["fingerprint"] != ours:
-        raise PredictorMismatch(
-            f"{path} was fitted for a model with hidden size {metadata['hidden_size']} and fingerprint "
-            f"{metadata['fingerprint'][:12]}, this model has {hidden_size} and {ours[:12]}: "
-            "load the model it was fitted for, or fit one for this model with `leanthink fit`"
-        )
+    is_borrowed = metadata["fingerprint"] != ours
+    if is_borrowed:
+        check_borrowing(path, metadata, ours, config, ignored=ignore_predictor_mismatch)
     try:
         predictor = Predictor(
             target=metadata["target"],
@@ -240,6 +260,7 @@ def predictor_of(path: str | os.PathLike[str], ours: str, hidden_size: int) -> P
     except (RuntimeError, UsageError) as error:
         raise DamagedFile(f"{path}: the weights do not fit its own metadata ({error})") from None
     predictor.thought_tokens = mean_thought(metadata["data"])
+    predictor.borrowed_from = metadata["fingerprint"] if is_borrowed else None
     return predictor
 
 
@@ -271,11 +292,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if metadata.get("version") != VERSION:
         raise UsageError(f"{path} has version {metadata.get('version')}, this LeanThink reads {VERSION}: fit it again")
     try:
-        metadata = {"granularity": "model", "num_sets": "1", "width": "null"} | metadata  # as files without them are
-        names = ("horizons", "offsets", "num_sets", "width", "hidden_size", "data", "metrics")
+        metadata = OLDER | metadata
+        names = ("horizons", "offsets", "num_sets", "width", "hidden_size", "base_shape", "data", "metrics")
         decoded = {name: json.loads(metadata[name]) for name in names}
         if metadata["target"] not in TARGETS or not isinstance(metadata["fingerprint"], str):
             raise ValueError(f"target {metadata['target']!r}")
+        shape = decoded["base_shape"]
+        if not isinstance(shape, dict) or (shape and set(shape) != {"layers", "kv_heads", "vocab_size"}):
+            raise ValueError(f"base_shape {shape!r}")
     except (KeyError, ValueError) as error:
         raise DamagedFile(f"{path}: its metadata cannot be read ({error!r}): fit it again") from None
     return metadata | decoded, weights

@@ -45,6 +45,7 @@ class Source:
         dtype: name of a torch dtype, or auto; None: the default of `leanthink.load`.
         predictors: as for `LoadedModel`.
         think_tags: what sets thoughts apart; None: the tags of the model.
+        ignore_predictor_mismatch: as for `LoadedModel`.
 
     Raises:
         UsageError: a device with a number, which is for Ray to choose.
@@ -55,6 +56,7 @@ class Source:
     dtype: str | None
     predictors: Mapping[str | None, Predictor]
     think_tags: tuple[str, str] | None = None
+    ignore_predictor_mismatch: bool = False
 
     def __post_init__(self) -> None:
         if self.device not in (None, "cpu", "cuda"):
@@ -146,7 +148,9 @@ class Worker:
         model, tokenizer = load(source.model, source.device, as_dtype(source.dtype))
         if source.think_tags is not None:
             set_think_tags(tokenizer, *source.think_tags)
-        self._model = LoadedModel(model, tokenizer, source.predictors)
+        self._model = LoadedModel(
+            model, tokenizer, source.predictors, ignore_predictor_mismatch=source.ignore_predictor_mismatch
+        )
         yield f"process {os.getpid()} on {ray.util.get_node_ip_address()}", self._model.about, tokenizer
 
     def work(self, method: str, batch: Mapping[int, Any], options: Mapping[str, Any]) -> Iterator[tuple[int, Any]]:

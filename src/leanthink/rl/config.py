@@ -53,6 +53,7 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         rollout_policy: of the engine; "full" keeps everything.
         rollout_budget: of that policy: slots, window, interval, answer.
         rollout_predictor: file of the predictor for the policies dynts and horizon; None: the one shipped.
+        ignore_predictor_mismatch: let that file be one of another model, of which the starting one is a relative.
         rollout_ratio_cap: with a budget, the largest weight of a token: how much likelier the whole cache makes it than
             the bounded one that it was sampled under. TRL has 3.0 for the same purpose with vLLM.
         rollout_rows: most responses that the engine generates at a time on one device.
@@ -85,6 +86,7 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     rollout_policy: str = "full"
     rollout_budget: dict[str, int] | None = None
     rollout_predictor: str | None = None
+    ignore_predictor_mismatch: bool = False
     rollout_ratio_cap: float = 3.0
     rollout_rows: int = 64
 
@@ -185,6 +187,8 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             if "slots" not in self.rollout_budget:
                 raise UsageError("rollout_budget has no slots: say how many thought slots stay, such as {slots: 512}")
             Budget(**self.rollout_budget)
+        if self.ignore_predictor_mismatch and self.rollout_predictor is None:
+            raise UsageError("ignore_predictor_mismatch is of rollout_predictor: give its file, or leave it out")
         if self.rollouts != "engine" and self.rollout_policy != "full":
             raise UsageError(f"rollout_policy={self.rollout_policy!r} needs rollouts='engine', not {self.rollouts!r}")
         if self.rollouts == "engine" and (self.repetition_penalty != 1 or self.generation_kwargs):

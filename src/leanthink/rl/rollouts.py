@@ -39,6 +39,7 @@ class EngineRollouts:
         budget: how many of them stay; None for "full" only.
         predictor: for the policies dynts and horizon; None: the one shipped. It stays as it is while the model learns.
         rows: most responses at a time.
+        ignore_predictor_mismatch: as of `leanthink.generate`.
 
     Raises:
         UnsupportedModel: the bounded cache cannot serve this model.
@@ -53,9 +54,12 @@ class EngineRollouts:
         budget: Budget | None = None,
         predictor: Predictor = None,
         rows: int = 64,
+        ignore_predictor_mismatch: bool = False,
     ) -> None:
         check_model(model)
-        self._policy = resolve_policies(model, None, [policy], predictor)[0]
+        (self._policy,) = resolve_policies(
+            model, None, [policy], predictor, ignore_predictor_mismatch=ignore_predictor_mismatch
+        )
         self._budget, self._rows = budget, rows
         self._copy: PolicyCopy | None = None
         self._engine: Engine | None = None

@@ -131,6 +131,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
                 budget=args.budget,
                 predictor=args.rollout_predictor,
                 rows=args.rollout_rows,
+                ignore_predictor_mismatch=args.ignore_predictor_mismatch,
             )
         super().__init__(
             model=model,

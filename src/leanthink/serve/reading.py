@@ -55,11 +55,12 @@ class Reader:
         if settings.chat.given:
             encode_prompt(self.tokenizer, 0, "Hello", settings.chat)  # refuses now what would refuse every request
         maker = PolicyMaker(model, self.tokenizer)
+        how = {"ignore_predictor_mismatch": settings.ignore_predictor_mismatch}
         # Of requests that name none.
-        self.policy = settings.policy or maker.make(None, settings.predictor).name
+        self.policy = settings.policy or maker.make(None, settings.predictor, **how).name
         for name, kind in POLICIES.items():
             try:
-                self.policies[name] = maker.make(name, settings.predictor if kind.target is not None else None)
+                self.policies[name] = maker.make(name, settings.predictor if kind.target is not None else None, **how)
             except (UsageError, PredictorMismatch) as error:
                 if name == self.policy:
                     raise

@@ -30,6 +30,7 @@ class Settings:
         policy: of requests that name none; None: the default for the model, as in `leanthink.generate`.
         budget: of requests that name none, and where those that give a part of it get the rest; None with "full" only.
         predictor: file for the policies that rank by one; None for the one shipped with the model.
+        ignore_predictor_mismatch: let that file be one of another model, of which the served one is a relative.
         max_budget: largest budget that a request may ask for, in slots.
         max_slots: most slots that one choice may reserve (prompt + budget + interval + answer); None: all. On a CPU
             every choice reserves as many as are given here, which is faster.
@@ -63,6 +64,7 @@ class Settings:
     policy: str | None = None
     budget: Budget | None = USUAL_BUDGET
     predictor: Path | None = None
+    ignore_predictor_mismatch: bool = False
     max_budget: int = 8192
     max_slots: int | None = None
     generation_config: str = "auto"

@@ -53,7 +53,8 @@ def bounded(stock: Any) -> Any:
         def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
             samples: dict[str, Tensor] = {}
             loaded: set[str] = super().load_weights(_sampled(weights, samples))
-            self.leanthink.make_policies(self, _fingerprint(self.config, samples))
+            ignored = self.leanthink.settings.ignore_predictor_mismatch
+            self.leanthink.make_policies(self, _fingerprint(self.config, samples, ignored=ignored))
             return loaded
 
         def forward(
@@ -113,16 +114,19 @@ def _sampled(weights: Iterable[tuple[str, Tensor]], samples: dict[str, Tensor]) 
         yield name, weight
 
 
-def _fingerprint(config: Any, samples: dict[str, Tensor]) -> str:
-    """That of the model as transformers would load it."""
+def _fingerprint(config: Any, samples: dict[str, Tensor], *, ignored: bool) -> str:
+    """That of the model as transformers would load it; "unknown" where it cannot be told and a mismatch is ignored."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         names = weights_of(AutoModelForCausalLM.from_config(config))
     missing = [name for name in names if name not in samples]
+    if missing and ignored:
+        return "unknown"
     if missing:
         raise UsageError(
             f"the checkpoint has no weight {missing[0]!r} ({len(missing)} are missing), so that the model cannot be "
-            "told from others: give a checkpoint that is not quantised, with weights as transformers names them"
+            "told from others: give a checkpoint that is not quantised, with weights as transformers names them, or "
+            'predictors and "ignore_predictor_mismatch": true'
         )
     return fingerprint_of(config, [samples[name] for name in names])

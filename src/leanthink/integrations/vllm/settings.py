@@ -39,6 +39,7 @@ class Settings:
         budget: of requests that give none, and where those that give a part of it get the rest; None: they keep all.
         max_thought_slots: most slots that a request may ask for, budget and interval together.
         predictors: files, by policy; a policy that needs one and is not here takes the one shipped with the model.
+        ignore_predictor_mismatch: let those files be ones of another model, of which the served one is a relative.
 
     Raises:
         UsageError: a value is out of range, or a policy cannot be served here.
@@ -49,8 +50,11 @@ class Settings:
     budget: Budget | None = None
     max_thought_slots: int = 8192
     predictors: Mapping[str, str] = field(default_factory=dict)
+    ignore_predictor_mismatch: bool = False
 
     def __post_init__(self) -> None:
+        if self.ignore_predictor_mismatch and not self.predictors:
+            raise UsageError("ignore_predictor_mismatch is of predictors: give their files, or leave it out")
         for name in (*self.offered, *self.predictors):
             check_policy(name)
         if self.policy not in self.offered:

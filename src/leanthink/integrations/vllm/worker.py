@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from leanthink.errors import UnsupportedModel, UsageError
+from leanthink.errors import LeanThinkWarning, UnsupportedModel, UsageError
 from leanthink.importance.predictor import made_ready, predictor_of, shipped_predictor
+from leanthink.importance.relatives import borrowed_note
 from leanthink.integrations.vllm.row import Row
 from leanthink.integrations.vllm.settings import asked_of, settings_here
 from leanthink.integrations.vllm.thought import Watch, tokenizer_of
@@ -58,7 +60,10 @@ class Worker:
                 continue
             given = self.settings.predictors.get(name) or shipped_predictor(name, fingerprint)
             path = given or predictors_path() / f"{name}.safetensors"  # which says that it is of another model
-            predictor = predictor_of(path, fingerprint, model.config.hidden_size)
+            ignored = self.settings.ignore_predictor_mismatch and name in self.settings.predictors
+            predictor = predictor_of(path, fingerprint, model.config, ignore_predictor_mismatch=ignored)
+            if predictor.borrowed_from is not None:
+                warnings.warn(borrowed_note(path, predictor.borrowed_from), LeanThinkWarning, stacklevel=2)
             if predictor.num_sets > 1:
                 raise UsageError(
                     f"{path} ranks a set for each {predictor.granularity}, and vLLM's cache holds one for all: "
