@@ -40,7 +40,9 @@ def prompt_ids(chosen: ChatOptions = OPTIONS) -> tuple[int, ...]:
 def test_generate_writes_what_it_was_told_to_ask(chatty: Path, inside: Any, tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     plain = ["generate", PROBLEM, "--model", chatty, "--policy", "full", "--max-new-tokens", 3, "--overwrite"]
-    assert inside(*plain, *WORDS, "--trace", trace).code == 0
+    told = inside(*plain, *WORDS, "--trace", trace)
+    assert told.code == 0
+    assert f"({len(prompt_ids())} prompt + " in told.err
     assert read_traces(trace)[0].prompt_ids == prompt_ids()
     assert inside(*plain, "--trace", trace).code == 0
     assert read_traces(trace)[0].prompt_ids == prompt_ids(ChatOptions())

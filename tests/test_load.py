@@ -184,6 +184,7 @@ def test_tags_are_single_tokens_or_nothing() -> None:
 
 def test_what_ends_a_text_is_what_the_model_and_the_tokenizer_say_together() -> None:
     model, tokenizer = make_model(), make_tokenizer()
+    model.config.eos_token_id = None
     model.generation_config.eos_token_id = [3, END, 4]
     assert end_ids(model, tokenizer) == (3, END, 4)
     model.generation_config.eos_token_id = 5  # a base model's, whose fine-tuned tokenizer has another

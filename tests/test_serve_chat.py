@@ -60,6 +60,11 @@ def test_what_is_no_switch_is_refused_by_name() -> None:
         ChatBody(**CHAT, chat_template_kwargs=[1])
 
 
+def test_a_seed_of_minus_1_is_drawn_like_one_that_is_left_out() -> None:
+    reader = make_reader()
+    assert len({read(reader, seed=seed).sampling.seed for seed in (-1, -1, None, None)}) == 4
+
+
 def test_no_effort_is_a_thought_that_the_template_leaves_out() -> None:
     off = ids_of("hello", chat_template_kwargs={"enable_thinking": False})
     for server in (make_reader(), make_reader(chat_template_kwargs={"enable_thinking": True})):

@@ -255,6 +255,7 @@ def test_graders_see_the_usual_tags() -> None:
 def test_a_text_ends_where_the_model_or_the_tokenizer_says(of_model: str | None, of_tokenizer: str) -> None:
     tokenizer, model = make_tokenizer("<think>", "</think>"), make_model()
     model.generation_config.eos_token_id = of_model and tokenizer.convert_tokens_to_ids(of_model)
+    model.config.eos_token_id = model.generation_config.eos_token_id
     tokenizer.eos_token = of_tokenizer
     play(model, tokenizer("hm</think>yes<|end|>and on").input_ids)
     (done,) = generate(model, tokenizer, "Say: ", policy="full", sampling=Sampling(max_new_tokens=50))
