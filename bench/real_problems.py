@@ -1,13 +1,15 @@
 """Writes the problem files of bench/real/README.md: `python bench/real_problems.py --out problems`.
 
-fit-gsm8k.jsonl    what predictors are fitted to: problems 1 to 6300 of GSM8K's training set
-fit-math-500.jsonl and problems 1 to 250 of MATH-500
+fit-gsm8k.jsonl    what predictors are fitted to: problems 1 to 7000 of GSM8K's training set,
+fit-gaokao.jsonl   1 to 235 of Gaokao 2023 in English,
+fit-olympiad.jsonl 1 to 674 of OlympiadBench,
+fit-minerva.jsonl  and Minerva's 272
 gsm8k.jsonl        what is measured on: problems 1 to 600 of GSM8K's test set
-math-500.jsonl     and problems 251 to 500 of MATH-500
-long.jsonl         the problems of gsm8k.jsonl, to be asked for eight attempts in one answer
+math-500.jsonl     and all of MATH-500
+long.jsonl         problems 1 to 240 of GSM8K's test set, to be asked for eight attempts in one answer
 
-The data come from the Hugging Face hub, or with --data from a folder with gsm8k_train.jsonl, gsm8k_test.jsonl and
-math500.jsonl (id, problem, answer). Ids are set and row, from 1, whatever the source calls them.
+The data come from the Hugging Face hub, or with --data from a folder with the files of FILES (id, problem, answer).
+Ids are set and row, from 1, whatever the source calls them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,14 @@ from leanthink.errors import UsageError
 from leanthink.eval.benchmarks import public
 from leanthink.eval.problems import Problem, read_problems
 
-FILES = {"gsm8k-train": "gsm8k_train.jsonl", "gsm8k": "gsm8k_test.jsonl", "math-500": "math500.jsonl"}
+FILES = {
+    "gsm8k-train": "gsm8k_train.jsonl",
+    "gaokao-2023-en": "gaokao2023en.jsonl",
+    "olympiadbench": "olympiadbench.jsonl",
+    "minerva": "minerva_math.jsonl",
+    "gsm8k": "gsm8k_test.jsonl",
+    "math-500": "math500.jsonl",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +52,15 @@ class Part:
 
 
 FITTED = {
-    "fit-gsm8k": Part(source="gsm8k-train", first=1, last=6300),
-    "fit-math-500": Part(source="math-500", first=1, last=250),
+    "fit-gsm8k": Part(source="gsm8k-train", first=1, last=7000),
+    "fit-gaokao": Part(source="gaokao-2023-en", first=1, last=235),
+    "fit-olympiad": Part(source="olympiadbench", first=1, last=674),
+    "fit-minerva": Part(source="minerva", first=1, last=272),
 }
 MEASURED = {
     "gsm8k": Part(source="gsm8k", first=1, last=600),
-    "math-500": Part(source="math-500", first=251, last=500),
-    "long": Part(source="gsm8k", first=1, last=600),
+    "math-500": Part(source="math-500", first=1, last=500),
+    "long": Part(source="gsm8k", first=1, last=240),
 }
 
 

@@ -54,9 +54,8 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, ca
         if words != ["demo"]:
             assert cli.run(words) == 0, capfd.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {
-        "traces.jsonl",
-        "labels.safetensors",
         "predictor.safetensors",
+        "predictor.safetensors.work",
         "run.jsonl",
     }
 
