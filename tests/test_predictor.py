@@ -69,7 +69,7 @@ def test_the_horizon_predictor_reads_every_token_it_is_shown_and_both_halves_of_
 def test_states_that_follow_are_summarised_in_one_product() -> None:
     """Not token by token, which is many times as slow and gives the same numbers."""
     predictor = Predictor(target="horizon", hidden_size=64, horizons=(32,), offsets=(0, 1, 5)).requires_grad_(False)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         predictor(torch.randn(40, 3, 128))
     names = [event.key for event in profile.key_averages()]
     assert "aten::addmm" in names
