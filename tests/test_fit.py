@@ -296,6 +296,8 @@ def test_a_fit_for_index_sets_learns_each_of_them_and_is_read_back(
     fitted = fit(model, TRACES, labels, long, out_path=out)
     assert fitted.metrics["train_loss"] < fit(model, TRACES, labels, short).metrics["train_loss"]
     assert fitted.predictor.num_sets == sets
+    for ranking in fitted.metrics["ranking"].values():
+        assert ranking["traces"] == fitted.metrics["held_out_traces"], "not times the sets"
     loaded = load_predictor(out, model)
     states_NWF = torch.randn(3, len(loaded.offsets), 2 * model.config.hidden_size)
     assert loaded(states_NWF).shape == (3, sets * len(loaded.horizons))

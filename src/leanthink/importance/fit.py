@@ -61,8 +61,8 @@ def fit(
 
     Raises:
         UsageError: no usable trace, a horizon that was not labelled or that no trace to fit to reaches, too few
-            problems to hold any out, a fit that diverges; or none is held out to measure `compare` on, or it has another target, granularity or transform,
-            or no horizon of the fresh one's.
+            problems to hold any out, a fit that diverges; or none is held out to measure `compare` on, or it has
+            another target, granularity or transform, or no horizon of the fresh one's.
         PredictorMismatch: the labels belong to another model, or `compare` does not fit this one.
     """
     kept = usable(traces, labels, only_correct=recipe.only_correct, need_answer=recipe.target == "answer")
