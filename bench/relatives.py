@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanthink.errors import LeanThinkError
 from leanthink.load import as_dtype, load
 
 LARGEST = 127  # of eight bits with a sign, the same to either side
@@ -32,7 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out")
     parser.add_argument("--dtype", default="bfloat16", help="of the saved weights")
     options = parser.parse_args(arguments)
-    model, tokenizer = load(options.model, device="cpu", dtype=as_dtype(options.dtype))
+    try:
+        model, tokenizer = load(options.model, device="cpu", dtype=as_dtype(options.dtype))
+    except LeanThinkError as error:
+        parser.error(str(error))
     if getattr(model, "quantization_method", None) == "gguf":
         model.hf_quantizer.remove_quantization_config(model)  # its weights are whole, and it would refuse to be saved
     print(f"{round_weights(model)} weights rounded")

@@ -215,6 +215,23 @@ def test_horizons_that_hardly_any_token_reaches_are_left_out_unless_they_are_ask
         fitting._columns(rare, labels, Recipe(horizons=(4, 20)))
 
 
+def test_a_horizon_that_held_out_traces_alone_reach_is_not_fitted(model: Any, tmp_path: Path) -> None:
+    names = [trace("a"), trace("b")]
+    (_, (apart,)) = split_by_problem(names, share=0.5, seed=0)
+    traces = [trace(one.id, thought=20, answer=15 if one == apart else 0) for one in names]
+    label_traces(model, traces, tmp_path / "l", horizons=(2, 25), granularity="model")
+    labels = read_labels(tmp_path / "l")
+    assert fit(model, traces, labels, Recipe(val_share=0.5, steps=1, batch=8)).predictor.horizons == (2,)
+    with pytest.raises(UsageError, match="horizon 25: no thought token of the 1 traces to fit to"):
+        fit(model, traces, labels, Recipe(val_share=0.5, horizons=(2, 25)))
+
+
+def test_a_fit_that_diverges_is_told_and_nothing_is_written(model: Any, labels: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"loss is nan after 5 steps: give a lower lr than 1e\+30"):
+        fit(model, TRACES, labels, Recipe(lr=1e30, steps=5, batch=8), out_path=tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
 def test_without_held_out_traces_only_the_training_loss_is_reported(model: Any, labels: Any) -> None:
     metrics = fit(model, TRACES[:1], labels, Recipe(steps=2, batch=8, val_share=0, tokens_per_trace=4)).metrics
     assert metrics.keys() == {"train_loss", "held_out_traces"}
@@ -279,6 +296,8 @@ def test_a_fit_for_index_sets_learns_each_of_them_and_is_read_back(
     fitted = fit(model, TRACES, labels, long, out_path=out)
     assert fitted.metrics["train_loss"] < fit(model, TRACES, labels, short).metrics["train_loss"]
     assert fitted.predictor.num_sets == sets
+    for ranking in fitted.metrics["ranking"].values():
+        assert ranking["traces"] == fitted.metrics["held_out_traces"], "not times the sets"
     loaded = load_predictor(out, model)
     states_NWF = torch.randn(3, len(loaded.offsets), 2 * model.config.hidden_size)
     assert loaded(states_NWF).shape == (3, sets * len(loaded.horizons))

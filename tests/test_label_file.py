@@ -200,6 +200,19 @@ def test_a_file_without_any_trace_to_label_is_empty_and_can_be_gone_on_with(mode
     assert label_traces(model, [trace("a")], path, horizons=HORIZONS).labelled == 1
 
 
+def test_a_file_to_be_overwritten_stays_until_there_is_something_else(model: Any, tmp_path: Path) -> None:
+    path = tmp_path / "l.safetensors"
+    label_traces(model, [trace("a")], path, horizons=HORIZONS)
+    before = path.read_bytes()
+    foreign = trace("b", token_ids=(10**6,) * 25)
+    with pytest.raises(UsageError, match="the model's vocabulary has"):
+        label_traces(model, [foreign], path, horizons=HORIZONS, overwrite=True)
+    assert path.read_bytes() == before
+    with pytest.raises(UsageError, match="the model's vocabulary has"):
+        label_traces(model, [foreign], tmp_path / "new", horizons=HORIZONS)
+    assert not (tmp_path / "new").exists(), "nothing to be refused by the next attempt"
+
+
 def test_long_traces_get_a_longer_horizon() -> None:
     short, long = trace("s"), trace("l", thought=4090, answer=10)
     assert default_horizons([]) == default_horizons([short]) == (16, 32, 64, 128, 256, 512, 1024)

@@ -217,6 +217,48 @@ def test_overwrite_begins_anew_and_what_it_left_can_be_gone_on_with(
     assert len({one.key for one in traces}) == len(traces) == 4
 
 
+def test_old_traces_are_not_taken_for_those_of_an_overwrite_that_was_stopped_before_its_first(
+    folder: Path, inside: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "p.safetensors"
+    words = ["predictor", "--model", folder, *SMALL, "--out", out, "--json"]
+    assert inside(*words).code == 0
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(import_module("leanthink.importance.make_predictor"), "collect", stopped)
+        assert inside(*words, "--max-new-tokens", 40, "--overwrite").code == 130
+    assert out.exists(), "the predictor stays until there is another"
+    assert inside(*words, "--max-new-tokens", 40, "--resume").code == 0
+    traces = read_traces(tmp_path / "p.safetensors.work" / "traces.jsonl")
+    assert {len(one.token_ids) for one in traces} == {40}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (["--think-tags", "[A]", "[/A]"], ["think_tags ['<think>', '</think>'], asked for is ['[A]', '[/A]']"]),
+        (["--dtype", "bfloat16"], ["dtype 'float32', asked for is 'bfloat16'"]),
+    ],
+)
+def test_what_model_and_tokenizer_add_to_the_settings_is_not_mixed(
+    changed: list[str], words: list[str], folder: Path, inside: Any, watched: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "p.safetensors"
+    asked = ["predictor", "--model", folder, *SMALL, "--out", out, "--json"]
+    watched.stop = ("traces", 2)
+    assert inside(*asked).code == 130
+    watched.stop = None
+    before = (tmp_path / "p.safetensors.work" / "traces.jsonl").read_bytes()
+    mixed = inside(*asked, "--resume", *changed)
+    assert mixed.code == 2
+    assert all(word in mixed.err.splitlines()[-1] for word in ["traces.jsonl was made with", *words])
+    assert (tmp_path / "p.safetensors.work" / "traces.jsonl").read_bytes() == before
+    assert inside(*asked, "--resume", "--granularity", "head").code == 0, "the default, spelt out"
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

@@ -336,6 +336,7 @@ def test_a_borrowed_predictor_is_measured_beside_a_fresh_one_on_the_same_held_ou
         for key in ("kendall_tau", "top_30%"):
             assert compared[name]["ranking"]["8"][key] == pytest.approx(wanted[key], abs=1e-6)
     assert 0 <= compared["agreement"]["8"]["top_20%"] < 1
+    assert compared["agreement"]["8"]["traces"] == fitted.metrics["held_out_traces"]
 
 
 def test_a_predictor_compared_with_itself_is_as_good_and_agrees(base_of_traces: Any, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leanthink.cli import options
-from leanthink.cli.collect import MaxRows, Tasks
+from leanthink.cli.collect import MaxRows, Tasks, check_samples
 from leanthink.cli.evaluate_plan import (
     Slots,
     Sources,
@@ -128,8 +128,7 @@ def command(
     slots = make_slots(policies or "full,horizon", budgets, ratios, window=window, interval=interval, answer=answer)
     if samples < 1 or max_rows < 1:
         raise UsageError(f"--samples {samples}, --max-rows {max_rows}: must be 1 or more")
-    if samples > 1 and not temperature:
-        raise UsageError(f"--samples {samples} at temperature 0 would be {samples} times the same: give --temperature")
+    check_samples(samples, temperature)
     files = predictor_files(predictor or [], slots.policies)
     options.check_borrowing(ignore_predictor_mismatch, files)
     sampling = options.make_sampling(

@@ -127,7 +127,7 @@ def command(
     recipe = {
         "target": target,
         "horizons": None if horizons is None else whole_numbers("--horizons", horizons),
-        "granularity": granularity or ("head" if target in (None, "horizon") else None),
+        "granularity": granularity,
         "width": width,
         "steps": steps,
         "batch": batch,

@@ -96,11 +96,13 @@ def compare_with(
     at = replace(recipe, horizons=other.horizons)
     seen, other_seen = (_labelled_for(given, recipe, at) for given in (examples, other_examples))
     measured = {"fresh": measure(fresh, seen, at), "other": measure(other.predictor, other_seen, at)}
-    agreement: dict[str, list[dict[str, float]]] = {}
+    agreement: dict[str, list[list[dict[str, float]]]] = {name: [] for name in measured["fresh"]["ranking"]}
     for one, as_other in zip(seen, other_seen, strict=True):
+        for of_traces in agreement.values():
+            of_traces.append([])
         for name, first, second in ranked(one, at, scores(fresh, one, at), scores(other.predictor, as_other, at)):
             shares = {f"top_{share:.0%}": top_overlap(first, second, share) for share in TOP_SHARES if first}
-            agreement.setdefault(name, []).extend([shares] if shares else [])
+            agreement[name][-1] += [shares] if shares else []
     return {
         **other.about,
         **{name: {key: found[key] for key in ("held_out_loss", "ranking")} for name, found in measured.items()},

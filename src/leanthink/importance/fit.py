@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -59,15 +60,15 @@ def fit(
     the same held-out traces, at the horizons that both have, and how far their top shares agree.
 
     Raises:
-        UsageError: no usable trace, a horizon that was not labelled or that no trace reaches, too few problems to hold
-            any out; or none is held out to measure `compare` on, or it has another target, granularity or transform,
-            or no horizon of the fresh one's.
+        UsageError: no usable trace, a horizon that was not labelled or that no trace to fit to reaches, too few
+            problems to hold any out, a fit that diverges; or none is held out to measure `compare` on, or it has
+            another target, granularity or transform, or no horizon of the fresh one's.
         PredictorMismatch: the labels belong to another model, or `compare` does not fit this one.
     """
     kept = usable(traces, labels, only_correct=recipe.only_correct, need_answer=recipe.target == "answer")
-    columns, recipe = _columns(kept, labels, recipe)
-    other = None if compare is None else read_compared(compare, model, labels.fingerprint, recipe)
     fitted_to, held_out = split_by_problem(kept, share=recipe.val_share, seed=recipe.seed)
+    columns, recipe = _columns(fitted_to, labels, recipe)
+    other = None if compare is None else read_compared(compare, model, labels.fingerprint, recipe)
     examples = _read(model, [*fitted_to, *held_out], labels, recipe, columns, progress)
     train, val = examples[: len(fitted_to)], examples[len(fitted_to) :]
     predictor, train_loss = _train(model, train, recipe, progress)
@@ -142,8 +143,8 @@ def _columns(traces: Sequence[Trace], labels: LabelFile, recipe: Recipe) -> tupl
             raise unknown("horizon", horizon, labels.horizons)
         if not reached[horizon]:
             raise UsageError(
-                f"horizon {horizon}: no thought token of these traces has so many tokens after it; leave it out, or "
-                "collect longer traces"
+                f"horizon {horizon}: no thought token of the {len(traces)} traces to fit to has so many tokens after "
+                "it; leave it out, or collect longer traces"
             )
     if not horizons or list(horizons) != sorted(set(horizons)):
         raise UsageError(f"horizons must be ascending, at least one, got {list(horizons)}")
@@ -191,7 +192,7 @@ def _train(
 ) -> tuple[Predictor, float]:
     """Fit in float32 on the model's device, then round the weights to what the file will hold.
 
-    Returns the predictor and the mean loss of the last hundred steps.
+    Returns the predictor and the mean loss of the last hundred steps. Raises UsageError where that is not finite.
     """
     held = [
         torch.cat([example.states_NF for example in examples]),
@@ -221,7 +222,13 @@ def _train(
         recent = [*recent[-99:], step_loss.detach()]
         if progress is not None:
             progress("fit", step + 1, recipe.steps)
-    return predictor.to(torch.bfloat16).float(), float(torch.stack(recent).mean())
+    mean_loss = float(torch.stack(recent).mean())
+    if not isfinite(mean_loss):
+        raise UsageError(
+            f"the loss is {mean_loss} after {recipe.steps} steps: give a lower lr than {recipe.learning_rate:g}, or "
+            "load the model in another dtype if its states are not finite"
+        )
+    return predictor.to(torch.bfloat16).float(), mean_loss
 
 
 def _fresh(recipe: Recipe, hidden_size: int, num_sets: int, states_SF: Tensor) -> Predictor:

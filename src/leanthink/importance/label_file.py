@@ -187,9 +187,11 @@ def label_traces(
     left out and counted.
 
     Raises:
-        UsageError: the file holds other horizons, another `answer_from`, or labels of another trace of the same name; a
-            trace is of another model; or `answer_from` is given, and a trace has an answer of its own.
+        UsageError: the file holds other horizons, granularity or `answer_from`, or labels of another trace of the same
+            name; a trace is of another model; `answer_from` is given, and a trace has an answer of its own; or horizons
+            that do not ascend, an unknown granularity.
         PredictorMismatch: the file holds labels of another model.
+        DamagedFile: the file cannot be read.
     """
     from leanthink.importance.answer_start import check_answer_from, with_answers
     from leanthink.importance.labels import Thought, check_horizons, packed
@@ -214,7 +216,7 @@ def label_traces(
     todo = [trace for trace in thinking if not _is_done(growing, trace)]
     thoughts = [Thought.of(trace, closing_tokens=1 if answer_from is None else 0) for trace in todo]
     found = subject.label(thoughts, growing.horizons, granularity)
-    saved_at, saving = time.monotonic(), 0.0  # seconds
+    done, saved_at, saving = 0, time.monotonic(), 0.0  # traces, seconds
     try:
         for done, (index, labels) in enumerate(found, start=1):
             trace = todo[index]
@@ -230,7 +232,8 @@ def label_traces(
             if progress is not None:
                 progress(done, len(todo))
     finally:
-        growing.save()
+        if done or not todo:  # a file to be overwritten stays until there is something else
+            growing.save()
     return LabelCounts(
         labelled=len(todo),
         done_before=len(thinking) - len(todo),

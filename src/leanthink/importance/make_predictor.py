@@ -21,9 +21,11 @@ from leanthink.importance.labels import HORIZONS, check_horizons
 from leanthink.importance.predictor import load_predictor, read_metadata
 from leanthink.importance.recipe import Recipe
 from leanthink.importance.work_folder import WorkFolder
+from leanthink.policies.policy import Granularity
 from leanthink.prompt import PLAIN, ChatOptions
 from leanthink.sampling import Sampling
 from leanthink.subject import LoadedModel
+from leanthink.tags import think_tags
 from leanthink.trace import Trace, read_traces, trace_key
 
 Progress = Callable[[str, int, int], None]
@@ -79,7 +81,7 @@ class Plan:
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
         """What each stage's files depend on; problems and samples may be added to."""
-        recipe = asdict(self.recipe)
+        recipe = asdict(self.recipe) | {"granularity": self.granularity}
         return {
             "collect": {"model": self.model, "instruction": self.instruction}
             | asdict(self.options)
@@ -88,6 +90,11 @@ class Plan:
             | {"answer_from": self.answer_from},
             "fit": recipe,
         }
+
+    @property
+    def granularity(self) -> Granularity:
+        """Of the index sets that are labelled: that of the recipe, if it has one, else what measured best."""
+        return "model" if self.recipe.target == "answer" else self.recipe.granularity or "head"
 
     def own(self, traces: Iterable[Trace]) -> list[Trace]:
         """Those of the traces that this plan asks for, in its order: they were written in that of their ends."""
@@ -154,37 +161,45 @@ def make_predictor(
         PredictorMismatch: what is there was made with another model.
     """
     tell = progress or _silent
+    settings = _settings(plan, model, tokenizer)
     if resume:
-        folder.check(plan.settings)
-    if overwrite:
+        folder.check(settings)
+    elif overwrite:
         folder.clear()
-    traces = _collected(model, tokenizer, plan, folder, resume, overwrite, tell)
+    with folder.stage("collect", settings["collect"]):
+        traces = _collected(model, tokenizer, plan, folder, resume, overwrite, tell)
     check_lengths(traces, plan.recipe)
     labels = _labelled(model, tokenizer, traces, plan, folder, tell)
-    _fit(model, traces, labels, plan.recipe, folder, tell)
+    _fit(model, traces, labels, plan, folder, tell)
     return _made(traces, plan, folder)
+
+
+def _settings(plan: Plan, model: Any, tokenizer: Any) -> dict[str, dict[str, Any]]:
+    """What each stage's files depend on: those of the plan, and what model and tokenizer add to them."""
+    tags = think_tags(tokenizer)
+    loaded = {"dtype": str(model.dtype).removeprefix("torch."), "think_tags": [tags.open, tags.close]}
+    return plan.settings | {"collect": plan.settings["collect"] | loaded}
 
 
 def _collected(
     model: Any, tokenizer: Any, plan: Plan, folder: WorkFolder, resume: bool, overwrite: bool, tell: Progress
 ) -> list[Trace]:
     """The traces of the plan, those that lacked written now."""
-    with folder.stage("collect", plan.settings["collect"]):
-        collect(
-            model,
-            tokenizer,
-            plan.problems,
-            folder.traces,
-            samples=plan.samples,
-            sampling=plan.sampling,
-            model_name=plan.model,
-            instruction=plan.instruction,
-            options=plan.options,
-            max_rows=plan.max_rows or ROWS.get(model.device.type, ROWS["cuda"]),
-            resume=resume,
-            overwrite=overwrite,
-            progress=partial(tell, "collect"),
-        )
+    collect(
+        model,
+        tokenizer,
+        plan.problems,
+        folder.traces,
+        samples=plan.samples,
+        sampling=plan.sampling,
+        model_name=plan.model,
+        instruction=plan.instruction,
+        options=plan.options,
+        max_rows=plan.max_rows or ROWS.get(model.device.type, ROWS["cuda"]),
+        resume=resume,
+        overwrite=overwrite,
+        progress=partial(tell, "collect"),
+    )
     gc.collect()  # the engine with its cache, for what comes next needs that memory
     return plan.own(read_traces(folder.traces))
 
@@ -220,7 +235,7 @@ def _labelled(
             traces,
             folder.labels,
             horizons=horizons,
-            granularity="model" if plan.recipe.target == "answer" else plan.recipe.granularity or "head",
+            granularity=plan.granularity,
             answer_from=plan.answer_from,
             only_correct=plan.recipe.only_correct,
             progress=partial(tell, "label"),
@@ -229,14 +244,12 @@ def _labelled(
     return read_labels(folder.labels)
 
 
-def _fit(
-    model: Any, traces: list[Trace], labels: LabelFile, recipe: Recipe, folder: WorkFolder, tell: Progress
-) -> None:
+def _fit(model: Any, traces: list[Trace], labels: LabelFile, plan: Plan, folder: WorkFolder, tell: Progress) -> None:
     """Fit, unless that is done, and simulate evictions on the traces held out."""
-    told_by = _digest(traces)
+    recipe, told_by = plan.recipe, _digest(traces)
     if not (folder.out.exists() and folder.stages.get("fit", {}).get("traces") == told_by):
         folder.stages.pop("expect", None)
-        with folder.stage("fit", asdict(recipe), anew=True) as entry:
+        with folder.stage("fit", plan.settings["fit"], anew=True) as entry:
             fit(model, traces, labels, recipe, out_path=folder.out, progress=tell)
             entry["traces"] = told_by
     if "found" in folder.stages.get("expect", {}):

@@ -39,20 +39,22 @@ def measure(predictor: Predictor, examples: Sequence[Examples], recipe: Recipe) 
     """
     if not examples:
         return {"held_out_traces": 0}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in _channels(recipe)}
+    found: dict[str, list[list[dict[str, float]]]] = {name: [] for name in _channels(recipe)}
     losses = []
     for example in examples:
+        for of_traces in found.values():
+            of_traces.append([])
         scores_TY = scores(predictor, example, recipe)
         goal_TY = goal(example.labels_TY, recipe)
         losses.append(float(loss(scores_TY, goal_TY, counted([example], recipe), recipe.target)))
         for name, predicted, truth in ranked(example, recipe, scores_TY, goal_TY):
             ranking = _ranking(predicted, truth)
-            found[name] += [ranking] if ranking else []
+            found[name][-1] += [ranking] if ranking else []
     return {
         "held_out_traces": len(examples),
         "held_out_tokens": sum(len(example.labels_TY) for example in examples),
         "held_out_loss": fmean(losses),
-        "ranking": {name: mean_of(rankings) for name, rankings in found.items()},
+        "ranking": {name: mean_of(by_trace) for name, by_trace in found.items()},
     }
 
 
@@ -103,7 +105,9 @@ def _ranking(predicted: list[float], truth: list[float]) -> dict[str, float] | N
     return {"kendall_tau": tau} | {f"top_{share:.0%}": top_overlap(predicted, truth, share) for share in TOP_SHARES}
 
 
-def mean_of(rankings: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each number over the traces, and how many traces that was."""
+def mean_of(by_trace: Sequence[Sequence[dict[str, float]]]) -> dict[str, float]:
+    """Mean of each number over the index sets of all traces, and how many traces have any."""
+    rankings = [ranking for of_trace in by_trace for ranking in of_trace]
     names = rankings[0] if rankings else {}
-    return {name: fmean(ranking[name] for ranking in rankings) for name in names} | {"traces": len(rankings)}
+    means = {name: fmean(ranking[name] for ranking in rankings) for name in names}
+    return means | {"traces": sum(bool(of_trace) for of_trace in by_trace)}

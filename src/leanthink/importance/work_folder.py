@@ -71,9 +71,9 @@ class WorkFolder:
                     )
 
     def clear(self) -> None:
-        """Forget labels and stages. Traces are replaced by the first one that is written, the predictor by its own."""
-        self.labels.unlink(missing_ok=True)
-        (self.path / RECORD).unlink(missing_ok=True)
+        """Remove traces, labels and the record of the stages. The predictor stays until there is another."""
+        for path in (self.traces, self.labels, self.path / RECORD):  # the record last: it says how the others were made
+            path.unlink(missing_ok=True)
         self.stages = {}
 
     @contextmanager
