@@ -199,6 +199,21 @@ def test_stamps_are_held_in_the_dtype_of_the_predictor_that_gives_them() -> None
     assert dtypes[1:] == [torch.bfloat16, torch.bfloat16, torch.float32]
 
 
+def test_stamps_are_narrow_only_where_all_weights_are_floats_of_16_bits() -> None:
+    """Quantized weights are narrower than what they give, and what is behind them may be wider."""
+
+    def held_in(*dtypes: torch.dtype) -> torch.dtype:
+        predictor = RandomPredictor(8, "answer")
+        weights = [nn.Parameter(torch.zeros(2, dtype=dtype), requires_grad=False) for dtype in dtypes]
+        predictor.head = nn.ParameterList(weights)
+        return make_policy("dynts", predictor).stamp_dtype
+
+    assert held_in(torch.float16, torch.float16) == torch.float16
+    assert held_in(torch.bfloat16) == torch.bfloat16
+    for dtypes in ([torch.int8], [torch.bfloat16, torch.float32], [torch.float8_e4m3fn, torch.bfloat16], []):
+        assert held_in(*dtypes) == torch.float32
+
+
 @pytest.mark.parametrize("granularity", ["layer", "head"])
 def test_stamps_in_bfloat16_rank_as_the_predictor_says(granularity: str) -> None:
     """What a predictor in bfloat16 says fits: the same tokens as with its words written out in float32."""
