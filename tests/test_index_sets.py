@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from leanthink import Budget, Sampling, generate
+from leanthink import Budget, Completion, Sampling, attended, generate
 from leanthink.attention import switched_to
 from leanthink.cache import SlotCache
 from leanthink.engine import Engine
@@ -24,6 +25,7 @@ from leanthink.policies.horizon import Horizon
 from leanthink.policies.oracle import Oracle
 from leanthink.policies.policy import Policy, Slots
 from leanthink.policies.sinks import Sinks
+from leanthink.policies.snapkv import SnapKV
 from leanthink.wishes import Wishes
 from models import RandomPredictor, make_model, make_tokenizer
 
@@ -199,6 +201,21 @@ def test_stamps_are_held_in_the_dtype_of_the_predictor_that_gives_them() -> None
     assert dtypes[1:] == [torch.bfloat16, torch.bfloat16, torch.float32]
 
 
+def test_stamps_are_narrow_only_where_all_weights_are_floats_of_16_bits() -> None:
+    """Quantized weights are narrower than what they give, and what is behind them may be wider."""
+
+    def held_in(*dtypes: torch.dtype) -> torch.dtype:
+        predictor = RandomPredictor(8, "answer")
+        weights = [nn.Parameter(torch.zeros(2, dtype=dtype), requires_grad=False) for dtype in dtypes]
+        predictor.head = nn.ParameterList(weights)
+        return make_policy("dynts", predictor).stamp_dtype
+
+    assert held_in(torch.float16, torch.float16) == torch.float16
+    assert held_in(torch.bfloat16) == torch.bfloat16
+    for dtypes in ([torch.int8], [torch.bfloat16, torch.float32], [torch.float8_e4m3fn, torch.bfloat16], []):
+        assert held_in(*dtypes) == torch.float32
+
+
 @pytest.mark.parametrize("granularity", ["layer", "head"])
 def test_stamps_in_bfloat16_rank_as_the_predictor_says(granularity: str) -> None:
     """What a predictor in bfloat16 says fits: the same tokens as with its words written out in float32."""
@@ -216,6 +233,42 @@ def test_stamps_in_bfloat16_rank_as_the_predictor_says(granularity: str) -> None
         return [out.token_ids for out in done]
 
     assert run(Horizon(predictor=predictor)) == run(Wide(predictor=predictor))
+
+
+@pytest.mark.parametrize("row_slots", [None, 120])
+@pytest.mark.parametrize("scratch", [1, attended.SCRATCH_BYTES])
+def test_sets_beside_other_policies_give_what_they_give_alone(
+    scratch: int, row_slots: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows come and go, and those that are due together are evicted one by one where there is no room for more."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(attended, "SCRATCH_BYTES", scratch)
+    model, tokenizer, chance = make_model().double(), make_tokenizer(), random.Random(0)
+    hidden_size = model.config.hidden_size
+    predictors: list[nn.Module] = [
+        SetsPredictor(hidden_size, sets_of(model, "layer"), alike=False).bfloat16(),
+        SetsPredictor(hidden_size, sets_of(model, "head"), alike=False),
+        RandomPredictor(hidden_size, "horizon", HORIZONS, OFFSETS).double(),
+    ]
+    policies = [*(Horizon(predictor=predictor) for predictor in predictors), SnapKV(pins_prompt=False)]
+    engine = Engine(model, tokenizer, slots=7 * 120, rows=7, row_slots=row_slots)
+    asked: dict[int, tuple[list[int], dict[str, Any]]] = {}
+    finished: dict[int, Completion] = {}
+    for _ in range(8):
+        for prompt in PROMPTS:
+            choices: dict[str, Any] = {
+                "policy": chance.choice(policies),
+                "sampling": Sampling(max_new_tokens=chance.randrange(1, 80)),
+            }
+            asked[engine.add(prompt, budget=BUDGET, **choices)] = (prompt, choices)
+        finished |= engine.step().finished
+    while engine.unfinished:
+        finished |= engine.step().finished
+        engine.check_integrity()
+    assert sum(out.evictions for out in finished.values()) > 60
+    for request_id, (prompt, choices) in asked.items():
+        (alone,) = generate(model, tokenizer, [prompt], budget=BUDGET, **choices)
+        assert finished[request_id].token_ids == alone.token_ids, choices["policy"]
 
 
 @pytest.mark.gpu

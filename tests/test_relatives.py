@@ -34,6 +34,7 @@ from leanthink.importance.relatives import base_shape
 from leanthink.load import load
 from leanthink.sampling import Sampling
 from leanthink.serve.reading import Reader
+from leanthink.serve.run import make_engine
 from leanthink.serve.settings import Settings
 from leanthink.subject import LoadedModel
 from leanthink.tags import think_tags
@@ -208,6 +209,19 @@ def test_a_server_offers_a_borrowed_predictor(relative_folder: Path, folder: Pat
     with pytest.warns(LeanThinkWarning, match=BORROWED):
         reader = Reader(model, tokenizer, Settings(**given, ignore_predictor_mismatch=True), largest=1000)
     assert reader.policy == "horizon"
+
+
+def test_a_server_begins_with_a_borrowed_predictor_and_says_so_once(relative_folder: Path, folder: Path) -> None:
+    model, tokenizer = load(relative_folder, device="cpu")
+    given: dict[str, Any] = {"name": "m", "predictor": folder / "own.safetensors", "kv_gib": 0.001}
+    with pytest.raises(PredictorMismatch):
+        make_engine(model, tokenizer, Settings(**given))
+    settings = Settings(**given, ignore_predictor_mismatch=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default", LeanThinkWarning)  # as the command line has it
+        engine = make_engine(model, tokenizer, settings)
+        Reader(model, tokenizer, settings, largest=engine.cache.arena.largest)
+    assert [BORROWED in str(one.message) for one in caught] == [True]
 
 
 def test_the_command_line_says_in_one_line_that_a_predictor_is_borrowed(

@@ -121,8 +121,10 @@ class SlotCache:
         old, device, rows = self.wishes, self.starts.device, self.most_rows + 1
         self.wishes = old.joined(wishes)
         if wishes.channels > old.channels:
-            held = self.stamps.to(self.wishes.stamp_dtype)
-            self.stamps = torch.cat([held, held.new_zeros(self.slots + 1, wishes.channels - old.channels)], dim=1)
+            # Not by cat, which would need the room of the new ones twice.
+            wider = self.stamps.new_zeros(self.slots + 1, wishes.channels, dtype=self.wishes.stamp_dtype)
+            wider[:, : old.channels] = self.stamps
+            self.stamps = wider
         if wishes.per_head and not old.per_head:
             sets = (self.shape.layers, self.shape.kv_heads, -1)
             self.positions = self.positions.expand(sets).clone()

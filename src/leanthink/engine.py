@@ -67,7 +67,9 @@ class Engine:
     Args:
         model: a causal language model of transformers, in evaluation mode.
         tokenizer: its tokenizer.
-        slots: of the arena, which is allocated here; one costs `kv_shape(model.config).bytes_per_slot(model.dtype)`.
+        slots: of the arena; the keys and values of one, allocated here, take
+            `kv_shape(model.config).bytes_per_slot(model.dtype)`. What policies want remembered beside them is
+            allocated when their first request is added; `leanthink.wishes.bytes_per_slot` counts both.
         rows: most requests that decode at a time.
         row_slots: None: a request reserves its bound. A number: every request reserves so many slots, which on a CPU
             lets one attention call serve all rows.

@@ -204,9 +204,9 @@ def check_target(policy: Policy, predictor: ImportancePredictor) -> None:
 
 
 def narrow_dtype(predictor: ImportancePredictor) -> torch.dtype:
-    """The dtype of a predictor's weights, and so of its scores, if it has less than 32 bits; else float32."""
-    weights = list(predictor.parameters()) if isinstance(predictor, nn.Module) else []
-    return weights[0].dtype if weights and weights[0].dtype.itemsize < torch.float32.itemsize else torch.float32
+    """The dtype of a predictor's weights, and so of its scores, if all are bfloat16 or all float16; else float32."""
+    dtypes = {weight.dtype for weight in predictor.parameters()} if isinstance(predictor, nn.Module) else set()
+    return dtypes.pop() if dtypes in ({torch.bfloat16}, {torch.float16}) else torch.float32
 
 
 def check_at_least(policy: str, least: int, **settings: int) -> None:

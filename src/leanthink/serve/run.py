@@ -43,7 +43,8 @@ def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
     """
     name = settings.policy or default_policy(model, settings.predictor)
     predictor = None if POLICIES[name].target is None else settings.predictor
-    policy = PolicyMaker(model, tokenizer).make(name, predictor)
+    ignored = settings.ignore_predictor_mismatch
+    policy = PolicyMaker(model, tokenizer).make(name, predictor, ignore_predictor_mismatch=ignored)
     per_slot = bytes_per_slot(kv_shape(model.config), model.dtype, [policy])
     slots, most = int(kv_bytes(model.device, settings)) // per_slot, settings.max_slots
     if slots < (most or 2):
