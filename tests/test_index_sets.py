@@ -23,7 +23,7 @@ from leanthink.load import kv_shape
 from leanthink.policies import make_policy
 from leanthink.policies.horizon import Horizon
 from leanthink.policies.oracle import Oracle
-from leanthink.policies.policy import Policy, Slots
+from leanthink.policies.policy import Granularity, Policy, Slots
 from leanthink.policies.sinks import Sinks
 from leanthink.policies.snapkv import SnapKV
 from leanthink.wishes import Wishes
@@ -48,9 +48,9 @@ class SetsPredictor(nn.Module):
         return torch.cat(parts, dim=1)
 
 
-def sets_of(model: nn.Module, granularity: str) -> int:
+def sets_of(model: nn.Module, granularity: Granularity) -> int:
     shape = kv_shape(model.config)
-    return shape.layers * (shape.kv_heads if granularity == "head" else 1)
+    return shape.num_sets(granularity)
 
 
 BUDGET = Budget(slots=24, window=4, interval=8)
@@ -58,7 +58,7 @@ PROMPTS = [list(range(40, 40 + n)) for n in (9, 17, 30, 12)]
 
 
 @pytest.mark.parametrize("granularity", ["layer", "head"])
-def test_sets_that_are_ranked_alike_give_the_tokens_of_one_shared_set(granularity: str) -> None:
+def test_sets_that_are_ranked_alike_give_the_tokens_of_one_shared_set(granularity: Granularity) -> None:
     torch.manual_seed(0)
     model, tokenizer = make_model().double(), make_tokenizer()
     predictor = SetsPredictor(model.config.hidden_size, sets_of(model, granularity), alike=True).double()
@@ -72,14 +72,14 @@ def test_sets_that_are_ranked_alike_give_the_tokens_of_one_shared_set(granularit
     assert max(out.evictions for out in own) > 2
 
 
-def oracle_of(model: nn.Module, granularity: str, tokens: int) -> Oracle:
+def oracle_of(model: nn.Module, granularity: Granularity, tokens: int) -> Oracle:
     """Random labels for each token, horizon and index set."""
     shape = (sets_of(model, granularity), tokens, len(HORIZONS)) if granularity != "model" else (tokens, len(HORIZONS))
     return Oracle(labels_XTC=torch.rand(*shape, generator=torch.Generator().manual_seed(3)), distances=HORIZONS)
 
 
 @pytest.mark.parametrize("granularity", ["model", "layer", "head"])
-def test_each_set_evicts_for_itself_as_masked_attention_says(granularity: str) -> None:
+def test_each_set_evicts_for_itself_as_masked_attention_says(granularity: Granularity) -> None:
     model, tokenizer = make_model(num_hidden_layers=3).double(), make_tokenizer()
     oracle = oracle_of(model, granularity, 120)
     evictions = 0
@@ -160,10 +160,10 @@ def test_ranking_is_measured_on_at_most_so_many_sets(sets: int) -> None:
 
 
 @pytest.mark.parametrize("granularity", ["layer", "head"])
-def test_stamps_stay_with_the_slots_of_their_own_set(granularity: str) -> None:
+def test_stamps_stay_with_the_slots_of_their_own_set(granularity: Granularity) -> None:
     """Every stamp tells its position, set and channel, so that a stamp of another shows."""
     shape = KVShape(layers=3, kv_heads=2, group=2, head_dim=4)
-    X = shape.layers * (shape.kv_heads if granularity == "head" else 1)
+    X = shape.num_sets(granularity)
     policy = Horizon(predictor=SetsPredictor(8, X, alike=False))
     cache = SlotCache(shape, slots=64, rows=2, dtype=torch.float32, device=torch.device("cpu"))
     cache.provide(Wishes(channels=1 + X * policy.channels, per_head=True))  # the first belongs to another policy
@@ -217,7 +217,7 @@ def test_stamps_are_narrow_only_where_all_weights_are_floats_of_16_bits() -> Non
 
 
 @pytest.mark.parametrize("granularity", ["layer", "head"])
-def test_stamps_in_bfloat16_rank_as_the_predictor_says(granularity: str) -> None:
+def test_stamps_in_bfloat16_rank_as_the_predictor_says(granularity: Granularity) -> None:
     """What a predictor in bfloat16 says fits: the same tokens as with its words written out in float32."""
     torch.manual_seed(0)
     model, tokenizer = make_model(), make_tokenizer()
@@ -273,11 +273,13 @@ def test_sets_beside_other_policies_give_what_they_give_alone(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("granularity", ["layer", "head"])
-def test_sets_on_a_gpu_give_the_tokens_of_the_cpu(granularity: str) -> None:
+def test_sets_on_a_gpu_give_the_tokens_of_the_cpu(granularity: Granularity) -> None:
     torch.manual_seed(0)
     model, tokenizer = make_model(), make_tokenizer()
     oracle, sampling = oracle_of(model, granularity, 120), Sampling(max_new_tokens=90)
-    choices = {"policy": oracle, "budget": BUDGET, "sampling": sampling}
+    predictor = SetsPredictor(model.config.hidden_size, sets_of(model, granularity), alike=False)
+    choices = {"policy": [oracle, Horizon(predictor=predictor)] * 2, "budget": BUDGET, "sampling": sampling}
     expected = [out.token_ids for out in generate(model, tokenizer, PROMPTS, **choices)]
+    predictor.cuda()
     found = [out.token_ids for out in generate(model.to("cuda"), tokenizer, PROMPTS, **choices)]
     assert found == expected

@@ -248,10 +248,10 @@ def check_sets(policy: Policy, model: Any) -> None:
     if policy.num_sets == 1:
         return
     shape = kv_shape(model.config)
-    if policy.num_sets not in (shape.layers, shape.layers * shape.kv_heads):
+    if policy.num_sets not in (shape.num_sets("layer"), shape.num_sets("head")):
         raise UsageError(
             f"policy {policy.name!r} ranks {policy.num_sets} index sets, and this model has {shape.layers} layers of "
-            f"{shape.kv_heads} kv heads: it takes 1, {shape.layers} or {shape.layers * shape.kv_heads}; give a "
+            f"{shape.kv_heads} kv heads: it takes 1, {shape.num_sets('layer')} or {shape.num_sets('head')}; give a "
             "predictor or labels of this model"
         )
 

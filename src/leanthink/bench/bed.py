@@ -64,7 +64,7 @@ class Bed:
         """The policy `horizon` with a predictor of random weights: it costs what a fitted one costs."""
         torch.manual_seed(self.options.seed)
         shape = kv_shape(self.model.config)
-        num_sets = {"model": 1, "layer": shape.layers, "head": shape.layers * shape.kv_heads}[granularity]
+        num_sets = shape.num_sets(granularity)
         with self.device:
             predictor = Predictor(
                 target="horizon",

@@ -64,8 +64,7 @@ def misfit(metadata: Mapping[str, Any], config: Any) -> str | None:
     base, granularity = metadata["base_shape"], metadata["granularity"]
     if granularity != "model":
         shape = kv_shape(config)
-        num_sets = shape.layers * (shape.kv_heads if granularity == "head" else 1)
-        if metadata["num_sets"] != num_sets or base.get("layers", shape.layers) != shape.layers:
+        if metadata["num_sets"] != shape.num_sets(granularity) or base.get("layers", shape.layers) != shape.layers:
             of = f" ({base['layers']} layers of {base['kv_heads']} kv heads)" if base else ""
             return (
                 f"it ranks a set for each {granularity}, {metadata['num_sets']} in all{of}, and this model has "
