@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from leanthink.attention import switched_to
-from leanthink.budget import Budget, keep
+from leanthink.budget import Budget, keep_in_order
 from leanthink.errors import UsageError
 from leanthink.importance.labels import Thought
 from leanthink.load import kv_shape
@@ -104,8 +104,7 @@ def visible(model: Any, thought: Thought, policy: Policy, budget: Budget, states
     for written in range(budget.slots + budget.interval, T, budget.interval):
         shown = _shown(thought, policy, held_XS, written, stamps_TXC)
         scores_XS = policy.score(shown).view(X, -1).float()
-        ages_XS = shown.ages.view(X, -1)
-        kept_XK = keep(scores_XS, ages_XS, torch.zeros_like(ages_XS, dtype=torch.bool), budget.slots, budget.window)
+        kept_XK = keep_in_order(scores_XS, budget.slots, budget.window)
         stays_XT = torch.zeros(X, written, dtype=torch.bool, device=device).scatter_(
             1, held_XS.gather(1, kept_XK), True
         )
