@@ -68,7 +68,7 @@ class RKV(Policy):
         directions_RHSD = normalize(keys_RHSD.float(), dim=-1)
         cosines_RHSS = products(directions_RHSD, directions_RHSD)
         cosines_RHSS.diagonal(dim1=-2, dim2=-1).zero_()
-        slots_S = torch.arange(cosines_RHSS.shape[-1], device=cosines_RHSS.device)
+        slots_S = torch.arange(cosines_RHSS.shape[-1], device=cosines_RHSS.device, dtype=torch.int32)
         youngest_RHS1 = torch.where(cosines_RHSS > self.alike, slots_S, -1).amax(dim=-1, keepdim=True)
         counted_RHSS = cosines_RHSS.masked_fill(slots_S == youngest_RHS1, 0.0)
         return counted_RHSS.mean(dim=-2).softmax(dim=-1)
