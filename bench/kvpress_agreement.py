@@ -139,7 +139,7 @@ def layers_of(model: Any, ids: Tensor) -> list[Slots]:
             next_position=torch.tensor([tokens]),
             prompt_tokens=torch.tensor([0]),
             seeds=torch.tensor([0]),
-            layer=layer,
+            layer=torch.tensor([layer]),
             keys=key,
             values=value,
             queries=query.unflatten(1, (key.shape[1], -1)),

@@ -71,7 +71,7 @@ def slots_for(policy: Policy, *, rows: int = 3, num_slots: int = 40, seed: int =
         shared,
         ages=ages,
         positions=positions,
-        layer=LAYER,
+        layer=LAYER + torch.arange(rows),
         keys=torch.randn(rows, HEADS, num_slots, HEAD_DIM, generator=generator),
         values=torch.randn(rows, HEADS, num_slots, HEAD_DIM, generator=generator),
         queries=torch.randn(rows, HEADS, GROUP, policy.num_queries, HEAD_DIM, generator=generator),

@@ -257,10 +257,11 @@ class History:
         if wishes.queries:
             zeros = torch.zeros(SHAPE.kv_heads, SHAPE.group, SHAPE.head_dim).tolist()
             policy, seeds = SnapKV(observation=wishes.queries), torch.tensor([0])
-            for layer, asked in enumerate(request.queries):
-                shown = self.cache.show(rows, 0, seeds, policy, layer=layer).queries
+            layers = range(SHAPE.layers)
+            shown_LHGWD = self.cache.show(rows, 0, seeds, policy, layers=layers).queries
+            for shown, asked in zip(shown_LHGWD, request.queries, strict=True):
                 latest = [asked.get(position, zeros) for position in range(request.fed - wishes.queries, request.fed)]
-                assert shown[0].movedim(2, 0).tolist() == latest
+                assert shown.movedim(2, 0).tolist() == latest
         if wishes.states and request.fed:
             count = self.chance.randint(1, wishes.states)
             offsets = (0, (wishes.states - count) // 2, wishes.states - count)
@@ -291,14 +292,14 @@ def test_rows_that_retire_together_leave_the_others_untouched_in_a_prefix(row_sl
     regions = [take_seat(cache, prompt) for prompt in (1, 2, 3, 4, 5, 6)]
     step(cache)
     held = [cache.kv_LPHTD[:, :, :, region.start : region.start + row + 1] for row, region in enumerate(regions)]
-    held, asked = [kv.clone() for kv in held], [cache.queries[1][row].clone() for row in range(6)]
+    held, asked = [kv.clone() for kv in held], cache.queries.clone()
     assert cache.retire([5, 0, 2]) == ([3, 4], [0, 2])
     assert cache.active == 3
     for row, old in {0: 3, 1: 1, 2: 4}.items():
         assert cache.regions[row] is regions[old]
         assert cache.host_lengths[row] == cache.prompt_lengths[row] == old + 1
         assert torch.equal(cache.kv_LPHTD[:, :, :, regions[old].start :][:, :, :, : old + 1], held[old])
-        assert torch.equal(cache.queries[1][row], asked[old])
+        assert torch.equal(cache.queries[row], asked[old])
     assert cache.arena.used == 3 * EQUAL
     cache.check_integrity()
 
@@ -340,8 +341,8 @@ def test_a_policy_per_head_sees_each_heads_own_slots_of_its_layer() -> None:
     cache.scaling = 0.3
     keys = cache.keys(1)[:, region.start + 2 : region.start + 5].clone()
     cache.evict([0], torch.tensor([[[0, 1], [1, 2], [0, 2], [1, 2]]]))
-    slots = cache.show(torch.tensor([0]), 2, torch.tensor([0]), SnapKV(observation=1), layer=1)
-    assert (slots.layer, slots.scaling) == (1, 0.3)
+    slots = cache.show(torch.tensor([0]), 2, torch.tensor([0]), SnapKV(observation=1), layers=range(1, 2))
+    assert (slots.layer.tolist(), slots.scaling) == ([1], 0.3)
     assert slots.positions.tolist() == [[[2, 4], [3, 4]]]
     assert slots.ages.tolist() == [[[2, 0], [1, 0]]]
     assert slots.keys is not None
@@ -394,8 +395,9 @@ def test_the_ring_of_queries_shows_the_right_tokens_after_moves_and_after_it_was
 def latest_queries(cache: SlotCache, count: int) -> Tensor:
     """Of all active rows and layers, oldest first, [L, N, H, G, count, D]."""
     rows, policy = torch.arange(cache.active), SnapKV(observation=count)
-    layers = [cache.show(rows, 0, rows, policy, layer=layer).queries for layer in range(SHAPE.layers)]
-    return torch.stack([queries for queries in layers if queries is not None])
+    queries = cache.show(rows, 0, rows, policy, layers=range(SHAPE.layers)).queries
+    assert queries is not None
+    return queries.unflatten(0, (cache.active, SHAPE.layers)).transpose(0, 1)
 
 
 def test_a_short_prompt_does_not_inherit_the_queries_of_the_rows_former_owner() -> None:
@@ -458,8 +460,8 @@ def half_full(row_slots: int | None) -> SlotCache:
 
 def everything(cache: SlotCache) -> dict[str, Tensor]:
     """All that anybody holds: each tensor without its spare slot, place or column."""
-    rings = {f"queries {layer}": ring[:-1] for layer, ring in enumerate(cache.queries)}
-    facts = {"positions": cache.positions[..., :-1], "stamps": cache.stamps[:-1], "states": cache.states[:-1]}
+    facts = {"positions": cache.positions[..., :-1], "stamps": cache.stamps[:-1]}
+    rings = {"states": cache.states[:-1], "queries": cache.queries[:-1]}
     host = {"table": cache.table, "host_lengths": cache.host_lengths, "host_pinned": cache.host_pinned}
     tensors = {"kv": cache.kv_LPHTD[..., :-1, :], **facts, **rings, **host}
     return {name: tensor.clone() for name, tensor in tensors.items()}
@@ -537,8 +539,9 @@ def attention_after(device: torch.device) -> list[Tensor]:
     cache.check_integrity()
     held = [slice(r.start, r.start + int(cache.host_lengths[r.row or 0])) for r in cache.regions]
     rows, policy = torch.arange(3, device=device), SnapKV(observation=4)
-    shown = [cache.show(rows, 5, rows, policy, layer=layer).pinned_log_sums for layer in range(shape.layers)]
-    return [*(cache.attended_LHT[:, :, part].cpu() for part in held), *(sums.cpu() for sums in shown)]
+    pinned_log_sums = cache.show(rows, 5, rows, policy, layers=range(shape.layers)).pinned_log_sums
+    assert pinned_log_sums is not None
+    return [*(cache.attended_LHT[:, :, part].cpu() for part in held), pinned_log_sums.cpu()]
 
 
 def test_all_attention_of_a_query_adds_up_to_one() -> None:

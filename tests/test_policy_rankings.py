@@ -29,7 +29,6 @@ from models import make_tokenizer
 from policy_slots import (
     HEADS,
     HORIZONS,
-    LAYER,
     FakePredictor,
     make,
     slots_for,
@@ -202,7 +201,7 @@ def test_snapkv_pools_the_attention_of_one_query_over_seven_slots() -> None:
         hand_slots(prompt_tokens=0, positions=list(range(9)), next_position=9),
         ages=torch.arange(8, -1, -1)[None, None],
         positions=torch.arange(9)[None, None],
-        layer=0,
+        layer=torch.tensor([0]),
         keys=torch.tensor([0.0, 0, 0, 0, 1, 0, 0, 0, 0]).view(1, 1, 9, 1),
         queries=torch.full((1, 1, 1, 1, 1), 2 * torch.log(torch.tensor(3.0)).item()),
         scaling=0.5,
@@ -222,7 +221,7 @@ def head_slots(ages: list[int], keys: Any, *, queries: Any = None, **more: Any) 
         next_position=positions.amax(dim=(1, 2)) + 1,
         prompt_tokens=torch.tensor([10]),
         seeds=torch.tensor([0]),
-        layer=0,
+        layer=torch.tensor([0]),
         keys=keys_SD[None, None],
         queries=None if queries is None else torch.tensor(queries, dtype=torch.float32)[None, None, None],
         scaling=1.0,
@@ -300,7 +299,7 @@ def test_vase_protects_wide_values_and_draws_the_others_by_their_weight() -> Non
 
 def test_no_draw_of_vase_is_infinite(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = torch.tensor([0.0, 1 - 2.0**-24] * 4)  # the least and the largest that there are
-    monkeypatch.setattr("leanthink.policies.vase.uniform", lambda *counters: draws.expand(1, 1, 8))
+    monkeypatch.setattr("leanthink.policies.vase.uniform_per_head", lambda slots: draws.expand(1, 1, 8))
     slots = head_slots([70, 60, 50, 40, 30, 20, 10, 0], [[0.0]] * 8, queries=[[2.0]], values=torch.zeros(1, 1, 8, 2))
     score_S = VaSE(observation=1, kernel=1, large=0.0).score(slots)[0, 0]
     assert score_S.isfinite().all()
@@ -392,7 +391,7 @@ def test_random_heads_draws_apart_for_each_layer_and_head() -> None:
     slots = slots_for(make("random-heads"), rows=1)
     slots = replace(slots, positions=slots.positions[:, :1].expand(-1, HEADS, -1))
     score = make("random-heads").score(slots)
-    next_layer = make("random-heads").score(replace(slots, layer=LAYER + 1))
+    next_layer = make("random-heads").score(replace(slots, layer=tensors_of(slots)["layer"] + 1))
     assert (ranking_of(score)[:, 0] != ranking_of(score)[:, 1]).float().mean() > 0.5
     assert (ranking_of(score) != ranking_of(next_layer)).float().mean() > 0.5
 

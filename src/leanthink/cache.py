@@ -72,7 +72,8 @@ class SlotCache:
         self.positions = torch.zeros(1, 1, slots + 1, dtype=torch.int64, device=device)
         self.stamps = torch.zeros(slots + 1, 0, device=device)
         self.states = torch.zeros(rows + 1, 0, state_size, dtype=dtype, device=device)
-        self.queries: list[Tensor] = []
+        ring = (rows + 1, shape.layers, shape.kv_heads, shape.group, 0, shape.head_dim)
+        self.queries = torch.zeros(ring, dtype=dtype, device=device)
         self.token_ids = torch.zeros(0, dtype=torch.int64, device=device)
         self.attended_LHT = torch.zeros(shape.layers, shape.kv_heads, 0, device=device)
         # One column per row, and one that stays free: rows of a CUDA graph without a request read and write there.
@@ -118,7 +119,7 @@ class SlotCache:
 
     def provide(self, wishes: Wishes) -> None:
         """Make room for what a policy wants to be shown; what is held stays as it is."""
-        old, device, rows = self.wishes, self.starts.device, self.most_rows + 1
+        old, device = self.wishes, self.starts.device
         self.wishes = old.joined(wishes)
         if wishes.channels > old.channels:
             # Not by cat, which would need the room of the new ones twice.
@@ -127,7 +128,7 @@ class SlotCache:
             self.stamps = wider
         if wishes.per_head and not old.per_head:
             sets = (self.shape.layers, self.shape.kv_heads, -1)
-            self.positions = self.positions.expand(sets).clone()
+            self.positions = self.positions.expand(sets).clone(memory_format=torch.contiguous_format)
         if wishes.token_ids and not old.token_ids:
             self.token_ids = torch.zeros(self.slots + 1, dtype=torch.int64, device=device)
         if wishes.attention and not old.attention:
@@ -135,9 +136,7 @@ class SlotCache:
         if wishes.states > old.states:
             self.states = _larger_ring(self.states, wishes.states, 1, self.next_positions)
         if wishes.queries > old.queries:
-            ring = (rows, self.shape.kv_heads, self.shape.group, 0, self.shape.head_dim)
-            rings = self.queries or [self.kv_LPHTD.new_zeros(ring) for _ in range(self.shape.layers)]
-            self.queries = [_larger_ring(ring, wishes.queries, 3, self.next_positions) for ring in rings]
+            self.queries = _larger_ring(self.queries, wishes.queries, 4, self.next_positions)
 
     # -- prompts ---------------------------------------------------------------------------------------------------
 
@@ -172,8 +171,7 @@ class SlotCache:
         self.positions[:, :, start : start + prompt] = torch.arange(prompt, device=device)
         if self.wishes.token_ids:
             self.token_ids[start : start + len(token_ids)] = torch.tensor(token_ids, dtype=torch.int64, device=device)
-        for ring in self.queries:
-            ring[row] = 0  # of the row's former owner; the prompt's own are not kept
+        self.queries[row] = 0  # of the row's former owner; the prompt's own are not kept
         return row
 
     # -- decoding --------------------------------------------------------------------------------------------------
@@ -253,7 +251,7 @@ class SlotCache:
         if self.wishes.queries:
             at_N = self.next_positions[: len(queries_NAD)] % self.wishes.queries
             packed_NHGD = queries_NAD.reshape(-1, self.shape.kv_heads, self.shape.group, self.shape.head_dim)
-            self.queries[layer][self._rows(feed), :, :, at_N] = packed_NHGD
+            self.queries[:, layer][self._rows(feed), :, :, at_N] = packed_NHGD
 
     @contextmanager
     def accounted(self) -> Iterator[None]:
@@ -325,7 +323,14 @@ class SlotCache:
         return rows_R.pin_memory().to(self.starts.device, non_blocking=True) if on_gpu else rows_R
 
     def show(
-        self, rows_R: Tensor, count: int, seeds_R: Tensor, policy: Policy, *, first: int = 0, layer: int | None = None
+        self,
+        rows_R: Tensor,
+        count: int,
+        seeds_R: Tensor,
+        policy: Policy,
+        *,
+        first: int = 0,
+        layers: range | None = None,
     ) -> Slots:
         """The `count` thought slots of each of these rows, as the policy sees them.
 
@@ -335,8 +340,11 @@ class SlotCache:
             seeds_R: the seeds of their requests.
             policy: who looks.
             first: the first of its channels among the stamps.
-            layer: which layer, for a policy per head.
+            layers: which of them, for a policy per head: each of them of each row is then a row of its own, those of
+                one row next to each other.
         """
+        if layers is not None:
+            return self._show_layers(rows_R, count, seeds_R, policy, layers)
         slots_RS = self._thought_slots(rows_R, count)
         next_R = self.next_positions[rows_R]
         facts: dict[str, Any] = {
@@ -344,33 +352,50 @@ class SlotCache:
             "prompt_tokens": self.prompt_lengths[rows_R],
             "seeds": seeds_R,
         }
-        if layer is None and policy.num_sets > 1:
+        if policy.num_sets > 1:
             positions_RXS = self._positions_of(policy.num_sets)[:, slots_RS].transpose(0, 1)
             if policy.channels:
                 facts["stamps"] = self._stamps_of(policy, first)[slots_RS].transpose(1, 2).float()
             return Slots(ages=next_R[:, None, None] - 1 - positions_RXS, positions=positions_RXS, **facts)
-        if layer is None:
-            positions_RS = self.positions[0, 0, slots_RS]
-            if policy.channels:
-                facts["stamps"] = self.stamps[slots_RS, first : first + policy.channels].float()
-            if policy.texts:
-                facts["token_ids"] = self.token_ids[slots_RS]
-            return Slots(ages=next_R[:, None] - 1 - positions_RS, positions=positions_RS, **facts)
-        positions_RHS = self.positions[layer][:, slots_RS].transpose(0, 1)
+        positions_RS = self.positions[0, 0, slots_RS]
+        if policy.channels:
+            facts["stamps"] = self.stamps[slots_RS, first : first + policy.channels].float()
+        if policy.texts:
+            facts["token_ids"] = self.token_ids[slots_RS]
+        return Slots(ages=next_R[:, None] - 1 - positions_RS, positions=positions_RS, **facts)
+
+    def _show_layers(self, rows_R: Tensor, count: int, seeds_R: Tensor, policy: Policy, layers: range) -> Slots:
+        """The slots of some layers as a policy per head sees them: M rows, one for each layer of each row."""
+        slots_RS, H = self._thought_slots(rows_R, count), self.shape.kv_heads
+        positions_MHS = self.held_positions(layers, slots_RS).flatten(0, 1)
+        next_M = _for_each(layers, self.next_positions[rows_R])
+        facts: dict[str, Any] = {}
         if policy.num_queries:
-            facts["queries"] = self.latest_queries(layer, rows_R, policy.num_queries)
-            facts["pinned_log_sums"] = attended.pinned_log_sums(self, layer, rows_R, facts["queries"])
+            queries_RLHGWD = self.latest_queries(layers, rows_R, policy.num_queries)
+            facts["queries"] = queries_RLHGWD.flatten(0, 1)
+            facts["pinned_log_sums"] = attended.pinned_log_sums(self, layers, rows_R, queries_RLHGWD).flatten(0, 1)
         if policy.accumulates:
-            facts["attended"] = self.attended_LHT[layer][:, slots_RS].transpose(0, 1)
+            facts["attended"] = _gather(self.attended_LHT, layers, range(H), slots_RS).flatten(0, 1)
         return Slots(
-            ages=next_R[:, None, None] - 1 - positions_RHS,
-            positions=positions_RHS,
-            layer=layer,
-            keys=self.keys(layer)[:, slots_RS].transpose(0, 1),
-            values=self.values(layer)[:, slots_RS].transpose(0, 1),
+            ages=next_M[:, None, None] - 1 - positions_MHS,
+            positions=positions_MHS,
+            next_position=next_M,
+            prompt_tokens=_for_each(layers, self.prompt_lengths[rows_R]),
+            seeds=_for_each(layers, seeds_R),
+            layer=_numbers(layers, rows_R.device).expand(len(rows_R), -1).flatten(),
+            keys=self.held_keys(layers, slots_RS).flatten(0, 1),
+            values=_gather(self.kv_LPHTD.flatten(1, 2), layers, range(H, 2 * H), slots_RS).flatten(0, 1),
             scaling=self.scaling,
             **facts,
         )
+
+    def held_positions(self, layers: range, slots_RS: Tensor) -> Tensor:
+        """Positions of what the heads of these layers hold in these slots, [R, L, H, S]."""
+        return _gather(self.positions, layers, range(self.shape.kv_heads), slots_RS)
+
+    def held_keys(self, layers: range, slots_RS: Tensor) -> Tensor:
+        """Keys that the heads of these layers hold in these slots, [R, L, H, S, D]."""
+        return _gather(self.kv_LPHTD.flatten(1, 2), layers, range(self.shape.kv_heads), slots_RS)
 
     def _positions_of(self, num_sets: int) -> Tensor:
         """Positions of the tokens that each index set holds, [X, T + 1]."""
@@ -389,11 +414,15 @@ class SlotCache:
         first_R = self.starts[rows_R] + self.pinned[rows_R]
         return first_R[:, None] + torch.arange(count, device=first_R.device)
 
-    def latest_queries(self, layer: int, rows_R: Tensor, count: int) -> Tensor:
-        """The last `count` queries of each row, oldest first, [R, H, G, count, D]; zeros for tokens of the prompt."""
+    def latest_queries(self, layers: range, rows_R: Tensor, count: int) -> Tensor:
+        """The last W = `count` queries of each row, oldest first, [R, L, H, G, W, D]; zeros for the prompt's tokens."""
         age = torch.arange(count, 0, -1, device=self.lengths.device)
         ring_RW = (self.next_positions[rows_R, None] - age) % self.wishes.queries
-        return self.queries[layer][rows_R[:, None], :, :, ring_RW].permute(0, 2, 3, 1, 4)
+        _, L, H, G, _, D = self.queries.shape
+        layer_RL = rows_R[:, None] * L + _numbers(layers, rows_R.device)
+        head_RLA = layer_RL[..., None] * (H * G) + torch.arange(H * G, device=rows_R.device)
+        at_RLAW = head_RLA[..., None] * self.wishes.queries + ring_RW[:, None, None]
+        return _select(self.queries.view(-1, D), at_RLAW).view(*layer_RL.shape, H, G, count, D)
 
     def evict(self, rows: Sequence[int], kept: Tensor, policy: Policy | None = None, *, first: int = 0) -> None:
         """Keep only these thought slots of each row, moved together behind the prompt in their old order.
@@ -457,7 +486,7 @@ class SlotCache:
         if sources:
             source, target = self.indices(sources), self.indices(targets)
             self.table[:, target] = self.table[:, source]
-            for ring in (self.states, *self.queries):
+            for ring in (self.states, self.queries):
                 ring[target] = ring[source]
         for counter in (self.host_lengths, self.host_pinned, self.host_waiting, self.host_sizes):
             counter[targets] = counter[sources]
@@ -505,6 +534,27 @@ def _compact(facts_LPHTD: Tensor, first_R: Tensor, kept: Tensor) -> None:
             continue
         for head in range(facts_PHTD.shape[1]):
             facts_PHTD[:, head, to_RK] = facts_PHTD[:, head, first_R[:, None] + kept[:, layer, head]]
+
+
+def _numbers(numbers: range, device: torch.device) -> Tensor:
+    return torch.arange(numbers.start, numbers.stop, device=device)
+
+
+def _for_each(layers: range, facts_R: Tensor) -> Tensor:
+    """A number of each row once for each of these layers, [R L]."""
+    return facts_R[:, None].expand(-1, len(layers)).flatten()
+
+
+def _gather(facts_LXT: Tensor, layers: range, heads: range, slots_RS: Tensor) -> Tensor:
+    """What belongs to these slots in some heads of some layers, [R, L, H, S, ...], of facts [L, X, T + 1, ...]."""
+    _, X, T = facts_LXT.shape[:3]
+    head_LH = _numbers(layers, slots_RS.device)[:, None] * X + _numbers(heads, slots_RS.device)
+    return _select(facts_LXT.view(-1, *facts_LXT.shape[3:]), head_LH[..., None] * T + slots_RS[:, None, None])
+
+
+def _select(facts_N: Tensor, at: Tensor) -> Tensor:
+    """Facts [N, ...] at an index of any shape; by one index, as several would be looked up for each number."""
+    return facts_N.index_select(0, at.flatten()).view(*at.shape, *facts_N.shape[1:])
 
 
 def _larger_ring(ring: Tensor, size: int, dim: int, next_positions: Tensor) -> Tensor:

@@ -379,33 +379,36 @@ class Engine:
         policy, count = seats.requests[rows[0]].policy, int(seats.due[rows[0]])
         if policy.accumulates and int(cache.host_waiting[rows].max()):
             attended.add(cache, rows, policy.num_queries)
-        rows_R, at_a_time = cache.indices(rows), len(rows)
+        layers: Sequence[range | None] = [None]
+        rows_R, num_rows = cache.indices(rows), len(rows)
         if policy.per_head:  # room for the attention of its queries, and for a number for each pair of slots
             per_slot = 2 * count + 4 * cache.shape.head_dim + 3 * cache.shape.group * policy.num_queries
-            at_a_time = max(1, attended.SCRATCH_BYTES // (4 * cache.shape.kv_heads * count * per_slot))
+            bytes_of_one = 4 * cache.shape.kv_heads * count * per_slot
+            bytes_of_one += attended.pinned_bytes(cache, policy.num_queries) if policy.num_queries else 0
+            num_rows, num_layers = attended.at_a_time(cache, bytes_of_one, len(rows))
+            layers = attended.layers_in_parts(cache, num_layers)
         elif policy.num_sets > 1:  # room for its stamps, and for the sorting of its scores
             per_slot = policy.num_sets * (6 * policy.channels + 100)
-            at_a_time = max(1, attended.SCRATCH_BYTES // (count * per_slot))
-        for start in range(0, len(rows), at_a_time):
-            part, part_R = rows[start : start + at_a_time], rows_R[start : start + at_a_time]
-            layers = range(cache.shape.layers) if policy.per_head else [None]
-            kept = torch.cat([self._kept(part, part_R, layer) for layer in layers], dim=1)
+            num_rows = max(1, attended.SCRATCH_BYTES // (count * per_slot))
+        for start in range(0, len(rows), num_rows):
+            part, part_R = rows[start : start + num_rows], rows_R[start : start + num_rows]
+            kept = torch.cat([self._kept(part, part_R, some) for some in layers], dim=1)
             cache.evict(part, kept, policy, first=self.columns[int(seats.policy[rows[0]])])
         seats.evictions[rows] += 1
         self.evictions += len(rows)
 
-    def _kept(self, rows: list[int], rows_R: Tensor, layer: int | None) -> Tensor:
-        """Score → select, for rows of one policy and budget: of a layer [R, H, K], of all [R, K] or [R, X, K]."""
+    def _kept(self, rows: list[int], rows_R: Tensor, layers: range | None) -> Tensor:
+        """Score → select, for rows of one policy and budget: of some layers [R, L H, K], of all [R, K] or [R, X, K]."""
         cache, seats, request = self.cache, self.seats, self.seats.requests[rows[0]]
         assert request.budget is not None
         count, column = int(seats.due[rows[0]]), self.columns[int(seats.policy[rows[0]])]
-        slots = cache.show(rows_R, count, self.sampler.seeds[rows_R], request.policy, first=column, layer=layer)
+        slots = cache.show(rows_R, count, self.sampler.seeds[rows_R], request.policy, first=column, layers=layers)
         scores = request.policy.score(slots)
         self.device_step.finite &= torch.isfinite(scores).all()  # looked at with the next step's tokens
         # Pinned slots and the answer are not among those shown.
         kept = keep_in_order(scores, min(request.budget.slots, count), request.budget.window)
         self.recorder.note(rows, request.policy, slots, kept)
-        return kept
+        return kept if layers is None else kept.reshape(len(rows), -1, kept.shape[-1])
 
     def _streamed(self, done: dict[int, Completion]) -> dict[int, Step]:
         """The new token of each streamed request."""

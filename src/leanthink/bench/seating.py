@@ -51,7 +51,7 @@ def seat(engine: Engine, places: Sequence[Place], seed: int = 0) -> None:
         cache.next_positions[row] = next_position
         cache.host_waiting[row] = place.generated
     torch.manual_seed(seed)
-    for tensor in (*cache.kv_LPHTD, cache.stamps, cache.states, *cache.queries):
+    for tensor in (*cache.kv_LPHTD, cache.stamps, cache.states, cache.queries):
         tensor.normal_()
     vocabulary = engine.model.config.vocab_size
     seats.seat(requests)

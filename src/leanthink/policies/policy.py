@@ -1,8 +1,9 @@
 """What a policy is, and what it is shown: it ranks thought slots; it never counts and never writes.
 
-Shape legend: R rows (requests); S thought slots, oldest first; H kv heads; G query heads of one kv head; X index sets
-of a granularity (1 for "model", L for "layer", L H for "head", layer by layer; L layers); W latest queries, oldest
-first, or tokens seen by a predictor; D head width; C stamped channels; N tokens; F state size.
+Shape legend: R rows (requests, or for policies per head the layers of requests); S thought slots, oldest first; H kv
+heads; G query heads of one kv head; X index sets of a granularity (1 for "model", L for "layer", L H for "head", layer
+by layer; L layers); W latest queries, oldest first, or tokens seen by a predictor; D head width; C stamped channels;
+N tokens; F state size.
 """
 
 from __future__ import annotations
@@ -28,19 +29,20 @@ OUTRANKS = 2.0**23
 class Slots:
     """The thought slots of some requests, read-only. Tensors of one instance live on one device.
 
-    A policy that ranks by stamps sees ages, positions and stamps, of all of its index sets at once; one that is
-    `per_head` is asked once per layer and sees that layer's keys, values and queries instead.
+    A policy that ranks by stamps sees ages, positions and stamps, of all of its index sets at once. One that is
+    `per_head` sees keys, values and queries instead, and each layer of a request is a row of its own: it may be asked
+    of one layer, of all, or of any part, and what it says of a row must not depend on what other rows are there.
 
     Attributes:
         ages: tokens since the slot was written (next_position - 1 - position), int64 [R, S] for one
-            index set, [R, X, S] for one in each layer or head, [R, H, S] for those of one layer.
+            index set, [R, X, S] for one in each layer or head, [R, H, S] for policies per head.
         positions: logical index in the sequence, prompt included, never renumbered; same shape as `ages`.
         next_position: position that the next token will get, int64 [R].
         prompt_tokens: length of the prompt, int64 [R]; thought positions start here.
         seeds: the request's seed, int64 [R].
         stamps: what `Policy.stamp` returned for the slot's token and set, float32 [R, S, C] or [R, X, S, C].
         token_ids: of the slot's token, int64 [R, S], for policies with `texts`.
-        layer: index of the layer, for policies per head.
+        layer: index of the row's layer, int64 [R], for policies per head.
         keys: [R, H, S, D], rotated to their own positions.
         values: [R, H, S, D].
         queries: of the latest W tokens, the youngest last, rotated, zeros for tokens of the prompt: [R, H, G, W, D].
@@ -58,7 +60,7 @@ class Slots:
     seeds: Tensor
     stamps: Tensor | None = None
     token_ids: Tensor | None = None
-    layer: int | None = None
+    layer: Tensor | None = None
     keys: Tensor | None = None
     values: Tensor | None = None
     queries: Tensor | None = None
@@ -70,7 +72,8 @@ class Slots:
         shape, rows = self.ages.shape, self.ages.shape[:1]
         assert self.positions.shape == shape, (self.positions.shape, shape)
         assert self.next_position.shape == self.prompt_tokens.shape == self.seeds.shape == rows, "one number per row"
-        assert len(shape) == 3 or (len(shape) == 2 and self.layer is None), "[R, S], [R, X, S], or [R, H, S] of a layer"
+        assert len(shape) == 3 or (len(shape) == 2 and self.layer is None), "[R, S], [R, X, S], or [R, H, S] of layers"
+        assert self.layer is None or self.layer.shape == rows, self.layer
         assert self.stamps is None or self.stamps.shape[:-1] == shape, self.stamps
         assert self.keys is None or self.keys.shape[:-1] == shape, self.keys
         assert self.values is None or self.values.shape[:-1] == shape, self.values
@@ -190,7 +193,7 @@ class Policy(Protocol):
     def score(self, slots: Slots) -> Tensor:
         """Importance of each slot, higher stays, floating point and finite.
 
-        Shape of `slots.ages`. Row i depends on nothing of row j.
+        Shape of `slots.ages`. Row i depends on nothing of row j: of another request, or of another layer.
         """
 
 

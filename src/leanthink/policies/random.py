@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from leanthink.policies.policy import Policy, Slots
@@ -20,6 +21,14 @@ class Random(Policy):
     def score(self, slots: Slots) -> Tensor:
         """A uniform number in [0, 1) for each (seed, next position, position), [R, S]."""
         return uniform(slots.seeds[:, None], slots.next_position[:, None], slots.positions)
+
+
+def uniform_per_head(slots: Slots) -> Tensor:
+    """A uniform number in [0, 1) for each (seed, next position, layer, head, position), [R, H, S]."""
+    assert slots.layer is not None, "a policy per head is told the layer of each row"
+    heads_H1 = torch.arange(slots.ages.shape[1], device=slots.ages.device)[:, None]
+    of_rows = (of_row[:, None, None] for of_row in (slots.next_position, slots.layer))
+    return uniform(slots.seeds[:, None, None], *of_rows, heads_H1, slots.positions)
 
 
 def uniform(first: Tensor, *others: Tensor | int) -> Tensor:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from leanthink.policies.policy import Policy, Slots
-from leanthink.policies.random import uniform
+from leanthink.policies.random import uniform_per_head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +23,4 @@ class RandomHeads(Policy):
 
     def score(self, slots: Slots) -> Tensor:
         """A uniform number in [0, 1) for each (seed, next position, layer, head, position), [R, H, S]."""
-        assert slots.layer is not None, "a policy per head is asked once per layer"
-        heads_H1 = torch.arange(slots.ages.shape[1], device=slots.ages.device)[:, None]
-        return uniform(
-            slots.seeds[:, None, None], slots.next_position[:, None, None], slots.layer, heads_H1, slots.positions
-        )
+        return uniform_per_head(slots)

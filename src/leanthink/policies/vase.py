@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool1d
 from leanthink.errors import UsageError
 from leanthink.policies.observed import observed_logits
 from leanthink.policies.policy import OUTRANKS, Policy, Slots, check_at_least
-from leanthink.policies.random import uniform
+from leanthink.policies.random import uniform_per_head
 
 SINKS_OUTRANK, LARGE_OUTRANKS = 2.0**22, 2.0**21
 LEAST_CHANCE = 1e-30  # its logarithm is finite
@@ -77,11 +77,6 @@ class VaSE(Policy):
         shares_RHGS = shares_RHGWS.masked_fill(unseen_RH1WS, 0.0).mean(dim=3)
         smooth_RHGS = avg_pool1d(shares_RHGS.flatten(1, 2), self.kernel, stride=1, padding=self.kernel // 2)
         weights_RHS = smooth_RHGS.view_as(shares_RHGS).mean(dim=2)
-        heads_H1 = torch.arange(slots.ages.shape[1], device=slots.ages.device)[:, None]
-        assert slots.layer is not None, "a policy per head is asked once per layer"
-        draw_RHS = uniform(
-            slots.seeds[:, None, None], slots.next_position[:, None, None], slots.layer, heads_H1, slots.positions
-        )
         # A draw is a multiple of 2^-24 below 1. It may be 0, and anything added to the largest would round it to 1.
-        gumbel_RHS = -torch.log(-torch.log(draw_RHS.clamp(min=2.0**-25)))
+        gumbel_RHS = -torch.log(-torch.log(uniform_per_head(slots).clamp(min=2.0**-25)))
         return weights_RHS.clamp(min=LEAST_CHANCE).log() + gumbel_RHS
