@@ -4,9 +4,9 @@ fit-gsm8k.jsonl    what predictors are fitted to: problems 1 to 7000 of GSM8K's 
 fit-gaokao.jsonl   1 to 235 of Gaokao 2023 in English,
 fit-olympiad.jsonl 1 to 674 of OlympiadBench,
 fit-minerva.jsonl  and Minerva's 272
-gsm8k.jsonl        what is measured on: problems 1 to 600 of GSM8K's test set
+gsm8k.jsonl        what is measured on: all of GSM8K's test set
 math-500.jsonl     and all of MATH-500
-long.jsonl         problems 1 to 240 of GSM8K's test set, to be asked for eight attempts in one answer
+long.jsonl         problems 1 to 300 of GSM8K's test set, to be asked for several attempts in one answer
 
 The data come from the Hugging Face hub, or with --data from a folder with the files of FILES (id, problem, answer).
 Ids are set and row, from 1, whatever the source calls them.
@@ -58,9 +58,9 @@ FITTED = {
     "fit-minerva": Part(source="minerva", first=1, last=272),
 }
 MEASURED = {
-    "gsm8k": Part(source="gsm8k", first=1, last=600),
+    "gsm8k": Part(source="gsm8k", first=1, last=1319),
     "math-500": Part(source="math-500", first=1, last=500),
-    "long": Part(source="gsm8k", first=1, last=240),
+    "long": Part(source="gsm8k", first=1, last=300),
 }
 
 
