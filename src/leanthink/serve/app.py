@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 import leanthink
+from leanthink.hosts import allowed_names
 from leanthink.serve.guard import Guard
 from leanthink.serve.refusals import Refusal, of_validation
 from leanthink.serve.schema import ChatBody, ChatDocument, FaultDocument, ModelCard, ModelList, TextBody, TextDocument
@@ -35,7 +36,14 @@ def make_app(service: Service) -> ASGIApp:
     app.mount("/viewer", StaticFiles(directory=PAGE, html=True), name="viewer")
     settings = service.settings
     paths = [path for route in app.routes if (path := getattr(route, "path", None))]
-    guard = Guard(app, keys=settings.keys, max_body_bytes=settings.max_body_bytes, metrics=service.metrics, paths=paths)
+    guard = Guard(
+        app,
+        hosts=allowed_names(settings.host, settings.allowed_hosts),
+        keys=settings.keys,
+        max_body_bytes=settings.max_body_bytes,
+        metrics=service.metrics,
+        paths=paths,
+    )
     if not settings.allowed_origins:
         return guard
     return CORSMiddleware(  # outside the guard: a preflight bears no key, and a page may read why it was refused
