@@ -417,7 +417,7 @@ def test_what_is_not_honoured_is_refused_by_name(server: Server, fields: Any, pa
     [
         (b"{", 400, "invalid_json"),
         (b"\xff\xfe", 400, "invalid_json"),
-        (b"[" * 100_000, 400, None),
+        (b"[" * 100_000, 400, "invalid_json"),
         (b"", 400, "missing_field"),
         (b"[]", 400, "invalid_value"),
         (

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -104,11 +103,12 @@ class Guard:
                            headers={"www-authenticate": "Bearer"})  # fmt: skip
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._most:
-            return Refusal(413, self._too_large(), code="body_too_large", headers={"connection": "close"})
+            return self._too_large()
         return None
 
-    def _too_large(self) -> str:
-        return f"the body is too large: at most {self._most} bytes are allowed"
+    def _too_large(self) -> Refusal:
+        told = f"the body is too large: at most {self._most} bytes are allowed"
+        return Refusal(413, told, code="body_too_large", headers={"connection": "close"})
 
     def _counted(self, receive: Receive) -> Receive:
         """`receive`, until more than is allowed has come."""
@@ -120,7 +120,7 @@ class Guard:
             total += len(message.get("body", b""))
             if total > self._most:
                 await _drain(receive)
-                raise HTTPException(413, self._too_large(), headers={"connection": "close"})
+                raise self._too_large()
             return message
 
         return counted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import signal
 import socket
@@ -96,6 +97,8 @@ def serve(
     if "*" in settings.allowed_origins and not settings.keys:
         tell("warning: every page that a browser here opens can use this server, and no API key is set: give --keys")
     engine = make_engine(model, tokenizer, settings)
+    gc.collect()
+    gc.freeze()  # the model's objects stay: a body of many small lists would have them all looked through
     with _listen(settings.host, settings.port) as listening:
         asyncio.run(_serve(engine, settings, listening, tell, ready))
 
