@@ -58,13 +58,14 @@ FLAGS = {
     "--ignore-predictor-mismatch --samples --temperature --top-p --top-k --min-p --max-new-tokens --seed "
     "--max-rows --together --overwrite --device --dtype --ray --ray-workers --json",
     "compare": "--out --overwrite --json",
-    "serve": "--model --name --host --port --keys --allowed-origins --policy --budget --window --interval --answer "
-    "--predictor --ignore-predictor-mismatch"
+    "serve": "--model --name --host --port --keys --allowed-origins --allowed-hosts --policy --budget --window "
+    "--interval --answer --predictor --ignore-predictor-mismatch"
     + CHAT
     + "--rows --kv-gib --max-slots --max-budget --generation-config --max-new-tokens "
-    "--max-prompt --max-choices --max-body --queue --timeout --grace --log-text --served-model-name --max-num-seqs "
+    "--max-prompt --max-choices --max-body --queue --limit-concurrency --read-timeout "
+    "--timeout --grace --log-text --served-model-name --max-num-seqs "
     "--gpu-memory-utilization --max-model-len --device --dtype --json",
-    "view": "--host --port --open --no-open --json",
+    "view": "--host --port --allowed-hosts --open --no-open --json",
     "tasks list": "--json",
     "tasks sample": "--family --level --count --seed --split --json",
 }

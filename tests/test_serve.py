@@ -417,7 +417,7 @@ def test_what_is_not_honoured_is_refused_by_name(server: Server, fields: Any, pa
     [
         (b"{", 400, "invalid_json"),
         (b"\xff\xfe", 400, "invalid_json"),
-        (b"[" * 100_000, 400, None),
+        (b"[" * 100_000, 400, "invalid_json"),
         (b"", 400, "missing_field"),
         (b"[]", 400, "invalid_value"),
         (
@@ -437,7 +437,7 @@ def test_a_body_that_cannot_be_read_is_refused(server: Server, body: bytes, stat
 def test_a_body_of_100_megabytes_is_refused_and_the_server_lives(server: Server) -> None:
     before = server_megabytes(server)
     assert server.request("/v1/chat/completions", b"x" * 10**8)[0] == 413
-    announced = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
+    announced = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n"
     with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=60) as line:
         line.sendall(f"{announced}content-type: application/json\r\n\r\n".encode())
         for _ in range(40):  # 2.5 MB in chunks, without a length

@@ -161,9 +161,10 @@ def encode_chat(
     meaning = {mark: control for control, mark in marks.items()}
     first, *rest = re.split(f"([{''.join(meaning)}])", rendered)
     ids = _encode(tokenizer, first) if first else []
+    spelt = {mark: controls.as_text(control) for mark, control in meaning.items()}
+    between = controls.encode_all(rest[1::2])
     for mark, text in zip(rest[::2], rest[1::2], strict=True):
-        control = meaning[mark]
-        ids += controls.as_text(control) + controls.encode(text)
+        ids += spelt[mark] + between[text]
     return ids
 
 
@@ -202,9 +203,16 @@ class _Controls:
 
         Behind a control token a text is encoded so; but not behind one that takes the blanks which follow it.
         """
-        if not text or self._before is None:
-            return _encode(self._tokenizer, text)
-        return _encode(self._tokenizer, self._before + text)[1:]
+        return self.encode_all([text])[text]
+
+    def encode_all(self, texts: Sequence[str]) -> dict[str, list[int]]:
+        """The ids of each of these texts, each encoded once and all together: a call costs more than a short text."""
+        different, before = [text for text in dict.fromkeys(texts) if text], self._before or ""
+        many: list[list[int]] = []
+        if different:
+            many = self._tokenizer([before + text for text in different], add_special_tokens=False).input_ids
+        first = 0 if self._before is None else 1
+        return {"": [], **{text: ids[first:] for text, ids in zip(different, many, strict=True)}}
 
 
 def _any_of(texts: Sequence[str] | set[str]) -> re.Pattern[str]:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from leanthink.errors import LeanThinkError, UsageError
+from leanthink.hosts import allowed_names, is_allowed, not_allowed
 from leanthink.trace import Trace, from_line, trace_places
 
 PAGE = Path(__file__).parent / "viewer"
@@ -88,14 +88,16 @@ def _about(trace: Trace) -> dict[str, object]:
     }
 
 
-def make_server(listed: Sequence[Listed], *, host: str, port: int) -> ThreadingHTTPServer:
-    """A server that is bound and not yet running; port 0 is any free one.
+def make_server(
+    listed: Sequence[Listed], *, host: str, port: int, allowed_hosts: Sequence[str] = ()
+) -> ThreadingHTTPServer:
+    """A server that is bound and not yet running; port 0 is any free one, `allowed_hosts` as `leanthink.hosts` says.
 
     Raises:
         UsageError: the address cannot be bound.
     """
     try:
-        return ThreadingHTTPServer((host, port), partial(_Request, listed, host))
+        return ThreadingHTTPServer((host, port), partial(_Request, listed, allowed_names(host, allowed_hosts)))
     except (OSError, OverflowError) as error:
         raise UsageError(
             f"cannot listen on {host}:{port} ({error}): give another --port, 0 for any free one, or another --host"
@@ -108,29 +110,20 @@ def address_of(server: ThreadingHTTPServer) -> str:
     return f"http://{host if isinstance(host, str) else host.decode()}:{port}/viewer/?{SHOWS}"
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that is bound to this host."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 class _Request(BaseHTTPRequestHandler):
     """Answers one GET: a file of the page, the list or a trace."""
 
     server_version, sys_version = "leanthink", ""
 
-    def __init__(self, listed: Sequence[Listed], host: str, *connection: object) -> None:
-        self.listed, self.host = listed, host
+    def __init__(self, listed: Sequence[Listed], names: Sequence[str], *connection: object) -> None:
+        self.listed, self.names = listed, names
         super().__init__(*connection)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
         """Send what the path names."""
-        named = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
-        if is_loopback(self.host) and not is_loopback(named):
-            # A page from elsewhere that points its own name at this machine must not read the traces.
-            self._send(HTTPStatus.FORBIDDEN, "text/plain", f"this server does not answer for {named!r}".encode())
+        asked_for = self.headers.get("Host", "")
+        if not is_allowed(asked_for, self.names):
+            self._send(HTTPStatus.FORBIDDEN, "text/plain; charset=utf-8", not_allowed(asked_for).encode())
             return
         path, query = urlsplit(self.path).path, urlsplit(self.path).query
         if path in ("/", "/viewer") or (path == "/viewer/" and query != SHOWS):
@@ -151,7 +144,8 @@ class _Request(BaseHTTPRequestHandler):
         if name == "traces.json":
             return JSON, lambda: json.dumps([one.about for one in self.listed]).encode()
         number = name.removeprefix("traces/").removesuffix(".json")
-        if name == f"traces/{number}.json" and number.isascii() and number.isdigit() and int(number) < len(self.listed):
+        is_number = number.isascii() and number.isdigit() and len(number) <= len(str(len(self.listed)))
+        if name == f"traces/{number}.json" and is_number and int(number) < len(self.listed):
             return JSON, self.listed[int(number)].line
         file = next((file for file in PAGE.iterdir() if file.name == name and file.suffix in KINDS), None)
         return None if file is None else (KINDS[file.suffix], file.read_bytes)

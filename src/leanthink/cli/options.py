@@ -90,6 +90,15 @@ ThinkTags = Annotated[
 SystemPrompt = Annotated[
     str | None, option("--system-prompt", about="Put before chats without a system message.", metavar="TEXT")
 ]
+AllowedHosts = Annotated[
+    str | None,
+    option(
+        "--allowed-hosts",
+        about="Names by which it may be asked: one, a JSON list of them, or * for all.",
+        default="on loopback this machine's, elsewhere all",
+        metavar="HOSTS",
+    ),
+]
 ChatTemplateKwargs = Annotated[
     str | None,
     option("--chat-template-kwargs", about="Switches of the chat template, as JSON.", metavar="JSON"),
@@ -163,6 +172,19 @@ def read_kwargs(text: str | None) -> dict[str, Any] | None:
         example = '{"enable_thinking": false}'
         raise UsageError(f"--chat-template-kwargs {text!r}: give a JSON object, such as '{example}'")
     return found
+
+
+def read_list(flag: str, given: str | None) -> tuple[str, ...]:
+    """Of one text, or of a JSON list as vLLM takes it. Raises UsageError for a list that is none of text."""
+    if given is None or not given.lstrip().startswith("["):
+        return () if given is None else (given,)
+    try:
+        found = json.loads(given)
+    except ValueError as error:
+        raise UsageError(f"{flag} {given} is no JSON list: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise UsageError(f'{flag} {given}: give a list of text, like ["one", "another"]')
+    return tuple(found)
 
 
 @contextmanager

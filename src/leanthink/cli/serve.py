@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -36,6 +35,18 @@ Origins = Annotated[
         about="Web pages that may ask: one, a JSON list of them, or * for all.",
         default="none",
         metavar="ORIGINS",
+    ),
+]
+LimitConcurrency = Annotated[
+    int | None, option("--limit-concurrency", about="Most connections at a time.", default=1000)
+]
+ReadTimeout = Annotated[
+    float | None,
+    option(
+        "--read-timeout",
+        about="Seconds within which a request must have come whole.",
+        default=30,
+        metavar="SECONDS",
     ),
 ]
 Rows = Annotated[int | None, option("--rows", about="Most choices that decode at a time.", default=64)]
@@ -105,6 +116,7 @@ def command(
     port: Port = 8000,
     keys: Keys = None,
     allowed_origins: Origins = None,
+    allowed_hosts: options.AllowedHosts = None,
     policy: options.Policy = None,
     budget: options.Slots = None,
     window: options.Window = None,
@@ -126,6 +138,8 @@ def command(
     max_choices: MaxChoices = None,
     max_body: MaxBody = None,
     queue: Queue = None,
+    limit_concurrency: LimitConcurrency = None,
+    read_timeout: ReadTimeout = None,
     timeout: Timeout = None,
     grace: Grace = None,
     log_text: LogText = False,
@@ -160,6 +174,8 @@ def command(
         "max_choices": max_choices,
         "max_body_bytes": max_body,
         "queue": queue,
+        "limit_concurrency": limit_concurrency,
+        "read_timeout_seconds": read_timeout,
         "timeout_seconds": timeout,
         "grace_seconds": grace,
     }
@@ -168,7 +184,8 @@ def command(
         host=host,
         port=port,
         keys=_read_keys(keys),
-        allowed_origins=read_origins(allowed_origins),
+        allowed_origins=options.read_list("--allowed-origins", allowed_origins),
+        allowed_hosts=options.read_list("--allowed-hosts", allowed_hosts),
         policy=policy,
         budget=options.make_budget(policy, slots=budget, window=window, interval=interval, answer=answer),
         predictor=predictor,
@@ -210,16 +227,3 @@ def _read_keys(path: Path | None) -> tuple[str, ...]:
     if not keys:
         raise UsageError(f"{path} holds no API key: write one a line")
     return keys
-
-
-def read_origins(given: str | None) -> tuple[str, ...]:
-    """Of a JSON list, as vLLM takes it, or of one origin. Raises UsageError for a list that is none of text."""
-    if given is None or not given.lstrip().startswith("["):
-        return () if given is None else (given,)
-    try:
-        origins = json.loads(given)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"--allowed-origins {given} is no JSON list: {error}") from error
-    if not all(isinstance(origin, str) for origin in origins):
-        raise UsageError(f'--allowed-origins {given}: give text, like ["http://localhost:3000"]')
-    return tuple(origins)

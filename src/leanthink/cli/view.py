@@ -11,6 +11,7 @@ import typer
 from leanthink.cli import options
 from leanthink.cli.help import help_text, option
 from leanthink.cli.output import print_json, say
+from leanthink.hosts import is_loopback
 
 EXAMPLES = (
     "leanthink view traces.jsonl",
@@ -36,14 +37,16 @@ def command(
     paths: Paths,
     host: Host = "127.0.0.1",
     port: Port = 8780,
+    allowed_hosts: options.AllowedHosts = None,
     open_page: Open = True,
     as_json: options.Json = False,
 ) -> None:
     """Read the files once, then serve page and traces."""
-    from leanthink.view import address_of, is_loopback, list_traces, make_server
+    from leanthink.view import address_of, list_traces, make_server
 
     listed = list_traces(paths)
-    with make_server(listed, host=host, port=port) as server:
+    names = options.read_list("--allowed-hosts", allowed_hosts)
+    with make_server(listed, host=host, port=port, allowed_hosts=names) as server:
         address = address_of(server)
         if as_json:
             print_json({"url": address, "traces": [one.about for one in listed]})

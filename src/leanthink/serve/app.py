@@ -7,22 +7,27 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 import leanthink
+from leanthink.hosts import allowed_names
 from leanthink.serve.guard import Guard
-from leanthink.serve.refusals import Refusal, of_validation
+from leanthink.serve.refusals import Refusal
 from leanthink.serve.schema import ChatBody, ChatDocument, FaultDocument, ModelCard, ModelList, TextBody, TextDocument
 from leanthink.serve.service import Service
 from leanthink.view import PAGE
 
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": FaultDocument}, "5XX": {"model": FaultDocument}}
+
+
+REFERENCE = "#/components/schemas/{model}"
 
 
 def make_app(service: Service) -> ASGIApp:
@@ -35,7 +40,14 @@ def make_app(service: Service) -> ASGIApp:
     app.mount("/viewer", StaticFiles(directory=PAGE, html=True), name="viewer")
     settings = service.settings
     paths = [path for route in app.routes if (path := getattr(route, "path", None))]
-    guard = Guard(app, keys=settings.keys, max_body_bytes=settings.max_body_bytes, metrics=service.metrics, paths=paths)
+    guard = Guard(
+        app,
+        hosts=allowed_names(settings.host, settings.allowed_hosts),
+        keys=settings.keys,
+        max_body_bytes=settings.max_body_bytes,
+        metrics=service.metrics,
+        paths=paths,
+    )
     if not settings.allowed_origins:
         return guard
     return CORSMiddleware(  # outside the guard: a preflight bears no key, and a page may read why it was refused
@@ -51,10 +63,6 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Refusal)
     async def refused(_: Request, refusal: Refusal) -> JSONResponse:
         return refusal.response()
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return of_validation(error.errors()).response()
 
     @app.exception_handler(StarletteHTTPException)
     async def failed(request: Request, error: HTTPException) -> JSONResponse:
@@ -102,15 +110,31 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
 
 def _add_completions(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions", responses=ERRORS, response_model=ChatDocument)
-    async def chat(body: ChatBody, request: Request) -> Response:
+    @app.post("/v1/chat/completions", responses=ERRORS, response_model=ChatDocument, openapi_extra=_taking(ChatBody))
+    async def chat(request: Request) -> Response:
         """Answer a conversation; the thought comes apart from the answer."""
-        return await service.answer(body, request.scope, request.receive)
+        return await service.answer(ChatBody, request)
 
-    @app.post("/v1/completions", responses=ERRORS, response_model=TextDocument)
-    async def complete(body: TextBody, request: Request) -> Response:
+    @app.post("/v1/completions", responses=ERRORS, response_model=TextDocument, openapi_extra=_taking(TextBody))
+    async def complete(request: Request) -> Response:
         """Continue a text as it is."""
-        return await service.answer(body, request.scope, request.receive)
+        return await service.answer(TextBody, request)
+
+    described = app.openapi
+
+    def with_bodies() -> dict[str, Any]:
+        _, bodies = models_json_schema([(ChatBody, "validation"), (TextBody, "validation")], ref_template=REFERENCE)
+        page = described()
+        page["components"]["schemas"] |= bodies["$defs"]
+        return page
+
+    app.openapi = with_bodies  # type: ignore[method-assign]
+
+
+def _taking(kind: type[BaseModel]) -> dict[str, Any]:
+    """What /openapi.json says of a body that FastAPI does not read: it would do so on the event loop."""
+    schema = {"$ref": REFERENCE.format(model=kind.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _add_states(app: FastAPI, service: Service) -> None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from leanthink.hosts import is_allowed, not_allowed
 from leanthink.serve.logs import log
 from leanthink.serve.metrics import Metrics
 from leanthink.serve.refusals import Refusal
@@ -51,6 +51,7 @@ class Guard:
 
     Args:
         app: it.
+        hosts: names that are answered for, as `leanthink.hosts.allowed_names` gives them.
         keys: one of which a request under /v1 must bear; empty: none.
         max_body_bytes: of a body; a larger one is refused with 413, if possible before it is read.
         metrics: counts.
@@ -58,9 +59,17 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, *, keys: Sequence[str], max_body_bytes: int, metrics: Metrics, paths: Sequence[str]
+        self,
+        app: ASGIApp,
+        *,
+        hosts: Sequence[str],
+        keys: Sequence[str],
+        max_body_bytes: int,
+        metrics: Metrics,
+        paths: Sequence[str],
     ) -> None:
-        self._app, self._keys, self._most, self._metrics, self._paths = app, keys, max_body_bytes, metrics, paths
+        self._app, self._hosts, self._keys, self._most = app, hosts, keys, max_body_bytes
+        self._metrics, self._paths = metrics, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -82,6 +91,8 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         headers = Headers(scope=scope)
+        if not is_allowed(headers.get("host", ""), self._hosts):
+            return Refusal(403, not_allowed(headers.get("host", "")), code="host_not_allowed")
         if (
             self._keys
             and scope["path"].startswith("/v1")
@@ -92,11 +103,12 @@ class Guard:
                            headers={"www-authenticate": "Bearer"})  # fmt: skip
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._most:
-            return Refusal(413, self._too_large(), code="body_too_large", headers={"connection": "close"})
+            return self._too_large()
         return None
 
-    def _too_large(self) -> str:
-        return f"the body is too large: at most {self._most} bytes are allowed"
+    def _too_large(self) -> Refusal:
+        told = f"the body is too large: at most {self._most} bytes are allowed"
+        return Refusal(413, told, code="body_too_large", headers={"connection": "close"})
 
     def _counted(self, receive: Receive) -> Receive:
         """`receive`, until more than is allowed has come."""
@@ -108,7 +120,7 @@ class Guard:
             total += len(message.get("body", b""))
             if total > self._most:
                 await _drain(receive)
-                raise HTTPException(413, self._too_large(), headers={"connection": "close"})
+                raise self._too_large()
             return message
 
         return counted

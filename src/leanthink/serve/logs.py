@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from datetime import UTC, datetime
 from typing import Any
 
+SELDOM_SECONDS = 60.0
+LEVELS = {"leanthink.serve": logging.INFO, "uvicorn.error": logging.WARNING, "asyncio": logging.WARNING}
 LOGGER = logging.getLogger("leanthink.serve")
 
 
@@ -25,10 +28,10 @@ class JsonLines(logging.Formatter):
 
 
 def start_logging() -> None:
-    """Send our log and the web server's own to standard error."""
+    """Send our log and those of the web server and the event loop to standard error."""
     lines = logging.StreamHandler(sys.stderr)
     lines.setFormatter(JsonLines())
-    for name, level in (("leanthink.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+    for name, level in LEVELS.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [lines], False
         logger.setLevel(level)
@@ -37,3 +40,18 @@ def start_logging() -> None:
 def log(event: str, *, level: int = logging.INFO, error: BaseException | None = None, **facts: Any) -> None:
     """One line; `error` adds its traceback."""
     LOGGER.log(level, event, extra={"facts": facts}, exc_info=error)
+
+
+class Seldom:
+    """A warning of what strangers can make happen often: told at once, then once a minute with how often it was."""
+
+    def __init__(self, event: str) -> None:
+        self._event, self._times, self._next = event, 0, 0.0
+
+    def tell(self, **facts: Any) -> None:
+        """It has happened again."""
+        self._times += 1
+        now = time.monotonic()
+        if now >= self._next:
+            log(self._event, level=logging.WARNING, times=self._times, **facts)
+            self._times, self._next = 0, now + SELDOM_SECONDS

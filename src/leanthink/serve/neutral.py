@@ -6,13 +6,13 @@ A field that would change the answer with any other value is refused by name wit
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from pydantic_core import PydanticCustomError
 
 Neutral = type | tuple[Any, ...]  # every value of a type, or these values only
-NOT_HONOURED = "not_honoured"  # the kind of error that `not_honoured` makes
+NOT_HONOURED, UNKNOWN_FIELD = "not_honoured", "unknown_field"  # the kinds of error that are raised here
 TYPES = {str: "string", bool: "boolean", list: "array", dict: "object"}  # as JSON schema calls them
 
 BODY: Mapping[str, Neutral] = {
@@ -68,15 +68,20 @@ MESSAGE: Mapping[str, Neutral] = {
 }
 
 
-def without_neutral(body: Any, fields: Mapping[str, Neutral]) -> Any:
+def without_neutral(body: Any, fields: Mapping[str, Neutral], *, known: Container[str]) -> Any:
     """A body without its nulls and without the neutral values of these fields; what is no object stays as it is.
 
     Raises:
-        PydanticCustomError: one of the fields has another value.
+        PydanticCustomError: one of the fields has another value, or one is there that is neither of these nor `known`.
     """
     if not isinstance(body, dict):
         return body
     given = {name: value for name, value in body.items() if value is not None}
+    unknown = next((name for name in given if name not in fields and name not in known), None)
+    if unknown is not None:
+        raise PydanticCustomError(
+            UNKNOWN_FIELD, "not a field that this server honours: leave it out", {"field": unknown}
+        )
     for name in given.keys() & fields.keys():
         if not _is_neutral(given[name], fields[name]):
             raise not_honoured(name, f"only {_allowed(fields[name])} is honoured here: give that, or leave it out")

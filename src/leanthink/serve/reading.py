@@ -73,7 +73,7 @@ class Reader:
             Refusal: what is asked for is not served, above a limit, or contradicts itself.
         """
         if body.model != self.settings.name:
-            raise Refusal(404, f"the model {body.model!r} is not served here, {self.settings.name!r} is",
+            raise Refusal(404, f"the model {body.model[:100]!r} is not served here, {self.settings.name!r} is",
                           param="model", code="model_not_found")  # fmt: skip
         policy, budget = self._policy(body), self._budget(body)
         if body.kv_events and not body.stream:
@@ -83,12 +83,12 @@ class Reader:
                 f"kv_events: policy {policy.name!r} keeps other tokens in every head, which no event can tell: "
                 "leave them out, or choose a policy with one set for all heads", "policy")  # fmt: skip
         sampling, record = self._sampling(body), bool(body.kv_events)
-        prompts = [self._ids(prompt, self._chat_options(body)) for prompt in _prompts(body)]
-        choices = body.n or 1
-        if choices * len(prompts) > self.settings.max_choices:
+        given, choices = _prompts(body), body.n or 1
+        if choices * len(given) > self.settings.max_choices:
             raise bad_request(
-                f"{len(prompts)} prompts with n={choices}: at most {self.settings.max_choices} choices are allowed", "n"
+                f"{len(given)} prompts with n={choices}: at most {self.settings.max_choices} choices are allowed", "n"
             )
+        prompts = [self._ids(prompt, self._chat_options(body)) for prompt in given]
         return [
             self._request(ids, policy, budget, replace(sampling, seed=(sampling.seed + i) % 2**63), record)
             for ids in prompts

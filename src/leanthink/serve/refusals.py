@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from leanthink.serve.neutral import NOT_HONOURED
+from leanthink.serve.neutral import NOT_HONOURED, UNKNOWN_FIELD
 
 LONGEST_PARAM = 200  # characters
 TYPES = ("str", "int", "list")
@@ -56,19 +56,15 @@ def bad_request(message: str, param: str | None = None) -> Refusal:
 def of_validation(errors: Sequence[Mapping[str, Any]]) -> Refusal:
     """The refusal for what pydantic found, told by its first finding; what was given is not repeated at length."""
     found = next((error for error in errors if not error["type"].endswith("_type")), errors[0])
-    place = [str(part) for part in found["loc"][1:] if not _is_branch(part)]
-    if found["type"] == "json_invalid":
-        return Refusal(400, f"the body is not JSON: {found['ctx']['error']}", code="invalid_json")
-    if found["type"] == NOT_HONOURED:
-        blamed = ".".join([*place, found["ctx"]["field"]])
-        return Refusal(400, f"{blamed}: {found['msg']}", param=blamed, code="unsupported_value")
+    place = [str(part) for part in found["loc"] if not _is_branch(part)]
+    if found["type"] in (NOT_HONOURED, UNKNOWN_FIELD):
+        blamed = ".".join([*place, found["ctx"]["field"]])[:LONGEST_PARAM]
+        code = "unknown_field" if found["type"] == UNKNOWN_FIELD else "unsupported_value"
+        verb = " is " if found["type"] == UNKNOWN_FIELD else ": "
+        return Refusal(400, f"{blamed}{verb}{found['msg']}", param=blamed, code=code)
     param = ".".join(place) or None
-    if found["type"] == "extra_forbidden":
-        return Refusal(400, f"{param} is not a field that this server honours: leave it out", param=param,
-                       code="unknown_field")  # fmt: skip
     if found["type"] == "missing":
-        what = f"{param} is missing" if param else "the body is empty or is not sent as application/json"
-        return Refusal(400, f"{what}: give it", param=param, code="missing_field")
+        return Refusal(400, f"{param} is missing: give it", param=param, code="missing_field")
     return bad_request(f"{param or 'the body'}: {found['msg']}{_given(found.get('input'))}", param)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import uvicorn
@@ -17,19 +18,20 @@ from leanthink.budget_hints import budget_hints
 from leanthink.default_policy import default_policy
 from leanthink.engine import Engine
 from leanthink.errors import LeanThinkError, UsageError
+from leanthink.hosts import is_loopback
 from leanthink.load import kv_shape
 from leanthink.policies import POLICIES
 from leanthink.request import PolicyMaker
 from leanthink.serve.app import make_app
+from leanthink.serve.connections import BACKLOG, Connections, raise_descriptors
 from leanthink.serve.logs import log, start_logging
-from leanthink.serve.service import Service
+from leanthink.serve.service import STALLED_SECONDS, Service
 from leanthink.serve.settings import Settings
 from leanthink.wishes import bytes_per_slot
 
 GIB = 2**30
 CPU_GIB, GPU_SHARE = 2.0, 0.8
 LAST_SECONDS = 10  # after the grace time, for what was cut to be sent
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
@@ -90,11 +92,13 @@ def serve(
         LeanThinkError: the engine broke.
     """
     start_logging()
-    if settings.host not in LOOPBACK and not settings.keys:
+    if not is_loopback(settings.host) and not settings.keys:
         tell(f"warning: {settings.host} can be reached from other machines, and no API key is set: give --keys")
     if "*" in settings.allowed_origins and not settings.keys:
         tell("warning: every page that a browser here opens can use this server, and no API key is set: give --keys")
     engine = make_engine(model, tokenizer, settings)
+    gc.collect()
+    gc.freeze()  # the model's objects stay: a body of many small lists would have them all looked through
     with _listen(settings.host, settings.port) as listening:
         asyncio.run(_serve(engine, settings, listening, tell, ready))
 
@@ -102,8 +106,10 @@ def serve(
 @contextmanager
 def _listen(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listening:
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:  # asyncio sets TCP_NODELAY by it
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections have it from here
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * STALLED_SECONDS))
         try:
             listening.bind((host, port))
         except OSError as error:
@@ -132,8 +138,16 @@ async def _serve(
     service = Service(engine, settings, on_failure=lambda: _stop(server))
     for hint in budget_hints(service.reader.policies[service.reader.policy], settings.budget):
         tell(hint)
+    room = raise_descriptors(settings.limit_concurrency)
+    if room < settings.limit_concurrency:
+        tell(f"warning: there are descriptors for {room} connections, not for {settings.limit_concurrency}: "
+             "raise the limit (ulimit -n)")  # fmt: skip
+    connections = Connections(limit=room, read_seconds=settings.read_timeout_seconds)
     config = uvicorn.Config(
         make_app(service),
+        http=cast(type[asyncio.Protocol], connections),
+        ws="none",
+        backlog=BACKLOG,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -149,6 +163,7 @@ async def _serve(
         _stop(server)
 
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(connections.on_error)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     host, port = listening.getsockname()[:2]

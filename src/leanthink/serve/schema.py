@@ -9,8 +9,10 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     GetJsonSchemaHandler,
+    Tag,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -20,6 +22,8 @@ from leanthink.sampling import MOST_LOGPROBS
 from leanthink.serve.neutral import BODY, MESSAGE, STREAM_OPTIONS, Neutral, not_honoured, schema_of, without_neutral
 
 MOST_STOPS = 4
+MOST_ITEMS = 4096  # messages, parts of a message, prompts
+MOST_SWITCHES = 64  # of a chat template
 MOST = 2**31 - 1
 Most = Annotated[int, Field(ge=1, description="A maximum: larger ones than the server's mean the server's.")]
 
@@ -30,10 +34,22 @@ def _whole_characters(text: str) -> str:
     return text
 
 
+def _kind_of_prompt(given: object) -> str | None:
+    """By the first item: all branches of a union at once would find an error in each item for each branch."""
+    first = given[0] if isinstance(given, list) and given else None
+    if isinstance(first, str):
+        return "list[str]"
+    if isinstance(first, list):
+        return "list[list[int]]"
+    return "str" if isinstance(given, str) else "list[int]" if isinstance(given, list) else None
+
+
 Text = Annotated[str, AfterValidator(_whole_characters)]
 Prompt = Annotated[Text, Field(min_length=1)]
 StopText = Annotated[Text, Field(max_length=256)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MOST)]], Field(min_length=1)]
+# The first error of a list is enough: each costs microseconds, and a body has room for half a million.
+Items = Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True)
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MOST)]], Field(min_length=1, fail_fast=True)]
 
 
 class Strict(BaseModel):
@@ -45,7 +61,7 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _leave_out(cls, given: Any) -> Any:
-        return without_neutral(given, cls.neutral)
+        return without_neutral(given, cls.neutral, known=cls.model_fields)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -77,7 +93,7 @@ class Asked(Strict):
     top_k: Annotated[int, Field(ge=-1, le=MOST, description="0 and -1 are off.")] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-1, lt=2**63, description="-1 draws one.")] | None = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS, fail_fast=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     policy: Annotated[str, Field(description="What ranks thought slots; GET /v1/models lists them.")] | None = None
@@ -112,7 +128,7 @@ class Message(Strict):
 
     neutral = MESSAGE
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)] | None = None
+    content: Text | Annotated[list[TextPart], Items] | None = None
     name: Annotated[Text, Field(description="Handed to the chat template.")] | None = None
     reasoning_content: Annotated[Text, Field(description="Of an assistant: handed to the chat template.")] | None = None
     reasoning: Annotated[Text, Field(description="Another name of reasoning_content.")] | None = None
@@ -136,11 +152,16 @@ class Message(Strict):
 class ChatBody(Asked):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Items]
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     chat_template_kwargs: (
-        Annotated[dict[str, Any], Field(description="Switches of the chat template; those it lacks change nothing.")]
+        Annotated[
+            dict[str, Any],
+            Field(
+                max_length=MOST_SWITCHES, description="Switches of the chat template; those it lacks change nothing."
+            ),
+        ]
         | None
     ) = None
     stop_in_thought: (
@@ -154,12 +175,17 @@ class ChatBody(Asked):
 class TextBody(Asked):
     """The body of POST /v1/completions; the prompt is taken as it is, without the chat template."""
 
-    prompt: (
-        Prompt
-        | TokenIds
-        | Annotated[list[Prompt], Field(min_length=1)]
-        | Annotated[list[TokenIds], Field(min_length=1)]
-    )
+    prompt: Annotated[
+        Annotated[Prompt, Tag("str")]
+        | Annotated[TokenIds, Tag("list[int]")]
+        | Annotated[list[Prompt], Items, Tag("list[str]")]
+        | Annotated[list[TokenIds], Items, Tag("list[list[int]]")],
+        Discriminator(
+            _kind_of_prompt,
+            custom_error_type="prompt_type",
+            custom_error_message="must be text, a list of texts, a list of token ids, or a list of such lists",
+        ),
+    ]
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
 

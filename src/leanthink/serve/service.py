@@ -10,11 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from leanthink.engine import Engine
+from leanthink.request import Request
 from leanthink.serve.answers import DONE, Answer, event
+from leanthink.serve.bodies import parse
 from leanthink.serve.engine_thread import News
 from leanthink.serve.guard import FACTS
 from leanthink.serve.logs import log
@@ -50,7 +54,7 @@ class Service:
         self.metrics = Metrics(slots=engine.cache.arena.total)
         self._on_failure, self._loop = on_failure, asyncio.get_running_loop()
         self.work = Work(engine, on_news=self._note, on_token=self._time, on_failure=self._fail)
-        self._readers = ThreadPoolExecutor(1, thread_name_prefix="reader")  # long prompts must not hold up the streams
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self._choice_seconds = 1.0  # moving average
         self.draining = False
         self.work.start()
@@ -97,19 +101,20 @@ class Service:
 
     # -- requests --------------------------------------------------------------------------------------------------
 
-    async def answer(self, body: ChatBody | TextBody, scope: Scope, receive: Receive) -> Response:
-        """The answer to a body; of a stream it has not begun yet.
+    async def answer(self, kind: type[ChatBody | TextBody], asked: HTTPRequest) -> Response:
+        """The answer to a body of this kind; of a stream it has not begun yet.
 
         Raises:
             Refusal: the body asks for what is not allowed, or there is no room now.
         """
-        requests = await self._loop.run_in_executor(self._readers, self.reader.read, body)
-        if self.draining:
-            raise Refusal(503, "the server is going down: ask another one", code="shutting_down",
-                          headers={"retry-after": str(math.ceil(self.settings.grace_seconds) or 1)})  # fmt: skip
-        if self.work.unfinished + len(requests) > self.engine.cache.most_rows + self.settings.queue:
-            raise Refusal(429, f"the queue is full ({self.settings.queue} wait): try again later", code="queue_full",
-                          headers={"retry-after": str(self._retry_seconds())})  # fmt: skip
+        self._check_room(1)  # before anything is read for nothing
+        try:
+            sent = await asked.body()
+        except ClientDisconnect:
+            return Response(status_code=499)
+        content_type = asked.headers.get("content-type", "")
+        body, requests = await self._loop.run_in_executor(self._readers, self._read, kind, sent, content_type)
+        self._check_room(len(requests))
         answer = Answer(
             chat=isinstance(body, ChatBody),
             model=body.model,
@@ -119,14 +124,30 @@ class Service:
             kv_events=bool(body.kv_events),
             with_usage=body.stream_options is not None and body.stream_options.include_usage,
         )
-        facts: dict[str, Any] = scope[FACTS]
+        facts: dict[str, Any] = asked.scope[FACTS]
         facts |= {"choices": len(requests), "policy": requests[0].policy.name, "stream": bool(body.stream)}
         if self.settings.log_text:
             facts["body"] = body.model_dump(exclude_none=True)
         job = self.work.submit(requests, streamed=bool(body.stream))
         if body.stream:
             return EventStream(self, job, answer)
-        return await self._document(job, answer, facts, receive)
+        return await self._document(job, answer, facts, asked.receive)
+
+    def _read(
+        self, kind: type[ChatBody | TextBody], sent: bytes, content_type: str
+    ) -> tuple[ChatBody | TextBody, list[Request]]:
+        """From bytes to requests, in the readers' thread: neither must hold up the streams."""
+        body = parse(kind, sent, content_type)
+        return body, self.reader.read(body)
+
+    def _check_room(self, choices: int) -> None:
+        """Raise Refusal where no more choices are taken, or not so many."""
+        if self.draining:
+            raise Refusal(503, "the server is going down: ask another one", code="shutting_down",
+                          headers={"retry-after": str(math.ceil(self.settings.grace_seconds) or 1)})  # fmt: skip
+        if self.work.unfinished + choices > self.engine.cache.most_rows + self.settings.queue:
+            raise Refusal(429, f"the queue is full ({self.settings.queue} wait): try again later", code="queue_full",
+                          headers={"retry-after": str(self._retry_seconds())})  # fmt: skip
 
     async def _document(self, job: Job, answer: Answer, facts: dict[str, Any], receive: Receive) -> Response:
         try:

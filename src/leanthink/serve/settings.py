@@ -9,6 +9,7 @@ from pathlib import Path
 
 from leanthink.budget import Budget
 from leanthink.errors import UsageError, unknown
+from leanthink.hosts import allowed_names
 from leanthink.policies import POLICIES
 from leanthink.prompt import PLAIN, ChatOptions
 
@@ -26,6 +27,8 @@ class Settings:
         name: of the model, as clients give it.
         host, port: where to listen; port 0 takes a free one.
         allowed_origins: pages of these origins may ask from a browser, `("*",)`: of all; none by default.
+        allowed_hosts: names that are answered for, as `leanthink.hosts` says; none: on a loopback address that of this
+            machine alone, elsewhere all.
         keys: API keys, one of which every request under /v1 must bear; empty: none is asked for.
         policy: of requests that name none; None: the default for the model, as in `leanthink.generate`.
         budget: of requests that name none, and where those that give a part of it get the rest; None with "full" only.
@@ -47,6 +50,9 @@ class Settings:
             that is on it may take together, as in vLLM.
         max_model_len: most tokens of prompt and output together; None: the model's context.
         queue: most choices that wait for a row; more are refused with 429.
+        limit_concurrency: most connections at a time; one more than that costs the one that has waited longest for its
+            request.
+        read_timeout_seconds: within which a request must have come whole, from when its connection was free for it.
         timeout_seconds: after which a request ends with what it has.
         grace_seconds: after the signal to stop, before what still runs is cut.
         log_text: whether prompts and answers are logged.
@@ -61,6 +67,7 @@ class Settings:
     port: int = 8000
     keys: tuple[str, ...] = field(default=(), repr=False)
     allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     policy: str | None = None
     budget: Budget | None = USUAL_BUDGET
     predictor: Path | None = None
@@ -77,6 +84,8 @@ class Settings:
     gpu_memory_utilization: float | None = None
     max_model_len: int | None = None
     queue: int = 256
+    limit_concurrency: int = 1000
+    read_timeout_seconds: float = 30.0
     timeout_seconds: float = 600.0
     grace_seconds: float = 30.0
     log_text: bool = False
@@ -93,7 +102,7 @@ class Settings:
             raise UsageError(f"budget={self.budget.slots} is above max_budget={self.max_budget}: raise that")
         least = {"port": 0, "queue": 0, "timeout_seconds": 0.1, "grace_seconds": 0, "rows": 1, "max_choices": 1}
         least |= dict.fromkeys(("max_budget", "max_slots", "max_new_tokens", "max_prompt_tokens", "max_body_bytes"), 1)
-        least |= {"max_model_len": 2}
+        least |= {"max_model_len": 2, "limit_concurrency": 1, "read_timeout_seconds": 0.1}
         for name, number in least.items():
             given = getattr(self, name)
             if given is not None and not (number <= given < math.inf):
@@ -109,6 +118,7 @@ class Settings:
             raise UsageError("kv_gib and gpu_memory_utilization both say how much memory: give one of them")
         if not all(key and key.isascii() and key.strip() == key for key in self.keys):
             raise UsageError("an API key is empty, has blanks around it or is not ASCII: clients could not send it")
+        allowed_names(self.host, self.allowed_hosts)
         for origin in self.allowed_origins:
             if not ORIGIN.fullmatch(origin):
                 raise UsageError(
