@@ -127,12 +127,16 @@ class _Request(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send what the path names."""
-        named = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
+        try:
+            named = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
+            path, query = urlsplit(self.path).path, urlsplit(self.path).query
+        except ValueError as error:
+            self._send(HTTPStatus.BAD_REQUEST, "text/plain; charset=utf-8", f"no address: {error}".encode())
+            return
         if is_loopback(self.host) and not is_loopback(named):
             # A page from elsewhere that points its own name at this machine must not read the traces.
             self._send(HTTPStatus.FORBIDDEN, "text/plain", f"this server does not answer for {named!r}".encode())
             return
-        path, query = urlsplit(self.path).path, urlsplit(self.path).query
         if path in ("/", "/viewer") or (path == "/viewer/" and query != SHOWS):
             self._send(HTTPStatus.FOUND, "text/plain", b"", {"Location": f"/viewer/?{SHOWS}"})
             return
@@ -151,7 +155,8 @@ class _Request(BaseHTTPRequestHandler):
         if name == "traces.json":
             return JSON, lambda: json.dumps([one.about for one in self.listed]).encode()
         number = name.removeprefix("traces/").removesuffix(".json")
-        if name == f"traces/{number}.json" and number.isascii() and number.isdigit() and int(number) < len(self.listed):
+        is_number = number.isascii() and number.isdigit() and len(number) <= len(str(len(self.listed)))
+        if name == f"traces/{number}.json" and is_number and int(number) < len(self.listed):
             return JSON, self.listed[int(number)].line
         file = next((file for file in PAGE.iterdir() if file.name == name and file.suffix in KINDS), None)
         return None if file is None else (KINDS[file.suffix], file.read_bytes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from leanthink.cli.help import option
 from leanthink.cli.output import say
 from leanthink.errors import UsageError, unknown
+from leanthink.reading import parse_json
 
 if TYPE_CHECKING:
     from leanthink.budget import Budget
@@ -156,7 +156,7 @@ def read_kwargs(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         found = None
     if not isinstance(found, dict):

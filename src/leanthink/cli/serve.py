@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,6 +12,7 @@ from leanthink.cli import options
 from leanthink.cli.help import help_text, option
 from leanthink.cli.output import print_json, say
 from leanthink.errors import UsageError
+from leanthink.reading import parse_json, reading
 
 EXAMPLES = (
     "leanthink serve",
@@ -206,7 +206,9 @@ def _read_keys(path: Path | None) -> tuple[str, ...]:
         return () if key is None else (key,)
     if not path.is_file():
         raise UsageError(f"there is no file of API keys at {path}: check the path")
-    keys = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    with reading(path, "text in UTF-8", "write API keys as plain text, one a line"):
+        text = path.read_text(encoding="utf-8")
+    keys = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not keys:
         raise UsageError(f"{path} holds no API key: write one a line")
     return keys
@@ -217,8 +219,8 @@ def read_origins(given: str | None) -> tuple[str, ...]:
     if given is None or not given.lstrip().startswith("["):
         return () if given is None else (given,)
     try:
-        origins = json.loads(given)
-    except json.JSONDecodeError as error:
+        origins = parse_json(given)
+    except ValueError as error:
         raise UsageError(f"--allowed-origins {given} is no JSON list: {error}") from error
     if not all(isinstance(origin, str) for origin in origins):
         raise UsageError(f'--allowed-origins {given}: give text, like ["http://localhost:3000"]')

@@ -12,7 +12,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -32,7 +32,7 @@ def main() -> None:
     logging.disable(logging.CRITICAL)  # math-verify reports each formula that it cannot read
     worker = _Worker(answers=sys.stdout, seconds=int(sys.argv[1]))
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # what a package prints is no answer
-    kinds = {"same": worker.same, "verdict": worker.verdict, "score": worker.score}
+    kinds: dict[str, Callable[..., Any]] = {"same": worker.same, "verdict": worker.verdict, "score": worker.score}
     worker.tell(READY)
     for line in sys.stdin:
         signal.alarm(worker.seconds + 1)  # also where the asking process was killed and cannot end this one

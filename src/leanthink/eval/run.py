@@ -15,12 +15,13 @@ from leanthink.eval.grading import as_graded, verdict_on
 from leanthink.eval.judge import MOST_WORKERS
 from leanthink.eval.outcomes import Outcomes, outcomes
 from leanthink.eval.problems import Problem
-from leanthink.eval.records import RESULT, Record, RunFolder, write_json
+from leanthink.eval.records import RESULT, Record, RunFolder
 from leanthink.prompt import PLAIN, ChatOptions, encode_prompt
 from leanthink.sampling import Sampling
 from leanthink.subject import Ask, Subject
 from leanthink.tags import ThinkTags, think_tags
 from leanthink.trace import request_seed
+from leanthink.writing import write_json
 
 
 class Progress(Protocol):
