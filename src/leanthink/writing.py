@@ -15,6 +15,7 @@ from typing import Any
 
 from leanthink.errors import CannotWrite, UsageError
 
+OF_TORCH = ("inline_container", "PytorchStreamWriter")  # in what torch.save raises where there is no room
 STAYS = "make room, or give another place; what was there before is unharmed, and the same command goes on from it"
 
 
@@ -76,7 +77,9 @@ def writing(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(name in str(error) for name in OF_TORCH):
+            raise
         why = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise CannotWrite(f"{path} cannot be written ({why}): {STAYS}") from error
 

@@ -59,7 +59,7 @@ def read_run(folder: Path, name: str) -> RecordedRun:
     log = _lines(folder / LOG, _check_record)
     if not any("loss" in record for record in log):
         raise UsageError(f"{folder / LOG} tells of no training step yet: wait for the first, or give another folder")
-    about = _about(folder / RUN)
+    about = about_run(folder / RUN)
     return RecordedRun(
         name=name,
         folder=folder,
@@ -120,7 +120,7 @@ def _check_group(group: dict[str, Any]) -> str | None:
     return None
 
 
-def _about(path: Path) -> dict[str, Any]:
+def about_run(path: Path) -> dict[str, Any]:
     """What run.json holds, {} where it is not there."""
     if not path.is_file():
         return {}
