@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from leanthink.eval.grading import is_correct
-from leanthink.eval.run import vote
+from leanthink.eval import answers, comparison, grading, judge, literals, verdict
+from leanthink.eval.grading import is_correct, is_solved, vote
+from leanthink.eval.gym import gym_problems
 
 needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="extra eval")
 COUNT = ",".join(map(str, range(3000)))
@@ -38,6 +39,12 @@ LONG = {  # name: text, gold, whether it is right
     "statements": ("answer is " * 100_000, "7", False),
     "braces": ("{" * 200_000, "7", False),
     "thoughts": ("</think>" * 100_000 + r"\boxed{7}", "7", True),
+    "boxes in many boxes": (r"\boxed{" * 70_000 + "5" + "}" * 70_000, "5", True),
+    "dollars with spaces": (r"\boxed{5" + "$ " * 9000 + "x}", "7", False),
+    "spaces for looks": (r"\boxed{5" + r"\," * 6000 + "x}", "7", False),
+    "wide spaces for looks": (r"\boxed{" + r"\quad" * 200_000 + "}", "7", False),
+    "unicode digits": (r"\boxed{" + "\u0663" * 5000 + "}", "7", False),
+    "lone surrogates": (r"\boxed{" + "\ud800" * 5000 + "}", "7", False),
 }
 
 
@@ -50,3 +57,29 @@ def test_a_long_answer_is_graded_in_little_time(name: str) -> None:
     assert is_correct(text, gold) is right
     vote(text, gold, think_tags=False)
     assert time.perf_counter() - start < 2
+
+
+@needs_math_verify
+def test_no_answer_is_looked_at_but_where_the_time_limit_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("given_answer", "same_answer", "as_number", "plain"):
+        for module in (answers, comparison, grading, literals, verdict):
+            monkeypatch.setattr(module, name, _must_not_run, raising=False)
+    assert is_correct(r"so \boxed{\frac{1}{2}}", "0.5")
+    assert vote(r"so \boxed{5,000}", "5", think_tags=False) == "5000"
+
+
+def _must_not_run(*_given: object, **_more: object) -> None:
+    raise AssertionError("an answer was read in this process")
+
+
+def test_a_score_of_another_package_that_raises_or_hangs_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("reasoning_gym")
+    (problem,) = gym_problems("simple_equations", {}, 1, 0)
+    assert is_solved(problem, rf"\boxed{{{problem.answer}}}", think_tags=False)
+    assert not is_solved(problem, rf"\boxed{{{'9' * 5000}}}", think_tags=False)
+    for name in ("spell_backward", "countdown"):
+        (problem,) = gym_problems(name, {}, 1, 0)
+        is_solved(problem, r"\boxed{1}", think_tags=False)  # so that a process has made its family
+        start = time.perf_counter()
+        assert not is_solved(problem, r"\boxed{9**9**9**9}", think_tags=False)
+        assert time.perf_counter() - start < judge.LIMIT_SECONDS + 2

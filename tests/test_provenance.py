@@ -114,3 +114,17 @@ def test_without_git_there_is_no_commit_of_a_checkout(monkeypatch: pytest.Monkey
     monkeypatch.setattr(provenance.subprocess, "run", missing)
     monkeypatch.setattr(provenance, "distribution", lambda name: SimpleNamespace(read_text=lambda file: None))
     assert provenance.commit() == f"version {__version__}"
+
+
+def test_no_hook_of_the_repository_around_the_package_is_run(tmp_path: Path) -> None:
+    theirs = repository(tmp_path / "theirs")
+    package = copied(theirs / "src")
+    git(theirs, "add", ".")
+    git(theirs, "commit", "--quiet", "--message", "with the package")
+    hook, ran = tmp_path / "hook", tmp_path / "ran"
+    hook.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    hook.chmod(0o755)
+    shutil.copy(hook, theirs / ".git" / "hooks" / "post-index-change")
+    git(theirs, "config", "core.fsmonitor", str(hook))
+    assert commit_told(package, tmp_path) == git(theirs, "-c", "core.fsmonitor=false", "rev-parse", "--short", "HEAD")
+    assert not ran.exists()

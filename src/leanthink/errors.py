@@ -4,7 +4,8 @@ LeanThinkError
 ├── UsageError          an argument, option or input file is wrong (CLI exit code 2)
 ├── UnsupportedModel    a model whose attention the bounded cache cannot serve (exit code 2)
 ├── PredictorMismatch   an importance predictor fitted for another model (exit code 2)
-└── DamagedFile         a file of ours that is truncated or fails its checksum (exit code 1)
+├── DamagedFile         a file of ours that is truncated or fails its checksum (exit code 1)
+└── CannotWrite         a file cannot be written, as where the disk is full (exit code 1)
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class PredictorMismatch(LeanThinkError):
 
 class DamagedFile(LeanThinkError):
     """A file is truncated, fails its checksum or cannot be parsed as what it claims to be."""
+
+
+class CannotWrite(LeanThinkError):
+    """There is no room for a file, no right to write it, or no such folder; what was there before is unharmed."""
 
 
 class LeanThinkWarning(UserWarning):

@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from leanthink.context import context_of
 from leanthink.device import check_device
-from leanthink.errors import DamagedFile, UnsupportedModel, UsageError, unknown
+from leanthink.errors import DamagedFile, LeanThinkError, UnsupportedModel, UsageError, unknown
 from leanthink.kv_shape import KVShape
+from leanthink.reading import said
 from leanthink.tiny import TINY, load_tiny
 
 MODEL_TYPES = ("gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
@@ -51,10 +52,8 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: DType = Non
         tokenizer = _load_tokenizer(name, str(name_or_path), options)
         chosen = _dtype(dtype, device, config)
         model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=chosen, **options)
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"cannot load a model from {str(name_or_path)!r}: {error}") from error
+    except LeanThinkError:
+        raise
     except ImportError as error:
         raise UsageError(
             f"{str(name_or_path)!r} needs a package that is not here ({_first_line(error)}): install it, or take a "
@@ -62,6 +61,12 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: DType = Non
         ) from error
     except SafetensorError as error:
         raise DamagedFile(f"the weights in {str(name_or_path)!r} are damaged ({error}): download them again") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"cannot load a model from {str(name_or_path)!r}: {said(error)}") from error
+    except Exception as error:  # what a pickle, a header that is cut off or a config of other types raises
+        raise DamagedFile(
+            f"a file of {str(name_or_path)!r} cannot be read ({said(error)}): download it again"
+        ) from error
     model.config._name_or_path = str(name_or_path)  # a GGUF file's is else its folder
     return model.to(device).eval(), tokenizer
 

@@ -20,6 +20,7 @@ import torch
 import leanthink
 
 SHORT = 7  # digits of a commit
+NO_HOOKS = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 
 
 def certificate(device: str | None = None, command: str | None = None, hardware: str | None = None) -> dict[str, str]:
@@ -78,8 +79,11 @@ def _of_installation() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says in the package's folder; None where it fails or is not there."""
-    command = ("git", "-C", str(Path(__file__).parent), *arguments)
+    """What git says in the package's folder; None where it fails or is not there.
+
+    Nothing that the repository's settings name is run: it may be another one's, around an installation.
+    """
+    command = ("git", "--no-optional-locks", *NO_HOOKS, "-C", str(Path(__file__).parent), *arguments)
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:

@@ -11,9 +11,8 @@ from typing import Any, Protocol, cast
 import leanthink
 from leanthink.budget import Budget
 from leanthink.completion import Completion
-from leanthink.errors import UsageError
 from leanthink.generate import each_finished
-from leanthink.importance.batches import batches_by_length
+from leanthink.importance.batches import batches_by_length, check_vocabulary
 from leanthink.importance.fingerprint import fingerprint
 from leanthink.importance.labels import Labels, Thought, label_batch
 from leanthink.load import check_model
@@ -148,12 +147,7 @@ class LoadedModel:
             UsageError: a token is not in the model's vocabulary.
         """
         lengths = [len(thought.token_ids) for thought in thoughts]
-        largest = max((max(thought.token_ids) for thought in thoughts), default=0)
-        if largest >= self.model.config.vocab_size:
-            raise UsageError(
-                f"the traces have the token {largest}, and the model's vocabulary has {self.model.config.vocab_size}: "
-                "give the model that wrote them"
-            )
+        check_vocabulary((thought.token_ids for thought in thoughts), self.model.config.vocab_size)
         for indices in batches_by_length(lengths, self.model.device):
             found = label_batch(self.model, [thoughts[index] for index in indices], horizons, granularity=granularity)
             yield from zip(indices, found, strict=True)

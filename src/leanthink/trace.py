@@ -5,15 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from leanthink.errors import DamagedFile, UsageError, unknown
-from leanthink.jsonl import drop_cut_off_line
+from leanthink.reading import (
+    BOOLEAN,
+    COUNT,
+    COUNTS,
+    INTEGER,
+    NOT_NEGATIVE,
+    STRING,
+    TEXT,
+    TOKEN_IDS,
+    Kind,
+    check_kinds,
+    is_int,
+    parse_json,
+)
 from leanthink.scores import Scores
+from leanthink.writing import LineFile, Lock
 
 VERSION = 3
 
@@ -61,7 +75,7 @@ class Trace:
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_kinds({name: getattr(self, name) for name in KINDS}, KINDS)  # a JSON file can hold anything
         generated = len(self.token_ids)
         if self.thought_tokens + self.answer_tokens != generated:
             raise UsageError(
@@ -98,53 +112,26 @@ def request_seed(seed: int, problem_id: str, sample: int) -> int:
     return int.from_bytes(digest[:6])
 
 
-_TEXT = ("id", "problem", "model", "policy", "text")
-_COUNT = ("sample", "thought_tokens", "answer_tokens", "peak_slots", "kept_slots", "evictions", "peak_kv_bytes")
-_COUNTS = (*_COUNT, "full_kv_bytes")
+KINDS = {
+    **dict.fromkeys(("id", "model", "policy"), TEXT),
+    **dict.fromkeys(("problem", "text"), STRING),
+    **dict.fromkeys(("sample", "thought_tokens", "answer_tokens", "peak_slots", "kept_slots", "evictions"), COUNT),
+    **dict.fromkeys(("peak_kv_bytes", "full_kv_bytes"), COUNT),
+    **dict.fromkeys(("gold", "fingerprint"), STRING.or_null()),
+    **dict.fromkeys(("prompt_ids", "token_ids"), TOKEN_IDS),
+    "seed": INTEGER,
+    "temperature": NOT_NEGATIVE,
+    "finish_reason": Kind("'stop' or 'length'", lambda reason: reason in ("stop", "length")),
+    "correct": BOOLEAN.or_null(),
+    "budget": Kind(
+        "an object of integers", lambda budget: isinstance(budget, Mapping) and all(map(is_int, budget.values()))
+    ).or_null(),
+    "evicted_at": COUNT.or_null().listed("a list of integers >= 0 and nulls").or_null(),
+    "token_chars": COUNTS.or_null(),
+    "scores": Kind("an object of horizons and float16", lambda scores: isinstance(scores, Scores)).or_null(),
+}
 _NAMES = tuple(field.name for field in fields(Trace))
 _SINCE = {"token_chars": 2, "scores": 2, "fingerprint": 3}
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_int_tuple(value: object) -> bool:
-    return isinstance(value, tuple) and all(map(_is_int, value))
-
-
-def _check_types(trace: Trace) -> None:
-    """A JSON file can hold anything: refuse what would only fail far from here."""
-    expected: dict[str, tuple[str, bool]] = {
-        name: ("a string", isinstance(getattr(trace, name), str)) for name in _TEXT
-    } | {name: ("an integer >= 0", _is_int(n := getattr(trace, name)) and n >= 0) for name in _COUNTS}
-    budget, evicted, chars = trace.budget, trace.evicted_at, trace.token_chars
-    expected |= {
-        "gold": ("a string or null", trace.gold is None or isinstance(trace.gold, str)),
-        "fingerprint": ("a string or null", isinstance(trace.fingerprint, str | None)),
-        "seed": ("an integer", _is_int(trace.seed)),
-        "temperature": ("a number >= 0", isinstance(trace.temperature, int | float) and trace.temperature >= 0),
-        "prompt_ids": ("a list of integers", _is_int_tuple(trace.prompt_ids)),
-        "token_ids": ("a list of integers", _is_int_tuple(trace.token_ids)),
-        "finish_reason": ("'stop' or 'length'", trace.finish_reason in ("stop", "length")),
-        "correct": ("true, false or null", trace.correct is None or isinstance(trace.correct, bool)),
-        "budget": (
-            "an object of integers or null",
-            budget is None or (isinstance(budget, Mapping) and all(map(_is_int, budget.values()))),
-        ),
-        "evicted_at": (
-            "a list of integers and nulls, or null",
-            evicted is None or (isinstance(evicted, tuple) and all(e is None or _is_int(e) for e in evicted)),
-        ),
-        "token_chars": (
-            "a list of integers >= 0, or null",
-            chars is None or (_is_int_tuple(chars) and all(count >= 0 for count in chars)),
-        ),
-        "scores": ("an object of horizons and float16, or null", isinstance(trace.scores, Scores | None)),
-    }
-    for name, (wanted, holds) in expected.items():
-        if not holds:
-            raise UsageError(f"{name} must be {wanted}, got {str(getattr(trace, name))[:80]!r}")
 
 
 def to_line(trace: Trace) -> str:
@@ -164,13 +151,13 @@ def from_line(line: str | bytes) -> Trace:
         UsageError: not JSON, another version, a field missing, unknown or of the wrong type.
     """
     try:
-        record = json.loads(line)
-    except ValueError as error:  # covers both broken JSON and broken UTF-8
+        record = parse_json(line)
+    except ValueError as error:
         raise UsageError(f"not a line of JSON ({error})") from None
     if not isinstance(record, dict) or "trace" not in record:
         raise UsageError('not a trace: a JSON object with the field "trace" was expected')
     version = record.pop("trace")
-    if not _is_int(version) or not 1 <= version <= VERSION:
+    if not is_int(version) or not 1 <= version <= VERSION:
         raise UsageError(
             f"trace version {version!r}: this LeanThink reads versions 1 to {VERSION}; collect the traces again"
         )
@@ -243,15 +230,16 @@ def read_traces(path: str | os.PathLike[str]) -> list[Trace]:
 
 
 class TraceWriter:
-    """Appends traces to a file, each flushed as it is written, so that a killed run loses at most the line in hand.
+    """Appends traces to a file, each on the disk once it is written: a killed run loses at most the one in hand.
 
     An existing file is refused unless `overwrite` (start anew) or `resume` (read `done`, drop a last line that was cut
     off, go on). What is to be overwritten is kept until the first trace is written, and a new file into which nothing
     was written is removed. Use as a context manager.
 
     Raises:
-        UsageError: the file exists and neither was asked for, or both were.
-        DamagedFile: resuming a file with a bad line anywhere but at its cut-off end.
+        UsageError: the file exists and neither was asked for, or both were, or another process writes to it.
+        DamagedFile: resuming a file with a bad line anywhere but at its cut-off end, or with a trace twice.
+        CannotWrite: there is no room for it.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False) -> None:
@@ -261,21 +249,25 @@ class TraceWriter:
         if self.path.exists() and not (resume or overwrite):
             raise UsageError(f"{self.path} exists: resume goes on with it, overwrite replaces it")
         self.done: list[Trace] = []
-        if resume and self.path.exists():
-            drop_cut_off_line(self.path, from_line)
-            self.done = read_traces(self.path)
-        self._is_new, self._start_anew = not self.path.exists(), overwrite
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a", encoding="utf-8", newline="\n")
+        self._lock = Lock(self.path)
+        try:
+            self._is_new, self._start_anew = not self.path.exists(), overwrite
+            self._file = LineFile(self.path)
+            if resume:
+                self._file.drop_cut_off_line(from_line)
+                self.done = _unique(self.path)
+        except BaseException:
+            self._lock.release()
+            raise
 
     def write(self, trace: Trace) -> None:
-        """Append one trace and hand it to the operating system."""
+        """Append one trace; it is on the disk when this returns."""
+        line = to_line(trace)
         if self._start_anew:
-            self._file.truncate(0)
+            self._file.clear()
             self._start_anew = False
         self._is_new = False
-        self._file.write(to_line(trace) + "\n")
-        self._file.flush()
+        self._file.append(line)
 
     def __enter__(self) -> TraceWriter:
         return self
@@ -286,3 +278,22 @@ class TraceWriter:
         self._file.close()
         if self._is_new:
             self.path.unlink()
+        self._lock.release()
+
+
+def check_unique(traces: Iterable[Trace]) -> None:
+    """Refuse two traces of one key, which labels and resumed runs would take for the same (UsageError)."""
+    seen: set[str] = set()
+    for trace in traces:
+        if trace.key in seen:
+            raise UsageError(f"the trace {trace.key!r} is there twice: leave one of them out")
+        seen.add(trace.key)
+
+
+def _unique(path: Path) -> list[Trace]:
+    found = read_traces(path)
+    try:
+        check_unique(found)
+    except UsageError as error:
+        raise DamagedFile(f"{path}: {error}") from None
+    return found

@@ -125,7 +125,11 @@ class _Request(BaseHTTPRequestHandler):
         if not is_allowed(asked_for, self.names):
             self._send(HTTPStatus.FORBIDDEN, "text/plain; charset=utf-8", not_allowed(asked_for).encode())
             return
-        path, query = urlsplit(self.path).path, urlsplit(self.path).query
+        try:
+            path, query = urlsplit(self.path).path, urlsplit(self.path).query
+        except ValueError as error:
+            self._send(HTTPStatus.BAD_REQUEST, "text/plain; charset=utf-8", f"no address: {error}".encode())
+            return
         if path in ("/", "/viewer") or (path == "/viewer/" and query != SHOWS):
             self._send(HTTPStatus.FOUND, "text/plain", b"", {"Location": f"/viewer/?{SHOWS}"})
             return

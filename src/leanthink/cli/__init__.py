@@ -125,6 +125,7 @@ def main() -> None:
     """The entry point of the console script."""
     # Threads that spin while they wait cost ten times the run time as soon as another process wants the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # 0 where it is wanted
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries: a pipe would get a line for each of their steps
     sys.exit(run(sys.argv[1:]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from leanthink.cli.help import option
 from leanthink.cli.output import say
 from leanthink.errors import UsageError, unknown
+from leanthink.reading import parse_json
 
 if TYPE_CHECKING:
     from leanthink.budget import Budget
@@ -165,7 +165,7 @@ def read_kwargs(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         found = None
     if not isinstance(found, dict):
@@ -179,7 +179,7 @@ def read_list(flag: str, given: str | None) -> tuple[str, ...]:
     if given is None or not given.lstrip().startswith("["):
         return () if given is None else (given,)
     try:
-        found = json.loads(given)
+        found = parse_json(given)
     except ValueError as error:
         raise UsageError(f"{flag} {given} is no JSON list: {error}") from error
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):

@@ -12,6 +12,7 @@ from leanthink.cli import options
 from leanthink.cli.help import help_text, option
 from leanthink.cli.output import print_json, say
 from leanthink.errors import UsageError
+from leanthink.reading import reading
 
 EXAMPLES = (
     "leanthink serve",
@@ -223,7 +224,9 @@ def _read_keys(path: Path | None) -> tuple[str, ...]:
         return () if key is None else (key,)
     if not path.is_file():
         raise UsageError(f"there is no file of API keys at {path}: check the path")
-    keys = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    with reading(path, "text in UTF-8", "write API keys as plain text, one a line"):
+        text = path.read_text(encoding="utf-8")
+    keys = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not keys:
         raise UsageError(f"{path} holds no API key: write one a line")
     return keys

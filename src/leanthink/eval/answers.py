@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from operator import itemgetter
 from typing import NamedTuple
 
 from leanthink.eval.choices import is_letter, stated_letter
@@ -31,11 +32,14 @@ _SENTENCE = re.compile(r"(?:[^.\n]|\.(?!\s|$|\*))*")
 
 
 class Piece(NamedTuple):
-    """A box or a formula of a text: where it starts and ends, and what it holds."""
+    """A box or a formula of a text: where it starts and ends, and where in the text what it holds does.
+
+    Not what it holds itself: of boxes in boxes that would be as much as the square of the text.
+    """
 
     start: int
     end: int
-    content: str
+    content: slice
 
 
 def answer_section(text: str, *, think_tags: bool) -> str | None:
@@ -59,7 +63,7 @@ def given_answer(section: str, gold: str) -> str | None:
 def last_boxed(text: str) -> str | None:
     r"""The content of the last complete \boxed{...} or \fbox{...}, braces balanced; None where there is none."""
     boxes = _boxes(text)
-    return boxes[-1].content if boxes else None
+    return text[boxes[-1].content] if boxes else None
 
 
 def stated_answer(text: str, *, is_number: bool) -> str | None:
@@ -73,7 +77,7 @@ def stated_answer(text: str, *, is_number: bool) -> str | None:
     if ends and text[ends[-1] :].strip(" *:$\n."):
         start = len(text) - len(text[ends[-1] :].lstrip(" *:\n"))
         pieces = _maths(text, start)
-        if pieces and pieces[0].start == start and (not is_number or re.search(r"\d", pieces[0].content)):
+        if pieces and pieces[0].start == start and (not is_number or re.search(r"\d", text[pieces[0].content])):
             return _together(text, pieces, is_first=True)
         sentence = _SENTENCE.match(text, start)
         assert sentence is not None
@@ -85,7 +89,7 @@ def stated_answer(text: str, *, is_number: bool) -> str | None:
 def _in_sentence(text: str, *, is_number: bool) -> str | None:
     if is_number and as_number(text) is not None:
         return text
-    pieces = [piece for piece in _maths(text, 0) if not is_number or re.search(r"\d", piece.content)]
+    pieces = [piece for piece in _maths(text, 0) if not is_number or re.search(r"\d", text[piece.content])]
     number = last_number(text[pieces[-1].end if pieces else 0 :]) if is_number else None
     if pieces and number is None:
         return _together(text, pieces)
@@ -95,7 +99,7 @@ def _in_sentence(text: str, *, is_number: bool) -> str | None:
 def _maths(text: str, start: int) -> list[Piece]:
     """The formulas from `start` on, in dollars or LaTeX's brackets."""
     found = _MATHS.finditer(text, start)
-    return [Piece(one.start(), one.end(), next(filter(None, one.groups()))) for one in found]
+    return [Piece(one.start(), one.end(), slice(*one.span(one.lastindex or 0))) for one in found]
 
 
 def _boxes(text: str) -> list[Piece]:
@@ -108,8 +112,8 @@ def _boxes(text: str) -> list[Piece]:
         elif found[0] == "{":
             open_at.append(None)
         elif found[0] == "}" and open_at and (box := open_at.pop()) is not None:
-            boxes.append(Piece(box[0], found.end(), text[box[1] : found.start()]))
-    return sorted(boxes)
+            boxes.append(Piece(box[0], found.end(), slice(box[1], found.start())))
+    return sorted(boxes, key=itemgetter(0))
 
 
 def _together(text: str, pieces: Sequence[Piece], *, is_first: bool = False) -> str:
@@ -122,7 +126,7 @@ def _together(text: str, pieces: Sequence[Piece], *, is_first: bool = False) -> 
         if before.end > after.start or len(between) > _MOST_BETWEEN or not _BETWEEN.fullmatch(between):
             break
         kept.append(piece)
-    return ", ".join(_without_repeats([piece.content for piece in (kept if is_first else reversed(kept))]))
+    return ", ".join(_without_repeats([text[piece.content] for piece in (kept if is_first else reversed(kept))]))
 
 
 def _without_repeats(contents: Sequence[str]) -> list[str]:

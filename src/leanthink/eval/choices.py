@@ -32,7 +32,9 @@ def letter_of(text: str) -> str | None:
 def letter_and_value(text: str) -> tuple[str, str] | None:
     r"""The letter and what stands after it, as contests print it: `\textbf{(B)}\ 12`; None for any other text."""
     found = _WITH_VALUE.fullmatch(_bare(text))
-    return (found[1] or found[2], found[3]) if found else None
+    if found is None or _WITH_VALUE.fullmatch(found[3]):  # (A) (B) (C) is a list
+        return None
+    return found[1] or found[2], found[3]
 
 
 def stated_letter(text: str) -> str | None:

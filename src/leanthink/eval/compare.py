@@ -5,7 +5,6 @@ P problems
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.errors import DamagedFile, UsageError
+from leanthink.errors import UsageError
 from leanthink.eval.bootstrap import Estimate, estimate, holm, mean, p_values
 from leanthink.eval.cells import FULL
 from leanthink.eval.metrics import Metrics, growth, metrics
 from leanthink.eval.outcomes import Outcomes
-from leanthink.eval.records import RECORDS, RESULT
+from leanthink.eval.records import RECORDS, RESULT, check_header
+from leanthink.reading import parse_json, reading
 
 SIGNIFICANT = 0.05
 
@@ -111,8 +111,9 @@ def _read(folder: Path, name: str) -> FinishedRun:
         unfinished = (folder / RECORDS).is_file()
         cure = "is not finished: run the same `leanthink eval` again" if unfinished else "is no run of `leanthink eval`"
         raise UsageError(f"{folder} {cure}")
-    try:
-        found = json.loads(path.read_text())
+    with reading(path, "result of an evaluation", "evaluate again, or delete it and go on"):
+        found = parse_json(path.read_bytes())
+        check_header(found)
         return FinishedRun(
             name=name,
             folder=folder,
@@ -121,8 +122,6 @@ def _read(folder: Path, name: str) -> FinishedRun:
             births=found["births"],
             cells=tuple(Outcomes.from_record(cell) for cell in found["cells"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(f"{path} cannot be read ({error!r}): evaluate again, or delete it and go on") from None
 
 
 def compare(runs: Sequence[FinishedRun]) -> list[Comparison]:

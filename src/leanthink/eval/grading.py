@@ -6,10 +6,9 @@ from leanthink.completion import Completion
 from leanthink.errors import UsageError
 from leanthink.eval import judge
 from leanthink.eval.answers import answer_section, given_answer, last_boxed
-from leanthink.eval.comparison import same_answer as compare
-from leanthink.eval.comparison import same_literal
 from leanthink.eval.literals import EXACT, Tolerance, as_number
 from leanthink.eval.problems import Problem
+from leanthink.eval.verdict import NOTHING, Verdict
 from leanthink.tags import ThinkTags
 
 __all__ = [
@@ -21,8 +20,10 @@ __all__ = [
     "is_solved",
     "last_boxed",
     "same_answer",
+    "verdict_on",
+    "vote",
 ]
-MOST_CHARACTERS = 20_000  # of an answer or a gold: what is longer is compared as text alone
+MOST_CHARACTERS = 1_000_000  # of what follows a thought: of more than that the last ones are graded
 
 
 def as_graded(completion: Completion, tags: ThinkTags) -> tuple[str, bool]:
@@ -31,12 +32,29 @@ def as_graded(completion: Completion, tags: ThinkTags) -> tuple[str, bool]:
     return tags.usual(completion.text), tags.must_close(completion.text) and completion.thought_tokens > 0
 
 
+def verdict_on(problem: Problem, text: str, *, think_tags: bool) -> Verdict:
+    """Whether `text` solves the problem, and what it gives as its answer: `is_solved` and `vote` in one."""
+    section = _graded(text, think_tags=think_tags)
+    if section is None:
+        return NOTHING
+    found = judge.judges.verdict(section, problem.answer, problem.tolerance)
+    if problem.check is None:
+        return found
+    return Verdict(right=problem.check(last_boxed(section)), vote=found.vote)
+
+
 def is_solved(problem: Problem, text: str, *, think_tags: bool) -> bool:
     """Whether `text` solves the problem: by the problem's own check of the box if it has one, else by `is_correct`."""
     if problem.check is None:
         return is_correct(text, problem.answer, think_tags=think_tags, tolerance=problem.tolerance)
-    section = answer_section(text, think_tags=think_tags)
+    section = _graded(text, think_tags=think_tags)
     return section is not None and problem.check(last_boxed(section))
+
+
+def vote(text: str, gold: str, *, think_tags: bool) -> str | None:
+    """What a text gives as its answer, numbers by their value; None for a thought that never ended or an empty box."""
+    section = _graded(text, think_tags=think_tags)
+    return None if section is None else judge.judges.verdict(section, gold).vote
 
 
 def is_correct(text: str, gold: str, *, think_tags: bool = False, tolerance: Tolerance = EXACT) -> bool:
@@ -48,29 +66,25 @@ def is_correct(text: str, gold: str, *, think_tags: bool = False, tolerance: Tol
     What is compared is the last complete \boxed{...}, with those before it that only a comma, `and` or `or` stands
     between. Without a box it is what the text states as its answer: what follows the last "answer is", else its last
     formula or, for a numeric gold, its last number; for the letter of a choice the last one that is said to be it.
-    math-verify judges, in a process with a time limit, what nothing else settles; without it a numeric gold is graded
-    by numbers alone.
+    math-verify judges what nothing else settles; without it a numeric gold is graded by numbers alone. All of it runs
+    in a process with a time limit.
 
     Raises:
         UsageError: the gold cannot be graded, see `check_gold`.
     """
     check_gold(gold)
+    section = _graded(text, think_tags=think_tags)
+    return section is not None and judge.judges.verdict(section, gold, tolerance).right
+
+
+def _graded(text: str, *, think_tags: bool) -> str | None:
     section = answer_section(text, think_tags=think_tags)
-    given = None if section is None else given_answer(section, gold)
-    if given is None or not given.strip():
-        return False
-    return same_answer(given, gold, tolerance)
+    return None if section is None else section[-MOST_CHARACTERS:]
 
 
 def same_answer(given: str, gold: str, tolerance: Tolerance = EXACT) -> bool:
-    """Whether an answer is the gold. All but literal text and numbers is compared in a process with a time limit."""
-    if max(len(given), len(gold)) > MOST_CHARACTERS:
-        return given.strip() == gold.strip()
-    if (literal := same_literal(given, gold, tolerance)) is not None:
-        return literal
-    if judge.is_available():
-        return judge.judges.same(given, gold, **vars(tolerance))
-    return compare(given, gold, tolerance, lambda given, gold, tolerance: False)
+    """Whether an answer is the gold, compared in a process with a time limit."""
+    return judge.judges.same(given, gold, **vars(tolerance))
 
 
 def check_gold(gold: str) -> None:
@@ -81,7 +95,7 @@ def check_gold(gold: str) -> None:
     """
     if not gold.strip():
         raise UsageError("the gold is empty: give the right answer as text")
-    if as_number(gold) is None and not judge.is_available():
+    if not judge.is_available() and as_number(gold) is None:
         raise UsageError(
             f"the gold {gold!r} is not a number, and comparing mathematics needs math-verify: "
             "install it with `pip install 'leanthink[eval]'`"

@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import Any
 
 from leanthink.errors import UsageError, unknown
+from leanthink.eval.judge import judges
 from leanthink.eval.problems import Problem
 
 
@@ -49,8 +50,13 @@ def environment(facts: str) -> Any:
 
 
 def scores_one(facts: str, answer: str | None) -> bool:
-    """Whether the family gives this answer its whole point. Entries are made anew from their seed."""
+    """Whether the family gives this answer its whole point; told by a process with a time limit, as for mathematics."""
+    return answer is not None and judges.score(facts, answer)
+
+
+def entry_of(facts: str) -> tuple[Any, Any]:
+    """The family of one entry and the entry, both made anew from their seed."""
     wanted = json.loads(facts)
     index = wanted.pop("index")
     family = environment(json.dumps(wanted))
-    return answer is not None and float(family.score_answer(answer, family[index])) >= 1
+    return family, family[index]

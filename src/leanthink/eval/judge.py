@@ -1,4 +1,4 @@
-"""A pool of processes that compare answers with golds: what hangs is ended, what crashes is started anew."""
+"""A pool of processes that grade answers: what hangs is ended, what crashes is started anew."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from typing import Any
+
+from leanthink.eval.literals import EXACT, Tolerance
+from leanthink.eval.verdict import NOTHING, Verdict
 
 ROOT = str(Path(__file__).parents[2])
 # The processes take this very package, and everything else from where they would find it.
@@ -22,6 +27,8 @@ WORKER = (
 )
 LIMIT_SECONDS, START_SECONDS = 5, 120
 MOST_WORKERS = 4
+READY, LOADING, LOADED = "ready", "loading", "loaded"  # lines of a process that are no answers
+PIECE = 2**16  # bytes read at a time
 log = logging.getLogger(__name__)
 
 
@@ -39,11 +46,12 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
         )
         self._is_ready = False
+        self._read = bytearray()
 
-    def ask(self, question: bytes, seconds: float) -> bool | None:
-        """The verdict; None if it took longer than that, or the process died of it."""
+    def ask(self, question: bytes, seconds: float) -> bytes | None:
+        """The answer, a line; None if it took longer than that, or the process died of it."""
         if not self._is_ready:
-            self._is_ready = self._line(START_SECONDS) == b"ready\n"
+            self._is_ready = self._line(START_SECONDS) == READY.encode()
         if not self._is_ready:
             return None
         assert self._process.stdin is not None
@@ -52,15 +60,25 @@ class Worker:
             self._process.stdin.flush()
         except BrokenPipeError:
             return None
-        verdict = self._line(seconds)
-        return None if verdict is None else verdict == b"true\n"
+        answer = self._line(seconds)
+        while answer in (LOADING.encode(), LOADED.encode()):
+            answer = self._line(START_SECONDS if answer == LOADING.encode() else seconds)
+        return answer
 
     def _line(self, seconds: float) -> bytes | None:
-        """The next line of its output: lines are short and written whole, so one that has begun is there."""
+        """The next line of its output, without its end."""
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], seconds)[0]:
-            return None
-        return self._process.stdout.readline() or None
+        pipe, until = self._process.stdout.fileno(), time.monotonic() + seconds
+        while (end := self._read.find(b"\n")) < 0:
+            if not select.select([pipe], [], [], max(0.0, until - time.monotonic()))[0]:
+                return None
+            piece = os.read(pipe, PIECE)
+            if not piece:
+                return None
+            self._read += piece
+        line = bytes(self._read[:end])
+        del self._read[: end + 1]
+        return line
 
     def end(self) -> None:
         """Kill it, whatever it does."""
@@ -83,6 +101,14 @@ class Judges:
         self._room = threading.BoundedSemaphore(most)
         self._idle: list[Worker] = []
 
+    def verdict(self, section: str, gold: str, tolerance: Tolerance = EXACT) -> Verdict:
+        """What the text after a thought gives as its answer, and whether that is `gold`.
+
+        What nobody could tell in time is wrong and has no vote, and the log has a warning.
+        """
+        found = self._asked({"kind": "verdict", "section": section, "gold": gold, **_told(tolerance)}, section, gold)
+        return NOTHING if found is None else Verdict(*found)
+
     def same(self, given: str, gold: str, *, relative: float = 0.0, absolute: float = 0.0) -> bool:
         """Whether `given` is the answer `gold`; False, and a warning in the log, where nobody could tell in time.
 
@@ -92,18 +118,27 @@ class Judges:
             relative: numbers may differ by this share of the gold.
             absolute: or by this much.
         """
-        fields = {"given": given, "gold": gold, "relative": relative, "absolute": absolute}
-        question = json.dumps(fields).encode() + b"\n"
+        tolerance = Tolerance(relative=relative, absolute=absolute)
+        return bool(self._asked({"kind": "same", "given": given, "gold": gold, **_told(tolerance)}, given, gold))
+
+    def score(self, facts: str, answer: str) -> bool:
+        """Whether the entry of a family of reasoning-gym, see `leanthink.eval.gym`, gives `answer` its whole point."""
+        return bool(self._asked({"kind": "score", "facts": facts, "answer": answer}, answer, facts))
+
+    def _asked(self, question: dict[str, Any], given: str, gold: str) -> Any:
+        """The answer to one question; None, and a warning about `given` and `gold`, where there was none in time."""
+        line = json.dumps(question).encode() + b"\n"
         with self._room:
             worker = self._idle.pop() if self._idle else Worker(self._command)
-            verdict = worker.ask(question, self._seconds)
-            if verdict is None:
+            answer = worker.ask(line, self._seconds)
+            if answer is None:
                 worker.end()
             else:
                 self._idle.append(worker)
-        if verdict is None:
+        if answer is None:
             log.warning("no verdict within %s s, graded as wrong: %.80r against %.80r", self._seconds, given, gold)
-        return bool(verdict)
+            return None
+        return json.loads(answer)
 
     def close(self) -> None:
         """End all processes; asked again, it starts new ones."""
@@ -113,6 +148,10 @@ class Judges:
     def forget(self) -> None:
         """After a fork, in the child: the processes are the parent's."""
         self.__init__(self._seconds, command=self._command)  # type: ignore[misc]
+
+
+def _told(tolerance: Tolerance) -> dict[str, Any]:
+    return {"relative": tolerance.relative, "absolute": tolerance.absolute, "formulas": is_available()}
 
 
 judges = Judges()

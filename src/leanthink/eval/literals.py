@@ -165,12 +165,12 @@ def same_number(given: Fraction, wanted: Fraction, tolerance: Tolerance = EXACT)
 
 def plain(text: str) -> str:
     """The text without what LaTeX adds for looks: `$`, spaces, size and font commands, a closing full stop."""
-    text = " ".join(text.split())  # no pattern below meets a long run of spaces
     text = re.sub(rf"{TEXT}\{{([^{{}}]*)\}}", r"\1", SPACES.sub(" ", text.replace("\u2212", "-")))
     text = re.sub(r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big)(?![a-zA-Z])|\\displaystyle", "", text)
     text = re.sub(r"\\[cdt]frac(?![a-zA-Z])", r"\\frac", text).replace("$", "").replace("{,}", ",")
     text = re.sub(r"\\(?:leqslant|leq|le)(?![a-zA-Z])|≤", r"\\leq ", text)
     text = re.sub(r"\\(?:geqslant|geq|ge)(?![a-zA-Z])|≥", r"\\geq ", text)
+    text = " ".join(text.split())  # no pattern below meets a long run of spaces
     text = re.sub(r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2", text)
     text = re.sub(r"\s*([^\w\s])\s*", r"\1", text)  # a space matters only between two words or numbers
     text = " ".join(text.split()).removesuffix(".")

@@ -13,10 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leanthink.errors import UsageError
 from leanthink.eval.cells import Cell
 from leanthink.eval.records import Record
+from leanthink.reading import COUNT, NOT_NEGATIVE, OBJECT, SIZE, check_kinds
 
 SUMMED = ("right", "strict", "capped", "thought_tokens", "answer_tokens", "peak_slots", "kept_slots", "slot_steps")
+NUMBERS = NOT_NEGATIVE.listed("a list of numbers >= 0")
+KINDS = {
+    "samples": SIZE,
+    "columns": OBJECT,
+    "most_slots": COUNT,
+    "bytes_per_slot": NOT_NEGATIVE,
+    "seconds": NOT_NEGATIVE.or_null(),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +70,11 @@ class Outcomes:
     @staticmethod
     def from_record(fields: Mapping[str, Any]) -> Outcomes:
         """The outcomes of `record`."""
-        names = ("samples", "columns", "most_slots", "bytes_per_slot", "seconds")
-        return Outcomes(cell=Cell.from_record(fields), **{name: fields[name] for name in names})
+        check_kinds(fields, KINDS)
+        check_kinds(fields["columns"], dict.fromkeys((*SUMMED, "majority"), NUMBERS))
+        if len({len(column) for column in fields["columns"].values()}) > 1:
+            raise UsageError("the columns of a cell have different lengths: one number for each problem was expected")
+        return Outcomes(cell=Cell.from_record(fields), **{name: fields[name] for name in KINDS})
 
 
 def outcomes(cell: Cell, ids: Sequence[str], samples: int, records: Iterable[Record]) -> Outcomes:

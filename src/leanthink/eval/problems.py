@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from leanthink.errors import UsageError
 from leanthink.eval.literals import EXACT, Tolerance
+from leanthink.reading import is_text, parse_json
 from leanthink.tiny import tasks
 from leanthink.tiny.problem import Problem as Task
 
@@ -69,7 +69,7 @@ def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
 
 def _from_line(line: bytes, number: int, *, where: str) -> Problem:
     try:
-        record: Any = json.loads(line, parse_int=_Written, parse_float=_Written)
+        record: Any = parse_json(line, parse_int=_Written, parse_float=_Written)
     except ValueError as error:
         raise UsageError(f"{where}: not a line of JSON ({error})") from None
     if not isinstance(record, dict):
@@ -82,6 +82,8 @@ def _from_line(line: bytes, number: int, *, where: str) -> Problem:
             given = "is missing" if name not in record else f"is {value!r}"
             wanted = "a text" if name == "problem" else "a text or a number"
             raise UsageError(f"{where}: the field {name!r} {given}; it must be {wanted} that is not empty")
+        if not is_text(value):
+            raise UsageError(f"{where}: the field {name!r} has half of a surrogate pair, which is no text")
     return Problem(id=str(record["id"]), problem=record["problem"], answer=str(record["answer"]))
 
 

@@ -7,9 +7,7 @@ result.json     written when all is done: per problem, what `leanthink compare` 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,7 +15,19 @@ from types import TracebackType
 from typing import Any
 
 from leanthink.errors import DamagedFile, UsageError
-from leanthink.jsonl import drop_cut_off_line
+from leanthink.reading import (
+    BOOLEAN,
+    COUNT,
+    INTEGER,
+    NOT_NEGATIVE,
+    OBJECT,
+    STRING,
+    TEXT,
+    check_kinds,
+    parse_json,
+    reading,
+)
+from leanthink.writing import LineFile, Lock, write_json
 
 VERSION = 1
 RUN, RECORDS, RESULT = "run.json", "records.jsonl", "result.json"
@@ -71,16 +81,27 @@ class Record:
 
 
 _NAMES = {field.name for field in fields(Record)}
+KINDS = {
+    **dict.fromkeys(("cell", "id"), TEXT),
+    "answer": STRING,
+    **dict.fromkeys(("sample", "prompt_tokens", "thought_tokens", "answer_tokens", "peak_slots", "kept_slots"), COUNT),
+    **dict.fromkeys(("slot_steps", "evictions", "peak_kv_bytes", "start"), COUNT),
+    **dict.fromkeys(("right", "finished"), BOOLEAN),
+    "seed": INTEGER,
+    "vote": STRING.or_null(),
+    "seconds": NOT_NEGATIVE.or_null(),
+}
 
 
 def from_line(line: bytes) -> Record:
     """A record from its line. Raises UsageError for anything else."""
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except ValueError as error:
         raise UsageError(f"not a line of JSON ({error})") from None
     if not isinstance(found, dict) or set(found) != _NAMES:
         raise UsageError("not a record of an evaluation of this version")
+    check_kinds(found, KINDS)
     return Record(**found)
 
 
@@ -97,6 +118,7 @@ class RunFolder:
     Raises:
         UsageError: the folder has another run, another process writes to it, or it has files that are no run.
         DamagedFile: a line before the last cannot be read, or is there twice.
+        CannotWrite: there is no room for it.
     """
 
     def __init__(
@@ -109,14 +131,14 @@ class RunFolder:
         overwrite: bool = False,
     ) -> None:
         self.path = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / RECORDS).open("ab")
+        self._lock = Lock(folder / RECORDS)
         try:
-            _lock(self._file.fileno(), folder)
+            self._file = LineFile(folder / RECORDS)
             self.header = self._start(settings, benchmarks, birth, overwrite)
+            self._file.drop_cut_off_line(from_line)
             self.done = {record.key: record for record in _read_records(folder / RECORDS)}
         except BaseException:
-            self._file.close()
+            self._lock.release()
             raise
         self.start = len(self.header["births"]) - 1
 
@@ -130,7 +152,7 @@ class RunFolder:
         if overwrite:
             (self.path / RESULT).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
-            self._file.truncate(0)
+            self._file.clear()
         births = []
         if path.exists():
             known = read_header(self.path)
@@ -145,9 +167,7 @@ class RunFolder:
     def write(self, record: Record) -> None:
         """Append one record; it is on the disk when this returns."""
         assert record.key not in self.done, record.key
-        self._file.write(json.dumps(asdict(record), allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._file.append(json.dumps(asdict(record), allow_nan=False))
         self.done[record.key] = record
 
     def of_cell(self, name: str) -> list[Record]:
@@ -161,40 +181,30 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self._file.close()
+        self._lock.release()
+
+
+def check_header(header: Mapping[str, Any]) -> None:
+    """Raise UsageError unless the parts of a header are what they are read as."""
+    check_kinds(header, {"settings": OBJECT, "benchmarks": OBJECT, "births": OBJECT.listed("a list of objects")})
+    check_kinds(header["benchmarks"], dict.fromkeys(header["benchmarks"], OBJECT))
 
 
 def read_header(folder: Path) -> dict[str, Any]:
     """The header of a run. Raises DamagedFile."""
     path = folder / RUN
-    try:
-        header = json.loads(path.read_text())
+    with reading(path, "header of an evaluation", "give another folder, or --overwrite"):
+        header = parse_json(path.read_bytes())
         version = header["eval"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(
-            f"{path} is no header of an evaluation ({error}): give another folder, or --overwrite"
-        ) from None
     if version != VERSION:
         raise DamagedFile(f"{path} is of version {version!r}, this LeanThink reads {VERSION}: evaluate again")
-    assert isinstance(header, dict)
-    return header
-
-
-def write_json(path: Path, document: Any, *, indent: int | None = None) -> None:
-    """Write a whole file or none: a killed process leaves the old one."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(document, indent=indent, allow_nan=False) + "\n")
-    os.replace(draft, path)
-
-
-def _lock(file: int, folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(f"another process writes to {folder}: wait for it, or give another folder") from None
+    with reading(path, "header of an evaluation", "give another folder, or --overwrite"):
+        check_header(header)
+    found: dict[str, Any] = header
+    return found
 
 
 def _read_records(path: Path) -> list[Record]:
-    drop_cut_off_line(path, from_line)
     records: dict[Key, Record] = {}
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):

@@ -11,17 +11,17 @@ from typing import Protocol
 
 from leanthink.completion import Completion
 from leanthink.eval.cells import Benchmark, Cell
-from leanthink.eval.grading import answer_section, as_graded, given_answer, is_solved
+from leanthink.eval.grading import as_graded, verdict_on
 from leanthink.eval.judge import MOST_WORKERS
-from leanthink.eval.literals import as_number, plain
 from leanthink.eval.outcomes import Outcomes, outcomes
 from leanthink.eval.problems import Problem
-from leanthink.eval.records import RESULT, Record, RunFolder, write_json
+from leanthink.eval.records import RESULT, Record, RunFolder
 from leanthink.prompt import PLAIN, ChatOptions, encode_prompt
 from leanthink.sampling import Sampling
 from leanthink.subject import Ask, Subject
 from leanthink.tags import ThinkTags, think_tags
 from leanthink.trace import request_seed
+from leanthink.writing import write_json
 
 
 class Progress(Protocol):
@@ -132,7 +132,7 @@ def _jobs(setup: Setup, cell: Cell, folder: RunFolder) -> list[_Job]:
 
 
 def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: bool) -> None:
-    """One engine run. What math-verify may have to judge is graded beside it, so that no step waits for that."""
+    """One engine run. Answers are graded beside it, so that no step waits for that."""
     tags = think_tags(setup.subject.tokenizer)
     start = time.perf_counter()
     graded: list[Future[Record]] = []
@@ -140,10 +140,7 @@ def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: b
     def finish_one(job: _Job, completion: Completion) -> None:
         seconds = round(time.perf_counter() - start, 3) if alone else None
         record = partial(_record, job, completion, tags=tags, start=folder.start, seconds=seconds)
-        if job.problem.check is None:
-            graded.append(threads.submit(record))
-        else:
-            _write(record())
+        graded.append(threads.submit(record))
         while graded and graded[0].done():
             _write(graded.pop(0).result())
 
@@ -162,15 +159,16 @@ def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: b
 
 def _record(job: _Job, completion: Completion, *, tags: ThinkTags, start: int, seconds: float | None) -> Record:
     text, must_close = as_graded(completion, tags)
+    found = verdict_on(job.problem, text, think_tags=must_close)
     copied = ("prompt_tokens", "thought_tokens", "answer_tokens", "peak_slots", "kept_slots", "slot_steps")
     return Record(
         cell=job.cell.name,
         id=job.problem.id,
         sample=job.sample,
         seed=job.sampling.seed,
-        right=is_solved(job.problem, text, think_tags=must_close),
+        right=found.right,
         finished=completion.finish_reason == "stop",
-        vote=vote(text, job.problem.answer, think_tags=must_close),
+        vote=found.vote,
         answer=completion.answer,
         evictions=completion.evictions,
         peak_kv_bytes=completion.peak_kv_bytes,
@@ -178,13 +176,3 @@ def _record(job: _Job, completion: Completion, *, tags: ThinkTags, start: int, s
         seconds=seconds,
         **{name: getattr(completion, name) for name in copied},
     )
-
-
-def vote(text: str, gold: str, *, think_tags: bool) -> str | None:
-    """What a text gives as its answer, numbers by their value; None for a thought that never ended or an empty box."""
-    section = answer_section(text, think_tags=think_tags)
-    given = None if section is None else given_answer(section, gold)
-    if given is None or not given.strip():
-        return None
-    number = as_number(given)
-    return plain(given) if number is None else str(number)

@@ -15,10 +15,9 @@ _AND = re.compile(r"\\text\s*\{\s*(?:,\s*)?(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and
 _OR = re.compile(r"(?<![a-zA-Z\\])or(?![a-zA-Z])")
 _EMPTY = re.compile(r"\\emptyset")
 # `n \equiv 3 \pmod 4` in its spellings; the name does not count.
-_CONGRUENCE = re.compile(
-    r"(?:.*\\equiv(?![a-zA-Z]))?\s*(.+?)\s*(?:\\pmod|\(\s*(?:\\[bp]?mod|\\text\s*\{\s*mod\s*\}|mod)(?![a-zA-Z]))"
-    r"\s*(?:\{(.+)\}|(.+?))\s*\)?"
-)
+_MODULO = r"(?:\\pmod|\(\s*(?:\\[bp]?mod|\\text\s*\{\s*mod\s*\}|mod)(?![a-zA-Z]))"
+_EQUIVALENT_OR_MODULO = re.compile(rf"(\\equiv(?![a-zA-Z]))|{_MODULO}")
+_CONGRUENCE = re.compile(rf"\s*(.+?)\s*{_MODULO}\s*(?:\{{(.+)\}}|(.+?))\s*\)?")
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _BELONGS = re.compile(r"^\s*\\?[a-zA-Z]+\s*\\in(?![a-zA-Z])\s*")
 _SUCH_THAT = re.compile(r"^[a-zA-Z]\s*(?:\\in\s*\\mathbb\{?R\}?\s*)?(?:\||:|\\mid(?![a-zA-Z]))\s*")
@@ -51,8 +50,8 @@ def parts_of(text: str) -> Parts | None:
     text = re.sub(r"^[a-zA-Z]\s*=\s*(?=[\[({]|\\\{)", "", text)
     if _EMPTY.fullmatch(text):
         return Parts("list", ())
-    if (found := _CONGRUENCE.fullmatch(text)) is not None:
-        return Parts("congruence", (found[1], found[2] or found[3]))
+    if (congruence := _congruence(text)) is not None:
+        return congruence
     unions = split_top(text, re.compile(r"\\cup(?![a-zA-Z])|∪"))
     if len(unions) > 1:
         return Parts("union", unions)
@@ -70,6 +69,19 @@ def parts_of(text: str) -> Parts | None:
             if inside is not None and len(split_top(inside, _COMMA)) > 1:
                 return Parts("tuple", split_top(inside, _COMMA), opening + closing)
     return _list(text)
+
+
+def _congruence(text: str) -> Parts | None:
+    """Residue and modulus, behind the last sign of equivalence that has a modulus after it."""
+    start, after = None, 0
+    for found in _EQUIVALENT_OR_MODULO.finditer(text):
+        if found[1]:
+            after = found.end()
+        else:
+            start = after
+    if start is None or (match := _CONGRUENCE.fullmatch(text, start)) is None:
+        return None
+    return Parts("congruence", (match[1], match[2] or match[3]))
 
 
 def _list(text: str) -> Parts | None:
@@ -202,8 +214,8 @@ def _between(low: str, low_sign: str, high: str, high_sign: str) -> Parts | None
 
 def _tidy(text: str) -> str:
     """As one way of writing: infinity without a plus, brackets without sizes, no spaces for looks."""
-    text = " ".join(text.split()).replace("{,}", ",").replace(r"\$", "").replace("$", "")
-    text = SPACES.sub(" ", text.replace("\u2212", "-"))
+    text = text.replace("{,}", ",").replace(r"\$", "").replace("$", "").replace("\u2212", "-")
+    text = " ".join(SPACES.sub(" ", text).split())
     text = re.sub(r"\+\s*\\infty|\\infty|∞", r"\\infty", text)
     text = text.replace(r"\langle", "(").replace(r"\rangle", ")")
     text = re.sub(r"\\lbrace(?![a-zA-Z])", r"\\{", re.sub(r"\\rbrace(?![a-zA-Z])", r"\\}", text))

@@ -44,13 +44,14 @@ def unwrapped(text: str) -> str:
 
 def without_unit(text: str) -> str:
     r"""A formula without the units that stand after it in `\text{}`; text that is nothing else stays."""
-    while True:
-        found = list(_WORDS_IN_TEXT.finditer(text.rstrip()))
-        if not found or found[-1].end() != len(text.rstrip()) or not text[: found[-1].start()].strip():
-            return text
-        if not is_unit(found[-1][1]):
-            return text
-        text = text[: found[-1].start()]
+    text = text.rstrip()
+    end = len(text)
+    for found in reversed(list(_WORDS_IN_TEXT.finditer(text))):
+        after, before = text[found.end() : end].strip(), text[: found.start()].strip()
+        if after or not before or not is_unit(found[1]):
+            break
+        end = found.start()
+    return text[:end]
 
 
 def is_unit(words: str) -> bool:

@@ -5,10 +5,12 @@ Attention is causal, so what stands behind the end of a sequence changes nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from leanthink.errors import UsageError
 
 # Most tokens of a batch with its padding; a longer sequence goes alone. A small model keeps a GPU busy only with many
 # traces at once, and a CPU with one.
@@ -26,6 +28,16 @@ def batches_by_length(lengths: Sequence[int], device: torch.device) -> Iterator[
         batch.append(index)
     if batch:
         yield batch
+
+
+def check_vocabulary(sequences: Iterable[Sequence[int]], vocab_size: int) -> None:
+    """Refuse tokens that the model does not have (UsageError): it would look them up where there is nothing."""
+    largest = max((max(ids, default=0) for ids in sequences), default=0)
+    if largest >= vocab_size:
+        raise UsageError(
+            f"the traces have the token {largest}, and the model's vocabulary has {vocab_size}: "
+            "give the model that wrote them"
+        )
 
 
 def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from leanthink.errors import PredictorMismatch, UsageError
-from leanthink.importance.batches import batches_by_length, padded
+from leanthink.importance.batches import batches_by_length, check_vocabulary, padded
 from leanthink.importance.fingerprint import fingerprint
 from leanthink.importance.label_file import LabelFile
 from leanthink.sdpa import for_any_length
@@ -110,11 +110,13 @@ def gather(
 
     Raises:
         PredictorMismatch: the labels belong to another model.
+        UsageError: a trace has a token that is not in the model's vocabulary.
     """
     if labels.fingerprint != (ours := fingerprint(model)):
         raise PredictorMismatch(
             f"the labels are of the model {labels.fingerprint[:12]}, this one is {ours[:12]}: label its own traces"
         )
+    check_vocabulary(([*trace.prompt_ids, *trace.token_ids] for trace in traces), model.config.vocab_size)
     examples: dict[int, Examples] = {}
     lengths = [len(trace.prompt_ids) + trace.thought_tokens for trace in traces]
     for batch in batches_by_length(lengths, model.device):

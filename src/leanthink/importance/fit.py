@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from math import isfinite
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -25,7 +26,8 @@ from leanthink.importance.measure import counted, measure
 from leanthink.importance.predictor import HorizonHead, Predictor, made_ready, offsets_below, save_predictor
 from leanthink.importance.recipe import Recipe, goal, loss, rate
 from leanthink.importance.relatives import base_shape
-from leanthink.trace import Trace
+from leanthink.trace import Trace, check_unique
+from leanthink.writing import held
 
 MOST_WIDTH = 1024  # unless asked for: more makes larger files and no better ranking
 LEAST_REACHED = 0.01  # of the tokens: a horizon that fewer reach is learned worse than the one before it serves
@@ -60,11 +62,30 @@ def fit(
     the same held-out traces, at the horizons that both have, and how far their top shares agree.
 
     Raises:
-        UsageError: no usable trace, a horizon that was not labelled or that no trace to fit to reaches, too few
-            problems to hold any out, a fit that diverges; or none is held out to measure `compare` on, or it has
-            another target, granularity or transform, or no horizon of the fresh one's.
+        UsageError: another process writes to `out_path`; two traces of one key, or no usable trace; a horizon that was
+            not labelled or that no trace to fit to reaches; too few problems to hold any out, a fit that diverges; or
+            none is held out to measure `compare` on, or it has another target, granularity or transform, or no horizon
+            of the fresh one's.
         PredictorMismatch: the labels belong to another model, or `compare` does not fit this one.
+        CannotWrite: there is no room for the predictor; one that was there is unharmed.
     """
+    if out_path is None:
+        return _fit(model, traces, labels, recipe, out_path, progress, compare)
+    with held(Path(out_path)):
+        return _fit(model, traces, labels, recipe, out_path, progress, compare)
+
+
+def _fit(
+    model: Any,
+    traces: Sequence[Trace],
+    labels: LabelFile,
+    recipe: Recipe,
+    out_path: str | os.PathLike[str] | None,
+    progress: Progress | None,
+    compare: str | os.PathLike[str] | None,
+) -> Fitted:
+    """`fit`, where nobody else writes to the same file."""
+    check_unique(traces)
     kept = usable(traces, labels, only_correct=recipe.only_correct, need_answer=recipe.target == "answer")
     fitted_to, held_out = split_by_problem(kept, share=recipe.val_share, seed=recipe.seed)
     columns, recipe = _columns(fitted_to, labels, recipe)

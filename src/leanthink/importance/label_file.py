@@ -11,19 +11,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from leanthink.errors import DamagedFile, PredictorMismatch, UsageError, unknown
 from leanthink.policies.policy import GRANULARITIES, Granularity
-from leanthink.trace import Trace
+from leanthink.reading import COUNT, STRING, Kind, check_kinds, is_int, is_number, parse_json, reading
+from leanthink.trace import Trace, check_unique
+from leanthink.writing import held, replacing
 
 if TYPE_CHECKING:
     from leanthink.importance.answer_start import AnswerFrom
     from leanthink.subject import Subject
 
 VERSION = "2"
+CURE = "label the traces anew"
+KINDS = {
+    "checksums": Kind("an object of integers", lambda given: isinstance(given, dict)),
+    "horizons": Kind(
+        "a list of integers >= 1 that ascend",
+        lambda given: isinstance(given, list) and all(map(is_int, given)) and [0, *given] == sorted({0, *given}),
+    ),
+    "answer_from": Kind("a text, a share or null", lambda given: isinstance(given, str | None) or is_number(given)),
+}
 QUICK_SECONDS = 0.5  # to save a file, whose size then does not matter
 SETS = "sets of "  # before a trace's key, for the labels of its index sets
 Progress = Callable[[int, int], None]
@@ -110,13 +121,8 @@ class _Growing:
             "answer_from": json.dumps(self.answer_from),
         }
         tensors = self.labels | {SETS + key: codes_XTH for key, codes_XTH in self.sets.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
-        try:
-            save_file(tensors, partial, metadata=metadata)
-            os.replace(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(self.path) as draft:
+            save_file(tensors, draft, metadata=metadata)
 
 
 def checksum(trace: Trace) -> int:
@@ -134,29 +140,36 @@ def read_labels(path: str | os.PathLike[str]) -> LabelFile:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"no file of labels at {path}: write one with `leanthink label`")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("leanthink") != "labels":
-                raise UsageError(f"{path} is a safetensors file but holds no labels: write one with `leanthink label`")
-            if metadata["version"] != VERSION:
-                raise UsageError(f"{path} has version {metadata['version']}, not {VERSION}: label the traces anew")
-            checksums, granularity = json.loads(metadata["checksums"]), metadata.get("granularity", "model")
-            names = set(file.keys())
-            with_sets = checksums if granularity != "model" else ()
-            found = LabelFile(
-                horizons=tuple(json.loads(metadata["horizons"])),
-                fingerprint=metadata["fingerprint"],
-                labels={key: file.get_tensor(key) for key in checksums},
-                checksums=checksums,
-                granularity=granularity,
-                sets={key: file.get_tensor(SETS + key) for key in with_sets},
-                answer_from=json.loads(metadata.get("answer_from", "null")),
-            )
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise DamagedFile(f"{path} is truncated or no file of labels ({error!r}): label the traces anew") from None
+    with reading(path, "file of labels", CURE), safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("leanthink") != "labels":
+            raise UsageError(f"{path} is a safetensors file but holds no labels: write one with `leanthink label`")
+        if metadata.get("version") != VERSION:
+            raise UsageError(f"{path} has version {metadata.get('version')}, not {VERSION}: {CURE}")
+        metadata = {"granularity": "model", "answer_from": "null"} | metadata
+        about = {name: parse_json(metadata[name]) for name in ("checksums", "horizons", "answer_from")}
+        check_kinds(about, KINDS)
+        check_kinds(metadata, {"fingerprint": STRING, "granularity": STRING})
+        checksums, granularity = about["checksums"], metadata["granularity"]
+        check_kinds(checksums, dict.fromkeys(checksums, COUNT))
+        names = set(file.keys())
+        with_sets = checksums if granularity != "model" else ()
+        found = LabelFile(
+            horizons=tuple(about["horizons"]),
+            fingerprint=metadata["fingerprint"],
+            labels={key: file.get_tensor(key) for key in checksums},
+            checksums=checksums,
+            granularity=granularity,
+            sets={key: file.get_tensor(SETS + key) for key in with_sets},
+            answer_from=about["answer_from"],
+        )
     if granularity not in GRANULARITIES or len(names) != len(found.labels) + len(found.sets):
-        raise DamagedFile(f"{path} has labels and checksums of different traces: label the traces anew")
+        raise DamagedFile(f"{path} has labels and checksums of different traces: {CURE}")
+    for key, values_TC in found.labels.items():
+        shapes = [values_TC.shape[1:], *([found.sets[key].shape[1:]] if found.sets else [])]
+        H, T = len(found.horizons), len(values_TC)
+        if values_TC.ndim != 2 or shapes != [(1 + H,), *([(T, H)] if found.sets else [])]:
+            raise DamagedFile(f"{path}: the labels of {key!r} do not fit its horizons {list(found.horizons)}: {CURE}")
     return found
 
 
@@ -187,14 +200,15 @@ def label_traces(
     left out and counted.
 
     Raises:
-        UsageError: the file holds other horizons, granularity or `answer_from`, or labels of another trace of the same
-            name; a trace is of another model; `answer_from` is given, and a trace has an answer of its own; or horizons
-            that do not ascend, an unknown granularity.
+        UsageError: two traces of one key, or of another model; another process writes to the file; it holds other
+            horizons, granularity or `answer_from`, or labels of another trace of the same name; `answer_from` is given,
+            and a trace has an answer of its own; or horizons that do not ascend, an unknown granularity.
         PredictorMismatch: the file holds labels of another model.
         DamagedFile: the file cannot be read.
+        CannotWrite: there is no room for it; what it held before is unharmed.
     """
-    from leanthink.importance.answer_start import check_answer_from, with_answers
-    from leanthink.importance.labels import Thought, check_horizons, packed
+    from leanthink.importance.answer_start import check_answer_from
+    from leanthink.importance.labels import check_horizons
     from leanthink.subject import LoadedModel
 
     subject = subject or LoadedModel(model, None, {})
@@ -208,7 +222,26 @@ def label_traces(
         answer_from=None if answer_from is None else check_answer_from(answer_from),
     )
     given = list(traces)
+    check_unique(given)
     _check_model(given, asked.fingerprint)
+    with held(asked.path):
+        return _label(subject, given, asked, only_correct, overwrite, save_every, progress)
+
+
+def _label(
+    subject: Subject,
+    given: Sequence[Trace],
+    asked: _Growing,
+    only_correct: bool,
+    overwrite: bool,
+    save_every: int,
+    progress: Progress | None,
+) -> LabelCounts:
+    """`label_traces`, of what was checked."""
+    from leanthink.importance.answer_start import with_answers
+    from leanthink.importance.labels import Thought, packed
+
+    answer_from, granularity = asked.answer_from, asked.granularity
     growing = asked if overwrite or not asked.path.exists() else _gone_on(asked)
     right = [trace for trace in given if trace.correct or not only_correct]
     split = right if answer_from is None else with_answers(right, answer_from, subject.tokenizer)

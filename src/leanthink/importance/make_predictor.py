@@ -156,11 +156,19 @@ def make_predictor(
             and asked for.
 
     Raises:
-        UsageError: what is there was made with other settings, or the traces that came are too few or too short; those
-            stay. Also as of `collect`, `label_traces` and `fit`.
+        UsageError: another process makes it; what is there was made with other settings, or the traces that came are
+            too few or too short; those stay. Also as of `collect`, `label_traces` and `fit`.
         PredictorMismatch: what is there was made with another model.
     """
     tell = progress or _silent
+    with folder.held():
+        return _make(model, tokenizer, plan, folder, resume, overwrite, tell)
+
+
+def _make(
+    model: Any, tokenizer: Any, plan: Plan, folder: WorkFolder, resume: bool, overwrite: bool, tell: Progress
+) -> Made:
+    """`make_predictor`, where nobody else makes the same one."""
     settings = _settings(plan, model, tokenizer)
     if resume:
         folder.check(settings)

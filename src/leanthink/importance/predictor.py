@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,13 +22,43 @@ from leanthink.errors import DamagedFile, UsageError, unknown
 from leanthink.importance.fingerprint import fingerprint
 from leanthink.importance.relatives import check_borrowing
 from leanthink.policies.policy import GRANULARITIES, Granularity
+from leanthink.reading import (
+    COUNT,
+    COUNTS,
+    NOT_NEGATIVE,
+    OBJECT,
+    SIZE,
+    STRING,
+    Kind,
+    check_kinds,
+    parse_json,
+    reading,
+)
 from leanthink.tiny import predictors_path
+from leanthink.writing import replacing
 
 VERSION = "2"
 TARGETS = ("answer", "horizon")
 Target = Literal["answer", "horizon"]
 OFFSETS = (0, 1, 2, 4, 8, 12)
 OLDER = {"granularity": "model", "num_sets": "1", "width": "null", "base_shape": "{}"}  # what files may leave out
+
+SHAPE = ("layers", "kv_heads", "vocab_size")
+KINDS = {
+    "target": Kind(f"one of {', '.join(TARGETS)}", lambda given: given in TARGETS),
+    "granularity": Kind(f"one of {', '.join(GRANULARITIES)}", lambda given: given in GRANULARITIES),
+    "fingerprint": STRING,
+    **dict.fromkeys(("horizons", "offsets"), COUNTS),
+    **dict.fromkeys(("num_sets", "hidden_size"), SIZE),
+    "width": SIZE.or_null(),
+    "base_shape": Kind(f"empty, or an object of {', '.join(SHAPE)}", lambda given: _is_shape(given)),
+    **dict.fromkeys(("data", "metrics"), OBJECT),
+}
+OF_DATA = {"thought_tokens": NOT_NEGATIVE, "tokens": COUNT, "traces": SIZE, "recipe": OBJECT}
+
+
+def _is_shape(given: object) -> bool:
+    return isinstance(given, dict) and set(given) in (set(), set(SHAPE))
 
 
 class AnswerHead(nn.Sequential):
@@ -182,13 +212,8 @@ def save_predictor(
         "metrics": json.dumps(metrics, allow_nan=False),
     }
     weights = {name: value.to("cpu", torch.bfloat16).contiguous() for name, value in predictor.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        save_file(weights, partial, metadata=metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as draft:
+        save_file(weights, draft, metadata=metadata)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -247,16 +272,18 @@ def predictor_of(
     if is_borrowed:
         check_borrowing(path, metadata, ours, config, ignored=ignore_predictor_mismatch)
     try:
-        predictor = Predictor(
-            target=metadata["target"],
-            hidden_size=metadata["hidden_size"],
-            horizons=tuple(metadata["horizons"]),
-            offsets=tuple(metadata["offsets"]),
-            granularity=metadata["granularity"],
-            num_sets=metadata["num_sets"],
-            width=metadata["width"],
-        )
-        predictor.load_state_dict(weights)
+        with torch.device("meta"):  # no memory for what its metadata may say, before the weights are seen to fit
+            predictor = Predictor(
+                target=metadata["target"],
+                hidden_size=metadata["hidden_size"],
+                horizons=tuple(metadata["horizons"]),
+                offsets=tuple(metadata["offsets"]),
+                granularity=metadata["granularity"],
+                num_sets=metadata["num_sets"],
+                width=metadata["width"],
+            )
+        predictor.load_state_dict(weights, assign=True)
+        predictor.float()
     except (RuntimeError, UsageError) as error:
         raise DamagedFile(f"{path}: the weights do not fit its own metadata ({error})") from None
     predictor.thought_tokens = mean_thought(metadata["data"])
@@ -281,25 +308,18 @@ def made_ready(predictor: Predictor, model: Any) -> Predictor:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise UsageError(f"no predictor at {path}: fit one with `leanthink fit`")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata: dict[str, Any] = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise DamagedFile(f"{path} is truncated or no safetensors file ({error}): fit or download it again") from None
-    if metadata.get("leanthink") != "predictor":
-        raise UsageError(f"{path} is a safetensors file but no predictor: fit one with `leanthink fit`")
-    if metadata.get("version") != VERSION:
-        raise UsageError(f"{path} has version {metadata.get('version')}, this LeanThink reads {VERSION}: fit it again")
-    try:
+    with reading(path, "safetensors file", "fit or download it again"), safe_open(str(path), framework="pt") as file:
+        metadata: dict[str, Any] = file.metadata() or {}
+        if metadata.get("leanthink") != "predictor":
+            raise UsageError(f"{path} is a safetensors file but no predictor: fit one with `leanthink fit`")
+        if metadata.get("version") != VERSION:
+            version = metadata.get("version")
+            raise UsageError(f"{path} has version {version}, this LeanThink reads {VERSION}: fit it again")
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         metadata = OLDER | metadata
         names = ("horizons", "offsets", "num_sets", "width", "hidden_size", "base_shape", "data", "metrics")
-        decoded = {name: json.loads(metadata[name]) for name in names}
-        if metadata["target"] not in TARGETS or not isinstance(metadata["fingerprint"], str):
-            raise ValueError(f"target {metadata['target']!r}")
-        shape = decoded["base_shape"]
-        if not isinstance(shape, dict) or (shape and set(shape) != {"layers", "kv_heads", "vocab_size"}):
-            raise ValueError(f"base_shape {shape!r}")
-    except (KeyError, ValueError) as error:
-        raise DamagedFile(f"{path}: its metadata cannot be read ({error!r}): fit it again") from None
-    return metadata | decoded, weights
+        metadata |= {name: parse_json(metadata[name]) for name in names}
+        check_kinds(metadata, KINDS)
+        check_kinds(metadata["base_shape"], dict.fromkeys(SHAPE if metadata["base_shape"] else (), SIZE))
+        check_kinds(metadata["data"], {name: kind for name, kind in OF_DATA.items() if name in metadata["data"]})
+    return metadata, weights

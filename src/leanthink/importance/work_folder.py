@@ -6,14 +6,15 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from leanthink.errors import DamagedFile, UsageError
-from leanthink.eval.records import write_json
+from leanthink.reading import NOT_NEGATIVE, OBJECT, check_kinds, parse_json, reading
+from leanthink.writing import held, write_json
 
 RECORD = "stages.json"
 
@@ -45,13 +46,11 @@ class WorkFolder:
         path = self.path / RECORD
         if not path.exists():
             return {}
-        try:
-            found = json.loads(path.read_text())
-            if not all(stage["settings"] is not None and stage["seconds"] >= 0 for stage in found.values()):
-                raise ValueError("a stage lacks its settings or seconds")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedFile(f"{path} cannot be read ({error}): remove it; traces and labels stay") from None
-        assert isinstance(found, dict)
+        with reading(path, "record of stages", "remove it; traces and labels stay"):
+            found: dict[str, dict[str, Any]] = parse_json(path.read_bytes())
+            check_kinds(found, dict.fromkeys(found, OBJECT))
+            for stage in found.values():
+                check_kinds(stage, {"settings": OBJECT, "seconds": NOT_NEGATIVE})
         return found
 
     def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -69,6 +68,10 @@ class WorkFolder:
                         f"{path} was made with {name} {before[name]!r}, asked for is {value!r}: give the same to go on "
                         "with it, or another output file"
                     )
+
+    def held(self) -> AbstractContextManager[None]:
+        """Nobody else may make this predictor in here (UsageError)."""
+        return held(self.path / RECORD)
 
     def clear(self) -> None:
         """Remove traces, labels and the record of the stages. The predictor stays until there is another."""
@@ -112,7 +115,7 @@ def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _labelled(path: Path) -> int:
     """How many traces a file of labels is of; 0 where there is none that can be read."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            return len(json.loads(file.metadata()["checksums"]))
-    except (OSError, SafetensorError):
+        with reading(path, "file of labels", ""), safe_open(str(path), framework="pt") as file:
+            return len(parse_json(file.metadata()["checksums"]))
+    except (OSError, DamagedFile):
         return 0

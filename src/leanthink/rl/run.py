@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from leanthink.errors import UsageError, unknown
+from leanthink.errors import LeanThinkWarning, UsageError, unknown
 from leanthink.rl import data
+from leanthink.rl.resume import as_recorded, check_same, last_whole_checkpoint
 from leanthink.rl.run_files import FINAL, LOG, REPORT, ROLLOUTS, RUN
 from leanthink.transformers_versions import old_names
+from leanthink.writing import held, write_json, writing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,7 +52,8 @@ def train(
             in place of the tokenizer's), `data` and `eval_data` (see `make_data`), `lora` ({} for its defaults, r 16
             and alpha 32 on all linear layers; left out: all weights are trained), `out` (a folder), and any field
             of `DeepCompressConfig`.
-        resume: go on from the last checkpoint in `out`.
+        resume: go on from the last checkpoint in `out` that is whole, with the settings it was started with; how long,
+            what is saved, logged and evaluated may differ.
         overwrite: remove what an earlier run left in `out`.
         tell: is told how it goes, a line for each logging step.
         callbacks: further ones of transformers, such as one that stops the run.
@@ -60,23 +63,41 @@ def train(
         processes but the main one.
 
     Raises:
-        UsageError: an unknown setting or one out of range, nothing to resume, or an earlier run in `out`.
+        UsageError: an unknown setting or one out of range, nothing to resume or with other settings, an earlier run in
+            `out`, or another process that writes there.
+        CannotWrite: there is no room for a checkpoint, a log or the model; the checkpoints before stay.
         UnsupportedModel: the bounded cache cannot serve the model.
     """
-    from transformers import ProgressCallback
-    from transformers.trainer_callback import PrinterCallback
-
     from leanthink.rl.config import check_vllm
-    from leanthink.rl.run_log import RunLog
-    from leanthink.rl.trainer import DeepCompressTrainer
-    from leanthink.rl.trl_reward import STATE
 
     out, checkpoint = check_settings(settings, resume=resume, overwrite=overwrite)
     dataset = make_data(settings["data"])  # before all that rests on what machine and batch allow
     eval_dataset = make_data(settings["eval_data"]) if "eval_data" in settings else None
     args = make_config(settings)
     check_vllm(args)
-    writes = args.process_index == 0
+    with held(out / RUN) if args.process_index == 0 else nullcontext():
+        return _train(settings, args, dataset, eval_dataset, checkpoint, overwrite, tell, callbacks)
+
+
+def _train(
+    settings: Mapping[str, Any],
+    args: Any,
+    dataset: Dataset,
+    eval_dataset: Dataset | None,
+    checkpoint: str | None,
+    overwrite: bool,
+    tell: Callable[[str], None] | None,
+    callbacks: Sequence[Any],
+) -> dict[str, Any] | None:
+    """`train`, of what was checked and where nobody else writes to the same folder."""
+    from transformers import ProgressCallback
+    from transformers.trainer_callback import PrinterCallback
+
+    from leanthink.rl.run_log import RunLog
+    from leanthink.rl.trainer import DeepCompressTrainer
+    from leanthink.rl.trl_reward import STATE
+
+    out, writes = Path(settings["out"]), args.process_index == 0
     if writes and overwrite:
         clear(out)
     model, tokenizer = _load(settings)
@@ -96,11 +117,12 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)  # both write among what we print
         trainer.remove_callback(ProgressCallback)
-        if writes and not resume:
+        if writes and checkpoint is None:
             _write_run(out, settings)
         trainer.train(resume_from_checkpoint=checkpoint)
-        _save_final(trainer, out / FINAL, adapters=lora is not None)
-        trainer.write_card(out / FINAL)
+        with writing(out / FINAL):
+            _save_final(trainer, out / FINAL, adapters=lora is not None)
+            trainer.write_card(out / FINAL)
     if not writes:
         return None
     kept = trainer.state.stateful_callbacks.get(STATE, {}).get("attributes", {})
@@ -115,8 +137,6 @@ def train(
 
 def check_settings(settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> tuple[Path, str | None]:
     """The folder of the run and the checkpoint to go on from. Raises UsageError before anything is loaded."""
-    from transformers.trainer_utils import get_last_checkpoint
-
     from leanthink.rl.config import DeepCompressConfig
 
     known = [*SECTIONS, *(field.name for field in fields(DeepCompressConfig) if field.init)]
@@ -128,14 +148,26 @@ def check_settings(settings: Mapping[str, Any], *, resume: bool, overwrite: bool
         if name not in settings:
             raise UsageError(f"the settings lack {name!r}: {_LACKING[name]}")
     out = Path(settings["out"])
-    last = get_last_checkpoint(out) if out.is_dir() else None
     if resume and overwrite:
         raise UsageError("resume and overwrite exclude each other: give one of them")
-    if resume and last is None:
-        raise UsageError(f"there is no checkpoint in {out} to go on from: start without resume")
-    if not resume and not overwrite and (out / RUN).exists():
+    if resume:
+        return out, _checkpoint(settings, out)
+    if not overwrite and (out / RUN).exists():
         raise UsageError(f"{out} holds a run already: give another folder, or resume it, or overwrite it")
-    return out, last if resume else None
+    return out, None
+
+
+def _checkpoint(settings: Mapping[str, Any], out: Path) -> str:
+    """What to go on from. A checkpoint that is not whole is passed over, and a warning says so. Raises UsageError."""
+    check_same(settings, out)
+    last, wrong = last_whole_checkpoint(out)
+    if last is None:
+        told = f", and {len(wrong)} that cannot be read ({wrong[0]})" if wrong else ""
+        cure = "overwrite it" if wrong or (out / RUN).exists() else "start without resume"
+        raise UsageError(f"there is no checkpoint in {out} to go on from{told}: {cure}")
+    for why in wrong:
+        warnings.warn(f"{why}; going on from {last.name}", LeanThinkWarning, stacklevel=2)
+    return str(last)
 
 
 _LACKING = {
@@ -267,9 +299,7 @@ def _origin(settings: Mapping[str, Any]) -> Any:
 def _write_run(out: Path, settings: Mapping[str, Any]) -> None:
     from leanthink.provenance import certificate
 
-    out.mkdir(parents=True, exist_ok=True)
-    record = {"settings": {**settings, "out": str(out)}, "birth": certificate()}
-    (out / RUN).write_text(json.dumps(record, indent=1, default=str) + "\n")
+    write_json(out / RUN, {"settings": as_recorded({**settings, "out": str(out)}), "birth": certificate()}, indent=1)
 
 
 def _save_final(trainer: Any, folder: Path, *, adapters: bool) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Never
 
 from leanthink.errors import DamagedFile, UsageError
+from leanthink.reading import OBJECT, check_kinds, is_int, parse_json, reading
 
 RUN, LOG, ROLLOUTS, FINAL, REPORT = "run.json", "log.jsonl", "rollouts.jsonl", "final", "report.html"
 PER_RESPONSE = ("tokens", "thought_tokens", "right")  # lists of a group that the report reads
@@ -59,7 +59,7 @@ def read_run(folder: Path, name: str) -> RecordedRun:
     log = _lines(folder / LOG, _check_record)
     if not any("loss" in record for record in log):
         raise UsageError(f"{folder / LOG} tells of no training step yet: wait for the first, or give another folder")
-    about = _about(folder / RUN)
+    about = about_run(folder / RUN)
     return RecordedRun(
         name=name,
         folder=folder,
@@ -77,8 +77,8 @@ def _lines(path: Path, check: Callable[[dict[str, Any]], str | None]) -> list[di
         if not line.endswith(b"\n"):
             break
         try:
-            record = json.loads(line, parse_constant=_refuse)
-        except ValueError as error:  # covers both broken JSON and broken UTF-8
+            record = parse_json(line, parse_constant=_refuse)
+        except ValueError as error:
             raise DamagedFile(f"{path}, line {number}: no line of JSON ({error})") from None
         wrong = check(record) if isinstance(record, dict) else "a JSON object was expected"
         if wrong is not None:
@@ -91,8 +91,8 @@ def _refuse(constant: str) -> Never:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _is_count(value: Any) -> bool:
+    return is_int(value) and value >= 0
 
 
 def _check_record(record: dict[str, Any]) -> str | None:
@@ -120,14 +120,11 @@ def _check_group(group: dict[str, Any]) -> str | None:
     return None
 
 
-def _about(path: Path) -> dict[str, Any]:
+def about_run(path: Path) -> dict[str, Any]:
     """What run.json holds, {} where it is not there."""
     if not path.is_file():
         return {}
-    try:
-        about = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DamagedFile(f"{path} is no JSON ({error})") from None
-    if not isinstance(about, dict) or not all(isinstance(about.get(key, {}), dict) for key in ("settings", "birth")):
-        raise DamagedFile(f"{path} holds no settings and birth certificate of a run")
+    with reading(path, "record of a run", "remove it, or put back what `leanthink train` wrote"):
+        about: dict[str, Any] = parse_json(path.read_bytes())
+        check_kinds({"settings": {}, "birth": {}} | about, dict.fromkeys(("settings", "birth"), OBJECT))
     return about

@@ -25,8 +25,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from leanthink.reading import parse_json, reading
 from leanthink.rl.run_files import LOG, ROLLOUTS
 from leanthink.rl.trl_reward import Scored
+from leanthink.writing import LineFile, replacing
 
 
 class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no types
@@ -67,8 +69,11 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no type
             self._append(ROLLOUTS, group_records(step + 1, number, scored))
 
     def _append(self, name: str, records: list[dict[str, Any]]) -> None:
-        with (self.folder / name).open("a") as file:
-            file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        file = LineFile(self.folder / name)
+        try:
+            file.append(*(json.dumps(record, allow_nan=False) for record in records))
+        finally:
+            file.close()
 
 
 def group_records(step: int, number: int, scored: Scored) -> list[dict[str, Any]]:
@@ -110,10 +115,17 @@ def progress_line(record: dict[str, Any], steps: int) -> str:
 
 
 def cut(path: Path, step: int) -> None:
-    """Drop the lines after this step, and one that was not finished; without steps the file starts empty."""
-    lines = path.read_text().splitlines(keepends=True) if step and path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    path.write_text("".join(kept))
+    """Drop the lines after this step, and one that was not finished; without steps the file starts empty.
+
+    Raises:
+        DamagedFile: a line that is finished cannot be read.
+        CannotWrite: there is no room for the file.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if step and path.exists() else []
+    with reading(path, "log of a run", f"remove it to go on without what it tells of the first {step} steps"):
+        kept = [line for line in lines if line.endswith(b"\n") and parse_json(line)["step"] <= step]
+    with replacing(path) as draft:
+        draft.write_bytes(b"".join(kept))
 
 
 def _plain(value: Any) -> Any:

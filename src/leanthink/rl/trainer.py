@@ -15,6 +15,8 @@ What it relies on, in TRL 1.16 (the tested range is `TRL`, other versions are re
   without a mask are faster and safer (`leanthink.rl.log_probs`). The loss takes advantages [N, T] too.
 - `GRPOTrainer._tokenize_prompts(prompts)`, which gives ids, images and other inputs of chats. Overridden, as it takes
   control tokens in a problem for those of the template, and puts no system prompt before it.
+- `GRPOTrainer._save_checkpoint(model, trial)`, which writes `checkpoint-N`, and `_send_telemetry()`, which tells a
+  hub that a trainer was made. Overridden: the one to tell of a full disk, the other to tell nobody.
 - `_metrics` (what is logged).
 
 B groups of G responses   N responses of this rank   T tokens of the longest of them
@@ -23,6 +25,8 @@ B groups of G responses   N responses of this rank   T tokens of the longest of 
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -50,8 +54,10 @@ from leanthink.rl.rollouts import EngineRollouts, check_whole
 from leanthink.rl.trl_reward import DeepCompressReward, Grader, Scored
 from leanthink.sdpa import for_any_length
 from leanthink.tags import set_think_tags, think_tags, thought_is_over
+from leanthink.writing import writing
 
 TRL = SpecifierSet(">=1.16,<1.17")
+TELEMETRY = "HF_HUB_DISABLE_TELEMETRY"
 BY_TOKENS = ("dapo", "cispo", "vespo")  # losses that are divided by the tokens of the whole update
 Row = dict[str, Tensor]
 OnScored = Callable[[int, int, Scored], None]
@@ -149,6 +155,21 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
             set_think_tags(self.processing_class, *args.think_tags)
         self.reward.attach(self, bounded=True)
         check_template(self.processing_class, train_dataset[0]["prompt"], args)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """TRL's, into an empty folder, and with one error where there is no room."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            # What is left of an earlier attempt would make a mixture of both look whole.
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        with writing(folder):
+            super()._save_checkpoint(model, trial)
+
+    def _send_telemetry(self) -> None:
+        """TRL's, only where HF_HUB_DISABLE_TELEMETRY=0 asks for it."""
+        if os.environ.get(TELEMETRY) == "0":
+            super()._send_telemetry()
 
     def create_model_card(self, *_given: Any, **_more: Any) -> None:
         """Beside each checkpoint, in place of TRL's card, whose example would load a model named None."""

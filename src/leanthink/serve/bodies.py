@@ -5,12 +5,13 @@ That is work for another thread than the event loop's: a megabyte of JSON can be
 
 from __future__ import annotations
 
-import json
 from email.message import Message
-from typing import Any, TypeVar
+from json import JSONDecodeError
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from leanthink.reading import parse_json
 from leanthink.serve.refusals import Refusal, of_validation
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -33,10 +34,10 @@ def parse(kind: type[Body], body: bytes, content_type: str) -> Body:
     if not body or not is_json(content_type):
         raise Refusal(400, "the body is empty or is not sent as application/json: give it", code="missing_field")
     try:
-        given: Any = json.loads(body)
-    except json.JSONDecodeError as error:
+        given = parse_json(body)
+    except JSONDecodeError as error:
         raise Refusal(400, f"the body is not JSON: {error.msg}", code="invalid_json") from None
-    except (ValueError, RecursionError) as error:  # other than UTF-8, endless digits, too deep
+    except ValueError as error:  # other than UTF-8, endless digits, too deep
         raise Refusal(400, f"the body cannot be read: {error}", code="invalid_json") from None
     try:
         return kind.model_validate(given)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from leanthink.errors import DamagedFile
+from leanthink.reading import STRING, check_kinds, parse_json, reading
 
 SUMS = "sha256.json"
 
@@ -28,10 +29,11 @@ def check_sums(folder: Path) -> None:
     Raises:
         DamagedFile: the list is missing or not readable, or a file is missing or differs; the message names the file.
     """
-    try:
-        expected = dict(json.loads((folder / SUMS).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise DamagedFile(f"{folder / SUMS} cannot be read ({error}): install leanthink again") from error
+    if not (folder / SUMS).is_file():
+        raise DamagedFile(f"{folder / SUMS} is missing: install leanthink again")
+    with reading(folder / SUMS, "list of checksums", "install leanthink again"):
+        expected = parse_json((folder / SUMS).read_bytes())
+        check_kinds(expected, dict.fromkeys(expected, STRING))
     for name, expected_sum in expected.items():
         file = folder / name
         if not file.is_file():

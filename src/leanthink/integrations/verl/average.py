@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 from leanthink.errors import DamagedFile, UsageError
+from leanthink.reading import parse_json, reading
+from leanthink.writing import write_json
 
 FILE = "deepcompress.json"
 
 
 def write_average(checkpoint: Path, average: float, step: int) -> None:
     """Put it into this checkpoint's folder, whole or not at all."""
-    unfinished = checkpoint / f"{FILE}.unfinished"
-    unfinished.write_text(json.dumps({"step": step, "average": average}) + "\n")
-    os.replace(unfinished, checkpoint / FILE)
+    write_json(checkpoint / FILE, {"step": step, "average": average})
 
 
 def read_average(checkpoint: Path) -> float:
@@ -31,10 +29,8 @@ def read_average(checkpoint: Path) -> float:
             f"there is no {FILE} in {checkpoint}, and the run would go on with another average: resume from a "
             "checkpoint of a run with DeepCompress, or give trainer.resume_mode=disable"
         )
-    try:
-        average = json.loads(path.read_bytes())["average"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(f"{path} holds no average of pass ratios ({error!r})") from None
+    with reading(path, "file with the average of pass ratios", "resume from another checkpoint"):
+        average = parse_json(path.read_bytes())["average"]
     if isinstance(average, bool) or not isinstance(average, int | float) or not 0 <= average <= 1:
         raise DamagedFile(f"{path} has average {average!r}: a share from 0 to 1 was expected")
     return float(average)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -13,6 +12,7 @@ from typing import Any
 from leanthink.budget import Budget
 from leanthink.errors import UsageError, unknown
 from leanthink.policies import POLICIES
+from leanthink.reading import parse_json
 
 VARIABLE = "LEANTHINK_VLLM"
 PREFIX = "leanthink_"  # of what a request asks for, in SamplingParams.extra_args or vllm_xargs
@@ -127,10 +127,10 @@ def read_settings(text: str) -> Settings:
     if not text.lstrip().startswith("{"):
         if not Path(text).is_file():
             raise UsageError(f"{VARIABLE}={text!r}: give a JSON object, or the path of a file that holds one")
-        text = Path(text).read_text()
+        text = Path(text).read_text(errors="replace")
     try:
-        given = json.loads(text)
-    except json.JSONDecodeError as error:
+        given = parse_json(text)
+    except ValueError as error:
         raise UsageError(f"{VARIABLE} is no JSON: {error}") from None
     names = [item.name for item in fields(Settings)]
     for name in given:

@@ -1,0 +1,99 @@
+"""What a training run is gone on from: the same settings, and its last checkpoint that is whole."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from leanthink.errors import DamagedFile, UsageError
+from leanthink.reading import INTEGER, check_kinds, parse_json, reading
+from leanthink.rl.run_files import RUN, about_run
+
+STATE = "trainer_state.json"  # transformers writes it last
+CURE = "go on from another checkpoint"
+# Settings that may change from start to start: what they decide is how long, how watched and where, not what is learnt.
+FREE = ("out", "max_steps", "num_train_epochs", "report_to", "run_name", "disable_tqdm", "rollout_rows", "push_to_hub")
+FREE_KINDS = ("save_", "logging_", "log_", "eval_", "hub_", "dataloader_")
+
+
+def check_same(settings: Mapping[str, Any], out: Path) -> None:
+    """Refuse to go on with settings other than those that the run was started with.
+
+    Raises:
+        UsageError: one that decides what is learnt differs; the message names each.
+        DamagedFile: run.json cannot be read.
+    """
+    if not (out / RUN).is_file():
+        return
+    before, now = about_run(out / RUN).get("settings", {}), as_recorded(settings)
+    differing = [
+        f"{name}: {_shown(before, name)} there, {_shown(now, name)} asked for"
+        for name in sorted({*before, *now})
+        if name not in FREE and not name.startswith(FREE_KINDS) and _value(before, name) != _value(now, name)
+    ]
+    if differing:
+        raise UsageError(
+            f"{out} holds a run with other settings ({'; '.join(differing)}): give the same ones to go on with it, "
+            "another folder, or overwrite it"
+        )
+
+
+def as_recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as run.json has them."""
+    recorded: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
+    return recorded
+
+
+def _value(settings: Mapping[str, Any], name: str) -> Any:
+    """As given, or what a setting is that was left out."""
+    return settings[name] if name in settings else _defaults().get(name)
+
+
+def _defaults() -> dict[str, Any]:
+    from leanthink.rl.config import DeepCompressConfig
+
+    own = {"model": "tiny", "dtype": "float32", "seed": 0}
+    return {one.name: one.default for one in fields(DeepCompressConfig) if one.default is not MISSING} | own
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return json.dumps(_value(settings, name), default=str)
+
+
+def last_whole_checkpoint(out: Path) -> tuple[Path | None, list[str]]:
+    """The latest checkpoint that can be gone on from, and what is wrong with those after it."""
+    wrong: list[str] = []
+    folders = [folder for folder in out.glob("checkpoint-*") if folder.name.rpartition("-")[2].isdecimal()]
+    for folder in sorted(folders, key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True):
+        try:
+            check_whole(folder)
+        except (DamagedFile, OSError) as error:
+            wrong.append(str(error))
+        else:
+            return folder, wrong
+    return None, wrong
+
+
+def check_whole(folder: Path) -> None:
+    """Refuse a checkpoint that a killed process or a full disk left behind (DamagedFile, FileNotFoundError)."""
+    with reading(folder / STATE, "state of a checkpoint", CURE):
+        check_kinds(parse_json((folder / STATE).read_bytes()), {"global_step": INTEGER})
+    for path in sorted(folder.glob("*.index.json")):
+        with reading(path, "list of weights", CURE):
+            shards = set(parse_json(path.read_bytes())["weight_map"].values())
+        for shard in sorted(shards):
+            if not (folder / shard).is_file():
+                raise DamagedFile(f"{folder / shard} is missing: {CURE}")
+    for path in sorted(folder.glob("*.safetensors")):
+        with reading(path, "file of weights", CURE), safe_open(str(path), framework="pt"):
+            pass
+    for pattern in ("*.pt", "*.pth", "*.bin"):
+        for path in sorted(folder.glob(pattern)):
+            if not zipfile.is_zipfile(path):  # as torch has written files since 1.6: what they hold is told at the end
+                raise DamagedFile(f"{path} cannot be read, it is truncated or no file of torch: {CURE}")
