@@ -1,17 +1,17 @@
-"""Puts finished evaluations of one model together: `python bench/real_results.py --model-name NAME RUN [NAME=RUN ...]`.
+"""Puts finished evaluations of one model together: `bench/real_results.py --model-name NAME RUN [[NAME=]RUN ...]`.
 
 Writes bench/results/real/BENCHMARK.json for each benchmark of the first run: settings and birth certificates of all
 runs, and of each cell which answers are right, a digit for each problem, so that every paired interval can be computed
-from it. The policies of the first run keep their names; those of a run that is given as NAME=RUN are called
-POLICY:NAME, such as `horizon:layer` for a run with another predictor. Its full cache, if it has one, is only compared
-with that of the first run.
+from it. The policies of a run that is given as a folder keep their names; those of one that is given as NAME=RUN are
+called POLICY:NAME, such as `horizon:layer` for a run with another predictor. The full cache is that of the first run;
+another run's, if it has one, is only compared with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ ALIKE = ("fingerprint", "dtype", "sampling", "samples", "slots")  # settings of 
 def main(arguments: Sequence[str]) -> None:
     """Write a file for each benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that `leanthink eval` wrote; all but the first "
-                        "as NAME=RUN")  # fmt: skip
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that `leanthink eval` wrote; as NAME=RUN, all "
+                        "but the first, where policies have the same names")  # fmt: skip
     parser.add_argument("--model-name", required=True, help="what tables call the model")
     parser.add_argument("--out", type=Path, default=REAL, help="folder of the results")
     options = parser.parse_args(arguments)
@@ -49,21 +49,18 @@ def main(arguments: Sequence[str]) -> None:
 
 def together(given: Sequence[str], model_name: str) -> dict[str, dict[str, Any]]:
     """The document of each benchmark. Raises UsageError for runs that cannot stand in one table."""
-    names: list[str] = []
-    folders: list[Path] = []
-    for text in given:
-        name, equals, folder = text.rpartition("=")
-        if bool(equals) != bool(folders):
-            raise UsageError(f"{text!r}: give the first run as a folder, and each other one as NAME=FOLDER")
-        if name in names:
+    named = [text.rpartition("=")[::2] for text in given]
+    if named[0][0]:
+        raise UsageError(f"{given[0]!r}: give the first run as a folder, without a name")
+    for name in {name for name, _ in named if name}:
+        if sum(name == other for other, _ in named) > 1:
             raise UsageError(f"two runs are called {name!r}")
-        names.append(name)
-        folders.append(Path(folder))
-    runs = dict(zip(names, read_runs(folders), strict=True))
-    first = runs[""]
-    _check_alike(first, list(runs.values()))
+    found = read_runs([Path(folder) for _, folder in named])
+    runs = [(name, run) for (name, _), run in zip(named, found, strict=True)]
+    first = found[0]
+    _check_alike(first, found)
     return {
-        benchmark: _document(benchmark, {name: run for name, run in runs.items() if benchmark in run.benchmarks})
+        benchmark: _document(benchmark, [(name, run) for name, run in runs if benchmark in run.benchmarks])
         | {"model": model_name}
         for benchmark in first.benchmarks
     }
@@ -82,18 +79,29 @@ def _check_alike(first: FinishedRun, runs: Sequence[FinishedRun]) -> None:
                 raise UsageError(f"{run.folder} and {first.folder} asked different problems under the name {name}")
 
 
-def _document(benchmark: str, runs: Mapping[str, FinishedRun]) -> dict[str, Any]:
-    first = runs[""]
-    cells = {name: [cell for cell in run.cells if cell.cell.benchmark == benchmark] for name, run in runs.items()}
-    full = _full(cells[""])
+def _document(benchmark: str, runs: Sequence[tuple[str, FinishedRun]]) -> dict[str, Any]:
+    first = runs[0][1]
+    cells = [[cell for cell in run.cells if cell.cell.benchmark == benchmark] for _, run in runs]
+    full = _full(cells[0])
     if full is None:
         raise UsageError(f"{first.folder} has no full cache on {benchmark}: it is what all others are compared with")
-    slots = {_slots(cell) for cell in cells[""]}
-    for name, run in runs.items():
-        if odd := sorted({_slots(cell) for cell in cells[name]} - slots):
+    slots = {_slots(cell) for cell in cells[0]}
+    told: dict[str, Any] = {}
+    records = [_record("", full)]
+    for (name, run), found in zip(runs, cells, strict=True):
+        if odd := sorted({_slots(cell) for cell in found} - slots):
             raise UsageError(
                 f"{run.folder} holds at most {odd} slots, {first.folder} never: give it the same --budgets"
             )
+        records += [_record(name, cell) for cell in found if not _is_full(cell)]
+        told[name or ("first" if run is first else run.folder.name)] = {
+            "births": run.births,
+            "predictors": run.settings["predictors"],
+            "full_differs": _differing(_full(found), full),
+        }
+    for record in records:
+        if sum((one["policy"], one["budget"]) == (record["policy"], record["budget"]) for one in records) > 1:
+            raise UsageError(f"two runs have {record['policy']} with the same budget: give one of them as NAME=RUN")
     about, ids = first.benchmarks[benchmark], first.benchmarks[benchmark]["ids"]
     return {
         "benchmark": benchmark,
@@ -101,17 +109,8 @@ def _document(benchmark: str, runs: Mapping[str, FinishedRun]) -> dict[str, Any]
         "problems": {"count": len(ids), "first": ids[0], "last": ids[-1], "digest": about["digest"]},
         "mean_full_thought": float(full.column("thought_tokens").mean()),
         "settings": {name: first.settings[name] for name in ALIKE},
-        "runs": {
-            name or "first": {
-                "births": run.births,
-                "predictors": run.settings["predictors"],
-                "full_differs": _differing(_full(cells[name]), full),
-            }
-            for name, run in runs.items()
-        },
-        "cells": [
-            _record(name, cell) for name, found in cells.items() for cell in found if not (name and _is_full(cell))
-        ],
+        "runs": told,
+        "cells": records,
     }
 
 

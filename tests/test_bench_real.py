@@ -97,6 +97,16 @@ def test_results_of_several_predictors_stand_in_one_table(tmp_path: Path) -> Non
     assert found.above("horizon", "vase", 64) is None
 
 
+def test_runs_without_names_add_their_policies(tmp_path: Path) -> None:
+    peers = write(tmp_path / "peers", [cell("vase", 48, HALF), cell("full", None, MOST)], predictors={})
+    layer = write(tmp_path / "b", [cell("horizon", 48, HALF)])
+    (found,) = packed(tmp_path, write(tmp_path / "a", FIRST), peers, f"layer={layer}")
+    assert found.policies == ["horizon", "horizon:layer", "r-kv", "sinks", "random", "vase"]
+    assert float(found.full.mean()) == 1.0  # the first run's
+    told = found.document["runs"]
+    assert {name: run["full_differs"] for name, run in told.items()} == {"first": 0, "peers": 1, "layer": None}
+
+
 def test_a_full_cache_that_answers_otherwise_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = [cell("full", None, MOST), cell("horizon", 48, HALF)]
     found = packed(tmp_path, write(tmp_path / "a", FIRST), f"layer={write(tmp_path / 'b', other)}")
@@ -129,8 +139,8 @@ def test_runs_that_cannot_be_paired_are_refused(
 def test_bad_arguments_are_refused_with_the_fix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = write(tmp_path / "a", FIRST), write(tmp_path / "b", FIRST[1:])
     for given, said in (
-        ([first, second], "each other one as NAME=FOLDER"),
-        ([f"x={first}"], "give the first run as a folder"),
+        ([first, second], "two runs have r-kv with the same budget: give one of them as NAME=RUN"),
+        ([f"x={first}"], "give the first run as a folder, without a name"),
         ([first, f"x={first}", f"x={second}"], "two runs are called 'x'"),
         ([second], "no full cache on gsm8k"),
         ([write(tmp_path / "c", FIRST, samples=10)], "at most 9 have room"),
@@ -224,7 +234,7 @@ def test_what_eval_writes_becomes_a_table(inside: Any, folder: Path, tmp_path: P
 # -- problems --------------------------------------------------------------------------------------------------------
 
 
-def sets(folder: Path, test: int = 600, same: bool = False) -> Path:
+def sets(folder: Path, test: int = 1319, same: bool = False) -> Path:
     folder.mkdir()
     for name, file, count in (
         ("t", "gsm8k_train.jsonl", 7000),
@@ -252,9 +262,9 @@ def test_problems_to_fit_to_and_to_measure_on_are_written_apart(tmp_path: Path) 
         "fit-gaokao": (235, "gaokao-2023-en-1", "gaokao-2023-en-235"),
         "fit-olympiad": (674, "olympiadbench-1", "olympiadbench-674"),
         "fit-minerva": (272, "minerva-1", "minerva-272"),
-        "gsm8k": (600, "gsm8k-1", "gsm8k-600"),
+        "gsm8k": (1319, "gsm8k-1", "gsm8k-1319"),
         "math-500": (500, "math-500-1", "math-500-500"),
-        "long": (240, "gsm8k-1", "gsm8k-240"),
+        "long": (300, "gsm8k-1", "gsm8k-300"),
     }
     assert found["math-500"][0] == {"id": "math-500-1", "problem": "m 0", "answer": "0"}
 
@@ -263,7 +273,7 @@ def test_problems_to_fit_to_and_to_measure_on_are_written_apart(tmp_path: Path) 
     ("changes", "said"),
     [
         ({"same": True}, "gsm8k-8 of gsm8k is the same problem as gsm8k-train-10, which predictors are fitted to"),
-        ({"test": 599}, "gsm8k has 599 problems, rows 1 to 600 are needed"),
+        ({"test": 1318}, "gsm8k has 1318 problems, rows 1 to 1319 are needed"),
     ],
 )
 def test_problems_in_both_halves_and_too_few_are_refused(
