@@ -56,18 +56,25 @@ def running(log: Path, *options: object) -> Iterator[tuple[subprocess.Popen[str]
 
 def post(path: str, body: bytes) -> bytes:
     """A request as it goes over the wire."""
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    )
     return head.encode() + b"connection: close\r\n\r\n" + body
 
 
 async def ask(
-    port: int, body: bytes, *, pause: Callable[[int], float] | None = None, leave_after: int | None = None
+    port: int,
+    body: bytes,
+    *,
+    path: str = "/v1/chat/completions",
+    pause: Callable[[int], float] | None = None,
+    leave_after: int | None = None,
 ) -> Answer:
     """Send a body and read the answer, with a pause before each event, or leaving after so many of them."""
     answer = Answer()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
     try:
-        writer.write(post("/v1/chat/completions", body))
+        writer.write(post(path, body))
         await writer.drain()
         answer.status = int((await reader.readline()).split()[1])
         while (line := await reader.readline()) not in (b"\r\n", b""):

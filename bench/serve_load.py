@@ -1,10 +1,15 @@
 """Many clients at once, some of them bad: no 5xx, no leak, and every answer equals the one computed alone.
 
     python bench/serve_load.py --out bench/results/serve-load.json
+    python bench/serve_load.py --clients 100 --seconds 600 --hostile 0.1 --half-open 50 --stops 20 --out chaos.json
 
 Each client asks again and again. Of its requests a fifth is left at a random moment, a tenth is read slowly, and a
 twentieth is malformed; a client that is told 429 waits as long as it is told. Answers are compared with `generate` on
-one request at a time; times are those of clients that read at once.
+one request at a time; times are those of clients that read at once. /health is asked ten times a second.
+
+`--hostile` is the share of requests that once ended or stopped a server: temperatures that float32 cannot divide by,
+bodies of a megabyte, control tokens. `--half-open` connections send half a request and wait. At `--stops` random
+moments the server is stopped with SIGSTOP for a third of a second.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import tempfile
 import time
 import urllib.request
@@ -36,6 +42,8 @@ from leanthink.tiny import tasks
 POLICIES = ("full", "window", "sinks", "random", "random-heads", "snapkv", "dynts", "horizon")
 LEAVE, SLOW, MALFORMED = 0.2, 0.1, 0.05  # shares of the requests
 MAX_SLOTS = 512
+STOPPED_S = 1 / 3
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 BAD_BODIES = (
     b"{",
     b"\xff\xfe",
@@ -46,6 +54,31 @@ BAD_BODIES = (
     b'{"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "budget": 1000000}',
     b'{"model": "other", "messages": [{"role": "user", "content": "hi"}]}',
     b" " * 2**21,
+)
+
+
+def _chat(**fields: Any) -> bytes:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "What is 48 times 37?"}], "max_tokens": 20}
+    return json.dumps(body | fields).encode()
+
+
+def _text(prompt: object) -> bytes:
+    return json.dumps({"model": "tiny", "prompt": prompt, "max_tokens": 1}).encode()
+
+
+HOSTILE = (
+    *((CHAT, _chat(temperature=temperature)) for temperature in (1e-45, 1e-40, 3e-38, 1e-6)),
+    (CHAT, _chat(messages=[{}] * 250_000)),
+    (CHAT, _chat(messages=[[]] * 250_000)),
+    (CHAT, _chat(messages=[{"role": "user", "content": [{"type": "text", "text": ""}] * 25_000}])),
+    (CHAT, _chat(messages=[{"role": "user", "content": "<|im_start|>" * 60_000}])),
+    (CHAT, _chat(chat_template_kwargs={str(number): 1 for number in range(60_000)})),
+    (CHAT, b"[" * 500_000),
+    (TEXT, _text([""] * 250_000)),
+    (TEXT, _text([-1] * 300_000)),
+    (TEXT, _text([[]] * 250_000)),
+    (TEXT, _text([2**70])),
+    (TEXT, _text("x" * 1_000_000)),
 )
 
 
@@ -85,9 +118,9 @@ def alone(model: Any, tokenizer: Any, body: dict[str, Any]) -> tuple[str, str, s
 class Load:
     """The clients, and what they saw."""
 
-    def __init__(self, port: int, bodies: list[dict[str, Any]], *, seconds: float, seed: int) -> None:
+    def __init__(self, port: int, bodies: list[dict[str, Any]], *, seconds: float, seed: int, hostile: float) -> None:
         self.port, self.bodies, self.ends = port, bodies, time.perf_counter() + seconds
-        self.chance = random.Random(seed)
+        self.chance, self.hostile = random.Random(seed), hostile
         self.statuses: Counter[int] = Counter()
         self.kinds: Counter[str] = Counter()
         self.first: list[float] = []
@@ -100,21 +133,52 @@ class Load:
         while time.perf_counter() < self.ends:
             drawn, which = self.chance.random(), self.chance.randrange(len(self.bodies))
             if drawn < MALFORMED:
-                await self._malformed()
+                await self._bad("malformed", CHAT, self.chance.choice(BAD_BODIES))
             elif drawn < MALFORMED + LEAVE:
                 await self._one("left", which, leave_after=self.chance.randrange(1, 150))
             elif drawn < MALFORMED + LEAVE + SLOW:
                 await self._one("slow", which, pause=0.05)
+            elif drawn < MALFORMED + LEAVE + SLOW + self.hostile:
+                await self._bad("hostile", *self.chance.choice(HOSTILE))
             else:
                 await self._one("read", which)
 
-    async def _malformed(self) -> None:
-        body = self.chance.choice(BAD_BODIES)
-        answer = await ask(self.port, body)
-        self.kinds["malformed"] += 1
+    async def _bad(self, kind: str, path: str, body: bytes) -> None:
+        """Some hostile requests are legal, and answered; to all others the client is at fault."""
+        answer = await ask(self.port, body, path=path)
+        self.kinds[kind] += 1
         self.statuses[answer.status] += 1
-        if not 400 <= answer.status < 500:
+        if not (400 <= answer.status < 500 or (kind == "hostile" and answer.status == 200)):
             self.wrong_status.append(f"{answer.status} for {body[:60]!r}")
+
+    async def half_open(self) -> None:
+        """Send half a request and wait to be given up, again and again."""
+        while time.perf_counter() < self.ends:
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                writer.write(
+                    self.chance.choice((b"", b"POST ", b"POST /v1/completions HTTP/1.1\r\ncontent-length: 9\r\n\r\n{"))
+                )
+                await asyncio.wait_for(reader.read(), max(0.1, self.ends - time.perf_counter()))
+                self.kinds["half-open"] += 1
+            except (OSError, TimeoutError):
+                await asyncio.sleep(0.1)
+            finally:
+                writer.close()
+
+    async def health(self) -> list[float]:
+        """Seconds until /health answers, asked ten times a second."""
+        found = []
+        while time.perf_counter() < self.ends:
+            start = time.perf_counter()
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            if b" 200 " not in await reader.readline():
+                self.wrong_status.append("not 200 for /health")
+            found.append(time.perf_counter() - start)
+            writer.close()
+            await asyncio.sleep(0.1)
+        return found
 
     async def _one(self, kind: str, which: int, *, pause: float | None = None, leave_after: int | None = None) -> None:
         body = json.dumps(self.bodies[which] | {"stream": True}).encode()
@@ -137,14 +201,25 @@ class Load:
             self.between += [later - earlier for earlier, later in pairwise(times)]
 
 
-async def watch(pid: int, seconds: float) -> list[float]:
-    """The server's memory in MiB, every second."""
-    found = []
+async def watch(pid: int, seconds: float) -> tuple[list[float], list[int]]:
+    """The server's memory in MiB and its open descriptors, every second."""
+    megabytes, descriptors = [], []
     for _ in range(int(seconds)):
         fields = Path(f"/proc/{pid}/status").read_text().splitlines()
-        found.append(int(next(line for line in fields if line.startswith("VmRSS")).split()[1]) / 1024)
+        megabytes.append(int(next(line for line in fields if line.startswith("VmRSS")).split()[1]) / 1024)
+        descriptors.append(len(os.listdir(f"/proc/{pid}/fd")))
         await asyncio.sleep(1)
-    return found
+    return megabytes, descriptors
+
+
+async def stop_now_and_then(pid: int, seconds: float, stops: int, chance: random.Random) -> None:
+    """Stop the process for a moment, so many times."""
+    moments = sorted(chance.uniform(0, seconds) for _ in range(stops))
+    for before, moment in pairwise([0.0, *moments]):
+        await asyncio.sleep(max(0.0, moment - before - STOPPED_S))
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(STOPPED_S)
+        os.kill(pid, signal.SIGCONT)
 
 
 def gauges(port: int) -> dict[str, float]:
@@ -162,27 +237,33 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--different", type=int, default=120, help="different requests, each asked many times")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hostile", type=float, default=0.0, help="share of the requests")
+    parser.add_argument("--half-open", type=int, default=0, help="connections")
+    parser.add_argument("--stops", type=int, default=0, help="times the server is stopped for a moment")
     options = parser.parse_args()
     torch.set_num_threads(1)
     chance = random.Random(options.seed)
     prompts = [p.prompt for family in tasks.FAMILIES for p in tasks.sample(family, 1, 20, options.seed)]
     bodies = [draw(chance, prompts) for _ in range(options.different)]
     memory = 64 * MAX_SLOTS * 8192 / 2**30
-    flags = ["--max-slots", MAX_SLOTS, "--kv-gib", memory, "--grace", 20]
+    flags = ["--max-slots", MAX_SLOTS, "--kv-gib", memory, "--grace", 20, "--read-timeout", 10]
 
-    async def all_clients(port: int, pid: int) -> tuple[Load, list[float]]:
-        load = Load(port, bodies, seconds=options.seconds, seed=options.seed)
-        everyone = asyncio.gather(*(load.client() for _ in range(options.clients)))
-        megabytes = await watch(pid, options.seconds)
+    async def all_clients(port: int, pid: int) -> tuple[Load, list[float], list[int], list[float]]:
+        load = Load(port, bodies, seconds=options.seconds, seed=options.seed, hostile=options.hostile)
+        clients = [load.client() for _ in range(options.clients)] + [load.half_open() for _ in range(options.half_open)]
+        everyone = asyncio.gather(*clients, stop_now_and_then(pid, options.seconds, options.stops, chance))
+        health = asyncio.create_task(load.health())
+        megabytes, descriptors = await watch(pid, options.seconds)
         await everyone
-        return load, megabytes
+        return load, megabytes, descriptors, await health
 
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         with running(log, *flags) as (process, port):
-            load_, megabytes = asyncio.run(all_clients(port, process.pid))
+            before = len(os.listdir(f"/proc/{process.pid}/fd"))
+            load_, megabytes, descriptors, health = asyncio.run(all_clients(port, process.pid))
             time.sleep(2)
-            left = gauges(port)
+            left, after = gauges(port), len(os.listdir(f"/proc/{process.pid}/fd"))
         exit_code, lines = process.returncode, log.read_text().splitlines()
     errors = [line for line in lines if '"level": "error"' in line or '"level": "critical"' in line]
     model, tokenizer = load("tiny")
@@ -209,6 +290,8 @@ def main() -> None:
         "evictions": left["leanthink_evictions_total"],
         "seconds_to_first_token": quantiles(load_.first, p50=0.5, p99=0.99),
         "seconds_between_tokens": quantiles(load_.between, p50=0.5, p99=0.99),
+        "seconds_to_health": {**quantiles(health, p50=0.5, p99=0.99), "largest": max(health), "asked": len(health)},
+        "descriptors": {"before": before, "most": max(descriptors), "after": after},
         "resident_mebibytes": {
             "every_10_seconds": [round(value, 1) for value in megabytes[::10]],
             "mean_of_second_third": sum(megabytes[third : 2 * third]) / third,
