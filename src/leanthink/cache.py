@@ -283,6 +283,16 @@ class SlotCache:
         self.host_lengths[: self.active] += 1
         self.host_waiting[: self.active] += 1
 
+    def rewind(self, next_positions: Sequence[int]) -> None:
+        """Forget a step that the host has not accounted for; `next_positions` are those of the active rows before it.
+
+        What it wrote lies behind each row's slots, where the next step writes.
+        """
+        n, self.feed = self.active, None
+        self.lengths[:n] = self.host_lengths[:n].to(self.lengths.device)
+        self.next_positions[:n] = torch.tensor(next_positions, device=self.lengths.device)
+        self.live[:n] = 1
+
     def remember(self, states_NF: Tensor) -> None:
         """Keep the states of the tokens just fed, in a ring for each row: position p at p modulo its size."""
         at_N = (self.next_positions[: len(states_NF)] - 1) % self.wishes.states
@@ -428,6 +438,17 @@ class SlotCache:
         self.host_lengths[rows] = self.host_pinned[rows] + K
 
     # -- leaving ---------------------------------------------------------------------------------------------------
+
+    def scrub(self, region: Region, slots: int | None = None) -> None:
+        """Zero the first so many slots of a region, None for all, and what is remembered of its row's tokens.
+
+        For those that a NaN may lie in: attention multiplies what lies behind a row's length by 0, which it survives.
+        """
+        scrubbed = slice(region.start, region.end if slots is None else region.start + slots)
+        self.kv_LPHTD[:, :, :, scrubbed] = 0
+        self.stamps[scrubbed] = 0
+        if region.row is not None:
+            self.states[region.row] = 0
 
     def release(self, region: Region) -> None:
         """Give a region back; with equal regions another may move into its place, with all that it holds."""

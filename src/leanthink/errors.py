@@ -4,7 +4,9 @@ LeanThinkError
 ├── UsageError          an argument, option or input file is wrong (CLI exit code 2)
 ├── UnsupportedModel    a model whose attention the bounded cache cannot serve (exit code 2)
 ├── PredictorMismatch   an importance predictor fitted for another model (exit code 2)
-└── DamagedFile         a file of ours that is truncated or fails its checksum (exit code 1)
+├── DamagedFile         a file of ours that is truncated or fails its checksum (exit code 1)
+├── RequestFailed       one request ended without a result; the others of its engine go on (exit code 1)
+└── DeviceLost          the device answers no more, and no request can be served (exit code 1)
 """
 
 from __future__ import annotations
@@ -31,6 +33,26 @@ class PredictorMismatch(LeanThinkError):
 
 class DamagedFile(LeanThinkError):
     """A file is truncated, fails its checksum or cannot be parsed as what it claims to be."""
+
+
+class RequestFailed(LeanThinkError):
+    """One request ended without a result, as a step raised or brought numbers that are NaN or infinite for it.
+
+    Args:
+        request_id: of the request.
+        why: what happened; where an exception did, it is the `__cause__`.
+    """
+
+    def __init__(self, request_id: int, why: str) -> None:
+        super().__init__(request_id, why)  # which pickle gives back
+        self.request_id, self.why = request_id, why
+
+    def __str__(self) -> str:
+        return f"request {self.request_id} failed: {self.why}"
+
+
+class DeviceLost(LeanThinkError):
+    """The device answers no more: what was on it is gone, and only a new process can use it again."""
 
 
 class LeanThinkWarning(UserWarning):

@@ -165,8 +165,11 @@ class Seats:
             pairs = zip(likeliest[most : most + k], likeliest[:k], strict=True)
             self.logprobs[self.requests[row].index].append(tuple((int(token), value) for token, value in pairs))
 
-    def note_tokens(self, ids_N: Tensor) -> None:
-        """Append one sampled token to each row, and find out which of them have ended."""
+    def note_tokens(self, ids_N: Tensor) -> dict[int, Exception]:
+        """Append one sampled token to each row, and find out which of them have ended.
+
+        Returns the rows whose text cannot be read, and why.
+        """
         rows = slice(0, len(ids_N))
         generated, answer_start, ended = self.generated[rows], self.answer_start[rows], self.ended[rows]
         if int(generated.max()) == self.ids.shape[1]:
@@ -176,16 +179,24 @@ class Seats:
             closes_N = (ids_N == self.tags.close_id) & (answer_start == NEVER) & (self.tag[rows] == BY_TOKEN)
             answer_start[closes_N] = generated[closes_N]
         generated += 1
+        unread: dict[int, Exception] = {}
         if self._reads:
             self._decided.clear()
             for row in ((self.tag[rows] == OPENING) | (self.tag[rows] == CLOSING)).nonzero()[:, 0].tolist():
-                self._read_tag(row)
+                try:
+                    self._read_tag(row)
+                except Exception as error:  # the tokenizer's
+                    unread[row] = error
         answer_N = generated - answer_start  # far below zero while thinking
         ended[(generated >= self.most[rows]) | (answer_N >= self.most_answer[rows])] = LENGTH
         ended[torch.isin(ids_N, self._ends)] = STOP
         for row in self.watched[rows].nonzero()[:, 0].tolist():
-            if self._ends_in_stop(row):
-                ended[row] = STOP
+            try:
+                if self._ends_in_stop(row):
+                    ended[row] = STOP
+            except Exception as error:
+                unread[row] = error
+        return unread
 
     def _widen(self) -> None:
         self.ids = torch.cat([self.ids, torch.zeros_like(self.ids)], dim=1)

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from leanthink.engine import Engine
+from leanthink.errors import RequestFailed
 from leanthink.serve.answers import DONE, Answer, event
 from leanthink.serve.engine_thread import News
 from leanthink.serve.guard import FACTS
@@ -49,7 +50,7 @@ class Service:
         )
         self.metrics = Metrics(slots=engine.cache.arena.total)
         self._on_failure, self._loop = on_failure, asyncio.get_running_loop()
-        self.work = Work(engine, on_news=self._note, on_token=self._time, on_failure=self._fail)
+        self.work = Work(engine, on_news=self._note, on_token=self._time, on_failed=self._tell, on_failure=self._fail)
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="reader")  # long prompts must not hold up the streams
         self._choice_seconds = 1.0  # moving average
         self.draining = False
@@ -90,6 +91,10 @@ class Service:
         else:
             self.metrics.between.observe(now - last)
         job.last_seen[request_id] = now
+
+    def _tell(self, failure: RequestFailed) -> None:
+        self.metrics.ended(None, "error")
+        log("a choice failed", level=logging.ERROR, error=failure.__cause__, why=failure.why)
 
     def _fail(self, error: BaseException) -> None:
         log("the engine broke", level=logging.CRITICAL, error=error)
@@ -135,8 +140,8 @@ class Service:
                     pass
         except ClientGone:
             return Response(status_code=499)  # nobody reads it; the log says so
-        except EngineBroke:
-            raise Refusal(500, "the engine broke while it worked on this: the log knows why") from None
+        except (EngineBroke, RequestFailed) as error:
+            raise _broken(error) from None
         if len(answer.completions) < len(job.ids):
             status, why = (503, "the server is going down") if job.reason == "shutdown" else (504, "time is up")
             raise Refusal(status, f"{why}, and not every choice has begun: try again", code=job.reason)
@@ -205,11 +210,18 @@ class EventStream(Response):
                     if data := answer.chunks(arrivals):
                         await write(data)
             await write(answer.end(), more=False)
-        except EngineBroke:
-            broke = Refusal(500, "the engine broke while it worked on this: the log knows why")
-            await write(event(broke.document()) + DONE, more=False)
+        except (EngineBroke, RequestFailed) as error:
+            await write(event(_broken(error).document()) + DONE, more=False)
         except (ClientGone, TimeoutError):
             pass
+
+
+def _broken(error: EngineBroke | RequestFailed) -> Refusal:
+    """What whoever asked is told: an exception's own words are for the log alone."""
+    if isinstance(error, EngineBroke):
+        return Refusal(500, "the engine broke while it worked on this: the log knows why")
+    why = "an error in the engine: the log knows it" if error.__cause__ is not None else error.why
+    return Refusal(500, f"this request failed, and others go on: {why}", code="request_failed")
 
 
 async def _until_gone(receive: Receive) -> None:
