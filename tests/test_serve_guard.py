@@ -56,6 +56,7 @@ def test_every_key_is_compared_in_constant_time_whether_or_not_one_fits(
         ({"port": 70_000}, "port=70000"),
         ({"kv_gib": 0.0}, "kv_gib=0.0"),
         ({"keys": ("a", "")}, "API key is empty"),
+        ({"cache_salt_per_key": True}, "cache_salt_per_key without API keys: give keys"),
         ({"allowed_origins": ("http://localhost:3000/",)}, "no path, like http://localhost:3000"),
         ({"allowed_origins": ("*", "localhost:3000")}, "allowed_origins='localhost:3000'"),
         ({"allowed_origins": ("https://A.example",)}, "host in small letters"),

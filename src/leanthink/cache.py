@@ -120,9 +120,9 @@ class SlotCache:
         """Make room for what a policy wants to be shown; what is held stays as it is."""
         old, device, rows = self.wishes, self.starts.device, self.most_rows + 1
         self.wishes = old.joined(wishes)
-        if wishes.channels > old.channels:
+        if self.stamps.shape[1] < self.wishes.channels or self.stamps.dtype != self.wishes.stamp_dtype:
             # Not by cat, which would need the room of the new ones twice.
-            wider = self.stamps.new_zeros(self.slots + 1, wishes.channels, dtype=self.wishes.stamp_dtype)
+            wider = self.stamps.new_zeros(self.slots + 1, self.wishes.channels, dtype=self.wishes.stamp_dtype)
             wider[:, : old.channels] = self.stamps
             self.stamps = wider
         if wishes.per_head and not old.per_head:

@@ -27,11 +27,12 @@ from leanthink.device_step import DeviceStep, Stamping
 from leanthink.errors import RequestFailed, UsageError
 from leanthink.faults import Faults
 from leanthink.feeds import Segment
+from leanthink.known_policies import KnownPolicies
 from leanthink.load import check_model, end_ids, kv_shape
 from leanthink.policies import Policy
 from leanthink.prompt import PLAIN, ChatOptions, Prompt
 from leanthink.recorder import Recorder
-from leanthink.request import PolicyMaker, Predictor, Request, make_requests
+from leanthink.request import PolicyMaker, Predictor, Request, check_ids, make_requests
 from leanthink.sampling import Sampler, Sampling
 from leanthink.seats import GOING_ON, NEVER, Seats
 from leanthink.states import state_size
@@ -39,6 +40,7 @@ from leanthink.tags import ThinkTags, think_tags
 from leanthink.wishes import Wishes
 
 PREFILL_TOKENS = 2048
+Prefix = tuple[str | None, tuple[int, ...]]  # salt and prompt, as of `Request.prefix`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,8 @@ class Engine:
     A request is admitted, first come first served, when a row is free and the arena has room for its bound: at most
     prompt + budget + interval + answer, or everything it may write for policy "full". Nothing is ever over-committed,
     so nothing is ever preempted. A step feeds at most `prefill_tokens` of prompts, then one token to each row that
-    decodes. Requests with equal prompts share one prefill. Not safe for use from several threads at a time.
+    decodes. Requests with equal prompts, and an equal `cache_salt`, share one prefill. Not safe for use from several
+    threads at a time.
 
     Args:
         model: a causal language model of transformers, in evaluation mode.
@@ -124,8 +127,8 @@ class Engine:
             state_size=state_size(model),
             row_slots=row_slots,
         )
-        self.policies: list[Policy] = []
-        self.columns: list[int] = []  # of each policy, the first of its channels among the stamps
+        self._known_policies = KnownPolicies()
+        self.policies, self.columns = self._known_policies.policies, self._known_policies.columns
         found_ends = end_ids(model, tokenizer) if ends is None else ends
         self.seats = Seats(rows, tokenizer, tags=self.tags, ends=found_ends, policies=self.policies, record=record)
         self.sampler = Sampler(rows, model.device)
@@ -133,7 +136,7 @@ class Engine:
         self.maker = PolicyMaker(model, tokenizer)
         self.waiting: deque[Request] = deque()
         self.feeding: deque[_Feeding] = deque()
-        self.fed: dict[tuple[int, ...], list[Region]] = {}  # where each prompt of a decoding request lies
+        self.fed: dict[Prefix, list[Region]] = {}  # where each prompt of a decoding request lies
         self.streams: dict[int, TextStream] = {}
         self.recorder = Recorder(self.cache, self.seats, self.sampler, self.columns, self.streams)
         self.faults = Faults(self.cache, self.seats, self.device_step)
@@ -141,6 +144,8 @@ class Engine:
         self._unclaimed = Progress()  # what ended while a stream was read, not yet reported
         self.evictions = 0  # of all requests so far
         self._next_id = 0
+        self._known: set[int] = set()  # ids of what is unfinished
+        self._vocabulary = len(model.get_input_embeddings().weight)
         self._decoded = 0  # steps so far in which rows decoded
 
     # -- requests --------------------------------------------------------------------------------------------------
@@ -157,10 +162,12 @@ class Engine:
         streamed: bool = False,
         record: bool = False,
         ignore_predictor_mismatch: bool = False,
+        cache_salt: str | None = None,
     ) -> int:
         """Queue a request; returns its id. Arguments and errors as of `leanthink.generate`.
 
-        `options` say how a chat becomes a prompt.
+        `options` say how a chat becomes a prompt. As in vLLM, a request shares the prefill of an equal prompt only with
+        requests of the same `cache_salt`: whoever does not know it cannot tell from the time whether there was one.
 
         With `streamed`, `step` reports each of its tokens, with `record` too what each eviction took.
 
@@ -170,30 +177,47 @@ class Engine:
         policy = self.maker.make(policy, predictor, ignore_predictor_mismatch=ignore_predictor_mismatch)
         choices: dict[str, Any] = {"policy": policy, "budget": budget, "predictor": None, "sampling": sampling}
         (request,) = make_requests(self.model, self.tokenizer, self.tags, [prompt], options=options, **choices)
-        return self.add_request(replace(request, index=self._next_id, record=record), streamed=streamed)
+        request = replace(request, index=self._next_id, record=record, cache_salt=cache_salt)
+        return self.add_request(request, streamed=streamed)
 
     def add_request(self, request: Request, *, streamed: bool = False) -> int:
-        """Queue a checked request under its own index, which becomes its id. Raises UsageError if it can never fit."""
+        """Queue a request of `leanthink.request.make_request` under its own index, which becomes its id.
+
+        Raises:
+            UsageError: it can never fit, a token is not of the vocabulary, or its id is that of an unfinished request.
+        """
+        check_ids(self.tokenizer, request.index, request.prompt_ids, self._vocabulary)
+        if request.index in self._known:
+            raise UsageError(f"request {request.index} is not finished: give another index, or `add` to choose one")
+        if request.cache_salt is not None and not (isinstance(request.cache_salt, str) and request.cache_salt):
+            raise UsageError(f"cache_salt={request.cache_salt!r}: must be a non-empty string, or None")
         largest = self.cache.arena.largest
         if request.bound > largest:
             raise UsageError(
                 f"request {request.index} can hold {request.bound} slots, {len(request.prompt_ids)} of them prompt, "
                 f"and the engine has {largest} for one: lower its budget or max_new_tokens, or give more slots"
             )
-        self._next_id = max(self._next_id, request.index) + 1
-        if not any(request.policy is known for known in self.policies):
-            self._welcome(request.policy)
+        self._next_id = max(self._next_id, request.index + 1)
+        self._known.add(request.index)
+        policy = self._welcome(request.policy)
+        if policy is not request.policy:
+            request = replace(request, policy=policy)
         if streamed:
             self.streams[request.index] = TextStream(self.tokenizer, self.tags, request.sampling.stop)
         self.waiting.append(request)
         return request.index
 
-    def _welcome(self, policy: Policy) -> None:
-        """Give a policy its channels and whatever else it wants to be shown."""
-        self.policies.append(policy)
-        self.columns.append(self.cache.wishes.channels)
-        self.cache.provide(Wishes.of(policy).behind(self.cache.wishes))
+    def _welcome(self, policy: Policy) -> Policy:
+        """Give a policy its channels and whatever else it wants to be shown; returns it, or its equal that is known."""
+        known = self._known_policies.find(policy)
+        if known is not None:
+            return known
+        used = {id(request.policy) for request in chain(self.waiting, self.seats.requests)}
+        used |= {id(entry.request.policy) for entry in self.feeding}
+        column, wishes = self._known_policies.add(policy, used), Wishes.of(policy)
+        self.cache.provide(replace(wishes, channels=column + wishes.channels if wishes.channels else 0))
         self.device_step.forget()
+        return policy
 
     @torch.inference_mode()
     def cut(self, request_id: int) -> Completion | None:
@@ -296,6 +320,7 @@ class Engine:
 
     def _forget(self, request_id: int) -> None:
         """What is kept of a request beside its row."""
+        self._known.discard(request_id)
         self.streams.pop(request_id, None)
         self.recorder.forget(request_id)
 
@@ -351,14 +376,14 @@ class Engine:
         pieces: list[tuple[_Feeding, Segment]] = []
         room, fed_now = self.prefill_tokens, set()
         for entry in self.feeding:
-            prompt_ids = entry.request.prompt_ids
-            if entry.done == 0 and prompt_ids in self.fed and entry.request.policy.pins_prompt:
+            prompt_ids, prefix = entry.request.prompt_ids, entry.request.prefix
+            if entry.done == 0 and prefix in self.fed and entry.request.policy.pins_prompt:
                 entry.done = len(prompt_ids) - 1
-                self.cache.copy_prompt(self.fed[prompt_ids][0], entry.region, entry.done)
+                self.cache.copy_prompt(self.fed[prefix][0], entry.region, entry.done)
             tokens = min(room, len(prompt_ids) - 1 - entry.done)
-            if tokens and prompt_ids not in fed_now:  # an equal prompt waits for the one that is being fed
+            if tokens and prefix not in fed_now:  # an equal prompt waits for the one that is being fed
                 pieces.append((entry, Segment(region=entry.region, done=entry.done, tokens=tokens)))
-                fed_now.add(prompt_ids)
+                fed_now.add(prefix)
                 room -= tokens
             if not room:
                 break
@@ -407,7 +432,7 @@ class Engine:
             self.feeding.remove(entry)
             self.cache.seat(entry.region, len(prompt_ids), pinned=pinned, token_ids=prompt_ids)
             if pinned:  # any other may lose slots of its prompt
-                self.fed.setdefault(prompt_ids, []).append(entry.region)
+                self.fed.setdefault(entry.request.prefix, []).append(entry.region)
         batch = [entry.request for entry in ready]
         self.seats.seat(batch)
         self.sampler.seat(first, [request.sampling for request in batch])
@@ -438,7 +463,8 @@ class Engine:
             seats.note_logprobs(self.device_step.logprobs(n))
         ids_N = self.device_step.ids(n)
         self.faults.note_ids(ids_N)
-        for row, unread in seats.note_tokens(ids_N.clamp(min=0)).items():
+        seats.note_tokens(ids_N.clamp(min=0))
+        for row, unread in seats.unread.items():
             self.faults.note(seats.requests[row], unread)
         return True
 
@@ -552,9 +578,9 @@ class Engine:
             request, region = self.seats.requests[row], self.cache.regions[row]
             self._forget(request.index)
             if request.policy.pins_prompt:
-                self.fed[request.prompt_ids].remove(region)
-                if not self.fed[request.prompt_ids]:
-                    del self.fed[request.prompt_ids]
+                self.fed[request.prefix].remove(region)
+                if not self.fed[request.prefix]:
+                    del self.fed[request.prefix]
         sources, targets = self.cache.retire(rows)
         self.seats.free(rows, sources, targets)
         if sources:

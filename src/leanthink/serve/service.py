@@ -17,7 +17,7 @@ from leanthink.engine import Engine
 from leanthink.errors import RequestFailed
 from leanthink.serve.answers import DONE, Answer, event
 from leanthink.serve.engine_thread import News
-from leanthink.serve.guard import FACTS
+from leanthink.serve.guard import FACTS, KEY
 from leanthink.serve.logs import log
 from leanthink.serve.metrics import Metrics
 from leanthink.serve.reading import Reader
@@ -108,7 +108,8 @@ class Service:
         Raises:
             Refusal: the body asks for what is not allowed, or there is no room now.
         """
-        requests = await self._loop.run_in_executor(self._readers, self.reader.read, body)
+        salt = self._salt(body, scope[KEY])
+        requests = await self._loop.run_in_executor(self._readers, self.reader.read, body, salt)
         if self.draining:
             raise Refusal(503, "the server is going down: ask another one", code="shutting_down",
                           headers={"retry-after": str(math.ceil(self.settings.grace_seconds) or 1)})  # fmt: skip
@@ -132,6 +133,10 @@ class Service:
         if body.stream:
             return EventStream(self, job, answer)
         return await self._document(job, answer, facts, receive)
+
+    def _salt(self, body: ChatBody | TextBody, key: int | None) -> str | None:
+        """The body's own, behind that of its API key where each key has one."""
+        return f"{key}:{body.cache_salt or ''}" if self.settings.cache_salt_per_key else body.cache_salt
 
     async def _document(self, job: Job, answer: Answer, facts: dict[str, Any], receive: Receive) -> Response:
         try:
