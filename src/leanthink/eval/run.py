@@ -159,8 +159,8 @@ def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: b
         except RequestFailed as failure:
             job = jobs[failure.request_id]
             raise LeanThinkError(
-                f"{job.cell.name}: sample {job.sample} of problem {job.problem.id} failed: {failure.why}. All others are "
-                "written down; the same command tries it again"
+                f"{job.cell.name}: sample {job.sample} of problem {job.problem.id} failed: {failure.why}. "
+                "All others are written down; the same command tries it again"
             ) from failure
         finally:
             for future in graded:

@@ -90,10 +90,7 @@ class Asked(Strict):
     )
     answer: Annotated[int, Field(ge=1, le=MOST, description="Most slots of the answer.")] | None = None
     cache_salt: (
-        Annotated[
-            Text, Field(min_length=1, description="Share slots of equal prompts with requests of this salt only.")
-        ]
-        | None
+        Annotated[Text, Field(min_length=1, description="Equal prompts share slots within a salt only.")] | None
     ) = None
     kv_events: Annotated[bool, Field(description="Tell positions and evictions in the stream.")] | None = None
     # Others are ignored: slots bound what a thought keeps, not how long it grows; fewer would make it wrong, not short.
