@@ -134,6 +134,15 @@ def test_a_ranking_that_fails_ends_the_request_whose_slots_it_is_of(
     assert_only_one_failed(engine, model, why, policy=kind())
 
 
+def test_the_next_request_on_the_row_of_one_whose_ranking_failed_is_served() -> None:
+    engine = Engine(endless(), TOKENIZER, slots=100, rows=1)
+    options: dict[str, Any] = {"policy": Broken(), "budget": BUDGET}
+    seeds = [SPOILT, 0]
+    spoilt, next_one = (engine.add([5], sampling=Sampling(max_new_tokens=60, seed=s), **options) for s in seeds)
+    whole = run(engine)
+    assert (list(whole.failed), list(whole.finished)) == ([spoilt], [next_one])
+
+
 class Choosy(RandomPredictor):
     """A predictor that cannot stand the states of one token."""
 
