@@ -83,7 +83,7 @@ def fresh(index: int) -> Policy:
 
 
 def test_memory_is_flat_over_hundreds_of_requests_with_policies_of_their_own() -> None:
-    engine, sampling = Engine(endless(), TOKENIZER, slots=200, rows=3), Sampling(max_new_tokens=2)
+    engine, sampling = Engine(endless().double(), TOKENIZER, slots=200, rows=3), Sampling(max_new_tokens=2)
     bytes_after, alive = [], []
     for index in range(300):
         policy = fresh(index)
