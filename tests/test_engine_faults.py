@@ -5,18 +5,21 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from leanthink import attended
 from leanthink.budget import Budget
 from leanthink.completion import Completion
 from leanthink.engine import Engine, Progress
 from leanthink.errors import DeviceLost, LeanThinkError, RequestFailed
 from leanthink.generate import generate, stream
 from leanthink.policies import Policy, Slots, make_policy
+from leanthink.policies.h2o import H2O
 from leanthink.policies.window import Window
 from leanthink.sampling import Sampling
 from leanthink.tags import ThinkTags
@@ -124,6 +127,42 @@ class Raising(Window):
         return super().score(slots)
 
 
+class BrokenInLayerOne(H2O):
+    """Ranks by attention, but not the slots of one head in layer 1 of requests with the seed of the spoilt one."""
+
+    def score(self, slots: Slots) -> Tensor:
+        """NaN for them."""
+        assert slots.layer is not None
+        scores_RHS = super().score(slots).double()
+        scores_RHS[(slots.seeds == SPOILT) & (slots.layer == 1), -1] = torch.nan
+        return scores_RHS
+
+
+class RaisingInLayerOne(H2O):
+    """Raises where it is shown the slots of layer 1 of the spoilt request."""
+
+    def score(self, slots: Slots) -> Tensor:
+        """As of H2O."""
+        assert slots.layer is not None
+        if bool(((slots.seeds == SPOILT) & (slots.layer == 1)).any()):
+            raise ZeroDivisionError("out of chalk")
+        return super().score(slots)
+
+
+@ROW_SLOTS
+@pytest.mark.parametrize("together", [1, 2])  # layers that are shown at a time
+@pytest.mark.parametrize(
+    ("kind", "why"), [(BrokenInLayerOne, "score that is NaN or infinite"), (RaisingInLayerOne, "out of chalk")]
+)
+def test_a_ranking_per_head_that_fails_in_one_layer_ends_the_request_whose_slots_it_is_of(
+    kind: type[Policy], why: str, together: int, row_slots: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = endless().double()
+    monkeypatch.setattr(attended, "at_a_time", lambda _cache, _bytes, num_rows: (num_rows, together))
+    engine = Engine(model, TOKENIZER, slots=400, rows=4, row_slots=row_slots)
+    assert_only_one_failed(engine, model, why, policy=kind())
+
+
 @ROW_SLOTS
 @pytest.mark.parametrize(("kind", "why"), [(Broken, "score that is NaN or infinite"), (Raising, "out of chalk")])
 def test_a_ranking_that_fails_ends_the_request_whose_slots_it_is_of(
@@ -141,6 +180,31 @@ def test_the_next_request_on_the_row_of_one_whose_ranking_failed_is_served() -> 
     spoilt, next_one = (engine.add([5], sampling=Sampling(max_new_tokens=60, seed=s), **options) for s in seeds)
     whole = run(engine)
     assert (list(whole.failed), list(whole.finished)) == ([spoilt], [next_one])
+
+
+@ROW_SLOTS
+@pytest.mark.parametrize("raises_at", [6, 17, 18, 19, 31])  # calls: 8 for each eviction of 4 rows, 2 for each of theirs
+def test_attention_is_added_once_though_adding_raises_on_the_way(
+    raises_at: int, row_slots: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = endless().double()
+    options: dict[str, Any] = {"policy": H2O(waiting=8), "budget": BUDGET}
+    expected = [alone(model, i, H2O(waiting=8)).token_ids for i in range(4)]
+    engine = Engine(model, TOKENIZER, slots=400, rows=4, row_slots=row_slots)
+    sums, calls = attended._sums, count(1)
+
+    def scarce(*args: Any) -> Tensor:
+        if next(calls) == raises_at:
+            raise RuntimeError("no room")
+        return sums(*args)
+
+    monkeypatch.setattr(attended, "_sums", scarce)
+    monkeypatch.setattr(attended, "at_a_time", lambda _cache, _bytes, num_rows: (num_rows, 1))
+    ids = [engine.add(prompt, sampling=samplings()[i], **options) for i, prompt in enumerate(PROMPTS)]
+    whole = run(engine)
+    assert not whole.failed
+    assert [whole.finished[i].token_ids for i in ids] == expected
+    assert next(calls) > raises_at
 
 
 class Choosy(RandomPredictor):

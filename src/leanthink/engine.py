@@ -486,7 +486,8 @@ class Engine:
                 rows_R = self.seats.rows_of(index)
                 full_R = (self.cache.host_waiting[rows_R] == policy.num_queries) & self.seats.thinks(rows_R)
                 if full_R.any():
-                    attended.add(self.cache, rows_R[full_R].tolist(), policy.num_queries)
+                    add = partial(attended.add, self.cache, most=policy.num_queries)
+                    self.faults.row_by_row(add, rows_R[full_R].tolist())
 
     def _evict(self) -> None:
         """Evict from every row that is due, rows of one policy and budget together."""
