@@ -58,8 +58,8 @@ FLAGS = {
     "--ignore-predictor-mismatch --samples --temperature --top-p --top-k --min-p --max-new-tokens --seed "
     "--max-rows --together --overwrite --device --dtype --ray --ray-workers --json",
     "compare": "--out --overwrite --json",
-    "serve": "--model --name --host --port --keys --allowed-origins --allowed-hosts --policy --budget --window "
-    "--interval --answer --predictor --ignore-predictor-mismatch"
+    "serve": "--model --name --host --port --keys --cache-salt-per-key --allowed-origins --allowed-hosts --policy "
+    "--budget --window --interval --answer --predictor --ignore-predictor-mismatch"
     + CHAT
     + "--rows --kv-gib --max-slots --max-budget --generation-config --max-new-tokens "
     "--max-prompt --max-choices --max-body --queue --limit-concurrency --read-timeout "

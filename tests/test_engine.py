@@ -47,7 +47,9 @@ def run(engine: Engine) -> dict[int, Completion]:
     """Steps until nothing is left, with every invariant checked after each step."""
     finished: dict[int, Completion] = {}
     while engine.unfinished:
-        finished |= engine.step().finished
+        progress = engine.step()
+        assert not progress.failed, progress.failed
+        finished |= progress.finished
         engine.check_integrity()
     return finished
 

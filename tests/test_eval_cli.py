@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -10,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from command_line import leanthink, refused, start
+from leanthink.policies import Slots
+from leanthink.policies.window import Window
 from leanthink.subject import LoadedModel
 
 KILLED = ["--tasks", "sums", "--levels", "1", "--count", 2, "--policies", "full,horizon", "--ratios", "2",
@@ -189,3 +194,25 @@ def test_interrupting_says_how_to_go_on(
     monkeypatch.undo()
     assert inside(*common).code == 0
     assert len(set(keys(out))) == len(keys(out)) == 2
+
+
+def test_a_request_that_fails_is_named_and_all_others_are_written_down(
+    inside: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    common = ["eval", *SMALL, "--policies", "window", "--budgets", 8, "--model", folder, "--out", out]
+    seen: set[int] = set()
+
+    def broken(policy: Window, slots: Slots) -> Tensor:
+        seen.update(slots.seeds.tolist())
+        return (-slots.ages.float()).masked_fill(slots.seeds[:, None] == min(seen), torch.nan)
+
+    monkeypatch.setattr(Window, "score", broken)
+    failed = inside(*common)
+    assert failed.code == 1, failed.err
+    assert re.search(r"sample \d of problem .* failed: a policy returned a score that is NaN", failed.err)
+    assert "All others are written down" in failed.err
+    written = keys(out)
+    monkeypatch.undo()
+    assert inside(*common).code == 0
+    assert len(keys(out)) == len(set(keys(out))) > len(written) > 0

@@ -152,7 +152,7 @@ class Followed:
             note(ids_N)
 
         self.engine.seats.note_tokens = spy_note  # type: ignore[method-assign]
-        self.engine.step()
+        assert not self.engine.step().failed
         self.engine.seats.note_tokens = note  # type: ignore[method-assign]
         self.engine.check_integrity()
 

@@ -24,7 +24,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'leanthink[
 
 from command_line import refused, start
 from leanthink.cli.options import open_subject
-from leanthink.errors import LeanThinkError, LeanThinkWarning, PredictorMismatch, UsageError
+from leanthink.errors import LeanThinkError, LeanThinkWarning, PredictorMismatch, RequestFailed, UsageError
 from leanthink.eval.problems import from_tasks
 from leanthink.importance.collect import collect
 from leanthink.importance.label_file import label_traces, read_labels
@@ -34,6 +34,7 @@ from leanthink.sampling import Sampling
 from leanthink.subject import Ask, LoadedModel
 from leanthink.tiny import tasks
 from leanthink.trace import Trace, TraceWriter, read_traces
+from models import make_model, make_tokenizer
 from recorded import trace
 from test_eval_cli import keys, keys_so_far, table
 
@@ -290,3 +291,20 @@ def test_without_ray_the_extra_is_named(inside: Any, tmp_path: Path, monkeypatch
     monkeypatch.delitem(sys.modules, "leanthink.integrations.ray")
     asked = ["collect", "--tasks", "sums", "--ray", "local", "--out", tmp_path / "t.jsonl"]
     refused(inside(*asked), 2, "pip install 'leanthink[ray]'")
+
+
+@pytest.mark.slow
+def test_a_request_that_fails_on_an_engine_is_told_when_all_others_are_done(cluster: None, tmp_path: Path) -> None:
+    model = make_model("qwen3")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[20] = torch.nan
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    engines = open_engines([], workers=1, model=str(tmp_path))
+    ask = Ask(prompt_ids=(1, 2, 3), policy="full", budget=None, sampling=Sampling(max_new_tokens=4))
+    asked = [replace(ask, prompt_ids=(i, 20) if i in (3, 5) else (i, 4)) for i in range(8)]
+    for _ in range(2):  # an engine that had one goes on
+        done: list[int] = []
+        with pytest.raises(RequestFailed, match=r"request 3 failed: the model's logits are NaN.* \(2 of 8 requests"):
+            done.extend(number for number, _ in engines.complete(asked, max_rows=2))  # one by one
+        assert sorted(done) == [0, 1, 2, 4, 6, 7]

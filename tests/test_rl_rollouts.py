@@ -9,12 +9,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from leanthink.budget import Budget
-from leanthink.errors import LeanThinkWarning, PredictorMismatch, UnsupportedModel, UsageError
+from leanthink.errors import LeanThinkWarning, PredictorMismatch, RequestFailed, UnsupportedModel, UsageError
 from leanthink.generate import generate
 from leanthink.importance.predictor import Predictor, save_predictor
 from leanthink.rl.policy_copy import PolicyCopy
 from leanthink.rl.rollouts import EngineRollouts, check_whole, response_seed
-from leanthink.sampling import Sampling
+from leanthink.sampling import NO_TOKEN, Sampler, Sampling
 from models import CONTEXT, make_model
 from rl_runs import make_policy
 from rl_runs import make_trainer as make_run
@@ -231,3 +231,15 @@ def test_transformers_generates_in_its_place_if_asked_to(tmp_path: Path) -> None
     assert trainer.rollout_func is None
     trainer.train()
     assert seen
+
+
+def test_a_response_that_fails_raises_and_the_next_call_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path, temperature=0.9)
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "pick", lambda _, logits_NV, *__: torch.full((len(logits_NV),), NO_TOKEN))
+        with pytest.raises(RequestFailed, match=r"request 0 failed: the model's logits are NaN.* of 6 requests"):
+            trainer.rollout_func(prompts(trainer), trainer)
+    found = trainer.rollout_func(prompts(trainer), trainer)
+    assert all(found["completion_ids"])

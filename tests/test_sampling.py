@@ -11,6 +11,7 @@ from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsW
 from leanthink.errors import UsageError
 from leanthink.sampling import (
     MOST_LOGPROBS,
+    NO_TOKEN,
     SHORT_TOP_K,
     SHORTLIST,
     Sampler,
@@ -250,3 +251,59 @@ def test_log_probabilities_of_half_precision_logits_are_worked_out_in_double() -
     golden = [[math.log(weight / sum(weights)) for weight in (weights[2], weights[1])]]
     values = log_probabilities(logits, torch.tensor([2]), most=1)
     torch.testing.assert_close(values[:, :2], torch.tensor(golden, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("vocabulary", [23, SHORTLIST + 30])
+@pytest.mark.parametrize("temperature", [1e-45, 1e-39, 3e-38, 1e-10, 9e-6])
+def test_a_temperature_too_small_to_divide_by_is_greedy(temperature: float, vocabulary: int) -> None:
+    torch.manual_seed(0)
+    logits, counts = 30 * torch.randn(3, vocabulary), torch.zeros(3, dtype=torch.int64)
+    for other in (0.0, 0.8):  # beside a row that samples, and one that does not
+        sampler = Sampler(3, torch.device("cpu"))
+        small, short = Sampling(temperature=temperature), Sampling(temperature=temperature, top_k=5)
+        sampler.seat(0, [small, short, Sampling(temperature=other, top_p=0.9, min_p=0.1)])
+        assert sampler.pick(logits, counts, sampler.uses(3)).tolist()[:2] == logits.argmax(-1).tolist()[:2]
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1.0, 1e30, 1.7e308])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30, 3e38])
+@pytest.mark.parametrize("top_k", [0, 4])
+def test_whatever_the_sizes_of_logits_and_temperature_a_token_of_the_vocabulary_is_drawn(
+    temperature: float, scale: float, top_k: int
+) -> None:
+    torch.manual_seed(0)
+    for vocabulary in (23, SHORTLIST + 30):
+        logits = (2 * torch.rand(8, vocabulary) - 1) * scale
+        sampler = Sampler(8, torch.device("cpu"))
+        sampler.seat(0, [Sampling(temperature=temperature, top_k=top_k, seed=seed) for seed in range(8)])
+        ids = sampler.pick(logits, torch.arange(8), sampler.uses(8))
+        assert bool(((ids >= 0) & (ids < vocabulary)).all())
+
+
+@pytest.mark.parametrize("vocabulary", [23, SHORTLIST + 30])
+@pytest.mark.parametrize("bad", ["one nan", "all nan", "inf", "all -inf"])
+def test_a_row_without_a_likeliest_token_gets_none_and_leaves_the_others_alone(bad: str, vocabulary: int) -> None:
+    torch.manual_seed(0)
+    logits, counts = torch.randn(4, vocabulary), torch.arange(4)
+    samplings = [Sampling(), Sampling(temperature=1, seed=1), Sampling(temperature=1, top_k=3), Sampling(seed=3)]
+    for row in range(4):
+        sampler = Sampler(4, torch.device("cpu"))
+        sampler.seat(0, samplings)
+        expected = sampler.pick(logits, counts, sampler.uses(4)).tolist()
+        broken = logits.clone()
+        if bad == "one nan":
+            broken[row, 7] = torch.nan
+        else:
+            broken[row] = {"all nan": torch.nan, "all -inf": -torch.inf, "inf": torch.inf}[bad]
+        picked = sampler.pick(broken, counts, sampler.uses(4)).tolist()
+        assert picked == [NO_TOKEN if i == row else token for i, token in enumerate(expected)]
+
+
+def test_tokens_that_the_model_rules_out_are_never_drawn() -> None:
+    logits = torch.full((50, 23), -torch.inf)
+    logits[:, [3, 7]] = torch.tensor([1.0, 2.0])
+    for temperature in (1.0, 1.7e308):
+        sampler = Sampler(50, torch.device("cpu"))
+        sampler.seat(0, [Sampling(temperature=temperature, seed=seed) for seed in range(50)])
+        picked = sampler.pick(logits, torch.zeros(50, dtype=torch.int64), sampler.uses(50)).tolist()
+        assert set(picked) == {3, 7}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from leanthink.budget import Budget
 from leanthink.load import load
@@ -106,3 +107,13 @@ def test_an_assistant_s_message_reaches_the_template(
     asked = {"role": "user", "content": "hi", "name": "Bo"}
     reader.read(ChatBody.model_validate({"model": "tiny", "messages": [asked, {"role": "assistant", **message}]}))
     assert seen == [asked, {"role": "assistant", **shown}]
+
+
+def test_a_salt_is_of_every_choice_and_an_empty_one_is_refused(model: Any) -> None:
+    reader = Reader(*model, Settings(name="tiny"), largest=10**6)
+    body = TextBody(model="tiny", prompt="hi", n=2, cache_salt="s")
+    assert [request.cache_salt for request in reader.read(body, body.cache_salt)] == ["s", "s"]
+    assert [request.cache_salt for request in reader.read(TextBody(model="tiny", prompt="hi"))] == [None]
+    for odd in ("", 5, "\ud800"):
+        with pytest.raises(ValidationError):
+            TextBody(model="tiny", prompt="hi", cache_salt=odd)

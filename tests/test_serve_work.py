@@ -9,9 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from leanthink.budget import Budget
 from leanthink.engine import Engine
+from leanthink.errors import RequestFailed
 from leanthink.generate import generate
 from leanthink.policies import make_policy
 from leanthink.request import Request, make_request
@@ -30,7 +32,7 @@ def request(prompt: list[int], tokens: int = 40) -> Request:
 
 
 def noted(news: list[Any]) -> dict[str, Any]:
-    return {"on_news": news.append, "on_token": lambda *_: None, "on_failure": news.append}
+    return {"on_news": news.append, "on_token": lambda *_: None, "on_failed": news.append, "on_failure": news.append}
 
 
 async def all_of(job: Job) -> list[Any]:
@@ -124,3 +126,30 @@ def test_when_the_engine_breaks_every_job_hears_of_it() -> None:
         work.stop()
 
     asyncio.run(run())
+
+
+def test_a_request_that_fails_ends_its_job_alone_and_the_other_choices_of_it() -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[77] = torch.nan
+        model.get_output_embeddings().weight[77] = 0
+
+    async def run() -> Any:
+        engine, heard = Engine(model, TOKENIZER, slots=400, rows=4), list[Any]()
+        work = Work(engine, **noted(heard))
+        work.start()
+        good = work.submit([request([5, 6])], streamed=True)
+        bad = work.submit([request([7]), request([77])], streamed=False)
+        refused = work.submit([request([5], tokens=4000), replace(request([5]), bound=10**6)], streamed=False)
+        for job, why in ((bad, "logits are NaN"), (refused, "the engine has 400 for one")):
+            with pytest.raises(RequestFailed, match=why):
+                await all_of(job)
+            work.abandon(job)
+        arrivals = await all_of(good)
+        work.stop()
+        assert (work.unfinished, engine.unfinished, engine.cache.arena.used) == (0, 0, 0)
+        assert [type(news) for news in heard].count(RequestFailed) == 2
+        return arrivals[-1].completion
+
+    (alone,) = generate(model, TOKENIZER, [5, 6], policy="window", budget=BUDGET, sampling=Sampling(max_new_tokens=40))
+    assert asyncio.run(run()).token_ids == alone.token_ids

@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from leanthink.budget import Budget
     from leanthink.completion import Completion, Step
     from leanthink.engine import Engine, Progress
-    from leanthink.errors import DamagedFile, LeanThinkError, PredictorMismatch, UnsupportedModel, UsageError
+    from leanthink.errors import (
+        DamagedFile,
+        DeviceLost,
+        LeanThinkError,
+        PredictorMismatch,
+        RequestFailed,
+        UnsupportedModel,
+        UsageError,
+    )
     from leanthink.generate import generate, stream
     from leanthink.load import load
     from leanthink.policies import POLICIES, Policy
@@ -25,11 +33,13 @@ __all__ = [
     "Budget",
     "Completion",
     "DamagedFile",
+    "DeviceLost",
     "Engine",
     "LeanThinkError",
     "Policy",
     "PredictorMismatch",
     "Progress",
+    "RequestFailed",
     "Sampling",
     "Step",
     "ThinkTags",
@@ -51,11 +61,13 @@ _HOMES = {
     "Budget": "budget",
     "Completion": "completion",
     "DamagedFile": "errors",
+    "DeviceLost": "errors",
     "Engine": "engine",
     "LeanThinkError": "errors",
     "Policy": "policies",
     "PredictorMismatch": "errors",
     "Progress": "engine",
+    "RequestFailed": "errors",
     "Sampling": "sampling",
     "Step": "completion",
     "ThinkTags": "tags",

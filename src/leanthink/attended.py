@@ -75,33 +75,37 @@ def add(cache: SlotCache, rows: Sequence[int], most: int) -> None:
     """Add to each slot of these rows the attention of the queries that wait, `most` of each row or fewer.
 
     Exact: since they were asked nothing was evicted, so the slots held are those that they saw. To be called
-    before anything is. On a CPU row by row, for the sake of equal rounding.
+    before anything is. On a CPU row by row, for the sake of equal rounding. Whatever raises on the way, rows that still
+    wait have got nothing.
     """
     rows_R, seen = cache.indices(rows), int(cache.host_lengths[list(rows)].max())
     bytes_of_one = 3 * 4 * cache.shape.kv_heads * seen * (cache.shape.group * most + cache.shape.head_dim)
     num_rows, num_layers = at_a_time(cache, bytes_of_one, len(rows) if rows_R.is_cuda else 1)
-    for part_R in torch.split(rows_R, num_rows):
-        size = seen if rows_R.is_cuda else int(cache.host_lengths[part_R])
-        for layers in layers_in_parts(cache, num_layers):
-            _add(cache, layers, part_R, size, most)
-    cache.added[rows_R] = cache.next_positions[rows_R]
-    cache.host_waiting[list(rows)] = 0
+    for first in range(0, len(rows), num_rows):
+        part, part_R = list(rows[first : first + num_rows]), rows_R[first : first + num_rows]
+        place_S = torch.arange(seen if rows_R.is_cuda else int(cache.host_lengths[part].max()), device=rows_R.device)
+        # What lies behind a row's slots is not its own: the spare slot stands in for it.
+        held_RS = place_S < cache.lengths[part_R, None]
+        slots_RS = torch.where(held_RS, cache.starts[part_R, None] + place_S, cache.slots)
+        parts = [
+            _of_waiting(cache, layers, part_R, held_RS, slots_RS, most) for layers in layers_in_parts(cache, num_layers)
+        ]
+        cache.attended_LHT[:, :, slots_RS] += torch.cat(parts, dim=1).permute(1, 2, 0, 3)
+        cache.added[part_R] = cache.next_positions[part_R]
+        cache.host_waiting[part] = 0
 
 
-def _add(cache: SlotCache, layers: range, rows_R: Tensor, size: int, most: int) -> None:
-    """The same for some layers and for rows that hold at most `size` slots."""
-    place_S = torch.arange(size, device=rows_R.device)
-    # What lies behind a row's slots is not its own: the spare slot stands in for it.
-    held_RS = place_S < cache.lengths[rows_R, None]
-    slots_RS = torch.where(held_RS, cache.starts[rows_R, None] + place_S, cache.slots)
+def _of_waiting(
+    cache: SlotCache, layers: range, rows_R: Tensor, held_RS: Tensor, slots_RS: Tensor, most: int
+) -> Tensor:
+    """The attention of the queries that wait, in some layers, to these slots where they are held, [R, L, H, S]."""
     age_W = torch.arange(most - 1, -1, -1, device=rows_R.device)
     asked_RW = cache.next_positions[rows_R, None] - 1 - age_W
     positions_RLHS = cache.held_positions(layers, slots_RS)
     may_RWS = held_RS[:, None] & (asked_RW >= cache.added[rows_R, None])[..., None]
     seen_RLHWS = (positions_RLHS[..., None, :] <= asked_RW[:, None, None, :, None]) & may_RWS[:, None, None]
     queries_RLHGWD = cache.latest_queries(layers, rows_R, most)
-    sums_RLHS = _sums(cache, queries_RLHGWD, cache.held_keys(layers, slots_RS), seen_RLHWS)
-    cache.attended_LHT[layers.start : layers.stop][:, :, slots_RS] += sums_RLHS.permute(1, 2, 0, 3)
+    return _sums(cache, queries_RLHGWD, cache.held_keys(layers, slots_RS), seen_RLHWS)
 
 
 def add_prompt(cache: SlotCache, layer: int, piece: Segment, queries_AWD: Tensor) -> None:

@@ -121,9 +121,9 @@ class SlotCache:
         """Make room for what a policy wants to be shown; what is held stays as it is."""
         old, device = self.wishes, self.starts.device
         self.wishes = old.joined(wishes)
-        if wishes.channels > old.channels:
+        if self.stamps.shape[1] < self.wishes.channels or self.stamps.dtype != self.wishes.stamp_dtype:
             # Not by cat, which would need the room of the new ones twice.
-            wider = self.stamps.new_zeros(self.slots + 1, wishes.channels, dtype=self.wishes.stamp_dtype)
+            wider = self.stamps.new_zeros(self.slots + 1, self.wishes.channels, dtype=self.wishes.stamp_dtype)
             wider[:, : old.channels] = self.stamps
             self.stamps = wider
         if wishes.per_head and not old.per_head:
@@ -280,6 +280,16 @@ class SlotCache:
         """Account on the host for a step of all active rows."""
         self.host_lengths[: self.active] += 1
         self.host_waiting[: self.active] += 1
+
+    def rewind(self, next_positions: Sequence[int]) -> None:
+        """Forget a step that the host has not accounted for; `next_positions` are those of the active rows before it.
+
+        What it wrote lies behind each row's slots, where the next step writes.
+        """
+        n, self.feed = self.active, None
+        self.lengths[:n] = self.host_lengths[:n].to(self.lengths.device)
+        self.next_positions[:n] = torch.tensor(next_positions, device=self.lengths.device)
+        self.live[:n] = 1
 
     def remember(self, states_NF: Tensor) -> None:
         """Keep the states of the tokens just fed, in a ring for each row: position p at p modulo its size."""
@@ -457,6 +467,17 @@ class SlotCache:
         self.host_lengths[rows] = self.host_pinned[rows] + K
 
     # -- leaving ---------------------------------------------------------------------------------------------------
+
+    def scrub(self, region: Region, slots: int | None = None) -> None:
+        """Zero the first so many slots of a region, None for all, and what is remembered of its row's tokens.
+
+        For those that a NaN may lie in: attention multiplies what lies behind a row's length by 0, which it survives.
+        """
+        scrubbed = slice(region.start, region.end if slots is None else region.start + slots)
+        self.kv_LPHTD[:, :, :, scrubbed] = 0
+        self.stamps[scrubbed] = 0
+        if region.row is not None:
+            self.states[region.row] = 0
 
     def release(self, region: Region) -> None:
         """Give a region back; with equal regions another may move into its place, with all that it holds."""

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from leanthink import attention, decoder
-from leanthink.budget import check_finite
 from leanthink.cache import SlotCache
 from leanthink.policies import Policy
-from leanthink.sampling import Sampler, Uses, log_probabilities
+from leanthink.sampling import NO_TOKEN, Sampler, Uses, log_probabilities
 
 Stamping = tuple[Policy, int, Tensor]  # a policy, the first of its channels, the rows that it stamps
+NO_RANKING = NO_TOKEN - 1  # stands for the token of a row whose slots a score that is not finite has ranked
 STAMPED_AT_ONCE = 1024  # tokens: what the predictor needs for more of them would count in the peak of memory
 
 
@@ -51,23 +51,35 @@ class DeviceStep:
         self.graphs = device.type == "cuda" if graphs is None else graphs
         rows = cache.most_rows + 1
         self.last_ids = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.finite = torch.ones(1, dtype=torch.bool, device=device)  # whether all scores of evictions were
+        self.finite = torch.ones(rows, dtype=torch.bool, device=device)  # whether all scores of its evictions were
+        self._ids = torch.zeros(rows, dtype=torch.int64, device=device)  # sampled in the latest step
         pinned = device.type == "cuda"
         self._host_ids = torch.zeros(rows, dtype=torch.int64, pin_memory=pinned)
-        self._host_finite = torch.ones(1, dtype=torch.bool, pin_memory=pinned)
         self._log_values: Tensor | None = None
         self._captured: dict[_Kind, tuple[Any, Tensor | None]] = {}
         self._pool: Any = None
         self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def seat(self, first: int, last_prompt_ids: Sequence[int]) -> None:
+        """Requests whose prompts end with these tokens take the rows from `first` on."""
+        self.feed(first, last_prompt_ids)
+        self.finite[first : first + len(last_prompt_ids)] = True
+
+    def feed(self, first: int, token_ids: Sequence[int]) -> None:
         """Rows from `first` on are fed these tokens next."""
-        ids = torch.tensor(last_prompt_ids, device=self.last_ids.device)
-        self.last_ids[first : first + len(last_prompt_ids)] = ids
+        self.last_ids[first : first + len(token_ids)] = torch.tensor(token_ids, device=self.last_ids.device)
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Rows `sources` become rows `targets`."""
-        self.last_ids[targets] = self.last_ids[sources]
+        for of_rows in (self.last_ids, self.finite):
+            of_rows[targets] = of_rows[sources]
+
+    def note_scores(self, rows_R: Tensor, scores: Tensor) -> None:
+        """These scores rank slots of these rows; a row with one that is not finite gets no more tokens.
+
+        They are [R, ...], or [R L, ...] where each layer of a row is a row of its own, those of one next to each other.
+        """
+        self.finite[rows_R] &= scores.isfinite().reshape(len(rows_R), -1).all(dim=1)  # told with the next step's tokens
 
     def forget(self) -> None:
         """Drop the captured graphs: what they read has moved."""
@@ -87,13 +99,16 @@ class DeviceStep:
             graph, self._log_values = self._captured[kind]
             graph.replay()
         else:
-            device = self.last_ids.device
-            of_rows = [(policy, column, rows_R.to(device)) for policy, column, rows_R in stamping if len(rows_R)]
-            self._log_values = self._run(None, rows, of_rows, uses, logprobs)
-        self._host_ids[:rows].copy_(self.last_ids[:rows], non_blocking=True)
-        self._host_finite.copy_(self.finite, non_blocking=True)
+            self._log_values = self.launch_plain(rows, stamping, logprobs=logprobs)
+        self._host_ids[:rows].copy_(self._ids[:rows], non_blocking=True)
         if self._copied is not None:
             self._copied.record()
+
+    def launch_plain(self, rows: int, stamping: Sequence[Stamping], *, logprobs: int) -> Tensor | None:
+        """A step without a graph, whose tokens nobody is told; returns the log-probabilities if they are wanted."""
+        device = self.last_ids.device
+        of_rows = [(policy, column, rows_R.to(device)) for policy, column, rows_R in stamping if len(rows_R)]
+        return self._run(None, rows, of_rows, self.sampler.uses(rows), logprobs)
 
     def stamp(self, policy: Policy, column: int, rows_R: Tensor) -> None:
         """Stamp the last `policy.stride` tokens of these rows that have all their followers."""
@@ -105,12 +120,10 @@ class DeviceStep:
     def ids(self, rows: int) -> Tensor:
         """The sampled tokens of the step, [N] on the host; waits for the device.
 
-        Raises:
-            LeanThinkError: a score of an eviction before this step was not finite.
+        NO_TOKEN for a row whose logits are NaN or infinite, NO_RANKING for one of which a score was.
         """
         if self._copied is not None:
             self._copied.synchronize()
-        check_finite(bool(self._host_finite))
         return self._host_ids[:rows].clone()
 
     def logprobs(self, rows: int) -> Tensor:
@@ -133,7 +146,8 @@ class DeviceStep:
             self.stamp(policy, column, rows_R)
         counts_N = cache.next_positions[:rows] - cache.prompt_lengths[:rows]
         ids_N = self.sampler.pick(logits_NV, counts_N, uses)
-        self.last_ids[:rows] = ids_N
+        self._ids[:rows] = ids_N.where(self.finite[:rows], NO_RANKING)
+        self.last_ids[:rows] = ids_N.clamp_(min=0)  # what is no token cannot be fed
         return None if logprobs < 0 else log_probabilities(logits_NV, ids_N, logprobs)
 
     def _capture(self, kind: _Kind, stamping: Sequence[Stamping]) -> tuple[Any, Tensor | None]:
@@ -147,16 +161,18 @@ class DeviceStep:
         arguments = (kind.rows, kind.rows, every, kind.uses, kind.logprobs)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                self._run(*arguments)
-        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            log_values = self._run(*arguments)
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    self._run(*arguments)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, pool=self._pool):
+                log_values = self._run(*arguments)
+        finally:
+            self.cache.live.copy_(live)
+            self.last_ids.copy_(last_ids)
         self._pool = graph.pool()
-        self.cache.live.copy_(live)
-        self.last_ids.copy_(last_ids)
         return graph, log_values
 
 

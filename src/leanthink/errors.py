@@ -5,7 +5,9 @@ LeanThinkError
 ├── UnsupportedModel    a model whose attention the bounded cache cannot serve (exit code 2)
 ├── PredictorMismatch   an importance predictor fitted for another model (exit code 2)
 ├── DamagedFile         a file of ours that is truncated or fails its checksum (exit code 1)
-└── CannotWrite         a file cannot be written, as where the disk is full (exit code 1)
+├── CannotWrite         a file cannot be written, as where the disk is full (exit code 1)
+├── RequestFailed       one request ended without a result; the others of its engine go on (exit code 1)
+└── DeviceLost          the device answers no more, and no request can be served (exit code 1)
 """
 
 from __future__ import annotations
@@ -36,6 +38,26 @@ class DamagedFile(LeanThinkError):
 
 class CannotWrite(LeanThinkError):
     """There is no room for a file, no right to write it, or no such folder; what was there before is unharmed."""
+
+
+class RequestFailed(LeanThinkError):
+    """One request ended without a result, as a step raised or brought numbers that are NaN or infinite for it.
+
+    Args:
+        request_id: of the request.
+        why: what happened; where an exception did, it is the `__cause__`.
+    """
+
+    def __init__(self, request_id: int, why: str) -> None:
+        super().__init__(request_id, why)  # which pickle gives back
+        self.request_id, self.why = request_id, why
+
+    def __str__(self) -> str:
+        return f"request {self.request_id} failed: {self.why}"
+
+
+class DeviceLost(LeanThinkError):
+    """The device answers no more: what was on it is gone, and only a new process can use it again."""
 
 
 class LeanThinkWarning(UserWarning):

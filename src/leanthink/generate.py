@@ -12,7 +12,7 @@ import torch
 from leanthink.budget import Budget
 from leanthink.completion import Completion, Step
 from leanthink.engine import Engine
-from leanthink.errors import UsageError
+from leanthink.errors import LeanThinkError, RequestFailed, UsageError
 from leanthink.load import check_model, kv_shape
 from leanthink.policies import Policy
 from leanthink.prompt import ChatOptions, Prompt, as_prompts
@@ -70,6 +70,7 @@ def generate(
         UsageError: an argument is out of range, or a prompt is empty or longer than the model's context.
         UnsupportedModel: the bounded cache cannot serve this model.
         PredictorMismatch: the predictor was fitted for another model, or does not fit what is said to be a relative.
+        RequestFailed: a request brought NaN, or an error of the policy's; raised when all others have finished.
     """
     check_model(model)
     tags, asked = think_tags(tokenizer), as_prompts(prompts)
@@ -94,9 +95,13 @@ def each_finished(
     """Complete these requests; yields the index and the completion of each as it finishes.
 
     On a CPU those whose bounds differ by more than a factor of two run apart: there regions are of equal size.
+
+    Raises:
+        RequestFailed: some failed; raised for the first of them when all others have finished.
     """
     if isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1:
         raise UsageError(f"max_rows={max_rows!r}: must be 1 or more")
+    failed: dict[int, RequestFailed] = {}
     on_cpu = model.device.type == "cpu"
     for group in split_by_bound(requests) if on_cpu else [list(requests)]:
         if not group:
@@ -117,7 +122,23 @@ def each_finished(
         for request in group:
             engine.add_request(request)
         while engine.unfinished:
-            yield from engine.step().finished.items()
+            progress = engine.step()
+            failed |= progress.failed
+            yield from progress.finished.items()
+    raise_first(failed, len(requests))
+
+
+def raise_first(failed: Mapping[int, RequestFailed], count: int) -> None:
+    """Raise for the first of what failed of `count` requests, if anything did: an error meant for users as it is."""
+    if not failed:
+        return
+    first = failed[min(failed)]
+    if isinstance(first.__cause__, LeanThinkError):
+        raise first.__cause__
+    if len(failed) > 1:
+        more = f"{first.why} ({len(failed)} of {count} requests failed)"
+        raise RequestFailed(first.request_id, more) from first.__cause__
+    raise first
 
 
 def rows_that_fit(model: Any, bounds: Sequence[int], policies: Iterable[Policy]) -> int:

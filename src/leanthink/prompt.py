@@ -84,7 +84,7 @@ def encode_prompt(tokenizer: Any, index: int, prompt: Prompt, options: ChatOptio
         prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, Sequence):
         raise _no_prompt(index, prompt)
-    if prompt and all(isinstance(token, int) for token in prompt):
+    if prompt and all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
         return [int(cast(int, token)) for token in prompt]
     if not prompt or not all(isinstance(message, Mapping) for message in prompt):
         raise _no_prompt(index, prompt)

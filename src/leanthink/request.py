@@ -25,6 +25,7 @@ from leanthink.tags import ThinkTags, beginning
 
 Predictor = str | Path | nn.Module | None
 T = TypeVar("T")
+MOST_MADE = 64  # policies that a PolicyMaker keeps: names are few, predictors may be new each time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Request:
     """One checked request; `bound` is the number of slots it can ever hold, which is what it reserves.
 
     `record` says that its evictions are to be told, and `must_open` that its text is a thought only if it begins with
-    the opening tag.
+    the opening tag. Only requests of one `cache_salt` share the slots of equal prompts.
     """
 
     index: int
@@ -45,6 +46,12 @@ class Request:
     bound: int
     must_open: bool = False
     record: bool = False
+    cache_salt: str | None = None
+
+    @property
+    def prefix(self) -> tuple[str | None, tuple[int, ...]]:
+        """What two requests have in common that may share the slots of their prompts."""
+        return self.cache_salt, self.prompt_ids
 
     def has_thought(self, text: str, tags: ThinkTags) -> bool:
         """Whether something in this generated text may be thought; else all of it is answer."""
@@ -143,10 +150,12 @@ def make_requests(
 
 
 def check_ids(tokenizer: Any, index: int, ids: Sequence[int], rows: int) -> None:
-    """Raise UsageError for a token of prompt `index` that is beyond the model's `rows` of embeddings."""
-    odd = next((token for token in ids if not 0 <= token < rows), None)
-    if odd is not None:
-        known = tokenizer.convert_ids_to_tokens(odd) if 0 <= odd < len(tokenizer) else None
+    """Raise UsageError for a token of prompt `index` that is none of the model's `rows` of embeddings."""
+    if not ids or (set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) < rows):
+        return
+    for odd in (token for token in ids if type(token) is not int or not 0 <= token < rows):
+        named = type(odd) is int and hasattr(tokenizer, "convert_ids_to_tokens") and 0 <= odd < len(tokenizer)
+        known = tokenizer.convert_ids_to_tokens(odd) if named else None
         cure = (
             f"the tokenizer calls it {known!r}, so it is larger than the model's embedding: take the tokenizer that "
             "belongs to this model, or call model.resize_token_embeddings(len(tokenizer)) and train the new rows"
@@ -226,6 +235,8 @@ class PolicyMaker:
         (made,) = resolve_policies(self._model, self._tokenizer, [policy], predictor, ignore_predictor_mismatch=how)
         if key is not None:
             self._made[key] = made
+            if len(self._made) > MOST_MADE:
+                del self._made[next(iter(self._made))]
         return made
 
 

@@ -20,6 +20,8 @@ from leanthink.splitmix import STEP, mix, shift_right
 MOST_LOGPROBS = 20
 SHORTLIST = 1024  # tokens, the most likely ones, among which a row with a small top_k draws
 SHORT_TOP_K = 256  # and the largest such top_k: even where many tokens tie with the k-th, they are in the list
+GREEDY_BELOW = 1e-5  # a temperature below is 0, as in vLLM: float32 cannot divide by the smallest of them
+NO_TOKEN = -1  # stands for the token of a row that has no likeliest one
 
 
 class Uses(NamedTuple):
@@ -34,7 +36,7 @@ class Uses(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How one request picks its tokens; `temperature=0` is greedy. Raises UsageError for values out of range.
+    """How one request picks its tokens; `temperature` below 1e-5 is greedy. Raises UsageError for values out of range.
 
     The knobs mean what they mean in transformers and act in the same order: temperature, top_k (0: off),
     top_p (1: off), min_p (0: off). The same seed gives the same tokens, whatever else is in the batch.
@@ -103,7 +105,7 @@ class Sampler:
         if not samplings:
             return
         rows = slice(first, first + len(samplings))
-        self._knobs[rows] = torch.tensor([(s.temperature, s.top_p, s.min_p) for s in samplings]).to(self._knobs)
+        self._knobs[rows] = torch.tensor([(_temperature(s), s.top_p, s.min_p) for s in samplings]).to(self._knobs)
         self._top_k[rows] = torch.tensor([s.top_k for s in samplings]).to(self._top_k)
         self.seeds[rows] = torch.tensor([s.seed for s in samplings]).to(self.seeds)
         self._uses[rows] = torch.tensor([_uses_of(sampling) for sampling in samplings])
@@ -121,7 +123,7 @@ class Sampler:
         return Uses(*self._uses[:rows].any(dim=0).tolist())
 
     def pick(self, logits_NV: Tensor, counts_N: Tensor, uses: Uses) -> Tensor:
-        """The next token of each of rows 0 to N - 1, [N] int64.
+        """The next token of each of rows 0 to N - 1, [N] int64; NO_TOKEN where a logit is NaN or the largest infinite.
 
         Args:
             logits_NV: theirs.
@@ -131,13 +133,17 @@ class Sampler:
         Sorting a whole vocabulary takes longer than reading the cache does. A row with a small top_k draws from a
         shortlist, and does so whatever its neighbours use, so that its tokens are the same alone and in a batch.
         """
-        greedy_N = logits_NV.argmax(dim=-1)
+        greedy_N = logits_NV.argmax(dim=-1)  # of a NaN, if there is one
+        largest_N1 = logits_NV.gather(1, greedy_N[:, None])
+        is_finite_N = largest_N1[:, 0].isfinite()
         if not (uses.short or uses.long):
-            return greedy_N
+            return greedy_N.where(is_finite_N, NO_TOKEN)
         rows = slice(0, len(logits_NV))
         temperature_N = self._knobs[rows, 0]
         is_greedy_N = temperature_N == 0
-        scaled_NV = logits_NV.float() / temperature_N.masked_fill(is_greedy_N, 1)[:, None].float()
+        # At most 0, so that no temperature makes them infinite but for those that it rules out.
+        scaled_NV = logits_NV.float() - largest_N1.float()
+        scaled_NV /= temperature_N.masked_fill(is_greedy_N, 1)[:, None].float()
         uniform_N = uniform(self.seeds[rows], counts_N)
         if logits_NV.shape[1] <= SHORTLIST or not uses.short:
             drawn_N = self._drawn(scaled_NV, uniform_N, uses)
@@ -148,7 +154,7 @@ class Sampler:
                 is_short_N = (top_k_N > 0) & (top_k_N <= SHORT_TOP_K)
                 long_N = self._drawn(scaled_NV, uniform_N, uses._replace(short=False))
                 drawn_N = torch.where(is_short_N, drawn_N, long_N)
-        return torch.where(is_greedy_N, greedy_N, drawn_N)
+        return torch.where(is_greedy_N, greedy_N, drawn_N).where(is_finite_N, NO_TOKEN)
 
     def _drawn_from_shortlist(self, scaled_NV: Tensor, uniform_N: Tensor, uses: Uses) -> Tensor:
         """The draw among each row's SHORTLIST likeliest tokens, in vocabulary order as in `_drawn`."""
@@ -169,8 +175,13 @@ class Sampler:
         return draw(scaled_NV, uniform_N)
 
 
+def _temperature(sampling: Sampling) -> float:
+    """One that float32 can divide by; 0 for greedy."""
+    return 0.0 if sampling.temperature < GREEDY_BELOW else min(sampling.temperature, torch.finfo(torch.float32).max)
+
+
 def _uses_of(sampling: Sampling) -> Uses:
-    samples, short = sampling.temperature > 0, 0 < sampling.top_k <= SHORT_TOP_K
+    samples, short = _temperature(sampling) > 0, 0 < sampling.top_k <= SHORT_TOP_K
     return Uses(
         short=samples and short,
         long=samples and not short,
@@ -204,10 +215,13 @@ def keep_min_p(scores_NV: Tensor, min_p_N: Tensor) -> Tensor:
 
 
 def draw(scores_NV: Tensor, uniforms_N: Tensor) -> Tensor:
-    """The token at which the cumulative probability, in vocabulary order, passes the row's uniform number."""
+    """The token at which the cumulative probability, in vocabulary order, passes the row's uniform number.
+
+    Always a column: the last one where a score is NaN.
+    """
     cumulative_NV = scores_NV.softmax(dim=-1).double().cumsum(dim=-1)
     target_N1 = uniforms_N[:, None] * cumulative_NV[:, -1:]  # below the total, as a uniform is at most 1 - 2**-53
-    return torch.searchsorted(cumulative_NV, target_N1, right=True)[:, 0]
+    return torch.searchsorted(cumulative_NV, target_N1, right=True)[:, 0].clamp(max=scores_NV.shape[1] - 1)
 
 
 def log_probabilities(logits_NV: Tensor, ids_N: Tensor, most: int) -> Tensor:

@@ -40,6 +40,7 @@ class Seats:
         recorded: whether its evictions are noted: it or all are to be recorded, and its policy keeps one set.
         evicted_at: for each generated token, tokens generated when its slot was evicted; -1 for never, and where
             nothing is recorded.
+        unread: rows whose text could not be read in the latest step, and why.
         stamps: by index of the recorded requests with a policy that stamps, of each token that they may generate its
             numbers, float16 [T, C], NaN until they are noted.
     """
@@ -62,6 +63,7 @@ class Seats:
         self.peak, self.slot_steps, self.evictions, self.ended, self.policy, self.watched = columns[5:11]
         self.alternatives, self.recorded, self.tag = columns[11:]
         self._reader, self._reads = TagReader(tags), tags.closes and (tags.in_text or tags.must_open)
+        self.unread: dict[int, Exception] = {}
         self._decided: set[int] = set()  # rows of which this step has told whether they think
         self.ids = torch.zeros(rows, 256, dtype=torch.int64)
         self.evicted_at = torch.full((rows, 256), -1)
@@ -176,16 +178,23 @@ class Seats:
             closes_N = (ids_N == self.tags.close_id) & (answer_start == NEVER) & (self.tag[rows] == BY_TOKEN)
             answer_start[closes_N] = generated[closes_N]
         generated += 1
+        self.unread.clear()
         if self._reads:
             self._decided.clear()
             for row in ((self.tag[rows] == OPENING) | (self.tag[rows] == CLOSING)).nonzero()[:, 0].tolist():
-                self._read_tag(row)
+                try:
+                    self._read_tag(row)
+                except Exception as error:  # the tokenizer's
+                    self.unread[row] = error
         answer_N = generated - answer_start  # far below zero while thinking
         ended[(generated >= self.most[rows]) | (answer_N >= self.most_answer[rows])] = LENGTH
         ended[torch.isin(ids_N, self._ends)] = STOP
         for row in self.watched[rows].nonzero()[:, 0].tolist():
-            if self._ends_in_stop(row):
-                ended[row] = STOP
+            try:
+                if self._ends_in_stop(row):
+                    ended[row] = STOP
+            except Exception as error:
+                self.unread[row] = error
 
     def _widen(self) -> None:
         self.ids = torch.cat([self.ids, torch.zeros_like(self.ids)], dim=1)

@@ -9,6 +9,7 @@ from typing import Any
 from leanthink.bench.bed import Bed, attempt
 from leanthink.bench.measure import now, quantiles
 from leanthink.engine import Engine
+from leanthink.generate import raise_first
 from leanthink.request import Request
 
 
@@ -42,7 +43,9 @@ def serve(engine: Engine, requests: list[Request]) -> dict[str, Any]:
     for request in requests:
         engine.add_request(request, streamed=True)
     while engine.unfinished:
-        steps = engine.step().steps
+        progress = engine.step()
+        raise_first(progress.failed, len(requests))
+        steps = progress.steps
         moment = now(engine.device)
         most = max(most, len(steps))
         for index in steps:

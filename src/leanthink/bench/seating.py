@@ -43,7 +43,7 @@ def seat(engine: Engine, places: Sequence[Place], seed: int = 0) -> None:
         region = cache.arena.reserve(place.request.bound)
         assert region is not None, "the arena has no room for all of them"
         prompt = len(place.request.prompt_ids)
-        engine.fed.setdefault(place.request.prompt_ids, []).append(region)
+        engine.fed.setdefault(place.request.prefix, []).append(region)
         row, thought = cache.seat(region, prompt), slice(region.start + prompt, region.start + place.held)
         next_position = prompt - 1 + place.generated
         cache.positions[:, :, thought] = _positions(prompt, place.held - prompt, next_position).to(engine.device)

@@ -29,6 +29,9 @@ Port = Annotated[int, option("--port", about="0 takes a free one.", default=8000
 Keys = Annotated[
     Path | None, option("--keys", about=f"API keys, one a line; else {KEY_VARIABLE} holds one.", metavar="FILE")
 ]
+CacheSaltPerKey = Annotated[
+    bool, option("--cache-salt-per-key", about="Share the slots of equal prompts within an API key only.")
+]
 Origins = Annotated[
     str | None,
     option(
@@ -116,6 +119,7 @@ def command(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     keys: Keys = None,
+    cache_salt_per_key: CacheSaltPerKey = False,
     allowed_origins: Origins = None,
     allowed_hosts: options.AllowedHosts = None,
     policy: options.Policy = None,
@@ -185,6 +189,7 @@ def command(
         host=host,
         port=port,
         keys=_read_keys(keys),
+        cache_salt_per_key=cache_salt_per_key,
         allowed_origins=options.read_list("--allowed-origins", allowed_origins),
         allowed_hosts=options.read_list("--allowed-hosts", allowed_hosts),
         policy=policy,

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Protocol
 
 from leanthink.completion import Completion
+from leanthink.errors import LeanThinkError, RequestFailed
 from leanthink.eval.cells import Benchmark, Cell
 from leanthink.eval.grading import as_graded, verdict_on
 from leanthink.eval.judge import MOST_WORKERS
@@ -152,6 +153,12 @@ def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: b
         try:
             for index, completion in setup.subject.complete([job.ask for job in jobs], max_rows=setup.max_rows):
                 finish_one(jobs[index], completion)
+        except RequestFailed as failure:
+            job = jobs[failure.request_id]
+            raise LeanThinkError(
+                f"{job.cell.name}: sample {job.sample} of problem {job.problem.id} failed: {failure.why}. "
+                "All others are written down; the same command tries it again"
+            ) from failure
         finally:
             for future in graded:
                 _write(future.result())

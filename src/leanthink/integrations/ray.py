@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from leanthink.completion import Completion
-from leanthink.errors import LeanThinkError, UsageError
+from leanthink.errors import LeanThinkError, RequestFailed, UsageError
+from leanthink.generate import raise_first
 from leanthink.importance.labels import Thought
 from leanthink.policies.policy import Granularity
 from leanthink.request import Predictor
@@ -201,6 +202,7 @@ class Engines:
         self._about: About | None = None
         self._deaths = 0  # since the last result
         self._left: deque[tuple[int, Any]] = deque()  # what no engine has in hand
+        self._failed: dict[int, RequestFailed] = {}  # of this work, by number
         self._engines = [self._start(f"engine {n} of {self._plan.workers}") for n in range(1, self._plan.workers + 1)]
         while self._about is None:
             self._hear()
@@ -224,12 +226,16 @@ class Engines:
         return self._each("label", thoughts, at_once=1, horizons=horizons, granularity=granularity)
 
     def _each(self, method: str, items: Sequence[Any], *, at_once: int, **options: Any) -> Iterator[tuple[int, Any]]:
-        """Hand out all items, and yield the number and the result of each, once."""
+        """Hand out all items, and yield the number and the result of each, once.
+
+        Raises:
+            RequestFailed: some failed; raised for the first of them when all others are done.
+        """
         assert not self._left, "earlier work was left unfinished"
         assert not any(engine.batch for engine in self._engines), "earlier work was left unfinished"
         self._left.extend(enumerate(items))
         unfinished = len(items)
-        while unfinished:
+        while unfinished > len(self._failed):
             for engine in self._engines:
                 if self._left and engine.stream is None:
                     # After a death one at a time, until a result comes: what kills engines must not take others along.
@@ -240,6 +246,8 @@ class Engines:
             if found is not None:
                 unfinished -= 1
                 yield found
+        failed, self._failed = self._failed, {}
+        raise_first(failed, len(items))
 
     def _hear(self) -> tuple[int, Any] | None:
         """Wait for what comes next from any engine: a result is returned, all else is dealt with."""
@@ -258,6 +266,10 @@ class Engines:
         except DEATHS as error:
             self._replace(engine, error)
         except RayTaskError as error:
+            if isinstance(error.cause, RequestFailed):  # of what it has not sent: that is told when all else is
+                self._failed |= {number: RequestFailed(number, error.cause.why) for number in engine.batch}
+                engine.batch, engine.stream = {}, None
+                return None
             raise error.cause if isinstance(error.cause, LeanThinkError) else error from None
         else:
             if engine.is_open:

@@ -17,6 +17,7 @@ from leanthink.budget import Budget
 from leanthink.context import context_of
 from leanthink.engine import Engine
 from leanthink.errors import UsageError
+from leanthink.generate import raise_first
 from leanthink.load import check_model
 from leanthink.request import Predictor, Request, make_request, resolve_policies
 from leanthink.rl.policy_copy import PolicyCopy
@@ -75,7 +76,9 @@ class EngineRollouts:
             for request in requests:
                 engine.add_request(request)
             while engine.unfinished:
-                finished.update(engine.step().finished)
+                progress = engine.step()
+                raise_first(progress.failed, len(requests))
+                finished.update(progress.finished)
         except BaseException:
             self._engine = None  # it still holds requests that nobody waits for
             raise

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from leanthink.completion import Completion
 from leanthink.engine import Engine, Progress
+from leanthink.errors import LeanThinkError, RequestFailed
 from leanthink.request import Request
 
 
@@ -27,10 +28,11 @@ class Levels:
 
 @dataclass(frozen=True, kw_only=True)
 class News:
-    """What the engine's thread hands over at a time."""
+    """What the engine's thread hands over at a time; `refused` are requests that the engine did not take."""
 
     progress: Progress
     cut: dict[int, Completion | None]
+    refused: dict[int, RequestFailed]
     levels: Levels
 
 
@@ -95,9 +97,9 @@ class EngineThread:
                     self._hand_over()
                     self._wake.wait()
                 self._wake.clear()  # before the orders are read: one that comes from now on wakes again
-                cut = self._obey()
+                cut, refused = self._obey()
                 progress = self.engine.step() if self.engine.unfinished else Progress()
-                self._gathered.append(News(progress=progress, cut=cut, levels=self._levels()))
+                self._gathered.append(News(progress=progress, cut=cut, refused=refused, levels=self._levels()))
                 if self._taken.is_set():
                     self._hand_over()
         except BaseException as error:  # the edge of a thread: whoever waits for it must hear of it
@@ -113,17 +115,20 @@ class EngineThread:
         """What was told is dealt with; from any thread."""
         self._taken.set()
 
-    def _obey(self) -> dict[int, Completion | None]:
-        cut = {}
+    def _obey(self) -> tuple[dict[int, Completion | None], dict[int, RequestFailed]]:
+        cut, refused = {}, {}
         while self._orders:
             order = self._orders.popleft()
             if order.request is not None:
-                self.engine.add_request(order.request, streamed=order.streamed)
+                try:
+                    self.engine.add_request(order.request, streamed=order.streamed)
+                except LeanThinkError as error:
+                    refused[order.request_id] = RequestFailed(order.request_id, str(error))
             elif order.act == "cut":
                 cut[order.request_id] = self.engine.cut(order.request_id)
             else:
                 self.engine.cancel(order.request_id)
-        return cut
+        return cut, refused
 
     def _levels(self) -> Levels:
         engine, n = self.engine, self.engine.cache.active

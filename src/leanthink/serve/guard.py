@@ -22,17 +22,18 @@ from leanthink.serve.metrics import Metrics
 from leanthink.serve.refusals import Refusal
 from leanthink.view import HEADERS
 
+KEY = "leanthink.key"  # where in a request's scope its API key's number is, as keys are given; None without keys
 FACTS = "leanthink.facts"  # where in a request's scope whoever answers it leaves what the log shall say
 DRAINED_BYTES = 2**28  # of a body that is too large: read and dropped, so that its sender gets to read the refusal
 DRAIN_SECONDS = 5.0
 
 
-def may_enter(given: str, keys: Sequence[str]) -> bool:
-    """Whether an Authorization header bears one of the keys; takes as long for every wrong one, and for every key."""
+def key_number(given: str, keys: Sequence[str]) -> int | None:
+    """Which of the keys an Authorization header bears; takes as long for every wrong one, and for every key."""
     scheme, _, token = given.partition(" ")
     digest = sha256(token.strip().encode()).digest()
     found = [hmac.compare_digest(digest, sha256(key.encode()).digest()) for key in keys]
-    return any(found) and scheme.lower() == "bearer"
+    return found.index(True) if any(found) and scheme.lower() == "bearer" else None
 
 
 @dataclass
@@ -93,11 +94,8 @@ class Guard:
         headers = Headers(scope=scope)
         if not is_allowed(headers.get("host", ""), self._hosts):
             return Refusal(403, not_allowed(headers.get("host", "")), code="host_not_allowed")
-        if (
-            self._keys
-            and scope["path"].startswith("/v1")
-            and not may_enter(headers.get("authorization", ""), self._keys)
-        ):
+        scope[KEY] = key_number(headers.get("authorization", ""), self._keys)
+        if self._keys and scope["path"].startswith("/v1") and scope[KEY] is None:
             wanted = "send one of this server's keys as `Authorization: Bearer KEY`"
             return Refusal(401, f"the API key is missing or wrong: {wanted}", code="invalid_api_key",
                            headers={"www-authenticate": "Bearer"})  # fmt: skip

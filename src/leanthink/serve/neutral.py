@@ -23,7 +23,6 @@ BODY: Mapping[str, Neutral] = {
     "service_tier": str,
     "prompt_cache_key": str,
     "prompt_cache_retention": str,
-    "cache_salt": str,
     "store": (False,),
     # no tools, plain text
     "tools": ([],),

@@ -66,8 +66,8 @@ class Reader:
                     raise
                 self._missing[name] = str(error)
 
-    def read(self, body: ChatBody | TextBody) -> list[Request]:
-        """One request for each choice, in their order, all with index 0.
+    def read(self, body: ChatBody | TextBody, cache_salt: str | None = None) -> list[Request]:
+        """One request for each choice, in their order, all with index 0 and this salt.
 
         Raises:
             Refusal: what is asked for is not served, above a limit, or contradicts itself.
@@ -82,18 +82,19 @@ class Reader:
             raise bad_request(
                 f"kv_events: policy {policy.name!r} keeps other tokens in every head, which no event can tell: "
                 "leave them out, or choose a policy with one set for all heads", "policy")  # fmt: skip
-        sampling, record = self._sampling(body), bool(body.kv_events)
+        sampling = self._sampling(body)
         given, choices = _prompts(body), body.n or 1
         if choices * len(given) > self.settings.max_choices:
             raise bad_request(
                 f"{len(given)} prompts with n={choices}: at most {self.settings.max_choices} choices are allowed", "n"
             )
         prompts = [self._ids(prompt, self._chat_options(body)) for prompt in given]
-        return [
-            self._request(ids, policy, budget, replace(sampling, seed=(sampling.seed + i) % 2**63), record)
+        requests = [
+            self._request(ids, policy, budget, replace(sampling, seed=(sampling.seed + i) % 2**63))
             for ids in prompts
             for i in range(choices)
         ]
+        return [replace(request, record=bool(body.kv_events), cache_salt=cache_salt) for request in requests]
 
     def _policy(self, body: Asked) -> Policy:
         name = body.policy or self.policy
@@ -187,9 +188,7 @@ class Reader:
                           "shorten it", code="context_length_exceeded")  # fmt: skip
         return ids
 
-    def _request(
-        self, ids: list[int], policy: Policy, budget: Budget | None, sampling: Sampling, record: bool
-    ) -> Request:
+    def _request(self, ids: list[int], policy: Policy, budget: Budget | None, sampling: Sampling) -> Request:
         tokens = sampling.max_new_tokens
         if budget is None:  # a full cache grows with every token: what is asked for is a maximum here too
             tokens = max(1, min(tokens, self.largest - len(ids)))
@@ -210,7 +209,7 @@ class Reader:
                 f"the request can hold {request.bound} slots, {len(ids)} of them prompt, and at most {self.largest} "
                 "are allowed: lower max_tokens, or the budget and its interval and answer"
             )
-        return replace(request, record=record)
+        return request
 
 
 def _no_effort(why: str) -> Refusal:

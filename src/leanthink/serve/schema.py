@@ -105,6 +105,9 @@ class Asked(Strict):
         None
     )
     answer: Annotated[int, Field(ge=1, le=MOST, description="Most slots of the answer.")] | None = None
+    cache_salt: (
+        Annotated[Text, Field(min_length=1, description="Equal prompts share slots within a salt only.")] | None
+    ) = None
     kv_events: Annotated[bool, Field(description="Tell positions and evictions in the stream.")] | None = None
     # Others are ignored: slots bound what a thought keeps, not how long it grows; fewer would make it wrong, not short.
     reasoning_effort: (

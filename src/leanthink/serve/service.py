@@ -16,11 +16,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from leanthink.engine import Engine
+from leanthink.errors import RequestFailed
 from leanthink.request import Request
 from leanthink.serve.answers import DONE, Answer, event
 from leanthink.serve.bodies import parse
 from leanthink.serve.engine_thread import News
-from leanthink.serve.guard import FACTS
+from leanthink.serve.guard import FACTS, KEY
 from leanthink.serve.logs import log
 from leanthink.serve.metrics import Metrics
 from leanthink.serve.reading import Reader
@@ -53,7 +54,7 @@ class Service:
         )
         self.metrics = Metrics(slots=engine.cache.arena.total)
         self._on_failure, self._loop = on_failure, asyncio.get_running_loop()
-        self.work = Work(engine, on_news=self._note, on_token=self._time, on_failure=self._fail)
+        self.work = Work(engine, on_news=self._note, on_token=self._time, on_failed=self._tell, on_failure=self._fail)
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self._choice_seconds = 1.0  # moving average
         self.draining = False
@@ -95,6 +96,10 @@ class Service:
             self.metrics.between.observe(now - last)
         job.last_seen[request_id] = now
 
+    def _tell(self, failure: RequestFailed) -> None:
+        self.metrics.ended(None, "error")
+        log("a choice failed", level=logging.ERROR, error=failure.__cause__, why=failure.why)
+
     def _fail(self, error: BaseException) -> None:
         log("the engine broke", level=logging.CRITICAL, error=error)
         self._on_failure()
@@ -112,8 +117,7 @@ class Service:
             sent = await asked.body()
         except ClientDisconnect:
             return Response(status_code=499)
-        content_type = asked.headers.get("content-type", "")
-        body, requests = await self._loop.run_in_executor(self._readers, self._read, kind, sent, content_type)
+        body, requests = await self._loop.run_in_executor(self._readers, self._read, kind, sent, asked)
         self._check_room(len(requests))
         answer = Answer(
             chat=isinstance(body, ChatBody),
@@ -134,11 +138,11 @@ class Service:
         return await self._document(job, answer, facts, asked.receive)
 
     def _read(
-        self, kind: type[ChatBody | TextBody], sent: bytes, content_type: str
+        self, kind: type[ChatBody | TextBody], sent: bytes, asked: HTTPRequest
     ) -> tuple[ChatBody | TextBody, list[Request]]:
         """From bytes to requests, in the readers' thread: neither must hold up the streams."""
-        body = parse(kind, sent, content_type)
-        return body, self.reader.read(body)
+        body = parse(kind, sent, asked.headers.get("content-type", ""))
+        return body, self.reader.read(body, self._salt(body, asked.scope[KEY]))
 
     def _check_room(self, choices: int) -> None:
         """Raise Refusal where no more choices are taken, or not so many."""
@@ -149,6 +153,10 @@ class Service:
             raise Refusal(429, f"the queue is full ({self.settings.queue} wait): try again later", code="queue_full",
                           headers={"retry-after": str(self._retry_seconds())})  # fmt: skip
 
+    def _salt(self, body: ChatBody | TextBody, key: int | None) -> str | None:
+        """The body's own, behind that of its API key where each key has one."""
+        return f"{key}:{body.cache_salt or ''}" if self.settings.cache_salt_per_key else body.cache_salt
+
     async def _document(self, job: Job, answer: Answer, facts: dict[str, Any], receive: Receive) -> Response:
         try:
             async with self.follow(job, answer, facts, receive):
@@ -156,8 +164,8 @@ class Service:
                     pass
         except ClientGone:
             return Response(status_code=499)  # nobody reads it; the log says so
-        except EngineBroke:
-            raise Refusal(500, "the engine broke while it worked on this: the log knows why") from None
+        except (EngineBroke, RequestFailed) as error:
+            raise _broken(error) from None
         if len(answer.completions) < len(job.ids):
             status, why = (503, "the server is going down") if job.reason == "shutdown" else (504, "time is up")
             raise Refusal(status, f"{why}, and not every choice has begun: try again", code=job.reason)
@@ -226,11 +234,18 @@ class EventStream(Response):
                     if data := answer.chunks(arrivals):
                         await write(data)
             await write(answer.end(), more=False)
-        except EngineBroke:
-            broke = Refusal(500, "the engine broke while it worked on this: the log knows why")
-            await write(event(broke.document()) + DONE, more=False)
+        except (EngineBroke, RequestFailed) as error:
+            await write(event(_broken(error).document()) + DONE, more=False)
         except (ClientGone, TimeoutError):
             pass
+
+
+def _broken(error: EngineBroke | RequestFailed) -> Refusal:
+    """What whoever asked is told: an exception's own words are for the log alone."""
+    if isinstance(error, EngineBroke):
+        return Refusal(500, "the engine broke while it worked on this: the log knows why")
+    why = "an error in the engine: the log knows it" if error.__cause__ is not None else error.why
+    return Refusal(500, f"this request failed, and others go on: {why}", code="request_failed")
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -26,6 +26,8 @@ class Settings:
     Attributes:
         name: of the model, as clients give it.
         host, port: where to listen; port 0 takes a free one.
+        cache_salt_per_key: requests share the slots of equal prompts only with those of the same key, so that nobody
+            can tell from the time of an answer what others have asked.
         allowed_origins: pages of these origins may ask from a browser, `("*",)`: of all; none by default.
         allowed_hosts: names that are answered for, as `leanthink.hosts` says; none: on a loopback address that of this
             machine alone, elsewhere all.
@@ -66,6 +68,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     keys: tuple[str, ...] = field(default=(), repr=False)
+    cache_salt_per_key: bool = False
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     policy: str | None = None
@@ -118,6 +121,8 @@ class Settings:
             raise UsageError("kv_gib and gpu_memory_utilization both say how much memory: give one of them")
         if not all(key and key.isascii() and key.strip() == key for key in self.keys):
             raise UsageError("an API key is empty, has blanks around it or is not ASCII: clients could not send it")
+        if self.cache_salt_per_key and not self.keys:
+            raise UsageError("cache_salt_per_key without API keys: give keys, or let clients give a cache_salt each")
         allowed_names(self.host, self.allowed_hosts)
         for origin in self.allowed_origins:
             if not ORIGIN.fullmatch(origin):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from leanthink.completion import Completion, Step
 from leanthink.engine import Engine
+from leanthink.errors import RequestFailed
 from leanthink.request import Request
 from leanthink.serve.engine_thread import EngineThread, News, Order
 
@@ -80,6 +81,7 @@ class Work:
         engine: to be stepped.
         on_news: called with what each step brought, after it was delivered.
         on_token: called for each token of a streamed choice, with the job and the choice's id.
+        on_failed: called for each choice that failed, before its job hears of it.
         on_failure: called when the engine broke.
     """
 
@@ -89,10 +91,12 @@ class Work:
         *,
         on_news: Callable[[News], None],
         on_token: Callable[[Job, int], None],
+        on_failed: Callable[[RequestFailed], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_news, self._on_token, self._on_failure = on_news, on_token, on_failure
+        self._on_failed = on_failed
         self._jobs: dict[int, Job] = {}
         self._next_id = 0
         self.broken: BaseException | None = None
@@ -126,7 +130,7 @@ class Work:
         return set(self._jobs.values())
 
     def submit(self, requests: Sequence[Request], *, streamed: bool) -> Job:
-        """Queue the choices of one HTTP request."""
+        """Queue the choices of one HTTP request; the job fails with RequestFailed if one of them does."""
         ids = range(self._next_id, self._next_id + len(requests))
         self._next_id = ids.stop
         job = Job(ids=ids, streamed=streamed, started=self._loop.time(), open=set(ids))
@@ -171,6 +175,13 @@ class Work:
             job = self._jobs.get(request_id)
             if job is not None:
                 self._put(job, request_id, None, cut, job.reason)
+        for request_id, failure in (news.refused | news.progress.failed).items():
+            job = self._jobs.get(request_id)
+            if job is not None:
+                job.open.discard(request_id)
+                del self._jobs[request_id]
+                self._on_failed(failure)
+                job.fail(failure)
         self._on_news(news)
 
     def _put(

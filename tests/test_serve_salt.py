@@ -1,0 +1,56 @@
+"""Whose equal prompts share slots: everybody's, those of one salt, or those of one API key."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from leanthink.engine import Engine
+from leanthink.serve.app import make_app
+from leanthink.serve.service import Service
+from leanthink.serve.settings import Settings
+from models import make_model, make_tokenizer
+
+ASKED = [("sk-a", None), ("sk-a", None), ("sk-b", None), ("sk-b", "x"), ("sk-a", "x"), ("sk-a", "x")]
+
+
+@pytest.mark.parametrize(
+    ("options", "sharing"),
+    [
+        ({"keys": ("sk-a", "sk-b")}, [{0, 1, 2}, {3, 4, 5}]),
+        ({"keys": ("sk-a", "sk-b"), "cache_salt_per_key": True}, [{0, 1}, {2}, {3}, {4, 5}]),
+        ({}, [{0, 1, 2}, {3, 4, 5}]),
+    ],
+)
+def test_requests_share_slots_within_a_salt_and_if_told_so_within_a_key(
+    options: dict[str, Any], sharing: list[set[int]]
+) -> None:
+    settings = Settings(name="tiny", policy="full", budget=None, **options)
+    engine, prefixes = Engine(make_model(), make_tokenizer(), slots=400, rows=2), list[Any]()
+    add_request = engine.add_request
+
+    def noted(request: Any, **how: Any) -> int:
+        prefixes.append(request.prefix)
+        return add_request(request, **how)
+
+    engine.add_request = noted  # type: ignore[method-assign]
+
+    async def ask() -> None:
+        service = Service(engine, settings, on_failure=lambda: None)
+        transport = httpx.ASGITransport(make_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            for key, salt in ASKED:
+                body = {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": 2, "cache_salt": salt}
+                headers = {"authorization": f"Bearer {key}"}
+                answer = await client.post("/v1/completions", json=body, headers=headers)
+                assert answer.status_code == 200, answer.text
+        service.stop()
+
+    asyncio.run(ask())
+    assert len(prefixes) == len(ASKED)
+    found = [{i for i, other in enumerate(prefixes) if other == prefix} for prefix in dict.fromkeys(prefixes)]
+    assert found == sharing
+    assert not any("sk-" in str(prefix) for prefix in prefixes), "a key does not travel further than it must"
