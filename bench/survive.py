@@ -267,7 +267,8 @@ def disk(name: str, given: Path, work: Path) -> dict[str, Any]:
 def prepared(work: Path) -> Path:
     """Traces and their labels, for what reads some."""
     given, log = fresh(work / "given"), work / "given.log"
-    assert ended(start(COMMANDS["collect"].words(given, given), log), wait=True) == 0, log.read_text()[-2000:]
+    brief = [*COMMANDS["collect"].words(given, given), "--max-new-tokens", "40"]
+    assert ended(start(brief, log), wait=True) == 0, log.read_text()[-2000:]
     traces = read_traces(given / "t.jsonl")
     copies = (to_line(replace(trace, sample=sample)) for trace in traces for sample in range(COPIES))
     (given / "t.jsonl").write_text("".join(line + "\n" for line in copies))

@@ -10,6 +10,7 @@ import pytest
 from leanthink.eval import answers, comparison, grading, judge, literals, verdict
 from leanthink.eval.grading import is_correct, is_solved, vote
 from leanthink.eval.gym import gym_problems
+from leanthink.tiny import tasks
 
 needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="extra eval")
 COUNT = ",".join(map(str, range(3000)))
@@ -83,3 +84,13 @@ def test_a_score_of_another_package_that_raises_or_hangs_is_wrong(monkeypatch: p
         start = time.perf_counter()
         assert not is_solved(problem, r"\boxed{9**9**9**9}", think_tags=False)
         assert time.perf_counter() - start < judge.LIMIT_SECONDS + 2
+
+
+@pytest.mark.parametrize(
+    "answer", ["(" * 300_000, "-" * 300_000 + "1", "1+" * 300_000 + "1", "9" * 300_000, "\0", "\ud800"]
+)
+def test_an_embedded_task_is_graded_in_little_time(answer: str) -> None:
+    (task,) = tasks.sample("countdown", 1, 1, seed=0)
+    start = time.perf_counter()
+    assert not tasks.is_correct(task, answer)
+    assert time.perf_counter() - start < 0.1

@@ -159,6 +159,25 @@ def test_a_line_that_does_not_fit_is_not_begun_and_the_next_one_that_does_is_who
     assert (tmp_path / "f.jsonl").read_text() == "first\nthird\n"
 
 
+def test_ctrl_c_leaves_a_line_that_is_whole_and_nothing_of_one_that_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, write = LineFile(tmp_path / "f.jsonl"), os.write
+
+    def stopped(*given: Any) -> int:
+        if len(given) == 2:  # os.write; os.fsync has the file alone
+            write(given[0], bytes(given[1])[:3])
+        raise KeyboardInterrupt
+
+    for name, line in (("fsync", "whole"), ("write", "half")):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, stopped)
+            with pytest.raises(KeyboardInterrupt):
+                file.append(line)
+    file.close()
+    assert (tmp_path / "f.jsonl").read_text() == "whole\n"
+
+
 @pytest.mark.parametrize("name", ["collect", "label", "fit"])
 def test_where_there_is_no_room_it_is_said_and_gone_on_with_later(
     name: str, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -134,8 +134,10 @@ class LineFile:
                 while data:
                     data = data[os.write(self._file, data) :]
                 os.fsync(self._file)
-        except BaseException:
-            os.ftruncate(self._file, before)  # a part of a line would be a line for whoever appends next
+        except BaseException as error:
+            # A part of a line would be a line for whoever appends next. Ctrl-C after the write leaves whole ones.
+            if data or isinstance(error, CannotWrite):
+                os.ftruncate(self._file, before)
             raise
 
     def drop_cut_off_line(self, read: Callable[[bytes], object]) -> None:
