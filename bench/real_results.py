@@ -1,17 +1,19 @@
 """Puts finished evaluations of one model together: `bench/real_results.py --model-name NAME RUN [[NAME=]RUN ...]`.
 
 Writes bench/results/real/BENCHMARK.json for each benchmark of the first run: settings and birth certificates of all
-runs, and of each cell which answers are right, a digit for each problem, so that every paired interval can be computed
-from it. The policies of a run that is given as a folder keep their names; those of one that is given as NAME=RUN are
-called POLICY:NAME, such as `horizon:layer` for a run with another predictor. The full cache is that of the first run;
-another run's, if it has one, is only compared with it.
+runs, and of each cell which answers are right, a digit for each problem (`digits` reads them), so that every paired
+interval can be computed from it. The policies of a run that is given as a folder keep their names; those of one that is
+given as NAME=RUN are called POLICY:NAME, such as `horizon:layer` for a run with another predictor. The full cache is
+that of the first run; another run's, if it has one, is only compared with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import sys
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +121,19 @@ def _record(name: str, cell: Outcomes) -> dict[str, Any]:
     return {
         "policy": f"{cell.cell.policy}:{name}" if name else cell.cell.policy,
         "budget": cell.cell.record["budget"],
-        "right": "".join(str(int(count)) for count in cell.columns["right"]),
+        "right": packed("".join(str(int(count)) for count in cell.columns["right"])),
         **means,
     }
+
+
+def packed(text: str) -> str:
+    """Digits as a file holds them: compressed, then in base 64."""
+    return base64.b64encode(zlib.compress(text.encode("ascii"), 9)).decode("ascii")
+
+
+def digits(cell: Mapping[str, Any]) -> str:
+    """How many answers to each problem are right, a digit for each, of a cell as a file holds it."""
+    return zlib.decompress(base64.b64decode(cell["right"])).decode("ascii")
 
 
 def _differing(full: Outcomes | None, first: Outcomes) -> int | None:

@@ -85,7 +85,7 @@ def test_results_of_several_predictors_stand_in_one_table(tmp_path: Path) -> Non
     document = found.document
     assert document["problems"] == {"count": PROBLEMS, "first": "p-1", "last": "p-40", "digest": "d"}
     assert [one["policy"] for one in document["cells"]].count("full") == 1
-    assert {one["right"] for one in document["cells"] if one["policy"] == "horizon:layer"} == {HALF}
+    assert {real_results.digits(one) for one in document["cells"] if one["policy"] == "horizon:layer"} == {HALF}
     assert {name: run["predictors"] for name, run in document["runs"].items()} == {
         "first": {"horizon": "a"},
         "layer": {"horizon": "b"},
