@@ -24,8 +24,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from leanthink.cli import run
 from leanthink.provenance import certificate
@@ -69,11 +71,15 @@ def _plain(found: Any) -> Any:
 
 
 def tensors(path: Path) -> dict[str, Any]:
-    """A safetensors file: its metadata, and each tensor's numbers."""
+    """A safetensors file: its metadata, and each tensor's bytes, as NaN is not equal to itself."""
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata() or {}
     named = {name: json.loads(text) if text[:1] in "[{" else text for name, text in metadata.items()}
-    return {"metadata": named, **{name: value.tolist() for name, value in load_file(path).items()}}
+    return {"metadata": named, **{name: _bytes(value) for name, value in load_file(path).items()}}
+
+
+def _bytes(value: Tensor) -> bytes:
+    return bytes(value.contiguous().flatten().view(torch.uint8).numpy())
 
 
 def trained(folder: Path) -> dict[str, Any]:
@@ -203,7 +209,7 @@ def kills(name: str, given: Path, times: int, seed: int, work: Path) -> dict[str
     seconds, wanted = time.monotonic() - begun, command.result(whole)
     count, inside, compared, wrong = 0, 0, 0, []
     folder = fresh(work / name)
-    while count < times or compared == 0:
+    while not wrong and (count < times or compared == 0):
         kill = count < times
         child = start([*command.words(given, folder), *command.again(folder)], log)
         writing = bool(command.drafts) and count % 2 == 1
