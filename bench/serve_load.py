@@ -24,6 +24,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -207,9 +208,14 @@ async def watch(pid: int, seconds: float) -> tuple[list[float], list[int]]:
     for _ in range(int(seconds)):
         fields = Path(f"/proc/{pid}/status").read_text().splitlines()
         megabytes.append(int(next(line for line in fields if line.startswith("VmRSS")).split()[1]) / 1024)
-        descriptors.append(len(os.listdir(f"/proc/{pid}/fd")))
+        descriptors.append(open_descriptors(pid))
         await asyncio.sleep(1)
     return megabytes, descriptors
+
+
+def open_descriptors(pid: int) -> int:
+    """How many the process has."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 async def stop_now_and_then(pid: int, seconds: float, stops: int, chance: random.Random) -> None:
@@ -229,6 +235,105 @@ def gauges(port: int) -> dict[str, float]:
     return {name: float(value) for name, value in (line for line in lines if len(line) == 2) if "{" not in name}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a run left: the clients, and by the second or afterwards what the server held and said.
+
+    Attributes:
+        load: the clients.
+        megabytes, descriptors: of the server, every second.
+        health: seconds until /health answered, each time.
+        left: its metrics when all clients had gone.
+        descriptors_around: before the first client and after the last.
+        exit_code, errors: how it ended, and the lines of its log that say error or critical.
+    """
+
+    load: Load
+    megabytes: list[float]
+    descriptors: list[int]
+    health: list[float]
+    left: dict[str, float]
+    descriptors_around: tuple[int, int]
+    exit_code: int
+    errors: list[str]
+
+
+def loaded(bodies: list[dict[str, Any]], options: argparse.Namespace, chance: random.Random) -> Seen:
+    """Run a server and its clients."""
+    memory = 64 * MAX_SLOTS * 8192 / 2**30
+    flags = ["--max-slots", MAX_SLOTS, "--kv-gib", memory, "--grace", 20, "--read-timeout", 10]
+
+    async def all_clients(port: int, pid: int) -> tuple[Load, list[float], list[int], list[float]]:
+        load = Load(port, bodies, seconds=options.seconds, seed=options.seed, hostile=options.hostile)
+        clients = [load.client() for _ in range(options.clients)] + [load.half_open() for _ in range(options.half_open)]
+        everyone = asyncio.gather(*clients, stop_now_and_then(pid, options.seconds, options.stops, chance))
+        health = asyncio.create_task(load.health())
+        megabytes, descriptors = await watch(pid, options.seconds)
+        await everyone
+        return load, megabytes, descriptors, await health
+
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        with running(log, *flags) as (process, port):
+            before = open_descriptors(process.pid)
+            load_, megabytes, descriptors, health = asyncio.run(all_clients(port, process.pid))
+            time.sleep(2)
+            left, after = gauges(port), open_descriptors(process.pid)
+        lines = log.read_text().splitlines()
+    return Seen(
+        load=load_,
+        megabytes=megabytes,
+        descriptors=descriptors,
+        health=health,
+        left=left,
+        descriptors_around=(before, after),
+        exit_code=process.returncode,
+        errors=[line for line in lines if '"level": "error"' in line or '"level": "critical"' in line],
+    )
+
+
+def different_from_alone(load_: Load) -> list[int]:
+    """Which requests got an answer that they do not get alone, once for each such answer."""
+    model, tokenizer = load("tiny")
+    asked = sorted({which for which, _ in load_.answers})
+    expected = {which: alone(model, tokenizer, load_.bodies[which]) for which in asked}
+    return [
+        which
+        for which, answer in load_.answers
+        if (answer.reasoning_content, answer.content, answer.finish_reason) != expected[which]
+    ]
+
+
+def result_of(seen: Seen, options: argparse.Namespace) -> dict[str, Any]:
+    """What the result file says."""
+    load_, third, (before, after) = seen.load, max(1, len(seen.megabytes) // 3), seen.descriptors_around
+    times = quantiles(seen.health, p50=0.5, p99=0.99)
+    return {
+        "birth": certificate("cpu"),
+        "cores": os.cpu_count(),
+        "settings": {name: str(value) for name, value in vars(options).items()},
+        "requests": dict(load_.kinds),
+        "statuses": {str(status): count for status, count in sorted(load_.statuses.items())},
+        "wrong_statuses": load_.wrong_status,
+        "errors_in_the_log": seen.errors[:5],
+        "finished_answers": len(load_.answers),
+        "different_from_alone": different_from_alone(load_),
+        "left_in_the_engine": {name: seen.left[f"leanthink_{name}"] for name in ("queue", "running", "slots_reserved")},
+        "tokens_streamed_to_readers": len(load_.between) + len(load_.first),
+        "evictions": seen.left["leanthink_evictions_total"],
+        "seconds_to_first_token": quantiles(load_.first, p50=0.5, p99=0.99),
+        "seconds_between_tokens": quantiles(load_.between, p50=0.5, p99=0.99),
+        "seconds_to_health": {**times, "largest": max(seen.health), "asked": len(seen.health)},
+        "descriptors": {"before": before, "most": max(seen.descriptors), "after": after},
+        "resident_mebibytes": {
+            "every_10_seconds": [round(value, 1) for value in seen.megabytes[::10]],
+            "mean_of_second_third": sum(seen.megabytes[third : 2 * third]) / third,
+            "mean_of_last_third": sum(seen.megabytes[-third:]) / third,
+        },
+        "exit_code": seen.exit_code,
+    }
+
+
 def main() -> None:
     """Load, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -245,62 +350,9 @@ def main() -> None:
     chance = random.Random(options.seed)
     prompts = [p.prompt for family in tasks.FAMILIES for p in tasks.sample(family, 1, 20, options.seed)]
     bodies = [draw(chance, prompts) for _ in range(options.different)]
-    memory = 64 * MAX_SLOTS * 8192 / 2**30
-    flags = ["--max-slots", MAX_SLOTS, "--kv-gib", memory, "--grace", 20, "--read-timeout", 10]
-
-    async def all_clients(port: int, pid: int) -> tuple[Load, list[float], list[int], list[float]]:
-        load = Load(port, bodies, seconds=options.seconds, seed=options.seed, hostile=options.hostile)
-        clients = [load.client() for _ in range(options.clients)] + [load.half_open() for _ in range(options.half_open)]
-        everyone = asyncio.gather(*clients, stop_now_and_then(pid, options.seconds, options.stops, chance))
-        health = asyncio.create_task(load.health())
-        megabytes, descriptors = await watch(pid, options.seconds)
-        await everyone
-        return load, megabytes, descriptors, await health
-
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder, "log")
-        with running(log, *flags) as (process, port):
-            before = len(os.listdir(f"/proc/{process.pid}/fd"))
-            load_, megabytes, descriptors, health = asyncio.run(all_clients(port, process.pid))
-            time.sleep(2)
-            left, after = gauges(port), len(os.listdir(f"/proc/{process.pid}/fd"))
-        exit_code, lines = process.returncode, log.read_text().splitlines()
-    errors = [line for line in lines if '"level": "error"' in line or '"level": "critical"' in line]
-    model, tokenizer = load("tiny")
-    asked = sorted({which for which, _ in load_.answers})
-    expected = {which: alone(model, tokenizer, bodies[which]) for which in asked}
-    different = [
-        which
-        for which, answer in load_.answers
-        if (answer.reasoning_content, answer.content, answer.finish_reason) != expected[which]
-    ]
-    third = max(1, len(megabytes) // 3)
-    result = {
-        "birth": certificate("cpu"),
-        "cores": os.cpu_count(),
-        "settings": {name: str(value) for name, value in vars(options).items()},
-        "requests": dict(load_.kinds),
-        "statuses": {str(status): count for status, count in sorted(load_.statuses.items())},
-        "wrong_statuses": load_.wrong_status,
-        "errors_in_the_log": errors[:5],
-        "finished_answers": len(load_.answers),
-        "different_from_alone": different,
-        "left_in_the_engine": {name: left[f"leanthink_{name}"] for name in ("queue", "running", "slots_reserved")},
-        "tokens_streamed_to_readers": len(load_.between) + len(load_.first),
-        "evictions": left["leanthink_evictions_total"],
-        "seconds_to_first_token": quantiles(load_.first, p50=0.5, p99=0.99),
-        "seconds_between_tokens": quantiles(load_.between, p50=0.5, p99=0.99),
-        "seconds_to_health": {**quantiles(health, p50=0.5, p99=0.99), "largest": max(health), "asked": len(health)},
-        "descriptors": {"before": before, "most": max(descriptors), "after": after},
-        "resident_mebibytes": {
-            "every_10_seconds": [round(value, 1) for value in megabytes[::10]],
-            "mean_of_second_third": sum(megabytes[third : 2 * third]) / third,
-            "mean_of_last_third": sum(megabytes[-third:]) / third,
-        },
-        "exit_code": exit_code,
-    }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    text = json.dumps(result_of(loaded(bodies, options, chance), options), indent=1)
+    options.out.write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

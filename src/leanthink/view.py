@@ -126,11 +126,12 @@ class _Request(BaseHTTPRequestHandler):
             self._send(HTTPStatus.FORBIDDEN, "text/plain; charset=utf-8", not_allowed(asked_for).encode())
             return
         try:
-            path, query = urlsplit(self.path).path, urlsplit(self.path).query
+            address = urlsplit(self.path)
         except ValueError as error:
             self._send(HTTPStatus.BAD_REQUEST, "text/plain; charset=utf-8", f"no address: {error}".encode())
             return
-        if path in ("/", "/viewer") or (path == "/viewer/" and query != SHOWS):
+        path = address.path
+        if path in ("/", "/viewer") or (path == "/viewer/" and address.query != SHOWS):
             self._send(HTTPStatus.FOUND, "text/plain", b"", {"Location": f"/viewer/?{SHOWS}"})
             return
         find = self._answer(path)

@@ -116,8 +116,8 @@ class Predictor(nn.Module):
     """Scores every token by its states; a higher score means more important.
 
     `answer`: one number, the attention that the answer will pay the token. `horizon`: one logit for each horizon,
-    sigmoid of which is the largest attention that any token at least so far away will pay; with `num_sets` so many for
-    each index set, those of one set side by side.
+    sigmoid of which is the label of `leanthink.importance.labels`: how much tokens at least so far away will read it;
+    with `num_sets` so many for each index set, those of one set side by side.
 
     Attributes:
         granularity: of the index sets: one for the whole model, one a layer, or one a kv head ("head").

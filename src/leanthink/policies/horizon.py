@@ -22,11 +22,10 @@ MOST_AT_ONCE = 16  # tokens of a row: the predictor's weights are read once for 
 class Horizon(Policy):
     """Rank a thought token by how strongly it will still be read from its own distance or further.
 
-    The predictor gives each token one number for each horizon d_0 < d_1 < ...: the largest attention that any
-    later token, at least d_h away, will pay it: in any layer and head, in any head of a layer, or in those that
-    share a kv head, by the predictor's granularity. A slot of age a is ranked by the number of
-    the largest d_h <= a: a smaller horizon would count readings that are past, a larger one would miss those that
-    come before it. A slot younger than d_0 belongs to the local window and outranks all others.
+    The predictor gives each token, in each of its index sets, one number for each horizon d_0 < d_1 < ...: how much it
+    will be read by tokens at least d_h away (`leanthink.importance.labels`). A slot of age a is ranked by the number of
+    the largest d_h <= a: a smaller horizon would count readings that are past, a larger one would miss those that come
+    before it. A slot younger than d_0 belongs to the local window and outranks all others.
 
     The settings other than the predictor take a part away, for ablations.
 
