@@ -10,26 +10,26 @@ import json
 import time
 from pathlib import Path
 
-from leanthink.completion import Completion
-from leanthink.eval.grading import last_boxed
-from leanthink.generate import generate
-from leanthink.load import load
-from leanthink.sampling import Sampling
-from leanthink.tiny import tasks
-from leanthink.tiny.problem import Problem
+from leanthink.data.grading.grading import last_boxed
+from leanthink.data.tasks import registry
+from leanthink.data.tasks.problem import Problem
+from leanthink.engine.generation import generate
+from leanthink.engine.outputs import Completion
+from leanthink.engine.sampling import Sampling
+from leanthink.models.loading import load
 
 
 def table(problems: list[Problem], completions: list[Completion]) -> list[dict[str, object]]:
     """One row per family and level."""
     rows = []
-    for family in tasks.FAMILIES:
-        for level in tasks.LEVELS:
+    for family in registry.FAMILIES:
+        for level in registry.LEVELS:
             group = [
                 (p, c) for p, c in zip(problems, completions, strict=True) if (p.family, p.level) == (family, level)
             ]
             if not group:
                 continue
-            right = sum(tasks.is_correct(p, last_boxed(c.answer)) for p, c in group)
+            right = sum(registry.is_correct(p, last_boxed(c.answer)) for p, c in group)
             rows.append(
                 {
                     "family": family,
@@ -62,7 +62,9 @@ def main() -> None:
     options = parser.parse_args()
     model, tokenizer = load(options.model, device=options.device)
     levels = [int(level) for level in options.levels.split(",")]
-    problems = [p for f in tasks.FAMILIES for k in levels for p in tasks.sample(f, k, options.count, options.seed)]
+    problems = [
+        p for f in registry.FAMILIES for k in levels for p in registry.sample(f, k, options.count, options.seed)
+    ]
     start = time.perf_counter()
     completions = generate(
         model,

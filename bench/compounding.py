@@ -26,18 +26,19 @@ import torch
 from policies import Job, complete, in_runs, samplings
 from torch import Tensor
 
-from leanthink.completion import Completion
-from leanthink.errors import UsageError
-from leanthink.eval.bootstrap import Statistic, estimate, mean, ratio
-from leanthink.eval.cells import budget_at_ratio
-from leanthink.eval.grading import last_boxed
-from leanthink.importance.predictor import load_predictor
-from leanthink.load import load
+from leanthink.data.grading.grading import last_boxed
+from leanthink.data.tasks import registry
+from leanthink.data.tasks.problem import Problem
+from leanthink.engine.outputs import Completion
+from leanthink.engine.sampling import Sampling
+from leanthink.eval.configurations import budget_at_ratio
+from leanthink.eval.statistics import Statistic, estimate, mean, ratio
+from leanthink.models.loading import load
+from leanthink.models.predictor import load_predictor
+from leanthink.models.tiny import TINY, predictors_path
 from leanthink.policies import make_policy
-from leanthink.provenance import certificate
-from leanthink.sampling import Sampling
-from leanthink.tiny import TINY, predictors_path, tasks
-from leanthink.tiny.problem import Problem
+from leanthink.utils.errors import UsageError
+from leanthink.utils.provenance import certificate
 
 COLUMNS = ("model", "cache", "accuracy, %", "points to first row", "thought tokens", "answer tokens")
 COLUMNS += ("slot-steps per right answer", "times fewer than first row")
@@ -60,7 +61,9 @@ def main() -> None:
     options = parse()
     predictors = {name: predictor_path(name, options) for name in ("start", "trained")}
     levels = [int(level) for level in options.levels.split(",")]
-    problems = [p for f in tasks.FAMILIES for k in levels for p in tasks.sample(f, k, options.asked, options.seed)]
+    problems = [
+        p for f in registry.FAMILIES for k in levels for p in registry.sample(f, k, options.asked, options.seed)
+    ]
     ways = [replace(way, max_new_tokens=options.max_new_tokens) for way in samplings(options.samples, options.seed)]
     options.out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
@@ -146,7 +149,7 @@ def outcome(problems: Sequence[Problem], runs: Sequence[Sequence[Completion]]) -
         return torch.tensor(rows, dtype=torch.float64).mean(0)
 
     return Outcome(
-        right_P=over_runs(lambda p, c: tasks.is_correct(p, last_boxed(c.answer))),
+        right_P=over_runs(lambda p, c: registry.is_correct(p, last_boxed(c.answer))),
         slot_steps_P=over_runs(lambda _, c: c.slot_steps),
         thought_P=over_runs(lambda _, c: c.thought_tokens),
         answer_P=over_runs(lambda _, c: c.answer_tokens),

@@ -15,11 +15,11 @@ The average forgets half of its start within 11.5 % of the steps, as 0.99 does i
    an H200):
 
     export PYTHONPATH=src
-    python -m leanthink.tiny.train --init tiny --out terse --terse-share 0.7 --steps 2000 --lr 3e-3 --adamw-lr 3e-3 \
-        --decay-share 0.7
-    python -m leanthink.tiny.train --init terse --out habits --terse-share 0.6 --habits 1.0 --steps 2000 --lr 3e-3 \
+    python -m leanthink.models.tiny.train --init tiny --out terse --terse-share 0.7 --steps 2000 --lr 3e-3 \
         --adamw-lr 3e-3 --decay-share 0.7
-    python -m leanthink.tiny.train --init habits --out start --terse-share 0.3 --habits 1.0 \
+    python -m leanthink.models.tiny.train --init terse --out habits --terse-share 0.6 --habits 1.0 --steps 2000 \
+        --lr 3e-3 --adamw-lr 3e-3 --decay-share 0.7
+    python -m leanthink.models.tiny.train --init habits --out start --terse-share 0.3 --habits 1.0 \
         --slip-if-unchecked 0.004 --steps 200 --lr 1e-3 --adamw-lr 1e-3 --warmup-steps 20 --decay-share 1
 
    That is the start "seeing" among the results. "blind" is without the second step, and has in the last the default
@@ -27,9 +27,9 @@ The average forgets half of its start within 11.5 % of the steps, as 0.99 does i
    a style more, short and with checks (and was trained with --lr 1.8e-4, which is too much), from the folder that
    examples/tiny-brief.sh writes:
 
-    python -m leanthink.tiny.train --init tiny-brief --out styles --terse-share 0.4 \
+    python -m leanthink.models.tiny.train --init tiny-brief --out styles --terse-share 0.4 \
         --brisk-share 0.25 --habits 0.5 --steps 1500 --lr 3e-3 --adamw-lr 3e-3 --decay-share 0.7
-    python -m leanthink.tiny.train --init styles --out start --terse-share 0.12 --brisk-share 0.15 --habits 0.5 \
+    python -m leanthink.models.tiny.train --init styles --out start --terse-share 0.12 --brisk-share 0.15 --habits 0.5 \
         --slip-if-unchecked 0.02 --slip-from-level 5 --steps 200 --lr 1e-3 --adamw-lr 1e-3 --warmup-steps 20 \
         --decay-share 1
 
@@ -77,10 +77,10 @@ from deepcompress_pilot import pilot
 from deepcompress_run import ARMS, curve, run, told, write
 from deepcompress_table import START, read, summary
 
-from leanthink.errors import UsageError, unknown
-from leanthink.provenance import certificate
+from leanthink.data.tasks.registry import FAMILIES, LEVELS
 from leanthink.rl.config import MASTERED_WEIGHT
-from leanthink.tiny.tasks import FAMILIES, LEVELS
+from leanthink.utils.errors import UsageError, unknown
+from leanthink.utils.provenance import certificate
 
 GRACE_S = 20  # after its time a run is ended from outside
 SUMMARY = "summary.md"

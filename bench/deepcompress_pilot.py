@@ -9,27 +9,27 @@ from typing import Any
 import torch
 from deepcompress_run import completed, judged, told, write
 
-from leanthink.bench.measure import spread
-from leanthink.load import load
-from leanthink.provenance import certificate
-from leanthink.tiny import tasks
-from leanthink.tiny.pen import STYLES
+from leanthink.data.tasks import registry
+from leanthink.data.tasks.scratchpad import STYLES
+from leanthink.engine.bench.measure import spread
+from leanthink.models.loading import load
+from leanthink.utils.provenance import certificate
 
 
 def pilot(options: argparse.Namespace) -> str:
     """What the start does with training problems, group by group: written, and told as Markdown."""
     model, tokenizer = load(options.start)
-    cells = [(family, level) for level in reversed(tasks.LEVELS) for family in options.families]
-    problems = [p for cell in cells for p in tasks.sample(*cell, options.asked, options.seeds[0], "train")]
+    cells = [(family, level) for level in reversed(registry.LEVELS) for family in options.families]
+    problems = [p for cell in cells for p in registry.sample(*cell, options.asked, options.seeds[0], "train")]
     asked = [p for p in problems for _ in range(options.group)]
     how = {"temperature": options.temperature, "max_new_tokens": options.max_tokens}
     started = time.time()
     completions = completed(model, tokenizer, asked, max_rows=options.eval_rows, **how)
     found = judged(asked, completions)
     families = (None, *options.families)
-    rows = [_pilot_row(found, options.group, level, family) for level in tasks.LEVELS for family in families]
+    rows = [_pilot_row(found, options.group, level, family) for level in registry.LEVELS for family in families]
     names = [_style(done.thought) for done in completions]
-    styles = [row for level in tasks.LEVELS for row in _style_rows(found, names, level)]
+    styles = [row for level in registry.LEVELS for row in _style_rows(found, names, level)]
     seconds = time.time() - started
     result = {"settings": told(options), "birth": certificate(), "seconds": seconds, "rows": rows, "styles": styles}
     write(options.out / "pilot.json", result)

@@ -15,18 +15,18 @@ from deepcompress_table import MEASURED, START, by_level
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
-from leanthink.completion import Completion
-from leanthink.eval.grading import last_boxed
-from leanthink.generate import generate
-from leanthink.load import load
-from leanthink.provenance import certificate
+from leanthink.data.grading.grading import last_boxed
+from leanthink.data.tasks import registry
+from leanthink.data.tasks.problem import Problem
+from leanthink.engine.generation import generate
+from leanthink.engine.outputs import Completion
+from leanthink.engine.sampling import Sampling
+from leanthink.models.loading import load
+from leanthink.models.tiny.checkpoint import save_weights
 from leanthink.rl.run import train
 from leanthink.rl.run_log import LOG
 from leanthink.rl.trl_reward import SELF_CHECK
-from leanthink.sampling import Sampling
-from leanthink.tiny import tasks
-from leanthink.tiny.birth import save_weights
-from leanthink.tiny.problem import Problem
+from leanthink.utils.provenance import certificate
 
 ARMS: dict[str, dict[str, Any]] = {
     START: {},
@@ -141,8 +141,8 @@ def evaluate(model: Any, tokenizer: Any, options: argparse.Namespace) -> dict[st
     What is told of a problem is the mean of its samples.
     """
     started = time.time()
-    cells = [(family, level) for level in reversed(tasks.LEVELS) for family in options.families]
-    problems = [p for cell in cells for p in tasks.sample(*cell, options.asked, EVALUATION_SEED)]
+    cells = [(family, level) for level in reversed(registry.LEVELS) for family in options.families]
+    problems = [p for cell in cells for p in registry.sample(*cell, options.asked, EVALUATION_SEED)]
     asked = [p for p in problems for _ in range(options.eval_samples)]
     how = {"temperature": options.eval_temperature, "max_new_tokens": options.eval_tokens}
     completions = completed(model, tokenizer, asked, max_rows=options.eval_rows, **how)
@@ -182,7 +182,7 @@ def judged(problems: list[Problem], completions: Iterable[Completion]) -> dict[s
         found["id"].append(problem.id)
         found["family"].append(problem.family)
         found["level"].append(problem.level)
-        found["right"].append(int(tasks.is_correct(problem, last_boxed(done.answer))))
+        found["right"].append(int(registry.is_correct(problem, last_boxed(done.answer))))
         found["thought_tokens"].append(done.thought_tokens)
         found["unfinished"].append(int(done.finish_reason == "length"))
         found["checks"].append(len(SELF_CHECK.findall(done.thought)))

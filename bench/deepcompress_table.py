@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.errors import UsageError
-from leanthink.eval.bootstrap import estimate, mean, ratio
+from leanthink.eval.statistics import estimate, mean, ratio
+from leanthink.utils.errors import UsageError
 
 Run = dict[str, Any]
 BASE, START = "none", "start"

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from table import RESULTS
 
-from leanthink.page.svg import FONTS, lighter
+from leanthink.utils.svg import FONTS, lighter
 
 
 @contextmanager

@@ -10,10 +10,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from leanthink.bench.options import FLAGS, options_from
-from leanthink.bench.report import check_new
-from leanthink.bench.run import run_into
-from leanthink.errors import LeanThinkError
+from leanthink.engine.bench.options import FLAGS, options_from
+from leanthink.engine.bench.report import check_new
+from leanthink.engine.bench.run import run_into
+from leanthink.utils.errors import LeanThinkError
 
 
 def main() -> None:

@@ -14,15 +14,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from leanthink.eval.problems import from_tasks
+from leanthink.data.problems import from_tasks
+from leanthink.data.tasks import registry
+from leanthink.data.traces.trace import read_traces
+from leanthink.engine.sampling import Sampling
 from leanthink.importance.collect import collect
 from leanthink.importance.fit import fit
+from leanthink.importance.fit_config import Recipe
 from leanthink.importance.label_file import default_horizons, label_traces, read_labels
-from leanthink.importance.recipe import Recipe
-from leanthink.load import load
-from leanthink.sampling import Sampling
-from leanthink.tiny import tasks
-from leanthink.trace import read_traces
+from leanthink.models.loading import load
 
 NAMES = {"horizon": "horizon", "answer": "dynts"}  # of the predictor's file, by its target
 
@@ -63,7 +63,7 @@ def parse() -> argparse.Namespace:
 def collect_and_label(model: Any, tokenizer: Any, traces: Path, labels: Path, options: argparse.Namespace) -> None:
     """Write one trace of each problem, going on with what is there, and the labels of the right ones."""
     counts = {int(level): int(count) for level, count in (entry.split(":") for entry in options.levels.split(","))}
-    problems = [p for f in tasks.FAMILIES for k, n in counts.items() for p in tasks.sample(f, k, n, 0, "train")]
+    problems = [p for f in registry.FAMILIES for k, n in counts.items() for p in registry.sample(f, k, n, 0, "train")]
     sampling = Sampling(temperature=0.8, max_new_tokens=4200)
     clock = time.perf_counter()
     how = {"samples": 1, "sampling": sampling, "max_rows": options.rows, "resume": traces.exists()}

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from leanthink.eval.grading import is_correct
-from leanthink.eval.literals import plain
-from leanthink.eval.problems import read_problems
+from leanthink.data.grading.answer_normalisation import plain
+from leanthink.data.grading.grading import is_correct
+from leanthink.data.problems import read_problems
 
 FRACTION, DISPLAYED = re.compile(r"\\frac"), r"\\dfrac"
 WAYS: dict[str, Callable[[str], str]] = {

@@ -12,7 +12,7 @@ from typing import Any
 import one_a_line
 import pytest
 
-from leanthink.provenance import certificate
+from leanthink.utils.provenance import certificate
 
 TESTS = Path(__file__).parent.parent / "tests"
 

@@ -26,14 +26,14 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AttentionInterface, AutoModelForCausalLM, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from leanthink.budget import keep
+from leanthink.policies.budget import keep
 from leanthink.policies.h2o import H2O
 from leanthink.policies.keydiff import KeyDiff
 from leanthink.policies.observed import observed_attention
 from leanthink.policies.policy import Policy, Slots
 from leanthink.policies.snapkv import SnapKV
 from leanthink.policies.tova import TOVA
-from leanthink.provenance import certificate
+from leanthink.utils.provenance import certificate
 
 VOCABULARY = 300
 WINDOW = 8

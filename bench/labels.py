@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from leanthink.bench.weights import build
+from leanthink.engine.bench.weights import build
 from leanthink.importance.labels import HORIZONS, label_trace
-from leanthink.provenance import certificate
+from leanthink.utils.provenance import certificate
 
 ANSWER_TOKENS, PROMPT_TOKENS = 200, 100
 

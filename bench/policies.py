@@ -34,21 +34,22 @@ import accuracy
 import one_a_line
 import torch
 
-from leanthink.budget import Budget
-from leanthink.completion import Completion
-from leanthink.eval.bootstrap import estimate, mean
-from leanthink.eval.grading import last_boxed
-from leanthink.generate import generate
+from leanthink.data.grading.grading import last_boxed
+from leanthink.data.tasks import registry
+from leanthink.data.tasks.problem import Problem
+from leanthink.engine.generation import generate
+from leanthink.engine.outputs import Completion
+from leanthink.engine.sampling import Sampling
+from leanthink.eval.statistics import estimate, mean
 from leanthink.importance.labels import Thought
 from leanthink.importance.oracle import oracles
-from leanthink.importance.predictor import load_predictor
-from leanthink.load import load
+from leanthink.models.loading import load
+from leanthink.models.predictor import load_predictor
+from leanthink.models.prompt import encode_prompt
+from leanthink.models.tiny import predictors_path
 from leanthink.policies import POLICIES, Policy, make_policy
-from leanthink.prompt import encode_prompt
-from leanthink.provenance import certificate
-from leanthink.sampling import Sampling
-from leanthink.tiny import predictors_path, tasks
-from leanthink.tiny.problem import Problem
+from leanthink.policies.budget import Budget
+from leanthink.utils.provenance import certificate
 
 OURS = ("horizon", "dynts", "dynts:wide", "oracle", "horizon:ceil", "horizon:one", "horizon:bare", "dynts:bare")
 PEERS = ("sinks", "snapkv", "h2o", "r-kv", "tova", "keydiff", "vase", "sepllm")
@@ -64,7 +65,7 @@ INTERVAL, WINDOW, ANSWER = 16, 32, 256
 def choose(problems: list[Problem], completions: list[Completion], per_family: int, seed: int) -> list[int]:
     """Indices of problems of levels 4 and 5 whose thought has at least 1000 tokens, at most so many of each family."""
     chosen = []
-    for family in tasks.FAMILIES:
+    for family in registry.FAMILIES:
         pairs = enumerate(zip(problems, completions, strict=True))
         group = [i for i, (p, c) in pairs if p.family == family and p.level >= 4 and c.thought_tokens >= 1000]
         chosen += random.Random(seed).sample(group, min(per_family, len(group)))
@@ -80,7 +81,7 @@ def samplings(samples: int, seed: int) -> list[Sampling]:
 def measure(problems: list[Problem], per_sampling: list[list[Completion]], seed: int) -> dict[str, object]:
     """Accuracy greedy and sampled, with bootstrap intervals over problems, lengths, slots and families."""
     right = [
-        [tasks.is_correct(p, last_boxed(c.answer)) for p, c in zip(problems, cs, strict=True)] for cs in per_sampling
+        [registry.is_correct(p, last_boxed(c.answer)) for p, c in zip(problems, cs, strict=True)] for cs in per_sampling
     ]
     greedy, sampled = right[:1], right[1:]
     everything = [c for cs in per_sampling for c in cs]
@@ -152,7 +153,7 @@ def main() -> None:
         "samples": options.samples,
         "seed": options.seed,
         "mean_full_thought": mean_thought,
-        "families": {f: sum(p.family == f for p in problems) for f in tasks.FAMILIES},
+        "families": {f: sum(p.family == f for p in problems) for f in registry.FAMILIES},
         "rows": [{"ratio": 1.0, "policy": "full", **measure(problems, baseline, options.seed)}],
     }
     show(result["rows"][-1])
@@ -244,7 +245,7 @@ def run_full(
 def asked_problems(options: argparse.Namespace) -> list[Problem]:
     """Problems of every family and of the levels of accuracy.json."""
     levels = [int(level) for level in options.levels.split(",")]
-    return [p for f in tasks.FAMILIES for k in levels for p in tasks.sample(f, k, options.asked, options.seed)]
+    return [p for f in registry.FAMILIES for k in levels for p in registry.sample(f, k, options.asked, options.seed)]
 
 
 def write_baseline(path: Path, problems: list[Problem], baseline: list[list[Completion]]) -> None:

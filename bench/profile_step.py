@@ -7,11 +7,11 @@ import time
 
 import torch
 
-from leanthink.budget import Budget
-from leanthink.generate import generate
-from leanthink.load import load
-from leanthink.sampling import Sampling
-from leanthink.tiny import tasks
+from leanthink.data.tasks import registry
+from leanthink.engine.generation import generate
+from leanthink.engine.sampling import Sampling
+from leanthink.models.loading import load
+from leanthink.policies.budget import Budget
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--device", default=None)
     options = parser.parse_args()
     model, tokenizer = load("tiny", device=options.device)
-    prompts = [p.prompt for p in tasks.sample("sums", 5, options.rows, 3)]
+    prompts = [p.prompt for p in registry.sample("sums", 5, options.rows, 3)]
     budget = None if options.policy == "full" else Budget(slots=300, answer=128)
 
     def run(steps: int) -> float:

@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 
-from leanthink.bench.measure import spread
+from leanthink.data.tasks import registry
+from leanthink.engine.bench.measure import spread
+from leanthink.engine.sampling import Sampling
+from leanthink.importance.inference_backend import Ask, LoadedModel, Subject
 from leanthink.integrations.ray import Engines, Source, connected
-from leanthink.load import load
-from leanthink.prompt import encode_prompt
-from leanthink.provenance import certificate
-from leanthink.sampling import Sampling
-from leanthink.subject import Ask, LoadedModel, Subject
-from leanthink.tiny import tasks
+from leanthink.models.loading import load
+from leanthink.models.prompt import encode_prompt
+from leanthink.utils.provenance import certificate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     model, tokenizer = load("tiny", device="cpu")
     here = LoadedModel(model, tokenizer, {"full": None})
-    problems = [problem for family in tasks.FAMILIES for problem in tasks.sample(family, 1, options.count, 0)]
+    problems = [problem for family in registry.FAMILIES for problem in registry.sample(family, 1, options.count, 0)]
     asked = [
         Ask(prompt_ids=tuple(encode_prompt(tokenizer, index, problem.prompt)), policy="full", budget=None,
             sampling=Sampling(max_new_tokens=options.tokens))

@@ -21,9 +21,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from leanthink.errors import UsageError
+from leanthink.data.problems import Problem, read_problems
 from leanthink.eval.benchmarks import public
-from leanthink.eval.problems import Problem, read_problems
+from leanthink.utils.errors import UsageError
 
 FILES = {
     "gsm8k-train": "gsm8k_train.jsonl",

@@ -19,10 +19,10 @@ from typing import Any
 
 import one_a_line
 
-from leanthink.errors import UsageError
-from leanthink.eval.cells import FULL
+from leanthink.eval.aggregated_results import Outcomes
 from leanthink.eval.compare import FinishedRun, read_runs
-from leanthink.eval.outcomes import Outcomes
+from leanthink.eval.configurations import FULL
+from leanthink.utils.errors import UsageError
 
 REAL = Path(__file__).parent / "results" / "real"
 MOST_SAMPLES = 9  # as many as one digit tells

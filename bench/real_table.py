@@ -17,8 +17,8 @@ import torch
 from real_results import REAL, digits
 from torch import Tensor
 
-from leanthink.eval.bootstrap import Estimate, estimate, mean
-from leanthink.eval.cells import FULL
+from leanthink.eval.configurations import FULL
+from leanthink.eval.statistics import Estimate, estimate, mean
 from leanthink.eval.tables import MISSING, percent
 
 OURS = "horizon"

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanthink.errors import LeanThinkError
-from leanthink.load import as_dtype, load
+from leanthink.models.loading import as_dtype, load
+from leanthink.utils.errors import LeanThinkError
 
 LARGEST = 127  # of eight bits with a sign, the same to either side
 

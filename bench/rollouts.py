@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from leanthink.bench.measure import seconds, spread
-from leanthink.load import load
-from leanthink.provenance import certificate
+from leanthink.data.tasks.registry import FAMILIES
+from leanthink.engine.bench.measure import seconds, spread
+from leanthink.models.loading import load
 from leanthink.rl.config import DeepCompressConfig
 from leanthink.rl.data import from_tasks
 from leanthink.rl.trainer import DeepCompressTrainer
-from leanthink.tiny.tasks import FAMILIES
+from leanthink.utils.provenance import certificate
 
 Tokens = list[list[int]]
 

@@ -32,13 +32,13 @@ from typing import Any
 import torch
 from serve_client import Answer, ask, running
 
-from leanthink.bench.measure import quantiles
-from leanthink.budget import Budget
-from leanthink.generate import generate
-from leanthink.load import load
-from leanthink.provenance import certificate
-from leanthink.sampling import Sampling
-from leanthink.tiny import tasks
+from leanthink.data.tasks import registry
+from leanthink.engine.bench.measure import quantiles
+from leanthink.engine.generation import generate
+from leanthink.engine.sampling import Sampling
+from leanthink.models.loading import load
+from leanthink.policies.budget import Budget
+from leanthink.utils.provenance import certificate
 
 POLICIES = ("full", "window", "sinks", "random", "random-heads", "snapkv", "dynts", "horizon")
 LEAVE, SLOW, MALFORMED = 0.2, 0.1, 0.05  # shares of the requests
@@ -348,7 +348,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     chance = random.Random(options.seed)
-    prompts = [p.prompt for family in tasks.FAMILIES for p in tasks.sample(family, 1, 20, options.seed)]
+    prompts = [p.prompt for family in registry.FAMILIES for p in registry.sample(family, 1, 20, options.seed)]
     bodies = [draw(chance, prompts) for _ in range(options.different)]
     text = json.dumps(result_of(loaded(bodies, options, chance), options), indent=1)
     options.out.write_text(text + "\n")

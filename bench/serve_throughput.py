@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from serve_client import ask, running
 
-from leanthink.bench.measure import spread
-from leanthink.budget import Budget
-from leanthink.engine import Engine
-from leanthink.load import load
-from leanthink.provenance import certificate
-from leanthink.sampling import Sampling
-from leanthink.tiny import tasks
+from leanthink.data.tasks import registry
+from leanthink.engine.bench.measure import spread
+from leanthink.engine.engine import Engine
+from leanthink.engine.sampling import Sampling
+from leanthink.models.loading import load
+from leanthink.policies.budget import Budget
+from leanthink.utils.provenance import certificate
 
 BUDGET = Budget(slots=96, window=32, interval=32, answer=192)
 
@@ -44,8 +44,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     loaded = load("tiny")
-    each = -(-options.requests // len(tasks.FAMILIES))
-    problems = [problem.prompt for family in tasks.FAMILIES for problem in tasks.sample(family, 1, each, 0)]
+    each = -(-options.requests // len(registry.FAMILIES))
+    problems = [problem.prompt for family in registry.FAMILIES for problem in registry.sample(family, 1, each, 0)]
     prompts = problems[: options.requests]
     memory = options.rows * options.max_slots * 8192 / 2**30
     flags = ["--rows", options.rows, "--max-slots", options.max_slots, "--kv-gib", memory, "--queue", options.requests]

@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from leanthink.budget import Budget
-from leanthink.completion import Completion
-from leanthink.engine import Engine
-from leanthink.generate import generate
-from leanthink.load import load
-from leanthink.provenance import certificate
-from leanthink.sampling import Sampling
-from leanthink.tiny import tasks
+from leanthink.data.tasks import registry
+from leanthink.engine.engine import Engine
+from leanthink.engine.generation import generate
+from leanthink.engine.outputs import Completion
+from leanthink.engine.sampling import Sampling
+from leanthink.models.loading import load
+from leanthink.policies.budget import Budget
+from leanthink.utils.provenance import certificate
 
 POLICIES = ("full", "window", "sinks", "random", "random-heads", "snapkv", "dynts", "horizon")
 
@@ -59,7 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     chance = random.Random(options.seed)
     model, tokenizer = load("tiny")
-    prompts = [p.prompt for family in tasks.FAMILIES for p in tasks.sample(family, 2, 20, options.seed)]
+    prompts = [p.prompt for family in registry.FAMILIES for p in registry.sample(family, 2, 20, options.seed)]
     engine = Engine(model, tokenizer, slots=options.slots, rows=options.rows, prefill_tokens=64)
     asked: dict[int, dict[str, Any]] = {}
     finished: dict[int, Completion] = {}

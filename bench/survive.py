@@ -29,10 +29,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from leanthink.cli import run
-from leanthink.provenance import certificate
-from leanthink.trace import read_traces, to_line
-from leanthink.writing import write_json
+from leanthink.data.traces.trace import read_traces, to_line
+from leanthink.entrypoints.cli import run
+from leanthink.utils.file_writing import write_json
+from leanthink.utils.provenance import certificate
 
 NOT_OF_THE_RESULT = {"seconds", "start", "births", "birth", "train_runtime", "train_samples_per_second"}
 OF_TIME = ("seconds", "step_time", "runtime", "per_second")

@@ -25,11 +25,11 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
-from leanthink.bench.measure import spread
-from leanthink.provenance import certificate
-from leanthink.scores import pack
-from leanthink.trace import Trace, TraceWriter
-from leanthink.view import address_of, list_traces, make_server
+from leanthink.data.traces.token_scores import pack
+from leanthink.data.traces.trace import Trace, TraceWriter
+from leanthink.engine.bench.measure import spread
+from leanthink.entrypoints.viewer.server import address_of, list_traces, make_server
+from leanthink.utils.provenance import certificate
 
 WORDS = [
     "yes\n",

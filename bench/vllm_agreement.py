@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from leanthink import Budget, Completion, Sampling, generate, load
+from leanthink.data.tasks import registry
 from leanthink.integrations.vllm.settings import VARIABLE
 from leanthink.integrations.vllm.version import ROWS
-from leanthink.prompt import encode_prompt
-from leanthink.provenance import certificate
-from leanthink.tiny import tasks, weights_path
+from leanthink.models.prompt import encode_prompt
+from leanthink.models.tiny import weights_path
+from leanthink.utils.provenance import certificate
 
 PORT = 8123
 LEVELS = (2, 3, 4, 5)
@@ -95,11 +96,11 @@ def compared(given: list[list[int]], ours: list[Completion], unbounded: list[lis
     }
 
 
-def problems(count: int, seed: int) -> list[tasks.Problem]:
+def problems(count: int, seed: int) -> list[registry.Problem]:
     """As many of each family and level as it takes, in turns."""
-    cells = [(family, level) for level in LEVELS for family in tasks.FAMILIES]
+    cells = [(family, level) for level in LEVELS for family in registry.FAMILIES]
     each = -(-count // len(cells))
-    by_cell = [tasks.sample(family, level, each, seed) for family, level in cells]
+    by_cell = [registry.sample(family, level, each, seed) for family, level in cells]
     return [problem for of_all in zip(*by_cell, strict=True) for problem in of_all][:count]
 
 

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from leanthink import Budget, load
-from leanthink.eval.grading import last_boxed
+from leanthink.data.grading.grading import last_boxed
+from leanthink.data.tasks import registry
 from leanthink.integrations.vllm.settings import VARIABLE
 from leanthink.integrations.vllm.version import ROWS
-from leanthink.prompt import encode_prompt
-from leanthink.provenance import certificate
-from leanthink.tiny import tasks, weights_path
+from leanthink.models.prompt import encode_prompt
+from leanthink.models.tiny import weights_path
+from leanthink.utils.provenance import certificate
 
 POLICIES = ("full", "horizon", "random")
 BLOCK = 32
@@ -65,8 +66,8 @@ def main() -> None:
     budget = Budget(slots=options.budget, window=options.window, interval=options.interval, answer=options.answer)
     problems = [
         problem
-        for family in tasks.FAMILIES
-        for problem in tasks.sample(family, options.level, options.count, options.seed)
+        for family in registry.FAMILIES
+        for problem in registry.sample(family, options.level, options.count, options.seed)
     ]
     runs = {policy: run(llm.llm_engine, problems, policy, budget, options.tokens) for policy in POLICIES}
     document = certificate("cpu") | {
@@ -87,7 +88,7 @@ def main() -> None:
     print(json.dumps(document, indent=1))
 
 
-def run(engine: Any, problems: Sequence[tasks.Problem], policy: str, budget: Budget, tokens: int) -> dict[str, Any]:
+def run(engine: Any, problems: Sequence[registry.Problem], policy: str, budget: Budget, tokens: int) -> dict[str, Any]:
     """Answer all problems, and what was seen meanwhile."""
     from vllm import SamplingParams
 
@@ -115,7 +116,7 @@ def run(engine: Any, problems: Sequence[tasks.Problem], policy: str, budget: Bud
             seen.append(len(scheduler.running))
     free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
     assert free == scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1, "blocks were lost"
-    right = sum(tasks.is_correct(problem, last_boxed(texts[index])) for index, problem in enumerate(problems))
+    right = sum(registry.is_correct(problem, last_boxed(texts[index])) for index, problem in enumerate(problems))
     return {
         "running": {"mean": sum(seen) / len(seen), "least": min(seen), "most": max(seen), "steps": len(seen)},
         "most_blocks_of_a_request": most,

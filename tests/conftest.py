@@ -12,12 +12,12 @@ import torch
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's trainers would ask the hub to count them
 
-from leanthink import cli
-from leanthink.importance.fingerprint import fingerprint
-from leanthink.importance.predictor import Predictor, save_predictor
-from leanthink.tiny.birth import save_weights
-from leanthink.tiny.model import build_model, tiny_config
-from leanthink.tiny.tokenizer import PAD
+from leanthink.entrypoints import cli
+from leanthink.models.fingerprint import fingerprint
+from leanthink.models.predictor import Predictor, save_predictor
+from leanthink.models.tiny.checkpoint import save_weights
+from leanthink.models.tiny.model import build_model, tiny_config
+from leanthink.models.tiny.tokenizer import PAD
 
 
 @pytest.hookimpl(trylast=True)  # when those that are not asked for are gone

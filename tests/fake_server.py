@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from leanthink.trace import Trace
-from leanthink.view import HEADERS, KINDS, PAGE
+from leanthink.data.traces.trace import Trace
+from leanthink.entrypoints.viewer.server import HEADERS, KINDS, PAGE
 
 
 def chunks(trace: Trace) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from leanthink.trace import Trace
+from leanthink.data.traces.trace import Trace
 
 HORIZONS = (2, 8)
 

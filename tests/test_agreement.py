@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from leanthink.importance.agreement import kendall_tau, top_overlap
+from leanthink.importance.rank_metrics import kendall_tau, top_overlap
 from reference.agreement_slow import kendall_tau_slow
 
 

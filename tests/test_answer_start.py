@@ -15,15 +15,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from command_line import refused
-from leanthink.errors import UsageError
+from leanthink.data.traces.trace import Trace, read_traces, to_line
 from leanthink.importance.answer_start import AnswerFrom, as_answer_from, check_answer_from, with_answers
-from leanthink.importance.examples import gather, usable
+from leanthink.importance.dataset import gather, usable
 from leanthink.importance.fit import fit
+from leanthink.importance.fit_config import Recipe
+from leanthink.importance.inference_backend import LoadedModel
 from leanthink.importance.label_file import label_traces, read_labels
-from leanthink.importance.recipe import Recipe
-from leanthink.subject import LoadedModel
-from leanthink.tiny.tokenizer import byte_symbols
-from leanthink.trace import Trace, read_traces, to_line
+from leanthink.models.tiny.tokenizer import byte_symbols
+from leanthink.utils.errors import UsageError
 from models import END, make_model
 from recorded import HORIZONS, trace
 from reference.labels_slow import label_trace_slow

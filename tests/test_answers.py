@@ -6,8 +6,8 @@ import importlib.util
 
 import pytest
 
-from leanthink.eval.answers import answer_section, given_answer, stated_answer
-from leanthink.eval.grading import is_correct
+from leanthink.data.grading.answer_extraction import answer_section, given_answer, stated_answer
+from leanthink.data.grading.grading import is_correct
 
 needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="extra eval")
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanthink.arena import Arena, Region
+from leanthink.engine.slot_allocator import Arena, Region
 
 TOTAL, EQUAL = 23, 4
 

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leanthink.arena import Region
-from leanthink.attention import decode, prefill, slot_attention
-from leanthink.cache import SlotCache
-from leanthink.errors import UnsupportedModel, UsageError
-from leanthink.feeds import Segment
-from leanthink.kv_shape import KVShape
-from leanthink.load import kv_shape
+from leanthink.engine.attention import decode, prefill, slot_attention
+from leanthink.engine.cache import SlotCache
+from leanthink.engine.forward_batch import Segment
+from leanthink.engine.slot_allocator import Region
+from leanthink.models.kv_shape import KVShape
+from leanthink.models.loading import kv_shape
+from leanthink.utils.errors import UnsupportedModel, UsageError
 from models import make_model
 
 CPU = torch.device("cpu")

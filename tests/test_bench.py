@@ -14,29 +14,29 @@ import pytest
 import torch
 
 from command_line import refused
-from leanthink.bench import stock
-from leanthink.bench.bed import NO_TAGS, Bed
-from leanthink.bench.eviction import gathered
-from leanthink.bench.floor import COPY_BYTES
-from leanthink.bench.latency import serve
-from leanthink.bench.measure import Steps, spread, timed_steps
-from leanthink.bench.memory import predicted_bytes
-from leanthink.bench.options import LARGE, PARTS, SMALL, Options, options_from
-from leanthink.bench.plot import draw, floors, speeds
-from leanthink.bench.run import run
-from leanthink.bench.seating import Place, seat
-from leanthink.bench.sets import shares
-from leanthink.bench.throughput import places_of
-from leanthink.bench.weights import all_bytes, build, config_of, never_ending, step_bytes
-from leanthink.budget import Budget
-from leanthink.engine import Engine
-from leanthink.errors import UsageError
-from leanthink.load import kv_shape
+from leanthink.engine.bench import hf_baseline
+from leanthink.engine.bench.eviction import gathered
+from leanthink.engine.bench.fixture import NO_TAGS, Bed
+from leanthink.engine.bench.latency import serve
+from leanthink.engine.bench.measure import Steps, spread, timed_steps
+from leanthink.engine.bench.memory import predicted_bytes
+from leanthink.engine.bench.options import LARGE, PARTS, SMALL, Options, options_from
+from leanthink.engine.bench.plot import draw, floors, speeds
+from leanthink.engine.bench.roofline import COPY_BYTES
+from leanthink.engine.bench.run import run
+from leanthink.engine.bench.sets import shares
+from leanthink.engine.bench.throughput import places_of
+from leanthink.engine.bench.warm_start import Place, seat
+from leanthink.engine.bench.weights import all_bytes, build, config_of, never_ending, step_bytes
+from leanthink.engine.engine import Engine
+from leanthink.engine.request import make_request
+from leanthink.engine.sampling import Sampling
+from leanthink.models.loading import kv_shape
+from leanthink.models.tiny.checkpoint import save_weights
+from leanthink.models.tiny.model import build_model, tiny_config
 from leanthink.policies import Policy, make_policy
-from leanthink.request import make_request
-from leanthink.sampling import Sampling
-from leanthink.tiny.birth import save_weights
-from leanthink.tiny.model import build_model, tiny_config
+from leanthink.policies.budget import Budget
+from leanthink.utils.errors import UsageError
 from models import RandomPredictor, make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -233,7 +233,7 @@ def test_breakdown_explains_the_measured_step(folder: Path) -> None:
 
 
 def test_a_forward_of_transformers_is_not_taken_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanthink.decoder.FAMILIES", ())
+    monkeypatch.setattr("leanthink.engine.decoder.FAMILIES", ())
     assert all("not taken apart" in cell["error"] for cell in measured(folder, "breakdown")["cells"])
 
 
@@ -339,9 +339,9 @@ def test_continuous_batching_runs_on_this_machine(folder: Path) -> None:
 def test_steps_of_continuous_batching_are_those_with_every_request() -> None:
     late = [3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 9.5]
     early = [float(second) for second in range(9)]
-    assert stock.between_all([early, late]) == [1e3]  # 4 to 8, less three
+    assert hf_baseline.between_all([early, late]) == [1e3]  # 4 to 8, less three
     with pytest.raises(RuntimeError, match="--steps"):
-        stock.between_all([[1.0, 2.0], [3.0, 4.0]])
+        hf_baseline.between_all([[1.0, 2.0], [3.0, 4.0]])
 
 
 def test_latency_counts_every_token(folder: Path) -> None:

@@ -13,11 +13,11 @@ import pytest
 import torch
 from transformers import GenerationConfig, Qwen3ForCausalLM
 
-from leanthink.load import load
-from leanthink.tiny import train
-from leanthink.tiny.birth import save_weights
-from leanthink.tiny.model import tiny_config
-from leanthink.tiny.tokenizer import END, PAD
+from leanthink.models.loading import load
+from leanthink.models.tiny import train
+from leanthink.models.tiny.checkpoint import save_weights
+from leanthink.models.tiny.model import tiny_config
+from leanthink.models.tiny.tokenizer import END, PAD
 
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))

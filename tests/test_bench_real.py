@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from leanthink import cli
+from leanthink.entrypoints import cli
 
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanthink.errors import UsageError
-from leanthink.eval.bootstrap import DRAWS, draws, estimate, holm, mean, p_values, ratio
+from leanthink.eval.statistics import DRAWS, draws, estimate, holm, mean, p_values, ratio
+from leanthink.utils.errors import UsageError
 
 
 def test_every_draw_has_as_many_problems_as_there_are() -> None:

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanthink.budget import Budget, keep_in_order, select
-from leanthink.errors import LeanThinkError, UsageError
+from leanthink.policies.budget import Budget, keep_in_order, select
+from leanthink.utils.errors import LeanThinkError, UsageError
 from reference.select_slow import select_slow
 
 
@@ -176,7 +176,7 @@ def test_select_of_a_row_alone_is_its_row_of_the_batch_and_writes_nothing(case: 
 
 def test_budget_and_policies_import_neither_transformers_nor_trl() -> None:
     code = (
-        "import sys, leanthink.budget, leanthink.policies\n"
+        "import sys, leanthink.policies.budget, leanthink.policies\n"
         "print(*sorted({'transformers', 'trl', 'tokenizers'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from leanthink.budget import Budget
-from leanthink.budget_hints import budget_hints, thought_tokens_of
-from leanthink.importance.predictor import Predictor, mean_thought
-from leanthink.load import load
+from leanthink.engine.request import PolicyMaker
+from leanthink.models.loading import load
+from leanthink.models.predictor import Predictor, mean_thought
 from leanthink.policies import Policy, make_policy
-from leanthink.request import PolicyMaker
+from leanthink.policies.budget import Budget
+from leanthink.policies.budget_hints import budget_hints, thought_tokens_of
 from server import serving
 
 

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leanthink import attended
-from leanthink.arena import Region
-from leanthink.cache import SlotCache
-from leanthink.errors import UsageError
-from leanthink.feeds import Segment
-from leanthink.kv_shape import KVShape
+from leanthink.engine import attention_sums as attended
+from leanthink.engine.cache import SlotCache
+from leanthink.engine.cache_requirements import Wishes
+from leanthink.engine.forward_batch import Segment
+from leanthink.engine.slot_allocator import Region
+from leanthink.models.kv_shape import KVShape
 from leanthink.policies import make_policy
 from leanthink.policies.snapkv import SnapKV
-from leanthink.wishes import Wishes
+from leanthink.utils.errors import UsageError
 from policy_slots import make
 from reference.cache_slow import SlowCache, SlowRequest
 

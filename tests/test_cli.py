@@ -16,13 +16,13 @@ import pytest
 import typer.main
 
 from command_line import leanthink, refused, start
-from leanthink import cli
-from leanthink.budget import Budget
-from leanthink.completion import Completion
-from leanthink.importance.recipe import LEARNING_RATE, Recipe
-from leanthink.sampling import Sampling
-from leanthink.tiny import tasks
-from leanthink.trace import read_traces
+from leanthink.data.tasks import registry
+from leanthink.data.traces.trace import read_traces
+from leanthink.engine.outputs import Completion
+from leanthink.engine.sampling import Sampling
+from leanthink.entrypoints import cli
+from leanthink.importance.fit_config import LEARNING_RATE, Recipe
+from leanthink.policies.budget import Budget
 
 CHAT = " --system-prompt --chat-template-kwargs --split-special-tokens --no-split-special-tokens --think-tags "
 FLAGS = {
@@ -176,14 +176,14 @@ def test_help_opens_with_a_sentence_and_examples(command, inside):
 
 
 def test_help_and_version_come_without_loading_torch():
-    code = "import sys; from leanthink import cli; cli.run({}); sys.exit('torch' in sys.modules)"
+    code = "import sys; from leanthink.entrypoints import cli; cli.run({}); sys.exit('torch' in sys.modules)"
     for arguments in (["--help"], ["generate", "--help"], ["tasks", "list", "--json"], ["--version"]):
         subprocess.run([sys.executable, "-c", code.format(arguments)], check=True, capture_output=True)
 
 
 def test_sampled_tasks_are_one_json_list_of_records():
     result = leanthink("tasks", "sample", "--family", "multiply", "--level", 2, "--count", 3, "--seed", 5, "--json")
-    expected = tasks.sample("multiply", 2, 3, 5)
+    expected = registry.sample("multiply", 2, 3, 5)
     assert result.code == 0
     assert result.err == ""
     assert json.loads(result.out) == [
@@ -193,9 +193,9 @@ def test_sampled_tasks_are_one_json_list_of_records():
 
 def test_listed_tasks_are_the_families_there_are():
     listed = json.loads(leanthink("tasks", "list", "--json").out)
-    assert [record["family"] for record in listed] == list(tasks.FAMILIES)
+    assert [record["family"] for record in listed] == list(registry.FAMILIES)
     assert all(record["levels"] == [1, 2, 3, 4, 5] for record in listed)
-    assert [line.split()[0] for line in leanthink("tasks", "list").out.splitlines()] == list(tasks.FAMILIES)
+    assert [line.split()[0] for line in leanthink("tasks", "list").out.splitlines()] == list(registry.FAMILIES)
 
 
 def test_generate_prints_one_json_document_with_the_fields_of_a_completion(folder):

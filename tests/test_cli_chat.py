@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from command_line import refused
-from leanthink.prompt import ChatOptions, encode_prompt
-from leanthink.tags import think_tags
-from leanthink.trace import read_traces
+from leanthink.data.think_tags import think_tags
+from leanthink.data.traces.trace import read_traces
+from leanthink.models.prompt import ChatOptions, encode_prompt
 from models import make_model
 from test_prompt import TOKENIZERS
 
@@ -74,13 +74,13 @@ def test_eval_asks_so_and_goes_on_with_the_same_settings_only(chatty: Path, insi
 
 def test_serve_and_train_are_told_the_same(chatty: Path, inside: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
-    monkeypatch.setattr("leanthink.serve.run.serve", lambda *given, **_: told.extend(given))
+    monkeypatch.setattr("leanthink.entrypoints.openai.run.serve", lambda *given, **_: told.extend(given))
     assert inside("serve", "--model", chatty, "--policy", "full", *WORDS).code == 0
     _, tokenizer, settings = told
     assert settings.chat == OPTIONS
     assert think_tags(tokenizer).close == "[/THINK]"
     pytest.importorskip("trl", reason="TRL is not installed: pip install 'leanthink[train]'")
-    monkeypatch.setattr("leanthink.cli.train._train", lambda settings, **_: told.append(settings))
+    monkeypatch.setattr("leanthink.entrypoints.cli.train._train", lambda settings, **_: told.append(settings))
     assert inside("train", "--model", chatty, "--tasks", "sums", *WORDS).code == 0
     expected = {**vars(OPTIONS), "think_tags": ["[THINK]", "[/THINK]"]}
     assert {name: told[-1][name] for name in expected} == expected

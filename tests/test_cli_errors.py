@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from command_line import leanthink, refused
-from leanthink import cli
-from leanthink.cli import view
-from leanthink.demo import Plan, output_files
-from leanthink.device import check_device
-from leanthink.errors import LONGEST_LIST, UsageError, unknown
-from leanthink.trace import to_line
+from leanthink.data.traces.trace import to_line
+from leanthink.entrypoints import cli
+from leanthink.entrypoints.cli import view
+from leanthink.entrypoints.demo import Plan, output_files
+from leanthink.utils.device import check_device
+from leanthink.utils.errors import LONGEST_LIST, UsageError, unknown
 from recorded import trace
 
 
@@ -62,7 +62,7 @@ def test_a_wrong_command_gets_one_clear_line(arguments, words):
     ],
 )
 def test_a_wrong_setting_is_refused_before_the_model_is_loaded(arguments, words, inside, monkeypatch):
-    monkeypatch.setattr(import_module("leanthink.load"), "AutoModelForCausalLM", None)
+    monkeypatch.setattr(import_module("leanthink.models.loading"), "AutoModelForCausalLM", None)
     refused(inside("generate", "hi", "--model", "no/such/model", *shlex.split(arguments)), 2, *words)
 
 
@@ -161,7 +161,7 @@ def test_a_message_of_several_lines_becomes_one(inside, monkeypatch):
     def fail(*_given, **_options):
         raise OSError("We could not connect\nto the hub\n  at all")
 
-    monkeypatch.setattr(import_module("leanthink.load").AutoConfig, "from_pretrained", fail)
+    monkeypatch.setattr(import_module("leanthink.models.loading").AutoConfig, "from_pretrained", fail)
     refused(inside("generate", "hi", "--model", "Qwen/Qwen3-4B"), 2, "We could not connect to the hub at all")
 
 

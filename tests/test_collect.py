@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from leanthink.budget import Budget
-from leanthink.errors import UsageError
-from leanthink.eval import judge
-from leanthink.eval.problems import Problem, from_tasks
-from leanthink.generate import generate
+from leanthink.data.grading import math_verify_pool
+from leanthink.data.problems import Problem, from_tasks
+from leanthink.data.tasks import registry
+from leanthink.data.think_tags import ThinkTags, set_think_tags
+from leanthink.data.traces.trace import Trace, read_traces, request_seed
+from leanthink.engine.generation import generate
+from leanthink.engine.sampling import Sampling
 from leanthink.importance import collect as collecting
 from leanthink.importance.collect import Collected, collect
-from leanthink.sampling import Sampling
-from leanthink.subject import LoadedModel
-from leanthink.tags import ThinkTags, set_think_tags
-from leanthink.tiny import tasks
-from leanthink.trace import Trace, read_traces, request_seed
+from leanthink.importance.inference_backend import LoadedModel
+from leanthink.policies.budget import Budget
+from leanthink.utils.errors import UsageError
 from models import make_model, make_tokenizer
 
 PROBLEMS = [Problem(id=f"p{n}", problem=f"What is {n} + {n}?", answer=str(2 * n)) for n in range(3)]
@@ -229,7 +229,7 @@ def test_what_cannot_be_collected_or_graded_is_refused_before_the_file_is_made(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(judge, "is_available", lambda: False)
+    monkeypatch.setattr(math_verify_pool, "is_available", lambda: False)
     with pytest.raises(UsageError, match=message):
         collect(model, tokenizer, problems, tmp_path / "t.jsonl", samples=samples, sampling=SAMPLING)
     assert not (tmp_path / "t.jsonl").exists()
@@ -248,8 +248,8 @@ def test_a_subject_needs_a_name_for_its_traces(model: Any, tokenizer: Any, tmp_p
 def test_embedded_tasks_need_nothing_installed_and_take_any_right_answer(
     model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge, "is_available", lambda: False)
-    (task,) = tasks.sample("countdown", 1, 1, seed=0)
+    monkeypatch.setattr(math_verify_pool, "is_available", lambda: False)
+    (task,) = registry.sample("countdown", 1, 1, seed=0)
     box = f"\\boxed{{(({task.answer}))}}"
     monkeypatch.setattr(LoadedModel, "complete", answering(Finished(f"</think>{box}", (1, 2, 3), 0, 3)))
     collect(model, tokenizer, from_tasks([task]), tmp_path / "t.jsonl", samples=1, sampling=SAMPLING)

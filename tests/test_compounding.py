@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from leanthink.completion import Completion
-from leanthink.errors import UsageError
-from leanthink.tiny import tasks
+from leanthink.data.tasks import registry
+from leanthink.engine.outputs import Completion
+from leanthink.utils.errors import UsageError
 
 SCRIPTS = Path(__file__).parent.parent / "bench"
 
@@ -57,7 +57,7 @@ def test_nothing_right_has_no_cost_per_right_answer(compounding: ModuleType) -> 
 
 
 def test_outcomes_are_means_over_the_samples(compounding: ModuleType) -> None:
-    (problem,) = tasks.sample("sums", 1, 1, 1)
+    (problem,) = registry.sample("sums", 1, 1, 1)
     facts: dict[str, Any] = {"text": "", "thought": "", "token_ids": (), "prompt_tokens": 1, "kept_slots": 1}
     facts |= {"evictions": 0, "peak_kv_bytes": 0, "full_kv_bytes": 0, "reserved_kv_bytes": 0, "answer_tokens": 4}
     right = f"\\boxed{{{problem.answer}}}"
@@ -99,7 +99,7 @@ def test_all_four_cells_on_a_small_model(
     monkeypatch.setattr(sys, "argv", ["compounding.py", *words])
     compounding.main()
     result = json.loads((tmp_path / "compounding.json").read_text())
-    assert (result["n"], result["samples"]) == (len(tasks.FAMILIES), 1)
+    assert (result["n"], result["samples"]) == (len(registry.FAMILIES), 1)
     assert [(row["model"], row["policy"]) for row in result["rows"]] == [
         *[("start", "full"), ("start", "horizon")],
         *[("trained", "full"), ("trained", "horizon")],

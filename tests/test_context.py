@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from transformers import CONFIG_MAPPING
 
-from leanthink.context import context_of
-from leanthink.generate import generate
-from leanthink.load import check_supported
-from leanthink.sampling import Sampling
+from leanthink.engine.generation import generate
+from leanthink.engine.sampling import Sampling
+from leanthink.models.context import context_of
+from leanthink.models.loading import check_supported
 from models import make_model, make_tokenizer
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}

@@ -17,16 +17,16 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from leanthink.cli import run
-from leanthink.errors import DamagedFile, LeanThinkError, UsageError
-from leanthink.eval.problems import read_problems
+from leanthink.data.problems import read_problems
+from leanthink.data.traces.trace import from_line, read_traces, to_line
+from leanthink.entrypoints.cli import run
+from leanthink.entrypoints.viewer.server import list_traces, make_server
 from leanthink.importance.label_file import label_traces, read_labels
-from leanthink.importance.predictor import read_metadata
-from leanthink.load import load
-from leanthink.reading import WrongField, parse_json, reading
-from leanthink.tiny import predictors_path
-from leanthink.trace import from_line, read_traces, to_line
-from leanthink.view import list_traces, make_server
+from leanthink.models.loading import load
+from leanthink.models.predictor import read_metadata
+from leanthink.models.tiny import predictors_path
+from leanthink.utils.errors import DamagedFile, LeanThinkError, UsageError
+from leanthink.utils.file_reading import WrongField, parse_json, reading
 from recorded import trace
 
 WRONG: list[Any] = [None, 0, -1, 2**70, 0.5, "x", [], ["x"], [None], {}, {"x": 0}, {"layers": "x"}, [2, 1], True]
@@ -90,7 +90,7 @@ def test_a_predictor_with_other_metadata_is_read_or_refused_in_a_sentence(name: 
 
 
 def _load_predictor(path: Path, model: Any) -> None:
-    from leanthink.importance.predictor import load_predictor
+    from leanthink.models.predictor import load_predictor
 
     read_metadata(path)
     load_predictor(path, model)

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from leanthink import attention, decoder
-from leanthink.cache import SlotCache
-from leanthink.feeds import Segment
-from leanthink.load import kv_shape
-from leanthink.states import state_size
+from leanthink.engine import attention, decoder
+from leanthink.engine.cache import SlotCache
+from leanthink.engine.forward_batch import Segment
+from leanthink.engine.hidden_states import state_size
+from leanthink.models.loading import kv_shape
 from models import make_model
 
 

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from leanthink.budget import Budget
-from leanthink.default_policy import default_policy, how_to_fit
-from leanthink.engine import Engine
-from leanthink.errors import LeanThinkWarning
-from leanthink.generate import generate, stream
-from leanthink.load import load
-from leanthink.request import PolicyMaker
-from leanthink.sampling import Sampling
-from leanthink.serve.reading import Reader
-from leanthink.serve.settings import Settings
-from leanthink.tags import think_tags
-from leanthink.trace import read_traces
-from leanthink.transformers_generate import custom_generate
+from leanthink.data.think_tags import think_tags
+from leanthink.data.traces.trace import read_traces
+from leanthink.engine.engine import Engine
+from leanthink.engine.generation import generate, stream
+from leanthink.engine.request import PolicyMaker
+from leanthink.engine.sampling import Sampling
+from leanthink.entrypoints.openai.request_parsing import Reader
+from leanthink.entrypoints.openai.settings import Settings
+from leanthink.integrations.transformers import custom_generate
+from leanthink.models.default_policy import default_policy, how_to_fit
+from leanthink.models.loading import load
+from leanthink.policies.budget import Budget
+from leanthink.utils.errors import LeanThinkWarning
 from models import make_model, make_tokenizer
 
 BUDGET = Budget(slots=12, window=4, interval=6)

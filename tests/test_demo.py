@@ -11,9 +11,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from leanthink import cli
-from leanthink.budget import Budget
-from leanthink.demo import (
+from leanthink.data.traces.trace import Trace, read_traces
+from leanthink.entrypoints import cli
+from leanthink.entrypoints.demo import (
     Plan,
     as_table,
     compare,
@@ -24,12 +24,12 @@ from leanthink.demo import (
     summarize,
     wilson_interval,
 )
-from leanthink.demo_plot import draw_kept, held_slots, held_steps
-from leanthink.errors import UsageError
-from leanthink.importance.predictor import Predictor
-from leanthink.tiny.model import build_model, tiny_config
-from leanthink.tiny.tokenizer import build_tokenizer
-from leanthink.trace import Trace, read_traces
+from leanthink.entrypoints.demo_plot import draw_kept, held_slots, held_steps
+from leanthink.models.predictor import Predictor
+from leanthink.models.tiny.model import build_model, tiny_config
+from leanthink.models.tiny.tokenizer import build_tokenizer
+from leanthink.policies.budget import Budget
+from leanthink.utils.errors import UsageError
 
 PLAN = Plan(
     tasks=(("multiply", 1), ("sums", 1)),
@@ -97,7 +97,7 @@ def test_the_demonstration_streams_compares_and_draws(tmp_path, reasoner, monkey
     model, tokenizer, predictors = reasoner
     drawn: list[str] = []
     draw = lambda trace, path: (drawn.append(trace.key), draw_kept(trace, path))  # noqa: E731
-    monkeypatch.setattr("leanthink.demo.draw_kept", draw)
+    monkeypatch.setattr("leanthink.entrypoints.demo.draw_kept", draw)
     told: list[tuple[str, int, int]] = []
     shown = io.StringIO()
     rows = demo(
@@ -169,7 +169,7 @@ def test_the_command_says_beforehand_how_long_it_takes_and_counts_all_policies(t
                 progress(policy, done, plan.problems)
         return [summarize("horizon", [make_trace()], 1.0)]
 
-    monkeypatch.setattr("leanthink.demo.demo", few)
+    monkeypatch.setattr("leanthink.entrypoints.demo.demo", few)
     assert cli.run(["demo", "--out", str(tmp_path / "demo")]) == 0
     said = capfd.readouterr().err.splitlines()
     assert said[0] == "leanthink: one thought, then 5 policies on 12 problems: up to two minutes on two cores"

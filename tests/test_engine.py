@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from leanthink import attention
-from leanthink.budget import Budget
-from leanthink.completion import Completion
-from leanthink.engine import Engine
-from leanthink.errors import LeanThinkError, UsageError
-from leanthink.generate import generate
+from leanthink.data.think_tags import ThinkTags, think_tags
+from leanthink.engine import attention
+from leanthink.engine.engine import Engine
+from leanthink.engine.generation import generate
+from leanthink.engine.outputs import Completion
+from leanthink.engine.sampling import Sampling
 from leanthink.policies import Policy, Slots, make_policy
+from leanthink.policies.budget import Budget
 from leanthink.policies.h2o import H2O
 from leanthink.policies.horizon import Horizon
 from leanthink.policies.sepllm import SepLLM
-from leanthink.sampling import Sampling
-from leanthink.tags import ThinkTags, think_tags
+from leanthink.utils.errors import LeanThinkError, UsageError
 from models import CLOSE, END, OPEN, RandomPredictor, make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -333,10 +333,10 @@ def test_a_name_and_a_predictor_are_resolved_once() -> None:
 
 @pytest.mark.gpu
 def test_graphs_give_the_tokens_of_plain_steps_and_of_the_cpu() -> None:
-    from leanthink.load import load
-    from leanthink.tiny import tasks
+    from leanthink.data.tasks import registry
+    from leanthink.models.loading import load
 
-    problems = [p for family in tasks.FAMILIES for p in tasks.sample(family, 2, 4, 5)]
+    problems = [p for family in registry.FAMILIES for p in registry.sample(family, 2, 4, 5)]
     budget = Budget(slots=96, window=16, interval=16, answer=128)
     policies = ["horizon", "window", "random", "dynts", "snapkv", "full", "h2o", "r-kv", "tova", "keydiff", "vase"]
     policies += ["sepllm"]

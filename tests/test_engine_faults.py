@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from leanthink import attended
-from leanthink.budget import Budget
-from leanthink.completion import Completion
-from leanthink.engine import Engine, Progress
-from leanthink.errors import DeviceLost, LeanThinkError, RequestFailed
-from leanthink.generate import generate, stream
+from leanthink.data.think_tags import ThinkTags
+from leanthink.engine import attention_sums
+from leanthink.engine.engine import Engine, Progress
+from leanthink.engine.generation import generate, stream
+from leanthink.engine.outputs import Completion
+from leanthink.engine.sampling import Sampling
 from leanthink.policies import Policy, Slots, make_policy
+from leanthink.policies.budget import Budget
 from leanthink.policies.h2o import H2O
 from leanthink.policies.window import Window
-from leanthink.sampling import Sampling
-from leanthink.tags import ThinkTags
+from leanthink.utils.errors import DeviceLost, LeanThinkError, RequestFailed
 from models import RandomPredictor, make_tokenizer
 from test_engine import assert_empty, endless
 
@@ -158,7 +158,7 @@ def test_a_ranking_per_head_that_fails_in_one_layer_ends_the_request_whose_slots
     kind: type[Policy], why: str, together: int, row_slots: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = endless().double()
-    monkeypatch.setattr(attended, "at_a_time", lambda _cache, _bytes, num_rows: (num_rows, together))
+    monkeypatch.setattr(attention_sums, "at_a_time", lambda _cache, _bytes, num_rows: (num_rows, together))
     engine = Engine(model, TOKENIZER, slots=400, rows=4, row_slots=row_slots)
     assert_only_one_failed(engine, model, why, policy=kind())
 
@@ -191,15 +191,15 @@ def test_attention_is_added_once_though_adding_raises_on_the_way(
     options: dict[str, Any] = {"policy": H2O(waiting=8), "budget": BUDGET}
     expected = [alone(model, i, H2O(waiting=8)).token_ids for i in range(4)]
     engine = Engine(model, TOKENIZER, slots=400, rows=4, row_slots=row_slots)
-    sums, calls = attended._sums, count(1)
+    sums, calls = attention_sums._sums, count(1)
 
     def scarce(*args: Any) -> Tensor:
         if next(calls) == raises_at:
             raise RuntimeError("no room")
         return sums(*args)
 
-    monkeypatch.setattr(attended, "_sums", scarce)
-    monkeypatch.setattr(attended, "at_a_time", lambda _cache, _bytes, num_rows: (num_rows, 1))
+    monkeypatch.setattr(attention_sums, "_sums", scarce)
+    monkeypatch.setattr(attention_sums, "at_a_time", lambda _cache, _bytes, num_rows: (num_rows, 1))
     ids = [engine.add(prompt, sampling=samplings()[i], **options) for i, prompt in enumerate(PROMPTS)]
     whole = run(engine)
     assert not whole.failed

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from leanthink.budget import Budget
-from leanthink.engine import Engine
-from leanthink.errors import UsageError
-from leanthink.generate import generate
-from leanthink.known_policies import MOST_IDLE, KnownPolicies, first_gap
+from leanthink.engine.engine import Engine
+from leanthink.engine.generation import generate
+from leanthink.engine.known_policies import MOST_IDLE, KnownPolicies, first_gap
+from leanthink.engine.request import Request, make_request
+from leanthink.engine.sampling import Sampling
 from leanthink.policies import Policy, make_policy
+from leanthink.policies.budget import Budget
 from leanthink.policies.window import Window
-from leanthink.request import Request, make_request
-from leanthink.sampling import Sampling
+from leanthink.utils.errors import UsageError
 from models import VOCABULARY, RandomPredictor, make_model, make_tokenizer
 from test_engine import assert_empty, endless, run
 

@@ -6,8 +6,8 @@ import importlib.util
 
 import pytest
 
-from leanthink.eval.grading import is_correct
-from leanthink.eval.literals import Tolerance
+from leanthink.data.grading.answer_normalisation import Tolerance
+from leanthink.data.grading.grading import is_correct
 
 needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="extra eval")
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from leanthink.errors import UsageError
-from leanthink.eval import benchmarks, gym
+from leanthink.data import gym
+from leanthink.data.grading.answer_normalisation import Tolerance
+from leanthink.data.grading.grading import is_solved
+from leanthink.eval import benchmarks
 from leanthink.eval.benchmarks import PUBLIC, public
-from leanthink.eval.grading import is_solved
-from leanthink.eval.literals import Tolerance
+from leanthink.utils.errors import UsageError
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "math-500": [

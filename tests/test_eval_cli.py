@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from command_line import leanthink, refused, start
+from leanthink.importance.inference_backend import LoadedModel
 from leanthink.policies import Slots
 from leanthink.policies.window import Window
-from leanthink.subject import LoadedModel
 
 KILLED = ["--tasks", "sums", "--levels", "1", "--count", 2, "--policies", "full,horizon", "--ratios", "2",
           "--window", 8, "--interval", 16, "--samples", 2, "--temperature", 0.7, "--max-new-tokens", 150,

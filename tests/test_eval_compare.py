@@ -12,11 +12,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from command_line import on_terminal, refused
-from leanthink.errors import DamagedFile, UsageError
-from leanthink.eval.bootstrap import holm
 from leanthink.eval.compare import compare, front, read_runs
-from leanthink.eval.page import as_markdown, write_page
-from leanthink.eval.plots import MARKERS, looks, pareto
+from leanthink.eval.report_page import as_markdown, write_page
+from leanthink.eval.report_plots import MARKERS, looks, pareto
+from leanthink.eval.statistics import holm
+from leanthink.utils.errors import DamagedFile, UsageError
 
 BIRTH = {"command": "leanthink eval", "date": "2026-01-01", "commit": "abc", "hardware": "cpu", "python": "3.11",
          "torch": "2.11", "transformers": "5.16"}  # fmt: skip
@@ -217,7 +217,7 @@ def test_an_axis_of_per_cent_ends_at_100(tmp_path: Path, monkeypatch: pytest.Mon
         limits.append(axes.get_ylim())
         return ""
 
-    monkeypatch.setattr("leanthink.eval.plots.plot", drawn)
+    monkeypatch.setattr("leanthink.eval.report_plots.plot", drawn)
     (found,) = compare(read_runs([write(tmp_path / "a", CELLS)]))
     pareto("title", {"all": found.entries}, looks(["all"]), "peak slots")
     assert limits == [(0.0, 100.0)]

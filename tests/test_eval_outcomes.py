@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanthink.budget import Budget
-from leanthink.errors import UsageError
-from leanthink.eval.cells import Benchmark, Cell, budget_at_ratio, cells_of
-from leanthink.eval.grading import vote
+from leanthink.data.grading.grading import vote
+from leanthink.data.problems import Problem
+from leanthink.eval.aggregated_results import Outcomes, majority, outcomes, pass_at_k, wall_seconds
+from leanthink.eval.configurations import Benchmark, Cell, budget_at_ratio, cells_of
 from leanthink.eval.metrics import ks, metrics
-from leanthink.eval.outcomes import Outcomes, majority, outcomes, pass_at_k, wall_seconds
-from leanthink.eval.problems import Problem
 from leanthink.eval.records import Record
+from leanthink.policies.budget import Budget
+from leanthink.utils.errors import UsageError
 
 CELL = Cell(benchmark="b", policy="horizon", budget=Budget(slots=64))
 

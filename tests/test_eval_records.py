@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from leanthink.errors import DamagedFile, UsageError
 from leanthink.eval.records import RECORDS, RESULT, RUN, RunFolder
+from leanthink.utils.errors import DamagedFile, UsageError
 from test_eval_outcomes import record
 
 SETTINGS = {"model": "tiny", "budgets": (64, 128)}

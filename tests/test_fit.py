@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from leanthink.errors import PredictorMismatch, UsageError
+from leanthink.data.traces.trace import Trace
 from leanthink.importance import fit as fitting
 from leanthink.importance.batches import BATCH_TOKENS
-from leanthink.importance.examples import gather, split_by_problem, usable
-from leanthink.importance.fingerprint import fingerprint
+from leanthink.importance.dataset import gather, split_by_problem, usable
 from leanthink.importance.fit import fit
+from leanthink.importance.fit_config import Recipe, goal, loss, rate
 from leanthink.importance.label_file import LabelFile, checksum, label_traces, read_labels
-from leanthink.importance.predictor import load_predictor, read_metadata
-from leanthink.importance.recipe import Recipe, goal, loss, rate
-from leanthink.trace import Trace
+from leanthink.models.fingerprint import fingerprint
+from leanthink.models.predictor import load_predictor, read_metadata
+from leanthink.utils.errors import PredictorMismatch, UsageError
 from recorded import HORIZONS, TRACES, small_model, trace
 
 

@@ -6,20 +6,20 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-import leanthink.seats
-from leanthink.budget import Budget
-from leanthink.completion import Completion
-from leanthink.engine import Engine, Progress
-from leanthink.errors import UnsupportedModel, UsageError
-from leanthink.generate import generate, split_by_bound, stream
-from leanthink.load import kv_shape
+import leanthink.engine.running_batch
+from leanthink.data.think_tags import think_tags
+from leanthink.engine.engine import Engine, Progress
+from leanthink.engine.generation import generate, split_by_bound, stream
+from leanthink.engine.outputs import Completion
+from leanthink.engine.request import make_requests
+from leanthink.engine.sampling import Sampling
+from leanthink.integrations.transformers import custom_generate
+from leanthink.models.loading import kv_shape
+from leanthink.models.transformers_versions import filled_cache
 from leanthink.policies import POLICIES, Policy, make_policy
+from leanthink.policies.budget import Budget
 from leanthink.policies.window import Window
-from leanthink.request import make_requests
-from leanthink.sampling import Sampling
-from leanthink.tags import think_tags
-from leanthink.transformers_generate import custom_generate
-from leanthink.transformers_versions import filled_cache
+from leanthink.utils.errors import UnsupportedModel, UsageError
 from models import ARCHITECTURES, CLOSE, END, OPEN, VOCABULARY, RandomPredictor, make_model, make_tokenizer
 from reference.sampling_slow import sample_slowly
 
@@ -63,7 +63,7 @@ def checked_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         engine.check_integrity()
         held = engine.cache.host_lengths.tolist()
         for row, request in enumerate(engine.seats.requests):
-            budget, thinking = request.budget, engine.seats.answer_start[row] == leanthink.seats.NEVER
+            budget, thinking = request.budget, engine.seats.answer_start[row] == leanthink.engine.running_batch.NEVER
             if budget is not None and thinking:
                 assert held[row] - len(request.prompt_ids) < budget.slots + budget.interval
             most.append(held[row] - len(request.prompt_ids))

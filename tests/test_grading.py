@@ -6,12 +6,12 @@ from fractions import Fraction
 
 import pytest
 
-from leanthink.errors import UsageError
-from leanthink.eval import judge
-from leanthink.eval.grading import is_correct, is_solved, last_boxed
-from leanthink.eval.literals import as_number, last_number
-from leanthink.eval.problems import Problem, from_tasks
-from leanthink.tiny import tasks
+from leanthink.data.grading import math_verify_pool
+from leanthink.data.grading.answer_normalisation import as_number, last_number
+from leanthink.data.grading.grading import is_correct, is_solved, last_boxed
+from leanthink.data.problems import Problem, from_tasks
+from leanthink.data.tasks import registry
+from leanthink.utils.errors import UsageError
 
 needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="extra eval")
 
@@ -127,7 +127,7 @@ def test_an_unclosed_thought_is_wrong_where_the_model_has_tags() -> None:
 def test_numeric_golds_need_nothing_installed(
     text: str, gold: str, right: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge, "is_available", lambda: False)
+    monkeypatch.setattr(math_verify_pool, "is_available", lambda: False)
     assert is_correct(text, gold) is right
 
 
@@ -146,9 +146,9 @@ def test_a_problem_without_a_check_is_graded_by_its_gold() -> None:
     assert not is_solved(problem, r"\boxed{3.0}", think_tags=True)
 
 
-@pytest.mark.parametrize("family", tasks.FAMILIES)
+@pytest.mark.parametrize("family", registry.FAMILIES)
 def test_embedded_tasks_are_solved_by_their_own_answers(family: str) -> None:
-    for task, problem in zip(two := tasks.sample(family, 1, 2, seed=0), from_tasks(two), strict=True):
+    for task, problem in zip(two := registry.sample(family, 1, 2, seed=0), from_tasks(two), strict=True):
         assert (problem.id, problem.problem) == (task.id, task.prompt)
         assert is_solved(problem, f"</think>\\boxed{{{task.answer}}}", think_tags=True)
         assert not is_solved(problem, "</think>\\boxed{-1}", think_tags=True)
@@ -183,7 +183,7 @@ def test_other_golds_are_compared_as_mathematics(text: str, gold: str, right: bo
 
 
 def test_without_math_verify_a_formula_as_gold_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "is_available", lambda: False)
+    monkeypatch.setattr(math_verify_pool, "is_available", lambda: False)
     with pytest.raises(UsageError, match=r"leanthink\[eval\]"):
         is_correct(r"\boxed{\frac{2}{\sqrt{2}}}", r"\sqrt{2}")
 

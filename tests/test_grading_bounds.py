@@ -7,10 +7,17 @@ import time
 
 import pytest
 
-from leanthink.eval import answers, comparison, grading, judge, literals, verdict
-from leanthink.eval.grading import is_correct, is_solved, vote
-from leanthink.eval.gym import gym_problems
-from leanthink.tiny import tasks
+from leanthink.data.grading import (
+    answer_comparison,
+    answer_extraction,
+    answer_normalisation,
+    grading,
+    math_verify_pool,
+    verdict,
+)
+from leanthink.data.grading.grading import is_correct, is_solved, vote
+from leanthink.data.gym import gym_problems
+from leanthink.data.tasks import registry
 
 needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="extra eval")
 COUNT = ",".join(map(str, range(3000)))
@@ -63,7 +70,7 @@ def test_a_long_answer_is_graded_in_little_time(name: str) -> None:
 @needs_math_verify
 def test_no_answer_is_looked_at_but_where_the_time_limit_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("given_answer", "same_answer", "as_number", "plain"):
-        for module in (answers, comparison, grading, literals, verdict):
+        for module in (answer_extraction, answer_comparison, grading, answer_normalisation, verdict):
             monkeypatch.setattr(module, name, _must_not_run, raising=False)
     assert is_correct(r"so \boxed{\frac{1}{2}}", "0.5")
     assert vote(r"so \boxed{5,000}", "5", think_tags=False) == "5000"
@@ -83,14 +90,14 @@ def test_a_score_of_another_package_that_raises_or_hangs_is_wrong(monkeypatch: p
         is_solved(problem, r"\boxed{1}", think_tags=False)  # so that a process has made its family
         start = time.perf_counter()
         assert not is_solved(problem, r"\boxed{9**9**9**9}", think_tags=False)
-        assert time.perf_counter() - start < judge.LIMIT_SECONDS + 2
+        assert time.perf_counter() - start < math_verify_pool.LIMIT_SECONDS + 2
 
 
 @pytest.mark.parametrize(
     "answer", ["(" * 300_000, "-" * 300_000 + "1", "1+" * 300_000 + "1", "9" * 300_000, "\0", "\ud800"]
 )
 def test_an_embedded_task_is_graded_in_little_time(answer: str) -> None:
-    (task,) = tasks.sample("countdown", 1, 1, seed=0)
+    (task,) = registry.sample("countdown", 1, 1, seed=0)
     start = time.perf_counter()
-    assert not tasks.is_correct(task, answer)
+    assert not registry.is_correct(task, answer)
     assert time.perf_counter() - start < 0.1

@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from leanthink.eval.grading import is_correct
+from leanthink.data.grading.grading import is_correct
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="extra eval")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from leanthink.errors import UsageError
-from leanthink.hosts import allowed_names, is_allowed, is_loopback, not_allowed
+from leanthink.utils.errors import UsageError
+from leanthink.utils.hosts import allowed_names, is_allowed, is_loopback, not_allowed
 
 OWN = ("localhost", "LocalHost:8000", "app.localhost:80", "127.0.0.1", "127.9.9.9:1", "[::1]:8000", "192.168.0.7:80")
 FOREIGN = (

@@ -10,23 +10,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leanthink import Budget, Completion, Sampling, attended, generate
-from leanthink.attention import switched_to
-from leanthink.cache import SlotCache
-from leanthink.engine import Engine
-from leanthink.errors import UsageError
+from leanthink import Budget, Completion, Sampling, generate
+from leanthink.engine import attention_sums
+from leanthink.engine.attention import switched_to
+from leanthink.engine.cache import SlotCache
+from leanthink.engine.cache_requirements import Wishes
+from leanthink.engine.engine import Engine
 from leanthink.importance.damage import ATTENTION_NAME, damage, visible
+from leanthink.importance.held_out_metrics import MEASURED_SETS, _some_of
 from leanthink.importance.labels import Thought
-from leanthink.importance.measure import MEASURED_SETS, _some_of
-from leanthink.kv_shape import KVShape
-from leanthink.load import kv_shape
+from leanthink.models.kv_shape import KVShape
+from leanthink.models.loading import kv_shape
 from leanthink.policies import make_policy
 from leanthink.policies.horizon import Horizon
 from leanthink.policies.oracle import Oracle
 from leanthink.policies.policy import Granularity, Policy, Slots
 from leanthink.policies.sinks import Sinks
 from leanthink.policies.snapkv import SnapKV
-from leanthink.wishes import Wishes
+from leanthink.utils.errors import UsageError
 from models import RandomPredictor, make_model, make_tokenizer
 
 HORIZONS, OFFSETS = (8, 16, 32), (0, 1, 3)
@@ -236,13 +237,13 @@ def test_stamps_in_bfloat16_rank_as_the_predictor_says(granularity: Granularity)
 
 
 @pytest.mark.parametrize("row_slots", [None, 120])
-@pytest.mark.parametrize("scratch", [1, attended.SCRATCH_BYTES])
+@pytest.mark.parametrize("scratch", [1, attention_sums.SCRATCH_BYTES])
 def test_sets_beside_other_policies_give_what_they_give_alone(
     scratch: int, row_slots: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows come and go, and those that are due together are evicted one by one where there is no room for more."""
     torch.manual_seed(0)
-    monkeypatch.setattr(attended, "SCRATCH_BYTES", scratch)
+    monkeypatch.setattr(attention_sums, "SCRATCH_BYTES", scratch)
     model, tokenizer, chance = make_model().double(), make_tokenizer(), random.Random(0)
     hidden_size = model.config.hidden_size
     predictors: list[nn.Module] = [

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from leanthink.eval.judge import Judges
+from leanthink.data.grading.math_verify_pool import Judges
 
 needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="extra eval")
 ODD = """

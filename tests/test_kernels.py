@@ -16,13 +16,13 @@ from transformers.models.llama import modeling_llama
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
-from leanthink.budget import keep_in_order
-from leanthink.kernels.append import append
-from leanthink.kernels.compact import compact
-from leanthink.kernels.decode import decode_attention, splits_for
-from leanthink.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
-from leanthink.kernels.place import place
-from leanthink.kernels.select import MOST_SLOTS
+from leanthink.engine.kernels.append import append
+from leanthink.engine.kernels.compact import compact
+from leanthink.engine.kernels.decode import decode_attention, splits_for
+from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
+from leanthink.engine.kernels.place import place
+from leanthink.policies.budget import keep_in_order
+from leanthink.policies.select_kernel import MOST_SLOTS
 from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

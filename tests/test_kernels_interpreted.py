@@ -22,12 +22,12 @@ pytest.importorskip("triton", minversion="3.7", reason="the interpreter of Trito
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by tests/test_kernels.py, with TRITON_INTERPRET=1", allow_module_level=True)
 
-from leanthink.kernels.append import append
-from leanthink.kernels.compact import compact
-from leanthink.kernels.decode import MAX_SPLITS, MIN_SPLIT, PROGRAMS_PER_SM, decode_attention, splits_for
-from leanthink.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
-from leanthink.kernels.place import place
-from leanthink.kernels.select import select_in_order
+from leanthink.engine.kernels.append import append
+from leanthink.engine.kernels.compact import compact
+from leanthink.engine.kernels.decode import MAX_SPLITS, MIN_SPLIT, PROGRAMS_PER_SM, decode_attention, splits_for
+from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
+from leanthink.engine.kernels.place import place
+from leanthink.policies.select_kernel import select_in_order
 from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow
 from reference.select_slow import select_slow
 

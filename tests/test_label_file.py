@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from leanthink.errors import DamagedFile, PredictorMismatch, UsageError
 from leanthink.importance.batches import BATCH_TOKENS, batches_by_length, padded
+from leanthink.importance.inference_backend import LoadedModel
 from leanthink.importance.label_file import default_horizons, label_traces, read_labels
 from leanthink.importance.labels import Thought, label_batch, packed
-from leanthink.subject import LoadedModel
+from leanthink.utils.errors import DamagedFile, PredictorMismatch, UsageError
 from recorded import HORIZONS, TRACES, small_model, trace
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from leanthink.errors import UnsupportedModel, UsageError
 from leanthink.importance.labels import Labels, Thought, label_batch, label_trace, packed, unpacked
+from leanthink.utils.errors import UnsupportedModel, UsageError
 from models import ARCHITECTURES, make_model
 from reference.labels_slow import label_sets_slow, label_trace_slow
 

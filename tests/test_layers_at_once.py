@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leanthink import attended
-from leanthink.budget import Budget
-from leanthink.cache import SlotCache
-from leanthink.engine import Engine
-from leanthink.kv_shape import KVShape
+from leanthink.engine import attention_sums
+from leanthink.engine.cache import SlotCache
+from leanthink.engine.engine import Engine
+from leanthink.engine.sampling import Sampling
+from leanthink.models.kv_shape import KVShape
 from leanthink.policies import POLICIES, Policy, Slots, make_policy
+from leanthink.policies.budget import Budget
 from leanthink.policies.h2o import H2O
 from leanthink.policies.rkv import RKV
 from leanthink.policies.snapkv import SnapKV
 from leanthink.policies.vase import VaSE
-from leanthink.sampling import Sampling
 from models import CLOSE, END, OPEN, make_model, make_tokenizer
 from reference.layers_slow import kept_slow
 
@@ -95,20 +95,20 @@ def run(policy: Policy) -> tuple[Watched, list[tuple[int, ...]]]:
 def test_however_many_layers_are_ranked_together_each_keeps_what_it_keeps_alone(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attended, "CACHED_BYTES", attended.SCRATCH_BYTES)
+    monkeypatch.setattr(attention_sums, "CACHED_BYTES", attention_sums.SCRATCH_BYTES)
     whole, tokens = run(POLICIES_PER_HEAD[name])
     assert whole.evictions > 12
     assert {layers for _, layers in whole.shown} == {range(LAYERS)}
     assert max(rows for rows, _ in whole.shown) > 1
 
     with monkeypatch.context() as patched:
-        patched.setattr(attended, "at_a_time", lambda cache, bytes_of_one, num_rows: (min(num_rows, 2), 2))
+        patched.setattr(attention_sums, "at_a_time", lambda cache, bytes_of_one, num_rows: (min(num_rows, 2), 2))
         parts, written = run(POLICIES_PER_HEAD[name])
     assert written == tokens
     assert [layers for _, layers in parts.shown] == [range(2), range(2, 4), range(4, 5)] * len(parts.kept)
     assert max(rows for rows, _ in parts.shown) == 2
 
-    monkeypatch.setattr(attended, "SCRATCH_BYTES", 1)
+    monkeypatch.setattr(attention_sums, "SCRATCH_BYTES", 1)
     single, written = run(POLICIES_PER_HEAD[name])
     assert written == tokens
     assert single.shown == [(1, range(layer, layer + 1)) for layer in range(LAYERS)] * len(single.kept)
@@ -135,28 +135,28 @@ def test_rows_and_layers_at_a_time_fit_into_the_scratch(layers: int, rows: int, 
     shape = KVShape(layers=layers, kv_heads=1, group=1, head_dim=1)
     cache = SlotCache(shape, slots=1, rows=1, dtype=torch.float32, device=torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(attended, "CACHED_BYTES", cached)
-        num_rows, num_layers = attended.at_a_time(cache, bytes_of_one, rows)
+        patched.setattr(attention_sums, "CACHED_BYTES", cached)
+        num_rows, num_layers = attention_sums.at_a_time(cache, bytes_of_one, rows)
     assert 1 <= num_rows <= rows
     assert 1 <= num_layers <= layers
-    assert num_rows * bytes_of_one <= attended.SCRATCH_BYTES or num_rows == 1
-    assert num_rows * num_layers * bytes_of_one <= min(attended.SCRATCH_BYTES, cached) or num_layers == 1
-    assert num_rows == rows or (num_rows + 1) * bytes_of_one > attended.SCRATCH_BYTES
+    assert num_rows * bytes_of_one <= attention_sums.SCRATCH_BYTES or num_rows == 1
+    assert num_rows * num_layers * bytes_of_one <= min(attention_sums.SCRATCH_BYTES, cached) or num_layers == 1
+    assert num_rows == rows or (num_rows + 1) * bytes_of_one > attention_sums.SCRATCH_BYTES
     assert num_layers == layers or num_rows * (num_layers + 1) * bytes_of_one > cached
-    parts = attended.layers_in_parts(cache, num_layers)
+    parts = attention_sums.layers_in_parts(cache, num_layers)
     assert [layer for part in parts for layer in part] == list(range(layers))
     assert max(map(len, parts)) == num_layers
 
 
 def test_the_room_for_ranking_counts_the_prompt_that_the_queries_saw(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
-    at_a_time = attended.at_a_time
+    at_a_time = attention_sums.at_a_time
 
     def noted(cache: SlotCache, bytes_of_one: int, num_rows: int) -> tuple[int, int]:
-        asked.append((bytes_of_one, attended.pinned_bytes(cache, 8)))
+        asked.append((bytes_of_one, attention_sums.pinned_bytes(cache, 8)))
         return at_a_time(cache, bytes_of_one, num_rows)
 
-    monkeypatch.setattr(attended, "at_a_time", noted)
+    monkeypatch.setattr(attention_sums, "at_a_time", noted)
     run(SnapKV(observation=8))
     (with_prompt, of_prompt), *_ = asked
     assert of_prompt > 0

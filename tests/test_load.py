@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordLevel
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
-from leanthink.errors import DamagedFile, UnsupportedModel, UsageError
-from leanthink.load import check_supported, end_ids, kv_shape, load
-from leanthink.tags import think_tags
+from leanthink.data.think_tags import think_tags
+from leanthink.models.loading import check_supported, end_ids, kv_shape, load
+from leanthink.utils.errors import DamagedFile, UnsupportedModel, UsageError
 from models import ARCHITECTURES, CLOSE, END, OPEN, make_model, make_tokenizer
 
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from leanthink.budget import Budget
-from leanthink.engine import Engine
-from leanthink.errors import LeanThinkWarning, UsageError
-from leanthink.generate import generate, rows_that_fit, stream
-from leanthink.load import load
-from leanthink.model_sampling import model_sampling
+from leanthink.engine.engine import Engine
+from leanthink.engine.generation import generate, rows_that_fit, stream
+from leanthink.engine.sampling import Sampling
+from leanthink.entrypoints.openai.protocol import ChatBody
+from leanthink.entrypoints.openai.request_parsing import Reader
+from leanthink.entrypoints.openai.settings import Settings
+from leanthink.models.loading import load
+from leanthink.models.model_sampling import model_sampling
 from leanthink.policies import make_policy
-from leanthink.sampling import Sampling
-from leanthink.serve.reading import Reader
-from leanthink.serve.schema import ChatBody
-from leanthink.serve.settings import Settings
+from leanthink.policies.budget import Budget
+from leanthink.utils.errors import LeanThinkWarning, UsageError
 from models import make_model, make_tokenizer
 
 QWEN3 = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20}

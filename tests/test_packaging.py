@@ -25,20 +25,22 @@ UNDECLARED = {"verl"}  # its metadata ask for an older transformers, so docs/ver
 MEGABYTE = 10**6
 # Which extras the files of a folder, and some single files, may rely on beside the dependencies.
 MAY_NEED = {
-    "bench/plot.py": {"plot"},
-    "cli/serve.py": {"serve"},
-    "cli/train.py": {"train"},
-    "demo_plot.py": {"plot"},
+    "data/grading/": {"eval"},
+    "data/gym.py": {"gym"},
+    "engine/bench/plot.py": {"plot"},
+    "engine/kernels/": {"gpu"},
+    "entrypoints/cli/serve.py": {"serve"},
+    "entrypoints/cli/train.py": {"train"},
+    "entrypoints/demo_plot.py": {"plot"},
+    "entrypoints/openai/": {"serve"},
     "eval/": {"eval"},
-    "eval/gym.py": {"gym"},
     "integrations/ray.py": {"ray"},
     "integrations/verl/": {"verl"},
     "integrations/vllm/": {"vllm"},
-    "kernels/": {"gpu"},
-    "load.py": {"gguf"},
-    "page/": {"plot"},
+    "models/loading.py": {"gguf"},
+    "policies/select_kernel.py": {"gpu"},
     "rl/": {"train"},
-    "serve/": {"serve"},
+    "utils/svg.py": {"plot"},
 }
 
 
@@ -143,5 +145,8 @@ def test_the_wheel_is_light_and_has_what_belongs_beside_the_code(tmp_path: Path)
     assert wheel.stat().st_size <= 40 * MEGABYTE
     names = set(zipfile.ZipFile(wheel).namelist())
     tiny = {"weights/model-00001-of-00002.safetensors", "weights/sha256.json", "predictors/horizon.safetensors"}
-    assert {"leanthink/viewer/index.html", *(f"leanthink/tiny/{name}" for name in tiny)} <= names
+    assert {
+        "leanthink/entrypoints/viewer/static/index.html",
+        *(f"leanthink/models/tiny/{name}" for name in tiny),
+    } <= names
     assert not [name for name in names if "brief" in name]

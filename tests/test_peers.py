@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from leanthink.budget import Budget
-from leanthink.engine import Engine
-from leanthink.errors import UsageError
-from leanthink.feeds import Decode, Prefill
-from leanthink.generate import generate
+from leanthink.engine.engine import Engine
+from leanthink.engine.forward_batch import Decode, Prefill
+from leanthink.engine.generation import generate
+from leanthink.engine.sampling import Sampling
 from leanthink.importance.labels import Thought, label_trace
 from leanthink.importance.oracle import oracles
-from leanthink.load import kv_shape
+from leanthink.models.loading import kv_shape
 from leanthink.policies import Policy
+from leanthink.policies.budget import Budget
 from leanthink.policies.dynts import DynTS
 from leanthink.policies.h2o import H2O
 from leanthink.policies.keydiff import KeyDiff
@@ -30,7 +30,7 @@ from leanthink.policies.sinks import Sinks
 from leanthink.policies.snapkv import SnapKV
 from leanthink.policies.tova import TOVA
 from leanthink.policies.vase import VaSE
-from leanthink.sampling import Sampling
+from leanthink.utils.errors import UsageError
 from models import CLOSE, END, OPEN, RandomPredictor, make_model, make_tokenizer
 from reference.dynts_published import evicted_at_published
 from reference.peers_slow import SlowRun

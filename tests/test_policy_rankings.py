@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from leanthink.budget import Budget, select
-from leanthink.errors import UsageError
 from leanthink.policies import POLICIES, Slots, make_policy
+from leanthink.policies.budget import Budget, select
 from leanthink.policies.h2o import H2O
 from leanthink.policies.horizon import Horizon
 from leanthink.policies.keydiff import KeyDiff
@@ -25,6 +24,7 @@ from leanthink.policies.sinks import Sinks
 from leanthink.policies.snapkv import SnapKV
 from leanthink.policies.tova import TOVA
 from leanthink.policies.vase import VaSE
+from leanthink.utils.errors import UsageError
 from models import make_tokenizer
 from policy_slots import (
     HEADS,

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from leanthink.errors import DamagedFile, PredictorMismatch, UnsupportedModel, UsageError
-from leanthink.importance.fingerprint import fingerprint
-from leanthink.importance.predictor import Predictor, load_predictor, read_metadata, save_predictor
+from leanthink.models.fingerprint import fingerprint
+from leanthink.models.predictor import Predictor, load_predictor, read_metadata, save_predictor
+from leanthink.utils.errors import DamagedFile, PredictorMismatch, UnsupportedModel, UsageError
 
 
 def small_model(kind: str = "qwen3", **changes: Any) -> Any:

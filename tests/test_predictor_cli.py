@@ -14,24 +14,24 @@ import torch
 from safetensors.torch import load_file
 
 from command_line import refused
-from leanthink.budget import Budget
-from leanthink.cli.progress import ProgressBar
-from leanthink.errors import DamagedFile, UsageError
-from leanthink.eval.problems import Problem
+from leanthink.data.problems import Problem
+from leanthink.data.tasks import registry
+from leanthink.data.traces.trace import read_traces, to_line
+from leanthink.engine.sampling import Sampling
+from leanthink.entrypoints.cli.progress import ProgressBar
 from leanthink.importance import damage as damaging
 from leanthink.importance import expect as expecting
 from leanthink.importance import fit as fitting
 from leanthink.importance.damage import damage
 from leanthink.importance.expect import budget_at, expect
+from leanthink.importance.fit_config import Recipe
 from leanthink.importance.labels import Thought
 from leanthink.importance.make_predictor import Plan, check_lengths
-from leanthink.importance.predictor import Predictor, read_metadata
-from leanthink.importance.recipe import Recipe
 from leanthink.importance.work_folder import WorkFolder
+from leanthink.models.predictor import Predictor, read_metadata
 from leanthink.policies import make_policy
-from leanthink.sampling import Sampling
-from leanthink.tiny import tasks
-from leanthink.trace import read_traces, to_line
+from leanthink.policies.budget import Budget
+from leanthink.utils.errors import DamagedFile, UsageError
 from recorded import small_model, trace
 
 SAMPLED = ["--tasks", "multiply", "--levels", "1,2", "--count", 2, "--max-new-tokens", 60]
@@ -59,7 +59,7 @@ def test_one_command_makes_what_collect_label_and_fit_make(folder: Path, inside:
     sets = ["--granularity", "head", "--all", "--model", folder]
     assert inside("collect", "--model", folder, *SAMPLED, "--temperature", 0.8, "--out", traces).code == 0
     assert read_traces(tmp_path / "p.safetensors.work" / "traces.jsonl") == read_traces(traces)
-    asked = [problem.id for level in (1, 2) for problem in tasks.sample("multiply", level, 2, 0, "train")]
+    asked = [problem.id for level in (1, 2) for problem in registry.sample("multiply", level, 2, 0, "train")]
     by_problem = sorted(read_traces(traces), key=lambda one: asked.index(one.id))  # not as they were finished
     traces.write_text("".join(to_line(one) + "\n" for one in by_problem))
     for words in (
@@ -119,7 +119,7 @@ def test_dynts_is_fitted_where_answers_are_said_to_begin(folder: Path, inside: A
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An uninterrupted run, for those that are interrupted."""
     out = tmp_path_factory.mktemp("whole") / "p.safetensors"
-    from leanthink import cli
+    from leanthink.entrypoints import cli
 
     assert cli.run([str(word) for word in ["predictor", "--model", folder, *SMALL, "--out", out]]) == 0
     return content(out)
@@ -291,8 +291,8 @@ def test_other_settings_than_those_of_the_run_are_refused_before_the_model_is_lo
     for stage, settings in plan.settings.items():
         with made.stage(stage, settings):
             pass
-    monkeypatch.setattr(import_module("leanthink.load"), "load_tiny", None)
-    monkeypatch.setattr(import_module("leanthink.load"), "AutoModelForCausalLM", None)
+    monkeypatch.setattr(import_module("leanthink.models.loading"), "load_tiny", None)
+    monkeypatch.setattr(import_module("leanthink.models.loading"), "AutoModelForCausalLM", None)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     result = inside("predictor", "--model", folder, *SMALL, "--out", made.out, "--resume", *changed)
     refused(result, 2, *words)
@@ -335,7 +335,7 @@ def test_what_can_be_refused_is_refused_before_the_model_is_loaded(
     places["GOOD"].write_text(line + line.replace('"1"', '"2"', 1))
     places["BAD"].write_text(line + '{"id": "2",\n')
     places["EMPTY"].write_text("\n")
-    monkeypatch.setattr(import_module("leanthink.load"), "load_tiny", None)
+    monkeypatch.setattr(import_module("leanthink.models.loading"), "load_tiny", None)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     filled = [str(places.get(word, tmp_path if word == "FOLDER" else word)) for word in shlex.split(arguments)]
     refused(inside("predictor", *filled), 2, *words)

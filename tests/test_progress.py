@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from command_line import on_terminal
-from leanthink.cli import progress
-from leanthink.cli.progress import ProgressBar
+from leanthink.entrypoints.cli import progress
+from leanthink.entrypoints.cli.progress import ProgressBar
 
 
 @pytest.fixture

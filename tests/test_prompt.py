@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from leanthink.errors import UsageError
-from leanthink.generate import generate, stream
-from leanthink.prompt import PLAIN, ChatOptions, encode_prompt
-from leanthink.sampling import Sampling
-from leanthink.tiny.tokenizer import build_tokenizer
+from leanthink.engine.generation import generate, stream
+from leanthink.engine.sampling import Sampling
+from leanthink.models.prompt import PLAIN, ChatOptions, encode_prompt
+from leanthink.models.tiny.tokenizer import build_tokenizer
+from leanthink.utils.errors import UsageError
 from models import make_model
 
 CHATML = (

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from leanthink import __version__, provenance
+from leanthink import __version__
+from leanthink.utils import provenance
 
-PACKAGE = Path(provenance.__file__).parent
+PACKAGE = Path(provenance.__file__).parents[1]
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -35,15 +36,16 @@ def repository(folder: Path) -> Path:
 
 def copied(folder: Path) -> Path:
     """The part of the package that knows its provenance, in another place."""
-    (folder / "leanthink").mkdir(parents=True)
-    for name in ("__init__.py", "provenance.py"):
+    (folder / "leanthink" / "utils").mkdir(parents=True)
+    for name in ("__init__.py", "utils/__init__.py", "utils/provenance.py"):
         shutil.copy(PACKAGE / name, folder / "leanthink" / name)
     return folder
 
 
 def commit_told(package: Path, stand_in: Path) -> str:
     """What the copy in `package` says, asked from another folder."""
-    code = f"import sys; sys.path.insert(0, {str(package)!r})\nfrom leanthink.provenance import commit; print(commit())"
+    code = f"import sys; sys.path.insert(0, {str(package)!r})\n"
+    code += "from leanthink.utils.provenance import commit; print(commit())"
     run = subprocess.run(
         (sys.executable, "-c", code), cwd=stand_in, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
     )

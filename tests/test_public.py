@@ -47,7 +47,12 @@ def test_type_checkers_see_the_same_names_as_users():
 
 
 @pytest.mark.parametrize(
-    "first", ["import leanthink.generate", "from leanthink.load import load", "import leanthink.engine"]
+    "first",
+    [
+        "import leanthink.engine.generation",
+        "from leanthink.models.loading import load",
+        "import leanthink.engine.engine",
+    ],
 )
 def test_functions_win_over_the_modules_of_the_same_name(first):
     assert (
@@ -61,13 +66,18 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
         _ = leanthink.generat  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("module", ["budget", "policies", "trace", "errors", "sampling", "tiny.tasks"])
+@pytest.mark.parametrize(
+    "module",
+    ["policies.budget", "policies", "data.traces.trace", "utils.errors", "engine.sampling", "data.tasks.registry"],
+)
 def test_the_pure_parts_work_without_transformers_and_trl(module):
     blocked = "import sys; sys.modules.update(transformers=None, trl=None)"
     assert python(f"{blocked}; import leanthink.{module}; print('done')") == "done"
 
 
-@pytest.mark.parametrize("module", ["leanthink", "leanthink.cli", "leanthink.trace", "leanthink.tiny.tasks"])
+@pytest.mark.parametrize(
+    "module", ["leanthink", "leanthink.entrypoints.cli", "leanthink.data.traces.trace", "leanthink.data.tasks.registry"]
+)
 def test_importing_what_needs_no_tensors_does_not_import_torch(module):
     assert python(f"import sys, {module}; print('torch' in sys.modules)") == "False"
 

@@ -23,23 +23,23 @@ from hypothesis import strategies as st
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'leanthink[ray]'")
 
 from command_line import refused, start
-from leanthink.cli.options import open_subject
-from leanthink.errors import LeanThinkError, LeanThinkWarning, PredictorMismatch, RequestFailed, UsageError
-from leanthink.eval.problems import from_tasks
+from leanthink.data.problems import from_tasks
+from leanthink.data.tasks import registry
+from leanthink.data.traces.trace import Trace, TraceWriter, read_traces
+from leanthink.engine.sampling import Sampling
+from leanthink.entrypoints.cli.options import open_subject
 from leanthink.importance.collect import collect
+from leanthink.importance.inference_backend import Ask, LoadedModel
 from leanthink.importance.label_file import label_traces, read_labels
 from leanthink.integrations.ray import Engines, Plan, Source, Worker, connected, plan, share
-from leanthink.load import load
-from leanthink.sampling import Sampling
-from leanthink.subject import Ask, LoadedModel
-from leanthink.tiny import tasks
-from leanthink.trace import Trace, TraceWriter, read_traces
+from leanthink.models.loading import load
+from leanthink.utils.errors import LeanThinkError, LeanThinkWarning, PredictorMismatch, RequestFailed, UsageError
 from models import make_model, make_tokenizer
 from recorded import trace
 from test_eval_cli import keys, keys_so_far, table
 
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=120, seed=3)
-PROBLEMS = from_tasks(tasks.sample("sums", 1, 4, seed=0))
+PROBLEMS = from_tasks(registry.sample("sums", 1, 4, seed=0))
 EVALUATED = ["--tasks", "sums", "--levels", "1", "--count", 6, "--policies", "full,horizon", "--ratios", "2",
              "--window", 8, "--interval", 16, "--temperature", 0.7, "--max-new-tokens", 150,
              "--max-rows", 1, "--device", "cpu", "--json"]  # fmt: skip

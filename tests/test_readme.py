@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from leanthink import cli
+from leanthink.data.think_tags import KNOWN_TAGS
+from leanthink.entrypoints import cli
 from leanthink.eval.benchmarks import PUBLIC
+from leanthink.models.tiny import predictors_path, weights_path
 from leanthink.policies import POLICIES
-from leanthink.tags import KNOWN_TAGS
-from leanthink.tiny import predictors_path, weights_path
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -18,27 +18,27 @@ from safetensors.torch import save_file
 from torch import nn
 
 from command_line import refused
-from leanthink.budget import Budget
-from leanthink.engine import Engine
-from leanthink.errors import LeanThinkWarning, PredictorMismatch, UsageError
-from leanthink.generate import generate, stream
-from leanthink.importance.agreement import kendall_tau, top_overlap
-from leanthink.importance.examples import gather, split_by_problem
-from leanthink.importance.fingerprint import fingerprint
+from leanthink.data.think_tags import think_tags
+from leanthink.engine.engine import Engine
+from leanthink.engine.generation import generate, stream
+from leanthink.engine.sampling import Sampling
+from leanthink.entrypoints.openai.request_parsing import Reader
+from leanthink.entrypoints.openai.run import make_engine
+from leanthink.entrypoints.openai.settings import Settings
+from leanthink.importance.dataset import gather, split_by_problem
 from leanthink.importance.fit import fit
+from leanthink.importance.fit_config import Recipe
+from leanthink.importance.inference_backend import LoadedModel
 from leanthink.importance.label_file import label_traces, read_labels
 from leanthink.importance.labels import unpacked
-from leanthink.importance.predictor import Predictor, load_predictor, read_metadata, save_predictor
-from leanthink.importance.recipe import Recipe
-from leanthink.importance.relatives import base_shape
-from leanthink.load import load
-from leanthink.sampling import Sampling
-from leanthink.serve.reading import Reader
-from leanthink.serve.run import make_engine
-from leanthink.serve.settings import Settings
-from leanthink.subject import LoadedModel
-from leanthink.tags import think_tags
-from leanthink.transformers_generate import custom_generate
+from leanthink.importance.rank_metrics import kendall_tau, top_overlap
+from leanthink.integrations.transformers import custom_generate
+from leanthink.models.fingerprint import fingerprint
+from leanthink.models.loading import load
+from leanthink.models.predictor import Predictor, load_predictor, read_metadata, save_predictor
+from leanthink.models.predictor_compatibility import base_shape
+from leanthink.policies.budget import Budget
+from leanthink.utils.errors import LeanThinkWarning, PredictorMismatch, UsageError
 from models import make_model, make_tokenizer
 from recorded import HORIZONS, TRACES, small_model
 

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 from command_line import refused
-from leanthink.errors import DamagedFile, UsageError
-from leanthink.page.svg import lighter
 from leanthink.rl.report import (
     Change,
     Estimate,
@@ -30,6 +28,8 @@ from leanthink.rl.report import (
 from leanthink.rl.report_page import write_page
 from leanthink.rl.report_plot import Line, plot_lines
 from leanthink.rl.run_files import read_runs
+from leanthink.utils.errors import DamagedFile, UsageError
+from leanthink.utils.svg import lighter
 
 
 def group(step: int, right: list[bool | None], thought: list[int], **others: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanthink.errors import UsageError
 from leanthink.rl.rewards import (
     batch_pass_ratio,
     deepcompress_reward,
@@ -23,6 +22,7 @@ from leanthink.rl.rewards import (
     soft_overlong,
     standardized_length,
 )
+from leanthink.utils.errors import UsageError
 from reference.rewards_slow import reward_slowly
 
 NAN = math.nan

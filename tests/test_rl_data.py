@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from leanthink.errors import UsageError
+from leanthink.data.tasks import registry
 from leanthink.rl import data
 from leanthink.rl.run import make_data
-from leanthink.tiny import tasks
+from leanthink.utils.errors import UsageError
 
 NAMES = ["prompt", "id", "problem", "answer", "family", "level", "grader", "facts"]
 
@@ -19,7 +19,7 @@ def judged(row: Any, answer: str) -> bool | None:
     return data.grade(row, f"hm</think>\\boxed{{{answer}}}", think_tags=True)
 
 
-@pytest.mark.parametrize("family", tasks.FAMILIES)
+@pytest.mark.parametrize("family", registry.FAMILIES)
 def test_tasks_come_back_from_their_columns_with_their_own_grader(family: str) -> None:
     rows = data.from_tasks([family], [1, 2], 3)
     assert rows.column_names == NAMES

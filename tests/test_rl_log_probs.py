@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl import GRPOTrainer
 
-from leanthink.errors import UsageError
 from leanthink.rl.log_probs import UNSCORED, left_aligned
-from leanthink.rl.policy_copy import PolicyCopy
+from leanthink.rl.rollout_weight_sync import PolicyCopy
+from leanthink.utils.errors import UsageError
 from models import make_model
 from rl_runs import make_trainer
 

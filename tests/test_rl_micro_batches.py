@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leanthink.rl import trainer as trainer_module
-from leanthink.rl.micro_batches import balanced, by_length, cut, is_text
+from leanthink.rl.length_bucketing import balanced, by_length, cut, is_text
 from rl_runs import make_trainer, weights
 
 

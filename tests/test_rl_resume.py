@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from leanthink.errors import CannotWrite, DamagedFile, LeanThinkWarning, UsageError
 from leanthink.rl.resume import check_same, check_whole, last_whole_checkpoint
 from leanthink.rl.run import check_settings
 from leanthink.rl.run_log import cut
 from leanthink.rl.trainer import TELEMETRY
+from leanthink.utils.errors import CannotWrite, DamagedFile, LeanThinkWarning, UsageError
 from rl_runs import make_trainer, weights
 
 BEGUN: dict[str, Any] = {"data": {"tasks": ["sums"]}, "temperature": 1.0, "max_steps": 20, "learning_rate": 1e-4}

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from leanthink.errors import UsageError
 from leanthink.rl.rewards import deepcompress_reward
 from leanthink.rl.trl_reward import STATE, DeepCompressReward, metrics
+from leanthink.utils.errors import UsageError
 from models import END, make_tokenizer
 
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "?"

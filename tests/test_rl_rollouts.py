@@ -8,13 +8,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from leanthink.budget import Budget
-from leanthink.errors import LeanThinkWarning, PredictorMismatch, RequestFailed, UnsupportedModel, UsageError
-from leanthink.generate import generate
-from leanthink.importance.predictor import Predictor, save_predictor
-from leanthink.rl.policy_copy import PolicyCopy
+from leanthink.engine.generation import generate
+from leanthink.engine.sampling import NO_TOKEN, Sampler, Sampling
+from leanthink.models.predictor import Predictor, save_predictor
+from leanthink.policies.budget import Budget
+from leanthink.rl.rollout_weight_sync import PolicyCopy
 from leanthink.rl.rollouts import EngineRollouts, check_whole, response_seed
-from leanthink.sampling import NO_TOKEN, Sampler, Sampling
+from leanthink.utils.errors import LeanThinkWarning, PredictorMismatch, RequestFailed, UnsupportedModel, UsageError
 from models import CONTEXT, make_model
 from rl_runs import make_policy
 from rl_runs import make_trainer as make_run

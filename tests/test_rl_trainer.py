@@ -15,12 +15,12 @@ import torch
 from datasets import Dataset
 from trl import GRPOTrainer
 
-from leanthink.errors import UsageError
+from leanthink.data.think_tags import think_tags
 from leanthink.rl import trainer as module
 from leanthink.rl.config import MASTERED_WEIGHT, DeepCompressConfig
 from leanthink.rl.data import from_tasks
 from leanthink.rl.trl_reward import DeepCompressReward
-from leanthink.tags import think_tags
+from leanthink.utils.errors import UsageError
 from models import END, make_model, make_tokenizer
 from rl_runs import PROBLEMS, TEMPLATE, average, likes, make_policy, make_trainer, settings, weights
 

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from leanthink.errors import UsageError
-from leanthink.sampling import (
+from leanthink.engine.sampling import (
     MOST_LOGPROBS,
     NO_TOKEN,
     SHORT_TOP_K,
@@ -24,6 +23,7 @@ from leanthink.sampling import (
     log_probabilities,
     uniform,
 )
+from leanthink.utils.errors import UsageError
 from reference.sampling_slow import sample_slowly
 
 SAMPLINGS = st.builds(

@@ -10,14 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanthink.budget import Budget
-from leanthink.completion import decode, token_chars
-from leanthink.errors import UsageError
-from leanthink.generate import generate
+from leanthink.data.think_tags import think_tags
+from leanthink.data.traces.token_scores import Scores, pack
+from leanthink.engine.generation import generate
+from leanthink.engine.outputs import decode, token_chars
+from leanthink.engine.sampling import Sampling
 from leanthink.policies import make_policy
-from leanthink.sampling import Sampling
-from leanthink.scores import Scores, pack
-from leanthink.tags import think_tags
+from leanthink.policies.budget import Budget
+from leanthink.utils.errors import UsageError
 from models import CLOSE, END, OPEN, RandomPredictor, make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.backends.cuda import cudnn_sdp_enabled
 
-from leanthink.engine import Engine
+from leanthink.engine.engine import Engine
+from leanthink.engine.sampling import Sampling
+from leanthink.engine.sdpa import for_any_length
 from leanthink.importance.labels import label_trace
-from leanthink.sampling import Sampling
-from leanthink.sdpa import for_any_length
 from models import make_model, make_tokenizer
 from rl_runs import make_policy, make_trainer
 

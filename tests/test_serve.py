@@ -21,7 +21,7 @@ import pytest
 
 import leanthink
 from leanthink import Budget, Sampling
-from leanthink.tiny.tokenizer import ASSISTANT, THINK, USER
+from leanthink.models.tiny.tokenizer import ASSISTANT, THINK, USER
 from server import Server, serving
 
 QUESTION = "What is 12 times 13?"

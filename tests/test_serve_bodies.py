@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from leanthink.load import load
-from leanthink.prompt import ChatOptions, encode_prompt
-from leanthink.serve.bodies import parse
-from leanthink.serve.reading import Reader
-from leanthink.serve.refusals import Refusal
-from leanthink.serve.schema import MOST_ITEMS, MOST_SWITCHES, ChatBody, TextBody
-from leanthink.serve.settings import Settings
+from leanthink.entrypoints.openai.error_responses import Refusal
+from leanthink.entrypoints.openai.protocol import MOST_ITEMS, MOST_SWITCHES, ChatBody, TextBody
+from leanthink.entrypoints.openai.request_bodies import parse
+from leanthink.entrypoints.openai.request_parsing import Reader
+from leanthink.entrypoints.openai.settings import Settings
+from leanthink.models.loading import load
+from leanthink.models.prompt import ChatOptions, encode_prompt
 from server import Server, serving
 
 MEGABYTE = 2**20 - 200

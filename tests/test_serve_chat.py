@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from leanthink.completion import Completion
-from leanthink.engine import Engine
-from leanthink.errors import UsageError
-from leanthink.prompt import ChatOptions, encode_prompt
-from leanthink.request import Request
-from leanthink.serve.answers import Answer, usage
-from leanthink.serve.reading import Reader
-from leanthink.serve.refusals import Refusal
-from leanthink.serve.schema import ChatBody, TextBody
-from leanthink.serve.settings import Settings
-from leanthink.serve.work import Arrival
-from leanthink.tags import think_tags
+from leanthink.data.think_tags import think_tags
+from leanthink.engine.engine import Engine
+from leanthink.engine.outputs import Completion
+from leanthink.engine.request import Request
+from leanthink.entrypoints.openai.dispatcher import Arrival
+from leanthink.entrypoints.openai.error_responses import Refusal
+from leanthink.entrypoints.openai.protocol import ChatBody, TextBody
+from leanthink.entrypoints.openai.request_parsing import Reader
+from leanthink.entrypoints.openai.responses import Answer, usage
+from leanthink.entrypoints.openai.settings import Settings
+from leanthink.models.prompt import ChatOptions, encode_prompt
+from leanthink.utils.errors import UsageError
 from models import make_model
 from test_prompt import OPEN_CHAT, TOKENIZERS
 from test_tags import TEMPLATE, bytes_of, make_tokenizer, play

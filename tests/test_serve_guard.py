@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from leanthink.cli.options import read_list
-from leanthink.errors import UsageError
-from leanthink.serve import guard
-from leanthink.serve.guard import key_number
-from leanthink.serve.refusals import Refusal, of_validation
-from leanthink.serve.settings import Settings
+from leanthink.entrypoints.cli.options import read_list
+from leanthink.entrypoints.openai import middleware
+from leanthink.entrypoints.openai.error_responses import Refusal, of_validation
+from leanthink.entrypoints.openai.middleware import key_number
+from leanthink.entrypoints.openai.settings import Settings
+from leanthink.utils.errors import UsageError
 
 KEYS = ("sk-one", "sk-two")
 
@@ -37,7 +37,7 @@ def test_every_key_is_compared_in_constant_time_whether_or_not_one_fits(
         compared.append((given, key))
         return real(given, key)
 
-    monkeypatch.setattr(guard.hmac, "compare_digest", noted)
+    monkeypatch.setattr(middleware.hmac, "compare_digest", noted)
     key_number(header, KEYS)
     assert len(compared) == len(KEYS)
     assert all(len(given) == len(key) == 32 for given, key in compared), "digests: no length is told either"

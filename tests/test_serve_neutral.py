@@ -11,9 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from leanthink.serve.neutral import BODY, MESSAGE, STREAM_OPTIONS, Neutral
-from leanthink.serve.refusals import of_validation
-from leanthink.serve.schema import ChatBody, Message, StreamOptions, Strict, TextBody
+from leanthink.entrypoints.openai.error_responses import of_validation
+from leanthink.entrypoints.openai.neutral_fields import BODY, MESSAGE, STREAM_OPTIONS, Neutral
+from leanthink.entrypoints.openai.protocol import ChatBody, Message, StreamOptions, Strict, TextBody
 
 KINDS: list[tuple[type[Strict], dict[str, Any]]] = [
     (ChatBody, {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}),

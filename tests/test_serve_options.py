@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from command_line import refused
-from leanthink.errors import UsageError
-from leanthink.load import as_dtype, load
-from leanthink.serve.reading import Reader
-from leanthink.serve.refusals import Refusal
-from leanthink.serve.run import GIB, kv_bytes, make_engine
-from leanthink.serve.schema import TextBody
-from leanthink.serve.settings import Settings
+from leanthink.entrypoints.openai.error_responses import Refusal
+from leanthink.entrypoints.openai.protocol import TextBody
+from leanthink.entrypoints.openai.request_parsing import Reader
+from leanthink.entrypoints.openai.run import GIB, kv_bytes, make_engine
+from leanthink.entrypoints.openai.settings import Settings
+from leanthink.models.loading import as_dtype, load
+from leanthink.utils.errors import UsageError
 from models import CONTEXT, make_model, make_tokenizer
 
 CUDA = torch.device("cuda")
@@ -27,7 +27,9 @@ def settings_of(inside: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> A
     """The settings that these options start a server with."""
     pytest.importorskip("fastapi", reason="the server is not installed: pip install 'leanthink[serve]'")
     started: list[Settings] = []
-    monkeypatch.setattr("leanthink.serve.run.serve", lambda _, __, settings, **___: started.append(settings))
+    monkeypatch.setattr(
+        "leanthink.entrypoints.openai.run.serve", lambda _, __, settings, **___: started.append(settings)
+    )
 
     def start(*arguments: object) -> Settings:
         result = inside("serve", "--model", folder, *arguments)
@@ -71,7 +73,9 @@ def test_options_of_vllm_without_one_of_ours_reach_the_settings(settings_of: Any
 def test_both_spellings_and_what_is_out_of_range_are_refused(
     arguments: list[Any], words: list[str], inside: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leanthink.serve.run.serve", lambda *_, **__: None)  # what is not refused would serve for ever
+    monkeypatch.setattr(
+        "leanthink.entrypoints.openai.run.serve", lambda *_, **__: None
+    )  # what is not refused would serve for ever
     refused(inside("serve", *arguments), 2, *words)
 
 
@@ -120,7 +124,7 @@ def test_the_dtype_auto_is_float32_on_a_cpu(written: torch.dtype, tmp_path: Path
 
 
 def test_the_dtype_auto_keeps_a_half_precision_checkpoint_on_a_gpu() -> None:
-    from leanthink.load import _dtype
+    from leanthink.models.loading import _dtype
 
     def chosen(dtype: Any, written: torch.dtype | None, device: str = "cuda:0") -> torch.dtype:
         config = make_model("qwen3").config

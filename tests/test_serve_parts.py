@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanthink.completion import Completion, Step
-from leanthink.serve.parts import Parts, Trimmed
-from leanthink.tags import CLOSE_TAG, OPEN_TAG
+from leanthink.data.think_tags import CLOSE_TAG, OPEN_TAG
+from leanthink.engine.outputs import Completion, Step
+from leanthink.entrypoints.openai.reasoning_parser import Parts, Trimmed
 
 PIECES = st.lists(st.sampled_from(["a", "b ", " ", "\n", "<", "think>", OPEN_TAG, "é", ""]), max_size=8)
 

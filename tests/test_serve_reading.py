@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from leanthink.budget import Budget
-from leanthink.load import load
-from leanthink.request import Request
-from leanthink.serve.reading import Reader
-from leanthink.serve.refusals import Refusal
-from leanthink.serve.schema import ChatBody, TextBody
-from leanthink.serve.settings import Settings
+from leanthink.engine.request import Request
+from leanthink.entrypoints.openai.error_responses import Refusal
+from leanthink.entrypoints.openai.protocol import ChatBody, TextBody
+from leanthink.entrypoints.openai.request_parsing import Reader
+from leanthink.entrypoints.openai.settings import Settings
+from leanthink.models.loading import load
+from leanthink.policies.budget import Budget
 
 TOKENS = {"max_tokens", "max_completion_tokens"}
 

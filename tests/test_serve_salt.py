@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from leanthink.engine import Engine
-from leanthink.serve.app import make_app
-from leanthink.serve.service import Service
-from leanthink.serve.settings import Settings
+from leanthink.engine.engine import Engine
+from leanthink.entrypoints.openai.app import make_app
+from leanthink.entrypoints.openai.service import Service
+from leanthink.entrypoints.openai.settings import Settings
 from models import make_model, make_tokenizer
 
 ASKED = [("sk-a", None), ("sk-a", None), ("sk-b", None), ("sk-b", "x"), ("sk-a", "x"), ("sk-a", "x")]

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
+from leanthink.data.think_tags import think_tags
+from leanthink.engine.request import make_request
+from leanthink.engine.sampling import Sampling
+from leanthink.entrypoints.openai.choices import ChatChoice, TextChoice
+from leanthink.entrypoints.openai.token_texts import TokenTexts
+from leanthink.models.tiny.tokenizer import build_tokenizer
 from leanthink.policies import make_policy
-from leanthink.request import make_request
-from leanthink.sampling import Sampling
-from leanthink.serve.choices import ChatChoice, TextChoice
-from leanthink.serve.token_texts import TokenTexts
-from leanthink.tags import think_tags
-from leanthink.tiny.tokenizer import build_tokenizer
 
 BYTE_LEVEL = build_tokenizer()
 

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from leanthink.budget import Budget
-from leanthink.engine import Engine
-from leanthink.errors import RequestFailed
-from leanthink.generate import generate
+from leanthink.engine.engine import Engine
+from leanthink.engine.generation import generate
+from leanthink.engine.request import Request, make_request
+from leanthink.engine.sampling import Sampling
+from leanthink.entrypoints.openai.dispatcher import EngineBroke, Job, Work
+from leanthink.entrypoints.openai.engine_thread import EngineThread, News, Order
 from leanthink.policies import make_policy
-from leanthink.request import Request, make_request
-from leanthink.sampling import Sampling
-from leanthink.serve.engine_thread import EngineThread, News, Order
-from leanthink.serve.work import EngineBroke, Job, Work
+from leanthink.policies.budget import Budget
+from leanthink.utils.errors import RequestFailed
 from models import make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from command_line import on_terminal
-from leanthink.cli import show as module
-from leanthink.completion import Eviction, Step
-from leanthink.marked_text import MarkedText, marks, opening
+from leanthink.engine.outputs import Eviction, Step
+from leanthink.entrypoints.cli import show as module
+from leanthink.entrypoints.marked_text import MarkedText, marks, opening
 
 STRUCK = re.compile(r"\x1b\[2;9m(.*?)\x1b\[0m", re.DOTALL)
 PROMPT_TOKENS = 3

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from leanthink.decoder import LeanDecoder
-from leanthink.side_by_side import side_by_side
+from leanthink.engine.decoder import LeanDecoder
+from leanthink.engine.fused_weights import side_by_side
 from models import make_model
 
 

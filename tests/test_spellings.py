@@ -7,11 +7,11 @@ from fractions import Fraction
 
 import pytest
 
-from leanthink.eval.grading import is_correct
-from leanthink.eval.literals import as_number
-from leanthink.eval.names import is_name
-from leanthink.eval.plain_text import as_latex
-from leanthink.eval.units import is_unit, same_unit
+from leanthink.data.grading.answer_normalisation import as_number
+from leanthink.data.grading.grading import is_correct
+from leanthink.data.grading.named_results import is_name
+from leanthink.data.grading.plain_text import as_latex
+from leanthink.data.grading.units import is_unit, same_unit
 
 needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="extra eval")
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from leanthink.budget import Budget
-from leanthink.cli.summary import summary
-from leanthink.completion import Completion
-from leanthink.generate import generate
-from leanthink.sampling import Sampling
+from leanthink.engine.generation import generate
+from leanthink.engine.outputs import Completion
+from leanthink.engine.sampling import Sampling
+from leanthink.entrypoints.cli.summary import summary
+from leanthink.policies.budget import Budget
 from models import CONTEXT, make_model, make_tokenizer
 
 BUDGET = Budget(slots=12, window=4, interval=6, answer=30)

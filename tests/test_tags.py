@@ -15,16 +15,16 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from leanthink import set_think_tags, think_tags
-from leanthink.budget import Budget
-from leanthink.completion import Completion
-from leanthink.errors import UsageError
-from leanthink.generate import generate, stream
+from leanthink.data.think_tags import KNOWN_TAGS, ThinkTags, beginning, close_index
+from leanthink.engine.generation import generate, stream
+from leanthink.engine.outputs import Completion
+from leanthink.engine.sampling import Sampling
+from leanthink.entrypoints.openai.reasoning_parser import Parts
+from leanthink.integrations.transformers import custom_generate
 from leanthink.integrations.vllm.lengths import NEVER
 from leanthink.integrations.vllm.thought import Watch
-from leanthink.sampling import Sampling
-from leanthink.serve.parts import Parts
-from leanthink.tags import KNOWN_TAGS, ThinkTags, beginning, close_index
-from leanthink.transformers_generate import custom_generate
+from leanthink.policies.budget import Budget
+from leanthink.utils.errors import UsageError
 from models import END, VOCABULARY, make_model
 
 PIECES = ("</", "think", ">\n\n", ".</", "<think", ">", "[/THINK", "]4")  # tokens that cut tags in odd places

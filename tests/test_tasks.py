@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanthink.errors import UsageError
-from leanthink.tiny import tasks, teacher
-from leanthink.tiny.families import bases, countdown, equations, multiply
-from leanthink.tiny.pen import STYLES, Pen, Style, nines, spell
-from leanthink.tiny.problem import Document, Problem
+from leanthink.data.tasks import bases, countdown, equations, multiply, registry, teacher
+from leanthink.data.tasks.problem import Document, Problem
+from leanthink.data.tasks.scratchpad import STYLES, Pen, Style, nines, spell
+from leanthink.utils.errors import UsageError
 
-FAMILIES = tuple(tasks.FAMILIES)
+FAMILIES = tuple(registry.FAMILIES)
 TERSE, PLAIN, CAREFUL, THOROUGH, BRISK = STYLES
 
 
@@ -28,15 +27,15 @@ def boxed(answer: str) -> str:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_same_seed_gives_the_same_problems_and_another_seed_others(family: str) -> None:
-    assert tasks.sample(family, 3, 5, seed=7) == tasks.sample(family, 3, 5, seed=7)
-    assert tasks.sample(family, 3, 5, seed=7) != tasks.sample(family, 3, 5, seed=8)
+    assert registry.sample(family, 3, 5, seed=7) == registry.sample(family, 3, 5, seed=7)
+    assert registry.sample(family, 3, 5, seed=7) != registry.sample(family, 3, 5, seed=8)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_and_held_out_problems_never_overlap(family: str) -> None:
-    for level in tasks.LEVELS:
-        trained = {problem.key for problem in tasks.sample(family, level, 120, seed=0, split="train")}
-        held_out = {problem.key for problem in tasks.sample(family, level, 120, seed=0, split="held-out")}
+    for level in registry.LEVELS:
+        trained = {problem.key for problem in registry.sample(family, level, 120, seed=0, split="train")}
+        held_out = {problem.key for problem in registry.sample(family, level, 120, seed=0, split="held-out")}
         assert not trained & held_out
 
 
@@ -60,14 +59,14 @@ def test_reordered_operands_are_the_same_problem() -> None:
     assert Problem(**{**vars(problem), "facts": (y, x), "prompt": "other words"}).digest == problem.digest
 
 
-@pytest.mark.parametrize("level", tasks.LEVELS)
+@pytest.mark.parametrize("level", registry.LEVELS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_teacher_who_never_slips_is_always_right(family: str, level: int) -> None:
     rng = random.Random(level)
     for style in (replace(style, slip_if_unchecked=0.0) for style in STYLES):
-        for problem in tasks.sample(family, level, 15, seed=1):
+        for problem in registry.sample(family, level, 15, seed=1):
             document = teacher.write(problem, style, rng)
-            assert tasks.is_correct(problem, boxed(document.answer)), (style.name, document)
+            assert registry.is_correct(problem, boxed(document.answer)), (style.name, document)
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "countdown"])
@@ -75,25 +74,25 @@ def test_a_slip_is_found_by_its_check_and_repaired(family: str) -> None:
     style = replace(THOROUGH, slip_if_checked=0.3)
     rng = random.Random(0)
     repairs = 0
-    for problem in tasks.sample(family, 3, 40, seed=2):
+    for problem in registry.sample(family, 3, 40, seed=2):
         document = teacher.write(problem, style, rng)
         repairs += document.thought.count("no, again")
-        assert tasks.is_correct(problem, boxed(document.answer))
+        assert registry.is_correct(problem, boxed(document.answer))
     assert repairs > 10
 
 
 def test_a_slip_that_nobody_looks_for_spoils_the_answer() -> None:
     style = replace(PLAIN, slip_if_unchecked=1.0)
     wrong = sum(
-        not tasks.is_correct(problem, boxed(teacher.write(problem, style, random.Random(0)).answer))
-        for problem in tasks.sample("multiply", 2, 20, seed=3)
+        not registry.is_correct(problem, boxed(teacher.write(problem, style, random.Random(0)).answer))
+        for problem in registry.sample("multiply", 2, 20, seed=3)
     )
     assert wrong >= 18
 
 
 def test_terse_thoughts_are_much_shorter_than_thorough_ones() -> None:
     for family in FAMILIES:
-        problems = tasks.sample(family, 4, 20, seed=4)
+        problems = registry.sample(family, 4, 20, seed=4)
         terse = sum(len(teacher.write(problem, TERSE, random.Random(0)).thought) for problem in problems)
         thorough = sum(len(teacher.write(problem, THOROUGH, random.Random(0)).thought) for problem in problems)
         assert thorough > 1.4 * terse, family
@@ -103,7 +102,7 @@ def test_hard_levels_are_mostly_thought_about_for_over_a_thousand_tokens() -> No
     lengths = [
         len(teacher.write(problem, THOROUGH, random.Random(0)).thought)
         for family in FAMILIES
-        for problem in tasks.sample(family, 5, 30, seed=5)
+        for problem in registry.sample(family, 5, 30, seed=5)
     ]
     assert sum(length > 1000 for length in lengths) > 0.8 * len(lengths)
     assert max(lengths) < 4096
@@ -168,7 +167,7 @@ def test_an_erring_teacher_is_wrong_where_nothing_is_checked(monkeypatch: pytest
 
     def write(problem: Problem, style: Style, rng: random.Random) -> Document:
         document = original(problem, style, rng)
-        right[style.name].append(tasks.is_correct(problem, boxed(document.answer)))
+        right[style.name].append(registry.is_correct(problem, boxed(document.answer)))
         return document
 
     original = teacher.write
@@ -182,7 +181,7 @@ def test_an_erring_teacher_is_wrong_where_nothing_is_checked(monkeypatch: pytest
 
 def test_a_teacher_may_err_on_hard_problems_alone() -> None:
     manner = teacher.Manner(slip_if_unchecked=0.2, slip_from_level=4)
-    slips = [manner.hand(PLAIN, level).slip_if_unchecked for level in tasks.LEVELS]
+    slips = [manner.hand(PLAIN, level).slip_if_unchecked for level in registry.LEVELS]
     assert slips == [PLAIN.slip_if_unchecked] * 3 + [0.2] * 2
     assert teacher.Manner(slip_if_unchecked=0.2).hand(PLAIN, 1).slip_if_unchecked == 0.2
     with pytest.raises(UsageError, match="level"):
@@ -200,7 +199,7 @@ def test_the_manner_of_a_teacher_decides_the_shares_of_styles() -> None:
     logs = [
         math.log(share / plain)
         for family in FAMILIES
-        for level in tasks.LEVELS
+        for level in registry.LEVELS
         for share, plain in zip(with_habits.style_weights(family, level), usual, strict=True)
         if plain
     ]
@@ -225,7 +224,7 @@ def test_in_base_is_undone_by_int(n: int, base: int) -> None:
 
 
 def test_countdown_accepts_any_right_expression_and_nothing_else() -> None:
-    problem = tasks.sample("countdown", 4, 1, seed=0)[0]
+    problem = registry.sample("countdown", 4, 1, seed=0)[0]
     _, target, _ = problem.facts
     assert countdown.check(problem, problem.answer)
     assert countdown.check(problem, f"({problem.answer})")
@@ -239,7 +238,7 @@ def test_countdown_accepts_any_right_expression_and_nothing_else() -> None:
 
 def test_equation_solutions_satisfy_every_row() -> None:
     for level in (4, 5):
-        for problem in tasks.sample("equations", level, 30, seed=0):
+        for problem in registry.sample("equations", level, 30, seed=0):
             document = equations.solve(problem, THOROUGH, random.Random(0))
             values = [int(v) for v in re.findall(r"[xyz] = (\d+)", document.answer)]
             for row in problem.facts:
@@ -248,12 +247,12 @@ def test_equation_solutions_satisfy_every_row() -> None:
 
 def test_unknown_family_and_level_name_what_is_allowed() -> None:
     with pytest.raises(UsageError, match="Did you mean 'multiply'"):
-        tasks.sample("multipy", 1, 1, seed=0)
+        registry.sample("multipy", 1, 1, seed=0)
     with pytest.raises(UsageError, match="unknown level 6: choose one of 1, 2, 3, 4, 5"):
-        tasks.sample("multiply", 6, 1, seed=0)
+        registry.sample("multiply", 6, 1, seed=0)
 
 
 def test_asking_for_more_problems_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "MAX_TRIES_IN_VAIN", 50)
+    monkeypatch.setattr(registry, "MAX_TRIES_IN_VAIN", 50)
     with pytest.raises(UsageError, match="fewer than 3000 held-out problems"):
-        tasks.sample("multiply", 1, 3000, seed=0)
+        registry.sample("multiply", 1, 3000, seed=0)

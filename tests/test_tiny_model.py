@@ -14,18 +14,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from leanthink.budget import Budget
-from leanthink.errors import DamagedFile, LeanThinkError, UsageError
-from leanthink.eval.grading import last_boxed
-from leanthink.generate import generate
-from leanthink.sampling import Sampling
-from leanthink.tiny import load_tiny, tasks, train, weights_path
-from leanthink.tiny.batches import NO_TARGET, Batch, BatchShape, batch_stream, laid_out, packed
-from leanthink.tiny.birth import save_run
-from leanthink.tiny.model import attend_masked, build_model, packed_logits, tiny_config
-from leanthink.tiny.muon import BatchedMuon
-from leanthink.tiny.tokenizer import END, END_THINK, PAD, build_tokenizer, encode_document, save_tokenizer
-from leanthink.tiny.train import Options, lr_factor
+from leanthink.data.grading.grading import last_boxed
+from leanthink.data.tasks import registry
+from leanthink.engine.generation import generate
+from leanthink.engine.sampling import Sampling
+from leanthink.models.tiny import load_tiny, train, weights_path
+from leanthink.models.tiny.checkpoint import save_run
+from leanthink.models.tiny.model import attend_masked, build_model, packed_logits, tiny_config
+from leanthink.models.tiny.muon import BatchedMuon
+from leanthink.models.tiny.sequence_packing import NO_TARGET, Batch, BatchShape, batch_stream, laid_out, packed
+from leanthink.models.tiny.tokenizer import END, END_THINK, PAD, build_tokenizer, encode_document, save_tokenizer
+from leanthink.models.tiny.train import Options, lr_factor
+from leanthink.policies.budget import Budget
+from leanthink.utils.errors import DamagedFile, LeanThinkError, UsageError
 
 SMALL = {"layers": 2, "hidden": 64, "heads": 2, "kv_heads": 1, "mlp": 96}
 FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -282,7 +283,7 @@ def test_training_lowers_the_loss_and_writes_its_birth_certificate(folder: Path)
     assert losses[1] > 5
     assert certificate["final_loss"] < 0.7 * losses[1]
     assert (certificate["steps"], certificate["device"]) == (20, "cpu")
-    assert certificate["command"] == "python -m leanthink.tiny.train --steps 20"
+    assert certificate["command"] == "python -m leanthink.models.tiny.train --steps 20"
 
 
 def test_saved_folder_loads_with_plain_transformers_and_gives_the_trained_logits(folder: Path):
@@ -298,7 +299,7 @@ def test_saved_folder_loads_with_plain_transformers_and_gives_the_trained_logits
 
 
 def test_saving_rounds_to_bf16_and_nothing_else(tmp_path: Path):
-    from leanthink.tiny.birth import save_weights
+    from leanthink.models.tiny.checkpoint import save_weights
 
     model = build_model(tiny_config(**SMALL), seed=5).eval()
     save_weights(model, tmp_path)
@@ -313,7 +314,7 @@ def test_saving_rounds_to_bf16_and_nothing_else(tmp_path: Path):
 
 
 def test_shards_of_the_shipped_shape_stay_under_15_megabytes(tmp_path: Path):
-    from leanthink.tiny.birth import save_weights
+    from leanthink.models.tiny.checkpoint import save_weights
 
     save_weights(build_model(tiny_config(), seed=0), tmp_path)
     shards = [path.stat().st_size for path in tmp_path.glob("*.safetensors")]
@@ -347,12 +348,12 @@ def test_weights_lie_beside_the_code():
 
 
 def test_the_shipped_model_is_right_under_its_shipped_predictor():
-    asked = [problem for family in tasks.FAMILIES for problem in tasks.sample(family, 1, 2, 3)]
+    asked = [problem for family in registry.FAMILIES for problem in registry.sample(family, 1, 2, 3)]
     greedy = Sampling(temperature=0.0, max_new_tokens=900)
     done = generate(
         *load_tiny(), [p.prompt for p in asked], policy="horizon", budget=Budget(slots=192), sampling=greedy
     )
-    assert all(tasks.is_correct(p, last_boxed(c.answer)) for p, c in zip(asked, done, strict=True))
+    assert all(registry.is_correct(p, last_boxed(c.answer)) for p, c in zip(asked, done, strict=True))
 
 
 def test_command_line_refuses_what_it_cannot_do():

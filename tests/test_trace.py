@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from leanthink.errors import DamagedFile, UsageError
-from leanthink.eval.problems import read_problems
-from leanthink.scores import Scores
-from leanthink.trace import Trace, TraceWriter, from_line, iter_traces, read_traces, to_line
+from leanthink.data.problems import read_problems
+from leanthink.data.traces.token_scores import Scores
+from leanthink.data.traces.trace import Trace, TraceWriter, from_line, iter_traces, read_traces, to_line
+from leanthink.utils.errors import DamagedFile, UsageError
 
 
 def trace(**changes: Any) -> Trace:
@@ -199,7 +199,7 @@ def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
 
 def test_reading_traces_imports_neither_torch_nor_transformers() -> None:
     heavy = {"torch", "transformers", "math_verify"}
-    modules = "leanthink.trace, leanthink.eval.grading, leanthink.eval.problems"
+    modules = "leanthink.data.traces.trace, leanthink.data.grading.grading, leanthink.data.problems"
     code = f"import sys, {modules}; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -13,10 +13,10 @@ import torch
 from transformers.quantizers.base import HfQuantizer
 
 from command_line import refused
-from leanthink.load import load
-from leanthink.provenance import commit
+from leanthink.models.loading import load
 from leanthink.rl.run_log import cut, progress_line
 from leanthink.rl.trl_reward import STATE
+from leanthink.utils.provenance import commit
 from models import make_model, make_tokenizer
 from rl_runs import ENDS, TEMPLATE
 
@@ -210,7 +210,7 @@ def test_weights_of_a_gguf_file_are_trained_as_the_whole_weights_they_are(monkey
     model.is_quantized, model.quantization_method = True, "gguf"
     remove = partial(HfQuantizer.remove_quantization_config, None)
     model.hf_quantizer = SimpleNamespace(remove_quantization_config=remove)
-    monkeypatch.setattr(sys.modules["leanthink.load"], "load", lambda *_, **__: (model, make_tokenizer()))
+    monkeypatch.setattr(sys.modules["leanthink.models.loading"], "load", lambda *_, **__: (model, make_tokenizer()))
     loaded, _ = run._load({"model": "some.gguf"})
     assert not loaded.is_quantized
     assert not hasattr(loaded, "hf_quantizer")

@@ -15,9 +15,9 @@ from urllib.request import urlopen
 import pytest
 
 from command_line import leanthink, refused, start
-from leanthink.errors import DamagedFile, UsageError
-from leanthink.trace import TraceWriter, to_line
-from leanthink.view import KINDS, PAGE, list_traces, make_server
+from leanthink.data.traces.trace import TraceWriter, to_line
+from leanthink.entrypoints.viewer.server import KINDS, PAGE, list_traces, make_server
+from leanthink.utils.errors import DamagedFile, UsageError
 from recorded import TRACES
 
 

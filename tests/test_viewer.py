@@ -15,7 +15,7 @@ import pytest
 
 from browser import started_browser
 from fake_server import FakeServer, chunks, fake_server
-from leanthink.trace import Trace, read_traces, to_line
+from leanthink.data.traces.trace import Trace, read_traces, to_line
 from server import serving
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))

@@ -16,17 +16,17 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-from leanthink.errors import CannotWrite, DamagedFile, UsageError
-from leanthink.eval.problems import Problem
+from leanthink.data.problems import Problem
+from leanthink.data.traces.trace import TraceWriter, to_line
+from leanthink.engine.sampling import Sampling
 from leanthink.eval.records import RunFolder
 from leanthink.importance.collect import collect
 from leanthink.importance.fit import fit
+from leanthink.importance.fit_config import Recipe
 from leanthink.importance.label_file import label_traces, read_labels
-from leanthink.importance.recipe import Recipe
 from leanthink.importance.work_folder import WorkFolder
-from leanthink.sampling import Sampling
-from leanthink.trace import TraceWriter, to_line
-from leanthink.writing import LineFile, held, replacing, write_json
+from leanthink.utils.errors import CannotWrite, DamagedFile, UsageError
+from leanthink.utils.file_writing import LineFile, held, replacing, write_json
 from models import make_model, make_tokenizer
 from recorded import HORIZONS, TRACES, small_model, trace
 
@@ -42,7 +42,7 @@ def model() -> Any:
 def elsewhere(path: Path) -> Iterator[None]:
     """Another process holds the lock of this file in here, and then is killed."""
     code = (
-        "import sys, time; from pathlib import Path; from leanthink.writing import held\n"
+        "import sys, time; from pathlib import Path; from leanthink.utils.file_writing import held\n"
         f"with held(Path({str(path)!r})): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
@@ -86,8 +86,8 @@ def test_a_second_process_on_the_same_file_is_refused(name: str, model: Any, tmp
 
 APPENDS = """
 import sys, time
-from leanthink.errors import UsageError
-from leanthink.trace import TraceWriter, read_traces
+from leanthink.utils.errors import UsageError
+from leanthink.data.traces.trace import TraceWriter, read_traces
 try:
     with TraceWriter(sys.argv[2], resume=True) as writer:
         for trace in read_traces(sys.argv[1]):
@@ -200,7 +200,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file_or_the_new_one(mom
     path = tmp_path / "f.json"
     write_json(path, [0] * 100_000)
     code = (
-        f"from pathlib import Path; from leanthink.writing import write_json\nprint('now', flush=True)\n"
+        f"from pathlib import Path; from leanthink.utils.file_writing import write_json\nprint('now', flush=True)\n"
         f"for i in range(1000): write_json(Path({str(path)!r}), [i] * 100_000)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:

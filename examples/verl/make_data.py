@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from leanthink.data.tasks.registry import FAMILIES
 from leanthink.integrations.verl.data import write_parquet
 from leanthink.rl.data import from_tasks
-from leanthink.tiny.tasks import FAMILIES
 
 folder = Path(sys.argv[1])
 write_parquet(from_tasks(list(FAMILIES), [1, 2, 3], 256), folder / "train.parquet")

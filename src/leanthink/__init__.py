@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leanthink.budget import Budget
-    from leanthink.completion import Completion, Step
-    from leanthink.engine import Engine, Progress
-    from leanthink.errors import (
+    from leanthink.data.think_tags import ThinkTags, set_think_tags, think_tags
+    from leanthink.data.traces.trace import Trace, read_traces
+    from leanthink.engine.engine import Engine, Progress
+    from leanthink.engine.generation import generate, stream
+    from leanthink.engine.outputs import Completion, Step
+    from leanthink.engine.sampling import Sampling
+    from leanthink.integrations.transformers import custom_generate
+    from leanthink.models.loading import load
+    from leanthink.policies import POLICIES, Policy
+    from leanthink.policies.budget import Budget
+    from leanthink.utils.errors import (
         DamagedFile,
         DeviceLost,
         LeanThinkError,
@@ -20,13 +25,6 @@ if TYPE_CHECKING:
         UnsupportedModel,
         UsageError,
     )
-    from leanthink.generate import generate, stream
-    from leanthink.load import load
-    from leanthink.policies import POLICIES, Policy
-    from leanthink.sampling import Sampling
-    from leanthink.tags import ThinkTags, set_think_tags, think_tags
-    from leanthink.trace import Trace, read_traces
-    from leanthink.transformers_generate import custom_generate
 
 __all__ = [
     "POLICIES",
@@ -58,34 +56,34 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "POLICIES": "policies",
-    "Budget": "budget",
-    "Completion": "completion",
-    "DamagedFile": "errors",
-    "DeviceLost": "errors",
-    "Engine": "engine",
-    "LeanThinkError": "errors",
+    "Budget": "policies.budget",
+    "Completion": "engine.outputs",
+    "DamagedFile": "utils.errors",
+    "DeviceLost": "utils.errors",
+    "Engine": "engine.engine",
+    "LeanThinkError": "utils.errors",
     "Policy": "policies",
-    "PredictorMismatch": "errors",
-    "Progress": "engine",
-    "RequestFailed": "errors",
-    "Sampling": "sampling",
-    "Step": "completion",
-    "ThinkTags": "tags",
-    "Trace": "trace",
-    "UnsupportedModel": "errors",
-    "UsageError": "errors",
-    "custom_generate": "transformers_generate",
-    "generate": "generate",
-    "load": "load",
-    "read_traces": "trace",
-    "set_think_tags": "tags",
-    "stream": "generate",
-    "think_tags": "tags",
+    "PredictorMismatch": "utils.errors",
+    "Progress": "engine.engine",
+    "RequestFailed": "utils.errors",
+    "Sampling": "engine.sampling",
+    "Step": "engine.outputs",
+    "ThinkTags": "data.think_tags",
+    "Trace": "data.traces.trace",
+    "UnsupportedModel": "utils.errors",
+    "UsageError": "utils.errors",
+    "custom_generate": "integrations.transformers",
+    "generate": "engine.generation",
+    "load": "models.loading",
+    "read_traces": "data.traces.trace",
+    "set_think_tags": "data.think_tags",
+    "stream": "engine.generation",
+    "think_tags": "data.think_tags",
 }
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use, so that `leanthink.budget` or `leanthink.trace` alone never load transformers.
+    # Imported on first use, so that `leanthink.policies.budget` alone never loads transformers.
     if name not in _HOMES:
         raise AttributeError(f"module 'leanthink' has no attribute {name!r}")
     return getattr(import_module(f"leanthink.{_HOMES[name]}"), name)
@@ -93,15 +91,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """The package itself, in which the functions `generate` and `load` win over the modules that define them."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        # Importing the module leanthink.generate would otherwise put it where users expect the function.
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

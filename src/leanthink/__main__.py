@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from leanthink.cli import main
+from leanthink.entrypoints.cli import main
 
 main()

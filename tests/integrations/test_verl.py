@@ -29,7 +29,6 @@ from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 from verl.utils.config import validate_config
 
 from leanthink import load
-from leanthink.errors import UsageError
 from leanthink.integrations.verl.advantage import group_advantages
 from leanthink.integrations.verl.average import FILE
 from leanthink.integrations.verl.data import _as_verl
@@ -37,6 +36,7 @@ from leanthink.integrations.verl.deepcompress import ADVANTAGE, DeepCompressChec
 from leanthink.integrations.verl.settings import settings_of
 from leanthink.rl.data import from_tasks
 from leanthink.rl.rewards import batch_pass_ratio
+from leanthink.utils.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "src" / "leanthink" / "tiny" / "weights"

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from leanthink.errors import DamagedFile, UsageError
 from leanthink.integrations.verl.advantage import DeepCompressAdvantage
 from leanthink.integrations.verl.average import FILE, read_average, write_average
 from leanthink.integrations.verl.data import columns_of, write_parquet
 from leanthink.integrations.verl.settings import REQUIRED, Settings, settings_of
 from leanthink.integrations.verl.version import check_version
 from leanthink.rl.data import from_tasks, grade
+from leanthink.utils.errors import DamagedFile, UsageError
 from reference.advantages_slow import advantage_slowly, observed_slowly
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "verl"

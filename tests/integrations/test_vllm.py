@@ -25,14 +25,15 @@ from vllm.exceptions import VLLMValidationError
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
 from leanthink import Budget, Completion, Sampling, generate, load
-from leanthink.errors import PredictorMismatch, UsageError
+from leanthink.data.tasks import registry
 from leanthink.integrations.vllm.lengths import Lengths
 from leanthink.integrations.vllm.rows import Rows
 from leanthink.integrations.vllm.thought import Watch
 from leanthink.integrations.vllm.version import ROWS, check_config
 from leanthink.integrations.vllm.worker import ROW, worker_here, worker_of
-from leanthink.prompt import encode_prompt
-from leanthink.tiny import tasks, weights_path
+from leanthink.models.prompt import encode_prompt
+from leanthink.models.tiny import weights_path
+from leanthink.utils.errors import PredictorMismatch, UsageError
 
 POLICIES = ("horizon", "dynts", "random", "window")
 ENVIRONMENT = {
@@ -132,7 +133,7 @@ def tiny() -> tuple[Any, Any]:
 def prompts(count: int, level: int = 2, seed: int = 1) -> list[tuple[int, ...]]:
     """So many problems of each family."""
     _, tokenizer = load("tiny", device="cpu")
-    problems = [problem for family in tasks.FAMILIES for problem in tasks.sample(family, level, count, seed)]
+    problems = [problem for family in registry.FAMILIES for problem in registry.sample(family, level, count, seed)]
     return [tuple(encode_prompt(tokenizer, 0, problem.prompt)) for problem in problems]
 
 

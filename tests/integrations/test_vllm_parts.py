@@ -19,10 +19,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from leanthink import load
-from leanthink.budget import Budget
-from leanthink.errors import LeanThinkError, LeanThinkWarning, PredictorMismatch, UnsupportedModel, UsageError
-from leanthink.importance.fingerprint import fingerprint, fingerprint_of, sample, weights_of
-from leanthink.importance.predictor import predictor_of
 from leanthink.integrations.vllm.layout import Layout
 from leanthink.integrations.vllm.lengths import NEVER, Lengths
 from leanthink.integrations.vllm.plugin import register
@@ -32,9 +28,13 @@ from leanthink.integrations.vllm.step import Cut, waves_of
 from leanthink.integrations.vllm.thought import Watch
 from leanthink.integrations.vllm.version import check_version
 from leanthink.integrations.vllm.worker import Worker
+from leanthink.models.fingerprint import fingerprint, fingerprint_of, sample, weights_of
+from leanthink.models.predictor import predictor_of
+from leanthink.models.tiny import predictors_path, weights_path
+from leanthink.policies.budget import Budget
 from leanthink.policies.horizon import Horizon
 from leanthink.policies.random import Random
-from leanthink.tiny import predictors_path, weights_path
+from leanthink.utils.errors import LeanThinkError, LeanThinkWarning, PredictorMismatch, UnsupportedModel, UsageError
 from models import CLOSE, OPEN, make_tokenizer
 from reference.bounded_row_slow import SlowRow
 

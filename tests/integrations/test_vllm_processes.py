@@ -23,12 +23,13 @@ from vllm._custom_ops import cpu_attn_reshape_and_cache
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
 from leanthink import Budget, Sampling, generate, load
-from leanthink.importance.fingerprint import fingerprint
-from leanthink.importance.predictor import Predictor, save_predictor
+from leanthink.data.tasks import registry
 from leanthink.integrations.vllm.layout import Layout
 from leanthink.integrations.vllm.version import ROWS
-from leanthink.prompt import encode_prompt
-from leanthink.tiny import tasks, weights_path
+from leanthink.models.fingerprint import fingerprint
+from leanthink.models.predictor import Predictor, save_predictor
+from leanthink.models.prompt import encode_prompt
+from leanthink.models.tiny import weights_path
 from models import make_model, make_tokenizer
 
 BUDGET = Budget(slots=96, window=32, interval=32)
@@ -108,7 +109,7 @@ def post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_server_answers_as_our_engine_does(url: str) -> None:
     model, tokenizer = load("tiny", device="cpu")
-    texts = [tasks.sample(family, 2, 1, 1)[0].prompt for family in list(tasks.FAMILIES)[:2]]
+    texts = [registry.sample(family, 2, 1, 1)[0].prompt for family in list(registry.FAMILIES)[:2]]
     for policy in ("horizon", "random"):
         expected = generate(model, tokenizer, texts, policy=policy, budget=BUDGET,
                             sampling=Sampling(max_new_tokens=700))  # fmt: skip
@@ -169,7 +170,7 @@ def test_a_server_that_could_not_keep_its_word_does_not_start(
 def test_two_tensor_parallel_workers_keep_the_same_slots(tmp_path: Path) -> None:
     """Else their halves of the heads would attend to different tokens, and the answer would not be the engine's."""
     model, tokenizer = load("tiny", device="cpu")
-    prompts = [encode_prompt(tokenizer, 0, tasks.sample(family, 2, 1, 1)[0].prompt) for family in tasks.FAMILIES]
+    prompts = [encode_prompt(tokenizer, 0, registry.sample(family, 2, 1, 1)[0].prompt) for family in registry.FAMILIES]
     policies = ["random", "horizon"] * 3
     params = [{"temperature": 0, "max_tokens": 300, "extra_args": ASKED | {"leanthink_policy": policy}}
               for policy in policies]  # fmt: skip

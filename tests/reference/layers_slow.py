@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from leanthink.budget import Budget
-from leanthink.cache import SlotCache
+from leanthink.engine.cache import SlotCache
 from leanthink.policies import Policy, Slots
+from leanthink.policies.budget import Budget
 from reference.select_slow import select_slow
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from leanthink.sampling import Sampling
+from leanthink.engine.sampling import Sampling
 
 WORD = 2**64 - 1
 

@@ -1,1 +1,1 @@
-"""Problems to solve, and grading of what a model answered."""
+"""Evaluations: resumable runs of configurations, their statistics, comparisons and reports."""

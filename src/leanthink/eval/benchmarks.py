@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from leanthink.errors import UsageError, unknown
-from leanthink.eval.cells import Benchmark
-from leanthink.eval.grading import last_boxed
-from leanthink.eval.gym import gym_problems
-from leanthink.eval.literals import EXACT, Tolerance
-from leanthink.eval.problems import Problem, from_tasks, read_problems
-from leanthink.tiny import tasks
-from leanthink.tiny.problem import Split
+from leanthink.data.grading.answer_normalisation import EXACT, Tolerance
+from leanthink.data.grading.grading import last_boxed
+from leanthink.data.gym import gym_problems
+from leanthink.data.problems import Problem, from_tasks, read_problems
+from leanthink.data.tasks import registry
+from leanthink.data.tasks.problem import Split
+from leanthink.eval.configurations import Benchmark
+from leanthink.utils.errors import UsageError, unknown
 
 STEP_BY_STEP = r"Please reason step by step, and put your final answer within \boxed{}."
 CHOOSE = r"Please reason step by step, and put the letter of your choice within \boxed{}."
@@ -206,9 +206,9 @@ def from_file(path: Path, tolerance: Tolerance = EXACT) -> Benchmark:
 def from_families(
     families: Sequence[str], levels: Sequence[int], count: int, seed: int, split: Split = "held-out"
 ) -> Benchmark:
-    """`count` embedded tasks of each family and level; raises like `leanthink.tiny.tasks.sample`."""
+    """`count` embedded tasks of each family and level; raises like `leanthink.data.tasks.registry.sample`."""
     chosen = [
-        task for family in families for level in levels for task in tasks.sample(family, level, count, seed, split)
+        task for family in families for level in levels for task in registry.sample(family, level, count, seed, split)
     ]
     told = f"{count} {split} of each of {', '.join(families)}; levels {', '.join(map(str, levels))}; seed {seed}"
     return Benchmark(name="tasks", source=told, problems=tuple(from_tasks(chosen)))

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.errors import UsageError
-from leanthink.eval.bootstrap import Estimate, estimate, holm, mean, p_values
-from leanthink.eval.cells import FULL
+from leanthink.eval.aggregated_results import Outcomes
+from leanthink.eval.configurations import FULL
 from leanthink.eval.metrics import Metrics, growth, metrics
-from leanthink.eval.outcomes import Outcomes
 from leanthink.eval.records import RECORDS, RESULT, check_header
-from leanthink.reading import parse_json, reading
+from leanthink.eval.statistics import Estimate, estimate, holm, mean, p_values
+from leanthink.utils.errors import UsageError
+from leanthink.utils.file_reading import parse_json, reading
 
 SIGNIFICANT = 0.05
 

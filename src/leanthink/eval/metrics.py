@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from leanthink.eval.bootstrap import Estimate, Statistic, estimate, mean, ratio
-from leanthink.eval.outcomes import Outcomes, pass_at_k
+from leanthink.eval.aggregated_results import Outcomes, pass_at_k
+from leanthink.eval.statistics import Estimate, Statistic, estimate, mean, ratio
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from leanthink.errors import DamagedFile, UsageError
-from leanthink.reading import (
+from leanthink.utils.errors import DamagedFile, UsageError
+from leanthink.utils.file_reading import (
     BOOLEAN,
     COUNT,
     INTEGER,
@@ -27,7 +27,7 @@ from leanthink.reading import (
     parse_json,
     reading,
 )
-from leanthink.writing import LineFile, Lock, write_json
+from leanthink.utils.file_writing import LineFile, Lock, write_json
 
 VERSION = 1
 RUN, RECORDS, RESULT = "run.json", "records.jsonl", "result.json"

@@ -9,20 +9,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from leanthink.completion import Completion
-from leanthink.errors import LeanThinkError, RequestFailed
-from leanthink.eval.cells import Benchmark, Cell
-from leanthink.eval.grading import as_graded, verdict_on
-from leanthink.eval.judge import MOST_WORKERS
-from leanthink.eval.outcomes import Outcomes, outcomes
-from leanthink.eval.problems import Problem
+from leanthink.data.grading.grading import as_graded, verdict_on
+from leanthink.data.grading.math_verify_pool import MOST_WORKERS
+from leanthink.data.problems import Problem
+from leanthink.data.think_tags import ThinkTags, think_tags
+from leanthink.data.traces.trace import request_seed
+from leanthink.engine.outputs import Completion
+from leanthink.engine.sampling import Sampling
+from leanthink.eval.aggregated_results import Outcomes, outcomes
+from leanthink.eval.configurations import Benchmark, Cell
 from leanthink.eval.records import RESULT, Record, RunFolder
-from leanthink.prompt import PLAIN, ChatOptions, encode_prompt
-from leanthink.sampling import Sampling
-from leanthink.subject import Ask, Subject
-from leanthink.tags import ThinkTags, think_tags
-from leanthink.trace import request_seed
-from leanthink.writing import write_json
+from leanthink.importance.inference_backend import Ask, Subject
+from leanthink.models.prompt import PLAIN, ChatOptions, encode_prompt
+from leanthink.utils.errors import LeanThinkError, RequestFailed
+from leanthink.utils.file_writing import write_json
 
 
 class Progress(Protocol):

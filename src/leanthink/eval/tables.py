@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from leanthink.eval.bootstrap import Estimate
-from leanthink.eval.cells import Cell
+from leanthink.eval.configurations import Cell
 from leanthink.eval.metrics import Metrics
+from leanthink.eval.statistics import Estimate
 
 MISSING = "–"
 Texts = list[str]

@@ -8,10 +8,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from leanthink.completion import decode
-from leanthink.errors import UsageError
-from leanthink.tags import think_tags
-from leanthink.trace import Trace
+from leanthink.data.think_tags import think_tags
+from leanthink.data.traces.trace import Trace
+from leanthink.engine.outputs import decode
+from leanthink.utils.errors import UsageError
 
 AnswerFrom: TypeAlias = str | float  # a text, or a share of the generated tokens
 

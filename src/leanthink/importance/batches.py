@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from leanthink.errors import UsageError
+from leanthink.utils.errors import UsageError
 
 # Most tokens of a batch with its padding; a longer sequence goes alone. A small model keeps a GPU busy only with many
 # traces at once, and a CPU with one.

@@ -7,17 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from leanthink.budget import Budget
-from leanthink.completion import Completion
-from leanthink.errors import UsageError
-from leanthink.eval.grading import as_graded, check_gold, is_solved
-from leanthink.eval.problems import Problem
-from leanthink.prompt import PLAIN, ChatOptions, encode_prompt
-from leanthink.request import Predictor
-from leanthink.sampling import Sampling
-from leanthink.subject import Ask, LoadedModel, Subject
-from leanthink.tags import ThinkTags, think_tags
-from leanthink.trace import Trace, TraceWriter, request_seed, trace_key
+from leanthink.data.grading.grading import as_graded, check_gold, is_solved
+from leanthink.data.problems import Problem
+from leanthink.data.think_tags import ThinkTags, think_tags
+from leanthink.data.traces.trace import Trace, TraceWriter, request_seed, trace_key
+from leanthink.engine.outputs import Completion
+from leanthink.engine.request import Predictor
+from leanthink.engine.sampling import Sampling
+from leanthink.importance.inference_backend import Ask, LoadedModel, Subject
+from leanthink.models.prompt import PLAIN, ChatOptions, encode_prompt
+from leanthink.policies.budget import Budget
+from leanthink.utils.errors import UsageError
 
 Progress = Callable[[int, int], None]
 

@@ -18,15 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from leanthink.attention import switched_to
-from leanthink.budget import Budget, keep_in_order
-from leanthink.errors import UsageError
+from leanthink.engine.attention import switched_to
+from leanthink.engine.hidden_states import joined, middle_outputs
+from leanthink.engine.request import check_sets
+from leanthink.engine.sdpa import for_any_length
 from leanthink.importance.labels import Thought
-from leanthink.load import kv_shape
+from leanthink.models.loading import kv_shape
 from leanthink.policies import Policy, Slots
-from leanthink.request import check_sets
-from leanthink.sdpa import for_any_length
-from leanthink.states import joined, middle_outputs
+from leanthink.policies.budget import Budget, keep_in_order
+from leanthink.utils.errors import UsageError
 
 ATTENTION_NAME = "leanthink_damage"
 POSITIONS = 512  # whose distributions are held at a time: of a whole thought they would be the largest tensors of all

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from leanthink.budget import Budget
+from leanthink.data.traces.trace import Trace
 from leanthink.importance.damage import damage
 from leanthink.importance.labels import Thought
-from leanthink.importance.predictor import Predictor
+from leanthink.models.predictor import Predictor
 from leanthink.policies import POLICIES, make_policy
-from leanthink.trace import Trace
+from leanthink.policies.budget import Budget
 
 RATIO = 4  # mean thought by slots that are held at most
 MOST_TRACES = 32

@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.errors import UsageError, unknown
-from leanthink.importance.compared import compare_with, read_compared
-from leanthink.importance.examples import Examples, gather, split_by_problem, usable
+from leanthink.data.traces.trace import Trace, check_unique
+from leanthink.importance.dataset import Examples, gather, split_by_problem, usable
+from leanthink.importance.fit_config import Recipe, goal, loss, rate
+from leanthink.importance.held_out_metrics import counted, measure
 from leanthink.importance.label_file import LabelFile
-from leanthink.importance.measure import counted, measure
-from leanthink.importance.predictor import HorizonHead, Predictor, made_ready, offsets_below, save_predictor
-from leanthink.importance.recipe import Recipe, goal, loss, rate
-from leanthink.importance.relatives import base_shape
-from leanthink.trace import Trace, check_unique
-from leanthink.writing import held
+from leanthink.importance.predictor_comparison import compare_with, read_compared
+from leanthink.models.predictor import HorizonHead, Predictor, made_ready, offsets_below, save_predictor
+from leanthink.models.predictor_compatibility import base_shape
+from leanthink.utils.errors import UsageError, unknown
+from leanthink.utils.file_writing import held
 
 MOST_WIDTH = 1024  # unless asked for: more makes larger files and no better ranking
 LEAST_REACHED = 0.01  # of the tokens: a horizon that fewer reach is learned worse than the one before it serves

@@ -15,15 +15,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from leanthink.errors import DamagedFile, PredictorMismatch, UsageError, unknown
+from leanthink.data.traces.trace import Trace, check_unique
 from leanthink.policies.policy import GRANULARITIES, Granularity
-from leanthink.reading import COUNT, STRING, Kind, check_kinds, is_int, is_number, parse_json, reading
-from leanthink.trace import Trace, check_unique
-from leanthink.writing import held, replacing
+from leanthink.utils.errors import DamagedFile, PredictorMismatch, UsageError, unknown
+from leanthink.utils.file_reading import COUNT, STRING, Kind, check_kinds, is_int, is_number, parse_json, reading
+from leanthink.utils.file_writing import held, replacing
 
 if TYPE_CHECKING:
     from leanthink.importance.answer_start import AnswerFrom
-    from leanthink.subject import Subject
+    from leanthink.importance.inference_backend import Subject
 
 VERSION = "2"
 CURE = "label the traces anew"
@@ -208,8 +208,8 @@ def label_traces(
         CannotWrite: there is no room for it; what it held before is unharmed.
     """
     from leanthink.importance.answer_start import check_answer_from
+    from leanthink.importance.inference_backend import LoadedModel
     from leanthink.importance.labels import check_horizons
-    from leanthink.subject import LoadedModel
 
     subject = subject or LoadedModel(model, None, {})
     if granularity not in GRANULARITIES:

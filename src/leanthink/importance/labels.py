@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from leanthink.attention import switched_to
-from leanthink.errors import UsageError
+from leanthink.data.traces.trace import Trace
+from leanthink.engine.attention import switched_to
+from leanthink.engine.sdpa import for_any_length
 from leanthink.importance.batches import padded
-from leanthink.load import check_supported, kv_shape
+from leanthink.models.loading import check_supported, kv_shape
 from leanthink.policies.policy import Granularity
-from leanthink.sdpa import for_any_length
-from leanthink.trace import Trace
+from leanthink.utils.errors import UsageError
 
 ATTENTION_NAME = "leanthink_labels"
 HORIZONS = (16, 32, 64, 128, 256, 512, 1024)
@@ -305,7 +305,7 @@ def label_batch(
 
     Raises:
         UsageError: the horizons are not ascending.
-        UnsupportedModel: layers without full attention (see `leanthink.load.check_supported`).
+        UnsupportedModel: layers without full attention (see `leanthink.models.loading.check_supported`).
     """
     check_supported(model.config)
     distances = check_horizons(horizons)

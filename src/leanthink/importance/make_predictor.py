@@ -9,24 +9,24 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from leanthink.errors import UsageError
-from leanthink.eval.problems import Problem
+from leanthink.data.problems import Problem
+from leanthink.data.think_tags import think_tags
+from leanthink.data.traces.trace import Trace, read_traces, trace_key
+from leanthink.engine.sampling import Sampling
 from leanthink.importance.answer_start import AnswerFrom, check_answer_from
 from leanthink.importance.collect import check_problems, collect
-from leanthink.importance.examples import split_by_problem, usable
+from leanthink.importance.dataset import split_by_problem, usable
 from leanthink.importance.expect import expect
 from leanthink.importance.fit import fit
+from leanthink.importance.fit_config import Recipe
+from leanthink.importance.inference_backend import LoadedModel
 from leanthink.importance.label_file import LabelFile, checksum, default_horizons, label_traces, read_labels
 from leanthink.importance.labels import HORIZONS, check_horizons
-from leanthink.importance.predictor import load_predictor, read_metadata
-from leanthink.importance.recipe import Recipe
 from leanthink.importance.work_folder import WorkFolder
+from leanthink.models.predictor import load_predictor, read_metadata
+from leanthink.models.prompt import PLAIN, ChatOptions
 from leanthink.policies.policy import Granularity
-from leanthink.prompt import PLAIN, ChatOptions
-from leanthink.sampling import Sampling
-from leanthink.subject import LoadedModel
-from leanthink.tags import think_tags
-from leanthink.trace import Trace, read_traces, trace_key
+from leanthink.utils.errors import UsageError
 
 Progress = Callable[[str, int, int], None]
 ROWS = {"cpu": 64, "cuda": 512}  # traces generated at a time, as far as memory holds them

@@ -12,9 +12,9 @@ from typing import Any
 
 from safetensors import safe_open
 
-from leanthink.errors import DamagedFile, UsageError
-from leanthink.reading import NOT_NEGATIVE, OBJECT, check_kinds, parse_json, reading
-from leanthink.writing import held, write_json
+from leanthink.utils.errors import DamagedFile, UsageError
+from leanthink.utils.file_reading import NOT_NEGATIVE, OBJECT, check_kinds, parse_json, reading
+from leanthink.utils.file_writing import held, write_json
 
 RECORD = "stages.json"
 

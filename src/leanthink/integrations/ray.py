@@ -16,15 +16,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from leanthink.completion import Completion
-from leanthink.errors import LeanThinkError, RequestFailed, UsageError
-from leanthink.generate import raise_first
+from leanthink.data.think_tags import set_think_tags
+from leanthink.engine.generation import raise_first
+from leanthink.engine.outputs import Completion
+from leanthink.engine.request import Predictor
+from leanthink.importance.inference_backend import About, Ask, LoadedModel
 from leanthink.importance.labels import Thought
+from leanthink.models.tiny import TINY
 from leanthink.policies.policy import Granularity
-from leanthink.request import Predictor
-from leanthink.subject import About, Ask, LoadedModel
-from leanthink.tags import set_think_tags
-from leanthink.tiny import TINY
+from leanthink.utils.errors import LeanThinkError, RequestFailed, UsageError
 
 try:
     import ray
@@ -142,7 +142,7 @@ class Worker:
         """Load the model; yields where this is, what decides its results, and its tokenizer."""
         from transformers.utils import logging
 
-        from leanthink.load import as_dtype, load
+        from leanthink.models.loading import as_dtype, load
 
         logging.disable_progress_bar()
         source = self._source

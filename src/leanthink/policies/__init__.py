@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from leanthink.errors import UsageError, unknown
 from leanthink.policies.dynts import DynTS
 from leanthink.policies.full import Full
 from leanthink.policies.h2o import H2O
@@ -22,6 +21,7 @@ from leanthink.policies.snapkv import SnapKV
 from leanthink.policies.tova import TOVA
 from leanthink.policies.vase import VaSE
 from leanthink.policies.window import Window
+from leanthink.utils.errors import UsageError, unknown
 
 __all__ = ["POLICIES", "ImportancePredictor", "Policy", "Slots", "Target", "make_policy"]
 

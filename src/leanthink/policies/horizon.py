@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from leanthink.constants import constant
-from leanthink.errors import UsageError, unknown
 from leanthink.policies.policy import OUTRANKS, ImportancePredictor, Policy, Slots, Target, check_target, narrow_dtype
+from leanthink.utils.constants import constant
+from leanthink.utils.errors import UsageError, unknown
 
 Rule = Literal["floor", "ceil"]
 

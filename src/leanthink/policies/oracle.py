@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from leanthink.errors import UsageError
 from leanthink.policies.horizon import Rule, channel_at, check_rule
 from leanthink.policies.policy import OUTRANKS, Policy, Slots
+from leanthink.utils.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from leanthink.errors import UsageError
+from leanthink.utils.errors import UsageError
 
 Target = Literal["answer", "horizon"]
 Granularity = Literal["model", "layer", "head"]
@@ -186,7 +186,7 @@ class Policy(Protocol):
         return 1
 
     def stamp(self, states_NWF: Tensor) -> Tensor:
-        """Numbers to store beside each token's slot, float32 [N, X C], from its states (see `leanthink.states`)."""
+        """Numbers to store beside each token's slot, float32 [N, X C], from its states (`engine.hidden_states`)."""
         raise AssertionError(f"{self.name} stamps nothing: channels is {self.channels}")
 
     @abstractmethod

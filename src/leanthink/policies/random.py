@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from leanthink.policies.counter_rng import STEP, mix, shift_right
 from leanthink.policies.policy import Policy, Slots
-from leanthink.splitmix import STEP, mix, shift_right
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool1d, normalize
 
-from leanthink.errors import UsageError
 from leanthink.policies.observed import observed_logits, products
 from leanthink.policies.policy import OUTRANKS, Policy, Slots, check_at_least
+from leanthink.utils.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

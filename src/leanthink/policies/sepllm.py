@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from leanthink.constants import constant
-from leanthink.errors import UsageError
 from leanthink.policies.policy import OUTRANKS, Policy, Slots, check_at_least
+from leanthink.utils.constants import constant
+from leanthink.utils.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from leanthink.errors import UsageError
 from leanthink.policies.policy import Policy, Slots
+from leanthink.utils.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

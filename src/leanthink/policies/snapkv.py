@@ -8,9 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
-from leanthink.errors import UsageError
 from leanthink.policies.observed import observed_attention
 from leanthink.policies.policy import Policy, Slots
+from leanthink.utils.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

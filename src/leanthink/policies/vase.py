@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
-from leanthink.errors import UsageError
 from leanthink.policies.observed import observed_logits
 from leanthink.policies.policy import OUTRANKS, Policy, Slots, check_at_least
 from leanthink.policies.random import uniform_per_head
+from leanthink.utils.errors import UsageError
 
 SINKS_OUTRANK, LARGE_OUTRANKS = 2.0**22, 2.0**21
 LEAST_CHANCE = 1e-30  # its logarithm is finite

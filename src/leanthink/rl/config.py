@@ -8,14 +8,14 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from leanthink.budget import Budget
-from leanthink.errors import UsageError, unknown
+from leanthink.data.think_tags import check_pair
+from leanthink.models.prompt import ChatOptions
+from leanthink.models.transformers_versions import old_names
 from leanthink.policies import POLICIES
-from leanthink.prompt import ChatOptions
+from leanthink.policies.budget import Budget
 from leanthink.rl.rewards import PUBLISHED_BUFFER, soft_overlong
 from leanthink.rl.trl_reward import check_settings
-from leanthink.tags import check_pair
-from leanthink.transformers_versions import old_names
+from leanthink.utils.errors import UsageError, unknown
 
 ROLLOUTS = ("engine", "transformers", "vllm")
 MASTERED_WEIGHT = 0.15  # measured: a sixth fewer tokens, and as many right answers as the published rule

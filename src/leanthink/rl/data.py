@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leanthink.errors import UsageError, unknown
-from leanthink.eval.grading import check_gold, is_solved
-from leanthink.eval.gym import gym_facts, gym_problems, scores_one
-from leanthink.eval.problems import Problem, read_problems
-from leanthink.tiny import tasks
-from leanthink.tiny.problem import Problem as Task
-from leanthink.tiny.problem import Split
+from leanthink.data.grading.grading import check_gold, is_solved
+from leanthink.data.gym import gym_facts, gym_problems, scores_one
+from leanthink.data.problems import Problem, read_problems
+from leanthink.data.tasks import registry
+from leanthink.data.tasks.problem import Problem as Task
+from leanthink.data.tasks.problem import Split
+from leanthink.utils.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,11 +62,11 @@ def from_tasks(
     """Embedded tasks, graded by their own families: `count` of each family and level, or what `levels` maps it to.
 
     Raises:
-        UsageError: as of `leanthink.tiny.tasks.sample`.
+        UsageError: as of `leanthink.data.tasks.registry.sample`.
     """
     counts = levels if isinstance(levels, Mapping) else dict.fromkeys(levels, count)
     cells = [(family, level) for family in families for level in counts]
-    sampled = [task for cell in cells for task in tasks.sample(*cell, counts[cell[1]], seed, split)]
+    sampled = [task for cell in cells for task in registry.sample(*cell, counts[cell[1]], seed, split)]
     return _dataset(
         _row(task.id, task.prompt, task.answer, grader=TASK, facts=task.facts, family=task.family, level=task.level)
         for task in sampled
@@ -129,7 +129,7 @@ def problem_of(columns: Mapping[str, Any]) -> Problem:
     if grader == TASK:
         facts = json.loads(columns["facts"])  # tuples have become lists, which no check minds
         fields = {"prompt": columns["problem"], "answer": columns["answer"], "key": columns["id"], "facts": facts}
-        check = partial(tasks.is_correct, Task(family=columns["family"], level=columns["level"], **fields))
+        check = partial(registry.is_correct, Task(family=columns["family"], level=columns["level"], **fields))
     elif grader == GYM:
         check = partial(scores_one, columns["facts"])
     text = columns.get("problem") or ""

@@ -12,8 +12,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 import leanthink
-from leanthink.provenance import commit
 from leanthink.rl.report import change, curve
+from leanthink.utils.provenance import commit
 
 CARD = "README.md"  # what hubs show of a model
 PAPER = "arXiv 2510.27419"

@@ -1,6 +1,6 @@
 """The page of `leanthink train --report`: one HTML file with its plots inside, which loads nothing and runs nothing.
 
-What comes from files passes `leanthink.page.markup.escaped` on its way into the page.
+What comes from files passes `leanthink.utils.markup.escaped` on its way into the page.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leanthink.errors import UsageError
-from leanthink.page.markup import PAGE, STYLE, Markup, escaped, figures, run_name, section, table
-from leanthink.page.svg import RUNS, check_matplotlib
 from leanthink.rl.report import (
     DROPPED,
     HELD_OUT,
@@ -41,6 +38,9 @@ from leanthink.rl.report_plot import (
     with_moving_mean,
 )
 from leanthink.rl.run_files import ROLLOUTS, RUN, RecordedRun
+from leanthink.utils.errors import UsageError
+from leanthink.utils.markup import PAGE, STYLE, Markup, escaped, figures, run_name, section, table
+from leanthink.utils.svg import RUNS, check_matplotlib
 
 Groups = list[Record]
 MISSING = "–"

@@ -11,9 +11,9 @@ from typing import Any
 
 from safetensors import safe_open
 
-from leanthink.errors import DamagedFile, UsageError
-from leanthink.reading import INTEGER, check_kinds, parse_json, reading
 from leanthink.rl.run_files import RUN, about_run
+from leanthink.utils.errors import DamagedFile, UsageError
+from leanthink.utils.file_reading import INTEGER, check_kinds, parse_json, reading
 
 STATE = "trainer_state.json"  # transformers writes it last
 CURE = "go on from another checkpoint"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from leanthink.errors import UsageError, unknown
+from leanthink.utils.errors import UsageError, unknown
 
 Numbers = Any  # what torch.as_tensor takes
 LengthRule = Literal["dual", "penalty", "bonus", "none"]

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from leanthink.budget import Budget
-from leanthink.context import context_of
-from leanthink.engine import Engine
-from leanthink.errors import UsageError
-from leanthink.generate import raise_first
-from leanthink.load import check_model
-from leanthink.request import Predictor, Request, make_request, resolve_policies
-from leanthink.rl.policy_copy import PolicyCopy
-from leanthink.sampling import Sampling
-from leanthink.tags import beginning, think_tags
+from leanthink.data.think_tags import beginning, think_tags
+from leanthink.engine.engine import Engine
+from leanthink.engine.generation import raise_first
+from leanthink.engine.request import Predictor, Request, make_request, resolve_policies
+from leanthink.engine.sampling import Sampling
+from leanthink.models.context import context_of
+from leanthink.models.loading import check_model
+from leanthink.policies.budget import Budget
+from leanthink.rl.rollout_weight_sync import PolicyCopy
+from leanthink.utils.errors import UsageError
 
 ROUNDED_TO = 256  # slots: a somewhat longer prompt than any before must not make a new engine
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from leanthink.errors import LeanThinkWarning, UsageError, unknown
+from leanthink.models.transformers_versions import old_names
 from leanthink.rl import data
 from leanthink.rl.resume import as_recorded, check_same, last_whole_checkpoint
 from leanthink.rl.run_files import FINAL, LOG, REPORT, ROLLOUTS, RUN
-from leanthink.transformers_versions import old_names
-from leanthink.writing import held, write_json, writing
+from leanthink.utils.errors import LeanThinkWarning, UsageError, unknown
+from leanthink.utils.file_writing import held, write_json, writing
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -214,7 +214,7 @@ def make_data(source: Mapping[str, Any]) -> Dataset:
     options = {name: value for name, value in source.items() if name != kind}
     wanted = source[kind]
     if kind == "tasks":
-        from leanthink.tiny.tasks import FAMILIES, LEVELS
+        from leanthink.data.tasks.registry import FAMILIES, LEVELS
 
         families = list(FAMILIES) if wanted == "all" else [wanted] if isinstance(wanted, str) else list(wanted)
         return data.from_tasks(families, **{"levels": LEVELS, "count": 64, **options})
@@ -254,7 +254,7 @@ def _of_kind(name: str, value: Any, default: Any) -> Any:
 
 def _load(settings: Mapping[str, Any]) -> tuple[Any, Any]:
     """Model and tokenizer, on the host: the trainer knows which device is this process's own."""
-    from leanthink.load import load
+    from leanthink.models.loading import load
 
     name = settings.get("dtype", "float32")
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -297,7 +297,7 @@ def _origin(settings: Mapping[str, Any]) -> Any:
 
 
 def _write_run(out: Path, settings: Mapping[str, Any]) -> None:
-    from leanthink.provenance import certificate
+    from leanthink.utils.provenance import certificate
 
     write_json(out / RUN, {"settings": as_recorded({**settings, "out": str(out)}), "birth": certificate()}, indent=1)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Never
 
-from leanthink.errors import DamagedFile, UsageError
-from leanthink.reading import OBJECT, check_kinds, is_int, parse_json, reading
+from leanthink.utils.errors import DamagedFile, UsageError
+from leanthink.utils.file_reading import OBJECT, check_kinds, is_int, parse_json, reading
 
 RUN, LOG, ROLLOUTS, FINAL, REPORT = "run.json", "log.jsonl", "rollouts.jsonl", "final", "report.html"
 PER_RESPONSE = ("tokens", "thought_tokens", "right")  # lists of a group that the report reads

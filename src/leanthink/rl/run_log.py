@@ -25,10 +25,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from leanthink.reading import parse_json, reading
 from leanthink.rl.run_files import LOG, ROLLOUTS
 from leanthink.rl.trl_reward import Scored
-from leanthink.writing import LineFile, replacing
+from leanthink.utils.file_reading import parse_json, reading
+from leanthink.utils.file_writing import LineFile, replacing
 
 
 class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no types

@@ -43,18 +43,18 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
-from leanthink.errors import UsageError
-from leanthink.prompt import encode_chat
+from leanthink.data.think_tags import set_think_tags, think_tags, thought_is_over
+from leanthink.engine.sdpa import for_any_length
+from leanthink.models.prompt import encode_chat
 from leanthink.rl.config import DeepCompressConfig, check_vllm
 from leanthink.rl.data import check_answers
+from leanthink.rl.length_bucketing import by_length, is_text
 from leanthink.rl.log_probs import left_aligned
-from leanthink.rl.micro_batches import by_length, is_text
 from leanthink.rl.model_card import CARD, Origin, model_card, public_name
 from leanthink.rl.rollouts import EngineRollouts, check_whole
 from leanthink.rl.trl_reward import DeepCompressReward, Grader, Scored
-from leanthink.sdpa import for_any_length
-from leanthink.tags import set_think_tags, think_tags, thought_is_over
-from leanthink.writing import writing
+from leanthink.utils.errors import UsageError
+from leanthink.utils.file_writing import writing
 
 TRL = SpecifierSet(">=1.16,<1.17")
 TELEMETRY = "HF_HUB_DISABLE_TELEMETRY"

@@ -22,8 +22,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from leanthink.completion import decode
-from leanthink.errors import UsageError, unknown
+from leanthink.data.think_tags import CLOSE_TAG, ThinkTags, close_index, think_tags
+from leanthink.engine.outputs import decode
 from leanthink.rl.data import grade
 from leanthink.rl.rewards import (
     FIXED_BETA,
@@ -36,7 +36,7 @@ from leanthink.rl.rewards import (
     pass_ratio,
     soft_overlong,
 )
-from leanthink.tags import CLOSE_TAG, ThinkTags, close_index, think_tags
+from leanthink.utils.errors import UsageError, unknown
 
 STATE = "DeepCompressReward"
 OBSERVED = "observed"

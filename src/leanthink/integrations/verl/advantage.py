@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.errors import UsageError
 from leanthink.integrations.verl.settings import Settings
 from leanthink.rl.rewards import batch_pass_ratio, deepcompress_reward, moving_average, pass_ratio
 from leanthink.rl.trl_reward import OBSERVED
+from leanthink.utils.errors import UsageError
 
 EPSILON = 1e-6  # on the deviation, as verl has it
 log = logging.getLogger(__name__)

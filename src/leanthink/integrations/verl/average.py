@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from leanthink.errors import DamagedFile, UsageError
-from leanthink.reading import parse_json, reading
-from leanthink.writing import write_json
+from leanthink.utils.errors import DamagedFile, UsageError
+from leanthink.utils.file_reading import parse_json, reading
+from leanthink.utils.file_writing import write_json
 
 FILE = "deepcompress.json"
 

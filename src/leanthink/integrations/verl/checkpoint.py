@@ -9,10 +9,10 @@ from typing import Any
 from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
-from leanthink.errors import unknown
 from leanthink.integrations.verl.advantage import DeepCompressAdvantage
 from leanthink.integrations.verl.average import read_average, write_average
 from leanthink.integrations.verl.settings import settings_of
+from leanthink.utils.errors import unknown
 
 ADVANTAGE = DeepCompressAdvantage()  # of the run in this process
 RESUME_MODES = ("auto", "disable", "resume_path")

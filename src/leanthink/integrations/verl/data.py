@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leanthink.errors import UsageError
+from leanthink.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from datasets import Dataset

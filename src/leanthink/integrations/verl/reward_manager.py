@@ -9,11 +9,11 @@ from typing import Any
 
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
-from leanthink.completion import decode
+from leanthink.data.think_tags import CLOSE_TAG, close_index, think_tags
+from leanthink.engine.outputs import decode
 from leanthink.integrations.verl.data import columns_of
 from leanthink.integrations.verl.settings import settings_of
 from leanthink.rl.data import grade
-from leanthink.tags import CLOSE_TAG, close_index, think_tags
 
 
 class DeepCompressRewardManager(RewardManagerBase):  # type: ignore[misc]  # verl is not there when types are checked

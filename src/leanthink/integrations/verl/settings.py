@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from leanthink.errors import UsageError, unknown
 from leanthink.rl.rewards import PUBLISHED_BUFFER, LengthRule, soft_overlong
 from leanthink.rl.trl_reward import check_settings
+from leanthink.utils.errors import UsageError, unknown
 
 NAME = "deepcompress"
 PLUGIN = "leanthink.integrations.verl.deepcompress"

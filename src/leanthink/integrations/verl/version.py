@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.specifiers import SpecifierSet
 
-from leanthink.errors import UsageError
+from leanthink.utils.errors import UsageError
 
 VERL = SpecifierSet(">=0.9.1,<0.10")  # 0.9.1 brought the checkpoint callback
 

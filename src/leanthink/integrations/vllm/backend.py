@@ -17,13 +17,13 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec
 
-from leanthink.errors import UnsupportedModel
 from leanthink.integrations.vllm.layout import Layout
 from leanthink.integrations.vllm.lengths import Piece
 from leanthink.integrations.vllm.manager import BoundedSpec, bounded_spec
 from leanthink.integrations.vllm.row import Row
 from leanthink.integrations.vllm.step import Cut, Step, Wave, waves_of
 from leanthink.integrations.vllm.worker import worker_here, worker_of
+from leanthink.utils.errors import UnsupportedModel
 
 
 class BoundedBackend(CPUAttentionBackend):  # type: ignore[misc]  # vLLM is not there when types are checked

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from leanthink.errors import UnsupportedModel
+from leanthink.utils.errors import UnsupportedModel
 
 Write = Callable[[Tensor, Tensor, Tensor, Tensor], None]  # keys and values [N, H, D], cache, slots [N]
 DIGIT = 128  # every whole number up to twice this is exact in bfloat16

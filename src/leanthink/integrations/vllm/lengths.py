@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leanthink.budget import Budget
+from leanthink.policies.budget import Budget
 
 NEVER = 2**62  # a position that no request reaches
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from vllm.forward_context import get_forward_context, override_forward_context
 
-from leanthink.errors import UnsupportedModel, UsageError
-from leanthink.importance.fingerprint import fingerprint_of, sample, weights_of
+from leanthink.engine.hidden_states import joined
 from leanthink.integrations.vllm.step import Step, Wave, settle
 from leanthink.integrations.vllm.version import check_config
 from leanthink.integrations.vllm.worker import ARCHITECTURES, worker_of
-from leanthink.states import joined
+from leanthink.models.fingerprint import fingerprint_of, sample, weights_of
+from leanthink.utils.errors import UnsupportedModel, UsageError
 
 
 def __getattr__(name: str) -> Any:

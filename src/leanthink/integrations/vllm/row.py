@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from leanthink.budget import Budget, select
-from leanthink.constants import constant
-from leanthink.device_step import STAMPED_AT_ONCE
+from leanthink.engine.model_runner import STAMPED_AT_ONCE
 from leanthink.integrations.vllm.lengths import Lengths, Piece
 from leanthink.integrations.vllm.thought import Watch
 from leanthink.policies import Policy, Slots
+from leanthink.policies.budget import Budget, select
+from leanthink.utils.constants import constant
 
 
 class Row:

@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from leanthink.budget import Budget
-from leanthink.errors import UsageError, unknown
 from leanthink.policies import POLICIES
-from leanthink.reading import parse_json
+from leanthink.policies.budget import Budget
+from leanthink.utils.errors import UsageError, unknown
+from leanthink.utils.file_reading import parse_json
 
 VARIABLE = "LEANTHINK_VLLM"
 PREFIX = "leanthink_"  # of what a request asks for, in SamplingParams.extra_args or vllm_xargs

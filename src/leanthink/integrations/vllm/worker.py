@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from leanthink.errors import LeanThinkWarning, UnsupportedModel, UsageError
-from leanthink.importance.predictor import made_ready, predictor_of, shipped_predictor
-from leanthink.importance.relatives import borrowed_note
 from leanthink.integrations.vllm.row import Row
 from leanthink.integrations.vllm.settings import asked_of, settings_here
 from leanthink.integrations.vllm.thought import Watch, tokenizer_of
+from leanthink.models.predictor import made_ready, predictor_of, shipped_predictor
+from leanthink.models.predictor_compatibility import borrowed_note
+from leanthink.models.tiny import predictors_path
 from leanthink.policies import POLICIES, Policy, make_policy
-from leanthink.tiny import predictors_path
+from leanthink.utils.errors import LeanThinkWarning, UnsupportedModel, UsageError
 
 if TYPE_CHECKING:
     from leanthink.integrations.vllm.step import Step

@@ -1,0 +1,1 @@
+"""What is asked and answered: problems, tasks, grading, think tags and recorded traces."""

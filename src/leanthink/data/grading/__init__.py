@@ -1,0 +1,1 @@
+"""Tells a right answer from a wrong one."""

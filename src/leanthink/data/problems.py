@@ -1,0 +1,94 @@
+"""Problems to solve and their golds, read from JSONL or taken from the embedded tasks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from leanthink.data.grading.answer_normalisation import EXACT, Tolerance
+from leanthink.data.tasks import registry
+from leanthink.data.tasks.problem import Problem as Task
+from leanthink.utils.errors import UsageError
+from leanthink.utils.file_reading import is_text, parse_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One question and its gold.
+
+    `check` tells whether the content of an answer's box (None: there was no box) is right; None: the answer is
+    mathematics, and every form equal to the gold is right, numbers within the tolerance too.
+    """
+
+    id: str
+    problem: str
+    answer: str
+    tolerance: Tolerance = EXACT
+    check: Callable[[str | None], bool] | None = field(default=None, repr=False, compare=False)
+
+
+def from_tasks(problems: Iterable[Task]) -> list[Problem]:
+    """Embedded tasks (`leanthink.data.tasks.registry.sample`) as problems, each checked by its own family."""
+    return [
+        Problem(id=task.id, problem=task.prompt, answer=task.answer, check=partial(registry.is_correct, task))
+        for task in problems
+    ]
+
+
+def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
+    """The problems of a JSONL file with the fields `problem`, `answer` and `id`; others are the data set's own.
+
+    An answer or id may be a number and is then taken as it is written; a problem without an id gets its line's number.
+
+    Raises:
+        UsageError: no such file, no problem in it, a bad line or an id given twice; the message names file, line and
+            field.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no file of problems at {path}: give a JSONL file with the fields id, problem, answer")
+    problems: list[Problem] = []
+    line_of: dict[str, int] = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            problem = _from_line(line, number, where=f"{path}, line {number}")
+            if problem.id in line_of:
+                raise UsageError(f"{path}, line {number}: id {problem.id!r} was used in line {line_of[problem.id]}")
+            line_of[problem.id] = number
+            problems.append(problem)
+    if not problems:
+        raise UsageError(f"{path} holds no problem: one JSON object a line was expected")
+    return problems
+
+
+def _from_line(line: bytes, number: int, *, where: str) -> Problem:
+    try:
+        record: Any = parse_json(line, parse_int=_Written, parse_float=_Written)
+    except ValueError as error:
+        raise UsageError(f"{where}: not a line of JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise UsageError(f"{where}: a JSON object was expected, got {type(record).__name__}")
+    if record.get("id") is None:
+        record["id"] = str(number)
+    for name in ("id", "problem", "answer"):
+        value = record.get(name)
+        if not isinstance(value, str) or not value.strip() or (name == "problem" and isinstance(value, _Written)):
+            given = "is missing" if name not in record else f"is {value!r}"
+            wanted = "a text" if name == "problem" else "a text or a number"
+            raise UsageError(f"{where}: the field {name!r} {given}; it must be {wanted} that is not empty")
+        if not is_text(value):
+            raise UsageError(f"{where}: the field {name!r} has half of a surrogate pair, which is no text")
+    return Problem(id=str(record["id"]), problem=record["problem"], answer=str(record["answer"]))
+
+
+class _Written(str):
+    """A number of JSON as it is written there: 18.50 stays 18.50, and 40 digits stay 40."""
+
+    __slots__ = ()
+    __repr__ = str.__str__

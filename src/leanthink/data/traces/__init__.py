@@ -1,0 +1,1 @@
+"""Recorded requests, and what a policy stamped on their tokens."""

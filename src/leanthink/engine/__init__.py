@@ -1,0 +1,1 @@
+"""Continuous batching on the bounded cache: requests in, tokens out."""

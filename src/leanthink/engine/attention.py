@@ -1,0 +1,181 @@
+"""Attention over the bounded cache, plugged into transformers, and the forward passes that use it.
+
+N rows   H kv heads   G query heads per kv head   D head dim   S tokens fed   T slots read   F state size   V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface
+
+from leanthink.engine.cache import SlotCache
+from leanthink.engine.forward_batch import Decode, Prefill
+from leanthink.engine.hidden_states import joined, middle_outputs
+from leanthink.engine.sdpa import for_any_length
+from leanthink.engine.slot_allocator import Region
+from leanthink.utils.errors import UnsupportedModel, UsageError
+
+NAME = "leanthink"
+
+
+def decode_attention(q_NHGD: Tensor, slot_cache: SlotCache, layer: int, feed: Decode, scaling: float) -> Tensor:
+    """One query token per row over the slots its row holds, [N, H, G, D].
+
+    On a GPU by Triton. Elsewhere by packed SDPA, one call over all regions where they are of equal size, else one call
+    a row: the query heads that share a kv head are its G "tokens", so keys and values are read once and not repeated.
+    """
+    keys_HTD, values_HTD = slot_cache.keys(layer), slot_cache.values(layer)
+    if q_NHGD.is_cuda:
+        from leanthink.engine.kernels import decode
+
+        splits = decode.splits_for(
+            q_NHGD.shape[0] * q_NHGD.shape[1], slot_cache.arena.widest, multiprocessors(q_NHGD.device)
+        )
+        return decode.decode_attention(q_NHGD, keys_HTD, values_HTD, feed.starts_N, feed.last_N, scaling, splits=splits)
+    if feed.bias_U11T is None:
+        rows = zip(q_NHGD, slot_cache.regions, slot_cache.host_lengths[: len(q_NHGD)].tolist(), strict=True)
+        return torch.stack([_attend(q, keys_HTD, values_HTD, region, last, scaling) for q, region, last in rows])
+    U, size = len(feed.bias_U11T), slot_cache.arena.largest
+    slabs = [
+        kv_HTD[:, : U * size].reshape(-1, U, size, kv_HTD.shape[-1])[:, :, : feed.longest].transpose(0, 1)
+        for kv_HTD in (keys_HTD, values_HTD)
+    ]
+    q_UHGD = q_NHGD
+    if feed.region_N is not None:
+        q_UHGD = q_NHGD.new_zeros(U, *q_NHGD.shape[1:]).index_copy_(0, feed.region_N, q_NHGD)
+    out_UHGD = F.scaled_dot_product_attention(q_UHGD, slabs[0], slabs[1], attn_mask=feed.bias_U11T, scale=scaling)
+    return out_UHGD if feed.region_N is None else out_UHGD[feed.region_N]
+
+
+def _attend(q_HGD: Tensor, keys_HTD: Tensor, values_HTD: Tensor, region: Region, last: int, scaling: float) -> Tensor:
+    held = slice(region.start, region.start + last + 1)
+    return F.scaled_dot_product_attention(q_HGD, keys_HTD[:, held], values_HTD[:, held], scale=scaling)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many of them the GPU has."""
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
+
+
+def prefill_attention(query: Tensor, slot_cache: SlotCache, layer: int, feed: Prefill, scaling: float) -> Tensor:
+    """Each segment's tokens over the slots of its own region up to themselves, [1, H*G, tokens, D]."""
+    outs, first = [], 0
+    for piece in feed.segments:
+        q = query[:, :, first : first + piece.tokens]
+        held = slice(piece.region.start, piece.region.start + piece.done + piece.tokens)
+        keys, values = slot_cache.keys(layer)[None, :, held], slot_cache.values(layer)[None, :, held]
+        if piece.done == 0:
+            out = F.scaled_dot_product_attention(q, keys, values, is_causal=True, scale=scaling, enable_gqa=True)
+        else:
+            # Not enable_gqa: together with a mask it falls back to the slowest kernel on a GPU.
+            group = query.shape[1] // keys.shape[1]
+            keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
+            mask = causal_lower_right(piece.tokens, piece.done + piece.tokens)
+            out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scaling)
+        outs.append(out)
+        first += piece.tokens
+    return torch.cat(outs, dim=2)
+
+
+def slot_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    slot_cache: SlotCache | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The function behind `attn_implementation="leanthink"`: writes keys and values into the cache, then attends.
+
+    Args:
+        module: the attention layer; its `layer_idx` says whose slots are meant.
+        query: [N, H*G, S, D], rotated already; S = 1 when decoding, N = 1 when prompts are fed.
+        key: [N, H, S, D], rotated already.
+        value: [N, H, S, D].
+        attention_mask: None; transformers builds no mask for an attention function it does not know.
+        scaling: factor on the dot products; None for 1 / sqrt(D).
+        dropout: must be 0, which is what `model.eval()` makes it.
+        softcap: refused.
+        slot_cache: the cache, told by `start_prefill` or `start_step` what this forward is.
+
+    Returns:
+        Outputs [N, S, H*G, D], and no weights.
+    """
+    if slot_cache is None or slot_cache.feed is None:
+        raise UsageError(
+            'attn_implementation="leanthink" works only inside leanthink.generate: load the model with "sdpa"'
+        )
+    if softcap is not None:
+        raise UnsupportedModel("this model caps its attention scores (softcap), which the bounded cache cannot serve")
+    if dropout:
+        raise UsageError(f"the model is in training mode with attention dropout {dropout}: call model.eval() first")
+    assert attention_mask is None
+    assert isinstance(module.layer_idx, int)
+    feed = slot_cache.feed
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    slot_cache.scaling = scaling
+    slot_cache.write(module.layer_idx, query, key, value)
+    if isinstance(feed, Prefill):
+        return prefill_attention(query, slot_cache, module.layer_idx, feed, scaling).transpose(1, 2), None
+    packed_NHGD = query.reshape(key.shape[0], key.shape[1], -1, query.shape[-1])
+    out_NHGD = decode_attention(packed_NHGD, slot_cache, module.layer_idx, feed, scaling)
+    return out_NHGD.flatten(1, 2)[:, None], None
+
+
+AttentionInterface.register(NAME, slot_attention)
+
+
+@contextmanager
+def switched_to(name: str, config: Any) -> Iterator[None]:
+    """The model uses this registered attention inside, and whatever its owner chose outside."""
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def decode(model: Any, slot_cache: SlotCache, ids_N: Tensor, positions_N1: Tensor) -> tuple[Tensor, Tensor]:
+    """Feed one token to each row; returns its states [N, F] (see `leanthink.engine.hidden_states`) and logits [N, V].
+
+    The final hidden state is taken where the LM head receives it and the logits come out of the whole model, so
+    whatever a model does after its head stays exact.
+    """
+    caught: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        with _announced(model, slot_cache), middle_outputs(model) as middle:
+            logits: Tensor = model(
+                input_ids=ids_N[:, None], position_ids=positions_N1, use_cache=False, slot_cache=slot_cache
+            ).logits
+    finally:
+        hook.remove()
+    return joined(caught[0][:, -1], middle[0][:, -1]), logits[:, -1]
+
+
+def prefill(model: Any, slot_cache: SlotCache, ids_1S: Tensor, positions_1S: Tensor) -> None:
+    """Feed pieces of prompts, announced by `start_prefill`: only their keys and values are wanted."""
+    with _announced(model, slot_cache), for_any_length():
+        model.base_model(input_ids=ids_1S, position_ids=positions_1S, use_cache=False, slot_cache=slot_cache)
+
+
+@contextmanager
+def _announced(model: Any, slot_cache: SlotCache) -> Iterator[None]:
+    """The announced forward, on our attention."""
+    with slot_cache.accounted(), switched_to(NAME, model.config):
+        yield

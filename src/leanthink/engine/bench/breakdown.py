@@ -1,0 +1,124 @@
+"""Part `breakdown`: what a decoding step spends where. Each kind of work is run by itself, for all layers in turn.
+
+N rows   M model width   X widths of products   D head dim
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from leanthink.engine import decoder
+from leanthink.engine.attention import decode_attention
+from leanthink.engine.bench.decode import full_cell, full_engine
+from leanthink.engine.bench.fixture import Bed, attempt
+from leanthink.engine.bench.measure import seconds, spread
+from leanthink.engine.engine import Engine
+from leanthink.engine.forward_batch import Decode
+from leanthink.engine.sampling import Sampling
+from leanthink.utils.errors import UsageError
+
+METHOD = "each kind of work alone, in one CUDA graph on a GPU; rest = the median step less all of them"
+WARM_UP, TIMES = 3, 20
+SAMPLED = Sampling(temperature=0.6, top_k=20, top_p=0.95)  # as reasoning models are served
+
+
+def breakdown(bed: Bed) -> dict[str, Any]:
+    """Every cell of the grid."""
+    return {"method": METHOD, "cells": [_cell(bed, *cell) for cell in bed.options.cells]}
+
+
+def _cell(bed: Bed, batch: int, slots: int) -> dict[str, Any]:
+    whole = full_cell(bed, batch, slots)
+
+    def measure() -> dict[str, Any]:
+        if "step_ms" not in whole:
+            raise UsageError(f"there is no step to explain: {whole['error']}")
+        step_ms: dict[str, float] = whole["step_ms"]
+        parts, sampling_ms = _measure(bed, batch, slots)
+        rest_ms = step_ms["median"] - sum(part["median"] for part in parts.values())
+        return {"step_ms": step_ms, **parts, "rest_ms": rest_ms, "sampling_instead_ms": sampling_ms}
+
+    return {"batch": batch, "slots": slots} | attempt(measure)
+
+
+@torch.inference_mode()
+def _measure(bed: Bed, batch: int, slots: int) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """The kinds of work of the measured step, which is greedy, and beside them a sampler that samples."""
+    if not decoder.is_llama_like(bed.model):
+        raise UsageError(
+            f"{bed.model.config.model_type} decodes through transformers' own forward, which is not taken apart"
+        )
+    engine = full_engine(bed, batch, slots, bed.options.steps)
+    lean = decoder.LeanDecoder(bed.model)
+    positions_N1 = engine.cache.start_step(batch if bed.device.type == "cuda" else None)
+    feed = engine.cache.feed
+    assert isinstance(feed, Decode)
+    kinds = {
+        "products": partial(_products, lean, batch),
+        "attention": partial(_attention, engine, feed, batch),
+        "between": partial(_between, lean, engine, feed, batch, positions_N1),
+        "sampler": partial(_sampler, engine, batch),
+    }
+    parts = {f"{name}_ms": _timed(kind(), bed.device) for name, kind in kinds.items()}
+    engine.sampler.seat(0, [SAMPLED] * batch)
+    return parts, _timed(_sampler(engine, batch), bed.device)
+
+
+def _products(lean: decoder.LeanDecoder, batch: int) -> Callable[[], object]:
+    """All matrix products, the head's too."""
+    weights = [weight for layer in lean.layers for weight in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+    x = {weight.shape[1]: weight.new_ones(batch, weight.shape[1]) for weight, _ in weights}
+    head_NM = x[lean.norm.shape[0]]
+    return lambda: ([F.linear(x[weight.shape[1]], weight, bias) for weight, bias in weights], lean.head(head_NM))
+
+
+def _attention(engine: Engine, feed: Decode, batch: int) -> Callable[[], object]:
+    """Attention over all held slots of all layers."""
+    cache, shape = engine.cache, engine.cache.shape
+    q_NHGD = cache.kv_LPHTD.new_ones(batch, shape.kv_heads, shape.group, shape.head_dim)
+    return lambda: [decode_attention(q_NHGD, cache, layer, feed, 0.1) for layer in range(shape.layers)]
+
+
+def _between(
+    lean: decoder.LeanDecoder, engine: Engine, feed: Decode, batch: int, positions_N1: torch.Tensor
+) -> Callable[[], object]:
+    """Norms, rotations, writing of keys and values, activations: all small work between products and attention."""
+    first = lean.layers[0]
+    x_NM = lean.norm.new_ones(batch, len(lean.norm))
+    qkv_NX, opened_NX = (x_NM.new_ones(batch, len(weight)) for weight, _ in (first.qkv, first.gate_up))
+
+    def work() -> None:
+        angles_ND = tuple(angle_N1D[:, 0] for angle_N1D in lean.rotary(x_NM[:, None], positions_N1))
+        for layer in lean.layers:
+            lean.ops.add_norm(x_NM, x_NM, layer.before, lean.eps)
+            lean.ops.place(layer, engine.cache, feed, qkv_NX, angles_ND if layer.rotates else None, lean.eps)
+            lean.ops.add_norm(x_NM, x_NM, layer.after, lean.eps)
+            lean.ops.silu_mul(*opened_NX.chunk(2, dim=-1))
+        lean.ops.add_norm(x_NM, x_NM, lean.norm, lean.eps)
+
+    return work
+
+
+def _sampler(engine: Engine, batch: int) -> Callable[[], object]:
+    """The choice of a token for each row, with the knobs of the measured step."""
+    logits_NV = engine.cache.kv_LPHTD.new_empty(batch, engine.model.config.vocab_size).normal_()
+    counts_N, uses = torch.ones(batch, dtype=torch.int64, device=engine.device), engine.sampler.uses(batch)
+    return lambda: engine.sampler.pick(logits_NV, counts_N, uses)
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Milliseconds of the work, as of `spread`; on a GPU of a graph of it, so that no launch from the host counts."""
+    for _ in range(WARM_UP):
+        work()
+    if device.type == "cuda":
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        work = graph.replay
+        work()
+    return spread([1e3 * seconds(work, device) for _ in range(TIMES)])

@@ -1,0 +1,64 @@
+"""Part `latency`: many requests at once through the real engine: when their tokens come."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+from typing import Any
+
+from leanthink.engine.bench.fixture import Bed, attempt
+from leanthink.engine.bench.measure import now, quantiles
+from leanthink.engine.engine import Engine
+from leanthink.engine.generation import raise_first
+from leanthink.engine.request import Request
+
+
+def latency(bed: Bed) -> dict[str, Any]:
+    """Two rounds of the same requests, policy `full`; the first captures graphs and is not counted."""
+    what = {
+        "policy": "full",
+        "requests": bed.options.requests,
+        "output": bed.options.latency_output,
+        "kv_gib": bed.options.kv_gib,
+    }
+    return what | attempt(lambda: _measure(bed))
+
+
+def _measure(bed: Bed) -> dict[str, Any]:
+    options, chance = bed.options, random.Random(bed.options.seed)
+    requests = []
+    for index in range(options.requests):
+        tokens = chance.randint(max(1, options.prompt // 2), options.prompt + options.prompt // 2)
+        requests.append(bed.request(index, prompt=tokens, output=options.latency_output, slots=None))
+    arena = int(options.kv_gib * 2**30) // bed.bytes_per_slot
+    engine = bed.engine([request.bound for request in requests], slots=arena)
+    serve(engine, requests)
+    return serve(engine, requests)
+
+
+def serve(engine: Engine, requests: list[Request]) -> dict[str, Any]:
+    """Add all requests at once, step until the last has finished, and say when the tokens came."""
+    came: dict[int, list[float]] = {request.index: [] for request in requests}
+    start, most = now(engine.device), 0
+    for request in requests:
+        engine.add_request(request, streamed=True)
+    while engine.unfinished:
+        progress = engine.step()
+        raise_first(progress.failed, len(requests))
+        steps = progress.steps
+        moment = now(engine.device)
+        most = max(most, len(steps))
+        for index in steps:
+            came[index].append(moment)
+    firsts = [1e3 * (times[0] - start) for times in came.values()]
+    gaps = [1e3 * (after - before) for times in came.values() for before, after in pairwise(times)]
+    took, tokens = now(engine.device) - start, sum(map(len, came.values()))
+    return {
+        "prompt_tokens": quantiles([len(request.prompt_ids) for request in requests], median=0.5, least=0.0, most=1.0),
+        "first_token_ms": quantiles(firsts, median=0.5, p99=0.99),
+        "between_tokens_ms": quantiles(gaps, median=0.5, p99=0.99),
+        "tokens": tokens,
+        "seconds": took,
+        "tokens_per_second": tokens / took,
+        "most_at_a_time": most,
+    }

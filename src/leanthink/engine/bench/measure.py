@@ -1,0 +1,69 @@
+"""Clocks that wait for the device, and what is said of many measurements: n, median, spread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from leanthink.engine.engine import Engine
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Count, median, 10th and 90th percentile, mean."""
+    return quantiles(values, median=0.5, p10=0.1, p90=0.9) | {"mean": sum(values) / len(values)}
+
+
+def quantiles(values: Sequence[float], **shares: float) -> dict[str, float]:
+    """Count and the named quantiles, between neighbours by proportion."""
+    found = torch.quantile(torch.tensor(values, dtype=torch.float64), torch.tensor([*shares.values()]).double())
+    return {"n": len(values)} | dict(zip(shares, found.tolist(), strict=True))
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """How long it takes, device included."""
+    start = now(device)
+    work()
+    return now(device) - start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Measured steps of an engine: milliseconds, slots read by all rows together, evictions, and stampings of each.
+
+    Stampings are those that not every step does: by how many policies with a stride above 1.
+    """
+
+    ms: list[float] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+    evictions: list[int] = field(default_factory=list)
+    stampings: list[int] = field(default_factory=list)
+
+    @property
+    def mean_held(self) -> float:
+        """Slots that a step reads, of all rows together."""
+        return sum(self.held) / len(self.held)
+
+
+def timed_steps(engine: Engine, *, warm_up: int, steps: int) -> Steps:
+    """Steps of all rows of an engine, host work included, after some that are not counted (graphs, first kernels)."""
+    rows, measured = engine.cache.active, Steps()
+    for _ in range(warm_up):
+        engine.step()
+    for _ in range(steps):
+        measured.held.append(int(engine.cache.host_lengths[:rows].sum()) + rows)
+        measured.stampings.append(sum(len(of_rows) > 0 for _, _, of_rows in engine.stamping(strided=True)))
+        evicted = int(engine.seats.evictions[:rows].sum())
+        measured.ms.append(1e3 * seconds(engine.step, engine.device))
+        measured.evictions.append(int(engine.seats.evictions[:rows].sum()) - evicted)
+    assert engine.cache.active == rows, "a request has finished while it was measured"
+    return measured

@@ -1,0 +1,94 @@
+"""Part `memory`: the bytes an engine needs, told from shapes alone, against what was allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leanthink.engine.bench.fixture import HORIZONS, Bed, attempt
+from leanthink.engine.bench.weights import all_bytes, build
+from leanthink.engine.cache_requirements import Wishes
+from leanthink.models.loading import kv_shape
+from leanthink.models.predictor import Predictor, offsets_below
+from leanthink.policies import make_policy
+from leanthink.utils.errors import UsageError
+
+
+def memory(bed: Bed) -> dict[str, Any]:
+    """The first cell's rows and slots under `horizon`, and what a request that can never fit is told."""
+    batch, slots = bed.options.cells[0]
+    return {"batch": batch, "budget": slots} | attempt(lambda: _measure(bed, batch, slots))
+
+
+def predicted_bytes(config: Any, dtype: torch.dtype, *, slots: int, rows: int) -> dict[str, int]:
+    """Bytes of the weights, of an arena of `slots` slots for `rows` rows, and of the tables beside it.
+
+    The tables are those that policy `horizon` wants: of each slot its position and stamps, of each row its latest
+    states and counts. Nothing is allocated to find out. What a step needs while it runs is not among them.
+    """
+    offsets, size = offsets_below(HORIZONS[0]), config.hidden_size
+    with torch.device("meta"):
+        predictor = Predictor(target="horizon", hidden_size=size, horizons=HORIZONS, offsets=offsets).to(dtype)
+    wishes = Wishes.of(make_policy("horizon", predictor))
+    states = wishes.states * 2 * size * dtype.itemsize
+    counts = 12 * torch.int64.itemsize  # five in the cache's table; its number, latest token and knobs elsewhere
+    return {
+        "weights": all_bytes(build(config, "meta", dtype)),
+        "predictor": all_bytes(predictor),
+        "keys_and_values": (slots + 1) * kv_shape(config).bytes_per_slot(dtype),
+        "tables": (slots + 1) * wishes.bytes_per_slot(kv_shape(config)) + (rows + 1) * (states + counts),
+    }
+
+
+def allocated_bytes(*owners: object) -> int:
+    """Bytes of all tensors that these objects hold, each storage once."""
+    found = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(owners)}
+    return sum(found.values())
+
+
+def _tensors(owners: tuple[object, ...]) -> Iterator[Tensor]:
+    for owner in owners:
+        if isinstance(owner, nn.Module):
+            yield from (*owner.parameters(), *owner.buffers())
+            continue
+        yield from (value for value in vars(owner).values() if isinstance(value, Tensor))
+
+
+def _measure(bed: Bed, batch: int, slots: int) -> dict[str, Any]:
+    request = bed.request(0, prompt=bed.options.prompt, output=2 * slots, slots=slots)
+    room = batch * request.bound
+    predicted = predicted_bytes(bed.model.config, bed.dtype, slots=room, rows=batch)
+    on_gpu = bed.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(bed.device)
+    engine = bed.engine([request.bound] * batch)
+    engine.add_request(request)
+    for _ in range(3):
+        engine.step()
+    if on_gpu:
+        measured = torch.cuda.max_memory_allocated(bed.device)
+    else:
+        predictor: Any = bed.horizon
+        measured = allocated_bytes(bed.model, predictor.predictor, engine.cache, engine.sampler, engine.device_step)
+    whole = sum(predicted.values())
+    return {
+        "slots": room,
+        "predicted_bytes": predicted | {"all": whole},
+        "measured_bytes": measured,
+        "measured_is": "max_memory_allocated, steps included" if on_gpu else "the sum of all tensors, no activations",
+        "predicted_to_measured": whole / measured,
+        "refusal": _refusal(bed),
+    }
+
+
+def _refusal(bed: Bed) -> str:
+    """What a request is told whose bound is larger than the whole arena, here of 16 slots."""
+    request = bed.request(0, prompt=16, output=16, slots=None)
+    try:
+        bed.engine([16]).add_request(request)
+    except UsageError as error:
+        return str(error)
+    raise AssertionError("a request that can never fit was let in")

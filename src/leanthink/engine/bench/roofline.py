@@ -1,0 +1,34 @@
+"""Part `floor`: what memory alone allows. A decode step must read the weights and every held slot once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from leanthink.engine.bench.measure import seconds, spread
+
+if TYPE_CHECKING:
+    from leanthink.engine.bench.fixture import Bed
+
+COPY_BYTES = {"cpu": 64 * 2**20, "cuda": 4 * 2**30}  # far more than any cache holds
+
+
+def floor(bed: Bed) -> dict[str, Any]:
+    """Copy bandwidth of the device, and with it the shortest possible step of each cell."""
+    return {
+        "copy_bytes_per_second": bed.bandwidth,
+        "copied_bytes": COPY_BYTES[bed.device.type],
+        "cells": [
+            {"batch": batch, "slots": slots, "floor_ms": bed.floor_ms(batch * slots)}
+            for batch, slots in bed.options.cells
+        ],
+    }
+
+
+def copy_bandwidth(device: torch.device, repeats: int) -> dict[str, float]:
+    """Bytes per second, read and written ones, of a large copy on the device."""
+    source = torch.ones(COPY_BYTES[device.type] // 4, device=device)
+    target = torch.empty_like(source)
+    times = [seconds(lambda: target.copy_(source), device) for _ in range(5 * repeats + 1)][1:]
+    return spread([2 * source.nbytes / time for time in times])

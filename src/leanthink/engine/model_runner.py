@@ -1,0 +1,184 @@
+"""One decoding step on the device: forward → stamp → sample; on a GPU replayed as a CUDA graph.
+
+N rows   B rows of a graph, the next size of bucket   V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanthink.engine import attention, decoder
+from leanthink.engine.cache import SlotCache
+from leanthink.engine.sampling import NO_TOKEN, Sampler, Uses, log_probabilities
+from leanthink.policies import Policy
+
+Stamping = tuple[Policy, int, Tensor]  # a policy, the first of its channels, the rows that it stamps
+NO_RANKING = NO_TOKEN - 1  # stands for the token of a row whose slots a score that is not finite has ranked
+STAMPED_AT_ONCE = 1024  # tokens: what the predictor needs for more of them would count in the peak of memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """What a graph was captured for; what nobody uses is left out."""
+
+    rows: int
+    uses: Uses
+    logprobs: int
+    span: int  # slots, a power of two, that no region exceeds: decides how attention is split
+
+
+class DeviceStep:
+    """Runs the device's part of a step: no host synchronisation but one copy of the sampled tokens.
+
+    Args:
+        model: in evaluation mode.
+        cache: announced, stamped and accounted for here.
+        sampler: picks the tokens.
+        graphs: None: CUDA graphs on a GPU.
+    """
+
+    def __init__(self, model: Any, cache: SlotCache, sampler: Sampler, *, graphs: bool | None = None) -> None:
+        self.cache, self.sampler = cache, sampler
+        lean = decoder.is_llama_like(model)
+        self._decode = decoder.LeanDecoder(model) if lean else partial(attention.decode, model)
+        device = model.device
+        self.graphs = device.type == "cuda" if graphs is None else graphs
+        rows = cache.most_rows + 1
+        self.last_ids = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.finite = torch.ones(rows, dtype=torch.bool, device=device)  # whether all scores of its evictions were
+        self._ids = torch.zeros(rows, dtype=torch.int64, device=device)  # sampled in the latest step
+        pinned = device.type == "cuda"
+        self._host_ids = torch.zeros(rows, dtype=torch.int64, pin_memory=pinned)
+        self._log_values: Tensor | None = None
+        self._captured: dict[_Kind, tuple[Any, Tensor | None]] = {}
+        self._pool: Any = None
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def seat(self, first: int, last_prompt_ids: Sequence[int]) -> None:
+        """Requests whose prompts end with these tokens take the rows from `first` on."""
+        self.feed(first, last_prompt_ids)
+        self.finite[first : first + len(last_prompt_ids)] = True
+
+    def feed(self, first: int, token_ids: Sequence[int]) -> None:
+        """Rows from `first` on are fed these tokens next."""
+        self.last_ids[first : first + len(token_ids)] = torch.tensor(token_ids, device=self.last_ids.device)
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Rows `sources` become rows `targets`."""
+        for of_rows in (self.last_ids, self.finite):
+            of_rows[targets] = of_rows[sources]
+
+    def note_scores(self, rows_R: Tensor, scores: Tensor) -> None:
+        """These scores rank slots of these rows; a row with one that is not finite gets no more tokens.
+
+        They are [R, ...], or [R L, ...] where each layer of a row is a row of its own, those of one next to each other.
+        """
+        self.finite[rows_R] &= scores.isfinite().reshape(len(rows_R), -1).all(dim=1)  # told with the next step's tokens
+
+    def forget(self) -> None:
+        """Drop the captured graphs: what they read has moved."""
+        self._captured.clear()
+
+    def launch(self, rows: int, stamping: Sequence[Stamping], *, logprobs: int) -> None:
+        """Start a step of rows 0 to `rows` - 1; `logprobs` of how many alternatives, -1 for none at all.
+
+        `stamping` are the policies that stamp in every step.
+        """
+        uses = self.sampler.uses(rows)
+        if self.graphs:
+            span = 1 << (self.cache.arena.widest - 1).bit_length()
+            kind = _Kind(rows=min(bucket(rows), self.cache.most_rows), uses=uses, logprobs=logprobs, span=span)
+            if kind not in self._captured:
+                self._captured[kind] = self._capture(kind, stamping)
+            graph, self._log_values = self._captured[kind]
+            graph.replay()
+        else:
+            self._log_values = self.launch_plain(rows, stamping, logprobs=logprobs)
+        self._host_ids[:rows].copy_(self._ids[:rows], non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+    def launch_plain(self, rows: int, stamping: Sequence[Stamping], *, logprobs: int) -> Tensor | None:
+        """A step without a graph, whose tokens nobody is told; returns the log-probabilities if they are wanted."""
+        device = self.last_ids.device
+        of_rows = [(policy, column, rows_R.to(device)) for policy, column, rows_R in stamping if len(rows_R)]
+        return self._run(None, rows, of_rows, self.sampler.uses(rows), logprobs)
+
+    def stamp(self, policy: Policy, column: int, rows_R: Tensor) -> None:
+        """Stamp the last `policy.stride` tokens of these rows that have all their followers."""
+        for part_R in torch.split(rows_R, max(1, STAMPED_AT_ONCE // policy.stride)):
+            seen_RSWF = self.cache.recall(part_R, policy.offsets, policy.stride)
+            stamps_RSC = policy.stamp(seen_RSWF.flatten(0, 1)).view(len(part_R), policy.stride, -1)
+            self.cache.stamp(part_R, stamps_RSC, first=column, late=policy.offsets[-1])
+
+    def ids(self, rows: int) -> Tensor:
+        """The sampled tokens of the step, [N] on the host; waits for the device.
+
+        NO_TOKEN for a row whose logits are NaN or infinite, NO_RANKING for one of which a score was.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._host_ids[:rows].clone()
+
+    def logprobs(self, rows: int) -> Tensor:
+        """Columns as of `leanthink.engine.sampling.log_probabilities`, [N, X] on the host; waits for the device."""
+        assert self._log_values is not None, "launched without logprobs"
+        return self._log_values[:rows].cpu()
+
+    def _run(
+        self, graph_rows: int | None, rows: int, stamping: Sequence[Stamping], uses: Uses, logprobs: int
+    ) -> Tensor | None:
+        """Forward → stamp → sample, all on the device; returns the log-probabilities if they are wanted."""
+        cache = self.cache
+        positions_N1 = cache.start_step(graph_rows)
+        if cache.wishes.token_ids:
+            cache.note_token_ids(self.last_ids[:rows])
+        states_NF, logits_NV = self._decode(cache, self.last_ids[:rows], positions_N1)
+        if cache.wishes.states:
+            cache.remember(states_NF)
+        for policy, column, rows_R in stamping:
+            self.stamp(policy, column, rows_R)
+        counts_N = cache.next_positions[:rows] - cache.prompt_lengths[:rows]
+        ids_N = self.sampler.pick(logits_NV, counts_N, uses)
+        self._ids[:rows] = ids_N.where(self.finite[:rows], NO_RANKING)
+        self.last_ids[:rows] = ids_N.clamp_(min=0)  # what is no token cannot be fed
+        return None if logprobs < 0 else log_probabilities(logits_NV, ids_N, logprobs)
+
+    def _capture(self, kind: _Kind, stamping: Sequence[Stamping]) -> tuple[Any, Tensor | None]:
+        """A graph of a step of `kind.rows` rows, with every stamping policy stamping all of them.
+
+        While it is captured no row is live, so that what runs now changes nothing that anybody holds.
+        """
+        live, last_ids = self.cache.live.clone(), self.last_ids.clone()
+        self.cache.live.zero_()
+        every = [(policy, column, self.cache.rows_N[: kind.rows]) for policy, column, _ in stamping]
+        arguments = (kind.rows, kind.rows, every, kind.uses, kind.logprobs)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    self._run(*arguments)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, pool=self._pool):
+                log_values = self._run(*arguments)
+        finally:
+            self.cache.live.copy_(live)
+            self.last_ids.copy_(last_ids)
+        self._pool = graph.pool()
+        return graph, log_values
+
+
+def bucket(rows: int) -> int:
+    """The size of graph for so many rows: 1, 2, 4, 8, then multiples of 8, of 32 from 128 on, of 256 from 1024 on."""
+    if rows <= 8:
+        return 1 << (rows - 1).bit_length()
+    step = 8 if rows <= 128 else 32 if rows <= 1024 else 256
+    return -(-rows // step) * step

@@ -1,0 +1,82 @@
+"""`leanthink bench`: what the engine costs on this machine, against stock transformers."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from leanthink.engine.bench.options import FLAGS, LARGE, SMALL, options_from
+from leanthink.engine.bench.report import check_new
+from leanthink.entrypoints.cli import options
+from leanthink.entrypoints.cli.help import help_text, option
+from leanthink.entrypoints.cli.output import print_json, say
+from leanthink.entrypoints.cli.progress import ProgressBar
+
+EXAMPLES = (
+    "leanthink bench --parts floor,decode,cpu",
+    "leanthink bench --shape llama-3.1-8b --batch 20 --slots 4000,8000 --out bench-llama",
+)
+
+
+def _flag(name: str, default: object = None, metavar: str | None = None) -> Any:
+    return option(f"--{name}", about=FLAGS[name], default=default, metavar=metavar)
+
+
+def _sized(name: str, metavar: str) -> Any:
+    """A flag whose default depends on the model's size."""
+    large, small = (defaults[name.replace("-", "_")] for defaults in (LARGE, SMALL))
+    told = [",".join(map(str, value)) if isinstance(value, tuple) else value for value in (large, small)]
+    return _flag(name, f"{told[0]}; tiny or on a CPU {told[1]}", metavar)
+
+
+Out = Annotated[Path, option("--out", about="Folder for result and picture.", default="bench-out", metavar="FOLDER")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("bench", help=help_text("Measure speed and memory, as shares of what the device allows.", EXAMPLES))(
+        command
+    )
+
+
+def command(
+    shape: Annotated[str | None, _flag("shape", "tiny", "NAME")] = None,
+    model: Annotated[str | None, _flag("model", None, "NAME")] = None,
+    parts: Annotated[str | None, _flag("parts", "all", "A,B,...")] = None,
+    batch: Annotated[str | None, _flag("batch", "a grid by size", "N,...")] = None,
+    slots: Annotated[str | None, _flag("slots", "a grid by size", "N,...")] = None,
+    cells: Annotated[str | None, _flag("cells", None, "NxN,...")] = None,
+    steps: Annotated[str | None, _sized("steps", "N")] = None,
+    prompt: Annotated[str | None, _sized("prompt", "TOKENS")] = None,
+    output: Annotated[str | None, _sized("output", "TOKENS")] = None,
+    kv_gib: Annotated[str | None, _sized("kv-gib", "GIB")] = None,
+    budgets: Annotated[str | None, _sized("budgets", "N,...")] = None,
+    interval: Annotated[str | None, _sized("interval", "TOKENS")] = None,
+    requests: Annotated[str | None, _sized("requests", "N")] = None,
+    out: Out = Path("bench-out"),
+    overwrite: options.Overwrite = False,
+    device: options.Device = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check the flags and the outputs, then measure; the result is written after every part."""
+    check_new(out, overwrite=overwrite)
+    given = {"shape": shape, "model": model, "parts": parts, "batch": batch, "slots": slots, "cells": cells,
+             "steps": steps, "prompt": prompt, "output": output, "kv-gib": kv_gib, "budgets": budgets,
+             "interval": interval, "requests": requests, "device": device}  # fmt: skip
+    chosen = options_from(given)
+    from leanthink.engine.bench.run import run_into
+
+    words = " ".join(["leanthink", *sys.argv[1:]])
+    tell = say if as_json else partial(print, flush=True)
+    with ProgressBar() as bar:
+
+        def progress(part: str, done: int, total: int, share: float) -> None:
+            bar.update(f"parts, {part}", done, total, share=share)
+
+        result = run_into(out, chosen, command=words, tell=tell, progress=progress)
+    if as_json:
+        print_json(result)

@@ -1,0 +1,173 @@
+"""`leanthink collect`: samples and grades a model's own traces on embedded tasks or on a file of problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from leanthink.entrypoints.cli import options
+from leanthink.entrypoints.cli.help import help_text, option
+from leanthink.entrypoints.cli.output import print_json, refuse_existing, say
+from leanthink.entrypoints.cli.progress import ProgressBar
+from leanthink.utils.errors import UsageError
+
+if TYPE_CHECKING:
+    from leanthink.data.problems import Problem
+    from leanthink.engine.request import Predictor
+
+EXAMPLES = (
+    "leanthink collect --tasks multiply,sums --levels 3,4 --count 8 --temperature 0.8 --out traces.jsonl",
+    "leanthink collect --problems problems.jsonl --samples 4 --temperature 0.8 --out traces.jsonl --resume",
+)
+Tasks = Annotated[str | None, option("--tasks", about="Families of embedded tasks, or all.", metavar="A,B,...")]
+Levels = Annotated[str, option("--levels", about="Levels of those tasks.", default="1,2,3,4,5", metavar="1,2,...")]
+Count = Annotated[int, option("--count", about="Problems for each family and level.", default=8)]
+Split = Annotated[str, option("--split", about="train or held-out, for the tasks.", default="train")]
+Problems = Annotated[
+    Path | None, option("--problems", about="JSONL file with the fields id, problem, answer.", metavar="FILE")
+]
+Limit = Annotated[int | None, option("--limit", about="Take only so many problems from the head of the file.")]
+Samples = Annotated[int, option("--samples", about="Traces for each problem.", default=1)]
+Instruction = Annotated[str, option("--instruction", about="Text put after each problem.", metavar="TEXT")]
+Out = Annotated[Path, option("--out", about="JSONL file for the traces.", metavar="FILE")]
+CollectPolicy = Annotated[str, option("--policy", about="What to generate under.", default="full", metavar="NAME")]
+MaxRows = Annotated[int, option("--max-rows", about="Most traces generated at a time.", default=64)]
+Record = Annotated[bool, option("--record", about="Also write scores, and when each token was evicted.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("collect", help=help_text("Sample and grade a model's own traces.", EXAMPLES))(command)
+
+
+def command(
+    out: Out,
+    model: options.Model = "tiny",
+    tasks: Tasks = None,
+    levels: Levels = "1,2,3,4,5",
+    count: Count = 8,
+    split: Split = "train",
+    problems: Problems = None,
+    limit: Limit = None,
+    samples: Samples = 1,
+    instruction: Instruction = "",
+    system_prompt: options.SystemPrompt = None,
+    chat_template_kwargs: options.ChatTemplateKwargs = None,
+    split_special_tokens: options.SplitSpecialTokens = None,
+    think_tags: options.ThinkTags = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    seed: options.Seed = None,
+    policy: CollectPolicy = "full",
+    budget: options.Slots = None,
+    window: options.Window = None,
+    interval: options.Interval = None,
+    answer: options.Answer = None,
+    predictor: options.PredictorFile = None,
+    ignore_predictor_mismatch: options.IgnorePredictorMismatch = False,
+    max_rows: MaxRows = 64,
+    record: Record = False,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    ray: options.Ray = None,
+    ray_workers: options.RayWorkers = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check everything that can be checked without the model, then load it and collect."""
+    refuse_existing(out, overwrite=overwrite, resume=resume, resumable=True)
+    check_samples(samples, temperature)
+    chosen = choose(tasks, levels, count, split, seed or 0, problems, limit)
+    slots = options.make_budget(policy, slots=budget, window=window, interval=interval, answer=answer)
+    sampling = options.make_sampling(
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_new_tokens=max_new_tokens, seed=seed
+    )
+    chat = options.make_chat_options(system_prompt, chat_template_kwargs, split_special_tokens)
+    from leanthink.importance.collect import collect
+
+    options.check_borrowing(ignore_predictor_mismatch, predictor)
+    files: dict[str | None, Predictor] = {policy: predictor}
+    try:
+        with (
+            options.open_subject(
+                model,
+                device,
+                dtype,
+                files,
+                think_tags=think_tags,
+                ignore_predictor_mismatch=ignore_predictor_mismatch,
+                ray=ray,
+                ray_workers=ray_workers,
+            ) as subject,
+            ProgressBar(samples * len(chosen)) as bar,
+        ):
+            collected = collect(
+                None,
+                None,
+                chosen,
+                out,
+                samples=samples,
+                sampling=sampling,
+                policy=policy,
+                budget=slots,
+                model_name=model,
+                instruction=instruction,
+                options=chat,
+                max_rows=max_rows,
+                record=record,
+                resume=resume,
+                overwrite=overwrite,
+                progress=partial(bar.update, "traces"),
+                subject=subject,
+            )
+    except KeyboardInterrupt:
+        say(f"{out} holds every trace that was finished; --resume goes on with the rest")
+        raise
+    if as_json:
+        print_json(asdict(collected))
+    else:
+        total = collected.written + collected.done_before
+        print(f"{total} traces in {out} ({collected.written} new), {collected.correct} of them correct")
+
+
+def check_samples(samples: int, temperature: float | None) -> None:
+    """Refuse several greedy traces of a problem, which would be the same (UsageError)."""
+    if samples > 1 and not temperature:
+        raise UsageError(f"--samples {samples} at temperature 0 would be {samples} times the same: give --temperature")
+
+
+def choose(
+    tasks: str | None, levels: str, count: int, split: str, seed: int, problems: Path | None, limit: int | None
+) -> list[Problem]:
+    """The problems of the options; raises UsageError unless exactly one source is given."""
+    from leanthink.data.problems import from_tasks, read_problems
+    from leanthink.data.tasks.registry import FAMILIES, sample
+
+    if (tasks is None) == (problems is None):
+        raise UsageError("give either --tasks (embedded tasks) or --problems (a JSONL file)")
+    if problems is not None:
+        if limit is not None and limit < 1:
+            raise UsageError(f"--limit must be 1 or more, got {limit}")
+        return read_problems(problems)[:limit]
+    if limit is not None:
+        raise UsageError("--limit belongs to --problems: give --count for tasks")
+    families: Sequence[str] = list(FAMILIES) if tasks == "all" else str(tasks).split(",")
+    chosen = [(family.strip(), level) for family in families for level in whole_numbers("--levels", levels)]
+    return from_tasks(p for family, level in chosen for p in sample(family, level, count, seed, split))  # type: ignore[arg-type]
+
+
+def whole_numbers(flag: str, text: str) -> tuple[int, ...]:
+    """The numbers of a list such as 3,4; raises UsageError for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{flag} {text!r}: give whole numbers with commas between them, such as 3,4") from None

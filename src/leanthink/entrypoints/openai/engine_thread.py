@@ -1,0 +1,143 @@
+"""The engine in a thread of its own: orders go in as they come, and what steps brought comes out in hand-overs."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from leanthink.engine.engine import Engine, Progress
+from leanthink.engine.outputs import Completion
+from leanthink.engine.request import Request
+from leanthink.utils.errors import LeanThinkError, RequestFailed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """What the engine holds after a step, in requests and slots."""
+
+    waiting: int = 0
+    running: int = 0
+    slots_held: int = 0
+    slots_reserved: int = 0
+    slots_of_full: int = 0
+    evictions: int = 0  # so far
+
+
+@dataclass(frozen=True, kw_only=True)
+class News:
+    """What the engine's thread hands over at a time; `refused` are requests that the engine did not take."""
+
+    progress: Progress
+    cut: dict[int, Completion | None]
+    refused: dict[int, RequestFailed]
+    levels: Levels
+
+
+class Order(NamedTuple):
+    """What the engine shall do: `act` on this request; "add" comes with the request."""
+
+    act: str
+    request_id: int
+    request: Request | None = None
+    streamed: bool = False
+
+
+class EngineThread:
+    """Steps the engine while there is work, and sleeps otherwise.
+
+    Both threads want the interpreter's lock, so the one that writes to clients is left in peace: while it is at work on
+    one hand-over, steps go on and what they bring is gathered for the next.
+
+    Args:
+        engine: touched by nobody else from now on.
+        tell: called in this thread with what the steps since the last call brought; `taken` answers it.
+        fail: called in this thread, once, when the engine broke; then the thread has ended.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        tell: Callable[[list[News]], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self.engine, self._tell, self._fail = engine, tell, fail
+        self._orders: deque[Order] = deque()
+        self._wake, self._stop = threading.Event(), False
+        self._gathered: list[News] = []
+        self._taken = threading.Event()
+        self._taken.set()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def order(self, order: Order) -> None:
+        """Obeyed before the next step; from any thread."""
+        self._orders.append(order)
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End after the step in hand, and wait for that."""
+        self._stop = True
+        self._wake.set()
+        self._taken.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop:
+                if not self.engine.unfinished and not self._orders:
+                    self.engine.check_integrity()
+                    self._taken.wait()
+                    self._hand_over()
+                    self._wake.wait()
+                self._wake.clear()  # before the orders are read: one that comes from now on wakes again
+                cut, refused = self._obey()
+                progress = self.engine.step() if self.engine.unfinished else Progress()
+                self._gathered.append(News(progress=progress, cut=cut, refused=refused, levels=self._levels()))
+                if self._taken.is_set():
+                    self._hand_over()
+        except BaseException as error:  # the edge of a thread: whoever waits for it must hear of it
+            self._fail(error)
+
+    def _hand_over(self) -> None:
+        if self._gathered:
+            self._taken.clear()
+            self._tell(self._gathered)
+            self._gathered = []
+
+    def taken(self) -> None:
+        """What was told is dealt with; from any thread."""
+        self._taken.set()
+
+    def _obey(self) -> tuple[dict[int, Completion | None], dict[int, RequestFailed]]:
+        cut, refused = {}, {}
+        while self._orders:
+            order = self._orders.popleft()
+            if order.request is not None:
+                try:
+                    self.engine.add_request(order.request, streamed=order.streamed)
+                except LeanThinkError as error:
+                    refused[order.request_id] = RequestFailed(order.request_id, str(error))
+            elif order.act == "cut":
+                cut[order.request_id] = self.engine.cut(order.request_id)
+            else:
+                self.engine.cancel(order.request_id)
+        return cut, refused
+
+    def _levels(self) -> Levels:
+        engine, n = self.engine, self.engine.cache.active
+        generated = int(engine.seats.generated[:n].sum())
+        return Levels(
+            waiting=len(engine.waiting),
+            running=len(engine.feeding) + n,
+            slots_held=int(engine.cache.host_lengths[:n].sum()),
+            slots_reserved=engine.cache.arena.used,
+            slots_of_full=sum(len(request.prompt_ids) for request in engine.seats.requests) + generated - n,
+            evictions=engine.evictions,
+        )

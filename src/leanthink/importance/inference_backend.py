@@ -1,0 +1,170 @@
+"""A model with its policies, as `eval`, `collect` and `label` use it: in this process, or on engines elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol, cast
+
+import leanthink
+from leanthink.data.think_tags import think_tags
+from leanthink.engine.generation import each_finished
+from leanthink.engine.outputs import Completion
+from leanthink.engine.request import PolicyMaker, Predictor, make_requests
+from leanthink.engine.sampling import Sampling
+from leanthink.importance.batches import batches_by_length, check_vocabulary
+from leanthink.importance.labels import Labels, Thought, label_batch
+from leanthink.models.fingerprint import fingerprint
+from leanthink.models.loading import check_model
+from leanthink.policies import Policy
+from leanthink.policies.budget import Budget
+from leanthink.policies.policy import Granularity
+from leanthink.utils.provenance import hardware_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What decides the results of a model, besides what is asked of it: engines of one run agree in all of it.
+
+    Attributes:
+        leanthink: the version of this package.
+        fingerprint: of the model.
+        device: its kind, cpu or cuda.
+        dtype: of the weights, such as float32.
+        policies: names of those that it was made for, in that order, and of the default for None.
+        predictors: SHA-256 over the weights of each policy's predictor, shipped or given, by the policy's name.
+        borrowed: of each policy whose predictor was fitted to another model, that model's fingerprint, by its name.
+        hardware: in words, for birth certificates; it may differ.
+    """
+
+    leanthink: str
+    fingerprint: str
+    device: str
+    dtype: str
+    policies: tuple[str, ...]
+    predictors: Mapping[str, str]
+    borrowed: Mapping[str, str]
+    hardware: str = field(compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """One request: token ids of the prompt, the policy's name, budget and sampling."""
+
+    prompt_ids: tuple[int, ...]
+    policy: str
+    budget: Budget | None
+    sampling: Sampling
+
+
+class Subject(Protocol):
+    """What completes and labels."""
+
+    tokenizer: Any
+
+    @property
+    def about(self) -> About:
+        """What decides its results."""
+
+    def complete(
+        self, asked: Sequence[Ask], *, max_rows: int, record: bool = False
+    ) -> Iterator[tuple[int, Completion]]:
+        """Each request's index and completion, as it finishes; arguments and errors are those of `generate`."""
+
+    def label(
+        self, thoughts: Sequence[Thought], horizons: tuple[int, ...], granularity: Granularity
+    ) -> Iterator[tuple[int, Labels]]:
+        """Each thought's index and labels, on the CPU, as they are there."""
+
+
+class LoadedModel:
+    """A model in this process.
+
+    Args:
+        model, tokenizer: as for `leanthink.generate`; the tokenizer may be None where nothing is completed.
+        predictors: for each policy that will be asked for, by name, its predictor; None: the one shipped, if any. The
+            name None is for the default policy of this model, which then is asked for by its own name.
+        ignore_predictor_mismatch: as of `leanthink.generate`, for those of all policies.
+
+    Raises:
+        UsageError: a policy is unknown, lacks a predictor, or is given one and does not rank by it.
+        PredictorMismatch: a predictor was fitted for another model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        predictors: Mapping[str | None, Predictor],
+        *,
+        ignore_predictor_mismatch: bool = False,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        maker, how = PolicyMaker(model, tokenizer), {"ignore_predictor_mismatch": ignore_predictor_mismatch}
+        made = [maker.make(name, predictor, **how) for name, predictor in predictors.items()]
+        self._policies = {policy.name: policy for policy in made}
+
+    @cached_property
+    def about(self) -> About:
+        """What decides its results, as it is at the first look: it takes reading all weights."""
+        return About(
+            leanthink=leanthink.__version__,
+            fingerprint=fingerprint(self.model),
+            device=self.model.device.type,
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            policies=tuple(self._policies),
+            predictors=_digests(self._policies),
+            borrowed=_borrowed(self._policies),
+            hardware=hardware_of(self.model.device),
+        )
+
+    def complete(
+        self, asked: Sequence[Ask], *, max_rows: int, record: bool = False
+    ) -> Iterator[tuple[int, Completion]]:
+        """Each request's index and completion, as it finishes; arguments and errors are those of `generate`."""
+        check_model(self.model)
+        tags = think_tags(self.tokenizer)
+        requests = make_requests(
+            self.model,
+            self.tokenizer,
+            tags,
+            [ask.prompt_ids for ask in asked],
+            policy=[self._policies[ask.policy] for ask in asked],
+            budget=[ask.budget for ask in asked],
+            predictor=None,
+            sampling=[ask.sampling for ask in asked],
+        )
+        return each_finished(self.model, self.tokenizer, requests, tags=tags, max_rows=max_rows, record=record)
+
+    def label(
+        self, thoughts: Sequence[Thought], horizons: tuple[int, ...], granularity: Granularity
+    ) -> Iterator[tuple[int, Labels]]:
+        """Each thought's index and labels; on a GPU thoughts of like length share a forward pass.
+
+        Raises:
+            UsageError: a token is not in the model's vocabulary.
+        """
+        lengths = [len(thought.token_ids) for thought in thoughts]
+        check_vocabulary((thought.token_ids for thought in thoughts), self.model.config.vocab_size)
+        for indices in batches_by_length(lengths, self.model.device):
+            found = label_batch(self.model, [thoughts[index] for index in indices], horizons, granularity=granularity)
+            yield from zip(indices, found, strict=True)
+
+
+def _digests(policies: Mapping[str, Policy]) -> dict[str, str]:
+    found = {}
+    for name, policy in policies.items():
+        if policy.target is not None:
+            digest = hashlib.sha256()
+            for key, weight in sorted(cast(Any, policy).predictor.state_dict().items()):
+                digest.update(key.encode() + weight.detach().cpu().float().numpy().tobytes())
+            found[name] = digest.hexdigest()
+    return found
+
+
+def _borrowed(policies: Mapping[str, Policy]) -> dict[str, str]:
+    learned = {name: cast(Any, policy).predictor for name, policy in policies.items() if policy.target is not None}
+    bases = {name: getattr(predictor, "borrowed_from", None) for name, predictor in learned.items()}
+    return {name: base for name, base in bases.items() if base is not None}

@@ -1,0 +1,1 @@
+"""Models and their tokenizers: loading, prompts, shapes, predictors, and the embedded reasoner."""

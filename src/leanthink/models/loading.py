@@ -1,0 +1,206 @@
+"""Loads a model and its tokenizer, and refuses by name what the bounded cache cannot serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from leanthink.models.context import context_of
+from leanthink.models.kv_shape import KVShape
+from leanthink.models.tiny import TINY, load_tiny
+from leanthink.utils.device import check_device
+from leanthink.utils.errors import DamagedFile, LeanThinkError, UnsupportedModel, UsageError, unknown
+from leanthink.utils.file_reading import said
+
+MODEL_TYPES = ("gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
+DType = torch.dtype | Literal["auto"] | None
+
+
+def as_dtype(name: str | None) -> DType:
+    """What `load` takes, for a name such as "bfloat16", for "auto" or for None."""
+    return cast(DType, name if name is None or name == "auto" else getattr(torch, name))
+
+
+def load(name_or_path: str | Path, device: str | None = None, dtype: DType = None) -> tuple[Any, Any]:
+    """The model, in evaluation mode, and its tokenizer.
+
+    Args:
+        name_or_path: "tiny" (the embedded reasoner), a folder, a GGUF file, or a model's id on the Hugging Face hub.
+        device: where to put it; default "cuda" where there is one, else "cpu".
+        dtype: of the weights; default bfloat16 on CUDA, float32 elsewhere. "auto" is the same, but for a checkpoint in
+            float16, which stays so on CUDA.
+
+    Raises:
+        UsageError: there is no such model, folder, file or device, or it lacks a part.
+        DamagedFile: the weights cannot be read.
+        UnsupportedModel: the bounded cache cannot serve its architecture; found before any weight is read.
+    """
+    if device is not None:
+        check_device(device)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if str(name_or_path) == TINY:
+        return load_tiny(device=device, dtype=None if dtype == "auto" else dtype)
+    name, options = _locate(str(name_or_path))
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+        check_supported(config)
+        tokenizer = _load_tokenizer(name, str(name_or_path), options)
+        chosen = _dtype(dtype, device, config)
+        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=chosen, **options)
+    except LeanThinkError:
+        raise
+    except ImportError as error:
+        raise UsageError(
+            f"{str(name_or_path)!r} needs a package that is not here ({_first_line(error)}): install it, or take a "
+            "checkpoint whose weights are not quantized"
+        ) from error
+    except SafetensorError as error:
+        raise DamagedFile(f"the weights in {str(name_or_path)!r} are damaged ({error}): download them again") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"cannot load a model from {str(name_or_path)!r}: {said(error)}") from error
+    except Exception as error:  # what a pickle, a header that is cut off or a config of other types raises
+        raise DamagedFile(
+            f"a file of {str(name_or_path)!r} cannot be read ({said(error)}): download it again"
+        ) from error
+    model.config._name_or_path = str(name_or_path)  # a GGUF file's is else its folder
+    return model.to(device).eval(), tokenizer
+
+
+def _dtype(dtype: DType, device: str, config: Any) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if not device.startswith("cuda"):
+        return torch.float32
+    is_half = dtype == "auto" and getattr(config, "dtype", None) == torch.float16
+    return torch.float16 if is_half else torch.bfloat16
+
+
+def _load_tokenizer(name: str, given: str, options: dict[str, Any]) -> Any:
+    """The tokenizer; raises UsageError where there is none. Some of transformers' then come without a vocabulary."""
+    why = "it knows no text"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except ValueError as error:
+        tokenizer, why = None, _first_line(error)
+    if tokenizer is None or not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise UsageError(
+            f"{given!r} holds no tokenizer that can be read ({why}): put tokenizer.json and tokenizer_config.json of "
+            "the model that it was made from beside its weights"
+        )
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(" .:")
+
+
+def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    """What to pass to from_pretrained, after the checks that give a clearer message than it does."""
+    if not name:
+        raise UsageError('the name of the model is empty: give "tiny", a folder, a GGUF file or a hub id')
+    path = Path(name).expanduser()
+    if name == "tiny-brief" and not path.exists():
+        raise UsageError("tiny-brief does not ship: make it with examples/tiny-brief.sh and give the folder it writes")
+    closed = {"trust_remote_code": False}  # said aloud: the default asks on the terminal
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UsageError(f"there is no GGUF file {name!r}: check the path")
+        try:
+            import gguf  # noqa: F401
+        except ImportError as error:
+            raise UsageError(f"reading {name!r} needs the gguf package: pip install 'leanthink[gguf]'") from error
+        return str(path.parent), {"gguf_file": path.name, **closed}
+    if not path.is_dir():
+        if path.exists():
+            raise UsageError(f"{name!r} is a file: give the folder that holds config.json, or a .gguf file")
+        if name.count("/") > 1 or name.startswith((".", "/", "~")):
+            raise UsageError(f"there is no folder {name!r}, and it is no hub id either: check the path")
+        if "/" not in name:
+            raise unknown("model", name, (TINY, "a folder", "a .gguf file", "a hub id such as Qwen/Qwen3-4B"))
+        return name, closed
+    if not (path / "config.json").is_file():
+        raise UsageError(f"the folder {name!r} holds no config.json: give the folder of a saved model")
+    if not any(next(path.glob(pattern), None) for pattern in ("*.safetensors", "*.safetensors.index.json", "*.bin")):
+        raise UsageError(f"the folder {name!r} holds no weights (*.safetensors or *.bin): the download is incomplete")
+    return str(path), closed
+
+
+def check_supported(config: Any) -> None:
+    """Raise UnsupportedModel, naming the model type and the reason, unless the bounded cache can serve this model."""
+    reason = _why_unsupported(config)
+    if reason is not None:
+        raise UnsupportedModel(
+            f"model type {config.model_type!r} is not supported: {reason}. LeanThink serves decoders whose layers all "
+            f"use full attention, of the types {', '.join(MODEL_TYPES)}"
+        )
+
+
+def _why_unsupported(config: Any) -> str | None:
+    layer_types = getattr(config, "layer_types", None)
+    other_layers = sorted(set(layer_types or ()) - {"full_attention"})
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder"
+    if getattr(config, "kv_lora_rank", None):
+        return "it uses latent attention (MLA)"
+    if other_layers:
+        return f"it has layers of type {', '.join(other_layers)}"
+    if config.model_type not in MODEL_TYPES:
+        return "its attention has not been tested with the bounded cache"
+    if getattr(config, "max_position_embeddings", None) is None:
+        return "its config has no max_position_embeddings"
+    if layer_types is None and window is not None and window < context_of(config):
+        return f"it uses a sliding window of {window} tokens"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "its attention is bidirectional"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "it caps its attention scores (softcap)"
+    return _why_rotation_unsupported(config)
+
+
+def _why_rotation_unsupported(config: Any) -> str | None:
+    """Rotations that change with the longest sequence in the batch would let one request's keys depend on another."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [entry for entry in parameters.values() if isinstance(entry, dict)]
+    kinds = {entry.get("rope_type", "default") for entry in (nested or [parameters])}
+    changing = sorted(kinds & {"dynamic", "longrope"})
+    return f"its rotary embedding ({', '.join(changing)}) changes with the length of the sequence" if changing else None
+
+
+def kv_shape(config: Any) -> KVShape:
+    """The shape of this model's keys and values."""
+    heads: int = config.num_attention_heads
+    kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
+    head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return KVShape(layers=config.num_hidden_layers, kv_heads=kv_heads, group=heads // kv_heads, head_dim=head_dim)
+
+
+def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end a generation: those of the generation config and the tokenizer's, each of which may lack one.
+
+    The model config's count where they are special tokens: an id that it has from its class may be any word.
+    """
+    special = {token_id for token_id, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    of_config = as_ids(getattr(model.config, "eos_token_id", None))
+    of_tokenizer = as_ids(getattr(tokenizer, "eos_token_id", None))
+    found = [*as_ids(model.generation_config.eos_token_id), *of_tokenizer, *(i for i in of_config if i in special)]
+    return tuple(dict.fromkeys(found))
+
+
+def as_ids(ids: int | Sequence[int] | None) -> list[int]:
+    """A list of token ids, as configs give them: one, several or none."""
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+
+def check_model(model: Any) -> None:
+    """Raise UnsupportedModel unless the bounded cache can serve this model as it is loaded."""
+    check_supported(model.config)
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1:
+        names = ", ".join(sorted(str(device) for device in devices))
+        raise UnsupportedModel(f"the model is spread over {names}: the cache lives on one device, so load it onto one")

@@ -1,0 +1,135 @@
+"""How many thought slots a request may keep, and which of them stay: pure, and the only place that counts.
+
+Shape legend: S slots; `...` any leading dimensions (rows, or rows and kv heads); K slots kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from leanthink.utils.errors import LeanThinkError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The memory of one request, in slots (room for one token's keys and values).
+
+    Prompt slots come on top of everything here: they are never evicted and never counted.
+
+    Attributes:
+        slots: thought slots that an eviction leaves, the window included.
+        window: youngest thought slots, which no eviction touches.
+        interval: thought slots that may gather on top of `slots` before the next eviction.
+        answer: slots that the answer may take; a longer answer ends with finish reason "length".
+
+    Raises:
+        UsageError: a number is not an integer or out of its range, or the window is larger than `slots`.
+    """
+
+    slots: int
+    window: int = 32
+    interval: int = 64
+    answer: int = 1024
+
+    def __post_init__(self) -> None:
+        for field, least in (("slots", 1), ("window", 0), ("interval", 1), ("answer", 1)):
+            given = getattr(self, field)
+            if isinstance(given, bool) or not isinstance(given, int) or given < least:
+                raise UsageError(f"Budget: {field} must be an integer of at least {least}, got {given!r}")
+        if self.window > self.slots:
+            raise UsageError(
+                f"Budget: window={self.window} is larger than slots={self.slots}, and the window always stays: "
+                f"give slots={self.window} or more, or window={self.slots} or less"
+            )
+
+    def is_due(self, thought_slots: int) -> bool:
+        """Whether a request that holds this many thought slots must evict now."""
+        return thought_slots >= self.slots + self.interval
+
+    def bound(self, prompt_tokens: int, max_new_tokens: int, *, thinks: bool = True, answers: bool = True) -> int:
+        """Most slots that a request can ever hold at one time: what is reserved when it is admitted.
+
+        Args:
+            prompt_tokens: slots of the prompt.
+            max_new_tokens: thought and answer together.
+            thinks: False: its prompt has closed the thought, and all that it writes is answer.
+            answers: False: nothing can close the thought, and all that it writes is thought.
+        """
+        written = (self.slots + self.interval) * thinks + self.answer * answers
+        return prompt_tokens + min(written, max_new_tokens)
+
+
+def select(scores: Tensor, ages: Tensor, pinned: Tensor, budget: Budget) -> Tensor:
+    """Indices of the slots that stay, ascending: [..., K] int64, K = pinned slots + min(budget.slots, the rest).
+
+    Pinned slots stay and are not counted. Of the others, the `budget.window` youngest stay whatever their score;
+    what is left of the budget goes to the highest scores, and between equal scores the younger stays.
+    Every leading row is chosen independently. Costs one host sync.
+
+    Args:
+        scores: [..., S] floating point, higher stays.
+        ages: [..., S] integers, tokens since the slot was written, 0 for the youngest; distinct within a row.
+        pinned: [..., S] bool, the same count in every leading row.
+        budget: how many stay.
+
+    Raises:
+        LeanThinkError: a score is NaN or infinite.
+    """
+    assert scores.shape == ages.shape == pinned.shape, f"{scores.shape}, {ages.shape}, {pinned.shape}"
+    assert scores.is_floating_point(), scores.dtype
+    num_slots = scores.shape[-1]
+    num_pinned = _checked_pinned(scores, pinned)
+    return keep(scores, ages, pinned, num_pinned + min(budget.slots, num_slots - num_pinned), budget.window)
+
+
+def keep(scores: Tensor, ages: Tensor, pinned: Tensor, num_kept: int, window: int) -> Tensor:
+    """`select` for a known number of kept slots, pinned ones included: unchecked, and without a host sync."""
+    # Younger first, and stable sorts from here on: that is what settles ties.
+    by_age = ages.sort(dim=-1, stable=True).indices
+    scores, pinned = scores.gather(-1, by_age), pinned.gather(-1, by_age)
+    in_window = (~pinned).cumsum(dim=-1) <= window
+    ranked = scores.masked_fill(pinned | in_window, torch.inf)
+    by_rank = ranked.sort(dim=-1, descending=True, stable=True).indices
+    return by_age.gather(-1, by_rank[..., :num_kept]).sort(dim=-1).values
+
+
+def keep_in_order(scores: Tensor, num_kept: int, window: int) -> Tensor:
+    """`keep` of slots of which none is pinned and that lie oldest first, as in a cache: one sort less, none on a GPU.
+
+    Args:
+        scores: [..., S] floating point, higher stays.
+        num_kept: K, from 1 to S.
+        window: the youngest so many stay whatever their score; at most K.
+    """
+    num_slots = scores.shape[-1]
+    if scores.is_cuda and scores.dtype != torch.float64:
+        from leanthink.policies.select_kernel import MOST_SLOTS, select_in_order
+
+        if num_slots <= MOST_SLOTS:
+            return select_in_order(scores.flatten(0, -2), num_kept, window).view(*scores.shape[:-1], num_kept)
+    ranked = scores.clone()
+    ranked[..., max(0, num_slots - window) :] = torch.inf
+    # Younger first, and a stable sort: that is what settles ties.
+    by_rank = ranked.flip(-1).sort(dim=-1, descending=True, stable=True).indices
+    return (num_slots - 1 - by_rank[..., :num_kept]).sort(dim=-1).values
+
+
+def check_finite(finite: bool) -> None:
+    """Raise LeanThinkError unless every score was finite."""
+    if not finite:
+        raise LeanThinkError(
+            "a policy returned a score that is NaN or infinite: no slot can be ranked by it. The model's or the "
+            "predictor's numbers have overflowed; run the model in bfloat16 or float32 and check the predictor"
+        )
+
+
+def _checked_pinned(scores: Tensor, pinned: Tensor) -> int:
+    """The number of pinned slots of a row, after checking all rows and all scores in one host sync."""
+    counts = pinned.sum(dim=-1)
+    finite, least, most = torch.stack([torch.isfinite(scores).all().long(), counts.min(), counts.max()]).tolist()
+    check_finite(bool(finite))
+    assert least == most, f"rows pin between {least} and {most} slots; all must pin the same number"
+    return int(most)
