@@ -165,7 +165,7 @@ def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: b
 
 
 def _record(job: _Job, completion: Completion, *, tags: ThinkTags, start: int, seconds: float | None) -> Record:
-    text, must_close = as_graded(completion, tags)
+    text, must_close = as_graded(completion.text, completion.thought_tokens, tags)
     found = verdict_on(job.problem, text, think_tags=must_close)
     copied = ("prompt_tokens", "thought_tokens", "answer_tokens", "peak_slots", "kept_slots", "slot_steps")
     return Record(

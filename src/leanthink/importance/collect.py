@@ -193,7 +193,7 @@ def _check_same_run(jobs: Sequence[_Job], done: dict[str, Trace], common: dict[s
 
 
 def _trace(job: _Job, completion: Completion, common: dict[str, Any], tags: ThinkTags) -> Trace:
-    text, must_close = as_graded(completion, tags)
+    text, must_close = as_graded(completion.text, completion.thought_tokens, tags)
     copied = {name: getattr(completion, name) for name in _COPIED}
     return Trace(
         id=job.problem.id,

@@ -8,7 +8,6 @@ from leanthink.data.grading.answer_normalisation import EXACT, Tolerance, as_num
 from leanthink.data.grading.verdict import NOTHING, Verdict
 from leanthink.data.problems import Problem
 from leanthink.data.think_tags import ThinkTags
-from leanthink.engine.outputs import Completion
 from leanthink.utils.errors import UsageError
 
 __all__ = [
@@ -26,10 +25,10 @@ __all__ = [
 MOST_CHARACTERS = 1_000_000  # of what follows a thought: of more than that the last ones are graded
 
 
-def as_graded(completion: Completion, tags: ThinkTags) -> tuple[str, bool]:
+def as_graded(text: str, thought_tokens: int, tags: ThinkTags) -> tuple[str, bool]:
     """The text of a completion with the tags that graders know, and whether it is a thought until it is closed."""
     # A prompt that ends in a closed thought gets an answer only: then nothing has to be closed any more.
-    return tags.usual(completion.text), tags.must_close(completion.text) and completion.thought_tokens > 0
+    return tags.usual(text), tags.must_close(text) and thought_tokens > 0
 
 
 def verdict_on(problem: Problem, text: str, *, think_tags: bool) -> Verdict:
