@@ -101,14 +101,22 @@ def test_the_readme_or_the_page_of_policies_explains_every_policy(name):
     assert re.search(rf"^\| .*`{name}`.* \|$", README + page, re.MULTILINE)
 
 
-def test_the_file_map_is_complete_and_names_no_file_that_is_gone():
+def test_the_file_map_has_every_room_and_names_no_file_that_is_gone():
     package = ROOT / "src" / "leanthink"
-    there = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
-    there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
-    there |= {f"{path.parent.name}/" for path in package.glob("*/index.html")}
     told = DESIGN.split("## The file map")[1].split("```")[1]
-    named = {word for line in told.splitlines() for word in re.findall(r"\S+(?:\.py|/)(?=\s)", line[:26])}
-    assert named == there
+    named, room = set(), ""
+    for line in told.splitlines():
+        for word in re.findall(r"[\w./]+(?:\.py|/)(?=[\s:,])", line):
+            at_the_start = line.startswith(word)
+            room = word if at_the_start else room
+            named.add(word if at_the_start else f"{room}{word}")
+    named = {name for name in named if not name.endswith("static/")}
+    assert [name for name in sorted(named) if not (package / name).exists()] == []
+    assert {name for name in named if name.count("/") == 1 and name.endswith("/")} == {
+        f"{path.parent.name}/" for path in package.glob("*/__init__.py")
+    }
+    folders = {f"{path.parent.relative_to(package)}/" for path in package.glob("*/*/__init__.py")}
+    assert folders - named == {"integrations/verl/", "integrations/vllm/"}
 
 
 def test_links_lead_to_files_of_the_repository():
