@@ -81,9 +81,9 @@ def test_every_file_of_the_page_is_served_with_its_kind_and_a_strict_policy(port
 @pytest.mark.parametrize(
     "path",
     [
-        "/viewer/../view.py",
-        "/viewer/..%2fview.py",
-        "/viewer/%2e%2e/view.py",
+        "/viewer/../server.py",
+        "/viewer/..%2fserver.py",
+        "/viewer/%2e%2e/server.py",
         "//etc/passwd",
         "/viewer//etc/passwd",
         "/viewer/traces/5.json",
