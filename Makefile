@@ -82,13 +82,13 @@ browser: $(INSTALLED)
 		|| $(VENV)/bin/python -m playwright install chromium-headless-shell > /dev/null 2>&1 \
 		|| echo "NO BROWSER: the tests of the viewer will be skipped; install chromium to run them"
 
-UV := $(LOCK_VENV)/bin/uv pip compile --quiet --no-annotate --custom-compile-command "make lock"
-LOCK := $(UV) --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-package torch
+UV := $(LOCK_VENV)/bin/uv --quiet --config-file requirements/uv.toml
+EXPORT := $(UV) export --project requirements --frozen --no-annotate --no-header --no-emit-local --no-emit-package torch
 
 lock: $(LOCK_VENV)/bin/uv
-	echo "torch==$(TORCH)" | $(LOCK) --upgrade --extra dev pyproject.toml - --output-file requirements/test.txt
-	echo "torch==$(TORCH)" | $(LOCK) --upgrade --extra plot --constraints requirements/test.txt pyproject.toml - \
-		--output-file requirements/demo.txt
+	$(UV) lock --project requirements --upgrade --upgrade-package "torch==$(TORCH)"
+	$(EXPORT) --only-group test > requirements/test.txt
+	$(EXPORT) --only-group demo > requirements/demo.txt
 
 $(LOCK_VENV)/bin/uv:
 	$(PYTHON) -m venv $(LOCK_VENV)
@@ -96,7 +96,7 @@ $(LOCK_VENV)/bin/uv:
 
 $(OLDEST_VENV)/installed: pyproject.toml $(LOCK_VENV)/bin/uv
 	test -x $(OLDEST_VENV)/bin/python || $(PYTHON) -m venv $(OLDEST_VENV)
-	$(UV) --python $(OLDEST_VENV)/bin/python --resolution lowest-direct --extra dev pyproject.toml --output-file $(OLDEST_VENV)/oldest.txt
+	$(UV) pip compile --python $(OLDEST_VENV)/bin/python --resolution lowest-direct --extra dev pyproject.toml --output-file $(OLDEST_VENV)/oldest.txt
 	$(OLDEST_VENV)/bin/python $(INSTALL_TORCH) "$$(grep ^torch== $(OLDEST_VENV)/oldest.txt)"
 	$(OLDEST_VENV)/bin/python -m pip install --quiet -r $(OLDEST_VENV)/oldest.txt
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --no-deps --editable .

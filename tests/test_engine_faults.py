@@ -212,7 +212,6 @@ class Choosy(RandomPredictor):
 
     def __init__(self, *args: Any, how: str) -> None:
         super().__init__(*args)
-        self.double()
         self.how = how
 
     def forward(self, states_NWF: Tensor) -> Tensor:
@@ -229,10 +228,21 @@ def test_a_predictor_that_fails_ends_the_request_whose_token_it_saw(
     policy: str, how: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = endless().double()
+    engine = Engine(model, TOKENIZER, slots=400, rows=4)
+    mark_spoilt(engine, monkeypatch)
+    assert_only_one_failed(engine, model, why, policy=choosy(policy, how, model))
+
+
+def choosy(policy: str, how: str, model: Any) -> Policy:
+    """One with a predictor beside this model that cannot stand what `mark_spoilt` marks."""
     horizons, offsets = ((), (0,)) if policy == "dynts" else ((8, 16), (0, 1, 3))
     target = "answer" if policy == "dynts" else "horizon"
-    made = make_policy(policy, Choosy(64, target, horizons, offsets, how=how))
-    engine = Engine(model, TOKENIZER, slots=400, rows=4)
+    predictor = Choosy(64, target, horizons, offsets, how=how).to(model.device, model.dtype)
+    return make_policy(policy, predictor)
+
+
+def mark_spoilt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One token of the spoilt request gets states that the test's predictor cannot stand."""
     decode = engine.device_step._decode
 
     def marked(cache: Any, ids_N: Tensor, positions_N1: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,7 +253,49 @@ def test_a_predictor_that_fails_ends_the_request_whose_token_it_saw(
         return states_NF.masked_fill(spoilt_N[:, None], 1e9), logits_NV
 
     monkeypatch.setattr(engine.device_step, "_decode", marked)
-    assert_only_one_failed(engine, model, why, policy=made)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("fault", ["logits", "score", "raising score", "layer", "raising layer"])
+def test_a_fault_on_a_gpu_ends_its_own_request(fault: str, graphs: bool) -> None:
+    policy, why = {
+        "logits": ("window", "logits are NaN"),
+        "score": (Broken(), "score that is NaN"),
+        "raising score": (Raising(), "out of chalk"),
+        "layer": (BrokenInLayerOne(), "score that is NaN"),
+        "raising layer": (RaisingInLayerOne(), "out of chalk"),
+    }[fault]
+    model = (poisoned() if fault == "logits" else endless()).float().to("cuda")
+    engine = Engine(model, TOKENIZER, slots=400, rows=4, graphs=graphs)
+    assert_only_one_failed(engine, model, why, policy=policy)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:a policy cannot be captured")
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize(("how", "why"), [("nan", "score that is NaN"), ("raises", "too large for me")])
+@pytest.mark.parametrize("policy", ["dynts", "horizon"])
+def test_a_predictor_that_fails_on_a_gpu_ends_the_request_whose_token_it_saw(
+    policy: str, how: str, why: str, graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = endless().to("cuda")
+    engine = Engine(model, TOKENIZER, slots=400, rows=4, graphs=graphs)
+    mark_spoilt(engine, monkeypatch)
+    assert_only_one_failed(engine, model, why, policy=choosy(policy, how, model))
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:a policy cannot be captured")
+def test_a_stamp_that_cannot_be_captured_runs_without_graphs() -> None:
+    """It has the host wait: true of any policy that asks for a number."""
+    model = endless().to("cuda")
+    made = choosy("dynts", "raises", model)
+    engine = Engine(model, TOKENIZER, slots=400, rows=4)
+    ids = [engine.add(PROMPTS[i], policy=made, budget=BUDGET, sampling=samplings()[i]) for i in (0, 2, 3)]
+    with pytest.warns(UserWarning, match="without CUDA graphs"):
+        whole = run(engine)
+    assert [whole.finished[i].token_ids for i in ids] == [alone(model, i, made).token_ids for i in (0, 2, 3)]
 
 
 @ROW_SLOTS

@@ -137,3 +137,8 @@ def test_no_hub_is_told_of_a_run_unless_it_is_asked_for(
         monkeypatch.setenv(TELEMETRY, asked)
     make_trainer(tmp_path)
     assert bool(sent) is told
+
+
+def test_a_checkpoint_whose_log_has_nan_as_transformers_writes_it_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 3, "log_history": [{"grad_norm": NaN}]}')
+    check_whole(tmp_path)

@@ -423,7 +423,7 @@ def test_what_is_not_honoured_is_refused_by_name(server: Server, fields: Any, pa
         (
             b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
             400,
-            "invalid_value",
+            "invalid_json",
         ),
         (b" " * (2**20 + 1), 413, "body_too_large"),
     ],

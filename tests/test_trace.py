@@ -242,7 +242,7 @@ def test_numbers_are_taken_as_they_are_written_and_problems_without_an_id_by_the
         ('{"id": "b", "problem": "x", "answer": true}', "'answer' is True"),
         ('{"id": "b", "problem": "x", "answer": null}', "'answer' is None"),
         ('{"id": "b", "problem": "x", "answer": [3]}', r"'answer' is \[3\]"),
-        ('{"id": "b", "problem": "x", "answer": NaN}', "'answer' is nan"),
+        ('{"id": "b", "problem": "x", "answer": NaN}', "NaN is no JSON"),
         ('{"id": "b", "problem": "x", "answer": " "}', "'answer' is ' '"),
         ('{"id": "b", "problem": 3, "answer": "3"}', "'problem' is 3; it must be a text"),
         ('{"id": ["b"], "problem": "x", "answer": "3"}', r"'id' is \['b'\]"),

@@ -5,6 +5,7 @@ N rows   B rows of a graph, the next size of bucket   V vocabulary
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -56,7 +57,7 @@ class DeviceStep:
         pinned = device.type == "cuda"
         self._host_ids = torch.zeros(rows, dtype=torch.int64, pin_memory=pinned)
         self._log_values: Tensor | None = None
-        self._captured: dict[_Kind, tuple[Any, Tensor | None]] = {}
+        self._captured: dict[_Kind, tuple[Any, Tensor | None] | None] = {}  # None: it cannot be captured
         self._pool: Any = None
         self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
@@ -90,19 +91,24 @@ class DeviceStep:
 
         `stamping` are the policies that stamp in every step.
         """
-        uses = self.sampler.uses(rows)
-        if self.graphs:
-            span = 1 << (self.cache.arena.widest - 1).bit_length()
-            kind = _Kind(rows=min(bucket(rows), self.cache.most_rows), uses=uses, logprobs=logprobs, span=span)
-            if kind not in self._captured:
-                self._captured[kind] = self._capture(kind, stamping)
-            graph, self._log_values = self._captured[kind]
-            graph.replay()
-        else:
+        captured = self._graph(rows, stamping, logprobs) if self.graphs else None
+        if captured is None:
             self._log_values = self.launch_plain(rows, stamping, logprobs=logprobs)
+        else:
+            graph, self._log_values = captured
+            graph.replay()
         self._host_ids[:rows].copy_(self._ids[:rows], non_blocking=True)
         if self._copied is not None:
             self._copied.record()
+
+    def _graph(self, rows: int, stamping: Sequence[Stamping], logprobs: int) -> tuple[Any, Tensor | None] | None:
+        """The graph of a step like this one, captured when it is first asked for."""
+        span = 1 << (self.cache.arena.widest - 1).bit_length()
+        uses, rows = self.sampler.uses(rows), min(bucket(rows), self.cache.most_rows)
+        kind = _Kind(rows=rows, uses=uses, logprobs=logprobs, span=span)
+        if kind not in self._captured:
+            self._captured[kind] = self._capture(kind, stamping)
+        return self._captured[kind]
 
     def launch_plain(self, rows: int, stamping: Sequence[Stamping], *, logprobs: int) -> Tensor | None:
         """A step without a graph, whose tokens nobody is told; returns the log-probabilities if they are wanted."""
@@ -150,10 +156,11 @@ class DeviceStep:
         self.last_ids[:rows] = ids_N.clamp_(min=0)  # what is no token cannot be fed
         return None if logprobs < 0 else log_probabilities(logits_NV, ids_N, logprobs)
 
-    def _capture(self, kind: _Kind, stamping: Sequence[Stamping]) -> tuple[Any, Tensor | None]:
+    def _capture(self, kind: _Kind, stamping: Sequence[Stamping]) -> tuple[Any, Tensor | None] | None:
         """A graph of a step of `kind.rows` rows, with every stamping policy stamping all of them.
 
-        While it is captured no row is live, so that what runs now changes nothing that anybody holds.
+        While it is captured no row is live, so that what runs now changes nothing that anybody holds. None for a step
+        that runs but cannot be captured, as where a policy has the host wait for what it stamps.
         """
         live, last_ids = self.cache.live.clone(), self.last_ids.clone()
         self.cache.live.zero_()
@@ -167,8 +174,13 @@ class DeviceStep:
                 for _ in range(2):
                     self._run(*arguments)
             torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph, pool=self._pool):
-                log_values = self._run(*arguments)
+            try:
+                with torch.cuda.graph(graph, pool=self._pool):
+                    log_values = self._run(*arguments)
+            except RuntimeError as error:  # errors of CUDA are; it has just run without being captured
+                why = str(error).partition("\n")[0]
+                warnings.warn(f"a policy cannot be captured: steps run without CUDA graphs ({why})", stacklevel=2)
+                return None
         finally:
             self.cache.live.copy_(live)
             self.last_ids.copy_(last_ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -131,15 +132,14 @@ class RunFolder:
         overwrite: bool = False,
     ) -> None:
         self.path = folder
-        self._lock = Lock(folder / RECORDS)
-        try:
+        with ExitStack() as held:
+            held.callback(Lock(folder / RECORDS).release)
             self._file = LineFile(folder / RECORDS)
+            held.callback(self._file.close)
             self.header = self._start(settings, benchmarks, birth, overwrite)
             self._file.drop_cut_off_line(from_line)
             self.done = {record.key: record for record in _read_records(folder / RECORDS)}
-        except BaseException:
-            self._lock.release()
-            raise
+            self._held = held.pop_all()
         self.start = len(self.header["births"]) - 1
 
     def _start(
@@ -180,8 +180,7 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._lock.release()
+        self._held.close()
 
 
 def check_header(header: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -165,6 +166,10 @@ def read_labels(path: str | os.PathLike[str]) -> LabelFile:
         )
     if granularity not in GRANULARITIES or len(names) != len(found.labels) + len(found.sets):
         raise DamagedFile(f"{path} has labels and checksums of different traces: {CURE}")
+    for kind, values in ((torch.float32, found.labels), (torch.uint8, found.sets)):
+        for key, tensor in values.items():
+            if tensor.dtype != kind:
+                raise DamagedFile(f"{path}: the labels of {key!r} are {tensor.dtype}, not {kind}: {CURE}")
     for key, values_TC in found.labels.items():
         shapes = [values_TC.shape[1:], *([found.sets[key].shape[1:]] if found.sets else [])]
         H, T = len(found.horizons), len(values_TC)

@@ -57,6 +57,11 @@ KINDS = {
 OF_DATA = {"thought_tokens": NOT_NEGATIVE, "tokens": COUNT, "traces": SIZE, "recipe": OBJECT}
 
 
+def _kinds_of(data: Mapping[str, Any]) -> dict[str, Kind]:
+    """Of what a file says of its data: all of it may be left out, but tokens are tokens of so many traces."""
+    return {name: kind for name, kind in OF_DATA.items() if name in data or (name == "traces" and "tokens" in data)}
+
+
 def _is_shape(given: object) -> bool:
     return isinstance(given, dict) and set(given) in (set(), set(SHAPE))
 
@@ -322,5 +327,5 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         metadata |= {name: parse_json(metadata[name]) for name in names}
         check_kinds(metadata, KINDS)
         check_kinds(metadata["base_shape"], dict.fromkeys(SHAPE if metadata["base_shape"] else (), SIZE))
-        check_kinds(metadata["data"], {name: kind for name, kind in OF_DATA.items() if name in metadata["data"]})
+        check_kinds(metadata["data"], _kinds_of(metadata["data"]))
     return metadata, weights

@@ -83,7 +83,8 @@ def last_whole_checkpoint(out: Path) -> tuple[Path | None, list[str]]:
 def check_whole(folder: Path) -> None:
     """Refuse a checkpoint that a killed process or a full disk left behind (DamagedFile, FileNotFoundError)."""
     with reading(folder / STATE, "state of a checkpoint", CURE):
-        check_kinds(parse_json((folder / STATE).read_bytes()), {"global_step": INTEGER})
+        state = parse_json((folder / STATE).read_bytes(), parse_constant=float)  # transformers logs NaN as such
+        check_kinds(state, {"global_step": INTEGER})
     for path in sorted(folder.glob("*.index.json")):
         with reading(path, "list of weights", CURE):
             shards = set(parse_json(path.read_bytes())["weight_map"].values())

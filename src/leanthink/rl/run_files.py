@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 from leanthink.utils.errors import DamagedFile, UsageError
 from leanthink.utils.file_reading import OBJECT, check_kinds, is_int, parse_json, reading
@@ -77,7 +77,7 @@ def _lines(path: Path, check: Callable[[dict[str, Any]], str | None]) -> list[di
         if not line.endswith(b"\n"):
             break
         try:
-            record = parse_json(line, parse_constant=_refuse)
+            record = parse_json(line)
         except ValueError as error:
             raise DamagedFile(f"{path}, line {number}: no line of JSON ({error})") from None
         wrong = check(record) if isinstance(record, dict) else "a JSON object was expected"
@@ -85,10 +85,6 @@ def _lines(path: Path, check: Callable[[dict[str, Any]], str | None]) -> list[di
             raise DamagedFile(f"{path}, line {number}: {wrong}")
         found.append(record)
     return found
-
-
-def _refuse(constant: str) -> Never:
-    raise ValueError(f"{constant} is no JSON")
 
 
 def _is_count(value: Any) -> bool:

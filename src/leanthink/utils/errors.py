@@ -15,9 +15,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+FIRST, LAST = 1400, 500  # characters of a message that is longer: what is to be done stands at its end
+
 
 class LeanThinkError(Exception):
-    """The root: catch this to catch every error that LeanThink raises on purpose."""
+    """The root: catch this to catch every error that LeanThink raises on purpose.
+
+    Its text can be printed, whatever it quotes: of a long one both ends are told, of a surrogate pair's half its code.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__().encode(errors="backslashreplace").decode()
+        return text if len(text) <= FIRST + LAST else f"{text[:FIRST]} [...] {text[-LAST:]}"
 
 
 class UsageError(LeanThinkError, ValueError):

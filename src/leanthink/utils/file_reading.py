@@ -6,6 +6,8 @@ Everything that is read from a file goes through here, so that nothing in it is 
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from leanthink.utils.errors import DamagedFile, LeanThinkError, UsageError
 
 MOST_SHOWN = 80  # characters of a value in a message
 MOST_TOKEN_ID = 2**31 - 1
+DEEPEST = 100  # brackets in brackets in JSON; whatever else walks through what was read may go as deep
 
 
 class WrongField(UsageError):
@@ -38,13 +41,13 @@ class Kind:
 
 
 def is_int(value: object) -> bool:
-    """Whether it is a whole number, and no truth value."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether it is a whole number of 64 bits, and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a number, and no truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a number that a float can hold, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_text(value: object) -> bool:
@@ -58,8 +61,8 @@ def is_text(value: object) -> bool:
 TEXT = Kind("a string without half of a surrogate pair", is_text)
 STRING = Kind("a string", lambda value: isinstance(value, str))
 BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool))
-INTEGER = Kind("an integer", is_int)
-COUNT = Kind("an integer >= 0", lambda value: is_int(value) and value >= 0)
+INTEGER = Kind("an integer of 64 bits", is_int)
+COUNT = Kind("an integer >= 0 and below 2^63", lambda value: is_int(value) and value >= 0)
 SIZE = Kind("an integer from 1 to 2^31 - 1", lambda value: is_int(value) and 1 <= value <= MOST_TOKEN_ID)
 NOT_NEGATIVE = Kind("a number >= 0", lambda value: is_number(value) and value >= 0)
 OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
@@ -79,11 +82,40 @@ def check_kinds(values: Mapping[str, object], kinds: Mapping[str, Kind]) -> None
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
-    """As `json.loads`, with `options` for it. Whatever is wrong with the text is a ValueError."""
+    """As `json.loads`, with `options` for it. Whatever is wrong with the text is a ValueError.
+
+    That also goes for NaN, infinity and for more than DEEPEST brackets in brackets.
+    """
     try:
-        return json.loads(text, **options)
+        found = json.loads(text, **({"parse_constant": _no_number, "parse_float": _finite} | options))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if _brackets(text) > DEEPEST and _is_deep(found):
+        raise ValueError("it is nested too deeply")
+    return found
+
+
+def _brackets(text: str | bytes) -> int:
+    return text.count("[") + text.count("{") if isinstance(text, str) else text.count(b"[") + text.count(b"{")
+
+
+def _is_deep(found: Any) -> bool:
+    level = [found]
+    for _ in range(DEEPEST):
+        containers = [one for one in level if isinstance(one, list | dict)]
+        level = [part for one in containers for part in (one.values() if isinstance(one, dict) else one)]
+    return any(isinstance(one, list | dict) for one in level)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"the number {digits[:MOST_SHOWN]} is too large")
+    return number
 
 
 @contextmanager

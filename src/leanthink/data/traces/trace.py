@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -249,16 +250,15 @@ class TraceWriter:
         if self.path.exists() and not (resume or overwrite):
             raise UsageError(f"{self.path} exists: resume goes on with it, overwrite replaces it")
         self.done: list[Trace] = []
-        self._lock = Lock(self.path)
-        try:
+        with ExitStack() as held:
+            held.callback(Lock(self.path).release)
             self._is_new, self._start_anew = not self.path.exists(), overwrite
             self._file = LineFile(self.path)
+            held.callback(self._file.close)
             if resume:
                 self._file.drop_cut_off_line(from_line)
                 self.done = _unique(self.path)
-        except BaseException:
-            self._lock.release()
-            raise
+            self._held = held.pop_all()
 
     def write(self, trace: Trace) -> None:
         """Append one trace; it is on the disk when this returns."""
@@ -275,10 +275,9 @@ class TraceWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._file.close()
-        if self._is_new:
-            self.path.unlink()
-        self._lock.release()
+        with self._held:
+            if self._is_new:
+                self.path.unlink()
 
 
 def check_unique(traces: Iterable[Trace]) -> None:

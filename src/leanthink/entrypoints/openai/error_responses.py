@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from leanthink.entrypoints.openai.neutral_fields import NOT_HONOURED, UNKNOWN_FIELD
+from leanthink.entrypoints.openai.neutral_fields import NOT_HONOURED, UNKNOWN_FIELD, sendable
 
 LONGEST_PARAM = 200  # characters
 TYPES = ("str", "int", "list")
@@ -33,9 +33,9 @@ class Refusal(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(_sendable(message))
+        super().__init__(sendable(message))
         self.status, self.code, self.headers = status, code, headers
-        self.param = None if param is None else _sendable(param)[:LONGEST_PARAM]
+        self.param = None if param is None else sendable(param)[:LONGEST_PARAM]
 
     def document(self) -> dict[str, Any]:
         """The body."""
@@ -71,11 +71,6 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> Refusal:
 def _is_branch(part: str | int) -> bool:
     """Whether this part of a place names one of the types that a field may have, and not a field."""
     return isinstance(part, str) and (part in TYPES or "[" in part or part.startswith("constrained-"))
-
-
-def _sendable(text: str) -> str:
-    """Half of a surrogate pair can stand in JSON, but cannot be sent."""
-    return text.encode(errors="replace").decode()
 
 
 def _given(value: object) -> str:

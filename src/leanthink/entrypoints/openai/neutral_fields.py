@@ -79,12 +79,17 @@ def without_neutral(body: Any, fields: Mapping[str, Neutral], *, known: Containe
     unknown = next((name for name in given if name not in fields and name not in known), None)
     if unknown is not None:
         raise PydanticCustomError(
-            UNKNOWN_FIELD, "not a field that this server honours: leave it out", {"field": unknown}
+            UNKNOWN_FIELD, "not a field that this server honours: leave it out", {"field": sendable(unknown)}
         )
     for name in given.keys() & fields.keys():
         if not _is_neutral(given[name], fields[name]):
             raise not_honoured(name, f"only {_allowed(fields[name])} is honoured here: give that, or leave it out")
     return {name: value for name, value in given.items() if name not in fields}
+
+
+def sendable(text: str) -> str:
+    """The text without halves of surrogate pairs, which can stand in JSON, but cannot be sent."""
+    return text.encode(errors="replace").decode()
 
 
 def not_honoured(field: str, why: str) -> PydanticCustomError:
