@@ -38,6 +38,7 @@ LONG = {  # name: text, gold, whether it is right
     "parentheses": (r"\boxed{" + "(" * 4000 + "5" + ")" * 4000 + "}", "5", False),
     "roots": (r"\boxed{" + "sqrt(" * 1000 + "5" + ")" * 1000 + "}", "5", False),
     "names": (r"\boxed{" + "x=" * 3000 + "5}", "5", True),
+    "steps of a calculation": (r"\boxed{" + "(121)=" * 1000 + "(121)}", r"x=1,\sqrt{2}" + "=(121)" * 300, False),
     "powers": (r"\boxed{" + "2^" * 1000 + "2}", r"\sqrt{2}", False),
     "words": (r"\boxed{" + "5 aa" * 2400 + "1}", r"\sqrt{2}", False),
     "a text of numbers": ("5 " * 500_000, "7", False),

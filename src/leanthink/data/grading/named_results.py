@@ -8,6 +8,7 @@ from typing import NamedTuple
 from leanthink.data.grading.composite_answers import is_listed, split_top
 from leanthink.data.grading.units import TEXT
 
+MOST_STEPS = 16  # of a calculation are compared: its result, then its first ones
 _SIGN = re.compile(r"(?<![<>!:\\])=(?!=)|\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])")
 _GROUP = re.compile(r"\\?[({\[][^(){}\[\]]*\\?[)}\]]")
 _TUPLE = re.compile(r"\(\s*[A-Za-z](?:_\{?\w+\}?)?(?:\s*,\s*[A-Za-z](?:_\{?\w+\}?)?)+\s*\)")
@@ -33,7 +34,7 @@ def split_name(text: str) -> Named:
     if is_name(first):
         return Named(first, (*rest[-1:], *_exact(text, rest)))
     if not any(map(_has_letters, (first, *rest))):
-        return Named("", (rest[-1], first, *rest[:-1]))  # a calculation: every step of it has the value
+        return Named("", (rest[-1], first, *rest[:-1])[:MOST_STEPS])  # a calculation: every step has the value
     if len(rest) == 1 and not _has_letters(first) and is_name(rest[0]):
         return Named(rest[0], (first,))  # 5 = x
     return Named("", (text,))
