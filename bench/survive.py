@@ -94,7 +94,7 @@ SAMPLED = ["--temperature", "0.8", "--max-new-tokens", "120", "--max-rows", "4"]
 COPIES = 7  # of each trace that is labelled, so that labels are saved more than once
 TRAIN = ["train", "--tasks", "sums", "--levels", "1", "--count", "8", "--group", "4", "--batch", "4", "--steps", "5"]
 TRAIN += ["--max-completion", "96", "--lr", "1e-5", "--temperature", "1.5", "--set", "save_steps=1"]
-TRAIN += ["--set", "max_rounds=1", "--set", "warmup_steps=0", "--set", "overlong_buffer=0"]
+TRAIN += ["--set", "max_num_gen_batches=1", "--set", "warmup_steps=0", "--set", "overlong_buffer=0"]
 
 
 def _goes_on(path: str) -> Callable[[Path], list[str]]:

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from leanthink.rl.model_card import RECIPE, Origin, model_card, public_name
 
-SETTINGS = SimpleNamespace(**(dict.fromkeys(RECIPE) | {"rule": "dual", "seed": 0}))
+SETTINGS = SimpleNamespace(**(dict.fromkeys(RECIPE) | {"length_reward_mode": "dual", "seed": 0}))
 HISTORY: list[dict[str, Any]] = [
     {"step": 1, "accuracy": 0.25, "thought_tokens": 800.4},
     {"step": 2, "accuracy": math.nan, "thought_tokens": None},

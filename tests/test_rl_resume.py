@@ -11,7 +11,7 @@ import pytest
 
 from leanthink.rl.resume import check_same, check_whole, last_whole_checkpoint
 from leanthink.rl.run import check_settings
-from leanthink.rl.run_log import cut
+from leanthink.rl.run_log import truncate
 from leanthink.rl.trainer import TELEMETRY
 from leanthink.utils.errors import CannotWrite, DamagedFile, LeanThinkWarning, UsageError
 from rl_runs import make_trainer, weights
@@ -120,7 +120,7 @@ def test_a_checkpoint_that_does_not_fit_the_disk_is_one_error_and_those_before_s
 def test_a_damaged_line_of_the_log_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step"\n')
     with pytest.raises(DamagedFile, match=r"log.jsonl cannot be read.*remove it"):
-        cut(tmp_path / "log.jsonl", 1)
+        truncate(tmp_path / "log.jsonl", 1)
 
 
 @pytest.mark.parametrize(("asked", "told"), [(None, False), ("1", False), ("0", True)])

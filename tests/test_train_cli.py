@@ -25,7 +25,7 @@ SMALL = (
     "--tasks", "sums,equations", "--levels", "1", "--count", 8, "--group", 4, "--batch", 4, "--max-completion", 96,
     "--lr", 1e-5, "--start", "observed", "--decay", 0.9,
 )  # fmt: skip
-SETS = ("max_rounds=1", "warmup_steps=0", "gradient_checkpointing=false", "overlong_buffer=0")
+SETS = ("max_num_gen_batches=1", "warmup_steps=0", "gradient_checkpointing=false", "overlong_buffer=0")
 
 
 def run_of(out: Path, steps: int, *more: object, sets: tuple[str, ...] = SETS) -> list[object]:
@@ -145,8 +145,8 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
         ((*SMALL, "--out", "OUT", "--count", "0"), ["no problem"]),
         ((*SMALL, "--out", "OUT", "--set", "dtype=int8"), ["unknown dtype 'int8'"]),
         ((*SMALL, "--out", "OUT", "--set", "learning_rate=fast"), ["learning_rate='fast'"]),
-        ((*SMALL, "--out", "OUT", "--set", "max_rounds=many"), ["max_rounds='many'", "a number"]),
-        ((*SMALL, "--out", "OUT", "--set", "max_rounds=true"), ["max_rounds=True", "a number"]),
+        ((*SMALL, "--out", "OUT", "--set", "max_num_gen_batches=many"), ["max_num_gen_batches='many'", "a number"]),
+        ((*SMALL, "--out", "OUT", "--set", "max_num_gen_batches=true"), ["max_num_gen_batches=True", "a number"]),
         ((*SMALL, "--out", "OUT", "--set", "dynamic_sampling=1"), ["dynamic_sampling=1", "true or false"]),
         ((*SMALL, "--out", "OUT", "--set", "num_generations_eval=1"), ["num_generations_eval=1"]),
         ((*SMALL, "--out", "OUT", "--set", "lora={rank: 4}"), ["unknown key of lora 'rank'"]),
@@ -196,7 +196,7 @@ def test_the_launch_configurations_in_the_examples_are_what_accelerate_reads(pat
 def test_a_budget_comes_from_flags_over_the_file(tmp_path: Path, inside: Any, random_llama: Path) -> None:
     config = tmp_path / "settings.yaml"
     config.write_text("rollout_policy: sinks\nrollout_budget: {slots: 8, window: 4}\n")
-    sets = ("max_rounds=1", "num_generations=2", "max_completion_length=16")
+    sets = ("max_num_gen_batches=1", "num_generations=2", "max_completion_length=16")
     words = run_of(tmp_path / "run", 1, "--config", config, "--model", random_llama, "--interval", 4, sets=sets)
     assert inside(*words).code == 0
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]

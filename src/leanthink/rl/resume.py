@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from leanthink.rl.old_names import current_names
 from leanthink.rl.run_files import RUN, about_run
 from leanthink.utils.errors import DamagedFile, UsageError
 from leanthink.utils.file_reading import INTEGER, check_kinds, parse_json, reading
@@ -31,7 +32,8 @@ def check_same(settings: Mapping[str, Any], out: Path) -> None:
     """
     if not (out / RUN).is_file():
         return
-    before, now = about_run(out / RUN).get("settings", {}), as_recorded(settings)
+    before = current_names(about_run(out / RUN).get("settings", {}), tell=False)
+    now = current_names(as_recorded(settings), tell=False)
     differing = [
         f"{name}: {_shown(before, name)} there, {_shown(now, name)} asked for"
         for name in sorted({*before, *now})

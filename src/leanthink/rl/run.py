@@ -14,6 +14,7 @@ import torch
 
 from leanthink.models.transformers_versions import old_names
 from leanthink.rl import data
+from leanthink.rl.old_names import current_names
 from leanthink.rl.resume import as_recorded, check_same, last_whole_checkpoint
 from leanthink.rl.run_files import FINAL, LOG, REPORT, ROLLOUTS, RUN
 from leanthink.utils.errors import LeanThinkWarning, UsageError, unknown
@@ -70,6 +71,7 @@ def train(
     """
     from leanthink.rl.config import check_vllm
 
+    settings = current_names(settings)
     out, checkpoint = check_settings(settings, resume=resume, overwrite=overwrite)
     dataset = make_data(settings["data"])  # before all that rests on what machine and batch allow
     eval_dataset = make_data(settings["eval_data"]) if "eval_data" in settings else None
@@ -183,7 +185,8 @@ def make_config(settings: Mapping[str, Any]) -> Any:
     chosen = {name: value for name, value in settings.items() if name not in SECTIONS}
     typed = {field.name: field for field in fields(DeepCompressConfig)}
     for name, value in chosen.items():
-        chosen[name] = value if name in ("start", "think_tags") else _of_kind(name, value, typed[name].default)
+        if name not in ("ema_initial_value", "think_tags"):
+            chosen[name] = _of_kind(name, value, typed[name].default)
     on_gpu = torch.cuda.is_available()
     defaults: dict[str, Any] = {"logging_steps": 1, "report_to": "none", "bf16": on_gpu, "use_cpu": not on_gpu}
     defaults |= {"disable_tqdm": True, "seed": 0}

@@ -16,7 +16,7 @@ from leanthink.utils.errors import UsageError
 
 EXAMPLES = (
     "leanthink train --config examples/deepcompress-tiny.yaml",
-    "leanthink train --config examples/deepcompress-tiny.yaml --alpha 0.5 --set max_rounds=4 --out runs/half",
+    "leanthink train --config examples/deepcompress-tiny.yaml --alpha 0.5 --set max_num_gen_batches=4 --out runs/half",
     "leanthink train --config examples/deepcompress-tiny.yaml --resume",
     "leanthink train --report runs/deepcompress-tiny runs/half",
 )
@@ -130,6 +130,8 @@ def command(
         return _report(runs or [], out, as_json=as_json)
     if runs:
         raise UsageError(f"{runs[0]} is read with --report alone; a run that trains is named with --out")
+    from leanthink.rl.old_names import current_names
+
     try:
         import datasets  # noqa: F401
         import peft  # noqa: F401
@@ -137,7 +139,7 @@ def command(
         import yaml
     except ImportError as error:
         raise UsageError(f"training needs {error.name}: pip install 'leanthink[train]'") from error
-    settings = {} if config is None else _read(config)
+    settings = {} if config is None else current_names(_read(config))  # flags are put over present names
     settings |= {
         name: value
         for name, value in {
@@ -150,11 +152,11 @@ def command(
             "max_completion_length": max_completion,
             "temperature": temperature,
             "learning_rate": lr,
-            "rule": rule,
+            "length_reward_mode": rule,
             "alpha": alpha,
-            "decay": decay,
-            "mastered_weight": mastered_weight,
-            "start": None if start is None else yaml.safe_load(start),
+            "ema_decay": decay,
+            "all_correct_weight": mastered_weight,
+            "ema_initial_value": None if start is None else yaml.safe_load(start),
             "system_prompt": system_prompt,
             "chat_template_kwargs": options.read_kwargs(chat_template_kwargs),
             "split_special_tokens": split_special_tokens,
@@ -174,7 +176,7 @@ def command(
     source = _source(tasks, levels, count, problems, instruction, settings.get("data"))
     if source is not None:
         settings["data"] = source
-    settings |= dict(_assignment(text) for text in set_ or ())
+    settings |= current_names(dict(_assignment(text) for text in set_ or ()))
     _train(settings, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
@@ -276,5 +278,5 @@ def _assignment(text: str) -> tuple[str, Any]:
 
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise UsageError(f"--set {text!r}: give NAME=VALUE, such as --set max_rounds=4")
+        raise UsageError(f"--set {text!r}: give NAME=VALUE, such as --set max_num_gen_batches=4")
     return name.strip(), yaml.safe_load(value)
