@@ -168,7 +168,7 @@ def main() -> None:
     for batch in options.ratios.split("/"):
         start = time.perf_counter()
         cells = [
-            Cell(float(r), name, budget_at(mean_thought / float(r), name))
+            Configuration(float(r), name, budget_at(mean_thought / float(r), name))
             for r in batch.split(",")
             for name in names
             if (float(r), name) not in done
@@ -200,7 +200,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Configuration:
     """One policy at one ratio."""
 
     ratio: float

@@ -21,7 +21,7 @@ from leanthink.data.traces.trace import read_traces
 from leanthink.engine.outputs import Completion
 from leanthink.engine.sampling import Sampling
 from leanthink.entrypoints import cli
-from leanthink.importance.fit_config import LEARNING_RATE, Recipe
+from leanthink.importance.fit_config import LEARNING_RATE, FitConfig
 from leanthink.policies.budget import Budget
 
 CHAT = " --system-prompt --chat-template-kwargs --split-special-tokens --no-split-special-tokens --think-tags "
@@ -111,10 +111,10 @@ def test_the_flags_of_every_command_stay():
 
 
 @pytest.mark.parametrize(
-    "settings", [Budget(slots=256), Sampling(), Recipe()], ids=lambda settings: type(settings).__name__
+    "settings", [Budget(slots=256), Sampling(), FitConfig()], ids=lambda settings: type(settings).__name__
 )
 def test_help_tells_the_defaults_of_the_python_interface(settings):
-    names = {"Budget": "generate", "Sampling": "collect", "Recipe": "fit"}
+    names = {"Budget": "generate", "Sampling": "collect", "FitConfig": "fit"}
     command = commands()[names[type(settings).__name__]]
     told = {option.opts[0]: re.findall(r"\[(.*)\]$", option.help or "") for option in command.params}
     checked = 0
@@ -125,7 +125,7 @@ def test_help_tells_the_defaults_of_the_python_interface(settings):
             assert told[flag] == [str(value)]
             checked += 1
     assert checked >= 4
-    if isinstance(settings, Recipe):
+    if isinstance(settings, FitConfig):
         assert told["--lr"] == [f"{LEARNING_RATE['horizon']}, answer {LEARNING_RATE['answer']}"]
 
 

@@ -235,9 +235,9 @@ def test_what_cannot_be_collected_or_graded_is_refused_before_the_file_is_made(
     assert not (tmp_path / "t.jsonl").exists()
 
 
-def test_a_subject_needs_a_name_for_its_traces(model: Any, tokenizer: Any, tmp_path: Path) -> None:
-    subject = LoadedModel(model, tokenizer, {"full": None})
-    asked: dict[str, Any] = {"samples": 1, "sampling": SAMPLING, "subject": subject}
+def test_a_backend_needs_a_name_for_its_traces(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    backend = LoadedModel(model, tokenizer, {"full": None})
+    asked: dict[str, Any] = {"samples": 1, "sampling": SAMPLING, "backend": backend}
     with pytest.raises(UsageError, match="without model_name"):
         collect(None, None, PROBLEMS, tmp_path / "t.jsonl", **asked)
     assert not (tmp_path / "t.jsonl").exists()

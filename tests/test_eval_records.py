@@ -29,8 +29,8 @@ def test_a_run_is_gone_on_with_and_each_start_has_its_birth_certificate(tmp_path
     with opened(tmp_path) as folder:
         assert list(folder.done) == [(record().cell, "a", 0), (record().cell, "a", 1)]
         assert folder.start == 1
-        assert len(folder.of_cell(record().cell)) == 2
-        assert folder.of_cell("another") == []
+        assert len(folder.of_configuration(record().cell)) == 2
+        assert folder.of_configuration("another") == []
     assert len(json.loads((tmp_path / RUN).read_text())["births"]) == 2
 
 

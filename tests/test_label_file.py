@@ -50,7 +50,7 @@ def test_labels_of_a_file_are_those_of_its_traces(model: Any, tmp_path: Path) ->
 
 
 def test_traces_of_another_model_are_refused_and_nothing_is_written(model: Any, tmp_path: Path) -> None:
-    own = LoadedModel(model, None, {}).about.fingerprint
+    own = LoadedModel(model, None, {}).model_info.fingerprint
     path = tmp_path / "l.safetensors"
     traces = [trace("a"), trace("b", fingerprint=own), trace("c", fingerprint="0f", model="other")]
     with pytest.raises(UsageError, match=r"'c#0' was written by 'other'.*collect traces with this one"):

@@ -24,7 +24,7 @@ from leanthink.importance import expect as expecting
 from leanthink.importance import fit as fitting
 from leanthink.importance.damage import damage
 from leanthink.importance.expect import budget_at, expect
-from leanthink.importance.fit_config import Recipe
+from leanthink.importance.fit_config import FitConfig
 from leanthink.importance.labels import Thought
 from leanthink.importance.make_predictor import Plan, check_lengths
 from leanthink.importance.work_folder import WorkFolder
@@ -281,7 +281,7 @@ def test_other_settings_than_those_of_the_run_are_refused_before_the_model_is_lo
     plan = Plan(
         problems=[Problem(id="a", problem="?", answer="1"), Problem(id="b", problem="?", answer="1")],
         model=str(folder),
-        recipe=Recipe(horizons=(4, 16), steps=6, batch=32, granularity="head", only_correct=False),
+        fit_config=FitConfig(horizons=(4, 16), steps=6, batch=32, granularity="head", only_correct=False),
         sampling=Sampling(temperature=0.8, max_new_tokens=60),
     )
     made = WorkFolder(tmp_path / "p.safetensors")
@@ -379,24 +379,24 @@ def test_traces_that_cannot_be_fitted_to_stay_and_are_gone_on_with(
 
 def test_traces_too_few_or_too_short_are_refused_before_they_are_labelled() -> None:
     two = [trace("a", thought=30, answer=5), trace("b", thought=12, answer=4, correct=False)]
-    check_lengths(two, Recipe(only_correct=False))
-    check_lengths(two, Recipe(only_correct=False, horizons=(8, 34)))
+    check_lengths(two, FitConfig(only_correct=False))
+    check_lengths(two, FitConfig(only_correct=False, horizons=(8, 34)))
     with pytest.raises(UsageError, match="horizon 35: the longest of 2 traces has 35 tokens"):
-        check_lengths(two, Recipe(only_correct=False, horizons=(8, 35)))
+        check_lengths(two, FitConfig(only_correct=False, horizons=(8, 35)))
     with pytest.raises(UsageError, match="horizon 16: the longest of 2 traces has 16 tokens"):
-        check_lengths([two[1], trace("c", thought=10, answer=2)], Recipe(only_correct=False))
+        check_lengths([two[1], trace("c", thought=10, answer=2)], FitConfig(only_correct=False))
     with pytest.raises(UsageError, match="too few of 2 traces can be fitted to: 1 are not correct, 0 have no thought"):
-        check_lengths(two, Recipe(only_correct=True))
+        check_lengths(two, FitConfig(only_correct=True))
     with pytest.raises(UsageError, match="0 are not correct, 1 have no thought"):
-        check_lengths([two[0], trace("d", thought=0)], Recipe(only_correct=False))
+        check_lengths([two[0], trace("d", thought=0)], FitConfig(only_correct=False))
     with pytest.raises(UsageError, match="too few of 2"):
-        check_lengths([two[0], trace("a", 1)], Recipe(only_correct=False))
-    check_lengths(two[:1], Recipe(val_share=0))
+        check_lengths([two[0], trace("a", 1)], FitConfig(only_correct=False))
+    check_lengths(two[:1], FitConfig(val_share=0))
 
 
 def test_a_fit_does_not_hang_on_the_order_in_which_traces_were_finished() -> None:
     problems = [Problem(id=name, problem="?", answer="1") for name in "ab"]
-    plan = Plan(problems=problems, model="m", recipe=Recipe(), sampling=Sampling(), samples=2)
+    plan = Plan(problems=problems, model="m", fit_config=FitConfig(), sampling=Sampling(), samples=2)
     there = [trace("b", 1), trace("c"), trace("a", 1), trace("a"), trace("b", 2)]
     assert [one.key for one in plan.own(there)] == ["a#0", "a#1", "b#1"]
 

@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from command_line import refused
 from leanthink.models.loading import load
-from leanthink.rl.run_log import cut, progress_line
+from leanthink.rl.run_log import progress_line, truncate
 from leanthink.rl.trl_reward import STATE
 from leanthink.utils.provenance import commit
 from models import make_model, make_tokenizer
@@ -219,9 +219,9 @@ def test_weights_of_a_gguf_file_are_trained_as_the_whole_weights_they_are(monkey
 def test_the_log_is_cut_to_what_the_checkpoint_knows(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    cut(path, 2)
+    truncate(path, 2)
     assert lines(path) == [{"step": 1}, {"step": 2}]
-    cut(path, 0)
+    truncate(path, 0)
     assert path.read_text() == ""
 
 

@@ -22,7 +22,7 @@ from leanthink.engine.sampling import Sampling
 from leanthink.eval.records import RunFolder
 from leanthink.importance.collect import collect
 from leanthink.importance.fit import fit
-from leanthink.importance.fit_config import Recipe
+from leanthink.importance.fit_config import FitConfig
 from leanthink.importance.label_file import label_traces, read_labels
 from leanthink.importance.work_folder import WorkFolder
 from leanthink.utils.errors import CannotWrite, DamagedFile, UsageError
@@ -63,7 +63,7 @@ def writers(model: Any, folder: Path) -> dict[str, tuple[Path, Callable[[], obje
     return {
         "collect": (traces, lambda: collect(make_model(), make_tokenizer(), problems, traces, **collecting)),
         "label": (labels, lambda: label_traces(model, TRACES, labels, horizons=HORIZONS)),
-        "fit": (out, lambda: fit(model, TRACES, labelled, Recipe(steps=1), out_path=out)),
+        "fit": (out, lambda: fit(model, TRACES, labelled, FitConfig(steps=1), out_path=out)),
         "predictor": (WorkFolder(out).path / "stages.json", lambda: _make(out)),
         "eval": (folder / "run" / "records.jsonl", lambda: RunFolder(folder / "run", **run)),
     }

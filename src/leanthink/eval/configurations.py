@@ -1,4 +1,4 @@
-"""What is evaluated: benchmarks, and cells, each of which is one policy at one budget on one benchmark."""
+"""What is evaluated: benchmarks, and configurations, each of which is one policy at one budget on one benchmark."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Benchmark:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Configuration:
     """One policy at one budget (None: the full cache) on one benchmark."""
 
     benchmark: str
@@ -82,19 +82,19 @@ class Cell:
         }
 
     @staticmethod
-    def from_record(fields: Mapping[str, Any]) -> Cell:
-        """The cell of `record`."""
+    def from_record(fields: Mapping[str, Any]) -> Configuration:
+        """The configuration of `record`."""
         budget = None if fields["budget"] is None else Budget(**fields["budget"])
-        return Cell(benchmark=fields["benchmark"], policy=fields["policy"], budget=budget)
+        return Configuration(benchmark=fields["benchmark"], policy=fields["policy"], budget=budget)
 
 
-def cells_of(benchmark: str, policies: Iterable[str], budgets: Sequence[Budget]) -> list[Cell]:
+def configurations_of(benchmark: str, policies: Iterable[str], budgets: Sequence[Budget]) -> list[Configuration]:
     """Each policy at each budget; the full cache has none."""
-    cells = []
+    configurations = []
     for policy in policies:
         for budget in [None] if policy == FULL else budgets:
-            cells.append(Cell(benchmark=benchmark, policy=policy, budget=budget))
-    return cells
+            configurations.append(Configuration(benchmark=benchmark, policy=policy, budget=budget))
+    return configurations
 
 
 def budget_at_ratio(mean_full_thought: float, ratio: float, *, window: int, interval: int, answer: int) -> Budget:

@@ -37,10 +37,10 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One finished request of a cell.
+    """One finished request of a configuration.
 
     Attributes:
-        cell: name of the cell.
+        cell: name of the configuration.
         id, sample: which problem, and which of its samples.
         seed: of its sampling.
         right: whether the answer is the gold.
@@ -53,7 +53,7 @@ class Record:
         evictions: how many.
         peak_kv_bytes: bytes of the keys and values in `peak_slots`.
         start: how many times the run had been started before.
-        seconds: since its cell was started after this start; None where several cells ran at a time.
+        seconds: since its configuration was started after this start; None where several configurations ran at a time.
     """
 
     cell: str
@@ -170,8 +170,8 @@ class RunFolder:
         self._file.append(json.dumps(asdict(record), allow_nan=False))
         self.done[record.key] = record
 
-    def of_cell(self, name: str) -> list[Record]:
-        """The records of a cell."""
+    def of_configuration(self, name: str) -> list[Record]:
+        """The records of a configuration."""
         return [record for record in self.done.values() if record.cell == name]
 
     def __enter__(self) -> RunFolder:

@@ -57,11 +57,11 @@ def as_markdown(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) 
     """The tables as Markdown, with where they come from."""
     lines: list[str] = []
     for one in comparisons:
-        samples = [entry.outcomes.samples for entry in one.entries]
-        accuracy = [accuracy_row(name_of(e, runs), e.outcomes.cell, e.metrics, samples) for e in one.entries]
-        costs = [cost_row(name_of(e, runs), e.outcomes.cell, e.metrics) for e in one.entries]
+        samples = [entry.results.samples for entry in one.entries]
+        accuracy = [accuracy_row(name_of(e, runs), e.results.configuration, e.metrics, samples) for e in one.entries]
+        costs = [cost_row(name_of(e, runs), e.results.configuration, e.metrics) for e in one.entries]
         lines += [f"## {one.benchmark}", "", about(one), ""]
-        lines += [*markdown(*matrix([(name_of(e, runs), e.outcomes.cell, e.metrics) for e in one.entries])), ""]
+        lines += [*markdown(*matrix([(name_of(e, runs), e.results.configuration, e.metrics) for e in one.entries])), ""]
         lines += [*markdown(accuracy_head(samples), accuracy), "", *markdown(COST_HEAD, costs), ""]
         if one.differences:
             rows = [difference_row(found) for found in one.differences]
@@ -72,7 +72,7 @@ def as_markdown(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) 
 
 def name_of(entry: Entry, runs: Sequence[FinishedRun]) -> str:
     """A policy, with its run where there are several."""
-    policy = entry.outcomes.cell.policy
+    policy = entry.results.configuration.policy
     return policy if len(runs) == 1 else f"{entry.run}: {policy}"
 
 
@@ -91,7 +91,7 @@ def _note(comparisons: Sequence[Comparison]) -> str:
 
 def about(one: Comparison) -> str:
     """The problems of a comparison in one line."""
-    samples = sorted({entry.outcomes.samples for entry in one.entries})
+    samples = sorted({entry.results.samples for entry in one.entries})
     return f"{one.about['problems']} problems x {', '.join(map(str, samples))}: {one.about['source']}."
 
 
@@ -101,17 +101,19 @@ def _benchmark(at: int, one: Comparison, runs: Sequence[FinishedRun], style: dic
     for entry in one.entries:
         lines.setdefault(name_of(entry, runs), []).append(entry)
     drawn = {f"Pass@1 against {kind}": pareto(f"Pass@1 against {kind}, {at + 1}", lines, style, kind) for kind in COSTS}
-    samples = [entry.outcomes.samples for entry in one.entries]
+    samples = [entry.results.samples for entry in one.entries]
     fronts = list(zip(*(on_front(one.entries, kind) for kind in COSTS), strict=True))
     accuracy, costs = [], []
     for entry, wins in zip(one.entries, fronts, strict=True):
         name = name_of(entry, runs)
         colored = _name(name, style[name])
         where = " and ".join(kind.split(",")[0] for kind, won in zip(COSTS, wins, strict=True) if won) or MISSING
-        cells = accuracy_row(colored, entry.outcomes.cell, entry.metrics, samples)
+        cells = accuracy_row(colored, entry.results.configuration, entry.metrics, samples)
         accuracy.append([*cells, where])
-        costs.append(cost_row(colored, entry.outcomes.cell, entry.metrics))
-    overview = matrix([(_name(n, style[n]), e.outcomes.cell, e.metrics) for n, group in lines.items() for e in group])
+        costs.append(cost_row(colored, entry.results.configuration, entry.metrics))
+    overview = matrix(
+        [(_name(n, style[n]), e.results.configuration, e.metrics) for n, group in lines.items() for e in group]
+    )
     parts = [figures(drawn, large=True), table(*overview)]
     parts += [table([*accuracy_head(samples), "on the front of"], accuracy), table(COST_HEAD, costs)]
     return section(one.benchmark, about(one), *parts, *_differences(one))

@@ -98,7 +98,7 @@ def command(
     files: dict[str | None, Predictor] = {policy: predictor}
     try:
         with (
-            options.open_subject(
+            options.open_backend(
                 model,
                 device,
                 dtype,
@@ -107,7 +107,7 @@ def command(
                 ignore_predictor_mismatch=ignore_predictor_mismatch,
                 ray=ray,
                 ray_workers=ray_workers,
-            ) as subject,
+            ) as backend,
             ProgressBar(samples * len(chosen)) as bar,
         ):
             collected = collect(
@@ -127,7 +127,7 @@ def command(
                 resume=resume,
                 overwrite=overwrite,
                 progress=partial(bar.update, "traces"),
-                subject=subject,
+                backend=backend,
             )
     except KeyboardInterrupt:
         say(f"{out} holds every trace that was finished; --resume goes on with the rest")

@@ -25,11 +25,11 @@ from leanthink.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from leanthink.engine.request import Predictor
-    from leanthink.eval.aggregated_results import Outcomes
-    from leanthink.eval.configurations import Cell
+    from leanthink.eval.aggregated_results import AggregatedResults
+    from leanthink.eval.configurations import Configuration
     from leanthink.eval.records import RunFolder
     from leanthink.eval.run import Setup
-    from leanthink.importance.inference_backend import Subject
+    from leanthink.importance.inference_backend import InferenceBackend
     from leanthink.policies.budget import Budget
 
 EXAMPLES = (
@@ -162,8 +162,8 @@ def command(
     about = {name: benchmark.about for name, benchmark in chosen.items()}
     requests = sum(slots.cells * samples * len(benchmark.problems) for benchmark in chosen.values())
     with ExitStack() as stack:
-        subject = stack.enter_context(
-            options.open_subject(
+        backend = stack.enter_context(
+            options.open_backend(
                 model,
                 device,
                 dtype,
@@ -174,16 +174,16 @@ def command(
                 ray_workers=ray_workers,
             )
         )
-        slots = replace(slots, policies=subject.about.policies)
+        slots = replace(slots, policies=backend.model_info.policies)
         if ray is not None and None in predictors and WITHOUT_PREDICTOR in slots.policies:
             say(how_to_fit(model))  # the engines' own warnings stay where they are
-        settings = {"model": model, "samples": samples, "sampling": asdict(sampling), **_settings(subject, slots)}
+        settings = {"model": model, "samples": samples, "sampling": asdict(sampling), **_settings(backend, slots)}
         settings |= chat.given | ({} if think_tags is None else {"think_tags": list(think_tags)})
-        birth = certificate(command=words, hardware=subject.about.hardware)
+        birth = certificate(command=words, hardware=backend.model_info.hardware)
         folder = stack.enter_context(RunFolder(out, settings, about, birth, overwrite=overwrite))
         progress = stack.enter_context(ProgressBar(requests))
         setup = Setup(
-            subject=subject,
+            backend=backend,
             benchmarks=chosen,
             samples=samples,
             sampling=sampling,
@@ -201,9 +201,9 @@ def command(
     _print(found, header, out, as_json=as_json)
 
 
-def _settings(subject: Subject, slots: Slots) -> dict[str, Any]:
+def _settings(backend: InferenceBackend, slots: Slots) -> dict[str, Any]:
     """What else decides the records of a run, for its header."""
-    about = subject.about
+    about = backend.model_info
     borrowed = {"borrowed_predictors": about.borrowed} if about.borrowed else {}  # of which model, by policy
     return {
         "fingerprint": about.fingerprint,
@@ -218,15 +218,15 @@ def _settings(subject: Subject, slots: Slots) -> dict[str, Any]:
     }
 
 
-def _complete(setup: Setup, folder: RunFolder, slots: Slots, *, together: bool) -> list[Cell]:
+def _complete(setup: Setup, folder: RunFolder, slots: Slots, *, together: bool) -> list[Configuration]:
     """All cells, finished: those of the full cache first, because the ratios are of its thoughts."""
-    from leanthink.eval.configurations import FULL, Cell, budget_at_ratio, cells_of
+    from leanthink.eval.configurations import FULL, Configuration, budget_at_ratio, configurations_of
     from leanthink.eval.run import complete, mean_thought
 
-    full = {name: Cell(benchmark=name, policy=FULL, budget=None) for name in setup.benchmarks}
+    full = {name: Configuration(benchmark=name, policy=FULL, budget=None) for name in setup.benchmarks}
     first = list(full.values()) if FULL in slots.policies else []
     complete(setup, folder, first, together=together)
-    rest: list[Cell] = []
+    rest: list[Configuration] = []
     for name in setup.benchmarks:
         budgets: Sequence[Budget] = slots.budgets
         if slots.ratios:
@@ -236,18 +236,18 @@ def _complete(setup: Setup, folder: RunFolder, slots: Slots, *, together: bool) 
                 f"{ratio:g}x: {b.slots}+{b.interval}" for ratio, b in zip(slots.ratios, budgets, strict=True)
             )
             say(f"{name}: mean full thought {mean:.0f} tokens; slots {told}")
-        rest += cells_of(name, slots.bounded, budgets)
+        rest += configurations_of(name, slots.bounded, budgets)
     complete(setup, folder, rest, together=together)
     return [cell for name in setup.benchmarks for cell in [*first, *rest] if cell.benchmark == name]
 
 
-def _print(found: list[Outcomes], header: dict[str, Any], out: Path, *, as_json: bool) -> None:
+def _print(found: list[AggregatedResults], header: dict[str, Any], out: Path, *, as_json: bool) -> None:
     """The table of a finished run."""
     from leanthink.eval.compare import full_of
     from leanthink.eval.metrics import metrics
     from leanthink.eval.tables import COST_HEAD, accuracy_head, accuracy_row, aligned, cost_row
 
-    rows = [(one.cell, metrics(one, full_of(one, found))) for one in found]
+    rows = [(one.configuration, metrics(one, full_of(one, found))) for one in found]
     if as_json:
         cells = [{**cell.record, **row.record} for cell, row in rows]
         print_json({"folder": str(out), "settings": header["settings"], "cells": cells})

@@ -86,7 +86,7 @@ def command(
     refuse_existing(out, overwrite=overwrite)
     from leanthink.data.traces.trace import read_traces
     from leanthink.importance.fit import fit
-    from leanthink.importance.fit_config import Recipe
+    from leanthink.importance.fit_config import FitConfig
     from leanthink.importance.label_file import read_labels
     from leanthink.models.predictor import read_metadata
 
@@ -105,7 +105,7 @@ def command(
         "seed": seed,
         "only_correct": not all_traces,
     }
-    recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
+    config = FitConfig(**{name: value for name, value in given.items() if value is not None})
     found, labelled = read_traces(traces), read_labels(labels)
     if compare is not None:
         read_metadata(compare)  # refuses what is no predictor
@@ -116,7 +116,7 @@ def command(
             loaded,
             found,
             labelled,
-            recipe,
+            config,
             out_path=out,
             compare=compare,
             progress=lambda stage, done, total: bar.update(stages[stage], done, total),

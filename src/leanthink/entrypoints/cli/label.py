@@ -77,7 +77,7 @@ def command(
     start = None if answer_from is None else as_answer_from(answer_from)
     try:
         with (
-            options.open_subject(model, device, dtype, {}, ray=ray, ray_workers=ray_workers) as subject,
+            options.open_backend(model, device, dtype, {}, ray=ray, ray_workers=ray_workers) as backend,
             ProgressBar() as bar,
         ):
             counts = label_traces(
@@ -90,7 +90,7 @@ def command(
                 only_correct=not all_traces,
                 overwrite=overwrite,
                 progress=partial(bar.update, "labels"),
-                subject=subject,
+                backend=backend,
             )
     except KeyboardInterrupt:
         say(f"{out} holds every trace that was labelled; --resume goes on with the rest")

@@ -15,7 +15,7 @@ from leanthink.utils.file_reading import parse_json
 if TYPE_CHECKING:
     from leanthink.engine.request import Predictor
     from leanthink.engine.sampling import Sampling
-    from leanthink.importance.inference_backend import Subject
+    from leanthink.importance.inference_backend import InferenceBackend
     from leanthink.models.prompt import ChatOptions
     from leanthink.policies.budget import Budget
 
@@ -188,7 +188,7 @@ def read_list(flag: str, given: str | None) -> tuple[str, ...]:
 
 
 @contextmanager
-def open_subject(
+def open_backend(
     model: str,
     device: str | None,
     dtype: str | None,
@@ -198,7 +198,7 @@ def open_subject(
     ignore_predictor_mismatch: bool = False,
     ray: str | None,
     ray_workers: int | None,
-) -> Iterator[Subject]:
+) -> Iterator[InferenceBackend]:
     """The model of these options, in this process or on a Ray cluster; raises UsageError and what loading raises."""
     how: Any = {"ignore_predictor_mismatch": ignore_predictor_mismatch}
     if ray is not None:
@@ -209,7 +209,7 @@ def open_subject(
         source = Source(model=model, device=device, dtype=dtype, predictors=predictors, think_tags=think_tags, **how)
         with connected(ray):
             engines = Engines(source, workers=ray_workers, tell=say)
-            for name, base in engines.about.borrowed.items():  # the engines' own warnings stay where they are
+            for name, base in engines.model_info.borrowed.items():  # the engines' own warnings stay where they are
                 say(borrowed_note(predictors.get(name, predictors.get(None)), base))
             yield engines
         return

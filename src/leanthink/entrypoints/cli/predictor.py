@@ -122,7 +122,7 @@ def command(
 ) -> None:
     """Check everything that can be checked without the model, then load it and go through the stages."""
     from leanthink.importance.answer_start import as_answer_from
-    from leanthink.importance.fit_config import Recipe
+    from leanthink.importance.fit_config import FitConfig
     from leanthink.importance.make_predictor import Plan, make_predictor
     from leanthink.importance.work_folder import WorkFolder
 
@@ -146,7 +146,7 @@ def command(
     plan = Plan(
         problems=_problems(problems or [], limit, tasks, levels, count, seed or 0),
         model=model,
-        recipe=Recipe(only_correct=correct_only, **_given(recipe)),
+        fit_config=FitConfig(only_correct=correct_only, **_given(recipe)),
         samples=samples,
         sampling=options.make_sampling(
             temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_new_tokens=max_new_tokens, seed=seed
