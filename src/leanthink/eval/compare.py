@@ -189,7 +189,7 @@ def _entries(benchmark: str, runs: Sequence[FinishedRun]) -> list[Entry]:
         for cell in run.cells:
             if cell.cell.benchmark == benchmark:
                 budget = cell.cell.budget
-                slots = "" if budget is None else f" {budget.slots}+{budget.interval}"
+                slots = "" if budget is None else f" {budget.slots}+{budget.eviction_interval}"
                 label = (f"{run.name}: " if several else "") + cell.cell.policy + slots
                 baseline = _baseline(run, cell, runs)
                 entries.append(Entry(label=label, run=run.name, outcomes=cell, metrics=metrics(cell, baseline)))
@@ -227,7 +227,7 @@ def _pairs(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
 
 def _most_thought(entry: Entry) -> int | None:
     budget = entry.outcomes.cell.budget
-    return None if budget is None else budget.slots + budget.interval
+    return None if budget is None else budget.slots + budget.eviction_interval
 
 
 def _gains_P(one: Entry, other: Entry) -> Tensor:

@@ -32,7 +32,7 @@ def number(value: float | None, style: str = ".0f", scale: float = 1.0) -> str:
 
 def slots(cell: Cell) -> str:
     """Its budget as kept + interval."""
-    return "all" if cell.budget is None else f"{cell.budget.slots}+{cell.budget.interval}"
+    return "all" if cell.budget is None else f"{cell.budget.slots}+{cell.budget.eviction_interval}"
 
 
 def accuracy_head(samples: Sequence[int]) -> Texts:
@@ -82,11 +82,11 @@ def cost_row(name: str, cell: Cell, found: Metrics) -> Texts:
 
 def matrix(rows: Sequence[tuple[str, Cell, Metrics]]) -> tuple[Texts, list[Texts]]:
     """Head and rows of Pass@1 by name and slots, the most slots first; the full cache is the same in every column."""
-    bounded = {cell.budget.slots + cell.budget.interval for _, cell, _ in rows if cell.budget}
+    bounded = {cell.budget.slots + cell.budget.eviction_interval for _, cell, _ in rows if cell.budget}
     columns = sorted(bounded, reverse=True) or [0]
     found: dict[str, dict[int, str]] = {}
     for name, cell, row in rows:
-        at = columns if cell.budget is None else [cell.budget.slots + cell.budget.interval]
+        at = columns if cell.budget is None else [cell.budget.slots + cell.budget.eviction_interval]
         found.setdefault(name, {}).update(dict.fromkeys(at, percent(row.accuracy)))
     head = ["Pass@1, %", *(f"{slots} slots" if slots else "all slots" for slots in columns)]
     return head, [[name, *(cells.get(slots, MISSING) for slots in columns)] for name, cells in found.items()]
