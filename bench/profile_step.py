@@ -24,7 +24,7 @@ def main() -> None:
     options = parser.parse_args()
     model, tokenizer = load("tiny", device=options.device)
     prompts = [p.prompt for p in registry.sample("sums", 5, options.rows, 3)]
-    budget = None if options.policy == "full" else Budget(slots=300, answer=128)
+    budget = None if options.policy == "full" else Budget(slots=300, max_answer_slots=128)
 
     def run(steps: int) -> float:
         start = time.perf_counter()

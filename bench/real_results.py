@@ -155,7 +155,7 @@ def _is_full(cell: AggregatedResults) -> bool:
 def _slots(cell: AggregatedResults) -> int:
     """Most thought slots; 0 stands for all."""
     budget = cell.configuration.budget
-    return 0 if budget is None else budget.slots + budget.interval
+    return 0 if budget is None else budget.slots + budget.eviction_interval
 
 
 if __name__ == "__main__":

@@ -263,7 +263,7 @@ def test_dynts_of_a_model_without_tags_is_labelled_fitted_and_run(tagless: Path,
     recipe = ["--target", "answer", "--all", "--steps", 5, "--batch", 16, "--val-share", 0]
     result = inside("fit", "--traces", traces, "--labels", labels, *recipe, "--out", out, *common, "--json")
     assert json.loads(result.out)["data"]["answer_from"] == 0.8
-    budget = ["--policy", "dynts", "--predictor", out, "--budget", 12, "--window", 4, "--interval", 6]
+    budget = ["--policy", "dynts", "--predictor", out, "--budget", 12, "--recent-window", 4, "--eviction-interval", 6]
     done = tmp_path / "done.jsonl"
     assert inside("generate", "hi", *budget, "--max-new-tokens", 60, "--trace", done, *common).code == 0
     (one,) = read_traces(done)

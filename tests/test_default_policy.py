@@ -27,8 +27,8 @@ from leanthink.policies.budget import Budget
 from leanthink.utils.errors import LeanThinkWarning
 from models import make_model, make_tokenizer
 
-BUDGET = Budget(slots=12, window=4, interval=6)
-SMALL = ["--budget", "12", "--window", "4", "--interval", "6", "--max-new-tokens", "40"]
+BUDGET = Budget(slots=12, recent_window=4, eviction_interval=6)
+SMALL = ["--budget", "12", "--recent-window", "4", "--eviction-interval", "6", "--max-new-tokens", "40"]
 
 
 def said(err: str) -> list[str]:

@@ -120,7 +120,7 @@ def test_the_row_of_a_cell_by_hand() -> None:
 
 def test_ratios_become_slots_that_are_never_exceeded() -> None:
     budget = budget_at_ratio(1772.0, 3.6, window=32, interval=32, answer=256)
-    assert budget == Budget(slots=460, window=32, interval=32, answer=256)
+    assert budget == Budget(slots=460, recent_window=32, eviction_interval=32, max_answer_slots=256)
     with pytest.raises(UsageError, match="leaves 30 slots"):
         budget_at_ratio(94.0, 1.0, window=32, interval=64, answer=1)
     with pytest.raises(UsageError, match=r"ratio 0\.5: must be 1 or more"):
@@ -128,7 +128,7 @@ def test_ratios_become_slots_that_are_never_exceeded() -> None:
 
 
 def test_cells_have_names_of_their_own() -> None:
-    budgets = [Budget(slots=64), Budget(slots=64, window=16), Budget(slots=128)]
+    budgets = [Budget(slots=64), Budget(slots=64, recent_window=16), Budget(slots=128)]
     cells = configurations_of("b", ["full", "horizon", "sinks"], budgets)
     assert len({cell.name for cell in cells}) == len(cells) == 7
     assert [Configuration.from_record(cell.record) for cell in cells] == cells

@@ -73,7 +73,7 @@ def test_what_is_not_applied_is_named(name: str, value: Any, neutral: Any) -> No
 
 def test_generate_stream_and_the_engine_sample_as_the_model_says_unless_told_otherwise() -> None:
     model, tokenizer = model_with(do_sample=True, temperature=2.0), make_tokenizer()
-    ids, choices = [1, 2, 3], {"policy": "window", "budget": Budget(slots=8, window=4)}
+    ids, choices = [1, 2, 3], {"policy": "window", "budget": Budget(slots=8, recent_window=4)}
     as_model = Sampling(temperature=2.0)
     (sampled,) = generate(model, tokenizer, [ids], **choices, sampling=as_model)
     assert generate(model, tokenizer, [ids], **choices) == [sampled]

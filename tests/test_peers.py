@@ -49,7 +49,7 @@ from reference.policies_slow import (
 )
 
 TOKENIZER = make_tokenizer()
-BUDGET = Budget(slots=20, window=4, interval=7, answer=8)
+BUDGET = Budget(slots=20, recent_window=4, eviction_interval=7, max_answer_slots=8)
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5], [2, 7], [1, 6, 1, 8, 0]]
 HORIZONS = (3, 6, 12)
 
@@ -92,8 +92,8 @@ def slow_run(model: Any, peer: Peer, prompt: list[int], seed: int, budget: Budge
         prompt=len(prompt),
         pinned=len(prompt) if policy.pins_prompt else 0,
         slots=budget.slots,
-        window=budget.window,
-        interval=budget.interval,
+        window=budget.recent_window,
+        interval=budget.eviction_interval,
         seed=seed,
         num_queries=policy.num_queries,
         shared=not policy.per_head,
@@ -190,14 +190,14 @@ def unpinned(peer: Peer) -> Peer:
 
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_keeps_what_its_slow_twin_keeps_eviction_by_eviction(name: str) -> None:
-    budgets = [BUDGET, replace(BUDGET, interval=11), replace(BUDGET, slots=24, window=0)]
+    budgets = [BUDGET, replace(BUDGET, eviction_interval=11), replace(BUDGET, slots=24, recent_window=0)]
     evictions = follow(endless(), [PEERS[name]] * 3, budgets, PROMPTS, 70)
     assert min(evictions) >= 4
 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_as_published_keeps_what_its_slow_twin_keeps_of_prompt_and_thought(name: str) -> None:
-    budgets = [replace(BUDGET, slots=BUDGET.slots + len(prompt), window=2) for prompt in PROMPTS]
+    budgets = [replace(BUDGET, slots=BUDGET.slots + len(prompt), recent_window=2) for prompt in PROMPTS]
     evictions = follow(endless(), [unpinned(PEERS[name])] * 3, budgets, PROMPTS, 60)
     assert min(evictions) >= 4
 
@@ -216,8 +216,8 @@ def test_published_sinks_are_the_first_tokens_of_the_prompt() -> None:
 def test_a_prompt_that_is_not_pinned_is_inside_the_budget() -> None:
     policy, sampling = H2O(pins_prompt=False), Sampling(max_new_tokens=80)
     (done,) = generate(endless(), TOKENIZER, PROMPTS[0], policy=policy, budget=BUDGET, sampling=sampling)
-    assert done.peak_slots == BUDGET.slots + BUDGET.interval
-    long = [1] * (BUDGET.slots + BUDGET.interval + 1)
+    assert done.peak_slots == BUDGET.slots + BUDGET.eviction_interval
+    long = [1] * (BUDGET.slots + BUDGET.eviction_interval + 1)
     with pytest.raises(UsageError, match=r"prompt 0 has 28 tokens.*room for 20 \+ 7: give slots=21 or more"):
         generate(endless(), TOKENIZER, long, policy=policy, budget=BUDGET, sampling=sampling)
 
@@ -305,7 +305,7 @@ def test_dynts_evicts_what_the_published_rule_evicts(prompt: list[int], cache: i
     predictor.forward = spy  # type: ignore[method-assign]
     # The published numbers count the prompt: as soon as cache + 1 slots are held, so many of them stay.
     kept = window + int((cache + 1 - window) * ratio)
-    budget = Budget(slots=kept - len(prompt), window=window, interval=cache + 1 - kept)
+    budget = Budget(slots=kept - len(prompt), recent_window=window, eviction_interval=cache + 1 - kept)
     (done,) = generate(
         endless(),
         TOKENIZER,

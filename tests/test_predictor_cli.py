@@ -112,7 +112,7 @@ def test_dynts_is_fitted_where_answers_are_said_to_begin(folder: Path, inside: A
     assert "(45 tokens after an eviction)" in run.out, "a policy ranks all that is generated"
     *_, dynts, _, _, last = run.out.splitlines()
     assert dynts.startswith("dynts: mean KL")
-    assert "--policy dynts --budget 12 --window 3 --interval 3" in last
+    assert "--policy dynts --budget 12 --recent-window 3 --eviction-interval 3" in last
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +313,7 @@ def test_other_settings_than_those_of_the_run_are_refused_before_the_model_is_lo
         ("--problems GOOD --limit 0 --out NEW", ["--limit"]),
         ("--problems GOOD --samples 0 --out NEW", ["samples=0"]),
         ("--problems GOOD --samples 2 --temperature 0 --out NEW", ["--temperature"]),
-        ("--problems GOOD --max-rows 0 --out NEW", ["--max-rows"]),
+        ("--problems GOOD --max-num-seqs 0 --out NEW", ["--max-num-seqs"]),
         ("--problems GOOD --horizons 16,8 --out NEW", ["ascending"]),
         ("--problems GOOD --horizons 16,x --out NEW", ["--horizons", "16,x"]),
         ("--problems GOOD --horizons 64,512 --max-new-tokens 512 --out NEW", ["horizon 512", "at most 512 tokens"]),
@@ -403,8 +403,8 @@ def test_a_fit_does_not_hang_on_the_order_in_which_traces_were_finished() -> Non
 
 def test_the_budget_that_is_simulated_holds_a_quarter_of_the_mean_thought() -> None:
     assert budget_at(4, 1210.0) == Budget(slots=302 - 64)
-    assert budget_at(4, 308.0) == Budget(slots=77 - 19, window=19, interval=19)
-    assert budget_at(4, 16.0) == Budget(slots=3, window=1, interval=1)
+    assert budget_at(4, 308.0) == Budget(slots=77 - 19, recent_window=19, eviction_interval=19)
+    assert budget_at(4, 16.0) == Budget(slots=3, recent_window=1, eviction_interval=1)
     assert budget_at(4, 15.9) is None
 
 
@@ -418,7 +418,7 @@ def test_what_to_expect_is_the_mean_over_the_tokens_of_held_out_thoughts() -> No
     model, seen = small_model(), list[tuple[int, int]]()
     predictor, traces = predictor_of(model), [trace("a", thought=20), trace("b", thought=5), trace("c", thought=31)]
     found = expect(model, predictor, traces, thought_tokens=40.0, progress=lambda *now: seen.append(now))
-    budget = Budget(slots=8, window=2, interval=2)
+    budget = Budget(slots=8, recent_window=2, eviction_interval=2)
     assert found is not None
     assert (found.budget, found.traces, found.tokens) == (budget, 2, 10 + 21)
     assert seen == [(1, 2), (2, 2)]
@@ -448,7 +448,7 @@ def test_many_held_out_thoughts_are_sampled_and_long_ones_cut(monkeypatch: pytes
 
 def test_damage_does_not_hang_on_how_many_positions_are_compared_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model, thought = small_model(), Thought.of(trace("a", thought=30))
-    policies, budget = [make_policy("sinks")], Budget(slots=6, window=2, interval=2)
+    policies, budget = [make_policy("sinks")], Budget(slots=6, recent_window=2, eviction_interval=2)
     (whole,) = damage(model, thought, policies, budget)
     monkeypatch.setattr(damaging, "POSITIONS", 7)
     (pieces,) = damage(model, thought, policies, budget)

@@ -42,8 +42,8 @@ from leanthink.utils.errors import LeanThinkWarning, PredictorMismatch, UsageErr
 from models import make_model, make_tokenizer
 from recorded import HORIZONS, TRACES, small_model
 
-BUDGET, SHORT = Budget(slots=12, window=4, interval=6), Sampling(max_new_tokens=40)
-SLOTS = ["--window", 4, "--interval", 6, "--max-new-tokens", 40]
+BUDGET, SHORT = Budget(slots=12, recent_window=4, eviction_interval=6), Sampling(max_new_tokens=40)
+SLOTS = ["--recent-window", 4, "--eviction-interval", 6, "--max-new-tokens", 40]
 BORROWED = "borrowed from another model"
 SCRIPTS = Path(__file__).parent.parent / "bench"
 

@@ -14,6 +14,8 @@ from leanthink.entrypoints.openai.request_parsing import Reader
 from leanthink.entrypoints.openai.settings import Settings
 from leanthink.models.loading import load
 from leanthink.policies.budget import Budget
+from leanthink.policies.rkv import RKV
+from leanthink.policies.snapkv import SnapKV
 
 TOKENS = {"max_tokens", "max_completion_tokens"}
 
@@ -117,3 +119,64 @@ def test_a_salt_is_of_every_choice_and_an_empty_one_is_refused(model: Any) -> No
     for odd in ("", 5, "\ud800"):
         with pytest.raises(ValidationError):
             TextBody(model="tiny", prompt="hi", cache_salt=odd)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"window": 5, "interval": 6, "answer": 7}, (64, 5, 6, 7)),
+        ({"recent_window": 5, "eviction_interval": 6, "max_answer_slots": 7}, (64, 5, 6, 7)),
+        ({"recent_window": 5, "window": 5, "budget": 9}, (9, 5, 64, 1024)),
+    ],
+)
+def test_a_budget_is_read_by_its_old_and_its_new_names(model: Any, given: Any, expected: tuple[int, ...]) -> None:
+    assert tuple(read(model, **given).budget.record.values()) == expected
+
+
+def test_two_names_of_one_thing_with_two_values_are_refused(model: Any) -> None:
+    with pytest.raises(Refusal, match="interval is the old name of eviction_interval: give eviction_interval alone"):
+        read(model, interval=5, eviction_interval=6)
+    with pytest.raises(Refusal, match="leave out window, max_answer_slots"):
+        read(model, policy="full", window=5, max_answer_slots=6)
+
+
+def test_the_schema_shows_the_new_names_and_marks_the_old_ones() -> None:
+    for body in (ChatBody, TextBody):
+        fields = body.model_json_schema()["properties"]
+        old = {name for name, schema in fields.items() if schema.get("deprecated")}
+        assert old == {"window", "interval", "answer"}
+        assert {"recent_window", "eviction_interval", "max_answer_slots"} < set(fields)
+
+
+def test_a_request_names_a_policy_with_settings_of_its_own(model: Any) -> None:
+    assert read(model, policy="snapkv:kernel=5,observation=16").policy == SnapKV(observation=16, kernel=5)
+    settings = Settings(name="tiny", policy="r-kv:mix=0.5", budget=Budget(slots=64), max_budget=100)
+    reader = Reader(*model, settings, largest=10**6)
+    assert reader.policy == "r-kv:mix=0.5"
+
+    def policy_of(**fields: Any) -> Any:
+        return reader.read(TextBody.model_validate({"model": "tiny", "prompt": "hi", **fields}))[0].policy
+
+    assert policy_of() == policy_of(policy="r-kv:mix=0.50") == RKV(mix=0.5)
+    assert policy_of(policy="r-kv") == RKV()
+    horizon = policy_of(policy="horizon:only=16")
+    assert horizon.only == 16
+    assert horizon.predictor is policy_of(policy="horizon").predictor, "a predictor is loaded once"
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ("snapkv:observation=65", "looks at 65 queries, and at most 64 are remembered here"),
+        ("snapkv:kernel=8193", "kernel=8193 is above 8192, the most that is allowed here"),
+        ("snapkv:kernel=4", "kernel odd"),
+        ("snapkv:kernal=5", "Did you mean 'kernel'"),
+        ("oracle:rule=ceil", "knows the future"),
+        ("snapvk:kernel=5", "Did you mean 'snapkv'"),
+        ("full:x=1", "policy 'full' has no settings"),
+    ],
+)
+def test_settings_that_are_not_served_are_refused(model: Any, policy: str, words: str) -> None:
+    with pytest.raises(Refusal, match=words) as refused:
+        read(model, policy=policy)
+    assert (refused.value.status, refused.value.param) == (400, "policy")

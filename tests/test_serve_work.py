@@ -23,7 +23,7 @@ from leanthink.utils.errors import RequestFailed
 from models import make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()
-BUDGET = Budget(slots=16, window=4, interval=8, answer=8)
+BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)
 
 
 def request(prompt: list[int], tokens: int = 40) -> Request:

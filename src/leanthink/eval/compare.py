@@ -191,7 +191,7 @@ def _entries(benchmark: str, runs: Sequence[FinishedRun]) -> list[Entry]:
         for one in run.results:
             if one.configuration.benchmark == benchmark:
                 budget = one.configuration.budget
-                slots = "" if budget is None else f" {budget.slots}+{budget.interval}"
+                slots = "" if budget is None else f" {budget.slots}+{budget.eviction_interval}"
                 label = (f"{run.name}: " if several else "") + one.configuration.policy + slots
                 baseline = _baseline(run, one, runs)
                 entries.append(Entry(label=label, run=run.name, results=one, metrics=metrics(one, baseline)))
@@ -229,7 +229,7 @@ def _pairs(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
 
 def _most_thought(entry: Entry) -> int | None:
     budget = entry.results.configuration.budget
-    return None if budget is None else budget.slots + budget.interval
+    return None if budget is None else budget.slots + budget.eviction_interval
 
 
 def _gains_P(one: Entry, other: Entry) -> Tensor:

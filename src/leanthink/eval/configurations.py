@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from leanthink.data.grading.grading import check_gold
@@ -57,7 +57,13 @@ class Benchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """One policy at one budget (None: the full cache) on one benchmark."""
+    """One policy at one budget (None: the full cache) on one benchmark.
+
+    Attributes:
+        benchmark: its name.
+        policy: as `leanthink.policies.policy_spec.canonical` writes it, with its settings.
+        budget: None with the policy full.
+    """
 
     benchmark: str
     policy: str
@@ -69,8 +75,8 @@ class Configuration:
         if self.budget is None:
             return f"{self.benchmark}/{self.policy}"
         budget = self.budget
-        slots = f"{budget.slots}+{budget.interval} window {budget.window} answer {budget.answer}"
-        return f"{self.benchmark}/{self.policy}/{slots}"
+        kept = f"{budget.slots}+{budget.eviction_interval} window {budget.recent_window}"
+        return f"{self.benchmark}/{self.policy}/{kept} answer {budget.max_answer_slots}"
 
     @property
     def record(self) -> dict[str, Any]:
@@ -78,13 +84,13 @@ class Configuration:
         return {
             "benchmark": self.benchmark,
             "policy": self.policy,
-            "budget": None if self.budget is None else asdict(self.budget),
+            "budget": None if self.budget is None else self.budget.record,
         }
 
     @staticmethod
     def from_record(fields: Mapping[str, Any]) -> Configuration:
         """The configuration of `record`."""
-        budget = None if fields["budget"] is None else Budget(**fields["budget"])
+        budget = None if fields["budget"] is None else Budget.from_record(fields["budget"])
         return Configuration(benchmark=fields["benchmark"], policy=fields["policy"], budget=budget)
 
 
@@ -97,14 +103,20 @@ def configurations_of(benchmark: str, policies: Iterable[str], budgets: Sequence
     return configurations
 
 
-def budget_at_ratio(mean_full_thought: float, ratio: float, *, window: int, interval: int, answer: int) -> Budget:
+def budget_at_ratio(mean_full_thought: float, ratio: float, usual: Budget) -> Budget:
     """The budget that never holds more thought slots than the mean full thought, in tokens, divided by the ratio.
+
+    Args:
+        mean_full_thought: in tokens.
+        ratio: 1 or more.
+        usual: has the window, the interval and the slots of the answer; its `slots` do not matter.
 
     Raises:
         UsageError: the ratio is below 1, or leaves no room for window and interval.
     """
     if ratio < 1:
         raise UsageError(f"ratio {ratio:g}: must be 1 or more; it divides the mean full thought")
+    window, interval = usual.recent_window, usual.eviction_interval
     slots = round(mean_full_thought / ratio) - interval
     if slots < max(window, 1):
         raise UsageError(
@@ -112,4 +124,4 @@ def budget_at_ratio(mean_full_thought: float, ratio: float, *, window: int, inte
             f"the interval of {interval}, and the window takes {window}: give a smaller interval and window, or a "
             "lower ratio"
         )
-    return Budget(slots=slots, window=window, interval=interval, answer=answer)
+    return replace(usual, slots=slots)

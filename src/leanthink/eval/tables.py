@@ -32,7 +32,11 @@ def number(value: float | None, style: str = ".0f", scale: float = 1.0) -> str:
 
 def slots(configuration: Configuration) -> str:
     """Its budget as kept + interval."""
-    return "all" if configuration.budget is None else f"{configuration.budget.slots}+{configuration.budget.interval}"
+    return (
+        "all"
+        if configuration.budget is None
+        else f"{configuration.budget.slots}+{configuration.budget.eviction_interval}"
+    )
 
 
 def accuracy_head(samples: Sequence[int]) -> Texts:
@@ -83,11 +87,15 @@ def cost_row(name: str, configuration: Configuration, found: Metrics) -> Texts:
 def matrix(rows: Sequence[tuple[str, Configuration, Metrics]]) -> tuple[Texts, list[Texts]]:
     """Head and rows of Pass@1 by name and slots, the most slots first; the full cache is the same in every column."""
     budgets = [configuration.budget for _, configuration, _ in rows]
-    bounded = {budget.slots + budget.interval for budget in budgets if budget}
+    bounded = {budget.slots + budget.eviction_interval for budget in budgets if budget}
     columns = sorted(bounded, reverse=True) or [0]
     found: dict[str, dict[int, str]] = {}
     for name, configuration, row in rows:
-        at = columns if configuration.budget is None else [configuration.budget.slots + configuration.budget.interval]
+        at = (
+            columns
+            if configuration.budget is None
+            else [configuration.budget.slots + configuration.budget.eviction_interval]
+        )
         found.setdefault(name, {}).update(dict.fromkeys(at, percent(row.accuracy)))
     head = ["Pass@1, %", *(f"{slots} slots" if slots else "all slots" for slots in columns)]
     return head, [[name, *(cells.get(slots, MISSING) for slots in columns)] for name, cells in found.items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from leanthink.data.grading.grading import as_graded, check_gold, is_solved
@@ -17,6 +17,7 @@ from leanthink.engine.sampling import Sampling
 from leanthink.importance.inference_backend import GenerationRequest, InferenceBackend, LoadedModel
 from leanthink.models.prompt import PLAIN, ChatOptions, encode_prompt
 from leanthink.policies.budget import Budget
+from leanthink.policies.policy_spec import canonical
 from leanthink.utils.errors import UsageError
 
 Progress = Callable[[int, int], None]
@@ -79,7 +80,7 @@ def collect(
         out_path: the file to write; refused if it exists, unless `resume` or `overwrite`.
         samples: traces for each problem.
         sampling: how tokens are picked; its seed is the seed of the whole collection.
-        policy: name of the policy to generate under.
+        policy: the policy to generate under, by its name, with settings behind a colon where they are not the defaults.
         budget: its budget; None for "full" only.
         predictor: its predictor or a path; None for the one shipped with the model.
         ignore_predictor_mismatch: as of `leanthink.generate`.
@@ -100,6 +101,7 @@ def collect(
         DamagedFile: a line of the file to resume cannot be read.
     """
     check_problems(problems, samples)
+    policy = canonical(policy)
     if backend is not None and model_name is None:
         raise UsageError("backend is given without model_name: say what the traces are to call the model")
     if backend is None:
@@ -112,7 +114,7 @@ def collect(
         "model": model_name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
         "fingerprint": backend.model_info.fingerprint,
         "policy": policy,
-        "budget": None if budget is None else asdict(budget),
+        "budget": None if budget is None else budget.record,
         "temperature": float(sampling.temperature),
     }
     with TraceWriter(out_path, resume=resume, overwrite=overwrite) as writer:

@@ -18,9 +18,10 @@ from leanthink.importance.batches import batches_by_length, check_vocabulary
 from leanthink.importance.labels import Labels, Thought, label_batch
 from leanthink.models.fingerprint import fingerprint
 from leanthink.models.loading import check_model
-from leanthink.policies import Policy
+from leanthink.policies import Policy, spec_of
 from leanthink.policies.budget import Budget
 from leanthink.policies.policy import Granularity
+from leanthink.policies.policy_spec import canonical
 from leanthink.utils.provenance import hardware_of
 
 
@@ -51,7 +52,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """One request: token ids of the prompt, the policy's name, budget and sampling."""
+    """One request: token ids of the prompt, the policy with its settings, budget and sampling."""
 
     prompt_ids: tuple[int, ...]
     policy: str
@@ -84,8 +85,8 @@ class LoadedModel:
 
     Args:
         model, tokenizer: as for `leanthink.generate`; the tokenizer may be None where nothing is completed.
-        predictors: for each policy that requests will name, its predictor; None: the one shipped, if any. The name
-            None is for the default policy of this model, which requests then call by its own name.
+        predictors: for each policy that will be asked for, by name and settings, its predictor; None: the one shipped,
+            if any. The name None is for the default policy of this model, which then is asked for by its own name.
         ignore_predictor_mismatch: as of `leanthink.generate`, for those of all policies.
 
     Raises:
@@ -104,7 +105,7 @@ class LoadedModel:
         self.model, self.tokenizer = model, tokenizer
         maker, how = PolicyMaker(model, tokenizer), {"ignore_predictor_mismatch": ignore_predictor_mismatch}
         made = [maker.make(name, predictor, **how) for name, predictor in predictors.items()]
-        self._policies = {policy.name: policy for policy in made}
+        self._policies = {str(spec_of(policy)): policy for policy in made}
 
     @cached_property
     def model_info(self) -> ModelInfo:
@@ -131,7 +132,7 @@ class LoadedModel:
             self.tokenizer,
             tags,
             [request.prompt_ids for request in requests],
-            policy=[self._policies[request.policy] for request in requests],
+            policy=[self._policies[canonical(request.policy)] for request in requests],
             budget=[request.budget for request in requests],
             predictor=None,
             sampling=[request.sampling for request in requests],

@@ -269,7 +269,7 @@ def _fit(model: Any, traces: list[Trace], labels: LabelFile, plan: Plan, folder:
     mean = predictor.thought_tokens or 0.0
     with folder.stage("expect", {}, anew=True) as entry:
         found = expect(model, predictor, whole, thought_tokens=mean, progress=partial(tell, "expect"))
-        entry["found"] = None if found is None else asdict(found)
+        entry["found"] = None if found is None else found.record
 
 
 def _made(traces: list[Trace], plan: Plan, folder: WorkFolder) -> Made:

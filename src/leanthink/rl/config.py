@@ -11,17 +11,18 @@ from trl import GRPOConfig
 from leanthink.data.think_tags import check_pair
 from leanthink.models.prompt import ChatOptions
 from leanthink.models.transformers_versions import old_names
-from leanthink.policies import POLICIES
-from leanthink.policies.budget import Budget
-from leanthink.rl.old_names import with_old_names
+from leanthink.policies.budget import FILE_KEYS, Budget, file_keys
+from leanthink.policies.policy_spec import canonical
+from leanthink.rl.old_names import NOW
 from leanthink.rl.rewards import ALL_CORRECT_WEIGHT, PUBLISHED_ALL_CORRECT_WEIGHT, PUBLISHED_BUFFER, soft_overlong
 from leanthink.rl.trl_reward import check_settings
 from leanthink.utils.errors import UsageError, unknown
+from leanthink.utils.renamed_fields import renamed_fields
 
 ROLLOUTS = ("engine", "transformers", "vllm")
 
 
-@with_old_names
+@renamed_fields(**{old: NOW[old] for old in ("rule", "start", "decay", "mastered_weight", "max_rounds")})
 @dataclass
 class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     """Settings of `DeepCompressTrainer`; every field of TRL's GRPOConfig is one too.
@@ -52,8 +53,8 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         oversample: prompts that a round of dynamic sampling generates for each one that the batch holds: more of them
             fill the batch in fewer rounds, and a round lasts as long as its longest response.
         rollouts: "engine" (ours), "transformers" or "vllm" (TRL's, in the mode that `vllm_mode` says).
-        rollout_policy: of the engine; "full" keeps everything.
-        rollout_budget: of that policy: slots, window, interval, answer.
+        rollout_policy: of the engine, with or without settings (`snapkv:observation=16`); "full" keeps everything.
+        rollout_budget: of that policy: slots, recent_window, eviction_interval, max_answer_slots.
         rollout_predictor: file of the predictor for the policies dynts and horizon; None: the one shipped.
         ignore_predictor_mismatch: let that file be one of another model, of which the starting one is a relative.
         rollout_ratio_cap: with a budget, the largest weight of a token: how much likelier the whole cache makes it than
@@ -121,7 +122,7 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     @property
     def budget(self) -> Budget | None:
         """Of the engine's rollouts; None for policy full."""
-        return None if self.rollout_budget is None else Budget(**self.rollout_budget)
+        return None if self.rollout_budget is None else Budget.from_record(self.rollout_budget)
 
     @property
     def chat_options(self) -> ChatOptions:
@@ -183,21 +184,13 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     def _check_rollouts(self) -> None:
         if self.rollouts not in ROLLOUTS:
             raise unknown("kind of rollouts", self.rollouts, ROLLOUTS)
-        if self.rollout_policy not in POLICIES:
-            raise unknown("policy", self.rollout_policy, POLICIES)
+        self.rollout_policy = canonical(self.rollout_policy)
         if (self.rollout_policy == "full") != (self.rollout_budget is None):
             raise UsageError(
                 f"rollout_policy={self.rollout_policy!r} with rollout_budget={self.rollout_budget!r}: "
                 "policy full takes no budget, every other one needs one such as {slots: 512}"
             )
-        if self.rollout_budget is not None:
-            names = ("slots", "window", "interval", "answer")
-            for name in self.rollout_budget:
-                if name not in names:
-                    raise unknown("part of rollout_budget", name, names)
-            if "slots" not in self.rollout_budget:
-                raise UsageError("rollout_budget has no slots: say how many thought slots stay, such as {slots: 512}")
-            Budget(**self.rollout_budget)
+        self._check_budget()
         if self.ignore_predictor_mismatch and self.rollout_predictor is None:
             raise UsageError("ignore_predictor_mismatch is of rollout_predictor: give its file, or leave it out")
         if self.rollouts != "engine" and self.rollout_policy != "full":
@@ -220,6 +213,19 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             raise UsageError(f"rollout_rows={self.rollout_rows}: at least 1 response at a time")
         if self.rollouts == "vllm":
             self.use_vllm = True
+
+    def _check_budget(self) -> None:
+        """Parts of the budget may have their names of before, which the files of a run keep."""
+        if self.rollout_budget is None:
+            return
+        names = ("slots", *FILE_KEYS.values())
+        for name in self.rollout_budget:
+            if name not in (*names, *FILE_KEYS):
+                raise unknown("part of rollout_budget", name, names)
+        if "slots" not in self.rollout_budget:
+            raise UsageError("rollout_budget has no slots: say how many thought slots stay, such as {slots: 512}")
+        self.rollout_budget = file_keys(self.rollout_budget)
+        Budget.from_record(self.rollout_budget)
 
     def _check_checkpoints(self) -> None:
         """A run goes on as it was only from where a generation batch ends: TRL does not save the rest of one."""

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 from leanthink.utils.deprecated import warn_renamed
 from leanthink.utils.errors import UsageError
 
+# The files of a run keep the names of before, so that runs of all versions can be compared and resumed.
 NOW = {
     "rule": "length_reward_mode",
     "start": "ema_initial_value",
@@ -17,9 +18,9 @@ NOW = {
     "keep_mastered": "keep_all_correct",
     "max_rounds": "max_num_gen_batches",
 }
+IN_FILES = {now: old for old, now in NOW.items()}
 P = ParamSpec("P")
 R = TypeVar("R")
-C = TypeVar("C", bound=type)
 
 
 def current_names(given: Mapping[str, Any], *, tell: bool = True, stacklevel: int = 2) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def current_names(given: Mapping[str, Any], *, tell: bool = True, stacklevel: in
 
     Args:
         given: settings or keyword arguments by their names.
-        tell: whether an old name is told of; not where it stands in a file that a run of before has written.
+        tell: whether an old name is told of; not where it stands in a file of a run.
         stacklevel: as of `warn_renamed`.
 
     Raises:
@@ -53,26 +54,3 @@ def taking_old_names(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **renamed)
 
     return taking
-
-
-def with_old_names(cls: C) -> C:
-    """The class, made with old names too, and whose attributes can be read and set by them."""
-    kind: Any = cls
-    kind.__init__ = taking_old_names(kind.__init__)
-    parameters = kind.__init__.__wrapped__.__code__.co_varnames
-    for old, now in NOW.items():
-        if now in parameters:
-            setattr(kind, old, _renamed(old, now))
-    return cls
-
-
-def _renamed(old: str, now: str) -> property:
-    def read(self: Any) -> Any:
-        warn_renamed(old, now)
-        return getattr(self, now)
-
-    def write(self: Any, value: Any) -> None:
-        warn_renamed(old, now)
-        setattr(self, now, value)
-
-    return property(read, write, doc=f"The old name of `{now}`.")

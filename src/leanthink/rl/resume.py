@@ -11,7 +11,9 @@ from typing import Any
 
 from safetensors import safe_open
 
-from leanthink.rl.old_names import current_names
+from leanthink.policies.budget import file_keys
+from leanthink.policies.policy_spec import canonical
+from leanthink.rl.old_names import IN_FILES, current_names
 from leanthink.rl.run_files import RUN, about_run
 from leanthink.utils.errors import DamagedFile, UsageError
 from leanthink.utils.file_reading import INTEGER, check_kinds, parse_json, reading
@@ -47,9 +49,14 @@ def check_same(settings: Mapping[str, Any], out: Path) -> None:
 
 
 def as_recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as run.json has them."""
+    """The settings as run.json has them, by the names of before."""
     recorded: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
-    return recorded
+    budget, policy = recorded.get("rollout_budget"), recorded.get("rollout_policy")
+    if isinstance(budget, dict):
+        recorded["rollout_budget"] = file_keys(budget)
+    if isinstance(policy, str):
+        recorded["rollout_policy"] = canonical(policy)
+    return {IN_FILES.get(name, name): value for name, value in recorded.items()}
 
 
 def _value(settings: Mapping[str, Any], name: str) -> Any:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leanthink.rl.old_names import current_names
 from leanthink.utils.errors import DamagedFile, UsageError
 from leanthink.utils.file_reading import OBJECT, check_kinds, is_int, parse_json, reading
 
@@ -24,8 +23,7 @@ class RecordedRun:
         name: what it is called beside other runs.
         log: of log.jsonl, in its order; each has `step` and numbers or nulls by their names.
         groups: of rollouts.jsonl; empty where there is no such file.
-        settings: of run.json, under their present names; empty where there is no such file.
-        birth: of run.json; empty where there is no such file.
+        settings, birth: of run.json; empty where there is no such file.
     """
 
     name: str
@@ -67,7 +65,7 @@ def read_run(folder: Path, name: str) -> RecordedRun:
         folder=folder,
         log=log,
         groups=_lines(folder / ROLLOUTS, _check_group) if (folder / ROLLOUTS).is_file() else [],
-        settings=current_names(about.get("settings", {}), tell=False),
+        settings=about.get("settings", {}),
         birth=about.get("birth", {}),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -96,7 +95,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
     facts = {
         "policy": reader.policy,
         "policies": sorted(reader.policies),
-        "budget": None if settings.budget is None else asdict(settings.budget),
+        "budget": None if settings.budget is None else settings.budget.record,
         "context": reader.context,
         "sampling": reader.knobs,
         "limits": limits,

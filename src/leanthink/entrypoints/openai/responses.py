@@ -13,6 +13,7 @@ from leanthink.engine.outputs import Completion, Step
 from leanthink.engine.request import Request
 from leanthink.entrypoints.openai.choices import ChatChoice, Choice, Document, TextChoice
 from leanthink.entrypoints.openai.dispatcher import Arrival
+from leanthink.policies import spec_of
 
 DONE = b"data: [DONE]\n\n"
 
@@ -147,11 +148,10 @@ class Answer:
             return None
         request = self._requests[index]
         budget = request.budget
-        names = ("slots", "window", "interval", "answer")
         return {
             "prompt_tokens": len(request.prompt_ids),
-            "policy": request.policy.name,
-            "budget": None if budget is None else {name: getattr(budget, name) for name in names},
+            "policy": str(spec_of(request.policy)),
+            "budget": None if budget is None else budget.record,
             "horizons": list(request.policy.horizons),
         }
 

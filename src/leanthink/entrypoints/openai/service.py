@@ -28,6 +28,7 @@ from leanthink.entrypoints.openai.request_bodies import parse
 from leanthink.entrypoints.openai.request_parsing import Reader
 from leanthink.entrypoints.openai.responses import DONE, Answer, event
 from leanthink.entrypoints.openai.settings import Settings
+from leanthink.policies import spec_of
 from leanthink.utils.errors import RequestFailed
 
 STALLED_SECONDS = 60.0  # a client that takes nothing for so long is gone
@@ -129,7 +130,7 @@ class Service:
             with_usage=body.stream_options is not None and body.stream_options.include_usage,
         )
         facts: dict[str, Any] = asked.scope[FACTS]
-        facts |= {"choices": len(requests), "policy": requests[0].policy.name, "stream": bool(body.stream)}
+        facts |= {"choices": len(requests), "policy": str(spec_of(requests[0].policy)), "stream": bool(body.stream)}
         if self.settings.log_text:
             facts["body"] = body.model_dump(exclude_none=True)
         job = self.work.submit(requests, streamed=bool(body.stream))

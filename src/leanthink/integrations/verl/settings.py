@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from leanthink.rl.old_names import current_names, with_old_names
+from leanthink.rl.old_names import NOW, current_names
 from leanthink.rl.rewards import (
     PUBLISHED_ALL_CORRECT_WEIGHT,
     PUBLISHED_BUFFER,
@@ -15,6 +15,7 @@ from leanthink.rl.rewards import (
 )
 from leanthink.rl.trl_reward import check_settings
 from leanthink.utils.errors import UsageError, unknown
+from leanthink.utils.renamed_fields import renamed_fields
 
 NAME = "deepcompress"
 PLUGIN = "leanthink.integrations.verl.deepcompress"
@@ -42,7 +43,7 @@ REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-@with_old_names
+@renamed_fields(**{old: NOW[old] for old in ("rule", "start", "decay", "mastered_weight")})
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How to reward and to weigh; defaults are those of the released scripts (arXiv 2510.27419).
