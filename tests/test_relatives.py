@@ -22,7 +22,7 @@ from leanthink.data.think_tags import think_tags
 from leanthink.engine.engine import Engine
 from leanthink.engine.generation import generate, stream
 from leanthink.engine.sampling import Sampling
-from leanthink.entrypoints.openai.request_parsing import Reader
+from leanthink.entrypoints.openai.request_parsing import RequestParser
 from leanthink.entrypoints.openai.run import make_engine
 from leanthink.entrypoints.openai.settings import Settings
 from leanthink.importance.dataset import gather, split_by_problem
@@ -205,10 +205,10 @@ def test_a_server_offers_a_borrowed_predictor(relative_folder: Path, folder: Pat
     model, tokenizer = load(relative_folder, device="cpu")
     given: dict[str, Any] = {"name": "m", "predictor": folder / "own.safetensors"}
     with pytest.raises(PredictorMismatch):
-        Reader(model, tokenizer, Settings(**given), largest=1000)
+        RequestParser(model, tokenizer, Settings(**given), largest=1000)
     with pytest.warns(LeanThinkWarning, match=BORROWED):
-        reader = Reader(model, tokenizer, Settings(**given, ignore_predictor_mismatch=True), largest=1000)
-    assert reader.policy == "horizon"
+        parser = RequestParser(model, tokenizer, Settings(**given, ignore_predictor_mismatch=True), largest=1000)
+    assert parser.policy == "horizon"
 
 
 def test_a_server_begins_with_a_borrowed_predictor_and_says_so_once(relative_folder: Path, folder: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_server_begins_with_a_borrowed_predictor_and_says_so_once(relative_fol
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", LeanThinkWarning)  # as the command line has it
         engine = make_engine(model, tokenizer, settings)
-        Reader(model, tokenizer, settings, largest=engine.cache.arena.largest)
+        RequestParser(model, tokenizer, settings, largest=engine.cache.arena.largest)
     assert [BORROWED in str(one.message) for one in caught] == [True]
 
 

@@ -19,7 +19,7 @@ from leanthink.data.think_tags import KNOWN_TAGS, ThinkTags, beginning, close_in
 from leanthink.engine.generation import generate, stream
 from leanthink.engine.outputs import Completion
 from leanthink.engine.sampling import Sampling
-from leanthink.entrypoints.openai.reasoning_parser import Parts
+from leanthink.entrypoints.openai.reasoning_parser import ReasoningParser
 from leanthink.integrations.transformers import custom_generate
 from leanthink.integrations.vllm.lengths import NEVER
 from leanthink.integrations.vllm.thought import Watch
@@ -74,7 +74,7 @@ def write(tokenizer: Any, ids: Sequence[int], prompt: str = "Say: ", **options: 
     assert steps[-1].completion == done
     tags = think_tags(tokenizer)
     begins = beginning(tokenizer, tokenizer(prompt).input_ids, tags)
-    parts = Parts(plain=not tags.closes, starts_in_answer=begins["starts_in_answer"], tags=tags,
+    parts = ReasoningParser(plain=not tags.closes, starts_in_answer=begins["starts_in_answer"], tags=tags,
                   must_open=begins["must_open"])  # fmt: skip
     told = [*(parts.push(step) for step in steps), parts.rest(done)]
     assert tuple("".join(side) for side in zip(*told, strict=True)) == parts.whole(done)

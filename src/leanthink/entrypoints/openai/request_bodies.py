@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from leanthink.entrypoints.openai.error_responses import Refusal, of_validation
+from leanthink.entrypoints.openai.error_responses import APIError, from_validation
 from leanthink.utils.file_reading import parse_json
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -29,17 +29,17 @@ def parse(kind: type[Body], body: bytes, content_type: str) -> Body:
     """The body, checked.
 
     Raises:
-        Refusal: it is not JSON, or not of this kind.
+        APIError: it is not JSON, or not of this kind.
     """
     if not body or not is_json(content_type):
-        raise Refusal(400, "the body is empty or is not sent as application/json: give it", code="missing_field")
+        raise APIError(400, "the body is empty or is not sent as application/json: give it", code="missing_field")
     try:
         given = parse_json(body)
     except JSONDecodeError as error:
-        raise Refusal(400, f"the body is not JSON: {error.msg}", code="invalid_json") from None
+        raise APIError(400, f"the body is not JSON: {error.msg}", code="invalid_json") from None
     except ValueError as error:  # other than UTF-8, endless digits, too deep
-        raise Refusal(400, f"the body cannot be read: {error}", code="invalid_json") from None
+        raise APIError(400, f"the body cannot be read: {error}", code="invalid_json") from None
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        raise of_validation(error.errors(include_url=False)) from None
+        raise from_validation(error.errors(include_url=False)) from None

@@ -11,7 +11,7 @@ from typing import Any, cast
 from leanthink.data.think_tags import beginning, think_tags
 from leanthink.engine.request import PolicyMaker, Request, check_ids, make_request
 from leanthink.engine.sampling import Sampling
-from leanthink.entrypoints.openai.error_responses import Refusal, bad_request
+from leanthink.entrypoints.openai.error_responses import APIError, bad_request
 from leanthink.entrypoints.openai.protocol import Asked, ChatBody, Message, TextBody
 from leanthink.entrypoints.openai.settings import Settings
 from leanthink.models.context import context_of
@@ -22,7 +22,7 @@ from leanthink.policies.budget import FILE_KEYS, Budget
 from leanthink.utils.errors import PredictorMismatch, UsageError, unknown
 
 
-class Reader:
+class RequestParser:
     """Turns bodies into requests; safe beside a running engine, as it works on a tokenizer of its own.
 
     Args:
@@ -70,14 +70,14 @@ class Reader:
         self.policies[self.policy] = replace(cast(Any, self.policies[spec.name]), **spec.settings)
         self.most_queries = max(policy.num_queries for policy in self.policies.values())
 
-    def read(self, body: ChatBody | TextBody, cache_salt: str | None = None) -> list[Request]:
+    def parse(self, body: ChatBody | TextBody, cache_salt: str | None = None) -> list[Request]:
         """One request for each choice, in their order, all with index 0 and this salt.
 
         Raises:
-            Refusal: what is asked for is not served, above a limit, or contradicts itself.
+            APIError: what is asked for is not served, above a limit, or contradicts itself.
         """
         if body.model != self.settings.name:
-            raise Refusal(404, f"the model {body.model[:100]!r} is not served here, {self.settings.name!r} is",
+            raise APIError(404, f"the model {body.model[:100]!r} is not served here, {self.settings.name!r} is",
                           param="model", code="model_not_found")  # fmt: skip
         policy, budget = self._policy(body), self._budget(body)
         if body.kv_events and not body.stream:
@@ -215,7 +215,7 @@ class Reader:
             is_chat = not is_text and isinstance(prompt[0], Mapping)
             raise bad_request(str(error), "messages" if is_chat else "prompt") from None
         if len(ids) > self.max_prompt_tokens:
-            raise Refusal(400, f"the prompt has {len(ids)} tokens, and at most {self.max_prompt_tokens} are allowed: "
+            raise APIError(400, f"the prompt has {len(ids)} tokens, and at most {self.max_prompt_tokens} are allowed: "
                           "shorten it", code="context_length_exceeded")  # fmt: skip
         return ids
 
@@ -244,7 +244,7 @@ class Reader:
 
 
 def _budget_fields(body: Asked) -> dict[str, int]:
-    """The parts of a budget that the body gives, by the names of `Budget`. Raises Refusal for two names of one part."""
+    """What the body gives of a budget, by the names of `Budget`. Raises APIError for two names of one part."""
     given = {} if body.budget is None else {"slots": body.budget}
     for old, new in FILE_KEYS.items():
         values = [value for name in (new, old) if (value := getattr(body, name)) is not None]
@@ -254,7 +254,7 @@ def _budget_fields(body: Asked) -> dict[str, int]:
     return given
 
 
-def _no_effort(why: str) -> Refusal:
+def _no_effort(why: str) -> APIError:
     return bad_request(
         f"reasoning_effort 'none': {why}, so the thought would come all the same: leave it out", "reasoning_effort"
     )

@@ -136,7 +136,7 @@ async def _serve(
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
     service = Service(engine, settings, on_failure=lambda: _stop(server))
-    for hint in budget_hints(service.reader.policies[service.reader.policy], settings.budget):
+    for hint in budget_hints(service.parser.policies[service.parser.policy], settings.budget):
         tell(hint)
     room = raise_descriptors(settings.limit_concurrency)
     if room < settings.limit_concurrency:
@@ -164,8 +164,8 @@ async def _serve(
     await serving
     service.stop()
     log("stopped")
-    if service.work.broken is not None:
-        raise LeanThinkError(f"the engine broke: {service.work.broken}") from service.work.broken
+    if service.dispatcher.broken is not None:
+        raise LeanThinkError(f"the engine broke: {service.dispatcher.broken}") from service.dispatcher.broken
 
 
 def _config(service: Service, connections: Connections) -> uvicorn.Config:
@@ -189,8 +189,8 @@ def _facts(service: Service, listening: socket.socket) -> dict[str, Any]:
     return {
         "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
         "model": service.settings.name,
-        "policy": service.reader.policy,
-        "sampling": service.reader.knobs,
+        "policy": service.parser.policy,
+        "sampling": service.parser.knobs,
         "rows": service.engine.cache.most_rows,
         "slots": service.engine.cache.arena.total,
     }
