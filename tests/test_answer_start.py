@@ -189,7 +189,7 @@ def test_labels_are_of_what_the_answer_from_there_on_reads(backend: LoadedModel,
         torch.testing.assert_close(labels_TC, slow_TC, rtol=1e-4, atol=1e-6)
 
 
-def test_a_file_of_labels_is_gone_on_with_only_from_the_same_start(backend: LoadedModel, tmp_path: Path) -> None:
+def test_a_file_of_labels_is_resumed_only_from_the_same_start(backend: LoadedModel, tmp_path: Path) -> None:
     path = tmp_path / "l.safetensors"
 
     def label(traces: list[Trace], answer_from: AnswerFrom | None) -> Any:

@@ -1,4 +1,4 @@
-"""Budget and select: hand-worked cases, and the fast select against its slow twin."""
+"""Budget and select: hand-worked cases, and the fast select against its reference implementation."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_rows_that_pin_different_counts_are_a_bug() -> None:
         select(torch.zeros(2, 2), torch.tensor([[1, 0], [1, 0]]), pinned, Budget(slots=1, recent_window=0))
 
 
-# --- select against its slow twin
+# --- select against its reference implementation
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Budget]
 
@@ -157,7 +157,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 @settings(max_examples=300, deadline=None)
 @given(case=cases())
-def test_select_equals_its_slow_twin(case: Case) -> None:
+def test_select_equals_its_reference_implementation(case: Case) -> None:
     scores, ages, pinned, budget = case
     fast = select(scores, ages, pinned, budget).flatten(0, -2).tolist()
     rows = zip(*(tensor.flatten(0, -2).tolist() for tensor in (scores, ages, pinned)), strict=True)
@@ -199,7 +199,7 @@ def test_select_is_the_same_on_cuda() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(case=cases())
-def test_keeping_in_order_equals_the_slow_twin_without_pinned_slots(case: Case) -> None:
+def test_keeping_in_order_equals_the_reference_implementation_without_pinned_slots(case: Case) -> None:
     scores, ages, _, budget = case
     ages, before = ages.sort(dim=-1, descending=True).values, scores.clone()
     fast = keep_in_order(scores, min(budget.slots, scores.shape[-1]), budget.recent_window).flatten(0, -2)

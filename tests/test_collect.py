@@ -151,7 +151,7 @@ def test_an_existing_file_is_refused_before_anything_is_generated(
         ({"model_name": "other"}, "asked for is 'other'"),
     ],
 )
-def test_a_file_of_other_settings_is_not_gone_on_with(
+def test_a_file_of_other_settings_is_not_resumed(
     change: dict[str, Any], message: str, model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "t.jsonl"

@@ -1,4 +1,4 @@
-"""`leanthink eval` as its users run it: killed and gone on with, refused, and what it reports."""
+"""`leanthink eval` as its users run it: killed and resumed, refused, and what it reports."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_policies_with_settings_are_policies_of_their_own(inside: Any, folder: P
     assert "snapkv:observation=4,kernel=5" in compared.out
 
 
-def test_a_run_of_before_is_gone_on_with(inside: Any, folder: Path, tmp_path: Path) -> None:
+def test_a_run_of_before_is_resumed(inside: Any, folder: Path, tmp_path: Path) -> None:
     """Header and names of cells are those of runs that were made when options had their old names."""
     old = [{4: 5}.get(word, word) for word in SMALL]  # a window of 5
     words = [*old, "--policies", "full,sinks", "--budgets", "8,12", "--max-answer-slots", 40, "--model", folder]

@@ -1,4 +1,4 @@
-"""What becomes of records: columns, votes, Pass@k, wall time and the row of numbers, by hand and against slow twins."""
+"""What becomes of records: columns, votes, Pass@k, wall time, the row of numbers; against reference implementations."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class ByLayer(Policy):
 
 
 class Watched(Engine):
-    """An engine that asks the slow twin before it evicts, and notes how many rows and layers were shown together."""
+    """Asks the reference implementation before it evicts, and notes how many rows and layers were shown together."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -56,7 +56,7 @@ HORIZONS = (3, 6, 12)
 
 @dataclass(frozen=True)
 class Peer:
-    """A policy, and how its slow twin ranks."""
+    """A policy, and how its reference implementation ranks."""
 
     policy: Policy
     rank: Callable[[Row], list[Key]]
@@ -101,7 +101,7 @@ def slow_run(model: Any, peer: Peer, prompt: list[int], seed: int, budget: Budge
 
 
 class Followed:
-    """An engine whose requests, by index, each have a slow twin, which is fed what the engine's layers compute."""
+    """An engine whose requests each have a reference implementation, which is fed what the engine's layers compute."""
 
     def __init__(self, engine: Engine, twins: dict[int, SlowRun], prompts: list[list[int]]) -> None:
         self.engine, self.cache, self.twins, self.prompts = engine, engine.cache, twins, prompts
@@ -171,7 +171,7 @@ class Followed:
 
 
 def follow(model: Any, peers: list[Peer], budgets: list[Budget], prompts: list[list[int]], tokens: int) -> list[int]:
-    """Evictions of each request, all in one engine; every step compared with the slow twins."""
+    """Evictions of each request, all in one engine; every step compared with the reference implementations."""
     engine = Engine(model, TOKENIZER, slots=400, rows=len(peers), prefill_tokens=5, ends=())
     twins = {}
     for index, (peer, budget, prompt) in enumerate(zip(peers, budgets, prompts, strict=True)):
@@ -189,14 +189,14 @@ def unpinned(peer: Peer) -> Peer:
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_a_peer_keeps_what_its_slow_twin_keeps_eviction_by_eviction(name: str) -> None:
+def test_a_peer_keeps_what_its_reference_implementation_keeps_eviction_by_eviction(name: str) -> None:
     budgets = [BUDGET, replace(BUDGET, eviction_interval=11), replace(BUDGET, slots=24, recent_window=0)]
     evictions = follow(endless(), [PEERS[name]] * 3, budgets, PROMPTS, 70)
     assert min(evictions) >= 4
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_a_peer_as_published_keeps_what_its_slow_twin_keeps_of_prompt_and_thought(name: str) -> None:
+def test_a_peer_as_published_keeps_what_its_reference_implementation_keeps_of_prompt_and_thought(name: str) -> None:
     budgets = [replace(BUDGET, slots=BUDGET.slots + len(prompt), recent_window=2) for prompt in PROMPTS]
     evictions = follow(endless(), [unpinned(PEERS[name])] * 3, budgets, PROMPTS, 60)
     assert min(evictions) >= 4
@@ -280,7 +280,7 @@ def test_an_oracle_has_the_labels_of_its_own_request() -> None:
         torch.testing.assert_close(oracle.labels_XTC[0], wanted.values_TC[:, 1:])
 
 
-def test_oracles_keep_what_their_slow_twins_keep_each_for_its_request() -> None:
+def test_oracles_keep_what_their_reference_implementations_keep_each_for_its_request() -> None:
     model = endless()
     made: list[Oracle] = oracles(model, recorded(model), HORIZONS)
     peers = [Peer(o, partial(oracle_slow, labels=o.labels_XTC[0].tolist(), horizons=HORIZONS)) for o in made]

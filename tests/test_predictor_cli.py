@@ -200,7 +200,7 @@ def test_more_samples_are_added_and_fitted_to_anew(folder: Path, inside: Any, wa
     assert (fewer["traces"], fewer["data"]["traces"]) == (4, 3)
 
 
-def test_overwrite_begins_anew_and_what_it_left_can_be_gone_on_with(
+def test_overwrite_begins_anew_and_what_it_left_can_be_resumed(
     folder: Path, inside: Any, watched: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "p.safetensors"
@@ -363,7 +363,7 @@ def test_problems_of_several_files_may_have_the_same_ids(folder: Path, inside: A
     assert {one.id for one in traces} == {"some/1", "some/2", "others/1", "others/2"}
 
 
-def test_traces_that_cannot_be_fitted_to_stay_and_are_gone_on_with(
+def test_traces_that_cannot_be_fitted_to_stay_and_are_resumed(
     folder: Path, inside: Any, watched: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "p"

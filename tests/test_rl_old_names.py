@@ -97,7 +97,7 @@ def test_settings_of_a_run_may_have_old_names(tmp_path: Path) -> None:
     assert {name: getattr(config, name) for name in PRESENT} == PRESENT
 
 
-def test_a_run_of_before_is_gone_on_with_under_present_names(tmp_path: Path) -> None:
+def test_a_run_of_before_is_resumed_under_present_names(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"settings": {"rule": "penalty", "decay": 0.9}, "birth": {}}')
     check_same({"length_reward_mode": "penalty", "ema_decay": 0.9}, tmp_path)
     check_same({"rule": "penalty", "decay": 0.9}, tmp_path)

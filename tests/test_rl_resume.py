@@ -1,4 +1,4 @@
-"""What a training run is gone on from: the same settings, and the last checkpoint that is whole."""
+"""What a training run is resumed from: the same settings, and the last checkpoint that is whole."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def begun(folder: Path, **more: Any) -> dict[str, Any]:
         ("lora", {}),
     ],
 )
-def test_a_run_is_not_gone_on_with_under_other_settings(name: str, value: Any, tmp_path: Path) -> None:
+def test_a_run_is_not_resumed_under_other_settings(name: str, value: Any, tmp_path: Path) -> None:
     settings = begun(tmp_path)
     with pytest.raises(UsageError, match=rf"other settings \({name}: .* there, .* asked for\)"):
         check_same({**settings, name: value}, tmp_path)

@@ -40,7 +40,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_twenty_steps_on_the_embedded_reasoner_can_be_gone_on_with(tmp_path: Path, inside: Any) -> None:
+def test_twenty_steps_on_the_embedded_reasoner_can_be_resumed(tmp_path: Path, inside: Any) -> None:
     out = tmp_path / "run"
     mixed_up = (
         "--tasks",
@@ -221,7 +221,7 @@ def test_a_budget_comes_from_flags_over_the_file(tmp_path: Path, inside: Any, ra
     assert settings["rollout_budget"] == {"slots": 8, "window": 4, "interval": 4, "answer": 1024}
 
 
-def test_a_run_of_before_is_gone_on_with_under_the_new_names(
+def test_a_run_of_before_is_resumed_under_the_new_names(
     tmp_path: Path, inside: Any, random_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("leanthink.utils.deprecated._told", set())

@@ -1,4 +1,4 @@
-"""The viewer as its users meet it, in headless Chromium: what it shows is held against a slow twin in Python."""
+"""The viewer as its users meet it, in headless Chromium: what it shows is held against a reference in Python."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def tokens_in_view(page: Any, pane: int = 0) -> dict[int, set[str]]:
     return {token: set(names.split()) for token, names in found}
 
 
-# -- slow twins ------------------------------------------------------------------------------------------------------
+# -- reference implementations --------------------------------------------------------------------------------------
 
 
 def held(trace: Trace, time: int) -> list[int]:

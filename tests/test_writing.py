@@ -179,7 +179,7 @@ def test_ctrl_c_leaves_a_line_that_is_whole_and_nothing_of_one_that_is_not(
 
 
 @pytest.mark.parametrize("name", ["collect", "label", "fit"])
-def test_where_there_is_no_room_it_is_said_and_gone_on_with_later(
+def test_where_there_is_no_room_it_is_said_and_resumed_later(
     name: str, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, write = writers(model, tmp_path)[name]

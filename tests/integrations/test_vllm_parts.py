@@ -91,7 +91,7 @@ def run(row: Row, states_TF: Tensor, cuts: list[int]) -> list[tuple[int, list[in
 
 @given(budget=budgets, prompt=st.integers(1, 9), thought=st.integers(0, 90), answer=st.integers(0, 20), data=st.data())
 @hypothesis_settings(max_examples=150, deadline=None)
-def test_a_row_holds_what_its_slow_twin_holds_however_its_tokens_are_cut(
+def test_a_row_holds_what_its_reference_implementation_holds_however_its_tokens_are_cut(
     budget: Budget, prompt: int, thought: int, answer: int, data: st.DataObject
 ) -> None:
     """That is what feeds a preempted request again, in pieces of any size, as it was fed in single tokens."""

@@ -1,4 +1,4 @@
-"""The slow twin of what policies per head are shown and keep: one layer of one row after the other."""
+"""The reference implementation of what policies per head are shown and keep: one layer of one row after the other."""
 
 from __future__ import annotations
 

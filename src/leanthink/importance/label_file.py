@@ -192,7 +192,7 @@ def label_traces(
     progress: Progress | None = None,
     backend: InferenceBackend | None = None,
 ) -> LabelCounts:
-    """Label traces into one file; a file of the same model and horizons is gone on with, trace by trace.
+    """Label traces into one file; a file of the same model and horizons is resumed, trace by trace.
 
     On a GPU traces of like length share a forward pass. The file is replaced in one step after every `save_every`
     traces, unless saving would take more than a tenth of the time, and at the end, however the end comes, so that

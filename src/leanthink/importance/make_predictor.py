@@ -143,7 +143,7 @@ def make_predictor(
     """Collect, label and fit; then simulate evictions on traces that the predictor was not fitted to.
 
     Traces and labels are written as they are finished, into the folder beside the predictor, and stay there. A call
-    that was stopped is gone on with by `resume`: what is done is not done again, but a fit is begun anew.
+    that was stopped is resumed by `resume`: what is done is not done again, but a fit is begun anew.
 
     Args:
         model: what the predictor is for, as for `leanthink.generate`.

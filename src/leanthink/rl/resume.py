@@ -1,4 +1,4 @@
-"""What a training run is gone on from: the same settings, and its last checkpoint that is whole."""
+"""What a training run is resumed from: the same settings, and its last checkpoint that is whole."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _shown(settings: Mapping[str, Any], name: str) -> str:
 
 
 def last_whole_checkpoint(out: Path) -> tuple[Path | None, list[str]]:
-    """The latest checkpoint that can be gone on from, and what is wrong with those after it."""
+    """The latest checkpoint that can be resumed from, and what is wrong with those after it."""
     wrong: list[str] = []
     folders = [folder for folder in out.glob("checkpoint-*") if folder.name.rpartition("-")[2].isdecimal()]
     for folder in sorted(folders, key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True):

@@ -1,4 +1,4 @@
-"""One training run from settings: model, data and trainer are made, the run is carried out or gone on with."""
+"""One training run from settings: model, data and trainer are made, the run is carried out or resumed."""
 
 from __future__ import annotations
 
