@@ -33,7 +33,7 @@ def test_it_names_base_data_recipe_and_numbers() -> None:
     assert "# mine\n\n`tiny`, trained" in text
     assert "9 problems: tasks `['sums']`, count `3`." in text
     assert "3 optimiser steps." in text
-    assert "| rule | `dual` |\n| seed | `0` |\n| lora | `{'r': 4}` |" in text
+    assert "| length_reward_mode | `dual` |\n| seed | `0` |\n| lora | `{'r': 4}` |" in text
     assert "| right, share of responses | 0.250 | 0.750 |\n| thought tokens | 800 | 400 |" in text
     assert "| right, share of held-out responses | 0.500 | 0.500 |" in text
     assert "thought tokens, held out" not in text, "it was not measured"
