@@ -1,6 +1,6 @@
 """The report of a comparison: one HTML file that loads nothing, and Markdown with the same tables.
 
-What comes from files passes `leanthink.utils.markup.escaped` on its way into the page.
+The pieces of the page escape what comes from files (`leanthink.utils.markup`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from leanthink.eval.compare import SIGNIFICANT, Comparison, Difference, Entry, FinishedRun
 from leanthink.eval.report_plots import Cost, Look, looks, on_front, pareto
@@ -22,7 +24,7 @@ from leanthink.eval.tables import (
     matrix,
     percent,
 )
-from leanthink.utils.markup import PAGE, STYLE, Markup, escaped, figures, run_name, section, table
+from leanthink.utils.markup import figures, heading, page, run_name, section, table, tagged
 
 REPORT, MARKDOWN = "report.html", "report.md"
 COSTS: tuple[Cost, ...] = ("peak slots", "KV × steps, GB")
@@ -38,11 +40,10 @@ def write_page(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison], p
     """Write the page, in place of an earlier one."""
     title = f"Evaluation {runs[0].name}" if len(runs) == 1 else f"Evaluations {', '.join(run.name for run in runs)}"
     style = looks(list(dict.fromkeys(name_of(entry, runs) for one in comparisons for entry in one.entries)))
-    names = "".join(_name(name, look) for name, look in style.items())
-    body = [Markup(f'<h1>{escaped(title)}</h1><div class="names">{names}</div>')]
+    body = [heading(title, names=[_name(name, look) for name, look in style.items()])]
     body += [_benchmark(at, one, runs, style) for at, one in enumerate(comparisons)]
     body += [section("How to read it", _note(comparisons) + " " + READING), _settings(runs)]
-    path.write_text(PAGE.format(title=escaped(title), style=STYLE, body="\n".join(body)), encoding="utf-8")
+    path.write_text(page(title, body), encoding="utf-8")
 
 
 READING = (
@@ -133,7 +134,7 @@ def _differences(one: Comparison) -> list[Markup]:
 
 def _html_difference(found: Difference) -> list[str]:
     cells = difference_row(found)
-    return [Markup(f"<b>{escaped(cell)}</b>") for cell in cells] if found.is_significant else cells
+    return [tagged("b", cell) for cell in cells] if found.is_significant else cells
 
 
 def difference_row(found: Difference) -> list[str]:
