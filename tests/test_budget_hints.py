@@ -88,6 +88,6 @@ def test_a_server_tells_it_of_its_own_budget_at_the_start(tmp_path: Path, folder
     small = ["--model", folder, "--policy", "sinks", "--budget", 8, "--recent-window", 8, "--kv-gib", 0.1]
     with serving(tmp_path / "log", *small) as server:
         (hint,) = [line for line in server.log.read_text().splitlines() if "nothing is left" in line]
-        assert hint.startswith("leanthink: window=8 fills the budget of 8 slots")
+        assert hint.startswith("leanthink: recent_window=8 fills the budget of 8 slots")
         (ready,) = [line for line in server.lines() if line["event"] == "ready"]
         assert (ready["policy"], ready["sampling"]) == ("sinks", {"temperature": 0.0})
