@@ -97,7 +97,7 @@ def _document(benchmark: str, runs: Sequence[tuple[str, FinishedRun]]) -> dict[s
             )
         records += [_record(name, cell) for cell in found if not _is_full(cell)]
         told[name or ("first" if run is first else run.folder.name)] = {
-            "births": run.births,
+            "births": run.provenances,
             "predictors": run.settings["predictors"],
             "full_differs": _differing(_full(found), full),
         }

@@ -59,7 +59,7 @@ def writers(model: Any, folder: Path) -> dict[str, tuple[Path, Callable[[], obje
     labelled = read_labels(folder / "before.safetensors")
     problems = [Problem(id="a", problem="?", answer="1")]
     collecting: dict[str, Any] = {"samples": 1, "sampling": Sampling(max_new_tokens=2), "resume": True}
-    run: dict[str, Any] = {"settings": {}, "benchmarks": {}, "birth": {}}
+    run: dict[str, Any] = {"settings": {}, "benchmarks": {}, "provenance": {}}
     return {
         "collect": (traces, lambda: collect(make_model(), make_tokenizer(), problems, traces, **collecting)),
         "label": (labels, lambda: label_traces(model, TRACES, labels, horizons=HORIZONS)),

@@ -84,7 +84,7 @@ class FinishedRun:
     folder: Path
     settings: dict[str, Any]
     benchmarks: dict[str, Any]
-    births: list[dict[str, str]]
+    provenances: list[dict[str, str]]
     results: tuple[AggregatedResults, ...]
 
 
@@ -119,7 +119,7 @@ def _read(folder: Path, name: str) -> FinishedRun:
             folder=folder,
             settings=found["settings"],
             benchmarks=found["benchmarks"],
-            births=found["births"],
+            provenances=found["births"],
             results=tuple(AggregatedResults.from_record(one) for one in found["cells"]),
         )
 

@@ -83,7 +83,7 @@ def _name(name: str, look: Look) -> Markup:
 
 def sources(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> list[str]:
     """How to read the tables, and where each run comes from."""
-    return [_note(comparisons), "", *(f"{run.name}: {_birth(run)}" for run in runs)]
+    return [_note(comparisons), "", *(f"{run.name}: {_provenance(run)}" for run in runs)]
 
 
 def _note(comparisons: Sequence[Comparison]) -> str:
@@ -145,19 +145,21 @@ def difference_row(found: Difference) -> list[str]:
 
 
 def _settings(runs: Sequence[FinishedRun]) -> Markup:
-    """All settings and birth certificates."""
+    """All settings and provenances."""
     parts = []
     for run in runs:
         facts: dict[str, Any] = {**run.settings}
-        for number, birth in enumerate(run.births, start=1):
-            facts |= {f"{name}, start {number}" if len(run.births) > 1 else name: v for name, v in birth.items()}
+        for number, provenance in enumerate(run.provenances, start=1):
+            facts |= {
+                f"{name}, start {number}" if len(run.provenances) > 1 else name: v for name, v in provenance.items()
+            }
         rows = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in facts.items()]
         parts.append(section(run.name, "", table(["setting", "value"], rows, words=True), folded=True))
     return section("Settings and birth certificates", "", *parts)
 
 
-def _birth(run: FinishedRun) -> str:
-    last = run.births[-1]
-    times = f", {len(run.births)} starts" if len(run.births) > 1 else ""
+def _provenance(run: FinishedRun) -> str:
+    last = run.provenances[-1]
+    times = f", {len(run.provenances)} starts" if len(run.provenances) > 1 else ""
     versions = ", ".join(f"{name} {last[name]}" for name in ("torch", "transformers", "python"))
     return f"`{last['command']}`, {last['date']}, commit {last['commit']}, {last['hardware']}, {versions}{times}."

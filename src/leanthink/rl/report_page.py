@@ -296,8 +296,8 @@ def _metrics_section(reports: Sequence[RunReport]) -> Markup:
 
 
 def _settings_section(runs: Sequence[RecordedRun]) -> Markup:
-    """Settings and birth certificates: first what differs, then what all runs have in common."""
-    about = [{"folder": str(run.folder), **run.birth, **run.settings} for run in runs]
+    """Settings and provenance: first what differs, then what all runs have in common."""
+    about = [{"folder": str(run.folder), **run.provenance, **run.settings} for run in runs]
     names = list(dict.fromkeys(name for one in about for name in one))
     texts = {name: [_setting(one.get(name)) for one in about] for name in names}
     common = {name: found for name, found in texts.items() if len(set(found)) == 1}

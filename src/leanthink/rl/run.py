@@ -46,7 +46,7 @@ def train(
 ) -> dict[str, Any] | None:
     """Train and return what came out.
 
-    Writes into the folder `out`: `run.json` (settings and birth certificate), `log.jsonl` and `rollouts.jsonl` (see
+    Writes into the folder `out`: `run.json` (settings and provenance), `log.jsonl` and `rollouts.jsonl` (see
     `leanthink.rl.run_log`), TRL's `checkpoint-N` and, at the end, `final`: the model, adapters merged, tokenizer and
     model card.
 

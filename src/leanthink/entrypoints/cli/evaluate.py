@@ -144,8 +144,8 @@ def command(
             **_settings(backend, slots),
         }
         settings |= chat.given | ({} if prompt.think_tags is None else {"think_tags": list(prompt.think_tags)})
-        birth = certificate(command=" ".join(["leanthink", *sys.argv[1:]]), hardware=backend.model_info.hardware)
-        folder = stack.enter_context(RunFolder(out, settings, about, birth, overwrite=overwrite))
+        provenance = certificate(command=" ".join(["leanthink", *sys.argv[1:]]), hardware=backend.model_info.hardware)
+        folder = stack.enter_context(RunFolder(out, settings, about, provenance, overwrite=overwrite))
         setup = Setup(
             backend=backend,
             benchmarks=chosen,
