@@ -10,7 +10,7 @@ import pytest
 
 from leanthink.eval.records import RECORDS, RESULT, RUN, RunFolder
 from leanthink.utils.errors import DamagedFile, UsageError
-from test_eval_outcomes import record
+from test_eval_aggregated_results import record
 
 SETTINGS = {"model": "tiny", "budgets": (64, 128)}
 BENCHMARKS = {"b": {"digest": "1"}}
