@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AttentionInterface, AutoModelForCausalLM, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from leanthink.policies.budget import keep
+from leanthink.policies.budget import top_k
 from leanthink.policies.h2o import H2O
 from leanthink.policies.keydiff import KeyDiff
 from leanthink.policies.observed import observed_attention
@@ -172,7 +172,7 @@ def compare(case: Case, architecture: str, tokens: int, ratio: float, seed: int)
     theirs = kept_by_press(model, ids, case.press(ratio), layers)
     for slots, heads in zip(layers, theirs, strict=True):
         scores = case.policy.score(slots) if case.score is None else case.score(slots)
-        ours = keep(scores, slots.ages, torch.zeros_like(slots.ages, dtype=torch.bool), len(heads[0]), case.window)
+        ours = top_k(scores, slots.ages, torch.zeros_like(slots.ages, dtype=torch.bool), len(heads[0]), case.window)
         for mine, other in zip(ours[0].tolist(), heads, strict=True):
             shares.append(len(set(mine) & other) / len(other))
     return shares

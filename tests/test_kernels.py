@@ -21,7 +21,7 @@ from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import decode_attention, splits_for
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
 from leanthink.engine.kernels.place import place
-from leanthink.policies.budget import keep_in_order
+from leanthink.policies.budget import top_k_oldest_first
 from leanthink.policies.select_kernel import MOST_SLOTS
 from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow
 
@@ -175,7 +175,7 @@ def test_select_on_a_gpu_keeps_what_the_cpu_keeps(slots: int) -> None:
     for levels in (3, 10**6):
         scores = torch.randint(-levels, levels, (2, 256 if slots < 10_000 else 3, slots), device="cuda") / 8
         count, window = max(1, slots - 128), min(16, max(1, slots - 128))
-        assert torch.equal(keep_in_order(scores, count, window).cpu(), keep_in_order(scores.cpu(), count, window))
+        assert torch.equal(top_k_oldest_first(scores, count, window).cpu(), top_k_oldest_first(scores.cpu(), count, window))
 
 
 @pytest.mark.gpu

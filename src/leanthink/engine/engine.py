@@ -36,7 +36,7 @@ from leanthink.engine.slot_allocator import Region
 from leanthink.models.loading import check_model, end_ids, kv_shape
 from leanthink.models.prompt import PLAIN, ChatOptions, Prompt
 from leanthink.policies import Policy
-from leanthink.policies.budget import Budget, keep_in_order
+from leanthink.policies.budget import Budget, select
 from leanthink.utils.errors import RequestFailed, UsageError
 
 PREFILL_TOKENS = 2048
@@ -539,8 +539,8 @@ class Engine:
         slots = cache.show(rows_R, count, self.sampler.seeds[rows_R], request.policy, first=column, layers=layers)
         scores = request.policy.score(slots)
         self.device_step.note_scores(rows_R, scores)
-        # Pinned slots and the answer are not among those shown.
-        kept = keep_in_order(scores, min(request.budget.slots, count), request.budget.window)
+        # Pinned slots and the answer are not among those shown, which lie oldest first.
+        kept = select(scores, ages=None, pinned=None, budget=request.budget)
         self.recorder.note(rows, request.policy, slots, kept)
         return kept if layers is None else kept.reshape(len(rows), -1, kept.shape[-1])
 

@@ -86,7 +86,7 @@ def make_request(
         )
     if policy.name != "full" and budget is None:
         raise UsageError(f"policy {policy.name!r} needs a budget: give budget=Budget(slots=...), or policy='full'")
-    if not policy.pins_prompt and budget is not None and tokens > budget.slots + budget.interval:
+    if not policy.pins_prompt and budget is not None and tokens > budget.max_thought_slots:
         raise UsageError(
             f"prompt {index} has {tokens} tokens, policy {policy.name!r} does not pin it, and the budget has room for "
             f"{budget.slots} + {budget.interval}: give slots={tokens - budget.interval} or more, or pins_prompt=True"

@@ -78,7 +78,7 @@ def expect(
         return None
     most_tokens = isqrt(MASK_BYTES.get(model.device.type, MASK_BYTES["cuda"]) // predictor.num_sets)
     cut = [_cut(Thought.of(trace), most_tokens) for trace in held_out if trace.thought_tokens]
-    long = [thought for thought in cut if thought.thought_end - thought.prompt_tokens > budget.slots + budget.interval]
+    long = [thought for thought in cut if thought.thought_end - thought.prompt_tokens > budget.max_thought_slots]
     if not long:
         return None
     chosen = long[:: -(-len(long) // MOST_TRACES)]  # of all problems, where several files lie behind one another

@@ -8,7 +8,7 @@ from typing import Any, cast
 from leanthink.policies import Policy
 from leanthink.policies.budget import Budget
 
-MOST_RATIO = 4.0  # mean thought by budget + interval; beyond it answers were measured to go wrong (docs/policies.md)
+MAX_RATIO = 4.0  # mean thought by budget + interval; beyond it answers were measured to go wrong (docs/policies.md)
 
 
 def budget_hints(policy: Policy, budget: Budget | None) -> list[str]:
@@ -22,12 +22,12 @@ def budget_hints(policy: Policy, budget: Budget | None) -> list[str]:
             f"{policy.name!r} to rank, and only the youngest tokens stay; give a larger budget or a smaller window"
         )
     thought = thought_tokens_of(policy)
-    held = budget.slots + budget.interval
-    if thought is not None and thought > MOST_RATIO * held:
-        least = math.ceil(thought / MOST_RATIO) - budget.interval
+    held = budget.max_thought_slots
+    if thought is not None and thought > MAX_RATIO * held:
+        least = math.ceil(thought / MAX_RATIO) - budget.interval
         hints.append(
             f"budget {budget.slots} and interval {budget.interval} hold {thought / held:.3g} times less than this "
-            f"model's mean thought, {thought:.0f} tokens when its predictor was fitted; above {MOST_RATIO:.0f} times "
+            f"model's mean thought, {thought:.0f} tokens when its predictor was fitted; above {MAX_RATIO:.0f} times "
             f"answers go wrong: give a budget of {least} or more"
         )
     return hints

@@ -40,7 +40,7 @@ def _select(scores, kept, S, K, window, BLOCK: tl.constexpr):  # type: ignore[no
 
 
 def select_in_order(scores_MS: Tensor, num_kept: int, window: int) -> Tensor:
-    """`leanthink.policies.budget.keep_in_order` on a GPU, [M, K] int64, for scores of at most 32 bits."""
+    """`leanthink.policies.budget.top_k_oldest_first` on a GPU, [M, K] int64, for scores of at most 32 bits."""
     M, S = scores_MS.shape
     assert 0 < num_kept <= S <= MOST_SLOTS
     kept_MK = torch.empty(M, num_kept, dtype=torch.int64, device=scores_MS.device)

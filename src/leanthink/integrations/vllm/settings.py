@@ -70,9 +70,9 @@ class Settings:
     def check(self, budget: Budget) -> None:
         """Raise UsageError for a budget that this server does not give."""
         most = self.max_thought_slots
-        if budget.slots + budget.interval > most:
+        if budget.max_thought_slots > most:
             raise UsageError(
-                f"budget={budget.slots} and interval={budget.interval} are {budget.slots + budget.interval} slots, and "
+                f"budget={budget.slots} and interval={budget.interval} are {budget.max_thought_slots} slots, and "
                 f"at most {most} are allowed here: ask for less, or raise max_thought_slots in {VARIABLE}"
             )
         if budget.answer < LEAST_ANSWER:
