@@ -61,8 +61,8 @@ class Case:
 
 def per_query(slots: Slots) -> Tensor:
     """The attention that a slot got, divided by the number of queries that could pay it any."""
-    assert slots.attended is not None
-    return slots.attended / (slots.ages + 1)
+    assert slots.accumulated_attention is not None
+    return slots.accumulated_attention / (slots.ages + 1)
 
 
 CASES = {
@@ -145,7 +145,7 @@ def layers_of(model: Any, ids: Tensor) -> list[Slots]:
             queries=query.unflatten(1, (key.shape[1], -1)),
             scaling=key.shape[-1] ** -0.5,
         )
-        shown.append(replace(slots, attended=observed_attention(slots, tokens).sum(dim=(2, 3))))
+        shown.append(replace(slots, accumulated_attention=observed_attention(slots, tokens).sum(dim=(2, 3))))
     return shown
 
 

@@ -53,7 +53,7 @@ def damage(model: Any, thought: Thought, policies: Sequence[Policy], budget: Bud
     Args:
         model: in evaluation mode, on the device to compute on.
         thought: recorded with the full cache.
-        policies: those that rank by ages, positions, seeds and stamps, with the prompt pinned.
+        policies: those that rank by ages, positions, seeds and token scores, with the prompt pinned.
         budget: of the request.
 
     Raises:
@@ -64,7 +64,7 @@ def damage(model: Any, thought: Thought, policies: Sequence[Policy], budget: Bud
         if policy.name == "full" or policy.per_head or policy.texts or not policy.pins_prompt:
             raise UsageError(
                 f"policy {policy.name!r} cannot be simulated: give one that ranks by ages, positions, seeds and "
-                "stamps, with the prompt pinned"
+                "token scores, with the prompt pinned"
             )
     ids_1N = torch.tensor([thought.token_ids[: thought.thought_end]], device=model.device)
     with middle_outputs(model) as middle, for_any_length():
@@ -98,11 +98,11 @@ def visible(model: Any, thought: Thought, policy: Policy, budget: Budget, states
     """
     prompt, N, device = thought.prompt_tokens, thought.thought_end, model.device
     X, T = policy.num_sets, N - prompt
-    stamps_TXC = _stamps(policy, states_TF)
+    token_scores_TXC = _token_scores(policy, states_TF)
     seen_XNN = torch.ones(N, N, dtype=torch.bool, device=device).tril_().repeat(X, 1, 1)
     held_XS = torch.arange(budget.max_thought_slots, device=device).repeat(X, 1)  # thought tokens
     for written in range(budget.max_thought_slots, T, budget.interval):
-        shown = _shown(thought, policy, held_XS, written, stamps_TXC)
+        shown = _shown(thought, policy, held_XS, written, token_scores_TXC)
         scores_XS = policy.score(shown).view(X, -1).float()
         kept_XK = select(scores_XS, None, None, budget)
         stays_XT = torch.zeros(X, written, dtype=torch.bool, device=device).scatter_(
@@ -114,11 +114,13 @@ def visible(model: Any, thought: Thought, policy: Policy, budget: Budget, states
     return seen_XNN
 
 
-def _shown(thought: Thought, policy: Policy, held_XS: Tensor, written: int, stamps_TXC: Tensor | None) -> Slots:
+def _shown(thought: Thought, policy: Policy, held_XS: Tensor, written: int, token_scores_TXC: Tensor | None) -> Slots:
     """What the policy is shown once so many thought tokens are written."""
     X, device = policy.num_sets, held_XS.device
     ages_XS = written - 1 - held_XS
-    stamps_XSC = None if stamps_TXC is None else stamps_TXC[held_XS, torch.arange(X, device=device)[:, None]]
+    token_scores_XSC = (
+        None if token_scores_TXC is None else token_scores_TXC[held_XS, torch.arange(X, device=device)[:, None]]
+    )
     shape = (1, X) if X > 1 else (1,)
     return Slots(
         ages=ages_XS.view(*shape, -1),
@@ -126,17 +128,17 @@ def _shown(thought: Thought, policy: Policy, held_XS: Tensor, written: int, stam
         next_position=torch.tensor([thought.prompt_tokens + written], device=device),
         prompt_tokens=torch.tensor([thought.prompt_tokens], device=device),
         seeds=torch.zeros(1, dtype=torch.int64, device=device),
-        stamps=None if stamps_XSC is None else stamps_XSC.view(*shape, *stamps_XSC.shape[1:]),
+        token_scores=None if token_scores_XSC is None else token_scores_XSC.view(*shape, *token_scores_XSC.shape[1:]),
     )
 
 
-def _stamps(policy: Policy, states_TF: Tensor) -> Tensor | None:
-    """What the policy stamps on each thought token, [T, X, C]."""
-    if not policy.channels:
+def _token_scores(policy: Policy, states_TF: Tensor) -> Tensor | None:
+    """The policy's scores of each thought token, [T, X, C]."""
+    if not policy.score_dims:
         return None
     at_TW = torch.arange(len(states_TF))[:, None] + torch.tensor(policy.offsets)
-    stamps_TY = policy.stamp(states_TF[at_TW.clamp(max=len(states_TF) - 1).to(states_TF.device)])
-    return stamps_TY.view(len(states_TF), policy.num_sets, policy.channels)
+    token_scores_TY = policy.score_tokens(states_TF[at_TW.clamp(max=len(states_TF) - 1).to(states_TF.device)])
+    return token_scores_TY.view(len(states_TF), policy.num_sets, policy.score_dims)
 
 
 def _log_probs(model: Any, hidden_NM: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class Expected:
     """How far evictions move the next-token distribution from the full cache's on held-out thoughts, by policy.
 
     Attributes:
-        ratio: mean thought by slots + interval.
+        ratio: mean thought by most thought slots held, those of the budget and the interval.
         budget: what is held.
         traces: how many thoughts.
         tokens: how many of their tokens come after an eviction; means are over these.

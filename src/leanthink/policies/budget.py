@@ -88,7 +88,7 @@ def select(scores: Tensor, ages: Tensor | None, pinned: Tensor | None, budget: B
     assert scores.is_floating_point(), scores.dtype
     num_slots = scores.shape[-1]
     if ages is None or pinned is None:
-        assert ages is None and pinned is None, "ages and pinned come together"
+        assert ages is pinned, "both are None, or none is"
         return top_k_oldest_first(scores, min(budget.slots, num_slots), budget.window)
     assert scores.shape == ages.shape == pinned.shape, f"{scores.shape}, {ages.shape}, {pinned.shape}"
     num_pinned = _checked_pinned(scores, pinned)
@@ -116,9 +116,9 @@ def top_k_oldest_first(scores: Tensor, num_kept: int, window: int) -> Tensor:
     """
     num_slots = scores.shape[-1]
     if scores.is_cuda and scores.dtype != torch.float64:
-        from leanthink.policies.select_kernel import MOST_SLOTS, select_in_order
+        from leanthink.policies.select_kernel import MAX_SLOTS, select_in_order
 
-        if num_slots <= MOST_SLOTS:
+        if num_slots <= MAX_SLOTS:
             return select_in_order(scores.flatten(0, -2), num_kept, window).view(*scores.shape[:-1], num_kept)
     ranked = scores.clone()
     ranked[..., max(0, num_slots - window) :] = torch.inf

@@ -168,13 +168,14 @@ async def _serve(
         loop.add_signal_handler(number, on_signal)
     host, port = listening.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    stats = engine.stats()
     facts: dict[str, Any] = {
         "url": url,
         "model": settings.name,
         "policy": service.reader.policy,
         "sampling": service.reader.knobs,
-        "rows": engine.cache.most_rows,
-        "slots": engine.cache.arena.total,
+        "rows": stats.max_rows,
+        "slots": stats.slots_total,
     }
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started and not serving.done():
