@@ -155,7 +155,17 @@ async def _serve(
     loop.set_exception_handler(connections.on_error)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    facts = _facts(service, listening)
+    host, port = listening.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    stats = engine.stats()
+    facts: dict[str, Any] = {
+        "url": url,
+        "model": settings.name,
+        "policy": service.reader.policy,
+        "sampling": service.reader.knobs,
+        "rows": stats.max_rows,
+        "slots": stats.slots_total,
+    }
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
