@@ -21,7 +21,7 @@ from models import RandomPredictor, make_model, make_tokenizer
 from policy_slots import make, slots_for
 
 ROOT = Path(__file__).parents[1]
-BUDGET = Budget(slots=8, window=2, interval=4, answer=8)
+BUDGET = Budget(slots=8, recent_window=2, eviction_interval=4, max_answer_slots=8)
 
 
 @pytest.fixture(autouse=True)

@@ -85,7 +85,9 @@ class RunningBatch:
         self.max_thought_slots[rows] = torch.tensor(
             [budget.max_thought_slots if budget else NEVER for budget in budgets]
         )
-        self.max_answer_tokens[rows] = torch.tensor([budget.answer if budget else NEVER for budget in budgets])
+        self.max_answer_tokens[rows] = torch.tensor(
+            [budget.max_answer_slots if budget else NEVER for budget in budgets]
+        )
         self.policy[rows] = torch.tensor([self._index_of(request.policy) for request in requests])
         for request in requests:
             if request.sampling.logprobs is not None:

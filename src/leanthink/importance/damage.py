@@ -101,7 +101,7 @@ def visible(model: Any, thought: Thought, policy: Policy, budget: Budget, states
     token_scores_TXC = _token_scores(policy, states_TF)
     seen_XNN = torch.ones(N, N, dtype=torch.bool, device=device).tril_().repeat(X, 1, 1)
     held_XS = torch.arange(budget.max_thought_slots, device=device).repeat(X, 1)  # thought tokens
-    for written in range(budget.max_thought_slots, T, budget.interval):
+    for written in range(budget.max_thought_slots, T, budget.eviction_interval):
         shown = _shown(thought, policy, held_XS, written, token_scores_TXC)
         scores_XS = policy.score(shown).view(X, -1).float()
         kept_XK = select(scores_XS, None, None, budget)

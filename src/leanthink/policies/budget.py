@@ -51,11 +51,11 @@ class Budget:
     max_answer_slots: int = 1024
 
     def __post_init__(self) -> None:
-        for field, minimum in (("slots", 1), ("window", 0), ("interval", 1), ("answer", 1)):
+        for field, minimum in (("slots", 1), ("recent_window", 0), ("eviction_interval", 1), ("max_answer_slots", 1)):
             given = getattr(self, field)
             if isinstance(given, bool) or not isinstance(given, int) or given < minimum:
                 raise UsageError(f"Budget: {field} must be an integer of at least {minimum}, got {given!r}")
-        if self.window > self.slots:
+        if self.recent_window > self.slots:
             raise UsageError(
                 f"Budget: recent_window={self.recent_window} is larger than slots={self.slots}, and the window always "
                 f"stays: give slots={self.recent_window} or more, or recent_window={self.slots} or less"
@@ -64,7 +64,17 @@ class Budget:
     @property
     def max_thought_slots(self) -> int:
         """Most thought slots that a request holds: at so many an eviction is due."""
-        return self.slots + self.interval
+        return self.slots + self.eviction_interval
+
+    @property
+    def record(self) -> dict[str, int]:
+        """Its fields for JSON, under the keys that files have."""
+        return file_keys(asdict(self))
+
+    @staticmethod
+    def from_record(record: Mapping[str, int]) -> Budget:
+        """The budget of `record`."""
+        return Budget(**{FILE_KEYS.get(key, key): value for key, value in record.items()})
 
     def is_due(self, thought_slots: int) -> bool:
         """Whether a request that thinks and holds this many thought slots must evict now."""
@@ -79,7 +89,7 @@ class Budget:
             thinks: False: its prompt has closed the thought, and all that it writes is answer.
             answers: False: nothing can close the thought, and all that it writes is thought.
         """
-        written = self.max_thought_slots * thinks + self.answer * answers
+        written = self.max_thought_slots * thinks + self.max_answer_slots * answers
         return prompt_tokens + min(written, max_new_tokens)
 
 
@@ -105,10 +115,10 @@ def select(scores: Tensor, ages: Tensor | None, pinned: Tensor | None, budget: B
     num_slots = scores.shape[-1]
     if ages is None or pinned is None:
         assert ages is pinned, "both are None, or none is"
-        return top_k_oldest_first(scores, min(budget.slots, num_slots), budget.window)
+        return top_k_oldest_first(scores, min(budget.slots, num_slots), budget.recent_window)
     assert scores.shape == ages.shape == pinned.shape, f"{scores.shape}, {ages.shape}, {pinned.shape}"
     num_pinned = _checked_pinned(scores, pinned)
-    return top_k(scores, ages, pinned, num_pinned + min(budget.slots, num_slots - num_pinned), budget.window)
+    return top_k(scores, ages, pinned, num_pinned + min(budget.slots, num_slots - num_pinned), budget.recent_window)
 
 
 def top_k(scores: Tensor, ages: Tensor, pinned: Tensor, num_kept: int, window: int) -> Tensor:

@@ -25,11 +25,11 @@ def budget_hints(policy: Policy, budget: Budget | None) -> list[str]:
     thought = thought_tokens_of(policy)
     held = budget.max_thought_slots
     if thought is not None and thought > MAX_RATIO * held:
-        least = math.ceil(thought / MAX_RATIO) - budget.interval
+        least = math.ceil(thought / MAX_RATIO) - budget.eviction_interval
         hints.append(
-            f"budget {budget.slots} and interval {budget.interval} hold {thought / held:.3g} times less than this "
-            f"model's mean thought, {thought:.0f} tokens when its predictor was fitted; above {MAX_RATIO:.0f} times "
-            f"answers go wrong: give a budget of {least} or more"
+            f"budget {budget.slots} and eviction interval {budget.eviction_interval} hold {thought / held:.3g} times "
+            f"less than this model's mean thought, {thought:.0f} tokens when its predictor was fitted; above "
+            f"{MAX_RATIO:.0f} times answers go wrong: give a budget of {least} or more"
         )
     return hints
 

@@ -155,17 +155,7 @@ async def _serve(
     loop.set_exception_handler(connections.on_error)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    host, port = listening.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    stats = engine.stats()
-    facts: dict[str, Any] = {
-        "url": url,
-        "model": settings.name,
-        "policy": service.reader.policy,
-        "sampling": service.reader.knobs,
-        "rows": stats.max_rows,
-        "slots": stats.slots_total,
-    }
+    facts = _facts(service, listening)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
@@ -196,13 +186,14 @@ def _config(service: Service, connections: Connections) -> uvicorn.Config:
 def _facts(service: Service, listening: socket.socket) -> dict[str, Any]:
     """What whoever started the server is told when it is ready."""
     host, port = listening.getsockname()[:2]
+    stats = service.engine.stats()
     return {
         "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
         "model": service.settings.name,
         "policy": service.reader.policy,
         "sampling": service.reader.knobs,
-        "rows": service.engine.cache.most_rows,
-        "slots": service.engine.cache.arena.total,
+        "rows": stats.max_rows,
+        "slots": stats.slots_total,
     }
 
 

@@ -74,8 +74,9 @@ class Settings:
         most = self.max_thought_slots
         if budget.max_thought_slots > most:
             raise UsageError(
-                f"budget={budget.slots} and interval={budget.interval} are {budget.max_thought_slots} slots, and "
-                f"at most {most} are allowed here: ask for less, or raise max_thought_slots in {VARIABLE}"
+                f"budget={budget.slots} and eviction_interval={budget.eviction_interval} are "
+                f"{budget.max_thought_slots} slots, and at most {most} are allowed here: ask for less, or raise "
+                f"max_thought_slots in {VARIABLE}"
             )
         if budget.max_answer_slots < LEAST_ANSWER:
             raise UsageError(f"max_answer_slots={budget.max_answer_slots}: must be {LEAST_ANSWER} or more in vLLM")
