@@ -229,8 +229,9 @@ def test_memory_is_reserved_for_the_bound_and_not_for_max_new_tokens() -> None:
             model, TOKENIZER, PROMPTS[0], policy=policy, budget=budget, sampling=Sampling(max_new_tokens=tokens)
         )
         next(steps)
-        reserved.append(steps.gi_frame.f_locals["self"].cache.reserved_bytes)  # type: ignore[attr-defined]
-        assert reserved[-1] == (5 + 16 + 8 + 32) * kv_shape(model.config).bytes_per_slot(torch.float32)
+        stats = steps.gi_frame.f_locals["self"].stats()  # type: ignore[attr-defined]
+        reserved.append(stats.slots_reserved)
+        assert reserved[-1] == stats.slots_total == 5 + 16 + 8 + 32
     assert reserved[0] == reserved[1]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import CodeType, ModuleType
 from typing import Any
+
+from leanthink.utils.deprecated import warn_renamed
 
 NOW = {
     "leanthink.budget_hints": "leanthink.policies.budget_hints",
@@ -56,9 +57,7 @@ class _Moved:
 
 
 def _tell(old: str) -> None:
-    from leanthink.utils.errors import LeanThinkWarning
-
-    warnings.warn(f"{old} is called {NOW[old]} now: use that name", LeanThinkWarning, stacklevel=3)
+    warn_renamed(old, NOW[old], stacklevel=3)
 
 
 def install() -> None:
