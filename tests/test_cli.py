@@ -35,6 +35,8 @@ FLAGS = {
     + "--temperature --top-p --top-k --min-p --max-new-tokens --max-rows --correct-only --all --target --horizons "
     "--granularity --answer-from --width --steps --batch --tokens-per-trace --seed --resume --overwrite --device "
     "--dtype --json",
+    "plan": "--gpu-gib --model --concurrent --prompt --max-model-len --budgets --eviction-interval --max-answer-slots "
+    "--dtype --json",
     "collect": "--out --model --tasks --levels --count --split --problems --limit --samples --instruction"
     + CHAT
     + "--temperature --top-p --top-k --min-p --max-new-tokens --seed --policy --budget --window --interval --answer "
@@ -73,6 +75,7 @@ MODULES = (
     cli,
     cli.generate,
     cli.serve,
+    cli.plan,
     cli.predictor,
     cli.collect,
     cli.label,
