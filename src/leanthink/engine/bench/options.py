@@ -10,7 +10,8 @@ from typing import Any
 from leanthink.engine.bench.shapes import SHAPES
 from leanthink.utils.errors import UsageError, unknown
 
-PARTS = ("floor", "decode", "breakdown", "eviction", "sets", "throughput", "stock", "latency", "memory", "cpu")
+PARTS = ("roofline", "decode", "breakdown", "eviction", "sets", "throughput", "hf-baseline", "latency", "memory", "cpu")
+OLD_PARTS = {"floor": "roofline", "stock": "hf-baseline"}  # as they were called once, and are in older results
 FLAGS = {
     "shape": f"Random weights of a known shape: {', '.join(SHAPES)}; or the embedded reasoner: tiny.",
     "model": "Instead of a shape: a folder, a .gguf file or a hub id.",
@@ -152,9 +153,8 @@ def options_from(flags: Mapping[str, str | None]) -> Options:
         if name != "budgets" and len(numbers) != 1:
             raise UsageError(f"--{name} {text!r}: give one number")
         chosen[name] = numbers if name == "budgets" else numbers[0]
-    return Options(
-        shape=shape, model=model, device=device, parts=PARTS if parts is None else tuple(parts.split(",")), **chosen
-    )
+    names = PARTS if parts is None else tuple(OLD_PARTS.get(part, part) for part in parts.split(","))
+    return Options(shape=shape, model=model, device=device, parts=names, **chosen)
 
 
 def _numbers(name: str, text: str, kind: type = int) -> tuple[Any, ...]:
