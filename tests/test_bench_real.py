@@ -15,7 +15,7 @@ from leanthink.entrypoints import cli
 
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
-import gpu_tests  # noqa: E402
+import junit_results  # noqa: E402
 import one_a_line  # noqa: E402
 import real_problems  # noqa: E402
 import real_results  # noqa: E402
@@ -159,12 +159,30 @@ def test_long_lists_have_an_entry_a_line_and_six_digits(tmp_path: Path) -> None:
     assert json.loads(text) == {"a": 0.333333, "b": {"c": [True]}, "rows": [{"x": [0.142857, 2, None]}, {"y": "z"}]}
 
 
-def test_outcomes_of_tests_are_told_by_file() -> None:
-    seen = [("a.py::x", "passed", 1.5), ("b.py::y", "failed", 2.0), ("a.py::z[b.py::c]", "passed", 0.1)]
-    rows = [{"test": test, "outcome": outcome, "seconds": seconds} for test, outcome, seconds in seen]
-    assert gpu_tests.by_file(rows) == [
-        {"file": "a.py", "passed": {"x": 1.5, "z[b.py::c]": 0.1}, "others": {}},
-        {"file": "b.py", "passed": {}, "others": {"y": "failed"}},
+REPORT = """<?xml version="1.0" encoding="utf-8"?>
+<testsuites><testsuite name="pytest" errors="1" failures="1" skipped="1" tests="5" time="9">
+<testcase classname="tests.test_a" name="test_x" time="1.504" />
+<testcase classname="tests.integrations.test_b" name="test_y" time="2.0"><failure message="m">t</failure></testcase>
+<testcase classname="tests.test_a" name="test_z[b.py::c]" time="0.1"><system-out>said</system-out></testcase>
+<testcase classname="tests.test_a" name="test_s" time="0.0"><skipped message="m">t</skipped></testcase>
+<testcase classname="tests.test_a" name="test_e" time="0.0"><error message="m">t</error></testcase>
+</testsuite></testsuites>
+"""
+
+
+def test_a_junit_report_becomes_a_result_with_its_provenance(tmp_path: Path) -> None:
+    (tmp_path / "gpu.xml").write_text(REPORT)
+    junit_results.main([str(tmp_path / "gpu.xml"), "--device", "cpu", "--out", str(tmp_path / "gpu.json")])
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["birth"].keys() >= {"command", "commit", "hardware", "torch"}
+    assert (found["passed"], found["not_passed"]) == (2, 3)
+    assert found["tests"] == [
+        {
+            "file": "tests/test_a.py",
+            "passed": {"test_x": 1.5, "test_z[b.py::c]": 0.1},
+            "others": {"test_s": "skipped", "test_e": "error"},
+        },
+        {"file": "tests/integrations/test_b.py", "passed": {}, "others": {"test_y": "failure"}},
     ]
 
 
