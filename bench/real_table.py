@@ -99,10 +99,9 @@ def short_table(found: Sequence[Results]) -> str:
     leading = _leading(found)
     lines = _table(found, [FULL, OURS, *(name for name in _policies(found) if name in leading)])
     told = (
-        f"Right answers in %, greedy. {BELOW} ({ABOVE}): below (above) the full cache beyond the paired 95 % interval. "
-        "Of the other policies those that are the best of them in some column; "
-        "[all, with intervals](docs/measurements.md#on-a-real-model). "
-        f"{_origin(found)}, [results](bench/results/real), [recipe](bench/real/README.md)."
+        f"Right answers in %, greedy; {BELOW} ({ABOVE}): below (above) the full cache beyond the paired 95 % interval. "
+        "[All policies, with intervals](docs/measurements.md#on-a-real-model). "
+        f"{_origin(found)}, [recipe](bench/real/README.md)."
     )
     return "\n".join([*lines, "", *wrapped(told, NARROW)]) + "\n"
 
@@ -163,7 +162,7 @@ def _mark(one: Results, policy: str, slots: int) -> str:
     ahead = None if policy == FULL else one.above(policy, FULL, slots)
     if ahead is None or ahead.low is None or ahead.high is None:
         return ""
-    return f" {ABOVE}" if ahead.low > 0 else f" {BELOW}" if ahead.high < 0 else ""
+    return ABOVE if ahead.low > 0 else BELOW if ahead.high < 0 else ""
 
 
 def _leading(found: Sequence[Results]) -> set[str]:

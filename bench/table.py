@@ -245,7 +245,7 @@ def throughput_lines() -> str:
 
 def speed_table() -> str:
     """Tokens per second from the same memory, by budget."""
-    found = [_engine(name) for name in (*ENGINES, SMALLER)]
+    found = [_engine(name) for name in ENGINES]
     options, birth = found[0]["options"], found[0]["birth"]
     budgets = [row["budget"] for row in found[0]["parts"]["throughput"]["policies"][1:]]
     lines = [
@@ -258,10 +258,9 @@ def speed_table() -> str:
         name = f"{measured['options']['shape']}, {measured['options']['kv_gib']:g} GiB"
         lines.append(f"| {name} | {first['tokens_per_second']:.0f} | {' | '.join(cells)} |")
     told = (
-        f"Tokens per second under `horizon` with one set for the model, requests of {options['prompt']} + "
-        f"{options['output']} tokens, random weights in bfloat16. {birth['hardware']}, torch {birth['torch']}, commit "
-        f"{birth['commit']}, [results](bench/results); [steps, and transformers beside them]"
-        "(docs/measurements.md#speed)."
+        f"Tokens per second under `horizon`, requests of {options['prompt']} + {options['output']} tokens, random "
+        f"weights. {birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}. "
+        "[Steps, and transformers beside them](docs/measurements.md#speed)."
     )
     return "\n".join([*lines, "", *wrapped(told, NARROW)]) + "\n"
 

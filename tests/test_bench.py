@@ -454,3 +454,11 @@ def test_defaults_depend_on_the_size_of_the_model() -> None:
     assert grid.budgets == (5, 6)
     assert options_from({"device": "cpu", "cells": "20x40,64x30"}).cells == ((20, 40), (64, 30))
     assert replace(found, steps=33, interval=32).whole_intervals == 64
+
+
+def test_old_names_of_parts_work_and_say_what_they_are_called_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leanthink.utils.deprecated._told", set())
+    with pytest.warns(FutureWarning) as told:
+        found = options_from({"device": "cpu", "parts": "floor,decode,stock"})
+    assert found.parts == ("roofline", "decode", "hf-baseline")
+    assert ["roofline" in str(told[0].message), "hf-baseline" in str(told[1].message)] == [True, True]

@@ -558,10 +558,10 @@ def test_attention_is_added_up_on_a_gpu_as_on_the_cpu() -> None:
 # -- sizes and refusals --------------------------------------------------------------------------------------------
 
 
-def test_reserved_bytes_are_slots_times_bytes_per_slot() -> None:
+def test_bytes_per_slot_are_those_that_a_slot_takes_in_memory() -> None:
     cache = make_cache(slots=17)
     assert cache.bytes_per_slot == 2 * 2 * 2 * 4 * 4
-    assert cache.reserved_bytes == 17 * cache.bytes_per_slot
+    assert cache.kv_LPHTD.nbytes == (17 + 1) * cache.bytes_per_slot, "one spare"
 
 
 @pytest.mark.parametrize(

@@ -223,8 +223,8 @@ def test_memory_is_reserved_for_the_bound_and_not_for_max_new_tokens() -> None:
             model, TOKENIZER, PROMPTS[0], policy=policy, budget=budget, sampling=Sampling(max_new_tokens=tokens)
         )
         next(steps)
-        reserved.append(steps.gi_frame.f_locals["self"].cache.reserved_bytes)  # type: ignore[attr-defined]
-        assert reserved[-1] == (5 + 16 + 8 + 32) * kv_shape(model.config).bytes_per_slot(torch.float32)
+        reserved.append(steps.gi_frame.f_locals["self"].cache.slots)  # type: ignore[attr-defined]
+        assert reserved[-1] == 5 + 16 + 8 + 32
     assert reserved[0] == reserved[1]
 
 

@@ -102,11 +102,6 @@ class SlotCache:
         """Bytes of the keys and values of one token, all layers together."""
         return self.shape.bytes_per_slot(self.kv_LPHTD.dtype)
 
-    @property
-    def reserved_bytes(self) -> int:
-        """Bytes of the keys and values of the arena."""
-        return self.slots * self.bytes_per_slot
-
     def keys(self, layer: int) -> Tensor:
         """Keys of one layer, [H, T + 1, D]."""
         keys_HTD: Tensor = self.kv_LPHTD[layer, 0]

@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from leanthink.engine.bench.shapes import SHAPES
+from leanthink.utils.deprecated import warn_renamed
 from leanthink.utils.errors import UsageError, unknown
 
 PARTS = ("roofline", "decode", "breakdown", "eviction", "sets", "throughput", "hf-baseline", "latency", "memory", "cpu")
@@ -153,8 +154,15 @@ def options_from(flags: Mapping[str, str | None]) -> Options:
         if name != "budgets" and len(numbers) != 1:
             raise UsageError(f"--{name} {text!r}: give one number")
         chosen[name] = numbers if name == "budgets" else numbers[0]
-    names = PARTS if parts is None else tuple(OLD_PARTS.get(part, part) for part in parts.split(","))
+    names = PARTS if parts is None else tuple(map(_part, parts.split(",")))
     return Options(shape=shape, model=model, device=device, parts=names, **chosen)
+
+
+def _part(name: str) -> str:
+    """The part of this name, which may be an old one."""
+    if name in OLD_PARTS:
+        warn_renamed(f"part {name}", OLD_PARTS[name])
+    return OLD_PARTS.get(name, name)
 
 
 def _numbers(name: str, text: str, kind: type = int) -> tuple[Any, ...]:
