@@ -140,7 +140,7 @@ def test_the_server_of_the_readme_answers_its_request():
             process.terminate()
     reply = json.loads(done.stdout)
     message = reply["choices"][0]["message"]
-    assert message["content"].strip().endswith("1776")
+    assert "boxed{1776}" in message["content"]
     assert message["reasoning_content"]
     assert reply["usage"]["kv"]
 
