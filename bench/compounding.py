@@ -18,7 +18,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def cells(
         runs = in_runs(complete(model, tokenizer, jobs, options.rows), len(problems))
         outcomes = [outcome(problems, part) for part in (runs[:1], runs[1:]) if part]
         print(f"{name}, {policy.name}: {100 * outcomes[0].right_P.mean():.1f} % right", flush=True)
-        yield {"policy": policy.name, "budget": None if budget is None else asdict(budget)}, outcomes
+        yield {"policy": policy.name, "budget": None if budget is None else budget.record}, outcomes
         if budget is None:
             mean_thought, slots = float(outcomes[0].thought_P.mean()), ("window", "interval", "answer")
             budget = budget_at_ratio(mean_thought, options.ratio, **{name: getattr(options, name) for name in slots})

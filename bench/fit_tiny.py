@@ -20,7 +20,7 @@ from leanthink.data.traces.trace import read_traces
 from leanthink.engine.sampling import Sampling
 from leanthink.importance.collect import collect
 from leanthink.importance.fit import fit
-from leanthink.importance.fit_config import Recipe
+from leanthink.importance.fit_config import FitConfig
 from leanthink.importance.label_file import default_horizons, label_traces, read_labels
 from leanthink.models.loading import load
 
@@ -36,8 +36,8 @@ def main() -> None:
     collect_and_label(model, tokenizer, traces, labels, options)
     found = read_traces(traces)
     recipes = {
-        "horizon": Recipe(target="horizon", steps=options.steps, val_share=0.03),
-        "answer": Recipe(target="answer"),
+        "horizon": FitConfig(target="horizon", steps=options.steps, val_share=0.03),
+        "answer": FitConfig(target="answer"),
     }
     for target in options.targets.split(","):
         clock = time.perf_counter()

@@ -62,16 +62,16 @@ def told(error: Exception) -> None:
 
 def bodies() -> Target:
     """Bodies of both endpoints up to the requests of the engine; what stands before a NUL is the type of the body."""
-    from leanthink.entrypoints.openai.error_responses import Refusal
+    from leanthink.entrypoints.openai.error_responses import APIError
     from leanthink.entrypoints.openai.protocol import Asked, ChatBody, TextBody
     from leanthink.entrypoints.openai.request_bodies import parse
-    from leanthink.entrypoints.openai.request_parsing import Reader
+    from leanthink.entrypoints.openai.request_parsing import RequestParser
     from leanthink.entrypoints.openai.settings import Settings
     from leanthink.models.loading import load
     from leanthink.policies.budget import Budget
 
     model, tokenizer = load("tiny")
-    reader = Reader(model, tokenizer, Settings(name="tiny", budget=Budget(slots=64)), largest=2000)
+    parser = RequestParser(model, tokenizer, Settings(name="tiny", budget=Budget(slots=64)), largest=2000)
     vocabulary = len(model.get_input_embeddings().weight)
 
     def run(data: bytes) -> None:
@@ -80,18 +80,18 @@ def bodies() -> Target:
         for kind in (ChatBody, TextBody):
             try:
                 one(kind, body, content_type)
-            except Refusal as refusal:
+            except APIError as refusal:
                 refused(refusal)
 
-    def refused(refusal: Refusal) -> None:
+    def refused(refusal: APIError) -> None:
         assert 400 <= refusal.status < 500, refusal.status
         told(refusal)
         refusal.response()
 
     def one(kind: type[ChatBody | TextBody], body: bytes, content_type: str) -> None:
         asked = parse(kind, body, content_type)
-        for request in reader.read(asked):
-            assert request.bound <= reader.largest
+        for request in parser.parse(asked):
+            assert request.bound <= parser.largest
             assert all(0 <= token < vocabulary for token in request.prompt_ids)
         again = parse(kind, written(asked), "application/json")
         assert written(again) == written(asked), "another body after it was written and read"

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import accuracy
 import one_a_line
@@ -47,7 +47,7 @@ from leanthink.models.loading import load
 from leanthink.models.predictor import load_predictor
 from leanthink.models.prompt import encode_prompt
 from leanthink.models.tiny import predictors_path
-from leanthink.policies import POLICIES, Policy, make_policy
+from leanthink.policies import Policy, make_policy, parse_spec
 from leanthink.policies.budget import Budget
 from leanthink.utils.provenance import certificate
 
@@ -57,7 +57,13 @@ COMPARED = (*OURS, *PEERS, *(f"{name}:published" for name in PEERS), "random", "
 # Windows that are not the common one: shares of the budget, and slots.
 SHARE = {"dynts:wide": 2000 / 2900, "h2o:published": 1 / 2}
 WINDOWS = {"snapkv:published": 8, "r-kv:published": 8, "vase:published": 64}
-ABLATIONS: dict[str, dict[str, Any]] = {"ceil": {"rule": "ceil"}, "one": {"only": 256}, "bare": {"local": False}}
+# What a variant sets, but for those that only have another budget.
+SETTINGS = {
+    **{f"{name}:published": f"{name}:pins_prompt=false" for name in PEERS},
+    "horizon:ceil": "horizon:rule=ceil",
+    "horizon:one": "horizon:only=256",
+    "horizon:bare": "horizon:local=false",
+}
 GREEDY = Sampling(temperature=0.0, max_new_tokens=4000)
 INTERVAL, WINDOW, ANSWER = 16, 32, 256
 
@@ -168,7 +174,7 @@ def main() -> None:
     for batch in options.ratios.split("/"):
         start = time.perf_counter()
         cells = [
-            Cell(float(r), name, budget_at(mean_thought / float(r), name))
+            Configuration(float(r), name, budget_at(mean_thought / float(r), name))
             for r in batch.split(",")
             for name in names
             if (float(r), name) not in done
@@ -183,7 +189,7 @@ def main() -> None:
         per_cell = in_runs(run(jobs, options.rows), len(problems) * len(many))
         for cell, completions in zip(cells, per_cell, strict=True):
             row = measure(problems, in_runs(completions, len(problems)), options.seed)
-            result["rows"].append({"ratio": cell.ratio, "policy": cell.name, "budget": asdict(cell.budget), **row})
+            result["rows"].append({"ratio": cell.ratio, "policy": cell.name, "budget": cell.budget.record, **row})
             show(result["rows"][-1])
         print(f"{time.perf_counter() - start:.0f} s for ratios {batch}", flush=True)
         write(options.out, result)
@@ -200,7 +206,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Configuration:
     """One policy at one ratio."""
 
     ratio: float
@@ -297,14 +303,14 @@ def budget_at(peak: float, name: str) -> Budget:
     slots = round(peak) - INTERVAL
     window = 0 if name.endswith((":bare", ":published")) else WINDOW
     window = round(SHARE[name] * slots) if name in SHARE else WINDOWS.get(name, window)
-    return Budget(slots=slots, window=window, interval=INTERVAL, answer=ANSWER)
+    return Budget(slots=slots, recent_window=window, eviction_interval=INTERVAL, max_answer_slots=ANSWER)
 
 
 def with_prompt(budget: Budget, name: str, mean_prompt: int, prompt: int) -> Budget:
     """As many slots in the mean, where the prompt is inside the budget: one number for all prompts that fit in it."""
     if not name.endswith(":published"):
         return budget
-    return replace(budget, slots=max(budget.slots + mean_prompt, prompt - budget.interval))
+    return replace(budget, slots=max(budget.slots + mean_prompt, prompt - budget.eviction_interval))
 
 
 def in_runs(completions: list[Completion], size: int) -> list[list[Completion]]:
@@ -314,13 +320,10 @@ def in_runs(completions: list[Completion], size: int) -> list[list[Completion]]:
 
 def make(name: str, model: Any, tokenizer: Any, predictors: Path) -> Policy:
     """A policy, with its predictor from the folder if it ranks by one."""
-    name, _, variant = name.partition(":")
-    learned = POLICIES[name].target is not None
-    predictor = load_predictor(predictors / f"{name}.safetensors", model) if learned else None
-    policy: Any = make_policy(name, predictor, tokenizer)
-    if variant == "published":
-        return cast(Policy, replace(policy, pins_prompt=False))
-    return cast(Policy, replace(policy, **ABLATIONS[variant])) if name == "horizon" and variant else policy
+    spec = parse_spec(SETTINGS.get(name, name.partition(":")[0]))
+    learned = spec.kind.target is not None
+    predictor = load_predictor(predictors / f"{spec.name}.safetensors", model) if learned else None
+    return make_policy(str(spec), predictor, tokenizer)
 
 
 def make_oracles(model: Any, prompts: list[list[int]], baseline: list[list[Completion]]) -> list[Policy]:

@@ -27,7 +27,7 @@ import torch
 from leanthink.data.tasks import registry
 from leanthink.engine.bench.measure import spread
 from leanthink.engine.sampling import Sampling
-from leanthink.importance.inference_backend import Ask, LoadedModel, Subject
+from leanthink.importance.inference_backend import GenerationRequest, InferenceBackend, LoadedModel
 from leanthink.integrations.ray import Engines, Source, connected
 from leanthink.models.loading import load
 from leanthink.models.prompt import encode_prompt
@@ -56,7 +56,7 @@ def main() -> None:
     here = LoadedModel(model, tokenizer, {"full": None})
     problems = [problem for family in registry.FAMILIES for problem in registry.sample(family, 1, options.count, 0)]
     asked = [
-        Ask(prompt_ids=tuple(encode_prompt(tokenizer, index, problem.prompt)), policy="full", budget=None,
+        GenerationRequest(prompt_ids=tuple(encode_prompt(tokenizer, index, problem.prompt)), policy="full", budget=None,
             sampling=Sampling(max_new_tokens=options.tokens))
         for index, problem in enumerate(problems)
     ]  # fmt: skip
@@ -80,13 +80,13 @@ def main() -> None:
     print(json.dumps(document["ways"], indent=1))
 
 
-def in_this_process(here: LoadedModel, asked: list[Ask], threads: int, rows: int, into: Measured) -> None:
+def in_this_process(here: LoadedModel, asked: list[GenerationRequest], threads: int, rows: int, into: Measured) -> None:
     """Complete all requests with so many threads."""
     torch.set_num_threads(threads)
     timed(here, asked, rows, into)
 
 
-def on_ray(asked: list[Ask], workers: int, rows: int, into: Measured) -> None:
+def on_ray(asked: list[GenerationRequest], workers: int, rows: int, into: Measured) -> None:
     """Complete all requests on so many engines of a cluster that is started for them."""
     there: list[str] = []
     source = Source(model="tiny", device="cpu", dtype=None, predictors={"full": None})
@@ -119,10 +119,10 @@ def products_per_second(seconds: float) -> float:
     return count / (time.perf_counter() - start)
 
 
-def timed(subject: Subject, asked: list[Ask], rows: int, into: Measured) -> None:
+def timed(backend: InferenceBackend, asked: list[GenerationRequest], rows: int, into: Measured) -> None:
     """Complete all requests once, and note the seconds and the tokens."""
     start = time.perf_counter()
-    completions = [completion for _, completion in subject.complete(asked, max_rows=rows)]
+    completions = [completion for _, completion in backend.complete(asked, max_rows=rows)]
     into.seconds.append(time.perf_counter() - start)
     into.tokens.append(sum(completion.thought_tokens + completion.answer_tokens for completion in completions))
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import one_a_line
 
-from leanthink.eval.aggregated_results import Outcomes
+from leanthink.eval.aggregated_results import AggregatedResults
 from leanthink.eval.compare import FinishedRun, read_runs
 from leanthink.eval.configurations import FULL
 from leanthink.utils.errors import UsageError
@@ -83,7 +83,7 @@ def _check_alike(first: FinishedRun, runs: Sequence[FinishedRun]) -> None:
 
 def _document(benchmark: str, runs: Sequence[tuple[str, FinishedRun]]) -> dict[str, Any]:
     first = runs[0][1]
-    cells = [[cell for cell in run.cells if cell.cell.benchmark == benchmark] for _, run in runs]
+    cells = [[cell for cell in run.results if cell.configuration.benchmark == benchmark] for _, run in runs]
     full = _full(cells[0])
     if full is None:
         raise UsageError(f"{first.folder} has no full cache on {benchmark}: it is what all others are compared with")
@@ -97,7 +97,7 @@ def _document(benchmark: str, runs: Sequence[tuple[str, FinishedRun]]) -> dict[s
             )
         records += [_record(name, cell) for cell in found if not _is_full(cell)]
         told[name or ("first" if run is first else run.folder.name)] = {
-            "births": run.births,
+            "births": run.provenances,
             "predictors": run.settings["predictors"],
             "full_differs": _differing(_full(found), full),
         }
@@ -116,11 +116,11 @@ def _document(benchmark: str, runs: Sequence[tuple[str, FinishedRun]]) -> dict[s
     }
 
 
-def _record(name: str, cell: Outcomes) -> dict[str, Any]:
+def _record(name: str, cell: AggregatedResults) -> dict[str, Any]:
     means = {column: float(cell.column(column).mean()) for column in ("thought_tokens", "peak_slots", "capped")}
     return {
-        "policy": f"{cell.cell.policy}:{name}" if name else cell.cell.policy,
-        "budget": cell.cell.record["budget"],
+        "policy": f"{cell.configuration.policy}:{name}" if name else cell.configuration.policy,
+        "budget": cell.configuration.record["budget"],
         "right": packed("".join(str(int(count)) for count in cell.columns["right"])),
         **means,
     }
@@ -136,7 +136,7 @@ def digits(cell: Mapping[str, Any]) -> str:
     return zlib.decompress(base64.b64decode(cell["right"])).decode("ascii")
 
 
-def _differing(full: Outcomes | None, first: Outcomes) -> int | None:
+def _differing(full: AggregatedResults | None, first: AggregatedResults) -> int | None:
     """In how many problems two full caches differ in right answers or length; None without a second one."""
     if full is None:
         return None
@@ -144,18 +144,18 @@ def _differing(full: Outcomes | None, first: Outcomes) -> int | None:
     return sum(one != other for one, other in zip(ours, theirs, strict=True))
 
 
-def _full(cells: Sequence[Outcomes]) -> Outcomes | None:
+def _full(cells: Sequence[AggregatedResults]) -> AggregatedResults | None:
     return next((cell for cell in cells if _is_full(cell)), None)
 
 
-def _is_full(cell: Outcomes) -> bool:
-    return cell.cell.policy == FULL
+def _is_full(cell: AggregatedResults) -> bool:
+    return cell.configuration.policy == FULL
 
 
-def _slots(cell: Outcomes) -> int:
+def _slots(cell: AggregatedResults) -> int:
     """Most thought slots; 0 stands for all."""
-    budget = cell.cell.budget
-    return 0 if budget is None else budget.slots + budget.interval
+    budget = cell.configuration.budget
+    return 0 if budget is None else budget.slots + budget.eviction_interval
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from leanthink.engine.bench.measure import quantiles
 from leanthink.engine.generation import generate
 from leanthink.engine.sampling import Sampling
 from leanthink.models.loading import load
-from leanthink.policies.budget import Budget
+from leanthink.policies.budget import FILE_KEYS, Budget
 from leanthink.utils.provenance import certificate
 
 POLICIES = ("full", "window", "sinks", "random", "random-heads", "snapkv", "dynts", "horizon")
@@ -97,13 +97,14 @@ def draw(chance: random.Random, prompts: list[str]) -> dict[str, Any]:
         "seed": chance.randrange(2**53),
     }
     if policy != "full":
-        body |= {"budget": chance.randrange(16, 96), "window": 8, "interval": chance.randrange(8, 48), "answer": 200}
+        body |= {"budget": chance.randrange(16, 96), "recent_window": 8}
+        body |= {"eviction_interval": chance.randrange(8, 48), "max_answer_slots": 200}
     return body
 
 
 def alone(model: Any, tokenizer: Any, body: dict[str, Any]) -> tuple[str, str, str]:
     """Thought, answer and finish reason of this request by itself."""
-    budget = {"slots": body.get("budget"), **{name: body.get(name) for name in ("window", "interval", "answer")}}
+    budget = {"slots": body.get("budget"), **{name: body.get(name) for name in FILE_KEYS.values()}}
     names = ("temperature", "top_k", "top_p", "seed")
     (done,) = generate(
         model,

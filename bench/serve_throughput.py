@@ -29,7 +29,7 @@ from leanthink.models.loading import load
 from leanthink.policies.budget import Budget
 from leanthink.utils.provenance import certificate
 
-BUDGET = Budget(slots=96, window=32, interval=32, answer=192)
+BUDGET = Budget(slots=96, recent_window=32, eviction_interval=32, max_answer_slots=192)
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--requests", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=1024, help="most tokens of a request")
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--max-num-seqs", type=int, default=64)
     parser.add_argument("--max-slots", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
@@ -48,7 +48,16 @@ def main() -> None:
     problems = [problem.prompt for family in registry.FAMILIES for problem in registry.sample(family, 1, each, 0)]
     prompts = problems[: options.requests]
     memory = options.rows * options.max_slots * 8192 / 2**30
-    flags = ["--rows", options.rows, "--max-slots", options.max_slots, "--kv-gib", memory, "--queue", options.requests]
+    flags = [
+        "--max-num-seqs",
+        options.rows,
+        "--max-slots",
+        options.max_slots,
+        "--kv-gib",
+        memory,
+        "--queue",
+        options.requests,
+    ]
     rates: dict[str, list[float]] = {"engine": [], "whole": [], "streamed": []}
     costs: dict[str, list[float]] = {kind: [] for kind in rates}
     with tempfile.TemporaryDirectory() as folder, running(Path(folder, "log"), *flags) as (process, port):
@@ -107,7 +116,12 @@ def by_engine(model: Any, tokenizer: Any, prompts: list[str], options: argparse.
 def by_server(port: int, prompts: list[str], kind: str, tokens_each: int) -> int:
     """Tokens that the clients get."""
     streamed = {"stream": True, "stream_options": {"include_usage": True}} if kind == "streamed" else {}
-    budget = {"budget": BUDGET.slots, "window": BUDGET.window, "interval": BUDGET.interval, "answer": BUDGET.answer}
+    budget = {
+        "budget": BUDGET.slots,
+        "recent_window": BUDGET.recent_window,
+        "eviction_interval": BUDGET.eviction_interval,
+        "max_answer_slots": BUDGET.max_answer_slots,
+    }
     knobs = {"model": "tiny", "temperature": 0.6, "max_tokens": tokens_each} | budget | streamed
     bodies = [
         json.dumps(knobs | {"seed": seed, "messages": [{"role": "user", "content": prompt}]}).encode()

@@ -32,7 +32,12 @@ def draw(chance: random.Random, prompts: list[str]) -> dict[str, Any]:
     """The choices of one request."""
     policy = chance.choice(POLICIES)
     slots = chance.randrange(8, 48)
-    budget = Budget(slots=slots, window=chance.randrange(0, 8), interval=chance.randrange(1, 24), answer=32)
+    budget = Budget(
+        slots=slots,
+        recent_window=chance.randrange(0, 8),
+        eviction_interval=chance.randrange(1, 24),
+        max_answer_slots=32,
+    )
     return {
         "prompts": chance.choice(prompts),
         "policy": policy,

@@ -90,11 +90,12 @@ def trained(folder: Path) -> dict[str, Any]:
 
 
 TASKS = ["--tasks", "sums", "--levels", "1"]
-SAMPLED = ["--temperature", "0.8", "--max-new-tokens", "120", "--max-rows", "4"]
+SAMPLED = ["--temperature", "0.8", "--max-new-tokens", "120", "--max-num-seqs", "4"]
 COPIES = 7  # of each trace that is labelled, so that labels are saved more than once
-TRAIN = ["train", "--tasks", "sums", "--levels", "1", "--count", "8", "--group", "4", "--batch", "4", "--steps", "5"]
-TRAIN += ["--max-completion", "96", "--lr", "1e-5", "--temperature", "1.5", "--set", "save_steps=1"]
-TRAIN += ["--set", "max_rounds=1", "--set", "warmup_steps=0", "--set", "overlong_buffer=0"]
+TRAIN = ["train", "--tasks", "sums", "--levels", "1", "--count", "8", "--max-steps", "5"]
+TRAIN += ["--num-generations", "4", "--per-device-train-batch-size", "4"]
+TRAIN += ["--max-completion-length", "96", "--learning-rate", "1e-5", "--temperature", "1.5", "--set", "save_steps=1"]
+TRAIN += ["--set", "max_num_gen_batches=1", "--set", "warmup_steps=0", "--set", "overlong_buffer=0"]
 
 
 def _goes_on(path: str) -> Callable[[Path], list[str]]:
@@ -132,8 +133,8 @@ COMMANDS = {
     ),
     "eval": Command(
         words=lambda _, to: [
-            "eval", *TASKS, "--count", "3", "--policies", "full,horizon", "--budgets", "48", "--interval", "16",
-            *SAMPLED, "--out", str(to / "run"),
+            "eval", *TASKS, "--count", "3", "--policies", "full,horizon", "--budgets", "48",
+            "--eviction-interval", "16", *SAMPLED, "--out", str(to / "run"),
         ],
         again=lambda _: [],
         result=lambda folder: [lines(folder / "run" / "records.jsonl"), lines(folder / "run" / "result.json")],

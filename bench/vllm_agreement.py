@@ -51,8 +51,12 @@ def main() -> None:
     options = parser.parse_args()
     model, tokenizer = load("tiny", device="cpu")
     prompts = [encode_prompt(tokenizer, 0, problem.prompt) for problem in problems(options.count, options.seed)]
-    budget = Budget(slots=options.budget, window=options.window, interval=options.interval)
-    asked = {"leanthink_budget": budget.slots, "leanthink_window": budget.window, "leanthink_interval": budget.interval}
+    budget = Budget(slots=options.budget, recent_window=options.window, eviction_interval=options.interval)
+    asked = {
+        "leanthink_budget": budget.slots,
+        "leanthink_recent_window": budget.recent_window,
+        "leanthink_eviction_interval": budget.eviction_interval,
+    }
     with served(with_plugin=False):
         alone = ask_all(prompts, options, None)
     with served(with_plugin=True):
@@ -65,7 +69,7 @@ def main() -> None:
         "problems": options.count,
         "seed": options.seed,
         "levels": list(LEVELS),
-        "budget": {"slots": budget.slots, "window": budget.window, "interval": budget.interval},
+        "budget": {"slots": budget.slots, "window": budget.recent_window, "interval": budget.eviction_interval},
         "without_a_budget": {
             "same_as_vllm_alone": sum(a == b for a, b in zip(alone, unbounded, strict=True)),
             "tokens": sum(map(len, unbounded)),

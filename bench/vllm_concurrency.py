@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,12 @@ def main() -> None:
         max_num_seqs=128,
         logits_processors=[ROWS],
     )
-    budget = Budget(slots=options.budget, window=options.window, interval=options.interval, answer=options.answer)
+    budget = Budget(
+        slots=options.budget,
+        recent_window=options.window,
+        eviction_interval=options.interval,
+        max_answer_slots=options.answer,
+    )
     problems = [
         problem
         for family in registry.FAMILIES
@@ -78,7 +82,7 @@ def main() -> None:
         "requests": len(problems),
         "blocks": options.blocks,
         "slots_of_a_block": BLOCK,
-        "budget": asdict(budget),
+        "budget": budget.record,
         "runs": runs,
         "more_at_once": {
             policy: runs[policy]["running"]["mean"] / runs["full"]["running"]["mean"] for policy in POLICIES[1:]
@@ -95,8 +99,11 @@ def run(engine: Any, problems: Sequence[registry.Problem], policy: str, budget: 
     _, tokenizer = load("tiny", device="cpu")
     asked: dict[str, Any] = {"leanthink_policy": policy}
     if policy != "full":
-        asked |= {"leanthink_budget": budget.slots, "leanthink_window": budget.window}
-        asked |= {"leanthink_interval": budget.interval, "leanthink_answer": budget.answer}
+        asked |= {"leanthink_budget": budget.slots, "leanthink_recent_window": budget.recent_window}
+        asked |= {
+            "leanthink_eviction_interval": budget.eviction_interval,
+            "leanthink_max_answer_slots": budget.max_answer_slots,
+        }
     for index, problem in enumerate(problems):
         prompt = {"prompt_token_ids": encode_prompt(tokenizer, 0, problem.prompt)}
         params = SamplingParams(temperature=0, max_tokens=tokens, extra_args=dict(asked))

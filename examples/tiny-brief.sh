@@ -10,7 +10,7 @@ work=$out.work
 # A start that can be brief, and errs where it checks nothing.
 python -m leanthink.models.tiny.train --init tiny --out "$work/terse" --terse-share 0.7 --steps 2000 --lr 3e-3 --adamw-lr 3e-3 \
     --decay-share 0.7
-python -m leanthink.models.tiny.train --init "$work/terse" --out "$work/start" --habits 0.7 --slip-if-unchecked 0.008 \
+python -m leanthink.models.tiny.train --init "$work/terse" --out "$work/start" --style-skew 0.7 --error-rate-if-unchecked 0.008 \
     --steps 200 --lr 1e-3 --adamw-lr 1e-3 --warmup-steps 20 --decay-share 1
 
 # DeepCompress, 80 steps. The evaluation that follows lies in FOLDER.work/results.

@@ -78,7 +78,7 @@ from deepcompress_run import ARMS, curve, run, told, write
 from deepcompress_table import START, read, summary
 
 from leanthink.data.tasks.registry import FAMILIES, LEVELS
-from leanthink.rl.config import MASTERED_WEIGHT
+from leanthink.rl.rewards import ALL_CORRECT_WEIGHT
 from leanthink.utils.errors import UsageError, unknown
 from leanthink.utils.provenance import certificate
 
@@ -136,7 +136,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--schedule", default="cosine", help="of the learning rate, as transformers names it")
     add("--clip", type=float, default=1.0, help="norm above which an update's gradient is scaled down")
     add("--temperature", type=float, default=1.0, help="of the samples in training and in the pilot")
-    add("--mastered-weight", type=float, default=MASTERED_WEIGHT, help="of the arm ours")
+    add("--mastered-weight", type=float, default=ALL_CORRECT_WEIGHT, help="of the arm ours")
     add("--asked", type=int, default=40, help="problems of each family and level in evaluation and pilot")
     add("--eval-samples", type=int, default=4, help="of each problem in the evaluation")
     add("--eval-temperature", type=float, default=0.6, help="0 for greedy, with a single sample")

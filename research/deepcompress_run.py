@@ -30,11 +30,11 @@ from leanthink.utils.provenance import certificate
 
 ARMS: dict[str, dict[str, Any]] = {
     START: {},
-    "none": {"rule": "none"},
-    "penalty": {"rule": "penalty"},
-    "bonus": {"rule": "bonus"},
-    "published": {"rule": "dual", "start": 1.0, "mastered_weight": 0.0},
-    "ours": {"rule": "dual", "start": "observed"},  # and a weight of mastered groups
+    "none": {"length_reward_mode": "none"},
+    "penalty": {"length_reward_mode": "penalty"},
+    "bonus": {"length_reward_mode": "bonus"},
+    "published": {"length_reward_mode": "dual", "ema_initial_value": 1.0, "all_correct_weight": 0.0},
+    "ours": {"length_reward_mode": "dual", "ema_initial_value": "observed"},  # and a weight of mastered groups
 }
 HALF_LIFE = 0.115  # of the average, as a share of the steps: 69 of 600, as published
 EVALUATION_SEED = 7
@@ -111,14 +111,14 @@ def settings_of(arm: str, seed: int, options: argparse.Namespace) -> dict[str, A
         "max_completion_length": options.max_tokens,
         "overlong_buffer": options.buffer,
         "oversample": options.oversample,
-        "max_rounds": options.max_rounds,
+        "max_num_gen_batches": options.max_rounds,
         "rollout_rows": options.oversample * options.prompts * options.group,
         "gradient_checkpointing": False,
         "save_strategy": "no",
         "seed": seed,
-        "decay": 0.5 ** (1 / (HALF_LIFE * options.steps)),
+        "ema_decay": 0.5 ** (1 / (HALF_LIFE * options.steps)),
         **ARMS[arm],
-        **({"mastered_weight": options.mastered_weight} if arm == "ours" else {}),
+        **({"all_correct_weight": options.mastered_weight} if arm == "ours" else {}),
     }
 
 

@@ -91,7 +91,7 @@ def tensors_of(slots: Slots) -> dict[str, Tensor]:
 
 
 def rows_of(slots: Slots) -> list[Row]:
-    """Each row, and each head where there are heads, as plain numbers for the slow twins."""
+    """Each row, and each head where there are heads, as plain numbers for the reference implementations."""
     rows: list[Row] = []
     for index in range(slots.ages.shape[0]):
         row: Row = {"layer": slots.layer, "scaling": slots.scaling}

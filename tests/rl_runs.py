@@ -40,9 +40,9 @@ def settings(folder: Path, **changes: Any) -> DeepCompressConfig:
     chosen: dict[str, Any] = {
         "output_dir": str(folder), "use_cpu": True, "bf16": False, "max_steps": 3, "per_device_train_batch_size": 6,
         "num_generations": 2, "max_completion_length": 8, "learning_rate": 1e-2, "warmup_steps": 0, "save_steps": 1,
-        "logging_steps": 1, "report_to": "none", "disable_tqdm": True, "decay": 0.8, "overlong_buffer": 0,
+        "logging_steps": 1, "report_to": "none", "disable_tqdm": True, "ema_decay": 0.8, "overlong_buffer": 0,
         "gradient_checkpointing": False, "save_only_model": False, "rollout_rows": 8,
-        "mastered_weight": 0.0, "start": 1.0,
+        "all_correct_weight": 0.0, "ema_initial_value": 1.0,
     }  # fmt: skip
     return DeepCompressConfig(**{**chosen, **changes})
 

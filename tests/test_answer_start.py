@@ -19,7 +19,7 @@ from leanthink.data.traces.trace import Trace, read_traces, to_line
 from leanthink.importance.answer_start import AnswerFrom, as_answer_from, check_answer_from, with_answers
 from leanthink.importance.dataset import gather, usable
 from leanthink.importance.fit import fit
-from leanthink.importance.fit_config import Recipe
+from leanthink.importance.fit_config import FitConfig
 from leanthink.importance.inference_backend import LoadedModel
 from leanthink.importance.label_file import label_traces, read_labels
 from leanthink.models.tiny.tokenizer import byte_symbols
@@ -168,13 +168,13 @@ ODD = [
 
 
 @pytest.fixture(scope="module")
-def subject() -> LoadedModel:
+def backend() -> LoadedModel:
     return LoadedModel(make_model(vocab_size=340), TOKENIZERS["byte level"], {})
 
 
-def test_labels_are_of_what_the_answer_from_there_on_reads(subject: LoadedModel, tmp_path: Path) -> None:
+def test_labels_are_of_what_the_answer_from_there_on_reads(backend: LoadedModel, tmp_path: Path) -> None:
     path = tmp_path / "l.safetensors"
-    counts = label_traces(None, [*BOXED, *ODD], path, horizons=HORIZONS, answer_from="\\boxed", subject=subject)
+    counts = label_traces(None, [*BOXED, *ODD], path, horizons=HORIZONS, answer_from="\\boxed", backend=backend)
     assert (counts.labelled, counts.no_thought, counts.no_answer_start, counts.no_answer) == (6, 1, 1, 0)
     found = read_labels(path)
     assert found.answer_from == "\\boxed"
@@ -183,17 +183,17 @@ def test_labels_are_of_what_the_answer_from_there_on_reads(subject: LoadedModel,
         start, prompt = start_slow("byte level", one, "\\boxed"), len(one.prompt_ids)
         assert start is not None
         ids = [*one.prompt_ids, *one.token_ids]
-        slow_TC = torch.tensor(label_trace_slow(subject.model, ids, prompt, prompt + start, HORIZONS, 0))
+        slow_TC = torch.tensor(label_trace_slow(backend.model, ids, prompt, prompt + start, HORIZONS, 0))
         labels_TC = found.of(one)
         assert labels_TC is not None
         torch.testing.assert_close(labels_TC, slow_TC, rtol=1e-4, atol=1e-6)
 
 
-def test_a_file_of_labels_is_gone_on_with_only_from_the_same_start(subject: LoadedModel, tmp_path: Path) -> None:
+def test_a_file_of_labels_is_resumed_only_from_the_same_start(backend: LoadedModel, tmp_path: Path) -> None:
     path = tmp_path / "l.safetensors"
 
     def label(traces: list[Trace], answer_from: AnswerFrom | None) -> Any:
-        return label_traces(None, traces, path, horizons=HORIZONS, answer_from=answer_from, subject=subject)
+        return label_traces(None, traces, path, horizons=HORIZONS, answer_from=answer_from, backend=backend)
 
     label(BOXED[:2], "\\boxed")
     before = path.read_bytes()
@@ -210,30 +210,30 @@ def test_a_file_of_labels_is_gone_on_with_only_from_the_same_start(subject: Load
 @pytest.mark.parametrize("answer_from", ["\\boxed", 0.8])
 @pytest.mark.parametrize("target", ["answer", "horizon"])
 def test_a_fit_reads_where_thoughts_end_from_their_labels(
-    target: Any, answer_from: AnswerFrom, subject: LoadedModel, tmp_path: Path
+    target: Any, answer_from: AnswerFrom, backend: LoadedModel, tmp_path: Path
 ) -> None:
     path = tmp_path / "l.safetensors"
-    label_traces(None, BOXED, path, horizons=HORIZONS, answer_from=answer_from, subject=subject)
+    label_traces(None, BOXED, path, horizons=HORIZONS, answer_from=answer_from, backend=backend)
     labels = read_labels(path)
-    split = with_answers(BOXED, answer_from, subject.tokenizer)
+    split = with_answers(BOXED, answer_from, backend.tokenizer)
     kept = usable([*BOXED, *ODD], labels, only_correct=True, need_answer=target == "answer")
     assert kept == split
-    (first, *_) = gather(subject.model, kept[:1], labels, offsets=(0,), tokens_per_trace=None, seed=0)
+    (first, *_) = gather(backend.model, kept[:1], labels, offsets=(0,), tokens_per_trace=None, seed=0)
     assert len(first.states_NF) == len(first.labels_TY) == split[0].thought_tokens
     # Later tokens still read them, those of the answer too.
     assert first.tokens_after_T.tolist() == list(range(len(BOXED[0].token_ids)))[::-1][: split[0].thought_tokens]
-    fitted = fit(subject.model, BOXED, labels, Recipe(target=target, steps=5, batch=16, val_share=0))
+    fitted = fit(backend.model, BOXED, labels, FitConfig(target=target, steps=5, batch=16, val_share=0))
     assert fitted.data["tokens"] == sum(one.thought_tokens for one in split)
     assert fitted.data["answer_from"] == answer_from
     # What runs will be ranked of: a model without tags never ends its thought.
     assert fitted.predictor.thought_tokens == sum(len(one.token_ids) for one in BOXED) / len(BOXED)
 
 
-def test_a_fit_without_answers_says_how_to_give_them_one(subject: LoadedModel, tmp_path: Path) -> None:
+def test_a_fit_without_answers_says_how_to_give_them_one(backend: LoadedModel, tmp_path: Path) -> None:
     path = tmp_path / "l.safetensors"
-    label_traces(None, BOXED, path, horizons=HORIZONS, subject=subject)
+    label_traces(None, BOXED, path, horizons=HORIZONS, backend=backend)
     with pytest.raises(UsageError, match=r"6 without answer; .* with answer_from where the model writes no think tags"):
-        fit(subject.model, BOXED, read_labels(path), Recipe(target="answer"))
+        fit(backend.model, BOXED, read_labels(path), FitConfig(target="answer"))
 
 
 # -- the command line --------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_dynts_of_a_model_without_tags_is_labelled_fitted_and_run(tagless: Path,
     recipe = ["--target", "answer", "--all", "--steps", 5, "--batch", 16, "--val-share", 0]
     result = inside("fit", "--traces", traces, "--labels", labels, *recipe, "--out", out, *common, "--json")
     assert json.loads(result.out)["data"]["answer_from"] == 0.8
-    budget = ["--policy", "dynts", "--predictor", out, "--budget", 12, "--window", 4, "--interval", 6]
+    budget = ["--policy", "dynts", "--predictor", out, "--budget", 12, "--recent-window", 4, "--eviction-interval", 6]
     done = tmp_path / "done.jsonl"
     assert inside("generate", "hi", *budget, "--max-new-tokens", 60, "--trace", done, *common).code == 0
     (one,) = read_traces(done)

@@ -74,7 +74,7 @@ def attend_all_slowly(query_GSD: Tensor, keys_HSD: Tensor, values_HSD: Tensor, s
     seed=st.integers(0, 10**6),
 )
 @settings(max_examples=80, deadline=None)
-def test_decode_equals_the_slow_twin_over_ragged_rows(
+def test_decode_equals_the_reference_implementation_over_ragged_rows(
     lengths: list[int], kv_heads: int, group: int, scaling: float | None, row_slots: int | None, order: Any, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -106,7 +106,7 @@ def test_decode_equals_the_slow_twin_over_ragged_rows(
     seed=st.integers(0, 10**6),
 )
 @settings(max_examples=60, deadline=None)
-def test_prompts_in_pieces_of_any_cut_equal_one_piece_and_the_slow_twin(
+def test_prompts_in_pieces_of_any_cut_equal_one_piece_and_the_reference_implementation(
     prompts: list[list[int]], kv_heads: int, group: int, row_slots: int | None, seed: int
 ) -> None:
     torch.manual_seed(seed)

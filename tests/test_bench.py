@@ -113,7 +113,7 @@ def test_memory_is_told_before_anything_is_allocated() -> None:
 def small_policies() -> list[tuple[Policy, Budget | None]]:
     torch.manual_seed(3)
     horizon = RandomPredictor(64, "horizon", (4, 8, 16), offsets=(0, 1, 3))
-    budget = Budget(slots=16, window=4, interval=8, answer=8)
+    budget = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)
     return [
         (make_policy("full"), None),
         (make_policy("window"), budget),
@@ -399,7 +399,7 @@ def test_steps_say_how_many_evicted(folder: Path) -> None:
 def test_the_command_writes_result_and_picture(folder: Path, tmp_path: Path, inside: Any) -> None:
     out = tmp_path / "out"
     words = ["bench", "--model", folder, "--parts", "decode,throughput", "--batch", "2", "--slots", "24,30", "--steps",
-             "4", "--prompt", "8", "--output", "90", "--kv-gib", "0.001", "--budgets", "12", "--interval", "6",
+             "4", "--prompt", "8", "--output", "90", "--kv-gib", "0.001", "--budgets", "12", "--eviction-interval", "6",
              "--requests", "4", "--device", "cpu", "--out", out]  # fmt: skip
     done = inside(*words, "--json")
     assert done.code == 0, done.err

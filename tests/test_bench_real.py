@@ -235,8 +235,9 @@ def test_without_results_there_is_nothing_to_write(tmp_path: Path) -> None:
 def test_what_eval_writes_becomes_a_table(inside: Any, folder: Path, tmp_path: Path) -> None:
     problems = [{"id": n, "problem": f"What is {n} plus 2?", "answer": n + 2} for n in range(3)]
     (tmp_path / "gsm8k.jsonl").write_text("".join(json.dumps(one) + "\n" for one in problems))
-    asked = ["--model", folder, "--problems", tmp_path / "gsm8k.jsonl", "--max-new-tokens", 40, "--window", 4,
-             "--interval", 4, "--ratios", "2,4", "--together", "--predictor", folder / "own.safetensors"]  # fmt: skip
+    asked = ["--model", folder, "--problems", tmp_path / "gsm8k.jsonl", "--max-new-tokens", 40, "--recent-window", 4,
+             "--eviction-interval", 4, "--ratios", "2,4", "--together",
+             "--predictor", folder / "own.safetensors"]  # fmt: skip
     for name, policies in (("all", "full,horizon,sinks"), ("again", "full,horizon")):
         done = inside("eval", *asked, "--policies", policies, "--out", tmp_path / name)
         assert done.code == 0, done.err

@@ -1,4 +1,4 @@
-"""Budget and select: hand-worked cases, and the fast select against its slow twin."""
+"""Budget and select: hand-worked cases, and the fast select against its reference implementation."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def kept(scores: list[float], ages: list[int], pinned: list[int], budget: Budget
         ({"slots": 64.0}, "got 64.0"),
         ({"slots": True}, "got True"),
         ({"slots": "64"}, "got '64'"),
-        ({"slots": 64, "window": -1}, "window must be an integer of at least 0, got -1"),
-        ({"slots": 64, "interval": 0}, "interval must be an integer of at least 1, got 0"),
-        ({"slots": 64, "answer": 0}, "answer must be an integer of at least 1, got 0"),
+        ({"slots": 64, "recent_window": -1}, "recent_window must be an integer of at least 0, got -1"),
+        ({"slots": 64, "eviction_interval": 0}, "eviction_interval must be an integer of at least 1, got 0"),
+        ({"slots": 64, "max_answer_slots": 0}, "max_answer_slots must be an integer of at least 1, got 0"),
         ({"slots": 16}, "window=32 is larger than slots=16"),
-        ({"slots": 16, "window": 17}, "give slots=17 or more, or window=16 or less"),
+        ({"slots": 16, "recent_window": 17}, "give slots=17 or more, or recent_window=16 or less"),
     ],
 )
 def test_a_budget_that_cannot_hold_says_what_is_allowed(given: dict[str, int], says: str) -> None:
@@ -46,25 +46,25 @@ def test_a_budget_that_cannot_hold_says_what_is_allowed(given: dict[str, int], s
 
 
 def test_the_smallest_budget_and_a_window_of_all_slots_are_allowed() -> None:
-    assert Budget(slots=1, window=0, interval=1, answer=1).slots == 1
-    assert Budget(slots=1, window=1).window == 1
+    assert Budget(slots=1, recent_window=0, eviction_interval=1, max_answer_slots=1).slots == 1
+    assert Budget(slots=1, recent_window=1).recent_window == 1
 
 
 def test_a_budget_is_frozen_and_says_its_settings() -> None:
     budget = Budget(slots=256)
     with pytest.raises(FrozenInstanceError):
         budget.slots = 1
-    assert repr(budget) == "Budget(slots=256, window=32, interval=64, answer=1024)"
+    assert repr(budget) == "Budget(slots=256, recent_window=32, eviction_interval=64, max_answer_slots=1024)"
     assert eval(repr(budget)) == budget
 
 
 def test_eviction_is_due_exactly_at_slots_plus_interval() -> None:
-    budget = Budget(slots=2900, window=2000, interval=2100)
+    budget = Budget(slots=2900, recent_window=2000, eviction_interval=2100)
     assert [budget.is_due(n) for n in (0, 2900, 4999, 5000, 5001)] == [False, False, False, True, True]
 
 
 def test_the_bound_is_prompt_and_the_smaller_of_thought_plus_answer_and_the_token_limit() -> None:
-    budget = Budget(slots=256, interval=64, answer=100)
+    budget = Budget(slots=256, eviction_interval=64, max_answer_slots=100)
     assert budget.bound(prompt_tokens=10, max_new_tokens=4096) == 10 + 256 + 64 + 100
     assert budget.bound(prompt_tokens=10, max_new_tokens=420) == 430
     assert budget.bound(prompt_tokens=10, max_new_tokens=50) == 60
@@ -77,59 +77,61 @@ def test_the_bound_is_prompt_and_the_smaller_of_thought_plus_answer_and_the_toke
 
 
 def test_the_highest_scores_stay_in_their_order() -> None:
-    assert kept([5.0, 1.0, 4.0, 2.0, 3.0], [4, 3, 2, 1, 0], [0] * 5, Budget(slots=3, window=0)) == [0, 2, 4]
+    assert kept([5.0, 1.0, 4.0, 2.0, 3.0], [4, 3, 2, 1, 0], [0] * 5, Budget(slots=3, recent_window=0)) == [0, 2, 4]
 
 
 def test_the_window_stays_whatever_its_score() -> None:
-    assert kept([5.0, 4.0, 3.0, -9.0, -9.0], [4, 3, 2, 1, 0], [0] * 5, Budget(slots=3, window=2)) == [0, 3, 4]
+    assert kept([5.0, 4.0, 3.0, -9.0, -9.0], [4, 3, 2, 1, 0], [0] * 5, Budget(slots=3, recent_window=2)) == [0, 3, 4]
 
 
 def test_a_window_of_all_slots_keeps_exactly_the_youngest() -> None:
-    assert kept([9.0, 8.0, 7.0, 0.0, 0.0], [4, 3, 2, 1, 0], [0] * 5, Budget(slots=2, window=2)) == [3, 4]
+    assert kept([9.0, 8.0, 7.0, 0.0, 0.0], [4, 3, 2, 1, 0], [0] * 5, Budget(slots=2, recent_window=2)) == [3, 4]
 
 
 def test_between_equal_scores_the_younger_stays() -> None:
-    assert kept([1.0, 1.0, 1.0, 1.0, 0.0], [9, 7, 3, 1, 0], [0] * 5, Budget(slots=2, window=0)) == [2, 3]
-    assert kept([1.0, 1.0, 1.0, 1.0], [1, 9, 3, 7], [0] * 4, Budget(slots=2, window=0)) == [0, 2]
+    assert kept([1.0, 1.0, 1.0, 1.0, 0.0], [9, 7, 3, 1, 0], [0] * 5, Budget(slots=2, recent_window=0)) == [2, 3]
+    assert kept([1.0, 1.0, 1.0, 1.0], [1, 9, 3, 7], [0] * 4, Budget(slots=2, recent_window=0)) == [0, 2]
 
 
 def test_prompt_slots_survive_any_score_and_are_not_counted() -> None:
-    budget = Budget(slots=2, window=1)
+    budget = Budget(slots=2, recent_window=1)
     assert kept([-9.0, -9.0, 3.0, 4.0, 5.0, 0.0], [5, 4, 3, 2, 1, 0], [1, 1, 0, 0, 0, 0], budget) == [0, 1, 4, 5]
 
 
 def test_young_pinned_slots_do_not_use_up_the_window() -> None:
-    budget = Budget(slots=1, window=1)
+    budget = Budget(slots=1, recent_window=1)
     assert kept([9.0, 9.0, 0.0, 0.0, 0.0], [4, 3, 2, 1, 0], [0, 0, 0, 1, 1], budget) == [2, 3, 4]
 
 
 @pytest.mark.parametrize("num_slots", [0, 1, 3, 4])
 def test_everything_stays_up_to_the_budget(num_slots: int) -> None:
     ages = list(range(num_slots))[::-1]
-    assert kept([float(age % 2) for age in ages], ages, [0] * num_slots, Budget(slots=4, window=2)) == sorted(ages)
+    assert kept([float(age % 2) for age in ages], ages, [0] * num_slots, Budget(slots=4, recent_window=2)) == sorted(
+        ages
+    )
 
 
 def test_one_slot_above_the_budget_loses_exactly_the_lowest() -> None:
-    assert kept([2.0, 0.0, 1.0, 3.0, 4.0], [4, 3, 2, 1, 0], [0] * 5, Budget(slots=4, window=1)) == [0, 2, 3, 4]
+    assert kept([2.0, 0.0, 1.0, 3.0, 4.0], [4, 3, 2, 1, 0], [0] * 5, Budget(slots=4, recent_window=1)) == [0, 2, 3, 4]
 
 
 def test_all_slots_pinned_all_stay() -> None:
-    assert kept([0.0, 0.0], [1, 0], [1, 1], Budget(slots=1, window=0)) == [0, 1]
+    assert kept([0.0, 0.0], [1, 0], [1, 1], Budget(slots=1, recent_window=0)) == [0, 1]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_score_that_is_not_finite_is_an_error_even_below_the_budget(bad: float) -> None:
     with pytest.raises(LeanThinkError, match="NaN or infinite"):
-        kept([0.0, bad, 0.0], [2, 1, 0], [0, 0, 0], Budget(slots=8, window=0))
+        kept([0.0, bad, 0.0], [2, 1, 0], [0, 0, 0], Budget(slots=8, recent_window=0))
 
 
 def test_rows_that_pin_different_counts_are_a_bug() -> None:
     pinned = torch.tensor([[True, False], [False, False]])
     with pytest.raises(AssertionError, match="between 0 and 1"):
-        select(torch.zeros(2, 2), torch.tensor([[1, 0], [1, 0]]), pinned, Budget(slots=1, window=0))
+        select(torch.zeros(2, 2), torch.tensor([[1, 0], [1, 0]]), pinned, Budget(slots=1, recent_window=0))
 
 
-# --- select against its slow twin
+# --- select against its reference implementation
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Budget]
 
@@ -150,16 +152,16 @@ def cases(draw: st.DrawFn) -> Case:
     if draw(st.booleans()):
         ages = ages.sort(dim=-1, descending=True).values
     pinned = torch.rand((*lead, num_slots), generator=generator).argsort(dim=-1) < num_pinned
-    return scores, ages, pinned, Budget(slots=slots, window=window)
+    return scores, ages, pinned, Budget(slots=slots, recent_window=window)
 
 
 @settings(max_examples=300, deadline=None)
 @given(case=cases())
-def test_select_equals_its_slow_twin(case: Case) -> None:
+def test_select_equals_its_reference_implementation(case: Case) -> None:
     scores, ages, pinned, budget = case
     fast = select(scores, ages, pinned, budget).flatten(0, -2).tolist()
     rows = zip(*(tensor.flatten(0, -2).tolist() for tensor in (scores, ages, pinned)), strict=True)
-    assert fast == [select_slow(*row, slots=budget.slots, window=budget.window) for row in rows]
+    assert fast == [select_slow(*row, slots=budget.slots, window=budget.recent_window) for row in rows]
 
 
 @settings(max_examples=100, deadline=None)
@@ -190,19 +192,19 @@ def test_select_is_the_same_on_cuda() -> None:
     scores = torch.randint(0, 5, (4, 2, 300), generator=generator).float()
     ages = torch.arange(299, -1, -1).expand_as(scores)
     pinned = ages > 290
-    budget = Budget(slots=100, window=10)
+    budget = Budget(slots=100, recent_window=10)
     on_cuda = select(scores.cuda(), ages.cuda(), pinned.cuda(), budget).cpu()
     assert torch.equal(on_cuda, select(scores, ages, pinned, budget))
 
 
 @settings(max_examples=300, deadline=None)
 @given(case=cases())
-def test_keeping_in_order_equals_the_slow_twin_without_pinned_slots(case: Case) -> None:
+def test_keeping_in_order_equals_the_reference_implementation_without_pinned_slots(case: Case) -> None:
     scores, ages, _, budget = case
     ages, before = ages.sort(dim=-1, descending=True).values, scores.clone()
-    fast = keep_in_order(scores, min(budget.slots, scores.shape[-1]), budget.window).flatten(0, -2)
+    fast = keep_in_order(scores, min(budget.slots, scores.shape[-1]), budget.recent_window).flatten(0, -2)
     assert fast.dtype == torch.int64
     rows = zip(scores.flatten(0, -2).tolist(), ages.flatten(0, -2).tolist(), strict=True)
-    limits = {"slots": budget.slots, "window": budget.window}
+    limits = {"slots": budget.slots, "window": budget.recent_window}
     assert fast.tolist() == [select_slow(*row, [False] * len(row[0]), **limits) for row in rows]
     assert torch.equal(scores, before)

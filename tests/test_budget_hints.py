@@ -44,14 +44,18 @@ def test_a_predictors_file_tells_the_mean_thought(data: dict[str, Any], mean: fl
 @pytest.mark.parametrize(
     ("policy", "budget", "words"),
     [
-        (horizon(1200.0), Budget(slots=236, interval=64), []),  # exactly 4 times less
-        (horizon(1200.0), Budget(slots=235, interval=64), ["hold 4.01 times less", "budget of 236 or more"]),
-        (horizon(1200.0), Budget(slots=36, window=8, interval=64), ["hold 12 times less", "budget of 236 or more"]),
-        (horizon(None), Budget(slots=33, interval=64), []),
-        (make_policy("r-kv"), Budget(slots=33, interval=64), []),
-        (make_policy("r-kv"), Budget(slots=32, window=32), ["window=32 fills the budget of 32 slots", "'r-kv'"]),
-        (make_policy("sinks"), Budget(slots=32, window=31), []),
-        (make_policy("window"), Budget(slots=32, window=32), []),
+        (horizon(1200.0), Budget(slots=236, eviction_interval=64), []),  # exactly 4 times less
+        (horizon(1200.0), Budget(slots=235, eviction_interval=64), ["hold 4.01 times less", "budget of 236 or more"]),
+        (
+            horizon(1200.0),
+            Budget(slots=36, recent_window=8, eviction_interval=64),
+            ["hold 12 times less", "budget of 236 or more"],
+        ),
+        (horizon(None), Budget(slots=33, eviction_interval=64), []),
+        (make_policy("r-kv"), Budget(slots=33, eviction_interval=64), []),
+        (make_policy("r-kv"), Budget(slots=32, recent_window=32), ["window=32 fills the budget of 32 slots", "'r-kv'"]),
+        (make_policy("sinks"), Budget(slots=32, recent_window=31), []),
+        (make_policy("window"), Budget(slots=32, recent_window=32), []),
         (make_policy("full"), None, []),
     ],
 )
@@ -81,9 +85,9 @@ def test_the_command_line_tells_both_reasons_in_a_line_each(folder: Path, inside
 
 
 def test_a_server_tells_it_of_its_own_budget_at_the_start(tmp_path: Path, folder: Path) -> None:
-    small = ["--model", folder, "--policy", "sinks", "--budget", 8, "--window", 8, "--kv-gib", 0.1]
+    small = ["--model", folder, "--policy", "sinks", "--budget", 8, "--recent-window", 8, "--kv-gib", 0.1]
     with serving(tmp_path / "log", *small) as server:
         (hint,) = [line for line in server.log.read_text().splitlines() if "nothing is left" in line]
-        assert hint.startswith("leanthink: window=8 fills the budget of 8 slots")
+        assert hint.startswith("leanthink: recent_window=8 fills the budget of 8 slots")
         (ready,) = [line for line in server.lines() if line["event"] == "ready"]
         assert (ready["policy"], ready["sampling"]) == ("sinks", {"temperature": 0.0})

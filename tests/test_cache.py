@@ -72,7 +72,7 @@ def step(cache: SlotCache) -> Tensor:
 
 
 class History:
-    """A cache and its slow twin, which go through the same acts."""
+    """A cache and its reference implementation, which go through the same acts."""
 
     def __init__(self, seed: int, row_slots: int | None) -> None:
         torch.manual_seed(seed)
@@ -278,7 +278,9 @@ ACTS += ["evict", "evict", "retire", "cancel", "provide", "provide"]
 @pytest.mark.parametrize("row_slots", [None, EQUAL])
 @given(acts=st.lists(st.sampled_from(ACTS), min_size=20, max_size=60), seed=st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
-def test_any_history_leaves_the_same_slots_as_the_slow_twin(row_slots: int | None, acts: list[str], seed: int) -> None:
+def test_any_history_leaves_the_same_slots_as_the_reference_implementation(
+    row_slots: int | None, acts: list[str], seed: int
+) -> None:
     history = History(seed, row_slots)
     for act in ["reserve", "reserve", "provide", "feed", "seat", *acts]:
         getattr(history, act)()

@@ -21,52 +21,45 @@ from leanthink.data.traces.trace import read_traces
 from leanthink.engine.outputs import Completion
 from leanthink.engine.sampling import Sampling
 from leanthink.entrypoints import cli
-from leanthink.importance.fit_config import LEARNING_RATE, Recipe
+from leanthink.importance.fit_config import LEARNING_RATE, FitConfig
 from leanthink.policies.budget import Budget
 
 CHAT = " --system-prompt --chat-template-kwargs --split-special-tokens --no-split-special-tokens --think-tags "
+BUDGET = "--budget --recent-window --eviction-interval --max-answer-slots "
+SAMPLING = "--temperature --top-p --top-k --min-p --max-new-tokens --seed "
 FLAGS = {
-    "generate": "--model --policy --budget --window --interval --answer --predictor "
-    "--ignore-predictor-mismatch --temperature --top-p --top-k --min-p --max-new-tokens --seed --stop"
-    + CHAT
-    + "--device --dtype --stream --no-stream --trace --overwrite --json",
-    "predictor": "--out --model --problems --limit --tasks --levels --count --samples --instruction"
-    + CHAT
-    + "--temperature --top-p --top-k --min-p --max-new-tokens --max-rows --correct-only --all --target --horizons "
-    "--granularity --answer-from --width --steps --batch --tokens-per-trace --seed --resume --overwrite --device "
-    "--dtype --json",
+    "generate": f"--model --policy {BUDGET} --predictor --ignore-predictor-mismatch {SAMPLING} --stop {CHAT} --device "
+    "--dtype --stream --no-stream --trace --overwrite --json",
+    "predictor": f"--out --model --problems --limit --tasks --levels --count --samples --instruction {CHAT} {SAMPLING} "
+    "--max-num-seqs --correct-only --all --answer-from --target --horizons --granularity --width --steps --batch "
+    "--tokens-per-trace --resume --overwrite --device --dtype --json",
     "plan": "--gpu-gib --model --concurrent --prompt --max-model-len --budgets --eviction-interval --max-answer-slots "
     "--dtype --json",
-    "collect": "--out --model --tasks --levels --count --split --problems --limit --samples --instruction"
-    + CHAT
-    + "--temperature --top-p --top-k --min-p --max-new-tokens --seed --policy --budget --window --interval --answer "
-    "--predictor --ignore-predictor-mismatch --max-rows --record --resume --overwrite --device --dtype --ray "
-    "--ray-workers --json",
+    "collect": f"--out --model --tasks --levels --count --split --problems --limit --samples --instruction {CHAT} "
+    f"{SAMPLING} --policy {BUDGET} --predictor --ignore-predictor-mismatch --max-num-seqs --record --resume "
+    "--overwrite --device --dtype --ray --ray-workers --json",
     "label": "--traces --out --model --horizons --granularity --answer-from --all --resume --overwrite --device "
     "--dtype --ray --ray-workers --json",
-    "fit": "--traces --labels --out --model --target --horizons --offsets --transform --granularity --width "
-    "--steps --batch --lr --val-share --tokens-per-trace --all --compare --seed --overwrite --device --dtype --json",
+    "fit": "--traces --labels --out --model --target --horizons --granularity --width --steps --batch "
+    "--tokens-per-trace --offsets --transform --lr --val-share --all --compare --seed --overwrite --device --dtype "
+    "--json",
     "demo": "--out --overwrite --device --json",
-    "bench": "--shape --model --parts --batch --slots --cells --steps --prompt --output --kv-gib --budgets --interval "
-    "--requests --out --overwrite --device --json",
-    "train": "--report --config --model --out --tasks --levels --count --problems --instruction"
-    + CHAT
-    + "--steps --group "
-    "--batch --accumulate --max-completion --temperature --lr --rule --alpha --decay --start --mastered-weight "
-    "--rollouts --policy --budget --window --interval --answer --predictor "
-    "--ignore-predictor-mismatch --lora-rank --seed --set --resume --overwrite --json",
+    "bench": "--shape --model --parts --batch --slots --cells --steps --prompt --output --kv-gib --budgets "
+    "--eviction-interval --requests --out --overwrite --device --json",
+    "train": "--report --config --model --out --lora-r --set --resume --overwrite --tasks --levels --count --problems "
+    f"--instruction {CHAT} --max-steps --num-generations --per-device-train-batch-size "
+    "--gradient-accumulation-steps --max-completion-length --temperature --learning-rate --rule --alpha --decay "
+    f"--start --mastered-weight --rollouts --policy --seed {BUDGET} --predictor --ignore-predictor-mismatch --json",
     "eval": "--out --model --benchmarks --problems --tolerance --tasks --levels --gym --count --split --limit "
-    "--instruction" + CHAT + "--policies --budgets --ratios --window --interval --answer --predictor "
-    "--ignore-predictor-mismatch --samples --temperature --top-p --top-k --min-p --max-new-tokens --seed "
-    "--max-rows --together --overwrite --device --dtype --ray --ray-workers --json",
+    f"--instruction {CHAT} --policies --budgets --ratios {BUDGET.partition(' ')[2]} --predictor "
+    f"--ignore-predictor-mismatch --samples --max-num-seqs --together {SAMPLING} --overwrite --device --dtype --ray "
+    "--ray-workers --json",
     "compare": "--out --overwrite --json",
-    "serve": "--model --name --host --port --keys --cache-salt-per-key --allowed-origins --allowed-hosts --policy "
-    "--budget --window --interval --answer --predictor --ignore-predictor-mismatch"
-    + CHAT
-    + "--rows --kv-gib --max-slots --max-budget --generation-config --max-new-tokens "
-    "--max-prompt --max-choices --max-body --queue --limit-concurrency --read-timeout "
-    "--timeout --grace --log-text --served-model-name --max-num-seqs "
-    "--gpu-memory-utilization --max-model-len --device --dtype --json",
+    "serve": "--model --name --served-model-name --host --port --keys --cache-salt-per-key --allowed-origins "
+    f"--allowed-hosts --policy {BUDGET} --predictor --ignore-predictor-mismatch {CHAT} --max-num-seqs --kv-gib "
+    "--max-slots --max-budget --generation-config --max-new-tokens --max-prompt --max-choices --max-body --queue "
+    "--limit-concurrency --read-timeout --timeout --grace --log-text --gpu-memory-utilization --max-model-len "
+    "--device --dtype --json",
     "view": "--host --port --allowed-hosts --open --no-open --json",
     "tasks list": "--json",
     "tasks sample": "--family --level --count --seed --split --json",
@@ -114,10 +107,10 @@ def test_the_flags_of_every_command_stay():
 
 
 @pytest.mark.parametrize(
-    "settings", [Budget(slots=256), Sampling(), Recipe()], ids=lambda settings: type(settings).__name__
+    "settings", [Budget(slots=256), Sampling(), FitConfig()], ids=lambda settings: type(settings).__name__
 )
 def test_help_tells_the_defaults_of_the_python_interface(settings):
-    names = {"Budget": "generate", "Sampling": "collect", "Recipe": "fit"}
+    names = {"Budget": "generate", "Sampling": "collect", "FitConfig": "fit"}
     command = commands()[names[type(settings).__name__]]
     told = {option.opts[0]: re.findall(r"\[(.*)\]$", option.help or "") for option in command.params}
     checked = 0
@@ -128,7 +121,7 @@ def test_help_tells_the_defaults_of_the_python_interface(settings):
             assert told[flag] == [str(value)]
             checked += 1
     assert checked >= 4
-    if isinstance(settings, Recipe):
+    if isinstance(settings, FitConfig):
         assert told["--lr"] == [f"{LEARNING_RATE['horizon']}, answer {LEARNING_RATE['answer']}"]
 
 
@@ -136,8 +129,9 @@ def test_help_of_train_tells_the_defaults_of_the_trainer(tmp_path):
     config = pytest.importorskip("leanthink.rl.config", reason="TRL is not installed: pip install 'leanthink[train]'")
     defaults = config.DeepCompressConfig(str(tmp_path), use_cpu=True, bf16=False, gradient_accumulation_steps=2)
     names = {
-        "--group": "num_generations", "--batch": "per_device_train_batch_size", "--max-completion":
-        "max_completion_length", "--lr": "learning_rate", "--policy": "rollout_policy",
+        "--num-generations": "num_generations", "--per-device-train-batch-size": "per_device_train_batch_size",
+        "--max-completion-length": "max_completion_length", "--learning-rate": "learning_rate",
+        "--policy": "rollout_policy",
     }  # fmt: skip
     names |= {"--" + name: name for name in ("temperature", "rule", "alpha", "decay", "start", "rollouts")}
     told = {option.opts[0]: option.help or "" for option in commands()["train"].params}
@@ -202,7 +196,19 @@ def test_listed_tasks_are_the_families_there_are():
 
 
 def test_generate_prints_one_json_document_with_the_fields_of_a_completion(folder):
-    arguments = ["hi", "--model", folder, "--policy", "sinks", "--budget", 12, "--window", 4, "--interval", 6]
+    arguments = [
+        "hi",
+        "--model",
+        folder,
+        "--policy",
+        "sinks",
+        "--budget",
+        12,
+        "--recent-window",
+        4,
+        "--eviction-interval",
+        6,
+    ]
     result = leanthink("generate", *arguments, "--max-new-tokens", 40, "--json")
     assert result.code == 0
     record = json.loads(result.out)
@@ -264,9 +270,9 @@ def test_generate_writes_traces_that_can_be_read_and_drawn(folder, inside, tmp_p
         folder / "own.safetensors",
         "--budget",
         12,
-        "--window",
+        "--recent-window",
         4,
-        "--interval",
+        "--eviction-interval",
         6,
     ]
     path = tmp_path / "out.jsonl"
@@ -295,7 +301,7 @@ def test_collect_label_and_fit_lead_to_a_predictor_that_generates(folder, inside
     fitted = json.loads(result.out)
     assert fitted["data"]["recipe"]["horizons"] == [4, 16]
     assert fitted["metrics"]["held_out_traces"] == 4
-    budget = ["--predictor", out, "--budget", 12, "--window", 4, "--max-new-tokens", 30]
+    budget = ["--predictor", out, "--budget", 12, "--recent-window", 4, "--max-new-tokens", 30]
     assert inside("generate", "hi", "--model", folder, *budget).code == 0
     for command, path in (("label", labels), ("fit", out)):
         given = ["--traces", traces, *(["--labels", labels] if command == "fit" else [])]
@@ -304,7 +310,20 @@ def test_collect_label_and_fit_lead_to_a_predictor_that_generates(folder, inside
 
 def test_collect_goes_on_where_it_was_interrupted(folder, tmp_path):
     out = tmp_path / "traces.jsonl"
-    slow = ["--tasks", "all", "--levels", 1, "--count", 2, "--max-new-tokens", 300, "--max-rows", 1, "--model", folder]
+    slow = [
+        "--tasks",
+        "all",
+        "--levels",
+        1,
+        "--count",
+        2,
+        "--max-new-tokens",
+        300,
+        "--max-num-seqs",
+        1,
+        "--model",
+        folder,
+    ]
     with start("collect", *slow, "--out", out) as process:
         deadline = time.monotonic() + 120
         while not (out.exists() and out.read_bytes().count(b"\n") >= 2):

@@ -120,7 +120,7 @@ def test_a_stopped_collection_loses_no_finished_trace_and_goes_on_to_the_same_en
 
 def test_traces_of_a_bounded_cache_record_budget_and_evictions(model: Any, tokenizer: Any, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    budget = Budget(slots=6, window=2, interval=3, answer=8)
+    budget = Budget(slots=6, recent_window=2, eviction_interval=3, max_answer_slots=8)
     collect(model, tokenizer, PROBLEMS, path, samples=1, sampling=SAMPLING, policy="window", budget=budget, record=True)
     for trace in read_traces(path):
         assert trace.budget == {"slots": 6, "window": 2, "interval": 3, "answer": 8}
@@ -147,11 +147,11 @@ def test_an_existing_file_is_refused_before_anything_is_generated(
         ({"sampling": Sampling(temperature=0.5, max_new_tokens=24, seed=5)}, "of temperature 0.9, asked for is 0.5"),
         ({"sampling": Sampling(temperature=0.9, max_new_tokens=24, seed=6)}, "another prompt or seed"),
         ({"instruction": "Be brief."}, "another prompt or seed"),
-        ({"policy": "random", "budget": Budget(slots=8, window=2)}, "of policy 'full', asked for is 'random'"),
+        ({"policy": "random", "budget": Budget(slots=8, recent_window=2)}, "of policy 'full', asked for is 'random'"),
         ({"model_name": "other"}, "asked for is 'other'"),
     ],
 )
-def test_a_file_of_other_settings_is_not_gone_on_with(
+def test_a_file_of_other_settings_is_not_resumed(
     change: dict[str, Any], message: str, model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "t.jsonl"
@@ -235,9 +235,9 @@ def test_what_cannot_be_collected_or_graded_is_refused_before_the_file_is_made(
     assert not (tmp_path / "t.jsonl").exists()
 
 
-def test_a_subject_needs_a_name_for_its_traces(model: Any, tokenizer: Any, tmp_path: Path) -> None:
-    subject = LoadedModel(model, tokenizer, {"full": None})
-    asked: dict[str, Any] = {"samples": 1, "sampling": SAMPLING, "subject": subject}
+def test_a_backend_needs_a_name_for_its_traces(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    backend = LoadedModel(model, tokenizer, {"full": None})
+    asked: dict[str, Any] = {"samples": 1, "sampling": SAMPLING, "backend": backend}
     with pytest.raises(UsageError, match="without model_name"):
         collect(None, None, PROBLEMS, tmp_path / "t.jsonl", **asked)
     assert not (tmp_path / "t.jsonl").exists()

@@ -18,7 +18,7 @@ from leanthink.engine.engine import Engine
 from leanthink.engine.generation import generate, stream
 from leanthink.engine.request import PolicyMaker
 from leanthink.engine.sampling import Sampling
-from leanthink.entrypoints.openai.request_parsing import Reader
+from leanthink.entrypoints.openai.request_parsing import RequestParser
 from leanthink.entrypoints.openai.settings import Settings
 from leanthink.integrations.transformers import custom_generate
 from leanthink.models.default_policy import default_policy, how_to_fit
@@ -27,8 +27,8 @@ from leanthink.policies.budget import Budget
 from leanthink.utils.errors import LeanThinkWarning
 from models import make_model, make_tokenizer
 
-BUDGET = Budget(slots=12, window=4, interval=6)
-SMALL = ["--budget", "12", "--window", "4", "--interval", "6", "--max-new-tokens", "40"]
+BUDGET = Budget(slots=12, recent_window=4, eviction_interval=6)
+SMALL = ["--budget", "12", "--recent-window", "4", "--eviction-interval", "6", "--max-new-tokens", "40"]
 
 
 def said(err: str) -> list[str]:
@@ -127,14 +127,14 @@ def test_eval_compares_the_default_with_the_full_cache(folder: Path, inside: Any
 def test_a_server_takes_the_default_and_still_offers_horizon_with_its_predictor(folder: Path) -> None:
     model, tokenizer = load(folder, device="cpu")
     with pytest.warns(LeanThinkWarning, match="r-kv"):
-        reader = Reader(model, tokenizer, Settings(name="m"), largest=1000)
-    assert reader.policy == "r-kv"
-    assert "horizon" not in reader.policies
+        parser = RequestParser(model, tokenizer, Settings(name="m"), largest=1000)
+    assert parser.policy == "r-kv"
+    assert "horizon" not in parser.policies
     own = Settings(name="m", predictor=folder / "own.safetensors")
-    assert Reader(model, tokenizer, own, largest=1000).policy == "horizon"
+    assert RequestParser(model, tokenizer, own, largest=1000).policy == "horizon"
     named = Settings(name="m", policy="sinks", predictor=folder / "own.safetensors")
-    reader = Reader(model, tokenizer, named, largest=1000)
-    assert (reader.policy, "horizon" in reader.policies) == ("sinks", True)
+    parser = RequestParser(model, tokenizer, named, largest=1000)
+    assert (parser.policy, "horizon" in parser.policies) == ("sinks", True)
 
 
 def test_help_names_the_policies_that_the_rule_takes(inside: Any) -> None:

@@ -34,7 +34,7 @@ from leanthink.utils.errors import UsageError
 PLAN = Plan(
     tasks=(("multiply", 1), ("sums", 1)),
     count=2,
-    budget=Budget(slots=12, window=4, interval=6),
+    budget=Budget(slots=12, recent_window=4, eviction_interval=6),
     max_new_tokens=50,
 )
 

@@ -39,4 +39,4 @@ def test_each_old_name_is_told_once():
 def test_users_see_it_without_asking_for_warnings():
     command = "from leanthink.utils.deprecated import warn_renamed as warn; warn('a', 'b'); warn('a', 'b')"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
-    assert done.stderr.count("FutureWarning: a is called b now: use that name") == 1
+    assert done.stderr.count("RenamedWarning: a is called b now: use that name") == 1

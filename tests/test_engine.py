@@ -22,7 +22,7 @@ from leanthink.utils.errors import LeanThinkError, UsageError
 from models import CLOSE, END, OPEN, RandomPredictor, make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()
-BUDGET = Budget(slots=16, window=4, interval=8, answer=8)
+BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)
 
 
 def endless(**changes: Any) -> Any:
@@ -80,7 +80,9 @@ def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(seed: int,
         )
         choices: dict[str, Any] = {
             "policy": policy,
-            "budget": None if policy.name == "full" else Budget(slots=slots, window=3, interval=5, answer=20),
+            "budget": None
+            if policy.name == "full"
+            else Budget(slots=slots, recent_window=3, eviction_interval=5, max_answer_slots=20),
             "sampling": Sampling(
                 max_new_tokens=chance.randrange(1, 70),
                 temperature=chance.choice([0.0, 0.8]),
@@ -135,7 +137,7 @@ def test_requests_are_admitted_in_their_order_and_within_the_arena() -> None:
 )
 def test_a_request_reserves_what_it_can_write_and_no_more(tags: ThinkTags, prompt: str, reserved: int) -> None:
     engine = Engine(endless(), TOKENIZER, slots=200, rows=1, tags=tags)
-    budget = Budget(slots=16, window=4, interval=8, answer=50)
+    budget = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=50)
     engine.add(TOKENIZER(prompt).input_ids, policy="window", budget=budget, sampling=Sampling(max_new_tokens=150))
     (done,) = run(engine).values()
     assert done.reserved_kv_bytes == reserved * engine.cache.bytes_per_slot
@@ -337,7 +339,7 @@ def test_graphs_give_the_tokens_of_plain_steps_and_of_the_cpu() -> None:
     from leanthink.models.loading import load
 
     problems = [p for family in registry.FAMILIES for p in registry.sample(family, 2, 4, 5)]
-    budget = Budget(slots=96, window=16, interval=16, answer=128)
+    budget = Budget(slots=96, recent_window=16, eviction_interval=16, max_answer_slots=128)
     policies = ["horizon", "window", "random", "dynts", "snapkv", "full", "h2o", "r-kv", "tova", "keydiff", "vase"]
     policies += ["sepllm"]
     outcomes = []

@@ -27,7 +27,7 @@ from models import RandomPredictor, make_tokenizer
 from test_engine import assert_empty, endless
 
 TOKENIZER = make_tokenizer()
-BUDGET = Budget(slots=16, window=4, interval=8, answer=8)
+BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)
 POISON = 77  # a token that a broken model, predictor or tokenizer cannot stand
 PROMPTS = [[5, 6, 7], [8, POISON], [9], [5, 6, 7, 10]]
 SPOILT = 1  # of these

@@ -25,7 +25,7 @@ from models import VOCABULARY, RandomPredictor, make_model, make_tokenizer
 from test_engine import assert_empty, endless, run
 
 TOKENIZER = make_tokenizer()
-BUDGET = Budget(slots=16, window=4, interval=8, answer=8)
+BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)
 
 
 def checked(prompt: tuple[Any, ...], index: int = 0, tokens: int = 5) -> Request:

@@ -1,4 +1,4 @@
-"""`leanthink eval` as its users run it: killed and gone on with, refused, and what it reports."""
+"""`leanthink eval` as its users run it: killed and resumed, refused, and what it reports."""
 
 from __future__ import annotations
 
@@ -20,9 +20,22 @@ from leanthink.policies import Slots
 from leanthink.policies.window import Window
 
 KILLED = ["--tasks", "sums", "--levels", "1", "--count", 2, "--policies", "full,horizon", "--ratios", "2",
-          "--window", 8, "--interval", 16, "--samples", 2, "--temperature", 0.7, "--max-new-tokens", 150,
-          "--max-rows", 2, "--device", "cpu", "--json"]  # fmt: skip
-SMALL = ["--tasks", "sums", "--levels", "1", "--count", 2, "--max-new-tokens", 30, "--window", 4, "--interval", 4]
+          "--recent-window", 8, "--eviction-interval", 16, "--samples", 2, "--temperature", 0.7,
+          "--max-new-tokens", 150, "--max-num-seqs", 2, "--device", "cpu", "--json"]  # fmt: skip
+SMALL = [
+    "--tasks",
+    "sums",
+    "--levels",
+    "1",
+    "--count",
+    2,
+    "--max-new-tokens",
+    30,
+    "--recent-window",
+    4,
+    "--eviction-interval",
+    4,
+]
 TIMES = ("seconds", "tokens_per_second")
 
 
@@ -95,7 +108,7 @@ def test_the_table_of_a_run_and_its_files(inside: Any, folder: Path, tmp_path: P
 def test_all_cells_together_give_the_same_answers_and_no_times(inside: Any, folder: Path, tmp_path: Path) -> None:
     common = [*SMALL, "--policies", "full,sinks,random", "--budgets", 8, "--model", folder, "--json"]
     apart = inside("eval", *common, "--out", tmp_path / "apart")
-    together = inside("eval", *common, "--together", "--max-rows", 2, "--out", tmp_path / "together")
+    together = inside("eval", *common, "--together", "--max-num-seqs", 2, "--out", tmp_path / "together")
     assert together.code == 0, together.err
     assert table(together.out) == table(apart.out)
     seconds = [cell["seconds"] for cell in json.loads(together.out)["cells"]]
@@ -139,7 +152,7 @@ def test_a_file_of_problems_is_asked_with_an_instruction(inside: Any, folder: Pa
         (["--tasks", "sums", "--ratios", "0.5"], ["must be 1 or more"]),
         (["--tasks", "sums", "--ratios", "two"], ["give numbers"]),
         (["--tasks", "sums", "--budgets", "many"], ["--budgets 'many'", "whole numbers"]),
-        (["--tasks", "sums", "--policies", "full", "--window", "8"], ["policy full alone"]),
+        (["--tasks", "sums", "--policies", "full", "--recent-window", "8"], ["policy full alone"]),
         (["--tasks", "sums", "--budgets", "16"], ["window=32 is larger than slots=16"]),
         (["--tasks", "sums", "--samples", "2"], ["--samples 2 at temperature 0"]),
         (["--tasks", "sums", "--samples", "0"], ["must be 1 or more"]),
@@ -174,7 +187,7 @@ def test_interrupting_says_how_to_go_on(
 ) -> None:
     out = tmp_path / "run"
     common = ["eval", *SMALL, "--policies", "full", "--model", folder, "--out", out]
-    common = [word for word in common if word not in ("--window", "--interval", 4)]
+    common = [word for word in common if word not in ("--recent-window", "--eviction-interval", 4)]
 
     def interrupted(*arguments: Any, **options: Any) -> Iterator[Any]:
         yield next(complete(*arguments, **options))
@@ -216,3 +229,56 @@ def test_a_request_that_fails_is_named_and_all_others_are_written_down(
     monkeypatch.undo()
     assert inside(*common).code == 0
     assert len(keys(out)) == len(set(keys(out))) > len(written) > 0
+
+
+def test_policies_with_settings_are_policies_of_their_own(inside: Any, folder: Path, tmp_path: Path) -> None:
+    specs = "full,snapkv,snapkv:kernel=5,observation=4,horizon:only=16,horizon"
+    words = [*SMALL, "--policies", specs, "--predictor", f"horizon={folder / 'own.safetensors'}", "--budgets", 8]
+    words += ["--model", folder, "--json", "--out", tmp_path / "run"]
+    first = inside("eval", *words)
+    assert first.code == 0, first.err
+    names = ["full", "snapkv", "snapkv:observation=4,kernel=5", "horizon:only=16", "horizon"]
+    assert [cell["policy"] for cell in json.loads(first.out)["cells"]] == names
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert settings["policies"] == names
+    assert settings["predictors"].keys() == {"horizon:only=16", "horizon"}
+    assert len(set(settings["predictors"].values())) == 1
+    cells = {cell for cell, _, _ in keys(tmp_path / "run")}
+    assert "tasks/snapkv:observation=4,kernel=5/8+4 window 4 answer 1024" in cells
+    written = (tmp_path / "run" / "records.jsonl").read_bytes()
+    same = specs.replace("snapkv,", "snapkv:observation=8,").replace("kernel=5,observation=4", "observation=4,kernel=5")
+    again = inside("eval", *[same if word == specs else word for word in words])
+    assert again.code == 0, again.err
+    assert (tmp_path / "run" / "records.jsonl").read_bytes() == written, "nothing is asked again"
+    other = [specs.replace("kernel=5", "kernel=3") if word == specs else word for word in words]
+    refused(inside("eval", *other), 2, "other settings", "snapkv:observation=4,kernel=3")
+    compared = inside("compare", tmp_path / "run")
+    assert "snapkv:observation=4,kernel=5" in compared.out
+
+
+def test_a_run_of_before_is_resumed(inside: Any, folder: Path, tmp_path: Path) -> None:
+    """Header and names of cells are those of runs that were made when options had their old names."""
+    old = [{4: 5}.get(word, word) for word in SMALL]  # a window of 5
+    words = [*old, "--policies", "full,sinks", "--budgets", "8,12", "--max-answer-slots", 40, "--model", folder]
+    words += ["--device", "cpu", "--json", "--out", tmp_path / "run"]
+    assert inside("eval", *words).code == 0
+    header = json.loads((tmp_path / "run" / "run.json").read_text())
+    kept = {name: header["settings"][name] for name in ("policies", "budgets", "ratios", "slots")}
+    assert kept == {
+        "policies": ["full", "sinks"],
+        "budgets": [{"slots": slots, "window": 5, "interval": 5, "answer": 40} for slots in (8, 12)],
+        "ratios": [],
+        "slots": {"window": 5, "interval": 5, "answer": 40},
+    }
+    records = tmp_path / "run" / "records.jsonl"
+    lines = records.read_text().splitlines()
+    cells = {json.loads(line)["cell"] for line in lines}
+    assert cells == {"tasks/full", *(f"tasks/sinks/{slots}+5 window 5 answer 40" for slots in (8, 12))}
+    records.write_text("\n".join(lines[:3]) + "\n")
+    renamed = {"--recent-window": "--window", "--eviction-interval": "--interval", "--max-answer-slots": "--answer"}
+    again = inside("eval", *[renamed.get(word, word) for word in words])
+    assert again.code == 0, again.err
+    assert sorted(keys(tmp_path / "run")) == sorted(
+        (one["cell"], one["id"], one["sample"]) for one in map(json.loads, lines)
+    )
+    assert records.read_text().splitlines()[:3] == lines[:3]

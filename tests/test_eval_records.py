@@ -10,7 +10,7 @@ import pytest
 
 from leanthink.eval.records import RECORDS, RESULT, RUN, RunFolder
 from leanthink.utils.errors import DamagedFile, UsageError
-from test_eval_outcomes import record
+from test_eval_aggregated_results import record
 
 SETTINGS = {"model": "tiny", "budgets": (64, 128)}
 BENCHMARKS = {"b": {"digest": "1"}}
@@ -21,7 +21,7 @@ def opened(folder: Path, settings: Any = SETTINGS, benchmarks: Any = BENCHMARKS,
     return RunFolder(folder, settings, benchmarks, BIRTH, **options)
 
 
-def test_a_run_is_gone_on_with_and_each_start_has_its_birth_certificate(tmp_path: Path) -> None:
+def test_a_run_is_resumed_and_each_start_has_its_birth_certificate(tmp_path: Path) -> None:
     with opened(tmp_path) as folder:
         folder.write(record("a"))
         folder.write(record("a", 1))
@@ -29,8 +29,8 @@ def test_a_run_is_gone_on_with_and_each_start_has_its_birth_certificate(tmp_path
     with opened(tmp_path) as folder:
         assert list(folder.done) == [(record().cell, "a", 0), (record().cell, "a", 1)]
         assert folder.start == 1
-        assert len(folder.of_cell(record().cell)) == 2
-        assert folder.of_cell("another") == []
+        assert len(folder.of_configuration(record().cell)) == 2
+        assert folder.of_configuration("another") == []
     assert len(json.loads((tmp_path / RUN).read_text())["births"]) == 2
 
 

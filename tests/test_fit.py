@@ -13,7 +13,7 @@ from leanthink.importance import fit as fitting
 from leanthink.importance.batches import BATCH_TOKENS
 from leanthink.importance.dataset import gather, split_by_problem, usable
 from leanthink.importance.fit import fit
-from leanthink.importance.fit_config import Recipe, goal, loss, rate
+from leanthink.importance.fit_config import FitConfig, loss, lr_schedule, targets
 from leanthink.importance.label_file import LabelFile, checksum, label_traces, read_labels
 from leanthink.models.fingerprint import fingerprint
 from leanthink.models.predictor import load_predictor, read_metadata
@@ -106,12 +106,12 @@ def test_labels_of_another_model_are_refused(labels: Any) -> None:
 def test_a_fit_learns_writes_its_sidecar_and_repeats_exactly(
     target: Any, model: Any, labels: Any, tmp_path: Path
 ) -> None:
-    recipe = Recipe(target=target, steps=150, batch=64, val_share=0.2, seed=3)
+    recipe = FitConfig(target=target, steps=150, batch=64, val_share=0.2, seed=3)
     before = torch.get_rng_state()
     fitted = fit(model, TRACES, labels, recipe, out_path=tmp_path / "p.safetensors")
     assert torch.equal(torch.get_rng_state(), before)
     again = fit(model, TRACES, labels, recipe)
-    other = fit(model, TRACES, labels, Recipe(target=target, steps=1, batch=64, val_share=0.2, seed=3))
+    other = fit(model, TRACES, labels, FitConfig(target=target, steps=1, batch=64, val_share=0.2, seed=3))
     assert fitted.metrics == again.metrics
     assert fitted.metrics["train_loss"] < other.metrics["train_loss"]
     loaded = load_predictor(tmp_path / "p.safetensors", model)
@@ -148,7 +148,7 @@ def twins(**changes: Any) -> list[Trace]:
 def test_labels_that_hang_on_the_hidden_state_are_ranked_almost_perfectly(model: Any) -> None:
     random_TC = torch.rand(20, 3, generator=torch.Generator().manual_seed(0))
     labels = made_labels(model, twins(), random_TC, HORIZONS)
-    ranking = fit(model, twins(), labels, Recipe(steps=600, batch=64, lr=3e-3, val_share=0.5)).metrics["ranking"]
+    ranking = fit(model, twins(), labels, FitConfig(steps=600, batch=64, lr=3e-3, val_share=0.5)).metrics["ranking"]
     assert ranking["2"]["kendall_tau"] > 0.9
     assert ranking["8"]["top_30%"] > 0.8
     assert ranking["8"]["traces"] == 1
@@ -158,7 +158,7 @@ def test_a_horizon_is_measured_only_on_tokens_that_are_ever_ranked_by_it(model: 
     values_TC = torch.zeros(20, 2)
     values_TC[10:, 1] = torch.linspace(0.1, 0.9, 10)  # all that differs lies nearer to the end than the horizon
     labels = made_labels(model, twins(answer=0), values_TC, (10,))
-    assert fit(model, twins(answer=0), labels, Recipe(steps=1, batch=8, val_share=0.5)).metrics["ranking"] == {
+    assert fit(model, twins(answer=0), labels, FitConfig(steps=1, batch=8, val_share=0.5)).metrics["ranking"] == {
         "10": {"traces": 0}
     }
 
@@ -167,15 +167,15 @@ def test_horizons_that_a_thought_does_not_reach_are_left_out(model: Any) -> None
     values_TC = torch.ones(20, 2)
     values_TC[10:, 1] = 0  # nothing comes so late: it must not be learned that these tokens will not be read
     labels = made_labels(model, twins(answer=0), values_TC, (10,))
-    fitted = fit(model, twins(answer=0), labels, Recipe(steps=300, batch=64))
+    fitted = fit(model, twins(answer=0), labels, FitConfig(steps=300, batch=64))
     offsets = fitted.predictor.offsets
     (last,) = gather(model, twins(answer=0)[:1], labels, offsets=offsets, tokens_per_trace=None, seed=0)
     assert fitted.predictor(last.states_NF[last.seen_TW[10:]]).min() > 0
 
 
 def test_the_learning_rate_follows_its_schedule(model: Any, labels: LabelFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "rate", lambda step, steps, target: float(step == 0))
-    one, many = (fit(model, TRACES, labels, Recipe(steps=steps, batch=8)).predictor for steps in (1, 5))
+    monkeypatch.setattr(fitting, "lr_schedule", lambda step, steps, target: float(step == 0))
+    one, many = (fit(model, TRACES, labels, FitConfig(steps=steps, batch=8)).predictor for steps in (1, 5))
     for first, last in zip(one.parameters(), many.parameters(), strict=True):
         assert torch.equal(first, last)
 
@@ -186,33 +186,33 @@ def test_gradients_are_clipped_as_in_the_paper(
 ) -> None:
     norms: list[float] = []
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, norm: norms.append(norm))
-    fit(model, TRACES, labels, Recipe(target=target, steps=2, batch=8))
+    fit(model, TRACES, labels, FitConfig(target=target, steps=2, batch=8))
     assert norms == clipped
 
 
 def test_horizons_can_be_a_choice_of_the_labelled_ones(model: Any, labels: Any) -> None:
-    fitted = fit(model, TRACES, labels, Recipe(horizons=(8,), steps=2, batch=8))
+    fitted = fit(model, TRACES, labels, FitConfig(horizons=(8,), steps=2, batch=8))
     assert fitted.predictor.horizons == (8,)
     assert list(fitted.metrics["ranking"]) == ["8"]
     with pytest.raises(UsageError, match="unknown horizon 16"):
-        fit(model, TRACES, labels, Recipe(horizons=(16,), steps=2))
+        fit(model, TRACES, labels, FitConfig(horizons=(16,), steps=2))
     with pytest.raises(UsageError, match="ascending"):
-        fit(model, TRACES, labels, Recipe(horizons=(8, 2), steps=2))
+        fit(model, TRACES, labels, FitConfig(horizons=(8, 2), steps=2))
 
 
 def test_horizons_that_hardly_any_token_reaches_are_left_out_unless_they_are_asked_for(model: Any) -> None:
     values_TC = torch.rand(20, 5, generator=torch.Generator().manual_seed(0))
     labels = made_labels(model, twins(answer=0), values_TC, (4, 10, 19, 20, 30))  # 16, 10, 1, 0 and 0 tokens of 20
-    assert fit(model, twins(answer=0), labels, Recipe(steps=1, batch=8)).predictor.horizons == (4, 10, 19)
+    assert fit(model, twins(answer=0), labels, FitConfig(steps=1, batch=8)).predictor.horizons == (4, 10, 19)
     rare = [*twins(answer=0), *(replace(trace(f"s{i}", thought=9, answer=0)) for i in range(20))]
-    assert fitting._columns(rare, labels, Recipe())[1].horizons == (4, 10)  # 19 is reached by 2 tokens of 220
-    assert fitting._columns(rare, labels, Recipe(horizons=(19,)))[1].horizons == (19,)
+    assert fitting._columns(rare, labels, FitConfig())[1].horizons == (4, 10)  # 19 is reached by 2 tokens of 220
+    assert fitting._columns(rare, labels, FitConfig(horizons=(19,)))[1].horizons == (19,)
     short = [trace(f"t{i}", thought=3, answer=0) for i in range(2)]
     assert fitting._reached(short, 4) == 0
     with pytest.raises(UsageError, match="longer traces"):
-        fitting._columns(short, labels, Recipe())
+        fitting._columns(short, labels, FitConfig())
     with pytest.raises(UsageError, match="horizon 20: no thought token"):
-        fitting._columns(rare, labels, Recipe(horizons=(4, 20)))
+        fitting._columns(rare, labels, FitConfig(horizons=(4, 20)))
 
 
 def test_a_horizon_that_held_out_traces_alone_reach_is_not_fitted(model: Any, tmp_path: Path) -> None:
@@ -221,19 +221,19 @@ def test_a_horizon_that_held_out_traces_alone_reach_is_not_fitted(model: Any, tm
     traces = [trace(one.id, thought=20, answer=15 if one == apart else 0) for one in names]
     label_traces(model, traces, tmp_path / "l", horizons=(2, 25), granularity="model")
     labels = read_labels(tmp_path / "l")
-    assert fit(model, traces, labels, Recipe(val_share=0.5, steps=1, batch=8)).predictor.horizons == (2,)
+    assert fit(model, traces, labels, FitConfig(val_share=0.5, steps=1, batch=8)).predictor.horizons == (2,)
     with pytest.raises(UsageError, match="horizon 25: no thought token of the 1 traces to fit to"):
-        fit(model, traces, labels, Recipe(val_share=0.5, horizons=(2, 25)))
+        fit(model, traces, labels, FitConfig(val_share=0.5, horizons=(2, 25)))
 
 
 def test_a_fit_that_diverges_is_told_and_nothing_is_written(model: Any, labels: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"loss is nan after 5 steps: give a lower lr than 1e\+30"):
-        fit(model, TRACES, labels, Recipe(lr=1e30, steps=5, batch=8), out_path=tmp_path / "p")
+        fit(model, TRACES, labels, FitConfig(lr=1e30, steps=5, batch=8), out_path=tmp_path / "p")
     assert not (tmp_path / "p").exists()
 
 
 def test_without_held_out_traces_only_the_training_loss_is_reported(model: Any, labels: Any) -> None:
-    metrics = fit(model, TRACES[:1], labels, Recipe(steps=2, batch=8, val_share=0, tokens_per_trace=4)).metrics
+    metrics = fit(model, TRACES[:1], labels, FitConfig(steps=2, batch=8, val_share=0, tokens_per_trace=4)).metrics
     assert metrics.keys() == {"train_loss", "held_out_traces"}
 
 
@@ -254,14 +254,14 @@ def test_without_held_out_traces_only_the_training_loss_is_reported(model: Any, 
 )
 def test_a_recipe_out_of_range_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        Recipe(**bad)
+        FitConfig(**bad)
 
 
 def test_goals_are_the_transforms_of_the_paper() -> None:
     label = torch.tensor([[2.5e-4]])
-    assert goal(label, Recipe(target="answer", transform="scale")).item() == pytest.approx(2.5)
-    assert goal(label, Recipe(target="answer")).item() == pytest.approx(10 * 2.5e-4**0.3 / 0.3)
-    assert goal(label, Recipe()).item() == pytest.approx(2.5e-4)
+    assert targets(label, FitConfig(target="answer", transform="scale")).item() == pytest.approx(2.5)
+    assert targets(label, FitConfig(target="answer")).item() == pytest.approx(10 * 2.5e-4**0.3 / 0.3)
+    assert targets(label, FitConfig()).item() == pytest.approx(2.5e-4)
 
 
 def test_the_answer_loss_weighs_the_band_from_4_to_5_fivefold() -> None:
@@ -278,8 +278,8 @@ def test_the_horizon_loss_leaves_out_what_does_not_count() -> None:
 
 
 def test_learning_rates_decay_linearly_or_warm_up_and_follow_a_cosine() -> None:
-    assert [rate(step, 4, "horizon") for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
-    answer = [rate(step, 100, "answer") for step in range(101)]
+    assert [lr_schedule(step, 4, "horizon") for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+    answer = [lr_schedule(step, 100, "answer") for step in range(101)]
     assert answer[0] == pytest.approx(0.1)
     assert answer[9] == answer[10] == 1
     assert answer[55] == pytest.approx(0.5)
@@ -292,7 +292,7 @@ def test_a_fit_for_index_sets_learns_each_of_them_and_is_read_back(
 ) -> None:
     label_traces(model, TRACES, tmp_path / "l", horizons=HORIZONS, granularity=granularity)
     labels, out = read_labels(tmp_path / "l"), tmp_path / "p"
-    short, long = (Recipe(width=32, steps=steps, batch=64) for steps in (2, 200))  # the granularity is the labels'
+    short, long = (FitConfig(width=32, steps=steps, batch=64) for steps in (2, 200))  # the granularity is the labels'
     fitted = fit(model, TRACES, labels, long, out_path=out)
     assert fitted.metrics["train_loss"] < fit(model, TRACES, labels, short).metrics["train_loss"]
     assert fitted.predictor.num_sets == sets
@@ -307,8 +307,8 @@ def test_a_fit_for_index_sets_learns_each_of_them_and_is_read_back(
 
 def test_labels_of_another_granularity_or_a_narrow_width_are_refused(model: Any, labels: Any) -> None:
     with pytest.raises(UsageError, match="granularity 'head' needs labels of it, these are of 'model'"):
-        fit(model, TRACES, labels, Recipe(granularity="head", steps=1))
+        fit(model, TRACES, labels, FitConfig(granularity="head", steps=1))
     with pytest.raises(UsageError, match="width must be at least 4, got 3"):
-        Recipe(width=3)
+        FitConfig(width=3)
     with pytest.raises(UsageError, match="belong to the target 'horizon'"):
-        Recipe(target="answer", granularity="layer")
+        FitConfig(target="answer", granularity="layer")

@@ -25,7 +25,7 @@ from reference.sampling_slow import sample_slowly
 
 TOKENIZER = make_tokenizer()
 PROMPTS = [list(range(10 + i, 15 + i + 3 * i)) for i in range(8)]
-BUDGET = Budget(slots=16, window=4, interval=8)
+BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8)
 
 
 def make_policies() -> dict[str, Policy]:
@@ -65,7 +65,7 @@ def checked_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         for row, request in enumerate(engine.seats.requests):
             budget, thinking = request.budget, engine.seats.answer_start[row] == leanthink.engine.running_batch.NEVER
             if budget is not None and thinking:
-                assert held[row] - len(request.prompt_ids) < budget.slots + budget.interval
+                assert held[row] - len(request.prompt_ids) < budget.slots + budget.eviction_interval
             most.append(held[row] - len(request.prompt_ids))
         return progress
 
@@ -93,7 +93,10 @@ def test_without_a_budget_the_tokens_are_those_of_stock_generate(architecture: s
 def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(temperature: float, checked_steps: list[int]) -> None:
     model, policies = make_model(), list(make_policies().values())
     prompts = [list(range(10 + i, 15 + i + 3 * i)) for i in range(len(policies))]
-    budgets = [None, *(Budget(slots=10 + i, window=3, interval=6 + i % 2) for i in range(len(policies) - 1))]
+    budgets = [
+        None,
+        *(Budget(slots=10 + i, recent_window=3, eviction_interval=6 + i % 2) for i in range(len(policies) - 1)),
+    ]
     samplings = [
         Sampling(max_new_tokens=90 + i, temperature=temperature, seed=i, top_k=20 * (i % 2), top_p=1 - 0.1 * (i % 3))
         for i in range(len(policies))
@@ -154,7 +157,7 @@ def test_every_slot_is_stamped_from_the_states_of_its_own_token_and_those_after_
     tags = think_tags(TOKENIZER)
     options: dict[str, Any] = {
         "policy": policy,
-        "budget": Budget(slots=slots, window=1, interval=5),
+        "budget": Budget(slots=slots, recent_window=1, eviction_interval=5),
         "predictor": None,
         "sampling": [Sampling(max_new_tokens=count) for count in (20, 60, 60)],
     }
@@ -216,7 +219,7 @@ def test_a_kept_slot_holds_the_keys_and_values_that_were_written_at_its_position
 def test_memory_is_reserved_for_the_bound_and_not_for_max_new_tokens() -> None:
     model = endless(max_position_embeddings=200_000)
     policy = make_policies()["window"]
-    budget = Budget(slots=16, window=4, interval=8, answer=32)
+    budget = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=32)
     reserved = []
     for tokens in (1_000, 100_000):
         steps = stream(
@@ -231,7 +234,7 @@ def test_memory_is_reserved_for_the_bound_and_not_for_max_new_tokens() -> None:
 def test_requests_with_very_different_bounds_run_apart() -> None:
     model, tags = endless(), think_tags(TOKENIZER)
     options: dict[str, Any] = {"predictor": None, "sampling": Sampling(max_new_tokens=3000)}
-    budget = Budget(slots=16, window=4, interval=8, answer=32)
+    budget = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=32)
     choices = ["full", "window", "full", "sinks"]
     requests = make_requests(
         model, TOKENIZER, tags, PROMPTS[:4], policy=choices, budget=[None, budget, None, budget], **options
@@ -302,7 +305,7 @@ def test_text_without_the_closing_tag_is_all_thought() -> None:
 
 def test_nothing_is_evicted_from_the_closing_tag_on(checked_steps: list[int]) -> None:
     thought = TOKENIZER("x" * 23).input_ids
-    budget = Budget(slots=16, window=4, interval=8, answer=30)
+    budget = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=30)
     done = scripted([*thought, CLOSE, *thought, *thought], policy="window", budget=budget)
     assert (done.evictions, done.thought_tokens) == (0, 23)
     later = scripted([*thought, thought[0], CLOSE, *thought, *thought], policy="window", budget=budget)
@@ -310,7 +313,7 @@ def test_nothing_is_evicted_from_the_closing_tag_on(checked_steps: list[int]) ->
 
 
 def test_an_answer_ends_when_its_slots_are_full(checked_steps: list[int]) -> None:
-    budget = Budget(slots=16, window=4, interval=8, answer=10)
+    budget = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=10)
     done = scripted(TOKENIZER("abc</think>" + 100 * "y").input_ids, policy="window", budget=budget)
     assert (done.answer_tokens, done.finish_reason, done.answer) == (10, "length", "y" * 9)
     assert done.peak_slots <= done.prompt_tokens + 3 + 10
@@ -583,7 +586,10 @@ def test_sampled_tokens_are_those_of_a_plain_loop_over_the_stock_model() -> None
 
 def test_requests_due_at_the_same_step_each_keep_to_their_own_policy_and_budget() -> None:
     model, shared = endless(), make_policy("window")
-    wide, narrow = Budget(slots=16, window=4, interval=8), Budget(slots=10, window=4, interval=14)
+    wide, narrow = (
+        Budget(slots=16, recent_window=4, eviction_interval=8),
+        Budget(slots=10, recent_window=4, eviction_interval=14),
+    )
     policies = [shared, shared, make_policy("sinks"), make_policy("random")]
     budgets = [wide, narrow, wide, wide]
     options: dict[str, Any] = {"sampling": Sampling(max_new_tokens=80), "record": True}

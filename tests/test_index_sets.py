@@ -54,7 +54,7 @@ def sets_of(model: nn.Module, granularity: Granularity) -> int:
     return shape.num_sets(granularity)
 
 
-BUDGET = Budget(slots=24, window=4, interval=8)
+BUDGET = Budget(slots=24, recent_window=4, eviction_interval=8)
 PROMPTS = [list(range(40, 40 + n)) for n in (9, 17, 30, 12)]
 
 
@@ -131,7 +131,10 @@ def test_a_policy_ranks_by_sets_or_per_head() -> None:
 def test_damage_begins_with_the_first_eviction_and_a_smaller_budget_does_more() -> None:
     model = make_model()
     thought = Thought(token_ids=list(range(60)), prompt_tokens=10, thought_end=60)
-    least, tight = Budget(slots=41, window=4, interval=8), Budget(slots=16, window=4, interval=8)
+    least, tight = (
+        Budget(slots=41, recent_window=4, eviction_interval=8),
+        Budget(slots=16, recent_window=4, eviction_interval=8),
+    )
     whole = Oracle(labels_XTC=torch.arange(60.0)[:, None].repeat(1, 3), distances=HORIZONS)
     (little,) = damage(model, thought, [whole], least)
     (some,) = damage(model, thought, [oracle_of(model, "head", 60)], tight)

@@ -210,7 +210,7 @@ def test_compact_moves_what_lies_beside_the_slots(
     dtype=st.sampled_from(FLOATS),
     seed=SEEDS,
 )
-def test_select_keeps_the_slots_of_its_slow_twin(
+def test_select_keeps_the_slots_of_its_reference_implementation(
     data: st.DataObject, sets: int, slots: int, levels: int, dtype: torch.dtype, seed: int
 ) -> None:
     """Many ties, zeros of both signs, and young slots that outrank all others."""

@@ -50,7 +50,7 @@ def test_labels_of_a_file_are_those_of_its_traces(model: Any, tmp_path: Path) ->
 
 
 def test_traces_of_another_model_are_refused_and_nothing_is_written(model: Any, tmp_path: Path) -> None:
-    own = LoadedModel(model, None, {}).about.fingerprint
+    own = LoadedModel(model, None, {}).model_info.fingerprint
     path = tmp_path / "l.safetensors"
     traces = [trace("a"), trace("b", fingerprint=own), trace("c", fingerprint="0f", model="other")]
     with pytest.raises(UsageError, match=r"'c#0' was written by 'other'.*collect traces with this one"):
@@ -193,7 +193,7 @@ def test_broken_and_foreign_label_files_are_told_apart(tmp_path: Path, model: An
         read_labels(path)
 
 
-def test_a_file_without_any_trace_to_label_is_empty_and_can_be_gone_on_with(model: Any, tmp_path: Path) -> None:
+def test_a_file_without_any_trace_to_label_is_empty_and_can_be_resumed(model: Any, tmp_path: Path) -> None:
     path = tmp_path / "l.safetensors"
     assert label_traces(model, [], path, horizons=HORIZONS).labelled == 0
     assert read_labels(path).labels == {}
@@ -220,7 +220,7 @@ def test_long_traces_get_a_longer_horizon() -> None:
     assert default_horizons([short] * 4 + [long])[-1] == 1024
 
 
-def test_labels_of_index_sets_are_written_and_gone_on_with(model: Any, tmp_path: Path) -> None:
+def test_labels_of_index_sets_are_written_and_resumed(model: Any, tmp_path: Path) -> None:
     path, whole = tmp_path / "l.safetensors", tmp_path / "whole.safetensors"
     label_traces(model, TRACES[:2], path, horizons=HORIZONS, granularity="head")
     label_traces(model, TRACES[:4], path, horizons=HORIZONS, granularity="head")

@@ -64,7 +64,7 @@ RAGGED = [
 ]
 
 
-def assert_equal_to_the_slow_twin(
+def assert_equal_to_the_reference_implementation(
     model: Any, thoughts: list[Thought], found: list[Labels], horizons: tuple[int, ...]
 ) -> None:
     for thought, labels in zip(thoughts, found, strict=True):
@@ -80,7 +80,7 @@ def test_labels_of_a_ragged_batch_equal_those_of_each_trace_alone(kv_heads: int,
     model, thoughts, horizons = small_model(kv_heads=kv_heads), RAGGED[chosen], (1, 2, 5, 16, 31, 200)
     for rows in (1, 2, 7, 16, 64):
         found = label_batch(model, thoughts, horizons, block_bytes=rows * len(thoughts) * row_bytes(37))
-        assert_equal_to_the_slow_twin(model, thoughts, found, horizons)
+        assert_equal_to_the_reference_implementation(model, thoughts, found, horizons)
     for thought, labels in zip(thoughts, found, strict=True):
         (alone,) = label_batch(model, [thought], horizons)
         torch.testing.assert_close(labels.values_TC, alone.values_TC, rtol=1e-4, atol=1e-6, equal_nan=True)
@@ -105,7 +105,7 @@ def test_a_block_of_a_batch_stays_within_its_bytes(rows: int, monkeypatch: pytes
 def test_every_supported_architecture_is_labelled_exactly(architecture: str) -> None:
     model, thoughts = make_model(architecture), [RAGGED[0], RAGGED[1]]
     found = label_batch(model, thoughts, (2, 8), block_bytes=12 * row_bytes(37))
-    assert_equal_to_the_slow_twin(model, thoughts, found, (2, 8))
+    assert_equal_to_the_reference_implementation(model, thoughts, found, (2, 8))
 
 
 def test_a_model_with_sliding_layers_is_refused_by_name() -> None:
@@ -124,7 +124,7 @@ def test_a_block_smaller_than_one_row_still_takes_one_row() -> None:
 def test_the_answer_is_read_in_full_when_every_horizon_lies_beyond_it(closing: Any) -> None:
     thought = Thought(token_ids=tokens(30), prompt_tokens=4, thought_end=20, closing_tokens=closing)
     model = small_model()
-    assert_equal_to_the_slow_twin(model, [thought], label_batch(model, [thought], (200,)), (200,))
+    assert_equal_to_the_reference_implementation(model, [thought], label_batch(model, [thought], (200,)), (200,))
 
 
 def test_a_trace_without_answer_has_no_answer_label_but_all_others() -> None:
@@ -194,7 +194,9 @@ def test_labels_of_each_set_equal_those_of_its_own_heads(granularity: str, sets:
     for thought, labels in zip(RAGGED, found, strict=True):
         slow = label_sets_slow(model, thought.token_ids, thought.prompt_tokens, thought.thought_end, horizons, sets)
         torch.testing.assert_close(labels.sets_XTH, torch.tensor(slow), rtol=1e-4, atol=1e-6)
-    assert_equal_to_the_slow_twin(model, RAGGED, found, horizons)  # what all sets have together is as before
+    assert_equal_to_the_reference_implementation(
+        model, RAGGED, found, horizons
+    )  # what all sets have together is as before
 
 
 def test_packed_labels_keep_the_order_and_come_back_within_a_step_of_their_root() -> None:

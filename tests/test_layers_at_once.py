@@ -27,7 +27,7 @@ from models import CLOSE, END, OPEN, make_model, make_tokenizer
 from reference.layers_slow import kept_slow
 
 LAYERS = 5
-BUDGET = Budget(slots=20, window=3, interval=8, answer=8)
+BUDGET = Budget(slots=20, recent_window=3, eviction_interval=8, max_answer_slots=8)
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5], [2, 7], [1, 6, 1, 8, 0], list(range(17))]
 POLICIES_PER_HEAD = {name: make_policy(name) for name in POLICIES if POLICIES[name].per_head} | {
     "h2o:published": H2O(waiting=3, pins_prompt=False),
@@ -50,7 +50,7 @@ class ByLayer(Policy):
 
 
 class Watched(Engine):
-    """An engine that asks the slow twin before it evicts, and notes how many rows and layers were shown together."""
+    """Asks the reference implementation before it evicts, and notes how many rows and layers were shown together."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -116,9 +116,9 @@ def test_however_many_layers_are_ranked_together_each_keeps_what_it_keeps_alone(
 
 def test_a_policy_is_told_the_layer_of_each_row() -> None:
     engine, _ = run(ByLayer())
-    oldest = list(range(BUDGET.slots - BUDGET.window))
-    due = BUDGET.slots + BUDGET.interval
-    wanted = {0: list(range(due - BUDGET.slots, due)), 1: oldest + list(range(due - BUDGET.window, due))}
+    oldest = list(range(BUDGET.slots - BUDGET.recent_window))
+    due = BUDGET.slots + BUDGET.eviction_interval
+    wanted = {0: list(range(due - BUDGET.slots, due)), 1: oldest + list(range(due - BUDGET.recent_window, due))}
     for kept in engine.kept:
         for of_layers in kept.view(len(kept), LAYERS, -1, BUDGET.slots):
             for layer, heads in enumerate(of_layers.tolist()):

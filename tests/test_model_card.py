@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 from leanthink.rl.model_card import RECIPE, Origin, model_card, public_name
 
-SETTINGS = SimpleNamespace(**(dict.fromkeys(RECIPE) | {"rule": "dual", "seed": 0}))
+SETTINGS = SimpleNamespace(**(dict.fromkeys(RECIPE) | {"length_reward_mode": "dual", "seed": 0}))
 HISTORY: list[dict[str, Any]] = [
     {"step": 1, "accuracy": 0.25, "thought_tokens": 800.4},
     {"step": 2, "accuracy": math.nan, "thought_tokens": None},
@@ -33,7 +33,7 @@ def test_it_names_base_data_recipe_and_numbers() -> None:
     assert "# mine\n\n`tiny`, trained" in text
     assert "9 problems: tasks `['sums']`, count `3`." in text
     assert "3 optimiser steps." in text
-    assert "| rule | `dual` |\n| seed | `0` |\n| lora | `{'r': 4}` |" in text
+    assert "| length_reward_mode | `dual` |\n| seed | `0` |\n| lora | `{'r': 4}` |" in text
     assert "| right, share of responses | 0.250 | 0.750 |\n| thought tokens | 800 | 400 |" in text
     assert "| right, share of held-out responses | 0.500 | 0.500 |" in text
     assert "thought tokens, held out" not in text, "it was not measured"

@@ -12,7 +12,7 @@ from leanthink.engine.engine import Engine
 from leanthink.engine.generation import generate, rows_that_fit, stream
 from leanthink.engine.sampling import Sampling
 from leanthink.entrypoints.openai.protocol import ChatBody
-from leanthink.entrypoints.openai.request_parsing import Reader
+from leanthink.entrypoints.openai.request_parsing import RequestParser
 from leanthink.entrypoints.openai.settings import Settings
 from leanthink.models.loading import load
 from leanthink.models.model_sampling import model_sampling
@@ -73,7 +73,7 @@ def test_what_is_not_applied_is_named(name: str, value: Any, neutral: Any) -> No
 
 def test_generate_stream_and_the_engine_sample_as_the_model_says_unless_told_otherwise() -> None:
     model, tokenizer = model_with(do_sample=True, temperature=2.0), make_tokenizer()
-    ids, choices = [1, 2, 3], {"policy": "window", "budget": Budget(slots=8, window=4)}
+    ids, choices = [1, 2, 3], {"policy": "window", "budget": Budget(slots=8, recent_window=4)}
     as_model = Sampling(temperature=2.0)
     (sampled,) = generate(model, tokenizer, [ids], **choices, sampling=as_model)
     assert generate(model, tokenizer, [ids], **choices) == [sampled]
@@ -102,9 +102,9 @@ def test_a_server_fills_in_what_clients_leave_out(
 ) -> None:
     about = Settings(name="m", policy="window", generation_config=config)
     tokenizer = make_tokenizer("{% for message in messages %}{{ message['content'] }}{% endfor %}")
-    reader = Reader(model_with(**settings), tokenizer, about, largest=10**6)
+    parser = RequestParser(model_with(**settings), tokenizer, about, largest=10**6)
     asked = ChatBody(model="m", messages=[{"role": "user", "content": "hi"}], seed=1, **body)
-    (request,) = reader.read(asked)
+    (request,) = parser.parse(asked)
     left = {"max_new_tokens": about.max_new_tokens, "stop_in_thought": False}
     assert request.sampling == Sampling(seed=1, **left, **expected)
 

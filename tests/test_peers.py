@@ -49,14 +49,14 @@ from reference.policies_slow import (
 )
 
 TOKENIZER = make_tokenizer()
-BUDGET = Budget(slots=20, window=4, interval=7, answer=8)
+BUDGET = Budget(slots=20, recent_window=4, eviction_interval=7, max_answer_slots=8)
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5], [2, 7], [1, 6, 1, 8, 0]]
 HORIZONS = (3, 6, 12)
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A policy, and how its slow twin ranks."""
+    """A policy, and how its reference implementation ranks."""
 
     policy: Policy
     rank: Callable[[Row], list[Key]]
@@ -92,8 +92,8 @@ def slow_run(model: Any, peer: Peer, prompt: list[int], seed: int, budget: Budge
         prompt=len(prompt),
         pinned=len(prompt) if policy.pins_prompt else 0,
         slots=budget.slots,
-        window=budget.window,
-        interval=budget.interval,
+        window=budget.recent_window,
+        interval=budget.eviction_interval,
         seed=seed,
         num_queries=policy.num_queries,
         shared=not policy.per_head,
@@ -101,7 +101,7 @@ def slow_run(model: Any, peer: Peer, prompt: list[int], seed: int, budget: Budge
 
 
 class Followed:
-    """An engine whose requests, by index, each have a slow twin, which is fed what the engine's layers compute."""
+    """An engine whose requests each have a reference implementation, which is fed what the engine's layers compute."""
 
     def __init__(self, engine: Engine, twins: dict[int, SlowRun], prompts: list[list[int]]) -> None:
         self.engine, self.cache, self.twins, self.prompts = engine, engine.cache, twins, prompts
@@ -171,7 +171,7 @@ class Followed:
 
 
 def follow(model: Any, peers: list[Peer], budgets: list[Budget], prompts: list[list[int]], tokens: int) -> list[int]:
-    """Evictions of each request, all in one engine; every step compared with the slow twins."""
+    """Evictions of each request, all in one engine; every step compared with the reference implementations."""
     engine = Engine(model, TOKENIZER, slots=400, rows=len(peers), prefill_tokens=5, ends=())
     twins = {}
     for index, (peer, budget, prompt) in enumerate(zip(peers, budgets, prompts, strict=True)):
@@ -189,15 +189,15 @@ def unpinned(peer: Peer) -> Peer:
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_a_peer_keeps_what_its_slow_twin_keeps_eviction_by_eviction(name: str) -> None:
-    budgets = [BUDGET, replace(BUDGET, interval=11), replace(BUDGET, slots=24, window=0)]
+def test_a_peer_keeps_what_its_reference_implementation_keeps_eviction_by_eviction(name: str) -> None:
+    budgets = [BUDGET, replace(BUDGET, eviction_interval=11), replace(BUDGET, slots=24, recent_window=0)]
     evictions = follow(endless(), [PEERS[name]] * 3, budgets, PROMPTS, 70)
     assert min(evictions) >= 4
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_a_peer_as_published_keeps_what_its_slow_twin_keeps_of_prompt_and_thought(name: str) -> None:
-    budgets = [replace(BUDGET, slots=BUDGET.slots + len(prompt), window=2) for prompt in PROMPTS]
+def test_a_peer_as_published_keeps_what_its_reference_implementation_keeps_of_prompt_and_thought(name: str) -> None:
+    budgets = [replace(BUDGET, slots=BUDGET.slots + len(prompt), recent_window=2) for prompt in PROMPTS]
     evictions = follow(endless(), [unpinned(PEERS[name])] * 3, budgets, PROMPTS, 60)
     assert min(evictions) >= 4
 
@@ -216,8 +216,8 @@ def test_published_sinks_are_the_first_tokens_of_the_prompt() -> None:
 def test_a_prompt_that_is_not_pinned_is_inside_the_budget() -> None:
     policy, sampling = H2O(pins_prompt=False), Sampling(max_new_tokens=80)
     (done,) = generate(endless(), TOKENIZER, PROMPTS[0], policy=policy, budget=BUDGET, sampling=sampling)
-    assert done.peak_slots == BUDGET.slots + BUDGET.interval
-    long = [1] * (BUDGET.slots + BUDGET.interval + 1)
+    assert done.peak_slots == BUDGET.slots + BUDGET.eviction_interval
+    long = [1] * (BUDGET.slots + BUDGET.eviction_interval + 1)
     with pytest.raises(UsageError, match=r"prompt 0 has 28 tokens.*room for 20 \+ 7: give slots=21 or more"):
         generate(endless(), TOKENIZER, long, policy=policy, budget=BUDGET, sampling=sampling)
 
@@ -280,7 +280,7 @@ def test_an_oracle_has_the_labels_of_its_own_request() -> None:
         torch.testing.assert_close(oracle.labels_XTC[0], wanted.values_TC[:, 1:])
 
 
-def test_oracles_keep_what_their_slow_twins_keep_each_for_its_request() -> None:
+def test_oracles_keep_what_their_reference_implementations_keep_each_for_its_request() -> None:
     model = endless()
     made: list[Oracle] = oracles(model, recorded(model), HORIZONS)
     peers = [Peer(o, partial(oracle_slow, labels=o.labels_XTC[0].tolist(), horizons=HORIZONS)) for o in made]
@@ -305,7 +305,7 @@ def test_dynts_evicts_what_the_published_rule_evicts(prompt: list[int], cache: i
     predictor.forward = spy  # type: ignore[method-assign]
     # The published numbers count the prompt: as soon as cache + 1 slots are held, so many of them stay.
     kept = window + int((cache + 1 - window) * ratio)
-    budget = Budget(slots=kept - len(prompt), window=window, interval=cache + 1 - kept)
+    budget = Budget(slots=kept - len(prompt), recent_window=window, eviction_interval=cache + 1 - kept)
     (done,) = generate(
         endless(),
         TOKENIZER,

@@ -95,7 +95,7 @@ def test_scores_are_finite_floats_of_the_right_shape(name: str, num_slots: int) 
 
 @pytest.mark.parametrize("num_slots", [1, 7, 40])
 @pytest.mark.parametrize("name", SLOW)
-def test_a_policy_ranks_as_its_slow_twin_does(name: str, num_slots: int) -> None:
+def test_a_policy_ranks_as_its_reference_implementation_does(name: str, num_slots: int) -> None:
     for seed in range(3):
         slots = slots_for(make(name), num_slots=num_slots, seed=seed)
         fast = make(name).score(slots).flatten(0, -2)

@@ -175,7 +175,7 @@ def test_horizon_forgets_what_will_not_be_read_from_so_far_away() -> None:
     stamps = torch.tensor([[[9.0, -5.0, -5.0], [-1.0, 2.0, -5.0], [0.0, 0.0, 0.0]]])
     slots = hand_slots(prompt_tokens=0, positions=[79, 80, 100], next_position=101, stamps=stamps)
     score = make("horizon").score(slots)
-    kept = select(score, slots.ages, torch.zeros(1, 3, dtype=torch.bool), Budget(slots=2, window=1))
+    kept = select(score, slots.ages, torch.zeros(1, 3, dtype=torch.bool), Budget(slots=2, recent_window=1))
     assert kept.tolist() == [[1, 2]]
 
 

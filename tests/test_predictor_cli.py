@@ -24,7 +24,7 @@ from leanthink.importance import expect as expecting
 from leanthink.importance import fit as fitting
 from leanthink.importance.damage import damage
 from leanthink.importance.expect import budget_at, expect
-from leanthink.importance.fit_config import Recipe
+from leanthink.importance.fit_config import FitConfig
 from leanthink.importance.labels import Thought
 from leanthink.importance.make_predictor import Plan, check_lengths
 from leanthink.importance.work_folder import WorkFolder
@@ -112,7 +112,7 @@ def test_dynts_is_fitted_where_answers_are_said_to_begin(folder: Path, inside: A
     assert "(45 tokens after an eviction)" in run.out, "a policy ranks all that is generated"
     *_, dynts, _, _, last = run.out.splitlines()
     assert dynts.startswith("dynts: mean KL")
-    assert "--policy dynts --budget 12 --window 3 --interval 3" in last
+    assert "--policy dynts --budget 12 --recent-window 3 --eviction-interval 3" in last
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_more_samples_are_added_and_fitted_to_anew(folder: Path, inside: Any, wa
     assert (fewer["traces"], fewer["data"]["traces"]) == (4, 3)
 
 
-def test_overwrite_begins_anew_and_what_it_left_can_be_gone_on_with(
+def test_overwrite_begins_anew_and_what_it_left_can_be_resumed(
     folder: Path, inside: Any, watched: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "p.safetensors"
@@ -281,7 +281,7 @@ def test_other_settings_than_those_of_the_run_are_refused_before_the_model_is_lo
     plan = Plan(
         problems=[Problem(id="a", problem="?", answer="1"), Problem(id="b", problem="?", answer="1")],
         model=str(folder),
-        recipe=Recipe(horizons=(4, 16), steps=6, batch=32, granularity="head", only_correct=False),
+        fit_config=FitConfig(horizons=(4, 16), steps=6, batch=32, granularity="head", only_correct=False),
         sampling=Sampling(temperature=0.8, max_new_tokens=60),
     )
     made = WorkFolder(tmp_path / "p.safetensors")
@@ -313,7 +313,7 @@ def test_other_settings_than_those_of_the_run_are_refused_before_the_model_is_lo
         ("--problems GOOD --limit 0 --out NEW", ["--limit"]),
         ("--problems GOOD --samples 0 --out NEW", ["samples=0"]),
         ("--problems GOOD --samples 2 --temperature 0 --out NEW", ["--temperature"]),
-        ("--problems GOOD --max-rows 0 --out NEW", ["--max-rows"]),
+        ("--problems GOOD --max-num-seqs 0 --out NEW", ["--max-num-seqs"]),
         ("--problems GOOD --horizons 16,8 --out NEW", ["ascending"]),
         ("--problems GOOD --horizons 16,x --out NEW", ["--horizons", "16,x"]),
         ("--problems GOOD --horizons 64,512 --max-new-tokens 512 --out NEW", ["horizon 512", "at most 512 tokens"]),
@@ -363,7 +363,7 @@ def test_problems_of_several_files_may_have_the_same_ids(folder: Path, inside: A
     assert {one.id for one in traces} == {"some/1", "some/2", "others/1", "others/2"}
 
 
-def test_traces_that_cannot_be_fitted_to_stay_and_are_gone_on_with(
+def test_traces_that_cannot_be_fitted_to_stay_and_are_resumed(
     folder: Path, inside: Any, watched: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "p"
@@ -379,32 +379,32 @@ def test_traces_that_cannot_be_fitted_to_stay_and_are_gone_on_with(
 
 def test_traces_too_few_or_too_short_are_refused_before_they_are_labelled() -> None:
     two = [trace("a", thought=30, answer=5), trace("b", thought=12, answer=4, correct=False)]
-    check_lengths(two, Recipe(only_correct=False))
-    check_lengths(two, Recipe(only_correct=False, horizons=(8, 34)))
+    check_lengths(two, FitConfig(only_correct=False))
+    check_lengths(two, FitConfig(only_correct=False, horizons=(8, 34)))
     with pytest.raises(UsageError, match="horizon 35: the longest of 2 traces has 35 tokens"):
-        check_lengths(two, Recipe(only_correct=False, horizons=(8, 35)))
+        check_lengths(two, FitConfig(only_correct=False, horizons=(8, 35)))
     with pytest.raises(UsageError, match="horizon 16: the longest of 2 traces has 16 tokens"):
-        check_lengths([two[1], trace("c", thought=10, answer=2)], Recipe(only_correct=False))
+        check_lengths([two[1], trace("c", thought=10, answer=2)], FitConfig(only_correct=False))
     with pytest.raises(UsageError, match="too few of 2 traces can be fitted to: 1 are not correct, 0 have no thought"):
-        check_lengths(two, Recipe(only_correct=True))
+        check_lengths(two, FitConfig(only_correct=True))
     with pytest.raises(UsageError, match="0 are not correct, 1 have no thought"):
-        check_lengths([two[0], trace("d", thought=0)], Recipe(only_correct=False))
+        check_lengths([two[0], trace("d", thought=0)], FitConfig(only_correct=False))
     with pytest.raises(UsageError, match="too few of 2"):
-        check_lengths([two[0], trace("a", 1)], Recipe(only_correct=False))
-    check_lengths(two[:1], Recipe(val_share=0))
+        check_lengths([two[0], trace("a", 1)], FitConfig(only_correct=False))
+    check_lengths(two[:1], FitConfig(val_share=0))
 
 
 def test_a_fit_does_not_hang_on_the_order_in_which_traces_were_finished() -> None:
     problems = [Problem(id=name, problem="?", answer="1") for name in "ab"]
-    plan = Plan(problems=problems, model="m", recipe=Recipe(), sampling=Sampling(), samples=2)
+    plan = Plan(problems=problems, model="m", fit_config=FitConfig(), sampling=Sampling(), samples=2)
     there = [trace("b", 1), trace("c"), trace("a", 1), trace("a"), trace("b", 2)]
     assert [one.key for one in plan.own(there)] == ["a#0", "a#1", "b#1"]
 
 
 def test_the_budget_that_is_simulated_holds_a_quarter_of_the_mean_thought() -> None:
     assert budget_at(4, 1210.0) == Budget(slots=302 - 64)
-    assert budget_at(4, 308.0) == Budget(slots=77 - 19, window=19, interval=19)
-    assert budget_at(4, 16.0) == Budget(slots=3, window=1, interval=1)
+    assert budget_at(4, 308.0) == Budget(slots=77 - 19, recent_window=19, eviction_interval=19)
+    assert budget_at(4, 16.0) == Budget(slots=3, recent_window=1, eviction_interval=1)
     assert budget_at(4, 15.9) is None
 
 
@@ -418,7 +418,7 @@ def test_what_to_expect_is_the_mean_over_the_tokens_of_held_out_thoughts() -> No
     model, seen = small_model(), list[tuple[int, int]]()
     predictor, traces = predictor_of(model), [trace("a", thought=20), trace("b", thought=5), trace("c", thought=31)]
     found = expect(model, predictor, traces, thought_tokens=40.0, progress=lambda *now: seen.append(now))
-    budget = Budget(slots=8, window=2, interval=2)
+    budget = Budget(slots=8, recent_window=2, eviction_interval=2)
     assert found is not None
     assert (found.budget, found.traces, found.tokens) == (budget, 2, 10 + 21)
     assert seen == [(1, 2), (2, 2)]
@@ -448,7 +448,7 @@ def test_many_held_out_thoughts_are_sampled_and_long_ones_cut(monkeypatch: pytes
 
 def test_damage_does_not_hang_on_how_many_positions_are_compared_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model, thought = small_model(), Thought.of(trace("a", thought=30))
-    policies, budget = [make_policy("sinks")], Budget(slots=6, window=2, interval=2)
+    policies, budget = [make_policy("sinks")], Budget(slots=6, recent_window=2, eviction_interval=2)
     (whole,) = damage(model, thought, policies, budget)
     monkeypatch.setattr(damaging, "POSITIONS", 7)
     (pieces,) = damage(model, thought, policies, budget)

@@ -27,9 +27,9 @@ from leanthink.data.problems import from_tasks
 from leanthink.data.tasks import registry
 from leanthink.data.traces.trace import Trace, TraceWriter, read_traces
 from leanthink.engine.sampling import Sampling
-from leanthink.entrypoints.cli.options import open_subject
+from leanthink.entrypoints.cli.options import open_backend
 from leanthink.importance.collect import collect
-from leanthink.importance.inference_backend import Ask, LoadedModel
+from leanthink.importance.inference_backend import GenerationRequest, LoadedModel
 from leanthink.importance.label_file import label_traces, read_labels
 from leanthink.integrations.ray import Engines, Plan, Source, Worker, connected, plan, share
 from leanthink.models.loading import load
@@ -109,12 +109,12 @@ def test_what_a_killed_engine_had_in_hand_is_collected_and_labelled_by_others_on
     collect(model, tokenizer, PROBLEMS, alone, **common)
     told: list[str] = []
     engines = open_engines(told)
-    counts = collect(None, None, PROBLEMS, shared, **common, progress=killing(told, 1), subject=engines)
+    counts = collect(None, None, PROBLEMS, shared, **common, progress=killing(told, 1), backend=engines)
     assert counts.written == 8
     assert len(read_traces(shared)) == 8
     assert by_key(shared) == by_key(alone)
     assert sum("died" in line for line in told) == 1
-    again = collect(None, None, PROBLEMS, shared, **common, resume=True, subject=engines)
+    again = collect(None, None, PROBLEMS, shared, **common, resume=True, backend=engines)
     assert (again.written, again.done_before) == (0, 8)
 
     traces = read_traces(alone)
@@ -128,7 +128,7 @@ def test_what_a_killed_engine_had_in_hand_is_collected_and_labelled_by_others_on
             os.kill(processes(told)[-1], signal.SIGKILL)
 
     label_traces(
-        None, traces, paths["shared"], horizons=(4, 16), only_correct=False, progress=kill_last, subject=engines
+        None, traces, paths["shared"], horizons=(4, 16), only_correct=False, progress=kill_last, backend=engines
     )
     assert seen == list(range(1, 9))
     found = {name: read_labels(path) for name, path in paths.items()}
@@ -152,7 +152,7 @@ class Poison:
 @pytest.mark.slow
 def test_work_that_kills_every_engine_ends_in_an_error_after_all_else_is_done(cluster: None) -> None:
     engines = open_engines([], workers=1)
-    ask = Ask(prompt_ids=(1, 2, 3), policy="full", budget=None, sampling=Sampling(max_new_tokens=4))
+    ask = GenerationRequest(prompt_ids=(1, 2, 3), policy="full", budget=None, sampling=Sampling(max_new_tokens=4))
     asked: list[Any] = [Poison(), ask, ask]
     done: list[int] = []
 
@@ -180,7 +180,7 @@ def test_a_relative_path_leads_an_engine_to_the_same_files(
     source = Source(model=".", device="cpu", dtype=None, predictors={"horizon": Path("own.safetensors")})
     here = LoadedModel(*load(folder, device="cpu"), {"horizon": folder / "own.safetensors"})
     told: list[str] = []
-    assert Engines(source, workers=1, tell=told.append).about == here.about
+    assert Engines(source, workers=1, tell=told.append).model_info == here.model_info
     assert len(processes(told)) == 1
 
 
@@ -201,13 +201,13 @@ def test_the_command_says_what_its_engines_borrow(
 
     def engines(source: Source, **_: Any) -> Any:
         asked.append(source)
-        return SimpleNamespace(about=SimpleNamespace(borrowed={"horizon": "0" * 64}))
+        return SimpleNamespace(model_info=SimpleNamespace(borrowed={"horizon": "0" * 64}))
 
     monkeypatch.setattr("leanthink.integrations.ray.connected", nullcontext)
     monkeypatch.setattr("leanthink.integrations.ray.Engines", engines)
     files: dict[str | None, Any] = {"full": None, None: "p.safetensors"}
     how: dict[str, Any] = {"ignore_predictor_mismatch": True, "ray": "local", "ray_workers": None}
-    with open_subject("tiny", "cpu", None, files, **how):
+    with open_backend("tiny", "cpu", None, files, **how):
         (line,) = capfd.readouterr().err.splitlines()
     assert "p.safetensors is borrowed from another model" in line
     assert asked[0].ignore_predictor_mismatch
@@ -301,7 +301,7 @@ def test_a_request_that_fails_on_an_engine_is_told_when_all_others_are_done(clus
     model.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     engines = open_engines([], workers=1, model=str(tmp_path))
-    ask = Ask(prompt_ids=(1, 2, 3), policy="full", budget=None, sampling=Sampling(max_new_tokens=4))
+    ask = GenerationRequest(prompt_ids=(1, 2, 3), policy="full", budget=None, sampling=Sampling(max_new_tokens=4))
     asked = [replace(ask, prompt_ids=(i, 20) if i in (3, 5) else (i, 4)) for i in range(8)]
     for _ in range(2):  # an engine that had one goes on
         done: list[int] = []

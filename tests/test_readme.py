@@ -38,7 +38,7 @@ MOST_LINES, MOST_WORDS, WIDEST = 110, 900, 120
 # has four problems, and these options are added, so that everything is as small as it can be.
 SMALLER = {
     "predictor": "--max-new-tokens 300 --steps 20 --batch 64 --width 16 --horizons 16,32 --device cpu",
-    "eval": "--window 4 --interval 8 --max-new-tokens 300 --device cpu",
+    "eval": "--recent-window 4 --eviction-interval 8 --max-new-tokens 300 --device cpu",
     "serve": "--device cpu",
 }
 

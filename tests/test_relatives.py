@@ -22,12 +22,12 @@ from leanthink.data.think_tags import think_tags
 from leanthink.engine.engine import Engine
 from leanthink.engine.generation import generate, stream
 from leanthink.engine.sampling import Sampling
-from leanthink.entrypoints.openai.request_parsing import Reader
+from leanthink.entrypoints.openai.request_parsing import RequestParser
 from leanthink.entrypoints.openai.run import make_engine
 from leanthink.entrypoints.openai.settings import Settings
 from leanthink.importance.dataset import gather, split_by_problem
 from leanthink.importance.fit import fit
-from leanthink.importance.fit_config import Recipe
+from leanthink.importance.fit_config import FitConfig
 from leanthink.importance.inference_backend import LoadedModel
 from leanthink.importance.label_file import label_traces, read_labels
 from leanthink.importance.labels import unpacked
@@ -42,8 +42,8 @@ from leanthink.utils.errors import LeanThinkWarning, PredictorMismatch, UsageErr
 from models import make_model, make_tokenizer
 from recorded import HORIZONS, TRACES, small_model
 
-BUDGET, SHORT = Budget(slots=12, window=4, interval=6), Sampling(max_new_tokens=40)
-SLOTS = ["--window", 4, "--interval", 6, "--max-new-tokens", 40]
+BUDGET, SHORT = Budget(slots=12, recent_window=4, eviction_interval=6), Sampling(max_new_tokens=40)
+SLOTS = ["--recent-window", 4, "--eviction-interval", 6, "--max-new-tokens", 40]
 BORROWED = "borrowed from another model"
 SCRIPTS = Path(__file__).parent.parent / "bench"
 
@@ -194,9 +194,9 @@ def test_what_is_borrowed_stands_among_what_decides_the_results(base: Any, relat
     with pytest.raises(PredictorMismatch):
         LoadedModel(relative, None, predictors)
     with pytest.warns(LeanThinkWarning, match=BORROWED):
-        about = LoadedModel(relative, None, predictors, ignore_predictor_mismatch=True).about
+        about = LoadedModel(relative, None, predictors, ignore_predictor_mismatch=True).model_info
     assert about.borrowed == {"horizon": fingerprint(base)}
-    own = LoadedModel(base, None, predictors, ignore_predictor_mismatch=True).about
+    own = LoadedModel(base, None, predictors, ignore_predictor_mismatch=True).model_info
     assert own.borrowed == {}
     assert own.predictors == about.predictors
 
@@ -205,10 +205,10 @@ def test_a_server_offers_a_borrowed_predictor(relative_folder: Path, folder: Pat
     model, tokenizer = load(relative_folder, device="cpu")
     given: dict[str, Any] = {"name": "m", "predictor": folder / "own.safetensors"}
     with pytest.raises(PredictorMismatch):
-        Reader(model, tokenizer, Settings(**given), largest=1000)
+        RequestParser(model, tokenizer, Settings(**given), largest=1000)
     with pytest.warns(LeanThinkWarning, match=BORROWED):
-        reader = Reader(model, tokenizer, Settings(**given, ignore_predictor_mismatch=True), largest=1000)
-    assert reader.policy == "horizon"
+        parser = RequestParser(model, tokenizer, Settings(**given, ignore_predictor_mismatch=True), largest=1000)
+    assert parser.policy == "horizon"
 
 
 def test_a_server_begins_with_a_borrowed_predictor_and_says_so_once(relative_folder: Path, folder: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_server_begins_with_a_borrowed_predictor_and_says_so_once(relative_fol
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", LeanThinkWarning)  # as the command line has it
         engine = make_engine(model, tokenizer, settings)
-        Reader(model, tokenizer, settings, largest=engine.cache.arena.largest)
+        RequestParser(model, tokenizer, settings, largest=engine.cache.arena.largest)
     assert [BORROWED in str(one.message) for one in caught] == [True]
 
 
@@ -300,7 +300,7 @@ def labelled(model: Any, path: Path, granularity: Any) -> Any:
     return read_labels(path)
 
 
-def by_hand(predictor: Predictor, model: Any, labels: Any, recipe: Recipe, horizon: int) -> dict[str, float]:
+def by_hand(predictor: Predictor, model: Any, labels: Any, recipe: FitConfig, horizon: int) -> dict[str, float]:
     """Loss and ranking at one horizon on the held-out traces, one trace, index set and token at a time."""
     _, held_out = split_by_problem(TRACES, share=recipe.val_share, seed=recipe.seed)
     losses, taus, tops = [], [], []
@@ -331,10 +331,10 @@ def test_a_borrowed_predictor_is_measured_beside_a_fresh_one_on_the_same_held_ou
 ) -> None:
     how: dict[str, Any] = {"granularity": granularity, "width": 16, "batch": 64, "val_share": 0.4}
     # The borrowed one has another horizon more, and sees other tokens.
-    old = Recipe(**how, steps=60, offsets=(0, 1), seed=5)
+    old = FitConfig(**how, steps=60, offsets=(0, 1), seed=5)
     fit(base_of_traces, TRACES, labelled(base_of_traces, tmp_path / "l", granularity), old, out_path=tmp_path / "old")
     labels = labelled(relative_of_traces, tmp_path / "m", granularity)
-    fresh = Recipe(**how, steps=20, horizons=(8,), offsets=(0, 3))
+    fresh = FitConfig(**how, steps=20, horizons=(8,), offsets=(0, 3))
     alone = fit(relative_of_traces, TRACES, labels, fresh)
     fitted = fit(relative_of_traces, TRACES, labels, fresh, out_path=tmp_path / "new", compare=tmp_path / "old")
     compared = fitted.metrics["compared"]
@@ -356,7 +356,7 @@ def test_a_borrowed_predictor_is_measured_beside_a_fresh_one_on_the_same_held_ou
 def test_a_predictor_compared_with_itself_is_as_good_and_agrees(base_of_traces: Any, tmp_path: Path) -> None:
     labels = labelled(base_of_traces, tmp_path / "l", "model")
     for target in ("horizon", "answer"):
-        recipe, file = Recipe(target=target, steps=20, batch=64, val_share=0.4), tmp_path / target
+        recipe, file = FitConfig(target=target, steps=20, batch=64, val_share=0.4), tmp_path / target
         fit(base_of_traces, TRACES, labels, recipe, out_path=file)
         compared = fit(base_of_traces, TRACES, labels, recipe, compare=file).metrics["compared"]
         assert compared["fresh"] == compared["other"]
@@ -371,20 +371,25 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_read(base_of_trac
     file = written(tmp_path / "p", base_of_traces)
     read: list[Any] = []
     for recipe, message in (
-        (Recipe(granularity="model", horizons=(2,), steps=1), r"the horizons \[4, 16\], this fit \[2\], and none is"),
-        (Recipe(granularity="head", steps=1), "has granularity 'model', this fit 'head'"),
-        (Recipe(target="answer", steps=1), "has target 'horizon', this fit 'answer'"),
-        (Recipe(granularity="model", steps=1, val_share=0), "val_share=0 holds none out"),
+        (
+            FitConfig(granularity="model", horizons=(2,), steps=1),
+            r"the horizons \[4, 16\], this fit \[2\], and none is",
+        ),
+        (FitConfig(granularity="head", steps=1), "has granularity 'model', this fit 'head'"),
+        (FitConfig(target="answer", steps=1), "has target 'horizon', this fit 'answer'"),
+        (FitConfig(granularity="model", steps=1, val_share=0), "val_share=0 holds none out"),
     ):
         with pytest.raises(UsageError, match=message):
             fit(base_of_traces, TRACES, labels, recipe, compare=file, progress=lambda *now: read.append(now))
     scaled = tmp_path / "scaled"
-    fit(base_of_traces, TRACES, labels, Recipe(target="answer", transform="scale", steps=1, batch=8), out_path=scaled)
+    fit(
+        base_of_traces, TRACES, labels, FitConfig(target="answer", transform="scale", steps=1, batch=8), out_path=scaled
+    )
     with pytest.raises(UsageError, match="has transform 'scale', this fit 'power'"):
-        fit(base_of_traces, TRACES, labels, Recipe(target="answer", steps=1), compare=scaled)
+        fit(base_of_traces, TRACES, labels, FitConfig(target="answer", steps=1), compare=scaled)
     stranger = written(tmp_path / "stranger", make_model(hidden_size=128))
     with pytest.raises(PredictorMismatch, match="hidden states of size 128"):
-        fit(base_of_traces, TRACES, labels, Recipe(granularity="model", steps=1), compare=stranger)
+        fit(base_of_traces, TRACES, labels, FitConfig(granularity="model", steps=1), compare=stranger)
     assert read == []
 
 

@@ -349,6 +349,6 @@ def test_bad_commands_are_refused_with_the_fix(tmp_path, inside):
     refused(inside("train", "--report", empty), 2, "no log.jsonl", str(empty), "--out")
     refused(inside("train", "--report", started), 2, "no training step yet")
     refused(inside("train", "--report", run, run), 2, "given twice")
-    refused(inside("train", "--report", run, "--lr", 1e-5), 2, "leave out --lr")
+    refused(inside("train", "--report", run, "--learning-rate", 1e-5), 2, "leave out --learning-rate")
     refused(inside("train", "--report", run, "--overwrite"), 2, "leave out --overwrite")
     refused(inside("train", run), 2, "with --report alone", "--out")

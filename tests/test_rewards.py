@@ -16,7 +16,9 @@ from leanthink.rl.rewards import (
     deepcompress_reward,
     difficulty,
     dual_length_reward,
+    group_weights,
     moving_average,
+    next_average,
     outcome_reward,
     pass_ratio,
     soft_overlong,
@@ -55,7 +57,7 @@ def test_the_moving_average_of_the_paper_after_one_ten_and_a_hundred_steps() -> 
     assert seen[100] == pytest.approx(0.683, abs=1e-3)
     assert moving_average(0.7, NAN, 0.99) == 0.7
     assert moving_average(0.7, 0.2, 0) == 0.2
-    with pytest.raises(UsageError, match=r"decay=1\.5"):
+    with pytest.raises(UsageError, match=r"ema_decay=1\.5"):
         moving_average(1, 0, 1.5)
 
 
@@ -91,7 +93,7 @@ def test_simple_prompts_reward_the_short_and_hard_ones_the_long() -> None:
 def test_groups_that_are_all_right_or_all_wrong_get_no_length_reward_unless_mastered_ones_are_kept() -> None:
     lengths, right = [[10, 20]] * 2, [[1, 1], [0, 0]]
     close(dual_length_reward(lengths, right, [0.5, -0.5]), [[0, 0], [0, 0]])
-    kept = dual_length_reward(lengths, right, [0.5, -0.5], keep_mastered=True)
+    kept = dual_length_reward(lengths, right, [0.5, -0.5], keep_all_correct=True)
     assert kept[0, 0] > kept[0, 1] > 0
     close(kept[1], [0, 0])
 
@@ -118,7 +120,7 @@ def test_the_whole_reward_of_a_batch_worked_out_by_hand() -> None:
     overlong=st.sampled_from([None, (60, 20, 1.0), (100, 100, 0.5)]),
 )
 @settings(max_examples=200, deadline=None)
-def test_every_batch_is_rewarded_as_by_the_slow_twin(
+def test_every_batch_is_rewarded_as_by_the_reference_implementation(
     B: int, G: int, seed: int, rule: Any, keep: bool, overlong: tuple[int, int, float] | None
 ) -> None:
     draws = torch.Generator().manual_seed(seed)
@@ -126,8 +128,10 @@ def test_every_batch_is_rewarded_as_by_the_slow_twin(
     verdicts = torch.tensor([0.0, 1.0, 1.0, NAN])[torch.randint(4, (B, G), generator=draws)]
     average = float(torch.rand((), generator=draws))
     limits = {} if overlong is None else dict(zip(("max_length", "buffer", "factor"), overlong, strict=True))
-    found = deepcompress_reward(lengths, verdicts, average, 0.3, rule=rule, keep_mastered=keep, **limits)
-    options: dict[str, Any] = {"alpha": 0.3, "rule": rule, "keep_mastered": keep, "overlong": overlong}
+    found = deepcompress_reward(
+        lengths, verdicts, average, 0.3, length_reward_mode=rule, keep_all_correct=keep, **limits
+    )
+    options: dict[str, Any] = {"alpha": 0.3, "length_reward_mode": rule, "keep_all_correct": keep, "overlong": overlong}
     wanted = [
         [reward_slowly(row, right, i, average, **options) for i in range(G)]
         for row, right in zip(lengths.tolist(), verdicts.tolist(), strict=True)
@@ -146,7 +150,7 @@ def test_lists_arrays_and_tensors_of_any_type_give_the_same() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rule": "duel"}, "Did you mean 'dual'"),
+        ({"length_reward_mode": "duel"}, "Did you mean 'dual'"),
         ({"alpha": -0.1}, r"alpha=-0\.1"),
         ({"lengths_BG": [[1]], "correct_BG": [[1]]}, "a group of one"),
         ({"lengths_BG": [[1, 2, 3]]}, "both must be"),
@@ -164,3 +168,16 @@ def test_arguments_out_of_range_are_refused(change: dict[str, Any], message: str
 def test_rewards_load_neither_transformers_nor_trl() -> None:
     code = "import sys, leanthink.rl.rewards; assert not {'transformers', 'trl'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_groups_weigh_in_the_update_by_what_they_can_teach() -> None:
+    verdicts = [[1, 0], [1, 1], [0, 0], [math.nan, math.nan], [1, math.nan]]
+    assert group_weights(verdicts, 0.25).tolist() == [1, 0.25, 0, 0, 0.25]
+    assert group_weights(verdicts, 0.0, others=1.0).tolist() == [1, 0, 1, 1, 0]
+
+
+def test_the_average_begins_at_its_initial_value_or_at_the_first_batch() -> None:
+    how: dict[str, Any] = {"ema_decay": 0.75}
+    assert next_average(None, 0.5, **how, ema_initial_value=1.0) == 0.875
+    assert next_average(None, 0.5, **how, ema_initial_value="observed") == 0.5
+    assert next_average(1.0, 0.5, **how, ema_initial_value="observed") == 0.875

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trl import GRPOTrainer
 
 from leanthink.rl.log_probs import UNSCORED, left_aligned
-from leanthink.rl.rollout_weight_sync import PolicyCopy
+from leanthink.rl.rollout_weight_sync import RolloutModel
 from leanthink.utils.errors import UsageError
 from models import make_model
 from rl_runs import make_trainer
@@ -79,9 +79,9 @@ def test_log_probabilities_entropies_and_gradients_are_those_of_padded_rows(tmp_
 
 def test_weights_that_are_no_numbers_end_a_run_with_a_word() -> None:
     model = make_model()
-    copy = PolicyCopy(model, torch.float32)
-    copy.refresh()
+    copy = RolloutModel(model, torch.float32)
+    copy.sync_weights()
     with torch.no_grad():
         next(iter(model.parameters()))[0, 0] = torch.nan
     with pytest.raises(UsageError, match=r"no longer finite.*learning_rate"):
-        copy.refresh()
+        copy.sync_weights()

@@ -1,4 +1,4 @@
-"""What a training run is gone on from: the same settings, and the last checkpoint that is whole."""
+"""What a training run is resumed from: the same settings, and the last checkpoint that is whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from leanthink.rl.resume import check_same, check_whole, last_whole_checkpoint
 from leanthink.rl.run import check_settings
-from leanthink.rl.run_log import cut
+from leanthink.rl.run_log import truncate
 from leanthink.rl.trainer import TELEMETRY
 from leanthink.utils.errors import CannotWrite, DamagedFile, LeanThinkWarning, UsageError
 from rl_runs import make_trainer, weights
@@ -45,7 +45,7 @@ def begun(folder: Path, **more: Any) -> dict[str, Any]:
         ("lora", {}),
     ],
 )
-def test_a_run_is_not_gone_on_with_under_other_settings(name: str, value: Any, tmp_path: Path) -> None:
+def test_a_run_is_not_resumed_under_other_settings(name: str, value: Any, tmp_path: Path) -> None:
     settings = begun(tmp_path)
     with pytest.raises(UsageError, match=rf"other settings \({name}: .* there, .* asked for\)"):
         check_same({**settings, name: value}, tmp_path)
@@ -120,7 +120,7 @@ def test_a_checkpoint_that_does_not_fit_the_disk_is_one_error_and_those_before_s
 def test_a_damaged_line_of_the_log_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step"\n')
     with pytest.raises(DamagedFile, match=r"log.jsonl cannot be read.*remove it"):
-        cut(tmp_path / "log.jsonl", 1)
+        truncate(tmp_path / "log.jsonl", 1)
 
 
 @pytest.mark.parametrize(("asked", "told"), [(None, False), ("1", False), ("0", True)])

@@ -33,7 +33,7 @@ def tokens(text: str) -> list[int]:
 
 def attached(*, group: int = 2, scale_rewards: str = "group", **settings: Any) -> Any:
     """A reward that belongs to a trainer which has nothing but what a reward may look at."""
-    reward = DeepCompressReward(**{"max_length": 64, "grader": says_right, "decay": 0.5, **settings})
+    reward = DeepCompressReward(**{"max_length": 64, "grader": says_right, "ema_decay": 0.5, **settings})
     trainer = SimpleNamespace(
         model=SimpleNamespace(training=True),
         num_generations=group,
@@ -113,7 +113,7 @@ def test_evaluation_reads_the_average_and_leaves_it_alone() -> None:
 
 def test_evaluation_before_any_training_starts_from_the_start_and_stores_nothing() -> None:
     for start, average in ((1.0, 1.0), (0.25, 0.25), ("observed", 0.5)):
-        one = attached(start=start)
+        one = attached(ema_initial_value=start)
         one.trainer.model.training = False
         one.score(*[response(WRONG)] * 2, *[response(RIGHT)] * 2)
         assert one.reward.scored.average == average
@@ -121,7 +121,7 @@ def test_evaluation_before_any_training_starts_from_the_start_and_stores_nothing
 
 
 def test_an_observed_start_is_the_first_batch_and_then_averages() -> None:
-    one = attached(start="observed")
+    one = attached(ema_initial_value="observed")
     one.score(*MIXED)
     one.score(*MIXED[:2])
     assert one.kept()["average"] == 0.5  # the second round of the first step starts anew
@@ -131,7 +131,7 @@ def test_an_observed_start_is_the_first_batch_and_then_averages() -> None:
 
 
 def test_a_batch_that_nobody_can_grade_leaves_the_average_where_it_is() -> None:
-    one = attached(start="observed")
+    one = attached(ema_initial_value="observed")
     assert one.score(*[response(UNKNOWN)] * 2) == [None, None]
     assert one.trainer.state.stateful_callbacks == {}
     one.score(*MIXED)
@@ -142,15 +142,15 @@ def test_a_batch_that_nobody_can_grade_leaves_the_average_where_it_is() -> None:
 
 def test_mastered_groups_keep_a_length_signal_if_asked_for() -> None:
     ids = [response(RIGHT, 2), response(RIGHT, 9)]
-    assert attached(start=0.0).score(*ids) == [1.0, 1.0]
-    short, long = attached(start=0.0, keep_mastered=True, scale_rewards="batch").score(*ids)
+    assert attached(ema_initial_value=0.0).score(*ids) == [1.0, 1.0]
+    short, long = attached(ema_initial_value=0.0, keep_all_correct=True, scale_rewards="batch").score(*ids)
     assert short == pytest.approx(1 + 0.2 / (1 + math.exp(-1)))  # z = -1, and β = 1 whatever the average
     assert long == pytest.approx(1 + 0.2 / (1 + math.exp(1)))
 
 
 def test_metrics_have_the_same_names_whatever_there_is_and_say_what_they_say() -> None:
     logged: dict[str, float] = {}
-    one = attached(decay=0.0)
+    one = attached(ema_decay=0.0)
     one.score(
         response(RIGHT, 2), response(RIGHT, 4), response(WRONG, 6), response(UNKNOWN, 8), log_metric=logged.__setitem__
     )
@@ -195,16 +195,16 @@ def test_parts_of_groups_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"rule": "duel"}, "dual"),
-        ({"decay": 1.01}, "decay=1.01"),
-        ({"decay": -0.1}, "decay=-0.1"),
-        ({"start": 1.5}, "start=1.5"),
-        ({"start": "seen"}, "observed"),
+        ({"length_reward_mode": "duel"}, "dual"),
+        ({"ema_decay": 1.01}, "ema_decay=1.01"),
+        ({"ema_decay": -0.1}, "ema_decay=-0.1"),
+        ({"ema_initial_value": 1.5}, "ema_initial_value=1.5"),
+        ({"ema_initial_value": "seen"}, "observed"),
         ({"alpha": -1}, "alpha=-1"),
         ({"buffer": 65}, "buffer=65"),
         ({"buffer": 8, "factor": -1}, "factor=-1"),
-        ({"keep_mastered": True}, 'scale_rewards="batch"'),
-        ({"keep_mastered": True, "scale_rewards": "none"}, 'scale_rewards="batch"'),
+        ({"keep_all_correct": True}, 'scale_rewards="batch"'),
+        ({"keep_all_correct": True, "scale_rewards": "none"}, 'scale_rewards="batch"'),
     ],
 )
 def test_settings_out_of_range_are_refused_with_the_fix(settings: dict[str, Any], words: str) -> None:
@@ -214,19 +214,19 @@ def test_settings_out_of_range_are_refused_with_the_fix(settings: dict[str, Any]
 
 def test_fixed_rules_take_beta_from_nowhere_but_still_tell_difficulty() -> None:
     for rule, short_pays in (("penalty", True), ("bonus", False)):
-        one = attached(rule=rule)
+        one = attached(length_reward_mode=rule)
         short, long, *_ = one.score(response(RIGHT, 2), response(RIGHT, 9), *MIXED[:1], *MIXED[1:2])
         assert short == long == 1  # all right
-        one = attached(rule=rule, group=4)
+        one = attached(length_reward_mode=rule, group=4)
         short, long, *_ = one.score(response(RIGHT, 2), response(RIGHT, 9), response(WRONG), response(WRONG))
         assert (short > long) is short_pays
         assert one.reward.scored.beta_B.tolist() == [-0.25]
-    assert attached(rule="none").score(*MIXED) == [1, -1, 1, 1]
+    assert attached(length_reward_mode="none").score(*MIXED) == [1, -1, 1, 1]
 
 
 def test_told_apart_are_groups_with_both_and_mastered_those_all_right() -> None:
     one = attached()
     one.score(*MIXED, response(WRONG), response(WRONG))
-    assert one.reward.scored.told_apart_B.tolist() == [True, False, False]
-    assert one.reward.scored.mastered_B.tolist() == [False, True, False]
+    assert one.reward.scored.mixed_B.tolist() == [True, False, False]
+    assert one.reward.scored.all_correct_B.tolist() == [False, True, False]
     assert torch.equal(one.reward.scored.correct_BG, torch.tensor([[1, 0], [1, 1], [0, 0]]).double())

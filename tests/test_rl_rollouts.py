@@ -12,7 +12,7 @@ from leanthink.engine.generation import generate
 from leanthink.engine.sampling import NO_TOKEN, Sampler, Sampling
 from leanthink.models.predictor import Predictor, save_predictor
 from leanthink.policies.budget import Budget
-from leanthink.rl.rollout_weight_sync import PolicyCopy
+from leanthink.rl.rollout_weight_sync import RolloutModel
 from leanthink.rl.rollouts import EngineRollouts, check_whole, response_seed
 from leanthink.utils.errors import LeanThinkWarning, PredictorMismatch, RequestFailed, UnsupportedModel, UsageError
 from models import CONTEXT, make_model
@@ -150,7 +150,7 @@ def test_a_budget_bounds_what_a_response_holds(tmp_path: Path) -> None:
 
 def test_a_copy_has_the_adapters_folded_in_and_follows_them() -> None:
     model = with_adapters(make_model("llama"))
-    copy = PolicyCopy(model, torch.float32)
+    copy = RolloutModel(model, torch.float32)
     ids = torch.arange(20)[None]
 
     def difference() -> float:
@@ -163,25 +163,25 @@ def test_a_copy_has_the_adapters_folded_in_and_follows_them() -> None:
             if "lora_" in name:
                 weight.mul_(1.5)
     assert difference() > 0.1
-    copy.refresh()
+    copy.sync_weights()
     assert difference() < 1e-4
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3_text"])
 def test_a_copy_of_each_architecture_is_the_model(architecture: str) -> None:
     model = make_model(architecture)
-    copy = PolicyCopy(model, torch.float32)
+    copy = RolloutModel(model, torch.float32)
     ids = torch.arange(20)[None]
     with torch.no_grad():
         torch.testing.assert_close(copy.model(ids).logits, model(ids).logits)
     assert not any(weight.requires_grad for weight in copy.model.parameters())
-    assert {weight.dtype for weight in PolicyCopy(model, torch.bfloat16).model.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in RolloutModel(model, torch.bfloat16).model.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("changes", [{"use_dora": True}, {"modules_to_save": ["embed_tokens"]}, {"bias": "all"}])
 def test_other_adapters_than_plain_lora_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="rollouts='transformers'"):
-        PolicyCopy(with_adapters(make_model(), **changes), torch.float32)
+        RolloutModel(with_adapters(make_model(), **changes), torch.float32)
 
 
 def test_a_model_that_is_spread_over_ranks_is_refused() -> None:

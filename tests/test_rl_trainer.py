@@ -17,8 +17,9 @@ from trl import GRPOTrainer
 
 from leanthink.data.think_tags import think_tags
 from leanthink.rl import trainer as module
-from leanthink.rl.config import MASTERED_WEIGHT, DeepCompressConfig
+from leanthink.rl.config import DeepCompressConfig
 from leanthink.rl.data import from_tasks
+from leanthink.rl.rewards import ALL_CORRECT_WEIGHT
 from leanthink.rl.trl_reward import DeepCompressReward
 from leanthink.utils.errors import UsageError
 from models import END, make_model, make_tokenizer
@@ -157,7 +158,7 @@ def test_dynamic_sampling_keeps_the_groups_that_are_told_apart_until_the_batch_i
 
 
 def test_what_is_missing_after_the_last_round_is_filled_with_what_teaches_nothing(tmp_path: Path) -> None:
-    trainer, seen = make_trainer(tmp_path, grader=Judge(1, 6), max_rounds=2)
+    trainer, seen = make_trainer(tmp_path, grader=Judge(1, 6), max_num_gen_batches=2)
     batch = full_batch(trainer)
     assert len(seen) == 2
     assert batch["advantages"][4:].tolist() == [0, 0]
@@ -172,8 +173,8 @@ def test_an_oversampled_round_begins_with_the_batch_and_may_fill_it_alone(tmp_pa
     (record,) = seen
     assert [id for id, _, _ in record["judged"][:6]] == [trainer.train_dataset[i // 2]["id"] for i in range(6)]
     assert len(record["judged"]) == 12
-    told_apart = [record["judged"][i] for i in (0, 1, 4, 5, 8, 9)]
-    assert batch["completion_mask"].sum(1).tolist() == [tokens for _, tokens, _ in told_apart]
+    mixed = [record["judged"][i] for i in (0, 1, 4, 5, 8, 9)]
+    assert batch["completion_mask"].sum(1).tolist() == [tokens for _, tokens, _ in mixed]
     assert trainer._metrics["train"]["dynamic_sampling/kept"] == [0.5]
     trainer.state.global_step = 1
     more = [row["id"] for row in trainer._round_inputs(0, [trainer.train_dataset[0]] * 6)]
@@ -184,7 +185,7 @@ def test_an_oversampled_round_begins_with_the_batch_and_may_fill_it_alone(tmp_pa
 def test_a_batch_with_nothing_to_learn_from_has_advantages_of_zero_whatever_the_overlong_penalty(
     tmp_path: Path,
 ) -> None:
-    trainer, _ = make_trainer(tmp_path, grader=Judge(9, 6, right=False), max_rounds=2, overlong_buffer=8)
+    trainer, _ = make_trainer(tmp_path, grader=Judge(9, 6, right=False), max_num_gen_batches=2, overlong_buffer=8)
     batch = full_batch(trainer)
     assert batch["advantages"].tolist() == [0] * 6
     assert int(batch["num_items_in_batch"]) == 0
@@ -198,7 +199,7 @@ def test_without_dynamic_sampling_a_batch_is_taken_as_it_comes(tmp_path: Path) -
 
 
 def test_mastered_groups_stay_with_a_share_of_their_advantages(tmp_path: Path) -> None:
-    ours = {"mastered_weight": 0.25, "start": 0.0}
+    ours = {"all_correct_weight": 0.25, "ema_initial_value": 0.0}
     trainer, seen = make_trainer(tmp_path, grader=Judge(9, 6), **ours)
     batch = full_batch(trainer)
     assert len(seen) == 1
@@ -211,16 +212,16 @@ def test_mastered_groups_stay_with_a_share_of_their_advantages(tmp_path: Path) -
     mixed, _ = make_trainer(tmp_path / "mixed", grader=Judge(0, 6), **ours)
     strong = full_batch(mixed)["advantages"].view(3, 2).abs()[:, 0]
     assert [float(value) > 0.5 for value in strong] == [True, True, False], "the second group, all right, comes last"
-    wrong, rounds = make_trainer(tmp_path / "wrong", grader=Judge(9, 6, right=False), max_rounds=2, **ours)
+    wrong, rounds = make_trainer(tmp_path / "wrong", grader=Judge(9, 6, right=False), max_num_gen_batches=2, **ours)
     assert full_batch(wrong)["advantages"].tolist() == [0] * 6  # all wrong is still dropped
     assert len(rounds) == 2
 
 
 def test_what_is_mastered_takes_no_place_from_what_tells_right_from_wrong(tmp_path: Path) -> None:
-    trainer, seen = make_trainer(tmp_path, grader=Judge(0, 12), oversample=2, mastered_weight=0.25)
+    trainer, seen = make_trainer(tmp_path, grader=Judge(0, 12), oversample=2, all_correct_weight=0.25)
     batch = full_batch(trainer)
-    told_apart = [seen[0]["judged"][i] for i in (0, 1, 4, 5, 8, 9)]  # every second of six groups, for three places
-    assert batch["completion_mask"].sum(1).tolist() == [tokens for _, tokens, _ in told_apart]
+    mixed = [seen[0]["judged"][i] for i in (0, 1, 4, 5, 8, 9)]  # every second of six groups, for three places
+    assert batch["completion_mask"].sum(1).tolist() == [tokens for _, tokens, _ in mixed]
     assert trainer._metrics["train"]["dynamic_sampling/kept"] == [1]
 
 
@@ -249,7 +250,9 @@ def test_further_rewards_are_added(tmp_path: Path) -> None:
     def longer(completion_ids: Any, **others: Any) -> list[float]:
         return [5.0 * len(ids) for ids in completion_ids]
 
-    trainer, seen = make_trainer(tmp_path, grader=Judge(9, 6), others={"reward_funcs": [longer]}, mastered_weight=1.0)
+    trainer, seen = make_trainer(
+        tmp_path, grader=Judge(9, 6), others={"reward_funcs": [longer]}, all_correct_weight=1.0
+    )
     batch = full_batch(trainer)
     tokens = torch.tensor([tokens for _, tokens, _ in seen[0]["judged"]]).view(-1, 2)
     longer_first = (tokens[:, 0] - tokens[:, 1]).sign()
@@ -290,10 +293,11 @@ def test_lora_trains_the_adapters_and_generates_with_them(tmp_path: Path) -> Non
 def test_ours_is_the_default_of_the_dual_rule_alone(tmp_path: Path) -> None:
     plain = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "per_device_train_batch_size": 16}
     ours = DeepCompressConfig(**plain)
-    assert (ours.rule, ours.start, ours.mastered_weight) == ("dual", "observed", MASTERED_WEIGHT)
-    assert DeepCompressConfig(**plain, mastered_weight=0).mastered_weight == 0, "as published"
+    assert (ours.length_reward_mode, ours.ema_initial_value) == ("dual", "observed")
+    assert ours.all_correct_weight == ALL_CORRECT_WEIGHT
+    assert DeepCompressConfig(**plain, all_correct_weight=0).all_correct_weight == 0, "as published"
     for rule in ("penalty", "bonus", "none"):
-        assert DeepCompressConfig(**plain, rule=rule).mastered_weight == 0
+        assert DeepCompressConfig(**plain, length_reward_mode=rule).all_correct_weight == 0
 
 
 @pytest.mark.parametrize(
@@ -301,15 +305,15 @@ def test_ours_is_the_default_of_the_dual_rule_alone(tmp_path: Path) -> None:
     [
         ({"num_generations": 1}, "num_generations=1: a group of one"),
         ({"per_device_train_batch_size": 5}, "generation batch of 5.*such as 6"),
-        ({"decay": 1.5}, "decay=1.5"),
-        ({"start": "first"}, '"observed"'),
-        ({"rule": "longer"}, "unknown length rule"),
-        ({"mastered_weight": 1.5}, "mastered_weight=1.5"),
-        ({"mastered_weight": "much"}, "mastered_weight='much': a number from 0"),
-        ({"mastered_weight": 0.5, "scale_rewards": "batch"}, 'scale_rewards="group"'),
+        ({"ema_decay": 1.5}, "ema_decay=1.5"),
+        ({"ema_initial_value": "first"}, '"observed"'),
+        ({"length_reward_mode": "longer"}, "unknown length_reward_mode"),
+        ({"all_correct_weight": 1.5}, "all_correct_weight=1.5"),
+        ({"all_correct_weight": "much"}, "all_correct_weight='much': a number from 0"),
+        ({"all_correct_weight": 0.5, "scale_rewards": "batch"}, 'scale_rewards="group"'),
         ({"overlong_buffer": 9}, "buffer=9"),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "sum_then_normalize"),
-        ({"max_rounds": 0}, "max_rounds=0"),
+        ({"max_num_gen_batches": 0}, "max_num_gen_batches=0"),
         ({"oversample": 0}, "oversample=0"),
         ({"oversample": 2, "dynamic_sampling": False}, "oversample=2 with dynamic_sampling=False"),
         ({"rollouts": "vllms"}, "Did you mean 'vllm'"),
@@ -337,7 +341,7 @@ def test_published_defaults(tmp_path: Path) -> None:
     args = module.DeepCompressConfig(str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=16)
     assert (args.epsilon, args.epsilon_high, args.beta, args.loss_type) == (0.2, 0.28, 0.0, "dapo")
     assert (args.scale_rewards, args.multi_objective_aggregation) == ("group", "sum_then_normalize")
-    assert (args.alpha, args.decay, args.rule, args.max_rounds) == (0.2, 0.99, "dual", 10)
+    assert (args.alpha, args.ema_decay, args.length_reward_mode, args.max_num_gen_batches) == (0.2, 0.99, "dual", 10)
     assert (args.buffer, args.overlong_factor, args.num_generations) == (2048, 1.0, 16)
     assert (args.learning_rate, args.weight_decay, args.warmup_steps) == (1e-6, 0.1, 10)
 

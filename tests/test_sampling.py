@@ -43,7 +43,7 @@ SAMPLINGS = st.builds(
     seed=st.integers(0, 10**6),
 )
 @settings(max_examples=150, deadline=None)
-def test_every_row_draws_what_the_slow_twin_draws(
+def test_every_row_draws_what_the_reference_implementation_draws(
     samplings: list[Sampling], alone: int, counts: int, seed: int
 ) -> None:
     torch.manual_seed(seed)

@@ -69,7 +69,7 @@ def test_the_recorded_scores_explain_every_recorded_eviction(name: str) -> None:
     horizons, offsets = ((4, 8, 16), (0, 1, 3)) if name == "horizon" else ((), (0,))
     target = "horizon" if name == "horizon" else "answer"
     policy = make_policy(name, RandomPredictor(64, target, horizons, offsets=offsets))
-    budget, prompts = Budget(slots=16, window=5, interval=8), [list(range(10, 15)), list(range(20, 41))]
+    budget, prompts = Budget(slots=16, recent_window=5, eviction_interval=8), [list(range(10, 15)), list(range(20, 41))]
     options: dict[str, Any] = {"policy": policy, "budget": budget, "sampling": Sampling(max_new_tokens=90)}
     model = endless()
     together = generate(model, TOKENIZER, prompts, record=True, **options)
@@ -89,13 +89,15 @@ def test_the_recorded_scores_explain_every_recorded_eviction(name: str) -> None:
         for now in range(1, 90):  # tokens generated when the youngest of them is fed
             held.append(now - 1)
             lost = [index for index in held if done.evicted_at[index] == now]
-            assert bool(lost) == (len(held) == budget.slots + budget.interval)
+            assert bool(lost) == (len(held) == budget.slots + budget.eviction_interval)
             if not lost:
                 continue
             kept = [index for index in held if index not in lost]
-            assert kept[-budget.window :] == list(range(now - budget.window, now))
-            ranked = {index: numbers[index][reached(horizons, now - 1 - index)] for index in held[: -budget.window]}
-            assert max(ranked[i] for i in lost) <= min(ranked[i] for i in kept[: -budget.window])
+            assert kept[-budget.recent_window :] == list(range(now - budget.recent_window, now))
+            ranked = {
+                index: numbers[index][reached(horizons, now - 1 - index)] for index in held[: -budget.recent_window]
+            }
+            assert max(ranked[i] for i in lost) <= min(ranked[i] for i in kept[: -budget.recent_window])
             held = kept
         assert done.kept_slots == len(prompt) + len(held)
 

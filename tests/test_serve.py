@@ -26,7 +26,7 @@ from server import Server, serving
 
 QUESTION = "What is 12 times 13?"
 MESSAGES: Any = [{"role": "user", "content": QUESTION}]
-TIGHT = {"budget": 32, "window": 8, "interval": 16, "answer": 200}
+TIGHT = {"budget": 32, "recent_window": 8, "eviction_interval": 16, "max_answer_slots": 200}
 KEY = "sk-test-1"
 README = Path(__file__).parent.parent / "README.md"
 PAGE = README.parent / "docs" / "serving.md"
@@ -35,8 +35,19 @@ PAGE = README.parent / "docs" / "serving.md"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("serve")
-    limits = ["--max-slots", 500, "--max-new-tokens", 400, "--max-prompt", 200, "--max-budget", 300, "--rows", 8]
-    with serving(folder / "log", *limits, "--queue", 24, "--answer", 200, "--kv-gib", 0.25) as server:
+    limits = [
+        "--max-slots",
+        500,
+        "--max-new-tokens",
+        400,
+        "--max-prompt",
+        200,
+        "--max-budget",
+        300,
+        "--max-num-seqs",
+        8,
+    ]
+    with serving(folder / "log", *limits, "--queue", 24, "--max-answer-slots", 200, "--kv-gib", 0.25) as server:
         yield server
 
 
@@ -51,7 +62,7 @@ loaded = cache(lambda: leanthink.load("tiny"))
 @cache
 def alone(*samplings: Sampling) -> list[leanthink.Completion]:
     """The same question by `generate`, recorded, once for each of these samplings."""
-    budget = Budget(slots=32, window=8, interval=16, answer=200)
+    budget = Budget(slots=32, recent_window=8, eviction_interval=16, max_answer_slots=200)
     questions = [QUESTION] * len(samplings)
     return leanthink.generate(*loaded(), questions, budget=budget, sampling=list(samplings), record=True)
 
@@ -388,10 +399,13 @@ REFUSED = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
     ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
     ({"budget": 301}, "budget", "at most 300 slots are allowed"),
-    ({"window": 300}, "window", "window=300 is larger than slots=256"),
+    ({"recent_window": 300}, "recent_window", "recent_window=300 is larger than slots=256"),
+    ({"window": 300}, "window", "recent_window=300 is larger than slots=256"),
+    ({"window": 3, "recent_window": 4}, "window", "window is the old name of recent_window: give recent_window alone"),
     ({"messages": [{"role": "user", "content": "x" * 150}]}, None, "154 of them prompt, and at most 500 are allowed"),
     ({"policy": "full", "budget": 10}, "budget", "leave out budget"),
     ({"policy": "horizonn"}, "policy", "Did you mean 'horizon'?"),
+    ({"policy": "snapkv:kernel=4"}, "policy", "kernel odd"),
     ({"kv_events": True}, "kv_events", "add stream=true"),
     ({"kv_events": True, "stream": True, "policy": "snapkv"}, "policy", "in every head"),
     ({"messages": []}, "messages", "at least 1 item"),
@@ -554,7 +568,20 @@ def test_a_key_is_asked_for_where_one_is_set(tmp_path: Path, folder: Path) -> No
 
 
 def test_time_is_up_with_what_there_is(tmp_path: Path, folder: Path) -> None:
-    flags = ["--model", folder, "--policy", "window", "--kv-gib", 0.1, "--timeout", 1, "--rows", 1, "--name", "tiny"]
+    flags = [
+        "--model",
+        folder,
+        "--policy",
+        "window",
+        "--kv-gib",
+        0.1,
+        "--timeout",
+        1,
+        "--max-num-seqs",
+        1,
+        "--name",
+        "tiny",
+    ]
     with serving(tmp_path / "log", *flags) as server:
         status, document = server.chat(temperature=0)
         assert (status, document["choices"][0]["finish_reason"]) == (200, "timeout")
@@ -564,7 +591,20 @@ def test_time_is_up_with_what_there_is(tmp_path: Path, folder: Path) -> None:
 
 
 def test_what_runs_at_the_end_says_so_and_the_exit_code_is_0(tmp_path: Path, folder: Path) -> None:
-    flags = ["--model", folder, "--policy", "window", "--kv-gib", 0.1, "--grace", 1, "--rows", 4, "--name", "tiny"]
+    flags = [
+        "--model",
+        folder,
+        "--policy",
+        "window",
+        "--kv-gib",
+        0.1,
+        "--grace",
+        1,
+        "--max-num-seqs",
+        4,
+        "--name",
+        "tiny",
+    ]
 
     async def under_load(server: Server) -> list[Any]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as many:

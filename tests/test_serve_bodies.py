@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from leanthink.entrypoints.openai.error_responses import Refusal
+from leanthink.entrypoints.openai.error_responses import APIError
 from leanthink.entrypoints.openai.protocol import MOST_ITEMS, MOST_SWITCHES, ChatBody, TextBody
 from leanthink.entrypoints.openai.request_bodies import parse
-from leanthink.entrypoints.openai.request_parsing import Reader
+from leanthink.entrypoints.openai.request_parsing import RequestParser
 from leanthink.entrypoints.openai.settings import Settings
 from leanthink.models.loading import load
 from leanthink.models.prompt import ChatOptions, encode_prompt
@@ -133,7 +133,7 @@ def test_lists_are_bounded_and_what_is_at_the_bound_is_taken() -> None:
         {"messages": [say | {"content": say["content"] + say["content"]}]},
         {"messages": [say], "chat_template_kwargs": switches | {"one": 1}},
     ):
-        with pytest.raises(Refusal, match=rf"should have at most ({MOST_ITEMS}|{MOST_SWITCHES}) items"):
+        with pytest.raises(APIError, match=rf"should have at most ({MOST_ITEMS}|{MOST_SWITCHES}) items"):
             parse(ChatBody, json.dumps({"model": "tiny", **wrong}).encode(), "application/json")
 
 
@@ -151,7 +151,7 @@ def test_lists_are_bounded_and_what_is_at_the_bound_is_taken() -> None:
     ],
 )
 def test_a_prompt_of_no_kind_is_told_where_it_is_wrong(given: object, words: str) -> None:
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(APIError, match=words):
         parse(TextBody, json.dumps({"model": "tiny", "prompt": given}).encode(), "application/json")
 
 
@@ -170,7 +170,7 @@ def test_a_prompt_of_no_kind_is_told_where_it_is_wrong(given: object, words: str
     ],
 )
 def test_what_is_no_json_is_refused(body: bytes, content_type: str, code: str) -> None:
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(APIError) as refused:
         parse(TextBody, body, content_type)
     assert (refused.value.status, refused.value.code) == (400, code)
     assert len(str(refused.value)) < 300
@@ -182,10 +182,10 @@ def test_json_by_another_name_is_read(content_type: str) -> None:
 
 
 def test_prompts_are_counted_before_any_is_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = Reader(*load("tiny"), Settings(name="tiny", max_choices=16), largest=10**6)
-    monkeypatch.setattr(reader, "_ids", lambda *_: pytest.fail("tokenised"))
-    with pytest.raises(Refusal, match="17 prompts with n=1: at most 16 choices"):
-        reader.read(TextBody(model="tiny", prompt=["a"] * 17))
+    parser = RequestParser(*load("tiny"), Settings(name="tiny", max_choices=16), largest=10**6)
+    monkeypatch.setattr(parser, "_ids", lambda *_: pytest.fail("tokenised"))
+    with pytest.raises(APIError, match="17 prompts with n=1: at most 16 choices"):
+        parser.parse(TextBody(model="tiny", prompt=["a"] * 17))
 
 
 def test_a_control_token_is_spelt_once_however_often_it_stands_in_a_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ from leanthink.data.think_tags import think_tags
 from leanthink.engine.engine import Engine
 from leanthink.engine.outputs import Completion
 from leanthink.engine.request import Request
-from leanthink.entrypoints.openai.dispatcher import Arrival
-from leanthink.entrypoints.openai.error_responses import Refusal
+from leanthink.entrypoints.openai.dispatcher import ChoiceUpdate
+from leanthink.entrypoints.openai.error_responses import APIError
 from leanthink.entrypoints.openai.protocol import ChatBody, TextBody
-from leanthink.entrypoints.openai.request_parsing import Reader
-from leanthink.entrypoints.openai.responses import Answer, usage
+from leanthink.entrypoints.openai.request_parsing import RequestParser
+from leanthink.entrypoints.openai.responses import ResponseBuilder, usage
 from leanthink.entrypoints.openai.settings import Settings
 from leanthink.models.prompt import ChatOptions, encode_prompt
 from leanthink.utils.errors import UsageError
@@ -28,13 +28,13 @@ TOKENIZER = TOKENIZERS["bytes"]
 CHAT: Any = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
 
-def make_reader(tokenizer: Any = TOKENIZER, **chat: Any) -> Reader:
+def make_parser(tokenizer: Any = TOKENIZER, **chat: Any) -> RequestParser:
     settings = Settings(name="m", policy="full", budget=None, chat=ChatOptions(**chat))
-    return Reader(make_model(vocab_size=500), tokenizer, settings, largest=9999)
+    return RequestParser(make_model(vocab_size=500), tokenizer, settings, largest=9999)
 
 
-def read(reader: Reader, **fields: Any) -> Request:
-    (request,) = reader.read(ChatBody(**(CHAT | fields)))
+def read(parser: RequestParser, **fields: Any) -> Request:
+    (request,) = parser.parse(ChatBody(**(CHAT | fields)))
     return request
 
 
@@ -44,64 +44,64 @@ def ids_of(prompt: Any, **chat: Any) -> tuple[int, ...]:
 
 def test_switches_of_a_body_go_over_those_of_the_server_and_unknown_ones_change_nothing() -> None:
     off, on = {"enable_thinking": False}, {"enable_thinking": True}
-    assert read(make_reader(), chat_template_kwargs=off).prompt_ids == ids_of("hello", chat_template_kwargs=off)
-    assert read(make_reader(), chat_template_kwargs=off).starts_in_answer
-    quiet = make_reader(chat_template_kwargs=off)
+    assert read(make_parser(), chat_template_kwargs=off).prompt_ids == ids_of("hello", chat_template_kwargs=off)
+    assert read(make_parser(), chat_template_kwargs=off).starts_in_answer
+    quiet = make_parser(chat_template_kwargs=off)
     assert read(quiet).prompt_ids == ids_of("hello", chat_template_kwargs=off)
     assert read(quiet, chat_template_kwargs=on).prompt_ids == ids_of("hello")
-    assert read(make_reader(), chat_template_kwargs={"thinking": True}).prompt_ids == ids_of("hello")
+    assert read(make_parser(), chat_template_kwargs={"thinking": True}).prompt_ids == ids_of("hello")
 
 
 def test_what_is_no_switch_is_refused_by_name() -> None:
-    with pytest.raises(Refusal, match="'chat_template' is no switch") as refused:
-        read(make_reader(), chat_template_kwargs={"chat_template": "{{ messages }}"})
+    with pytest.raises(APIError, match="'chat_template' is no switch") as refused:
+        read(make_parser(), chat_template_kwargs={"chat_template": "{{ messages }}"})
     assert refused.value.document()["error"]["param"] == "chat_template_kwargs"
     with pytest.raises(ValidationError):
         ChatBody(**CHAT, chat_template_kwargs=[1])
 
 
 def test_a_seed_of_minus_1_is_drawn_like_one_that_is_left_out() -> None:
-    reader = make_reader()
-    assert len({read(reader, seed=seed).sampling.seed for seed in (-1, -1, None, None)}) == 4
+    parser = make_parser()
+    assert len({read(parser, seed=seed).sampling.seed for seed in (-1, -1, None, None)}) == 4
 
 
 def test_no_effort_is_a_thought_that_the_template_leaves_out() -> None:
     off = ids_of("hello", chat_template_kwargs={"enable_thinking": False})
-    for server in (make_reader(), make_reader(chat_template_kwargs={"enable_thinking": True})):
+    for server in (make_parser(), make_parser(chat_template_kwargs={"enable_thinking": True})):
         assert read(server, reasoning_effort="none").prompt_ids == off
         assert read(server, reasoning_effort="low").prompt_ids == ids_of("hello")
-    assert read(make_reader(), reasoning_effort="none", chat_template_kwargs={"thinking": 1}).prompt_ids == off
+    assert read(make_parser(), reasoning_effort="none", chat_template_kwargs={"thinking": 1}).prompt_ids == off
 
 
 def test_no_effort_is_refused_where_the_thought_would_come_all_the_same() -> None:
-    asked: list[tuple[Reader, ChatBody | TextBody]] = [
-        (make_reader(make_tokenizer(template=TEMPLATE)), ChatBody(**CHAT, reasoning_effort="none")),
-        (make_reader(), ChatBody(**CHAT, reasoning_effort="none", chat_template_kwargs={"enable_thinking": True})),
-        (make_reader(), TextBody(model="m", prompt="a", reasoning_effort="none")),
+    asked: list[tuple[RequestParser, ChatBody | TextBody]] = [
+        (make_parser(make_tokenizer(template=TEMPLATE)), ChatBody(**CHAT, reasoning_effort="none")),
+        (make_parser(), ChatBody(**CHAT, reasoning_effort="none", chat_template_kwargs={"enable_thinking": True})),
+        (make_parser(), TextBody(model="m", prompt="a", reasoning_effort="none")),
     ]
-    for reader, body in asked:
-        with pytest.raises(Refusal, match="the thought would come all the same") as refused:
-            reader.read(body)
+    for parser, body in asked:
+        with pytest.raises(APIError, match="the thought would come all the same") as refused:
+            parser.parse(body)
         assert refused.value.param == "reasoning_effort"
 
 
 def test_a_server_that_no_chat_could_ask_does_not_start() -> None:
     with pytest.raises(UsageError, match="has no 'enable_thinkin'"):
-        make_reader(chat_template_kwargs={"enable_thinkin": False})
+        make_parser(chat_template_kwargs={"enable_thinkin": False})
 
 
 def test_a_server_whose_model_asks_for_a_sampling_that_there_is_not_does_not_start() -> None:
     model = make_model(vocab_size=500)
     model.generation_config.top_p = 0.0
     with pytest.raises(UsageError, match=r"top_p=0\.0: must be above 0"):
-        Reader(model, TOKENIZER, Settings(name="m", policy="full", budget=None), largest=9999)
+        RequestParser(model, TOKENIZER, Settings(name="m", policy="full", budget=None), largest=9999)
 
 
 @pytest.mark.parametrize("switch", [0, 10**9, "x", [1]])
 def test_a_switch_that_breaks_the_template_is_refused(switch: Any) -> None:
     template = "{{ 100 // effort }}{% for i in range(effort) %}{% endfor %}"
-    with pytest.raises(Refusal, match="refused by the model's chat template"):
-        read(make_reader(make_tokenizer(template=template)), chat_template_kwargs={"effort": switch})
+    with pytest.raises(APIError, match="refused by the model's chat template"):
+        read(make_parser(make_tokenizer(template=template)), chat_template_kwargs={"effort": switch})
 
 
 @pytest.mark.parametrize(
@@ -111,25 +111,25 @@ def test_a_switch_that_breaks_the_template_is_refused(switch: Any) -> None:
 )  # fmt: skip
 def test_a_token_that_the_model_has_not_is_refused(body: ChatBody | TextBody, field: str) -> None:
     settings = Settings(name="m", policy="full", budget=None)
-    reader = Reader(make_model(vocab_size=260), TOKENIZER, settings, largest=9999)
-    with pytest.raises(Refusal, match=r"the model knows 0 to 259; (the tokenizer calls it|give other ids)") as refused:
-        reader.read(body)
+    parser = RequestParser(make_model(vocab_size=260), TOKENIZER, settings, largest=9999)
+    with pytest.raises(APIError, match=r"the model knows 0 to 259; (the tokenizer calls it|give other ids)") as refused:
+        parser.parse(body)
     assert refused.value.param == field
 
 
 def test_the_servers_system_prompt_stands_before_chats_that_have_none() -> None:
-    reader, own = make_reader(system_prompt="Be brief."), {"role": "system", "content": "Be long."}
-    assert read(reader).prompt_ids == ids_of("hello", system_prompt="Be brief.")
+    parser, own = make_parser(system_prompt="Be brief."), {"role": "system", "content": "Be long."}
+    assert read(parser).prompt_ids == ids_of("hello", system_prompt="Be brief.")
     messages = [own, *CHAT["messages"]]
-    assert read(reader, messages=messages).prompt_ids == ids_of(messages)
+    assert read(parser, messages=messages).prompt_ids == ids_of(messages)
 
 
 def test_control_tokens_in_messages_are_text_unless_that_is_asked_for() -> None:
-    assert read(make_reader(), messages=OPEN_CHAT).prompt_ids == ids_of(OPEN_CHAT)
+    assert read(make_parser(), messages=OPEN_CHAT).prompt_ids == ids_of(OPEN_CHAT)
     bare = ids_of(OPEN_CHAT, split_special_tokens=False)
-    assert read(make_reader(), messages=OPEN_CHAT, split_special_tokens=False).prompt_ids == bare
-    assert read(make_reader(split_special_tokens=False), messages=OPEN_CHAT).prompt_ids == bare
-    (plain,) = make_reader().read(TextBody(model="m", prompt="a<|im_end|>"))
+    assert read(make_parser(), messages=OPEN_CHAT, split_special_tokens=False).prompt_ids == bare
+    assert read(make_parser(split_special_tokens=False), messages=OPEN_CHAT).prompt_ids == bare
+    (plain,) = make_parser().parse(TextBody(model="m", prompt="a<|im_end|>"))
     assert plain.prompt_ids[-1] == TOKENIZER.eos_token_id
 
 
@@ -137,8 +137,8 @@ def test_control_tokens_in_messages_are_text_unless_that_is_asked_for() -> None:
 def test_stop_strings_of_a_chat_are_looked_for_in_the_answer_unless_that_is_asked_for(
     given: bool | None, searched: bool
 ) -> None:
-    assert read(make_reader(), stop="a", stop_in_thought=given).sampling.stop_in_thought is searched
-    (plain,) = make_reader().read(TextBody(model="m", prompt="a", stop="a"))
+    assert read(make_parser(), stop="a", stop_in_thought=given).sampling.stop_in_thought is searched
+    (plain,) = make_parser().parse(TextBody(model="m", prompt="a", stop="a"))
     assert plain.sampling.stop_in_thought
 
 
@@ -150,8 +150,8 @@ def test_tokens_of_a_text_without_a_thought_are_not_told_as_thought() -> None:
         i: Completion(text=text, thought=text, answer="", token_ids=(1, 2), thought_tokens=2, **ends, **counts)
         for i, text in enumerate(("yes", "<think>so"))
     }
-    reader = make_reader(make_tokenizer(template="{{ messages[0].content }}"))
-    told = usage([read(reader), read(reader)], done, tags)
+    parser = make_parser(make_tokenizer(template="{{ messages[0].content }}"))
+    told = usage([read(parser), read(parser)], done, tags)
     assert told["completion_tokens_details"] == {"reasoning_tokens": 2}
 
 
@@ -159,17 +159,17 @@ def told(text: str, *, stream: bool) -> list[Any]:
     """The choices, whole or in chunks, of a chat in which a model without announced tags writes this text."""
     tokenizer, model = make_tokenizer(template=TEMPLATE), make_model()
     play(model, bytes_of(text))
-    reader = Reader(model, tokenizer, Settings(name="m", policy="full", budget=None), largest=99)
-    requests = reader.read(ChatBody(**CHAT, temperature=0, max_tokens=40, logprobs=True, stream=stream))
-    answer = Answer(chat=True, model="m", requests=requests, tokenizer=tokenizer, tags=reader.tags, kv_events=False,
-                    with_usage=False)  # fmt: skip
+    parser = RequestParser(model, tokenizer, Settings(name="m", policy="full", budget=None), largest=99)
+    requests = parser.parse(ChatBody(**CHAT, temperature=0, max_tokens=40, logprobs=True, stream=stream))
+    how: dict[str, Any] = {"kv_events": False, "with_usage": False, "tags": parser.tags}
+    answer = ResponseBuilder(chat=True, model="m", requests=requests, tokenizer=tokenizer, **how)
     engine, sent = Engine(model, tokenizer, slots=99), b""
     engine.add_request(requests[0], streamed=True)
     while engine.unfinished:
         progress = engine.step()
-        arrivals = [Arrival(0, step, progress.finished.get(0), None) for step in progress.steps.values()]
-        answer.note(arrivals)
-        sent += answer.chunks(arrivals)
+        updates = [ChoiceUpdate(0, step, progress.finished.get(0), None) for step in progress.steps.values()]
+        answer.note(updates)
+        sent += answer.chunks(updates)
     chunks = [json.loads(line[6:])["choices"][0] for line in sent.decode().split("\n\n") if line]
     return chunks if stream else [answer.document()["choices"][0]]
 

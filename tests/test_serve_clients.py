@@ -39,8 +39,8 @@ class Turn:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    limits = ["--max-slots", 500, "--max-new-tokens", 400, "--rows", 8, "--kv-gib", 0.25]
-    budget = ["--budget", 64, "--window", 8, "--interval", 16, "--answer", 200]
+    limits = ["--max-slots", 500, "--max-new-tokens", 400, "--max-num-seqs", 8, "--kv-gib", 0.25]
+    budget = ["--budget", 64, "--recent-window", 8, "--eviction-interval", 16, "--max-answer-slots", 200]
     with serving(tmp_path_factory.mktemp("clients") / "log", *limits, *budget) as server:
         yield server
 

@@ -23,7 +23,7 @@ HALF_OPEN = {"nothing": b"", "half a head": HEAD, "half a body": HEAD + b'conten
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[Server]:
-    flags = ["--model", folder, "--name", "tiny", "--policy", "window", "--kv-gib", 0.1, "--rows", LIMIT]
+    flags = ["--model", folder, "--name", "tiny", "--policy", "window", "--kv-gib", 0.1, "--max-num-seqs", LIMIT]
     bounds = ["--limit-concurrency", LIMIT, "--read-timeout", READ_SECONDS, "--max-new-tokens", 2000]
     with serving(tmp_path_factory.mktemp("connections") / "log", *flags, *bounds) as server:
         yield server

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from leanthink.entrypoints.openai.error_responses import of_validation
+from leanthink.entrypoints.openai.error_responses import from_validation
 from leanthink.entrypoints.openai.neutral_fields import BODY, MESSAGE, STREAM_OPTIONS, Neutral
 from leanthink.entrypoints.openai.protocol import ChatBody, Message, StreamOptions, Strict, TextBody
 
@@ -46,7 +46,7 @@ def is_neutral(value: object, neutral: Neutral) -> bool:
 def refusal(kind: type[Strict], body: dict[str, Any]) -> Any:
     with pytest.raises(ValidationError) as caught:
         kind.model_validate(body)
-    return of_validation(caught.value.errors())
+    return from_validation(caught.value.errors())
 
 
 def names(values: list[Any]) -> Any:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from command_line import refused
-from leanthink.entrypoints.openai.error_responses import Refusal
+from leanthink.entrypoints.openai.error_responses import APIError
 from leanthink.entrypoints.openai.protocol import TextBody
-from leanthink.entrypoints.openai.request_parsing import Reader
+from leanthink.entrypoints.openai.request_parsing import RequestParser
 from leanthink.entrypoints.openai.run import GIB, kv_bytes, make_engine
 from leanthink.entrypoints.openai.settings import Settings
 from leanthink.models.loading import as_dtype, load
@@ -60,7 +60,7 @@ def test_options_of_vllm_without_one_of_ours_reach_the_settings(settings_of: Any
     ("arguments", "words"),
     [
         (["--name", "a", "--served-model-name", "a"], ["--name and --served-model-name are one thing"]),
-        (["--rows", 3, "--max-num-seqs", 4], ["--rows and --max-num-seqs are one thing"]),
+        (["--rows", 3, "--max-num-seqs", 4], ["--max-num-seqs and --rows are one thing"]),
         (["--kv-gib", 1, "--gpu-memory-utilization", 0.9], ["kv_gib and gpu_memory_utilization"]),
         (["--gpu-memory-utilization", 90], ["gpu_memory_utilization=90.0", "at most 1"]),
         (["--gpu-memory-utilization", 0], ["gpu_memory_utilization=0.0"]),
@@ -101,18 +101,18 @@ def test_a_share_of_a_gpus_memory_is_refused_without_a_gpu() -> None:
 
 
 def test_prompt_and_output_together_stay_below_the_length_that_is_set() -> None:
-    def reader(most: int | None) -> Reader:
+    def parser(most: int | None) -> RequestParser:
         about = Settings(name="m", policy="full", budget=None, max_model_len=most)
-        return Reader(make_model(), make_tokenizer(), about, largest=10**6)
+        return RequestParser(make_model(), make_tokenizer(), about, largest=10**6)
 
-    (request,) = reader(100).read(TextBody(model="m", prompt="x" * 30))
+    (request,) = parser(100).parse(TextBody(model="m", prompt="x" * 30))
     assert request.max_new_tokens == 70
-    (request,) = reader(None).read(TextBody(model="m", prompt="x" * 30))
+    (request,) = parser(None).parse(TextBody(model="m", prompt="x" * 30))
     assert request.max_new_tokens == CONTEXT - 30
-    with pytest.raises(Refusal, match="has 100 tokens, and at most 99 are allowed"):
-        reader(100).read(TextBody(model="m", prompt="x" * 100))
+    with pytest.raises(APIError, match="has 100 tokens, and at most 99 are allowed"):
+        parser(100).parse(TextBody(model="m", prompt="x" * 100))
     with pytest.raises(UsageError, match=f"max_model_len={CONTEXT + 1} is above this model's context of {CONTEXT}"):
-        reader(CONTEXT + 1)
+        parser(CONTEXT + 1)
 
 
 @pytest.mark.parametrize("written", [torch.float32, torch.float16, torch.bfloat16])

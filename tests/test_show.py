@@ -135,7 +135,9 @@ def test_a_pipe_gets_the_text_alone() -> None:
 
 @pytest.mark.slow
 def test_generate_on_a_real_terminal_strikes_through_what_it_forgot() -> None:
-    done = on_terminal("generate", "What is 48 times 37?", "--budget", "48", "--window", "16", "--interval", "16")
+    done = on_terminal(
+        "generate", "What is 48 times 37?", "--budget", "48", "--recent-window", "16", "--eviction-interval", "16"
+    )
     assert done.code == 0, done.shown
     last = done.shown.rpartition("<think>\n")[2]
     assert len(STRUCK.findall(last)) > 10

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from leanthink.eval.aggregated_results import SUMMED, Outcomes
-from leanthink.eval.configurations import Cell
+from leanthink.eval.aggregated_results import SUMMED, AggregatedResults
+from leanthink.eval.configurations import Configuration
 from leanthink.eval.smallest_budget import smallest_budgets
 from leanthink.policies.budget import Budget
 
 PROBLEMS = 200
 
 
-def cell(policy: str, slots: int | None, right: int, *, interval: int = 16, benchmark: str = "gsm8k") -> Outcomes:
+def result(
+    policy: str, slots: int | None, right: int, *, interval: int = 16, benchmark: str = "gsm8k"
+) -> AggregatedResults:
     """One of 200 problems, of which the first so many are right."""
-    budget = None if slots is None else Budget(slots=slots, window=8, interval=interval)
+    budget = None if slots is None else Budget(slots=slots, recent_window=8, eviction_interval=interval)
     columns: dict[str, Any] = dict.fromkeys((*SUMMED, "majority"), [0] * PROBLEMS)
     columns["right"] = [1] * right + [0] * (PROBLEMS - right)
-    return Outcomes(
-        cell=Cell(benchmark=benchmark, policy=policy, budget=budget),
+    return AggregatedResults(
+        configuration=Configuration(benchmark=benchmark, policy=policy, budget=budget),
         samples=1,
         columns=columns,
         most_slots=1,
@@ -27,26 +29,26 @@ def cell(policy: str, slots: int | None, right: int, *, interval: int = 16, benc
     )
 
 
-FULL = cell("full", None, 120)
+FULL = result("full", None, 120)
 
 
-def sentences(*cells: Outcomes) -> list[str]:
-    return [one.sentence for one in smallest_budgets([FULL, *cells])]
+def sentences(*results: AggregatedResults) -> list[str]:
+    return [one.sentence for one in smallest_budgets([FULL, *results])]
 
 
 def test_the_smallest_within_a_point_is_told_with_its_interval() -> None:
     # 2 of 200 problems are one point, which is within; 3 are not
-    (told,) = sentences(cell("horizon", 300, 121), cell("horizon", 150, 118), cell("horizon", 100, 117))
+    (told,) = sentences(result("horizon", 300, 121), result("horizon", 150, 118), result("horizon", 100, 117))
     assert told == "gsm8k: the smallest budget of horizon within one point of full: 150+16, -1.0 [-2.5, +0.0] points"
 
 
 def test_smaller_is_what_holds_less_at_the_most() -> None:
-    (told,) = sentences(cell("horizon", 100, 120, interval=128), cell("horizon", 150, 120, interval=16))
+    (told,) = sentences(result("horizon", 100, 120, interval=128), result("horizon", 150, 120, interval=16))
     assert ": 150+16, +0.0 [+0.0, +0.0] points" in told
 
 
 def test_none_is_told_where_none_is() -> None:
-    (told,) = sentences(cell("sinks", 300, 117), cell("sinks", 100, 60))
+    (told,) = sentences(result("sinks", 300, 117), result("sinks", 100, 60))
     assert told == "gsm8k: the smallest budget of sinks within one point of full: none of those tried"
 
 
@@ -54,11 +56,11 @@ def test_each_policy_on_each_benchmark_has_its_own_and_only_beside_a_full_cache(
     found = smallest_budgets(
         [
             FULL,
-            cell("horizon", 100, 120),
-            cell("sinks", 100, 20),
-            cell("full", None, 50, benchmark="math"),
-            cell("horizon", 100, 20, benchmark="math"),
-            cell("horizon", 100, 50, benchmark="without"),
+            result("horizon", 100, 120),
+            result("sinks", 100, 20),
+            result("full", None, 50, benchmark="math"),
+            result("horizon", 100, 20, benchmark="math"),
+            result("horizon", 100, 50, benchmark="without"),
         ]
     )
     assert [(one.benchmark, one.policy, one.found is not None) for one in found] == [

@@ -15,7 +15,7 @@ from leanthink.entrypoints.cli.summary import summary
 from leanthink.policies.budget import Budget
 from models import CONTEXT, make_model, make_tokenizer
 
-BUDGET = Budget(slots=12, window=4, interval=6, answer=30)
+BUDGET = Budget(slots=12, recent_window=4, eviction_interval=6, max_answer_slots=30)
 
 
 def completed(**changes: Any) -> Any:
@@ -63,7 +63,7 @@ def test_the_sum_is_that_of_a_real_request(budget: Budget | None) -> None:
     ("facts", "words"),
     [
         ({}, ""),
-        ({"answer_tokens": 30, "token_ids": (0,) * 70}, ", cut off at the 30 slots of the answer (--answer)"),
+        ({"answer_tokens": 30, "token_ids": (0,) * 70}, ", cut off at the 30 slots of the answer (--max-answer-slots)"),
         ({"token_ids": (0,) * 100}, ", cut off at 100 tokens (--max-new-tokens)"),
         ({"token_ids": (0,) * 73}, ", cut off at the model's context of 100 tokens"),
     ],
@@ -76,7 +76,20 @@ def test_an_answer_that_was_cut_off_says_by_which_bound(facts: dict[str, Any], w
 
 
 def test_generate_ends_with_that_line(folder: Any, inside: Any) -> None:
-    asked = ["generate", "hi", "--model", folder, "--policy", "sinks", "--budget", 12, "--window", 4, "--interval", 6]
+    asked = [
+        "generate",
+        "hi",
+        "--model",
+        folder,
+        "--policy",
+        "sinks",
+        "--budget",
+        12,
+        "--recent-window",
+        4,
+        "--eviction-interval",
+        6,
+    ]
     err = inside(*asked, "--max-new-tokens", 40).err
     assert "40 tokens of thought, 0 of answer, cut off at 40 tokens (--max-new-tokens); 24 slots held at most " in err
     assert "(6 prompt + 12 + 6 thought + 0 answer; " in err

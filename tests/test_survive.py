@@ -1,4 +1,4 @@
-"""What is killed or runs out of disk is gone on with; `bench/survive.py` does it twenty times a command."""
+"""What is killed or runs out of disk is resumed; `bench/survive.py` does it twenty times a command."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_killed_command_comes_to_what_an_uninterrupted_one_writes() -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_can_be_gone_on_with(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_can_be_resumed(tmp_path: Path) -> None:
     if not can_mount(tmp_path):
         pytest.skip("a small disk takes the right to mount one")
     for found in survived("disk", "collect", "eval"):

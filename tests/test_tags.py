@@ -19,7 +19,7 @@ from leanthink.data.think_tags import KNOWN_TAGS, ThinkTags, beginning, close_in
 from leanthink.engine.generation import generate, stream
 from leanthink.engine.outputs import Completion
 from leanthink.engine.sampling import Sampling
-from leanthink.entrypoints.openai.reasoning_parser import Parts
+from leanthink.entrypoints.openai.reasoning_parser import ReasoningParser
 from leanthink.integrations.transformers import custom_generate
 from leanthink.integrations.vllm.lengths import NEVER
 from leanthink.integrations.vllm.thought import Watch
@@ -74,7 +74,7 @@ def write(tokenizer: Any, ids: Sequence[int], prompt: str = "Say: ", **options: 
     assert steps[-1].completion == done
     tags = think_tags(tokenizer)
     begins = beginning(tokenizer, tokenizer(prompt).input_ids, tags)
-    parts = Parts(plain=not tags.closes, starts_in_answer=begins["starts_in_answer"], tags=tags,
+    parts = ReasoningParser(plain=not tags.closes, starts_in_answer=begins["starts_in_answer"], tags=tags,
                   must_open=begins["must_open"])  # fmt: skip
     told = [*(parts.push(step) for step in steps), parts.rest(done)]
     assert tuple("".join(side) for side in zip(*told, strict=True)) == parts.whole(done)
@@ -167,7 +167,10 @@ def test_the_prompt_may_have_closed_the_thought(special: tuple[str, ...]) -> Non
 
 
 def test_nothing_is_evicted_once_a_tag_of_several_tokens_is_complete() -> None:
-    tokenizer, budget = make_tokenizer(template="<think>"), Budget(slots=16, window=4, interval=8, answer=40)
+    tokenizer, budget = (
+        make_tokenizer(template="<think>"),
+        Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=40),
+    )
     for thought, evictions in ((16, 0), (17, 1)):
         ids = bytes_of("x" * thought + "</think>" + "y" * 36)  # the last byte of the tag is the answer's first token
         done = write(tokenizer, ids, policy="window", budget=budget, record=True)
@@ -180,7 +183,7 @@ def test_nothing_is_evicted_once_a_tag_of_several_tokens_is_complete() -> None:
 def test_generate_of_transformers_finds_tags_in_the_text_without_the_tokenizer() -> None:
     tokenizer, model = make_tokenizer(template="<think>"), make_model()
     play(model, bytes_of("x" * 15 + "</think>" + "y" * 100))
-    budget = Budget(slots=16, window=4, interval=8, answer=20)
+    budget = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=20)
     ids = torch.tensor([tokenizer("Say: ").input_ids])
     out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=90,
                          custom_generate=custom_generate, policy="window", budget=budget,
@@ -194,7 +197,8 @@ def test_generate_of_transformers_knows_a_thought_that_the_prompt_has_closed() -
     ids = torch.tensor([tokenizer("Say: <think>\n\n</think>\n\n").input_ids])
     out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=90,
                          custom_generate=custom_generate, policy="window", think_ids=think_tags(tokenizer),
-                         budget=Budget(slots=16, window=4, interval=8, answer=20))  # fmt: skip
+                         budget=Budget(slots=16, recent_window=4, eviction_interval=8,
+                                       max_answer_slots=20))  # fmt: skip
     assert tokenizer.decode(out[0, ids.shape[1] :]) == "y" * 20  # the answer's slots are full
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from leanthink.data.tasks import bases, countdown, equations, multiply, registry, teacher
 from leanthink.data.tasks.problem import Document, Problem
-from leanthink.data.tasks.scratchpad import STYLES, Pen, Style, nines, spell
+from leanthink.data.tasks.scratchpad import STYLES, Scratchpad, Style, nines, spell
 from leanthink.utils.errors import UsageError
 
 FAMILIES = tuple(registry.FAMILIES)
@@ -61,17 +61,17 @@ def test_reordered_operands_are_the_same_problem() -> None:
 
 @pytest.mark.parametrize("level", registry.LEVELS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_teacher_who_never_slips_is_always_right(family: str, level: int) -> None:
+def test_a_teacher_who_never_errs_is_always_right(family: str, level: int) -> None:
     rng = random.Random(level)
-    for style in (replace(style, slip_if_unchecked=0.0) for style in STYLES):
+    for style in (replace(style, error_rate_if_unchecked=0.0) for style in STYLES):
         for problem in registry.sample(family, level, 15, seed=1):
             document = teacher.write(problem, style, rng)
             assert registry.is_correct(problem, boxed(document.answer)), (style.name, document)
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "countdown"])
-def test_a_slip_is_found_by_its_check_and_repaired(family: str) -> None:
-    style = replace(THOROUGH, slip_if_checked=0.3)
+def test_an_error_is_found_by_its_check_and_repaired(family: str) -> None:
+    style = replace(THOROUGH, error_rate_if_checked=0.3)
     rng = random.Random(0)
     repairs = 0
     for problem in registry.sample(family, 3, 40, seed=2):
@@ -81,8 +81,8 @@ def test_a_slip_is_found_by_its_check_and_repaired(family: str) -> None:
     assert repairs > 10
 
 
-def test_a_slip_that_nobody_looks_for_spoils_the_answer() -> None:
-    style = replace(PLAIN, slip_if_unchecked=1.0)
+def test_an_error_that_nobody_looks_for_spoils_the_answer() -> None:
+    style = replace(PLAIN, error_rate_if_unchecked=1.0)
     wrong = sum(
         not registry.is_correct(problem, boxed(teacher.write(problem, style, random.Random(0)).answer))
         for problem in registry.sample("multiply", 2, 20, seed=3)
@@ -115,10 +115,10 @@ def test_golden_spelling_and_casting_out_nines() -> None:
 
 
 def test_golden_written_addition_and_subtraction() -> None:
-    pen = Pen(PLAIN, random.Random(0))
-    assert pen.add(95, 8) == 103
-    assert pen.subtract(103, 8) == 95
-    assert pen.text() == (
+    pad = Scratchpad(PLAIN, random.Random(0))
+    assert pad.add(95, 8) == 103
+    assert pad.subtract(103, 8) == 95
+    assert pad.text() == (
         "In steps.\n"
         "95+8: b9 a5 + a8, a5+8=13 a3, b9+0+1=10 b0, c1 = c1 b0 a3 = 103\n"
         "103-8: c1 b0 a3 - a8, a3-8=-5 a5, b0-0-1=-1 b9, c1-0-1=0 c0 = b9 a5 = 95\n"
@@ -143,23 +143,23 @@ def test_the_brisk_style_checks_without_writing_columns() -> None:
 
 
 def test_only_a_teacher_who_is_told_to_is_brisk() -> None:
-    def opening(manner: teacher.Manner, seed: int) -> str:
-        return teacher.sample_document(random.Random(seed), manner).thought.split("\n")[0]
+    def opening(teacher_config: teacher.TeacherConfig, seed: int) -> str:
+        return teacher.sample_document(random.Random(seed), teacher_config).thought.split("\n")[0]
 
-    assert all(opening(teacher.Manner(), seed) != BRISK.opening for seed in range(200))
-    brisk = teacher.Manner(terse_share=0.0, brisk_share=1.0)
+    assert all(opening(teacher.TeacherConfig(), seed) != BRISK.opening for seed in range(200))
+    brisk = teacher.TeacherConfig(terse_share=0.0, brisk_share=1.0)
     assert all(opening(brisk, seed) == BRISK.opening for seed in range(20))
 
 
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.sampled_from(STYLES), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_pen_agrees_with_arithmetic_when_everything_is_checked(x: int, y: int, style: object, seed: int) -> None:
-    pen = Pen(THOROUGH, random.Random(seed))
+    pad = Scratchpad(THOROUGH, random.Random(seed))
     big, small = max(x, y), min(x, y)
-    assert pen.add(x, y) == x + y
-    assert pen.subtract(big, small) == big - small
-    assert pen.multiply_digit(x, seed % 8 + 2) == x * (seed % 8 + 2)
-    assert pen.divide_digit(x * 7, 7) == x
+    assert pad.add(x, y) == x + y
+    assert pad.subtract(big, small) == big - small
+    assert pad.multiply_digit(x, seed % 8 + 2) == x * (seed % 8 + 2)
+    assert pad.divide_digit(x * 7, 7) == x
 
 
 def test_an_erring_teacher_is_wrong_where_nothing_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,48 +174,50 @@ def test_an_erring_teacher_is_wrong_where_nothing_is_checked(monkeypatch: pytest
     monkeypatch.setattr(teacher, "write", write)
     rng = random.Random(0)
     for _ in range(200):
-        teacher.sample_document(rng, teacher.Manner(slip_if_unchecked=0.2))
+        teacher.sample_document(rng, teacher.TeacherConfig(error_rate_if_unchecked=0.2))
     assert all(right["thorough"])
     assert 0.1 < sum(right["plain"]) / len(right["plain"]) < 0.7
 
 
 def test_a_teacher_may_err_on_hard_problems_alone() -> None:
-    manner = teacher.Manner(slip_if_unchecked=0.2, slip_from_level=4)
-    slips = [manner.hand(PLAIN, level).slip_if_unchecked for level in registry.LEVELS]
-    assert slips == [PLAIN.slip_if_unchecked] * 3 + [0.2] * 2
-    assert teacher.Manner(slip_if_unchecked=0.2).hand(PLAIN, 1).slip_if_unchecked == 0.2
+    teacher_config = teacher.TeacherConfig(error_rate_if_unchecked=0.2, errors_from_level=4)
+    rates = [teacher_config.style_at(PLAIN, level).error_rate_if_unchecked for level in registry.LEVELS]
+    assert rates == [PLAIN.error_rate_if_unchecked] * 3 + [0.2] * 2
+    assert teacher.TeacherConfig(error_rate_if_unchecked=0.2).style_at(PLAIN, 1).error_rate_if_unchecked == 0.2
     with pytest.raises(UsageError, match="level"):
-        teacher.Manner(slip_from_level=6)
+        teacher.TeacherConfig(errors_from_level=6)
 
 
-def test_the_manner_of_a_teacher_decides_the_shares_of_styles() -> None:
-    usual = teacher.Manner().style_weights("sums", 3)
+def test_the_config_of_a_teacher_decides_the_shares_of_styles() -> None:
+    usual = teacher.TeacherConfig().style_weights("sums", 3)
     assert usual == pytest.approx([0.20, 0.17, 0.18, 0.45, 0])
-    assert teacher.Manner(terse_share=0.6).style_weights("sums", 3) == pytest.approx([0.60, 0.085, 0.09, 0.225, 0])
-    brisk = teacher.Manner(terse_share=0.4, brisk_share=0.2)
+    assert teacher.TeacherConfig(terse_share=0.6).style_weights("sums", 3) == pytest.approx(
+        [0.60, 0.085, 0.09, 0.225, 0]
+    )
+    brisk = teacher.TeacherConfig(terse_share=0.4, brisk_share=0.2)
     assert brisk.style_weights("sums", 3) == pytest.approx([0.40, 0.085, 0.09, 0.225, 0.2])
-    with_habits = teacher.Manner(habits=0.5)
-    assert with_habits.style_weights("sums", 3) == with_habits.style_weights("sums", 3)
+    skewed = teacher.TeacherConfig(style_skew=0.5)
+    assert skewed.style_weights("sums", 3) == skewed.style_weights("sums", 3)
     logs = [
         math.log(share / plain)
         for family in FAMILIES
         for level in registry.LEVELS
-        for share, plain in zip(with_habits.style_weights(family, level), usual, strict=True)
+        for share, plain in zip(skewed.style_weights(family, level), usual, strict=True)
         if plain
     ]
     assert 0.4 < statistics.pstdev(logs) < 0.6
     with pytest.raises(UsageError, match="terse_share"):
-        teacher.Manner(terse_share=1.5)
+        teacher.TeacherConfig(terse_share=1.5)
     with pytest.raises(UsageError, match=r"terse_share 0\.7 and brisk_share 0\.4"):
-        teacher.Manner(terse_share=0.7, brisk_share=0.4)
-    with pytest.raises(UsageError, match="habits"):
-        teacher.Manner(habits=-1)
+        teacher.TeacherConfig(terse_share=0.7, brisk_share=0.4)
+    with pytest.raises(UsageError, match="style_skew"):
+        teacher.TeacherConfig(style_skew=-1)
 
 
-def test_no_checked_division_slips_past_the_nines() -> None:
-    style = replace(THOROUGH, slip_if_checked=1.0)
-    for seed in range(50):  # 105 million by 7: a slip in its first remainder is off by 999999, a multiple of nine
-        assert Pen(style, random.Random(seed)).divide_digit(105_000_000, 7) == 15_000_000
+def test_no_error_of_a_checked_division_gets_past_the_nines() -> None:
+    style = replace(THOROUGH, error_rate_if_checked=1.0)
+    for seed in range(50):  # 105 million by 7: an error in its first remainder is off by 999999, a multiple of nine
+        assert Scratchpad(style, random.Random(seed)).divide_digit(105_000_000, 7) == 15_000_000
 
 
 @given(st.integers(1, 10**9), st.integers(2, 9))

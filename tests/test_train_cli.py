@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from command_line import refused
 from leanthink.models.loading import load
-from leanthink.rl.run_log import cut, progress_line
+from leanthink.rl.run_log import progress_line, truncate
 from leanthink.rl.trl_reward import STATE
 from leanthink.utils.provenance import commit
 from models import make_model, make_tokenizer
@@ -22,16 +22,17 @@ from rl_runs import ENDS, TEMPLATE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SMALL = (
-    "--tasks", "sums,equations", "--levels", "1", "--count", 8, "--group", 4, "--batch", 4, "--max-completion", 96,
-    "--lr", 1e-5, "--start", "observed", "--decay", 0.9,
+    "--tasks", "sums,equations", "--levels", "1", "--count", 8, "--num-generations", 4,
+    "--per-device-train-batch-size", 4, "--max-completion-length", 96,
+    "--learning-rate", 1e-5, "--start", "observed", "--decay", 0.9,
 )  # fmt: skip
-SETS = ("max_rounds=1", "warmup_steps=0", "gradient_checkpointing=false", "overlong_buffer=0")
+SETS = ("max_num_gen_batches=1", "warmup_steps=0", "gradient_checkpointing=false", "overlong_buffer=0")
 
 
 def run_of(out: Path, steps: int, *more: object, sets: tuple[str, ...] = SETS) -> list[object]:
     """The words of a short run on the embedded reasoner."""
     flags = [word for name in sets for word in ("--set", name)]
-    return ["train", *SMALL, "--steps", steps, "--out", out, *flags, *more]
+    return ["train", *SMALL, "--max-steps", steps, "--out", out, *flags, *more]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -39,9 +40,20 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_twenty_steps_on_the_embedded_reasoner_can_be_gone_on_with(tmp_path: Path, inside: Any) -> None:
+def test_twenty_steps_on_the_embedded_reasoner_can_be_resumed(tmp_path: Path, inside: Any) -> None:
     out = tmp_path / "run"
-    mixed_up = ("--tasks", "equations", "--temperature", 1.5, "--max-completion", 104, "--group", 2, "--batch", 2)
+    mixed_up = (
+        "--tasks",
+        "equations",
+        "--temperature",
+        1.5,
+        "--max-completion-length",
+        104,
+        "--num-generations",
+        2,
+        "--per-device-train-batch-size",
+        2,
+    )
     mixed_up += ("--set", "save_steps=20")
     done = inside(*run_of(out, 20, *mixed_up, "--json"))
     assert done.code == 0, done.err
@@ -96,7 +108,9 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
         "max_steps: 50\nmax_rounds: 2\nlora: {r: 4, alpha: 8}\nwarmup_steps: 0\n"
     )
     out = tmp_path / "run"
-    done = inside("train", "--config", config, "--steps", 3, "--out", out, "--group", 2, "--levels", "1,2")
+    done = inside(
+        "train", "--config", config, "--max-steps", 3, "--out", out, "--num-generations", 2, "--levels", "1,2"
+    )
     assert done.code == 0, done.err
     assert done.out == f"3 steps; the model is in {out / 'final'}\n"
     assert (out / "checkpoint-3" / "adapter_model.safetensors").is_file()
@@ -116,9 +130,11 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
     assert not any("lora" in name for name, _ in merged.named_parameters())
     assert {len(group["right"]) for group in lines(out / "rollouts.jsonl")} == {2}
     assert not (tmp_path / "unused").exists()
-    over = inside("train", "--config", config, "--steps", 1, "--out", out, "--overwrite", "--budget", 8, "--window", 4)
-    refused(over, 2, "policy 'full' keeps everything", "leave out --budget, --window")
-    once = inside("train", "--config", config, "--steps", 1, "--out", out, "--overwrite", "--mastered-weight", 0.2)
+    over = inside(
+        "train", "--config", config, "--max-steps", 1, "--out", out, "--overwrite", "--budget", 8, "--recent-window", 4
+    )
+    refused(over, 2, "policy 'full' keeps everything", "leave out --budget, --recent-window")
+    once = inside("train", "--config", config, "--max-steps", 1, "--out", out, "--overwrite", "--mastered-weight", 0.2)
     assert once.code == 0, once.err
     assert not (out / "checkpoint-3").exists()
     assert [record["step"] for record in lines(out / "log.jsonl") if "loss" in record] == [1]
@@ -134,8 +150,8 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
         ((*SMALL, "--out", "OUT", "--set", "alpha"), ["NAME=VALUE"]),
         ((*SMALL, "--out", "OUT", "--resume"), ["no checkpoint in", "without resume"]),
         ((*SMALL, "--out", "OUT", "--resume", "--overwrite"), ["exclude each other"]),
-        ((*SMALL, "--out", "OUT", "--group", 1), ["num_generations=1", "2 or more"]),
-        ((*SMALL, "--out", "OUT", "--batch", 6), ["generation batch of 6", "such as 8"]),
+        ((*SMALL, "--out", "OUT", "--num-generations", 1), ["num_generations=1", "2 or more"]),
+        ((*SMALL, "--out", "OUT", "--per-device-train-batch-size", 6), ["generation batch of 6", "such as 8"]),
         ((*SMALL, "--out", "OUT", "--decay", 2), ["decay=2"]),
         ((*SMALL, "--out", "OUT", "--start", "seen"), ["observed"]),
         ((*SMALL, "--out", "OUT", "--rule", "longer"), ["unknown length rule", "penalty"]),
@@ -145,8 +161,8 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
         ((*SMALL, "--out", "OUT", "--count", "0"), ["no problem"]),
         ((*SMALL, "--out", "OUT", "--set", "dtype=int8"), ["unknown dtype 'int8'"]),
         ((*SMALL, "--out", "OUT", "--set", "learning_rate=fast"), ["learning_rate='fast'"]),
-        ((*SMALL, "--out", "OUT", "--set", "max_rounds=many"), ["max_rounds='many'", "a number"]),
-        ((*SMALL, "--out", "OUT", "--set", "max_rounds=true"), ["max_rounds=True", "a number"]),
+        ((*SMALL, "--out", "OUT", "--set", "max_num_gen_batches=many"), ["max_num_gen_batches='many'", "a number"]),
+        ((*SMALL, "--out", "OUT", "--set", "max_num_gen_batches=true"), ["max_num_gen_batches=True", "a number"]),
         ((*SMALL, "--out", "OUT", "--set", "dynamic_sampling=1"), ["dynamic_sampling=1", "true or false"]),
         ((*SMALL, "--out", "OUT", "--set", "num_generations_eval=1"), ["num_generations_eval=1"]),
         ((*SMALL, "--out", "OUT", "--set", "lora={rank: 4}"), ["unknown key of lora 'rank'"]),
@@ -172,7 +188,7 @@ def test_a_model_without_think_tags_is_refused(tmp_path: Path, inside: Any, rand
     template.write_text(TEMPLATE.replace("<think>", ""))
     words = run_of(tmp_path / "run", 1, "--model", random_llama, "--set", f"chat_template={template}")
     refused(inside(*words), 2, "no think tags", "think_tags=False")
-    assert inside(*words, "--set", "think_tags=false", "--max-completion", 8).code == 0
+    assert inside(*words, "--set", "think_tags=false", "--max-completion-length", 8).code == 0
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("deepcompress-*.yaml")), ids=lambda path: path.stem)
@@ -195,12 +211,32 @@ def test_the_launch_configurations_in_the_examples_are_what_accelerate_reads(pat
 
 def test_a_budget_comes_from_flags_over_the_file(tmp_path: Path, inside: Any, random_llama: Path) -> None:
     config = tmp_path / "settings.yaml"
-    config.write_text("rollout_policy: sinks\nrollout_budget: {slots: 8, window: 4}\n")
-    sets = ("max_rounds=1", "num_generations=2", "max_completion_length=16")
-    words = run_of(tmp_path / "run", 1, "--config", config, "--model", random_llama, "--interval", 4, sets=sets)
+    config.write_text("rollout_policy: sinks\nrollout_budget: {slots: 8, recent_window: 4}\n")
+    sets = ("max_num_gen_batches=1", "num_generations=2", "max_completion_length=16")
+    words = run_of(
+        tmp_path / "run", 1, "--config", config, "--model", random_llama, "--eviction-interval", 4, sets=sets
+    )
     assert inside(*words).code == 0
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     assert settings["rollout_budget"] == {"slots": 8, "window": 4, "interval": 4, "answer": 1024}
+
+
+def test_a_run_of_before_is_resumed_under_the_new_names(
+    tmp_path: Path, inside: Any, random_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leanthink.utils.deprecated._told", set())
+    config, out = tmp_path / "settings.yaml", tmp_path / "run"
+    config.write_text("rollout_policy: sinks:num_sinks=2\nrollout_budget: {slots: 8, window: 4}\n")
+    sets = ("max_num_gen_batches=1", "num_generations=2", "max_completion_length=16", "save_steps=1")
+    words = run_of(out, 1, "--config", config, "--model", random_llama, sets=sets)
+    first = inside(*words)
+    assert first.code == 0, first.err
+    assert first.err.count("leanthink: window in rollout_budget is called recent_window there now") == 1
+    settings = json.loads((out / "run.json").read_text())["settings"]
+    assert (settings["rollout_policy"], settings["rollout_budget"]) == ("sinks:num_sinks=2", {"slots": 8, "window": 4})
+    config.write_text("rollout_policy: 'sinks: num_sinks = 2'\nrollout_budget: {slots: 8, recent_window: 4}\n")
+    again = inside(*words, "--resume")
+    assert again.code == 0, again.err
 
 
 def test_weights_of_a_gguf_file_are_trained_as_the_whole_weights_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,9 +255,9 @@ def test_weights_of_a_gguf_file_are_trained_as_the_whole_weights_they_are(monkey
 def test_the_log_is_cut_to_what_the_checkpoint_knows(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    cut(path, 2)
+    truncate(path, 2)
     assert lines(path) == [{"step": 1}, {"step": 2}]
-    cut(path, 0)
+    truncate(path, 0)
     assert path.read_text() == ""
 
 
@@ -240,7 +276,7 @@ def test_training_without_its_packages_says_what_to_install(monkeypatch: pytest.
 def test_a_run_is_reported_from_what_it_recorded(tmp_path: Path, inside: Any, random_llama: Path) -> None:
     out, held_out = tmp_path / "run", "eval_data={tasks: equations, levels: [1], count: 2}"
     sets = (*SETS, held_out, "eval_strategy=steps", "eval_steps=2", "num_generations_eval=2", "logging_steps=1")
-    words = run_of(out, 3, "--model", random_llama, "--max-completion", 12, sets=sets)
+    words = run_of(out, 3, "--model", random_llama, "--max-completion-length", 12, sets=sets)
     assert inside(*words).code == 0
     done = inside("train", "--report", out, "--json")
     assert done.code == 0, done.err
@@ -256,6 +292,6 @@ def test_a_run_is_reported_from_what_it_recorded(tmp_path: Path, inside: Any, ra
     page = (out / "report.html").read_text()
     assert "Held-out problems" in page
     assert "3 of 3<" in page
-    again = inside(*words, "--overwrite", "--steps", 1)
+    again = inside(*words, "--overwrite", "--max-steps", 1)
     assert again.code == 0, again.err
     assert not (out / "report.html").exists(), "it told of the run before"

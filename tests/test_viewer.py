@@ -1,4 +1,4 @@
-"""The viewer as its users meet it, in headless Chromium: what it shows is held against a slow twin in Python."""
+"""The viewer as its users meet it, in headless Chromium: what it shows is held against a reference in Python."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def tokens_in_view(page: Any, pane: int = 0) -> dict[int, set[str]]:
     return {token: set(names.split()) for token, names in found}
 
 
-# -- slow twins ------------------------------------------------------------------------------------------------------
+# -- reference implementations --------------------------------------------------------------------------------------
 
 
 def held(trace: Trace, time: int) -> list[int]:
@@ -188,7 +188,7 @@ def test_the_peak_of_the_curve_is_the_peak_of_the_trace(visit: Any, address: str
 def test_a_trace_of_the_engine_is_shown_as_it_happened(visit: Any, folder: Path, inside: Any, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     settings = ("--model", folder, "--predictor", folder / "own.safetensors", "--max-new-tokens", 150, "--trace", path)
-    bounds = ("--budget", 24, "--window", 6, "--interval", 8)
+    bounds = ("--budget", 24, "--recent-window", 6, "--eviction-interval", 8)
     assert inside("generate", "Sieh", "So?", *bounds, *settings).code == 0
     first, second = read_traces(path)
     with served([first, second]) as address:
@@ -635,7 +635,18 @@ def test_a_stream_that_ends_early_says_so_and_can_be_stopped(live: tuple[FakeSer
 
 
 def test_live_on_the_real_server_shows_what_the_server_did(visit: Any, tmp_path: Path) -> None:
-    limits = ["--max-slots", 500, "--max-new-tokens", 300, "--rows", 2, "--answer", 200, "--kv-gib", 0.25]
+    limits = [
+        "--max-slots",
+        500,
+        "--max-new-tokens",
+        300,
+        "--max-num-seqs",
+        2,
+        "--max-answer-slots",
+        200,
+        "--kv-gib",
+        0.25,
+    ]
     with serving(tmp_path / "log", *limits) as server:
         page = visit(f"{server.url}/viewer/", wait="#live-open")
         page.set_default_timeout(60_000)

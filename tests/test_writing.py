@@ -22,7 +22,7 @@ from leanthink.engine.sampling import Sampling
 from leanthink.eval.records import RunFolder
 from leanthink.importance.collect import collect
 from leanthink.importance.fit import fit
-from leanthink.importance.fit_config import Recipe
+from leanthink.importance.fit_config import FitConfig
 from leanthink.importance.label_file import label_traces, read_labels
 from leanthink.importance.work_folder import WorkFolder
 from leanthink.utils.errors import CannotWrite, DamagedFile, UsageError
@@ -59,11 +59,11 @@ def writers(model: Any, folder: Path) -> dict[str, tuple[Path, Callable[[], obje
     labelled = read_labels(folder / "before.safetensors")
     problems = [Problem(id="a", problem="?", answer="1")]
     collecting: dict[str, Any] = {"samples": 1, "sampling": Sampling(max_new_tokens=2), "resume": True}
-    run: dict[str, Any] = {"settings": {}, "benchmarks": {}, "birth": {}}
+    run: dict[str, Any] = {"settings": {}, "benchmarks": {}, "provenance": {}}
     return {
         "collect": (traces, lambda: collect(make_model(), make_tokenizer(), problems, traces, **collecting)),
         "label": (labels, lambda: label_traces(model, TRACES, labels, horizons=HORIZONS)),
-        "fit": (out, lambda: fit(model, TRACES, labelled, Recipe(steps=1), out_path=out)),
+        "fit": (out, lambda: fit(model, TRACES, labelled, FitConfig(steps=1), out_path=out)),
         "predictor": (WorkFolder(out).path / "stages.json", lambda: _make(out)),
         "eval": (folder / "run" / "records.jsonl", lambda: RunFolder(folder / "run", **run)),
     }
@@ -179,7 +179,7 @@ def test_ctrl_c_leaves_a_line_that_is_whole_and_nothing_of_one_that_is_not(
 
 
 @pytest.mark.parametrize("name", ["collect", "label", "fit"])
-def test_where_there_is_no_room_it_is_said_and_gone_on_with_later(
+def test_where_there_is_no_room_it_is_said_and_resumed_later(
     name: str, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, write = writers(model, tmp_path)[name]

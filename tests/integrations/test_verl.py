@@ -55,8 +55,8 @@ def config(tmp_path: Path) -> Any:
         "data.max_response_length=64",
         "data.train_batch_size=4",
         "reward.num_workers=2",
-        "+algorithm.deepcompress.mastered_weight=0.5",
-        "+algorithm.deepcompress.decay=0.5",
+        "+algorithm.deepcompress.all_correct_weight=0.5",
+        "+algorithm.deepcompress.ema_decay=0.5",
     ]
     with initialize_config_dir(str(ROOT / "examples" / "verl"), version_base=None):
         return compose("deepcompress", overrides=changes)

@@ -52,7 +52,7 @@ def batch(tokens: list[int], right: list[bool], width: int = 8) -> tuple[torch.T
 
 
 def test_advantages_of_two_groups_worked_out_by_hand() -> None:
-    estimator = begun(decay=0.0, alpha=0.2, responses=3)
+    estimator = begun(ema_decay=0.0, alpha=0.2, responses=3)
     rewards, mask = batch([2, 4, 3, 5, 5], [True, True, False, True, True])
     # p: right, 2 tokens; right, 4; wrong, 3. P_g 2/3, P_b = (2/3 + 1) / 2 = 5/6, β = -1/6, z = -1.2247, 1.2247, 0
     # length rewards 0.2 * sigmoid(β z up to sign): 0.0899 and 0.1101; q is all right: 0
@@ -85,13 +85,13 @@ def batches(draw: st.DrawFn) -> dict[str, Any]:
     before=st.sampled_from([None, 0.3]),
     start=st.sampled_from([1.0, "observed"]),
 )
-def test_advantages_are_those_of_the_slow_twin_for_ragged_shuffled_and_padded_batches(
+def test_advantages_are_those_of_the_reference_implementation_for_ragged_shuffled_and_padded_batches(
     rows: dict[str, Any], rule: Any, weight: float, buffer: int | None, before: float | None, start: Any
 ) -> None:
     keys, tokens, right = rows["keys"], rows["tokens"], rows["right"]
     estimator = begun(
-        before, responses=5, max_length=24, rule=rule, mastered_weight=weight, overlong_buffer=buffer, decay=0.9,
-        start=start,
+        before, responses=5, max_length=24, length_reward_mode=rule, all_correct_weight=weight, overlong_buffer=buffer,
+        ema_decay=0.9, ema_initial_value=start,
     )  # fmt: skip
     rewards, mask = batch(tokens, right, width=24)
     found, _ = estimator(rewards, mask, keys)
@@ -107,19 +107,19 @@ def test_advantages_are_those_of_the_slow_twin_for_ragged_shuffled_and_padded_ba
 def test_the_order_of_rows_does_not_matter() -> None:
     rewards, mask = batch([1, 5, 3, 7], [True, False, True, True])
     keys, order = ["a", "a", "b", "b"], [2, 0, 3, 1]
-    straight, _ = begun(mastered_weight=0.5)(rewards, mask, keys)
-    shuffled, _ = begun(mastered_weight=0.5)(rewards[order], mask[order], [keys[i] for i in order])
+    straight, _ = begun(all_correct_weight=0.5)(rewards, mask, keys)
+    shuffled, _ = begun(all_correct_weight=0.5)(rewards[order], mask[order], [keys[i] for i in order])
     torch.testing.assert_close(shuffled, straight[order])
     assert straight[2, 0] > 0 > straight[3, 0]  # all right: the shorter one is to be preferred
 
 
 def test_each_call_advances_the_average_and_a_run_goes_on_from_the_one_it_is_given() -> None:
-    first = begun(decay=0.5)
+    first = begun(ema_decay=0.5)
     ran = batch([1, 2], [True, False])
     first(*ran, ["a", "a"])
     assert first.average == 0.75
     first(*ran, ["a", "a"])
-    resumed = begun(0.75, decay=0.5)
+    resumed = begun(0.75, ema_decay=0.5)
     resumed(*ran, ["a", "a"])
     assert resumed.average == first.average == 0.625
 
@@ -142,7 +142,7 @@ def test_the_example_is_accepted_and_its_comment_tells_settings_that_are_known()
     assert settings_of(config()) == Settings(responses=16, max_length=10240)
     assert settings_of(config()).buffer == 2048
     ours = (EXAMPLES / "deepcompress.yaml").read_text().split("ours is ")[1].split(" for")[0]
-    assert settings_of(config(**yaml.safe_load(ours))).mastered_weight == 0.15
+    assert settings_of(config(**yaml.safe_load(ours))).all_correct_weight == 0.15
 
 
 @pytest.mark.parametrize("path", REQUIRED)
@@ -163,10 +163,10 @@ def test_what_the_method_depends_on_must_be_as_it_is(path: str) -> None:
         ({"alhpa": 0.1}, "unknown setting of algorithm.deepcompress 'alhpa'.*mean 'alpha'"),
         ({"max_length": 5}, "unknown setting"),
         ({"alpha": -1}, "alpha=-1"),
-        ({"decay": 1.5}, "decay=1.5"),
-        ({"rule": "duel"}, "mean 'dual'"),
-        ({"start": "now"}, "start='now'"),
-        ({"mastered_weight": 2}, "mastered_weight=2"),
+        ({"ema_decay": 1.5}, "ema_decay=1.5"),
+        ({"length_reward_mode": "duel"}, "mean 'dual'"),
+        ({"ema_initial_value": "now"}, "ema_initial_value='now'"),
+        ({"all_correct_weight": 2}, "all_correct_weight=2"),
         ({"overlong_buffer": 20000}, "buffer=20000"),
     ],
 )

@@ -69,8 +69,9 @@ class Ask:
     def params(self) -> SamplingParams:
         asked = None
         if self.budget is not None:
-            parts = {"budget": self.budget.slots, "window": self.budget.window,
-                     "interval": self.budget.interval, "answer": self.budget.answer}  # fmt: skip
+            parts = {"budget": self.budget.slots, "recent_window": self.budget.recent_window,
+                     "eviction_interval": self.budget.eviction_interval,
+                     "max_answer_slots": self.budget.max_answer_slots}  # fmt: skip
             asked = {f"leanthink_{name}": value for name, value in (parts | {"policy": self.policy}).items()}
         return SamplingParams(temperature=0, max_tokens=self.most, extra_args=asked)
 
@@ -154,7 +155,7 @@ def assert_same(outputs: Sequence[Any], completions: Sequence[Completion]) -> No
         assert output.outputs[0].finish_reason == completion.finish_reason
 
 
-BUDGET = Budget(slots=96, window=32, interval=32)
+BUDGET = Budget(slots=96, recent_window=32, eviction_interval=32)
 
 
 def test_without_a_budget_tokens_are_those_of_vllm_alone(served: Served, tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_with_a_budget_tokens_are_those_of_our_engine(served: Served, tiny: tupl
 
 
 def test_blocks_never_exceed_the_slots_that_a_request_can_hold(served: Served, tiny: tuple[Any, Any]) -> None:
-    budget = Budget(slots=48, window=16, interval=16)
+    budget = Budget(slots=48, recent_window=16, eviction_interval=16)
     asks = [Ask(ids=ids, policy="horizon", budget=budget) for ids in prompts(1)]
     seen: dict[str, int] = {}
 
@@ -207,7 +208,7 @@ def test_blocks_never_exceed_the_slots_that_a_request_can_hold(served: Served, t
 
 def test_a_long_answer_ends_where_it_ends_in_our_engine(served: Served, tiny: tuple[Any, Any]) -> None:
     asks = [
-        Ask(ids=ids, policy="horizon", budget=Budget(slots=96, interval=32, answer=answer))
+        Ask(ids=ids, policy="horizon", budget=Budget(slots=96, eviction_interval=32, max_answer_slots=answer))
         for ids, answer in zip(prompts(1), (2, 3, 4, 5, 6, 7), strict=True)
     ]
     expected = ours(tiny, asks)
@@ -307,7 +308,12 @@ def test_five_hundred_mixed_requests_leave_nothing_behind(served: Served) -> Non
         asks = []
         for _ in range(100):
             slots = drawn.choice([6, 16, 32])
-            budget = Budget(slots=slots, window=drawn.randrange(slots), interval=drawn.choice([1, 5, 16]), answer=8)
+            budget = Budget(
+                slots=slots,
+                recent_window=drawn.randrange(slots),
+                eviction_interval=drawn.choice([1, 5, 16]),
+                max_answer_slots=8,
+            )
             policy = drawn.choice([*POLICIES, "full"])
             asks.append(Ask(ids=drawn.choice(ids), policy=policy, budget=None if policy == "full" else budget,
                             most=drawn.choice([1, 20, 60])))  # fmt: skip

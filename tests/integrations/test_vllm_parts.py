@@ -40,7 +40,9 @@ from reference.bounded_row_slow import SlowRow
 
 HORIZONS, OFFSETS = (6, 9, 20), (0, 1, 3)  # so that three tokens are stamped at a time
 budgets = st.builds(
-    lambda slots, window, interval: Budget(slots=slots, window=min(window, slots), interval=interval, answer=50),
+    lambda slots, window, interval: Budget(
+        slots=slots, recent_window=min(window, slots), eviction_interval=interval, max_answer_slots=50
+    ),
     st.integers(1, 12), st.integers(0, 6), st.integers(1, 9),
 )  # fmt: skip
 
@@ -89,20 +91,20 @@ def run(row: Row, states_TF: Tensor, cuts: list[int]) -> list[tuple[int, list[in
 
 @given(budget=budgets, prompt=st.integers(1, 9), thought=st.integers(0, 90), answer=st.integers(0, 20), data=st.data())
 @hypothesis_settings(max_examples=150, deadline=None)
-def test_a_row_holds_what_its_slow_twin_holds_however_its_tokens_are_cut(
+def test_a_row_holds_what_its_reference_implementation_holds_however_its_tokens_are_cut(
     budget: Budget, prompt: int, thought: int, answer: int, data: st.DataObject
 ) -> None:
     """That is what feeds a preempted request again, in pieces of any size, as it was fed in single tokens."""
     total, answer_at = prompt + thought + answer, prompt + thought if answer else NEVER
     states_TF = torch.randint(0, 5, (total, 6), generator=torch.Generator().manual_seed(total)).float()
-    slow = SlowRow(prompt=prompt, slots=budget.slots, window=budget.window, interval=budget.interval,
+    slow = SlowRow(prompt=prompt, slots=budget.slots, window=budget.recent_window, interval=budget.eviction_interval,
                    horizons=HORIZONS, offsets=OFFSETS)  # fmt: skip
     lengths, expected = Lengths(prompt=prompt, budget=budget, answer_at=answer_at), []
     for at, state in enumerate(states_TF.tolist()):
         if slow.feed(state, answer=at >= answer_at):
             expected.append((at + 1, list(slow.thought)))
         assert lengths.physical(at + 1) == slow.held
-        assert lengths.peak(at + 1) == slow.most <= budget.bound(prompt, total) or answer > budget.answer
+        assert lengths.peak(at + 1) == slow.most <= budget.bound(prompt, total) or answer > budget.max_answer_slots
     ends = sorted(data.draw(st.sets(st.integers(1, total), max_size=12)) | {total})
     assert run(make_row(budget, prompt, answer_at), states_TF, ends) == expected
     assert run(make_row(budget, prompt, answer_at), states_TF, list(range(1, total + 1))) == expected
@@ -125,7 +127,7 @@ def test_pieces_cover_all_tokens_and_end_at_evictions_alone(
 
 def test_lengths_by_hand() -> None:
     """Prompt 10, 4 slots and 3 more: evictions after thought tokens 7 and 10; the answer begins at 21."""
-    budget = Budget(slots=4, window=1, interval=3)
+    budget = Budget(slots=4, recent_window=1, eviction_interval=3)
     lengths = Lengths(prompt=10, budget=budget, answer_at=21)
     assert [lengths.physical(n) for n in (5, 10, 16, 17, 18, 19, 20, 21, 22, 25)] == [
         5,
@@ -146,7 +148,7 @@ def test_lengths_by_hand() -> None:
 
 def test_a_row_that_is_fed_again_forgets_what_it_held_and_comes_to_the_same() -> None:
     states_TF = torch.randint(0, 5, (60, 6), generator=torch.Generator().manual_seed(1)).float()
-    row = make_row(Budget(slots=8, window=2, interval=4), prompt=5)
+    row = make_row(Budget(slots=8, recent_window=2, eviction_interval=4), prompt=5)
     first = run(row, states_TF, [5, *range(6, 50)])
     assert run(row, states_TF, [49]) == first
     with pytest.raises(AssertionError):
@@ -154,7 +156,7 @@ def test_a_row_that_is_fed_again_forgets_what_it_held_and_comes_to_the_same() ->
 
 
 def test_a_row_begins_behind_a_prefix_that_was_found_in_the_cache() -> None:
-    row = make_row(Budget(slots=2, window=1, interval=2), prompt=8)
+    row = make_row(Budget(slots=2, recent_window=1, eviction_interval=2), prompt=8)
     assert [(piece.tokens, piece.first_slot) for piece in row.pieces(4, 4)] == [(4, 4)]
     row.note(torch.zeros(4, 6), 4)
     assert row.logical == 8
@@ -162,7 +164,7 @@ def test_a_row_begins_behind_a_prefix_that_was_found_in_the_cache() -> None:
 
 
 def test_a_policy_without_stamps_needs_no_states_and_draws_by_the_seed_of_the_request() -> None:
-    budget, kept = Budget(slots=8, window=0, interval=8), []
+    budget, kept = Budget(slots=8, recent_window=0, eviction_interval=8), []
     for seed in (0, 0, 1):
         row = make_row(budget, 3, policy=Random())
         row.seed = seed
@@ -173,7 +175,7 @@ def test_a_policy_without_stamps_needs_no_states_and_draws_by_the_seed_of_the_re
 
 
 def test_a_score_that_is_no_number_is_told() -> None:
-    row = make_row(Budget(slots=8, window=0, interval=30), prompt=2)
+    row = make_row(Budget(slots=8, recent_window=0, eviction_interval=30), prompt=2)
     states_TF = torch.zeros(40, 6)
     states_TF[4] = torch.nan
     with pytest.raises(LeanThinkError, match="NaN"):
@@ -226,7 +228,7 @@ def test_a_kernel_that_does_not_keep_numbers_as_they_are_is_refused() -> None:
 
 
 def test_waves_take_the_pieces_of_all_requests_in_turns() -> None:
-    lengths = Lengths(prompt=3, budget=Budget(slots=2, window=0, interval=2))
+    lengths = Lengths(prompt=3, budget=Budget(slots=2, recent_window=0, eviction_interval=2))
     whole = Lengths(prompt=99, budget=lengths.budget).pieces(0, 4)
     cuts = [
         Cut(row=None, index=0, start=0, pieces=whole),
@@ -255,12 +257,12 @@ def test_the_answer_begins_at_the_closing_tag() -> None:
 
 
 def test_a_request_gets_the_servers_budget_with_its_own_parts_in_place() -> None:
-    budget = Budget(slots=100, window=10, interval=20, answer=30)
+    budget = Budget(slots=100, recent_window=10, eviction_interval=20, max_answer_slots=30)
     server = Settings(budget=budget, policies=("horizon", "random"))
     assert asked_of(None, server) == Asked(policy="horizon", budget=budget)
     assert asked_of({"other": 1}, server) == Asked(policy="horizon", budget=budget)
-    own = {"leanthink_policy": "random", "leanthink_interval": 5}
-    assert asked_of(own, server) == Asked(policy="random", budget=replace(budget, interval=5))
+    own = {"leanthink_policy": "random", "leanthink_eviction_interval": 5}
+    assert asked_of(own, server) == Asked(policy="random", budget=replace(budget, eviction_interval=5))
     assert asked_of({"leanthink_policy": "full"}, server) is None
     assert asked_of({}, Settings()) is None
     assert asked_of({"leanthink_budget": 64}, Settings()) == Asked(policy="horizon", budget=Budget(slots=64))
@@ -273,9 +275,9 @@ def test_a_request_gets_the_servers_budget_with_its_own_parts_in_place() -> None
         ({"leanthink_budget": "64"}, {}, "slots must be an integer"),
         ({"leanthink_budget": 64.5}, {}, "slots must be an integer"),
         ({"leanthink_budget": 8}, {}, "window=32 is larger than slots=8"),
-        ({"leanthink_window": 4}, {}, "no budget of its own"),
-        ({"leanthink_budget": 8000, "leanthink_interval": 193}, {}, "at most 8192"),
-        ({"leanthink_budget": 64, "leanthink_answer": 1}, {}, "2 or more"),
+        ({"leanthink_recent_window": 4}, {}, "no budget of its own"),
+        ({"leanthink_budget": 8000, "leanthink_eviction_interval": 193}, {}, "at most 8192"),
+        ({"leanthink_budget": 64, "leanthink_max_answer_slots": 1}, {}, "2 or more"),
         ({"leanthink_policy": "random", "leanthink_budget": 64}, {}, "choose one of horizon, full"),
         ({"leanthink_policy": "full", "leanthink_budget": 64}, {}, "leave out leanthink_budget"),
     ],
@@ -286,9 +288,10 @@ def test_what_a_request_may_not_ask_is_refused(given: dict[str, Any], server: di
 
 
 def test_settings_are_read_from_json_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = '{"policy": "sinks", "policies": ["sinks", "random"], "budget": 64, "window": 8, "max_thought_slots": 256}'
+    given = {"policy": "sinks", "policies": ["sinks", "random"], "budget": 64, "recent_window": 8}
+    text = json.dumps(given | {"max_thought_slots": 256})
     expected = Settings(policy="sinks", policies=("sinks", "random"), max_thought_slots=256,
-                        budget=Budget(slots=64, window=8))  # fmt: skip
+                        budget=Budget(slots=64, recent_window=8))  # fmt: skip
     (tmp_path / "settings.json").write_text(text)
     assert read_settings(text) == read_settings(str(tmp_path / "settings.json")) == expected
     monkeypatch.setenv(VARIABLE, text)
@@ -299,13 +302,36 @@ def test_settings_are_read_from_json_or_a_file(tmp_path: Path, monkeypatch: pyte
         settings_here()
 
 
+def test_old_names_of_a_budget_are_read_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leanthink.utils.deprecated._told", set())
+    budget = Budget(slots=64, recent_window=8)
+    with pytest.warns(FutureWarning, match="window in LEANTHINK_VLLM is called recent_window there now"):
+        assert read_settings(json.dumps({"budget": 64, "window": 8})) == Settings(budget=budget)
+    with pytest.warns(FutureWarning, match="leanthink_answer in a request is called leanthink_max_answer_slots"):
+        asked = asked_of({"leanthink_answer": 9}, Settings(budget=budget))
+    assert asked == Asked(policy="horizon", budget=replace(budget, max_answer_slots=9))
+
+
+def test_policies_with_settings_are_offered_and_asked_for() -> None:
+    given = {"policy": "sinks:num_sinks=4", "policies": ["sinks", "horizon:only=64,rule=ceil"], "budget": 64}
+    server = read_settings(json.dumps(given))
+    assert server.offered == ("sinks", "horizon:rule=ceil,only=64")
+    asked = asked_of({"leanthink_policy": "horizon:only=64,rule=ceil"}, server)
+    assert asked == Asked(policy="horizon:rule=ceil,only=64", budget=Budget(slots=64))
+    assert asked_of({}, server) == Asked(policy="sinks", budget=Budget(slots=64))
+    with pytest.raises(UsageError, match="unknown policy 'horizon'"):
+        asked_of({"leanthink_policy": "horizon"}, server)
+    with pytest.raises(UsageError, match="Did you mean 'num_sinks'"):
+        Settings(policy="sinks:sinks=3")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ("nowhere.json", "give a JSON object"),
         ("{", "is no JSON"),
         (json.dumps({"budgets": 1}), "Did you mean 'budget'"),
-        (json.dumps({"window": 1}), "without a budget"),
+        (json.dumps({"recent_window": 1}), "without a budget"),
         (json.dumps({"policy": "snapkv"}), "cannot be served in vLLM"),
         (json.dumps({"policy": "full"}), "cannot be served in vLLM"),
         (json.dumps({"policy": "horizn"}), "Did you mean 'horizon'"),
@@ -361,6 +387,6 @@ def test_a_worker_takes_the_predictor_of_a_relative_only_if_told_to(
 def test_two_ranks_that_hold_different_heads_keep_the_same_slots() -> None:
     """A row is shown tokens, seed and whole states, which are the same on all ranks, and nothing of a rank's own."""
     states_TF = torch.randn(80, 6, generator=torch.Generator().manual_seed(3))
-    budget = Budget(slots=16, window=4, interval=8)
+    budget = Budget(slots=16, recent_window=4, eviction_interval=8)
     ranks = [run(make_row(budget, prompt=7), states_TF.clone(), list(range(1, 81))) for _ in range(2)]
     assert ranks[0] == ranks[1]

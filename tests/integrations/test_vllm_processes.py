@@ -32,8 +32,8 @@ from leanthink.models.prompt import encode_prompt
 from leanthink.models.tiny import weights_path
 from models import make_model, make_tokenizer
 
-BUDGET = Budget(slots=96, window=32, interval=32)
-ASKED = {"leanthink_budget": 96, "leanthink_window": 32, "leanthink_interval": 32}
+BUDGET = Budget(slots=96, recent_window=32, eviction_interval=32)
+ASKED = {"leanthink_budget": 96, "leanthink_recent_window": 32, "leanthink_eviction_interval": 32}
 FLAGS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1536", "--block-size", "32"]
 CHILD = Path(__file__).parent / "vllm_child.py"
 
@@ -196,8 +196,8 @@ def test_other_architectures_answer_as_on_our_engine(architecture: str, tmp_path
     predictor = Predictor(target="horizon", hidden_size=128, horizons=(4, 16, 64), offsets=(0, 1, 2))
     save_predictor(predictor, file, base_fingerprint=fingerprint(model), data={}, metrics={})
     prompts = [[(7 * i + k) % 256 for i in range(20 + 9 * k)] for k in range(4)]
-    policies, budget = ["horizon", "sinks"] * 2, Budget(slots=24, window=4, interval=8)
-    parts = {"leanthink_budget": 24, "leanthink_window": 4, "leanthink_interval": 8}
+    policies, budget = ["horizon", "sinks"] * 2, Budget(slots=24, recent_window=4, eviction_interval=8)
+    parts = {"leanthink_budget": 24, "leanthink_recent_window": 4, "leanthink_eviction_interval": 8}
     params = [{"temperature": 0, "max_tokens": 90, "extra_args": parts | {"leanthink_policy": policy}}
               for policy in policies]  # fmt: skip
     settings = {"policies": ["horizon", "sinks"], "predictors": {"horizon": str(file)}}

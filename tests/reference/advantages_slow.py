@@ -1,4 +1,4 @@
-"""The slow twin of the advantages that verl gets: one response at a time, in plain Python numbers."""
+"""The reference implementation of the advantages that verl gets: one response at a time, in plain Python numbers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ def advantage_slowly(
     group = [other for other, key in enumerate(keys) if key == keys[row] and tokens[other]]
     lengths, correct = [tokens[other] for other in group], [float(right[other]) for other in group]
     overlong = None if settings.buffer is None else (settings.max_length, settings.buffer, settings.overlong_factor)
-    options: dict[str, Any] = {"alpha": settings.alpha, "rule": settings.rule, "overlong": overlong}
+    options: dict[str, Any] = {
+        "alpha": settings.alpha,
+        "length_reward_mode": settings.length_reward_mode,
+        "overlong": overlong,
+    }
     rewards = [
-        reward_slowly(lengths, correct, i, average, keep_mastered=settings.mastered_weight > 0, **options)
+        reward_slowly(lengths, correct, i, average, keep_all_correct=settings.all_correct_weight > 0, **options)
         for i in range(len(group))
     ]
     if not any(correct):
         return 0.0
     mean = sum(rewards) / len(rewards)
     deviation = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / max(len(rewards) - 1, 1))
-    share = settings.mastered_weight if all(correct) else 1.0
+    share = settings.all_correct_weight if all(correct) else 1.0
     return share * (rewards[group.index(row)] - mean) / (deviation + 1e-6)
 
 

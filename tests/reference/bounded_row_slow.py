@@ -1,4 +1,4 @@
-"""A request with a budget, one token at a time and in lists: the slow twin of the plugin for vLLM.
+"""A request with a budget, one token at a time and in lists: the reference implementation of the plugin for vLLM.
 
 It counts and ranks as the horizon policy is defined, with a predictor that adds up the states it is shown.
 """

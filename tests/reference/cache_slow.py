@@ -1,4 +1,4 @@
-"""The slow twin of the bounded cache: per request, layer and head a plain list of slots, each a dict."""
+"""The reference implementation of the bounded cache: per request, layer and head a plain list of slots, each a dict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slow twin of what policies per head are shown and keep: one layer of one row after the other."""
+"""The reference implementation of what policies per head are shown and keep: one layer of one row after the other."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def kept_slow(cache: SlotCache, row: int, count: int, seed: int, policy: Policy,
         slots = show_slow(cache, row, count, seed, policy, layer)
         for scores_S, ages_S in zip(policy.score(slots)[0], slots.ages[0], strict=True):
             scores, ages, pinned = scores_S.tolist(), ages_S.tolist(), [False] * count
-            kept.append(select_slow(scores, ages, pinned, slots=budget.slots, window=budget.window))
+            kept.append(select_slow(scores, ages, pinned, slots=budget.slots, window=budget.recent_window))
     return kept

@@ -1,4 +1,4 @@
-"""The slow twin of a whole run under a policy: one request's slots as lists, ranked by `policies_slow`, kept by hand.
+"""The reference implementation of a run under a policy: a request's slots as lists, ranked by `policies_slow`.
 
 It is fed what the layers computed (queries, keys, values of one token after the other) and says which positions every
 layer and head holds. Everything that a policy is shown is worked out anew, in Python's floats.

@@ -1,4 +1,4 @@
-"""The slow twin of `leanthink.rl.rewards`: one response at a time, in plain Python numbers."""
+"""The reference implementation of `leanthink.rl.rewards`: one response at a time, in plain Python numbers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def reward_slowly(
     batch_pass_ratio: float,
     *,
     alpha: float,
-    rule: str,
-    keep_mastered: bool,
+    length_reward_mode: str,
+    keep_all_correct: bool,
     overlong: tuple[int, int, float] | None,
 ) -> float:
     """The whole reward of response `index` of one prompt; NaN if it was not graded."""
@@ -22,13 +22,13 @@ def reward_slowly(
     graded = [i for i, verdict in enumerate(correct) if not math.isnan(verdict)]
     ratio = sum(correct[i] for i in graded) / len(graded)
     reward = 1.0 if correct[index] else -1.0
-    mixed = 0 < ratio < 1 or (keep_mastered and ratio == 1)
-    if rule != "none" and correct[index] and mixed:
+    mixed = 0 < ratio < 1 or (keep_all_correct and ratio == 1)
+    if length_reward_mode != "none" and correct[index] and mixed:
         mean = sum(lengths[i] for i in graded) / len(graded)
         deviation = math.sqrt(sum((lengths[i] - mean) ** 2 for i in graded) / len(graded))
         z = (lengths[index] - mean) / deviation if deviation else 0.0
         dual = 1.0 if ratio == 1 else ratio - batch_pass_ratio
-        beta = {"dual": dual, "penalty": 1.0, "bonus": -1.0}[rule]
+        beta = {"dual": dual, "penalty": 1.0, "bonus": -1.0}[length_reward_mode]
         reward += alpha / (1 + math.exp(beta * z))
     if overlong is not None:
         max_length, buffer, factor = overlong

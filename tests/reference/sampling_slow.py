@@ -1,4 +1,4 @@
-"""The slow twin of the sampler: one row at a time, in plain Python."""
+"""The reference implementation of the sampler: one row at a time, in plain Python."""
 
 from __future__ import annotations
 

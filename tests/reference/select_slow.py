@@ -1,4 +1,4 @@
-"""`select` of one row in plain Python: the slow twin that says what the fast one must return."""
+"""`select` of one row in plain Python: the reference implementation that says what the fast one must return."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
-from leanthink.data.grading.math_verify_pool import judges
+from leanthink.data.grading.math_verify_pool import pool
 from leanthink.data.problems import Problem
 from leanthink.utils.errors import UsageError, unknown
 
@@ -51,7 +51,7 @@ def environment(facts: str) -> Any:
 
 def scores_one(facts: str, answer: str | None) -> bool:
     """Whether the family gives this answer its whole point; told by a process with a time limit, as for mathematics."""
-    return answer is not None and judges.score(facts, answer)
+    return answer is not None and pool.score(facts, answer)
 
 
 def entry_of(facts: str) -> tuple[Any, Any]:

@@ -540,7 +540,7 @@ class Engine:
         scores = request.policy.score(slots)
         self.device_step.note_scores(rows_R, scores)
         # Pinned slots and the answer are not among those shown.
-        kept = keep_in_order(scores, min(request.budget.slots, count), request.budget.window)
+        kept = keep_in_order(scores, min(request.budget.slots, count), request.budget.recent_window)
         self.recorder.note(rows, request.policy, slots, kept)
         return kept if layers is None else kept.reshape(len(rows), -1, kept.shape[-1])
 

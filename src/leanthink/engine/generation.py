@@ -49,7 +49,8 @@ def generate(
         tokenizer: its tokenizer.
         prompts: text, a list of chat messages or a list of token ids; or a list of those. Text goes through the chat
             template, as the user's message, where the tokenizer has one.
-        policy: what ranks thought slots: a name out of POLICIES or a policy object; one for all, or a list.
+        policy: what ranks thought slots: a name out of POLICIES, with settings behind a colon where they are not the
+            defaults (`snapkv:observation=16,pins_prompt=false`), or a policy object; one for all, or a list.
             None: horizon where a predictor is given or shipped with this model, else r-kv, which needs none.
         budget: how many thought slots each request may keep; None with policy "full" only; one for all, or a list.
         predictor: file or module for the policies dynts and horizon; None for the one shipped with this model.

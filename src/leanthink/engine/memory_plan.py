@@ -127,7 +127,7 @@ def plan(
         dtype: of weights, keys and values.
         gpu_bytes: memory of the GPU in all.
         workload: the requests.
-        budgets: to try; the suggestion has the window, interval and answer of the first.
+        budgets: to try; the suggestion has the interval and answer of the first.
         horizons: of the predictor, in tokens.
 
     Raises:
@@ -175,7 +175,7 @@ def plan(
 
 def _suggested(slots_per_request: int, workload: Workload, usual: Budget) -> int | None:
     """The largest budget, a multiple of STEP, whose bound is at most so many slots; None where there is none."""
-    smallest = replace(usual, slots=STEP, window=min(usual.window, STEP))
+    smallest = replace(usual, slots=STEP, recent_window=0)
     spare = slots_per_request - workload.bound(smallest)
     if spare < 0:
         return None

@@ -19,8 +19,9 @@ from leanthink.models.context import context_of
 from leanthink.models.default_policy import WITHOUT_PREDICTOR, default_policy, how_to_fit, name_of
 from leanthink.models.loading import kv_shape
 from leanthink.models.prompt import PLAIN, ChatOptions, Prompt, encode_prompt
-from leanthink.policies import POLICIES, ImportancePredictor, Policy, make_policy
+from leanthink.policies import POLICIES, ImportancePredictor, Policy, make_policy, parse_spec
 from leanthink.policies.budget import Budget
+from leanthink.policies.policy_spec import canonical
 from leanthink.utils.errors import LeanThinkWarning, UsageError, unknown
 
 Predictor = str | Path | nn.Module | None
@@ -86,10 +87,11 @@ def make_request(
         )
     if policy.name != "full" and budget is None:
         raise UsageError(f"policy {policy.name!r} needs a budget: give budget=Budget(slots=...), or policy='full'")
-    if not policy.pins_prompt and budget is not None and tokens > budget.slots + budget.interval:
+    if not policy.pins_prompt and budget is not None and tokens > budget.slots + budget.eviction_interval:
         raise UsageError(
             f"prompt {index} has {tokens} tokens, policy {policy.name!r} does not pin it, and the budget has room for "
-            f"{budget.slots} + {budget.interval}: give slots={tokens - budget.interval} or more, or pins_prompt=True"
+            f"{budget.slots} + {budget.eviction_interval}: give slots={tokens - budget.eviction_interval} or more, or "
+            "pins_prompt=True"
         )
     max_new_tokens = min(sampling.max_new_tokens, context - tokens)
     bound = tokens + max_new_tokens
@@ -189,7 +191,7 @@ def resolve_policies(
     *,
     ignore_predictor_mismatch: bool = False,
 ) -> list[Policy]:
-    """Policy objects for names, one object per name, that of the default for None; a policy stands for itself.
+    """Policy objects for specs, one object for equal ones, that of the default for None; a policy stands for itself.
 
     With `ignore_predictor_mismatch` the predictor's file may be one of a relative; a LeanThinkWarning then says so.
     """
@@ -199,7 +201,8 @@ def resolve_policies(
         default = default_policy(model, predictor)
         if default == WITHOUT_PREDICTOR:
             warnings.warn(how_to_fit(name_of(model)), LeanThinkWarning, stacklevel=2)
-    chosen = [default if policy is None else policy for policy in policies]
+    given = [default if policy is None else policy for policy in policies]
+    chosen = [canonical(policy) if isinstance(policy, str) else policy for policy in given]
     for policy in chosen:
         if isinstance(policy, str) and policy not in named:
             named[policy] = _make_policy(model, tokenizer, policy, predictor, ignore_predictor_mismatch)
@@ -229,7 +232,8 @@ class PolicyMaker:
     ) -> Policy:
         """As of `resolve_policies`, for one policy."""
         how = ignore_predictor_mismatch
-        key = (policy, predictor, how) if policy is None or isinstance(policy, str) else None
+        spec = canonical(policy) if isinstance(policy, str) else policy
+        key = (spec, predictor, how) if spec is None or isinstance(spec, str) else None
         if key in self._made:
             return self._made[key]
         (made,) = resolve_policies(self._model, self._tokenizer, [policy], predictor, ignore_predictor_mismatch=how)
@@ -268,19 +272,20 @@ def check_sets(policy: Policy, model: Any) -> None:
 
 
 def _make_policy(
-    model: Any, tokenizer: Any, name: str, predictor: Predictor, ignore_predictor_mismatch: bool
+    model: Any, tokenizer: Any, spec: str, predictor: Predictor, ignore_predictor_mismatch: bool
 ) -> Policy:
-    if name not in POLICIES or POLICIES[name].target is None:
-        return make_policy(name, tokenizer=tokenizer)
+    found = parse_spec(spec)
+    if found.kind.target is None:
+        return make_policy(spec, tokenizer=tokenizer)
     if isinstance(predictor, nn.Module):
-        return make_policy(name, cast(ImportancePredictor, predictor))
+        return make_policy(spec, cast(ImportancePredictor, predictor))
     from leanthink.models.predictor import load_predictor, load_shipped
     from leanthink.models.predictor_compatibility import borrowed_note
 
     if predictor is None:
-        return make_policy(name, load_shipped(name, model))  # which says what is missing where it is None
+        return make_policy(spec, load_shipped(found.name, model))  # which says what is missing where it is None
     loaded = load_predictor(predictor, model, ignore_predictor_mismatch=ignore_predictor_mismatch)
-    made = make_policy(name, loaded)
+    made = make_policy(spec, loaded)
     if loaded.borrowed_from is not None:
         warnings.warn(borrowed_note(predictor, loaded.borrowed_from), LeanThinkWarning, stacklevel=3)
     return made

@@ -81,8 +81,10 @@ class Seats:
         self.most[rows] = torch.tensor([request.max_new_tokens for request in batch])
         self.tag[rows] = torch.tensor([self._first_tag(request) for request in batch])
         budgets = [request.budget for request in batch]
-        self.due[rows] = torch.tensor([budget.slots + budget.interval if budget else NEVER for budget in budgets])
-        self.most_answer[rows] = torch.tensor([budget.answer if budget else NEVER for budget in budgets])
+        self.due[rows] = torch.tensor(
+            [budget.slots + budget.eviction_interval if budget else NEVER for budget in budgets]
+        )
+        self.most_answer[rows] = torch.tensor([budget.max_answer_slots if budget else NEVER for budget in budgets])
         self.policy[rows] = torch.tensor([self._index_of(request.policy) for request in batch])
         for request in batch:
             if request.sampling.logprobs is not None:

@@ -48,7 +48,7 @@ class Plan:
     count: int = 4
     seed: int = 0
     policies: tuple[str, ...] = ("full", "horizon", "dynts", "sinks", "random")
-    budget: Budget = Budget(slots=160, window=32, interval=32)  # noqa: RUF009 (frozen)
+    budget: Budget = Budget(slots=160, recent_window=32, eviction_interval=32)  # noqa: RUF009 (frozen)
     max_new_tokens: int = 1280
 
     @property
@@ -192,9 +192,8 @@ def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[floa
 def as_table(rows: Sequence[Row], plan: Plan) -> Table:
     """The rows as people read them."""
     budget = plan.budget
-    table = Table(
-        title=f"Means of {rows[0].problems} held-out problems, greedy; budget {budget.slots} + {budget.interval}"
-    )
+    slots = f"{budget.slots} + {budget.eviction_interval}"
+    table = Table(title=f"Means of {rows[0].problems} held-out problems, greedy; budget {slots}")
     for heading in ("policy", "accuracy", "95 %", "thought", "peak slots", "peak KV", "tokens/s"):
         table.add_column(heading, justify="left" if heading == "policy" else "right", no_wrap=True)
     for row in rows:

@@ -1,4 +1,4 @@
-"""What came of each problem in a cell, out of its records: columns of numbers, one for each problem.
+"""What came of each problem in a configuration, out of its records: columns of numbers, one for each problem.
 
 P problems
 """
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.eval.configurations import Cell
+from leanthink.eval.configurations import Configuration
 from leanthink.eval.records import Record
 from leanthink.utils.errors import UsageError
 from leanthink.utils.file_reading import COUNT, NOT_NEGATIVE, OBJECT, SIZE, check_kinds
@@ -30,11 +30,11 @@ KINDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcomes:
-    """One cell, finished.
+class AggregatedResults:
+    """One configuration, finished.
 
     Attributes:
-        cell: which.
+        configuration: which.
         samples: of each problem.
         columns: for each problem in the benchmark's order, summed over its samples: answers that are right, right and
             finished by themselves (strict), cut off at a limit (capped); thought and answer tokens; peak and kept
@@ -42,10 +42,10 @@ class Outcomes:
             samples give is right, as a share where several are given equally often.
         most_slots: the most that any request held, prompt included.
         bytes_per_slot: of keys and values in all layers.
-        seconds: wall time; None where the cell did not run by itself.
+        seconds: wall time; None where the configuration did not run by itself.
     """
 
-    cell: Cell
+    configuration: Configuration
     samples: int
     columns: Mapping[str, Sequence[float]]
     most_slots: int
@@ -65,24 +65,30 @@ class Outcomes:
     @property
     def record(self) -> dict[str, Any]:
         """Its fields for JSON."""
-        return {**self.cell.record, **{name: value for name, value in vars(self).items() if name != "cell"}}
+        columns = {name: value for name, value in vars(self).items() if name != "configuration"}
+        return {**self.configuration.record, **columns}
 
     @staticmethod
-    def from_record(fields: Mapping[str, Any]) -> Outcomes:
-        """The outcomes of `record`."""
+    def from_record(fields: Mapping[str, Any]) -> AggregatedResults:
+        """The results of `record`."""
         check_kinds(fields, KINDS)
         check_kinds(fields["columns"], dict.fromkeys((*SUMMED, "majority"), NUMBERS))
         if len({len(column) for column in fields["columns"].values()}) > 1:
-            raise UsageError("the columns of a cell have different lengths: one number for each problem was expected")
-        return Outcomes(cell=Cell.from_record(fields), **{name: fields[name] for name in KINDS})
+            raise UsageError(
+                "the columns of a configuration have different lengths: one number for each problem was expected"
+            )
+        columns = {name: fields[name] for name in KINDS}
+        return AggregatedResults(configuration=Configuration.from_record(fields), **columns)
 
 
-def outcomes(cell: Cell, ids: Sequence[str], samples: int, records: Iterable[Record]) -> Outcomes:
-    """The outcomes of a cell of which every record is there."""
+def aggregate(
+    configuration: Configuration, ids: Sequence[str], samples: int, records: Iterable[Record]
+) -> AggregatedResults:
+    """The results of a configuration of which every record is there."""
     by_id: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_id[record.id].append(record)
-    assert all(len(by_id[name]) == samples for name in ids), f"{cell.name} is not finished"
+    assert all(len(by_id[name]) == samples for name in ids), f"{configuration.name} is not finished"
     grouped = [by_id[name] for name in ids]
     everything = [record for group in grouped for record in group]
     columns: dict[str, list[float]] = {
@@ -90,8 +96,8 @@ def outcomes(cell: Cell, ids: Sequence[str], samples: int, records: Iterable[Rec
     }
     columns["majority"] = [majority(group) for group in grouped]
     first = everything[0]
-    return Outcomes(
-        cell=cell,
+    return AggregatedResults(
+        configuration=configuration,
         samples=samples,
         columns=columns,
         most_slots=max(record.peak_slots for record in everything),
@@ -118,7 +124,7 @@ def majority(records: Sequence[Record]) -> float:
 
 
 def wall_seconds(records: Iterable[Record]) -> float | None:
-    """Wall time of a cell: after each start up to its last record. None where it shared its time with other cells."""
+    """Wall time of a configuration: after each start up to its last record. None where it shared its time."""
     ends: dict[int, float] = {}
     for record in records:
         if record.seconds is None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.eval.aggregated_results import Outcomes
+from leanthink.eval.aggregated_results import AggregatedResults
 from leanthink.eval.configurations import FULL
 from leanthink.eval.metrics import Metrics, growth, metrics
 from leanthink.eval.records import RECORDS, RESULT, check_header
@@ -27,17 +27,17 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One cell of one run.
+    """One configuration of one run.
 
     Attributes:
         label: what it is called, unique within a comparison.
         run: name of its run.
-        outcomes, metrics: what came of it.
+        results, metrics: what came of it.
     """
 
     label: str
     run: str
-    outcomes: Outcomes
+    results: AggregatedResults
     metrics: Metrics
 
 
@@ -84,8 +84,8 @@ class FinishedRun:
     folder: Path
     settings: dict[str, Any]
     benchmarks: dict[str, Any]
-    births: list[dict[str, str]]
-    cells: tuple[Outcomes, ...]
+    provenances: list[dict[str, str]]
+    results: tuple[AggregatedResults, ...]
 
 
 def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
@@ -119,8 +119,8 @@ def _read(folder: Path, name: str) -> FinishedRun:
             folder=folder,
             settings=found["settings"],
             benchmarks=found["benchmarks"],
-            births=found["births"],
-            cells=tuple(Outcomes.from_record(cell) for cell in found["cells"]),
+            provenances=found["births"],
+            results=tuple(AggregatedResults.from_record(one) for one in found["cells"]),
         )
 
 
@@ -159,9 +159,11 @@ def _labels(pairs: Sequence[tuple[Entry, Entry]]) -> list[tuple[str, str]]:
     return [(one.label, other.label) for one, other in pairs]
 
 
-def full_of(found: Outcomes, others: Sequence[Outcomes]) -> Outcomes | None:
+def full_of(found: AggregatedResults, others: Sequence[AggregatedResults]) -> AggregatedResults | None:
     """The full cache on the same benchmark; None where it was not run."""
-    same = (one for one in others if one.cell.benchmark == found.cell.benchmark and one.cell.policy == FULL)
+    benchmark = found.configuration.benchmark
+    configurations = ((one, one.configuration) for one in others)
+    same = (one for one, of in configurations if of.benchmark == benchmark and of.policy == FULL)
     return next(same, None)
 
 
@@ -186,22 +188,22 @@ def _entries(benchmark: str, runs: Sequence[FinishedRun]) -> list[Entry]:
     several = len(runs) > 1
     entries = []
     for run in runs:
-        for cell in run.cells:
-            if cell.cell.benchmark == benchmark:
-                budget = cell.cell.budget
-                slots = "" if budget is None else f" {budget.slots}+{budget.interval}"
-                label = (f"{run.name}: " if several else "") + cell.cell.policy + slots
-                baseline = _baseline(run, cell, runs)
-                entries.append(Entry(label=label, run=run.name, outcomes=cell, metrics=metrics(cell, baseline)))
+        for one in run.results:
+            if one.configuration.benchmark == benchmark:
+                budget = one.configuration.budget
+                slots = "" if budget is None else f" {budget.slots}+{budget.eviction_interval}"
+                label = (f"{run.name}: " if several else "") + one.configuration.policy + slots
+                baseline = _baseline(run, one, runs)
+                entries.append(Entry(label=label, run=run.name, results=one, metrics=metrics(one, baseline)))
     return entries
 
 
-def _baseline(run: FinishedRun, cell: Outcomes, runs: Sequence[FinishedRun]) -> Outcomes | None:
+def _baseline(run: FinishedRun, found: AggregatedResults, runs: Sequence[FinishedRun]) -> AggregatedResults | None:
     """The full cache of the same run, else of another run of the same model and sampling."""
     alike = [other for other in runs if _answers_alike(other, run)]
     for other in (run, *alike):
-        if (found := full_of(cell, other.cells)) is not None:
-            return found
+        if (full := full_of(found, other.results)) is not None:
+            return full
     return None
 
 
@@ -214,7 +216,7 @@ def _pairs(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
     """Those that can be compared: with the full cache, at one budget, or of one policy and budget in two runs."""
     pairs = []
     for one, other in combinations(entries, 2):
-        policies = one.outcomes.cell.policy, other.outcomes.cell.policy
+        policies = one.results.configuration.policy, other.results.configuration.policy
         alike = policies[0] == policies[1]
         if one.run != other.run and not alike:
             continue
@@ -226,13 +228,13 @@ def _pairs(entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
 
 
 def _most_thought(entry: Entry) -> int | None:
-    budget = entry.outcomes.cell.budget
-    return None if budget is None else budget.slots + budget.interval
+    budget = entry.results.configuration.budget
+    return None if budget is None else budget.slots + budget.eviction_interval
 
 
 def _gains_P(one: Entry, other: Entry) -> Tensor:
     """Per problem the difference in accuracy, mean over samples."""
-    return one.outcomes.column("right") - other.outcomes.column("right")
+    return one.results.column("right") - other.results.column("right")
 
 
 def _p_values(pairs: Sequence[tuple[Entry, Entry]]) -> list[float]:
@@ -240,12 +242,12 @@ def _p_values(pairs: Sequence[tuple[Entry, Entry]]) -> list[float]:
 
 
 def _difference(one: Entry, other: Entry, *, p: float, adjusted: float) -> Difference:
-    problems = one.outcomes.problems
+    problems = one.results.problems
     return Difference(
         first=one.label,
         second=other.label,
         accuracy=estimate(mean(_gains_P(one, other)), problems),
-        growth=estimate(growth(one.outcomes, other.outcomes), problems),
+        growth=estimate(growth(one.results, other.results), problems),
         p=p,
         adjusted=adjusted,
     )

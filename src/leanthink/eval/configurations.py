@@ -1,11 +1,11 @@
-"""What is evaluated: benchmarks, and cells, each of which is one policy at one budget on one benchmark."""
+"""What is evaluated: benchmarks, and configurations, each of which is one policy at one budget on one benchmark."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from leanthink.data.grading.grading import check_gold
@@ -56,8 +56,14 @@ class Benchmark:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One policy at one budget (None: the full cache) on one benchmark."""
+class Configuration:
+    """One policy at one budget (None: the full cache) on one benchmark.
+
+    Attributes:
+        benchmark: its name.
+        policy: as `leanthink.policies.policy_spec.canonical` writes it, with its settings.
+        budget: None with the policy full.
+    """
 
     benchmark: str
     policy: str
@@ -69,8 +75,8 @@ class Cell:
         if self.budget is None:
             return f"{self.benchmark}/{self.policy}"
         budget = self.budget
-        slots = f"{budget.slots}+{budget.interval} window {budget.window} answer {budget.answer}"
-        return f"{self.benchmark}/{self.policy}/{slots}"
+        kept = f"{budget.slots}+{budget.eviction_interval} window {budget.recent_window}"
+        return f"{self.benchmark}/{self.policy}/{kept} answer {budget.max_answer_slots}"
 
     @property
     def record(self) -> dict[str, Any]:
@@ -78,33 +84,39 @@ class Cell:
         return {
             "benchmark": self.benchmark,
             "policy": self.policy,
-            "budget": None if self.budget is None else asdict(self.budget),
+            "budget": None if self.budget is None else self.budget.record,
         }
 
     @staticmethod
-    def from_record(fields: Mapping[str, Any]) -> Cell:
-        """The cell of `record`."""
-        budget = None if fields["budget"] is None else Budget(**fields["budget"])
-        return Cell(benchmark=fields["benchmark"], policy=fields["policy"], budget=budget)
+    def from_record(fields: Mapping[str, Any]) -> Configuration:
+        """The configuration of `record`."""
+        budget = None if fields["budget"] is None else Budget.from_record(fields["budget"])
+        return Configuration(benchmark=fields["benchmark"], policy=fields["policy"], budget=budget)
 
 
-def cells_of(benchmark: str, policies: Iterable[str], budgets: Sequence[Budget]) -> list[Cell]:
+def configurations_of(benchmark: str, policies: Iterable[str], budgets: Sequence[Budget]) -> list[Configuration]:
     """Each policy at each budget; the full cache has none."""
-    cells = []
+    configurations = []
     for policy in policies:
         for budget in [None] if policy == FULL else budgets:
-            cells.append(Cell(benchmark=benchmark, policy=policy, budget=budget))
-    return cells
+            configurations.append(Configuration(benchmark=benchmark, policy=policy, budget=budget))
+    return configurations
 
 
-def budget_at_ratio(mean_full_thought: float, ratio: float, *, window: int, interval: int, answer: int) -> Budget:
+def budget_at_ratio(mean_full_thought: float, ratio: float, usual: Budget) -> Budget:
     """The budget that never holds more thought slots than the mean full thought, in tokens, divided by the ratio.
+
+    Args:
+        mean_full_thought: in tokens.
+        ratio: 1 or more.
+        usual: has the window, the interval and the slots of the answer; its `slots` do not matter.
 
     Raises:
         UsageError: the ratio is below 1, or leaves no room for window and interval.
     """
     if ratio < 1:
         raise UsageError(f"ratio {ratio:g}: must be 1 or more; it divides the mean full thought")
+    window, interval = usual.recent_window, usual.eviction_interval
     slots = round(mean_full_thought / ratio) - interval
     if slots < max(window, 1):
         raise UsageError(
@@ -112,4 +124,4 @@ def budget_at_ratio(mean_full_thought: float, ratio: float, *, window: int, inte
             f"the interval of {interval}, and the window takes {window}: give a smaller interval and window, or a "
             "lower ratio"
         )
-    return Budget(slots=slots, window=window, interval=interval, answer=answer)
+    return replace(usual, slots=slots)

@@ -1,4 +1,4 @@
-"""The numbers of a cell, each with its 95 % interval over problems where it has one."""
+"""The numbers of a configuration, each with its 95 % interval over problems where it has one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from leanthink.eval.aggregated_results import Outcomes, pass_at_k
+from leanthink.eval.aggregated_results import AggregatedResults, pass_at_k
 from leanthink.eval.statistics import Estimate, Statistic, estimate, mean, ratio
 
 
@@ -28,7 +28,7 @@ class Metrics:
         most_slots: the most that any answer held.
         peak_kv_bytes: keys and values in `peak_slots`.
         kv_byte_steps: bytes of keys and values held at each step, added up, mean over answers: memory times time.
-        seconds: wall time; None where cells ran together.
+        seconds: wall time; None where configurations ran together.
         tokens_per_second: generated tokens in that time.
         tokens_per_right: generated tokens of all answers over the number of right ones.
     """
@@ -58,8 +58,8 @@ class Metrics:
         return asdict(self)
 
 
-def metrics(found: Outcomes, full: Outcomes | None) -> Metrics:
-    """The row of a cell; `full` is the same model's on the same problems with the full cache."""
+def metrics(found: AggregatedResults, full: AggregatedResults | None) -> Metrics:
+    """The row of a configuration; `full` is the same model's on the same problems with the full cache."""
     column, problems = found.column, found.problems
     tokens_P = column("thought_tokens") + column("answer_tokens")
     generated = float(tokens_P.sum()) * found.samples
@@ -98,11 +98,11 @@ def ks(samples: int) -> list[int]:
     return [*(2**power for power in range(samples.bit_length()) if 2**power < samples), samples]
 
 
-def growth(found: Outcomes, full: Outcomes) -> Statistic:
+def growth(found: AggregatedResults, full: AggregatedResults) -> Statistic:
     """By what share the thoughts of the one are longer than those of the other."""
     quotient = ratio(found.column("thought_tokens"), full.column("thought_tokens"))
     return lambda weights_DP: quotient(weights_DP) - 1
 
 
-def _pass_at(found: Outcomes, k: int) -> Statistic:
+def _pass_at(found: AggregatedResults, k: int) -> Statistic:
     return mean(torch.tensor([pass_at_k(int(right), found.samples, k) for right in found.columns["right"]]))

@@ -1,6 +1,6 @@
 """The folder of an evaluation: a header that a resumed run must match, and one line for each finished request.
 
-run.json        settings, benchmarks, and a birth certificate for each time it was started
+run.json        settings, benchmarks, and the provenance of each time it was started
 records.jsonl   append-only; a last line that was cut off is dropped when it is opened again
 result.json     written when all is done: per problem, what `leanthink compare` reads
 """
@@ -37,10 +37,10 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One finished request of a cell.
+    """One finished request of a configuration.
 
     Attributes:
-        cell: name of the cell.
+        cell: name of the configuration.
         id, sample: which problem, and which of its samples.
         seed: of its sampling.
         right: whether the answer is the gold.
@@ -53,7 +53,7 @@ class Record:
         evictions: how many.
         peak_kv_bytes: bytes of the keys and values in `peak_slots`.
         start: how many times the run had been started before.
-        seconds: since its cell was started after this start; None where several cells ran at a time.
+        seconds: since its configuration was started after this start; None where several configurations ran at a time.
     """
 
     cell: str
@@ -113,7 +113,7 @@ class RunFolder:
         folder: where; made if it is not there.
         settings: all that decides the records; what was started with others is refused.
         benchmarks: what a header says of each, by name.
-        birth: this start's birth certificate.
+        provenance: of this start.
         overwrite: drop what is there.
 
     Raises:
@@ -127,7 +127,7 @@ class RunFolder:
         folder: Path,
         settings: Mapping[str, Any],
         benchmarks: Mapping[str, Any],
-        birth: Mapping[str, str],
+        provenance: Mapping[str, str],
         *,
         overwrite: bool = False,
     ) -> None:
@@ -136,14 +136,14 @@ class RunFolder:
             held.callback(Lock(folder / RECORDS).release)
             self._file = LineFile(folder / RECORDS)
             held.callback(self._file.close)
-            self.header = self._start(settings, benchmarks, birth, overwrite)
+            self.header = self._start(settings, benchmarks, provenance, overwrite)
             self._file.drop_cut_off_line(from_line)
             self.done = {record.key: record for record in _read_records(folder / RECORDS)}
             self._held = held.pop_all()
         self.start = len(self.header["births"]) - 1
 
     def _start(
-        self, settings: Mapping[str, Any], benchmarks: Mapping[str, Any], birth: Mapping[str, str], overwrite: bool
+        self, settings: Mapping[str, Any], benchmarks: Mapping[str, Any], provenance: Mapping[str, str], overwrite: bool
     ) -> dict[str, Any]:
         """The header, written before the first record."""
         fresh: dict[str, Any] = {"eval": VERSION, "settings": dict(settings), "benchmarks": dict(benchmarks)}
@@ -153,14 +153,14 @@ class RunFolder:
             (self.path / RESULT).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             self._file.clear()
-        births = []
+        provenances = []
         if path.exists():
             known = read_header(self.path)
             _refuse_other(known, fresh, self.path)
-            births = known["births"]
+            provenances = known["births"]
         elif (self.path / RECORDS).stat().st_size:
             raise UsageError(f"{self.path} has records and no {RUN}: give another folder, or --overwrite")
-        fresh["births"] = [*births, dict(birth)]
+        fresh["births"] = [*provenances, dict(provenance)]
         write_json(path, fresh, indent=1)
         return fresh
 
@@ -170,8 +170,8 @@ class RunFolder:
         self._file.append(json.dumps(asdict(record), allow_nan=False))
         self.done[record.key] = record
 
-    def of_cell(self, name: str) -> list[Record]:
-        """The records of a cell."""
+    def of_configuration(self, name: str) -> list[Record]:
+        """The records of a configuration."""
         return [record for record in self.done.values() if record.cell == name]
 
     def __enter__(self) -> RunFolder:

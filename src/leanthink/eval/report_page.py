@@ -1,6 +1,6 @@
 """The report of a comparison: one HTML file that loads nothing, and Markdown with the same tables.
 
-What comes from files passes `leanthink.utils.markup.escaped` on its way into the page.
+The pieces of the page escape what comes from files (`leanthink.utils.markup`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from leanthink.eval.compare import SIGNIFICANT, Comparison, Difference, Entry, FinishedRun
 from leanthink.eval.report_plots import Cost, Look, looks, on_front, pareto
@@ -22,7 +24,7 @@ from leanthink.eval.tables import (
     matrix,
     percent,
 )
-from leanthink.utils.markup import PAGE, STYLE, Markup, escaped, figures, run_name, section, table
+from leanthink.utils.markup import figures, heading, page, run_name, section, table, tagged
 
 REPORT, MARKDOWN = "report.html", "report.md"
 COSTS: tuple[Cost, ...] = ("peak slots", "KV × steps, GB")
@@ -38,11 +40,10 @@ def write_page(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison], p
     """Write the page, in place of an earlier one."""
     title = f"Evaluation {runs[0].name}" if len(runs) == 1 else f"Evaluations {', '.join(run.name for run in runs)}"
     style = looks(list(dict.fromkeys(name_of(entry, runs) for one in comparisons for entry in one.entries)))
-    names = "".join(_name(name, look) for name, look in style.items())
-    body = [Markup(f'<h1>{escaped(title)}</h1><div class="names">{names}</div>')]
+    body = [heading(title, names=[_name(name, look) for name, look in style.items()])]
     body += [_benchmark(at, one, runs, style) for at, one in enumerate(comparisons)]
     body += [section("How to read it", _note(comparisons) + " " + READING), _settings(runs)]
-    path.write_text(PAGE.format(title=escaped(title), style=STYLE, body="\n".join(body)), encoding="utf-8")
+    path.write_text(page(title, body), encoding="utf-8")
 
 
 READING = (
@@ -57,11 +58,11 @@ def as_markdown(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) 
     """The tables as Markdown, with where they come from."""
     lines: list[str] = []
     for one in comparisons:
-        samples = [entry.outcomes.samples for entry in one.entries]
-        accuracy = [accuracy_row(name_of(e, runs), e.outcomes.cell, e.metrics, samples) for e in one.entries]
-        costs = [cost_row(name_of(e, runs), e.outcomes.cell, e.metrics) for e in one.entries]
+        samples = [entry.results.samples for entry in one.entries]
+        accuracy = [accuracy_row(name_of(e, runs), e.results.configuration, e.metrics, samples) for e in one.entries]
+        costs = [cost_row(name_of(e, runs), e.results.configuration, e.metrics) for e in one.entries]
         lines += [f"## {one.benchmark}", "", about(one), ""]
-        lines += [*markdown(*matrix([(name_of(e, runs), e.outcomes.cell, e.metrics) for e in one.entries])), ""]
+        lines += [*markdown(*matrix([(name_of(e, runs), e.results.configuration, e.metrics) for e in one.entries])), ""]
         lines += [*markdown(accuracy_head(samples), accuracy), "", *markdown(COST_HEAD, costs), ""]
         if one.differences:
             rows = [difference_row(found) for found in one.differences]
@@ -72,7 +73,7 @@ def as_markdown(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) 
 
 def name_of(entry: Entry, runs: Sequence[FinishedRun]) -> str:
     """A policy, with its run where there are several."""
-    policy = entry.outcomes.cell.policy
+    policy = entry.results.configuration.policy
     return policy if len(runs) == 1 else f"{entry.run}: {policy}"
 
 
@@ -82,7 +83,7 @@ def _name(name: str, look: Look) -> Markup:
 
 def sources(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> list[str]:
     """How to read the tables, and where each run comes from."""
-    return [_note(comparisons), "", *(f"{run.name}: {_birth(run)}" for run in runs)]
+    return [_note(comparisons), "", *(f"{run.name}: {_provenance(run)}" for run in runs)]
 
 
 def _note(comparisons: Sequence[Comparison]) -> str:
@@ -91,7 +92,7 @@ def _note(comparisons: Sequence[Comparison]) -> str:
 
 def about(one: Comparison) -> str:
     """The problems of a comparison in one line."""
-    samples = sorted({entry.outcomes.samples for entry in one.entries})
+    samples = sorted({entry.results.samples for entry in one.entries})
     return f"{one.about['problems']} problems x {', '.join(map(str, samples))}: {one.about['source']}."
 
 
@@ -101,17 +102,19 @@ def _benchmark(at: int, one: Comparison, runs: Sequence[FinishedRun], style: dic
     for entry in one.entries:
         lines.setdefault(name_of(entry, runs), []).append(entry)
     drawn = {f"Pass@1 against {kind}": pareto(f"Pass@1 against {kind}, {at + 1}", lines, style, kind) for kind in COSTS}
-    samples = [entry.outcomes.samples for entry in one.entries]
+    samples = [entry.results.samples for entry in one.entries]
     fronts = list(zip(*(on_front(one.entries, kind) for kind in COSTS), strict=True))
     accuracy, costs = [], []
     for entry, wins in zip(one.entries, fronts, strict=True):
         name = name_of(entry, runs)
         colored = _name(name, style[name])
         where = " and ".join(kind.split(",")[0] for kind, won in zip(COSTS, wins, strict=True) if won) or MISSING
-        cells = accuracy_row(colored, entry.outcomes.cell, entry.metrics, samples)
+        cells = accuracy_row(colored, entry.results.configuration, entry.metrics, samples)
         accuracy.append([*cells, where])
-        costs.append(cost_row(colored, entry.outcomes.cell, entry.metrics))
-    overview = matrix([(_name(n, style[n]), e.outcomes.cell, e.metrics) for n, group in lines.items() for e in group])
+        costs.append(cost_row(colored, entry.results.configuration, entry.metrics))
+    overview = matrix(
+        [(_name(n, style[n]), e.results.configuration, e.metrics) for n, group in lines.items() for e in group]
+    )
     parts = [figures(drawn, large=True), table(*overview)]
     parts += [table([*accuracy_head(samples), "on the front of"], accuracy), table(COST_HEAD, costs)]
     return section(one.benchmark, about(one), *parts, *_differences(one))
@@ -131,7 +134,7 @@ def _differences(one: Comparison) -> list[Markup]:
 
 def _html_difference(found: Difference) -> list[str]:
     cells = difference_row(found)
-    return [Markup(f"<b>{escaped(cell)}</b>") for cell in cells] if found.is_significant else cells
+    return [tagged("b", cell) for cell in cells] if found.is_significant else cells
 
 
 def difference_row(found: Difference) -> list[str]:
@@ -142,19 +145,21 @@ def difference_row(found: Difference) -> list[str]:
 
 
 def _settings(runs: Sequence[FinishedRun]) -> Markup:
-    """All settings and birth certificates."""
+    """All settings and provenances."""
     parts = []
     for run in runs:
         facts: dict[str, Any] = {**run.settings}
-        for number, birth in enumerate(run.births, start=1):
-            facts |= {f"{name}, start {number}" if len(run.births) > 1 else name: v for name, v in birth.items()}
+        for number, provenance in enumerate(run.provenances, start=1):
+            facts |= {
+                f"{name}, start {number}" if len(run.provenances) > 1 else name: v for name, v in provenance.items()
+            }
         rows = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in facts.items()]
         parts.append(section(run.name, "", table(["setting", "value"], rows, words=True), folded=True))
     return section("Settings and birth certificates", "", *parts)
 
 
-def _birth(run: FinishedRun) -> str:
-    last = run.births[-1]
-    times = f", {len(run.births)} starts" if len(run.births) > 1 else ""
+def _provenance(run: FinishedRun) -> str:
+    last = run.provenances[-1]
+    times = f", {len(run.provenances)} starts" if len(run.provenances) > 1 else ""
     versions = ", ".join(f"{name} {last[name]}" for name in ("torch", "transformers", "python"))
     return f"`{last['command']}`, {last['date']}, commit {last['commit']}, {last['hardware']}, {versions}{times}."

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from markupsafe import Markup
+
 from leanthink.eval.compare import Entry, front
 from leanthink.eval.metrics import Metrics
-from leanthink.utils.markup import Markup
 from leanthink.utils.svg import INK, RUNS, plot
 
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "*": "★"}

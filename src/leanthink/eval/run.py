@@ -1,4 +1,4 @@
-"""Generates and grades what a run still lacks, cell by cell, and writes down each answer as it finishes."""
+"""Generates and grades what a run still lacks, and writes down each answer as it finishes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from leanthink.data.think_tags import ThinkTags, think_tags
 from leanthink.data.traces.trace import request_seed
 from leanthink.engine.outputs import Completion
 from leanthink.engine.sampling import Sampling
-from leanthink.eval.aggregated_results import Outcomes, outcomes
-from leanthink.eval.configurations import Benchmark, Cell
+from leanthink.eval.aggregated_results import AggregatedResults, aggregate
+from leanthink.eval.configurations import Benchmark, Configuration
 from leanthink.eval.records import RESULT, Record, RunFolder
-from leanthink.importance.inference_backend import Ask, Subject
+from leanthink.importance.inference_backend import GenerationRequest, InferenceBackend
 from leanthink.models.prompt import PLAIN, ChatOptions, encode_prompt
 from leanthink.utils.errors import LeanThinkError, RequestFailed
 from leanthink.utils.file_writing import write_json
@@ -29,18 +29,18 @@ class Progress(Protocol):
     """Hears of every record: those that an earlier start wrote, and those that are written now."""
 
     def skip(self, what: str, count: int) -> None:
-        """So many of a cell were there."""
+        """So many of a configuration were there."""
 
     def advance(self, what: str) -> None:
-        """One more of a cell is there."""
+        """One more of a configuration is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What all cells of a run have in common.
+    """What all configurations of a run have in common.
 
     Attributes:
-        subject: what answers; it knows the policies of all cells.
+        backend: what answers; it knows the policies of all configurations.
         benchmarks: by name.
         samples: answers to each problem.
         sampling: how tokens are picked; its seed is that of the whole run.
@@ -49,7 +49,7 @@ class Setup:
         options: how problems become prompts.
     """
 
-    subject: Subject
+    backend: InferenceBackend
     benchmarks: Mapping[str, Benchmark]
     samples: int
     sampling: Sampling
@@ -62,33 +62,36 @@ class Setup:
 class _Job:
     """One request that is still to be made."""
 
-    cell: Cell
+    configuration: Configuration
     problem: Problem
     sample: int
     prompt_ids: tuple[int, ...]
     sampling: Sampling
 
     @property
-    def ask(self) -> Ask:
-        return Ask(prompt_ids=self.prompt_ids, policy=self.cell.policy, budget=self.cell.budget, sampling=self.sampling)
+    def request(self) -> GenerationRequest:
+        policy, budget = self.configuration.policy, self.configuration.budget
+        return GenerationRequest(prompt_ids=self.prompt_ids, policy=policy, budget=budget, sampling=self.sampling)
 
 
-def complete(setup: Setup, folder: RunFolder, cells: Iterable[Cell], *, together: bool = False) -> None:
-    """Make the records that these cells lack: each cell in an engine run of its own, or all of them `together`.
+def complete(
+    setup: Setup, folder: RunFolder, configurations: Iterable[Configuration], *, together: bool = False
+) -> None:
+    """Make the records that these configurations lack: each in an engine run of its own, or all of them `together`.
 
-    Every request has its own seed, from the run's seed, the problem and the sample, the same in every cell: a run that
-    was killed and goes on generates what it would have generated.
+    Every request has its own seed, from the run's seed, the problem and the sample, the same in every configuration: a
+    run that is resumed generates what it would have generated.
     """
-    wanted = list(cells)
-    for group in [wanted] if together else [[cell] for cell in wanted]:
-        jobs = [job for cell in group for job in _jobs(setup, cell, folder)]
+    wanted = list(configurations)
+    for group in [wanted] if together else [[configuration] for configuration in wanted]:
+        jobs = [job for configuration in group for job in _jobs(setup, configuration, folder)]
         if jobs:
             _generate(setup, folder, jobs, alone=len(group) == 1)
 
 
-def finish(setup: Setup, folder: RunFolder, cells: Iterable[Cell]) -> list[Outcomes]:
-    """Write `result.json`, and return what is in it, once every record of these cells is there."""
-    found = [outcomes(cell, _ids(setup, cell), setup.samples, folder.of_cell(cell.name)) for cell in cells]
+def finish(setup: Setup, folder: RunFolder, configurations: Iterable[Configuration]) -> list[AggregatedResults]:
+    """Write `result.json`, and return what is in it, once every record of these configurations is there."""
+    found = [_aggregated(setup, folder, configuration) for configuration in configurations]
     benchmarks = {
         name: {**folder.header["benchmarks"][name], "ids": [problem.id for problem in benchmark.problems]}
         for name, benchmark in setup.benchmarks.items()
@@ -99,26 +102,27 @@ def finish(setup: Setup, folder: RunFolder, cells: Iterable[Cell]) -> list[Outco
     return found
 
 
-def mean_thought(setup: Setup, folder: RunFolder, cell: Cell) -> float:
-    """Mean thought of a finished cell, in tokens."""
-    found = outcomes(cell, _ids(setup, cell), setup.samples, folder.of_cell(cell.name))
+def mean_thought(setup: Setup, folder: RunFolder, configuration: Configuration) -> float:
+    """Mean thought of a finished configuration, in tokens."""
+    found = _aggregated(setup, folder, configuration)
     return float(found.column("thought_tokens").mean())
 
 
-def _ids(setup: Setup, cell: Cell) -> list[str]:
-    return [problem.id for problem in setup.benchmarks[cell.benchmark].problems]
+def _aggregated(setup: Setup, folder: RunFolder, configuration: Configuration) -> AggregatedResults:
+    ids = [problem.id for problem in setup.benchmarks[configuration.benchmark].problems]
+    return aggregate(configuration, ids, setup.samples, folder.of_configuration(configuration.name))
 
 
-def _jobs(setup: Setup, cell: Cell, folder: RunFolder) -> list[_Job]:
-    """What is left of a cell, first samples of every problem first."""
-    benchmark = setup.benchmarks[cell.benchmark]
+def _jobs(setup: Setup, configuration: Configuration, folder: RunFolder) -> list[_Job]:
+    """What is left of a configuration, first samples of every problem first."""
+    benchmark = setup.benchmarks[configuration.benchmark]
     prompts = [
-        tuple(encode_prompt(setup.subject.tokenizer, index, benchmark.prompt(problem), setup.options))
+        tuple(encode_prompt(setup.backend.tokenizer, index, benchmark.prompt(problem), setup.options))
         for index, problem in enumerate(benchmark.problems)
     ]
     jobs = [
         _Job(
-            cell=cell,
+            configuration=configuration,
             problem=problem,
             sample=sample,
             prompt_ids=prompt_ids,
@@ -126,15 +130,15 @@ def _jobs(setup: Setup, cell: Cell, folder: RunFolder) -> list[_Job]:
         )
         for sample in range(setup.samples)
         for problem, prompt_ids in zip(benchmark.problems, prompts, strict=True)
-        if (cell.name, problem.id, sample) not in folder.done
+        if (configuration.name, problem.id, sample) not in folder.done
     ]
-    setup.progress.skip(cell.name, setup.samples * len(prompts) - len(jobs))
+    setup.progress.skip(configuration.name, setup.samples * len(prompts) - len(jobs))
     return jobs
 
 
 def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: bool) -> None:
     """One engine run. Answers are graded beside it, so that no step waits for that."""
-    tags = think_tags(setup.subject.tokenizer)
+    tags = think_tags(setup.backend.tokenizer)
     start = time.perf_counter()
     graded: list[Future[Record]] = []
 
@@ -151,12 +155,12 @@ def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: b
 
     with ThreadPoolExecutor(MOST_WORKERS) as threads:
         try:
-            for index, completion in setup.subject.complete([job.ask for job in jobs], max_rows=setup.max_rows):
+            for index, completion in setup.backend.complete([job.request for job in jobs], max_rows=setup.max_rows):
                 finish_one(jobs[index], completion)
         except RequestFailed as failure:
             job = jobs[failure.request_id]
             raise LeanThinkError(
-                f"{job.cell.name}: sample {job.sample} of problem {job.problem.id} failed: {failure.why}. "
+                f"{job.configuration.name}: sample {job.sample} of problem {job.problem.id} failed: {failure.why}. "
                 "All others are written down; the same command tries it again"
             ) from failure
         finally:
@@ -169,7 +173,7 @@ def _record(job: _Job, completion: Completion, *, tags: ThinkTags, start: int, s
     found = verdict_on(job.problem, text, think_tags=must_close)
     copied = ("prompt_tokens", "thought_tokens", "answer_tokens", "peak_slots", "kept_slots", "slot_steps")
     return Record(
-        cell=job.cell.name,
+        cell=job.configuration.name,
         id=job.problem.id,
         sample=job.sample,
         seed=job.sampling.seed,

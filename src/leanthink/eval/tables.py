@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from leanthink.eval.configurations import Cell
+from leanthink.eval.configurations import Configuration
 from leanthink.eval.metrics import Metrics
 from leanthink.eval.statistics import Estimate
 
@@ -30,9 +30,13 @@ def number(value: float | None, style: str = ".0f", scale: float = 1.0) -> str:
     return MISSING if value is None else format(scale * value, style)
 
 
-def slots(cell: Cell) -> str:
+def slots(configuration: Configuration) -> str:
     """Its budget as kept + interval."""
-    return "all" if cell.budget is None else f"{cell.budget.slots}+{cell.budget.interval}"
+    return (
+        "all"
+        if configuration.budget is None
+        else f"{configuration.budget.slots}+{configuration.budget.eviction_interval}"
+    )
 
 
 def accuracy_head(samples: Sequence[int]) -> Texts:
@@ -42,12 +46,12 @@ def accuracy_head(samples: Sequence[int]) -> Texts:
     return ["policy", "slots", "Pass@1, %", *passes, *majority, "strict, %", "cut off, %"]
 
 
-def accuracy_row(name: str, cell: Cell, found: Metrics, samples: Sequence[int]) -> Texts:
-    """The accuracies of a cell under `accuracy_head` of the same samples."""
+def accuracy_row(name: str, configuration: Configuration, found: Metrics, samples: Sequence[int]) -> Texts:
+    """The accuracies of a configuration under `accuracy_head` of the same samples."""
     passes = [percent(found.pass_at.get(k)) for k in _shown_ks(samples)]
     majority = [percent(found.majority)] if max(samples) > 1 else []
     strict, capped = percent(found.strict), number(found.capped, ".1f", 100)
-    return [name, slots(cell), percent(found.accuracy), *passes, *majority, strict, capped]
+    return [name, slots(configuration), percent(found.accuracy), *passes, *majority, strict, capped]
 
 
 def _shown_ks(samples: Sequence[int]) -> list[int]:
@@ -61,11 +65,11 @@ COST_HEAD = [
 ]
 
 
-def cost_row(name: str, cell: Cell, found: Metrics) -> Texts:
-    """What the answers of a cell cost, under `COST_HEAD`."""
+def cost_row(name: str, configuration: Configuration, found: Metrics) -> Texts:
+    """What the answers of a configuration cost, under `COST_HEAD`."""
     return [
         name,
-        slots(cell),
+        slots(configuration),
         shown(found.thought_tokens, 1, ".0f"),
         percent(found.growth, "+.1f"),
         number(found.answer_tokens),
@@ -80,13 +84,18 @@ def cost_row(name: str, cell: Cell, found: Metrics) -> Texts:
     ]
 
 
-def matrix(rows: Sequence[tuple[str, Cell, Metrics]]) -> tuple[Texts, list[Texts]]:
+def matrix(rows: Sequence[tuple[str, Configuration, Metrics]]) -> tuple[Texts, list[Texts]]:
     """Head and rows of Pass@1 by name and slots, the most slots first; the full cache is the same in every column."""
-    bounded = {cell.budget.slots + cell.budget.interval for _, cell, _ in rows if cell.budget}
+    budgets = [configuration.budget for _, configuration, _ in rows]
+    bounded = {budget.slots + budget.eviction_interval for budget in budgets if budget}
     columns = sorted(bounded, reverse=True) or [0]
     found: dict[str, dict[int, str]] = {}
-    for name, cell, row in rows:
-        at = columns if cell.budget is None else [cell.budget.slots + cell.budget.interval]
+    for name, configuration, row in rows:
+        at = (
+            columns
+            if configuration.budget is None
+            else [configuration.budget.slots + configuration.budget.eviction_interval]
+        )
         found.setdefault(name, {}).update(dict.fromkeys(at, percent(row.accuracy)))
     head = ["Pass@1, %", *(f"{slots} slots" if slots else "all slots" for slots in columns)]
     return head, [[name, *(cells.get(slots, MISSING) for slots in columns)] for name, cells in found.items()]

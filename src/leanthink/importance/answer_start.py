@@ -67,7 +67,7 @@ def with_answers(traces: Sequence[Trace], answer_from: AnswerFrom, tokenizer: An
 def _starts_of_text(traces: Sequence[Trace], text: str, tokenizer: Any) -> list[int]:
     """How many tokens precede the last occurrence of a text in each trace; all of them where there is none."""
     if tokenizer is None:
-        raise UsageError(f"where {text!r} begins among tokens takes the tokenizer: give subject=LoadedModel(...)")
+        raise UsageError(f"where {text!r} begins among tokens takes the tokenizer: give backend=LoadedModel(...)")
     tags = think_tags(tokenizer)
 
     def decoded(trace: Trace, tokens: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from leanthink.data.grading.grading import as_graded, check_gold, is_solved
@@ -14,9 +14,10 @@ from leanthink.data.traces.trace import Trace, TraceWriter, request_seed, trace_
 from leanthink.engine.outputs import Completion
 from leanthink.engine.request import Predictor
 from leanthink.engine.sampling import Sampling
-from leanthink.importance.inference_backend import Ask, LoadedModel, Subject
+from leanthink.importance.inference_backend import GenerationRequest, InferenceBackend, LoadedModel
 from leanthink.models.prompt import PLAIN, ChatOptions, encode_prompt
 from leanthink.policies.budget import Budget
+from leanthink.policies.policy_spec import canonical
 from leanthink.utils.errors import UsageError
 
 Progress = Callable[[int, int], None]
@@ -65,7 +66,7 @@ def collect(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-    subject: Subject | None = None,
+    backend: InferenceBackend | None = None,
 ) -> Collected:
     r"""Generate `samples` traces of each problem into a JSONL file.
 
@@ -79,7 +80,7 @@ def collect(
         out_path: the file to write; refused if it exists, unless `resume` or `overwrite`.
         samples: traces for each problem.
         sampling: how tokens are picked; its seed is the seed of the whole collection.
-        policy: name of the policy to generate under.
+        policy: the policy to generate under, by its name, with settings behind a colon where they are not the defaults.
         budget: its budget; None for "full" only.
         predictor: its predictor or a path; None for the one shipped with the model.
         ignore_predictor_mismatch: as of `leanthink.generate`.
@@ -91,7 +92,7 @@ def collect(
         resume: go on with the file, leaving out what it has.
         overwrite: start the file anew.
         progress: called with the numbers of traces done and asked for, after each.
-        subject: what completes in place of `model`, `tokenizer` and `predictor`, which may then be None; it knows the
+        backend: what completes in place of `model`, `tokenizer` and `predictor`, which may then be None; it knows the
             policy, and `model_name` has to be given.
 
     Raises:
@@ -100,19 +101,20 @@ def collect(
         DamagedFile: a line of the file to resume cannot be read.
     """
     check_problems(problems, samples)
-    if subject is not None and model_name is None:
-        raise UsageError("subject is given without model_name: say what the traces are to call the model")
-    if subject is None:
+    policy = canonical(policy)
+    if backend is not None and model_name is None:
+        raise UsageError("backend is given without model_name: say what the traces are to call the model")
+    if backend is None:
         given: dict[str | None, Predictor] = {policy: predictor}
-        subject = LoadedModel(model, tokenizer, given, ignore_predictor_mismatch=ignore_predictor_mismatch)
-    tokenizer = subject.tokenizer
+        backend = LoadedModel(model, tokenizer, given, ignore_predictor_mismatch=ignore_predictor_mismatch)
+    tokenizer = backend.tokenizer
     tags = think_tags(tokenizer)
     jobs = _jobs(tokenizer, problems, samples, sampling, instruction, options)
     common = {
         "model": model_name or str(getattr(model.config, "_name_or_path", "")) or type(model).__name__,
-        "fingerprint": subject.about.fingerprint,
+        "fingerprint": backend.model_info.fingerprint,
         "policy": policy,
-        "budget": None if budget is None else asdict(budget),
+        "budget": None if budget is None else budget.record,
         "temperature": float(sampling.temperature),
     }
     with TraceWriter(out_path, resume=resume, overwrite=overwrite) as writer:
@@ -122,8 +124,9 @@ def collect(
         todo = [job for job in jobs if job.key not in done]
         now: list[bool] = []
 
-        asked = [Ask(prompt_ids=j.prompt_ids, policy=policy, budget=budget, sampling=j.sampling) for j in todo]
-        for index, completion in subject.complete(asked, max_rows=max_rows, record=record):
+        how: dict[str, Any] = {"policy": policy, "budget": budget}
+        requests = [GenerationRequest(prompt_ids=job.prompt_ids, sampling=job.sampling, **how) for job in todo]
+        for index, completion in backend.complete(requests, max_rows=max_rows, record=record):
             trace = _trace(todo[index], completion, common, tags)
             writer.write(trace)
             now.append(bool(trace.correct))

@@ -70,7 +70,7 @@ def damage(model: Any, thought: Thought, policies: Sequence[Policy], budget: Bud
     with middle_outputs(model) as middle, for_any_length():
         full_NM = model.base_model(input_ids=ids_1N, use_cache=False).last_hidden_state[0]
     states_TF = joined(full_NM, middle[0][0])[thought.prompt_tokens :]
-    first = thought.prompt_tokens + budget.slots + budget.interval  # the first query that misses something
+    first = thought.prompt_tokens + budget.slots + budget.eviction_interval  # the first query that misses something
     found = []
     for policy in policies:
         seen_XNN = visible(model, thought, policy, budget, states_TF)
@@ -100,16 +100,16 @@ def visible(model: Any, thought: Thought, policy: Policy, budget: Budget, states
     X, T = policy.num_sets, N - prompt
     stamps_TXC = _stamps(policy, states_TF)
     seen_XNN = torch.ones(N, N, dtype=torch.bool, device=device).tril_().repeat(X, 1, 1)
-    held_XS = torch.arange(budget.slots + budget.interval, device=device).repeat(X, 1)  # thought tokens
-    for written in range(budget.slots + budget.interval, T, budget.interval):
+    held_XS = torch.arange(budget.slots + budget.eviction_interval, device=device).repeat(X, 1)  # thought tokens
+    for written in range(budget.slots + budget.eviction_interval, T, budget.eviction_interval):
         shown = _shown(thought, policy, held_XS, written, stamps_TXC)
         scores_XS = policy.score(shown).view(X, -1).float()
-        kept_XK = keep_in_order(scores_XS, budget.slots, budget.window)
+        kept_XK = keep_in_order(scores_XS, budget.slots, budget.recent_window)
         stays_XT = torch.zeros(X, written, dtype=torch.bool, device=device).scatter_(
             1, held_XS.gather(1, kept_XK), True
         )
         seen_XNN[:, prompt + written :, prompt : prompt + written] &= stays_XT[:, None]
-        newer = torch.arange(written, written + budget.interval, device=device).repeat(X, 1)
+        newer = torch.arange(written, written + budget.eviction_interval, device=device).repeat(X, 1)
         held_XS = torch.cat([held_XS.gather(1, kept_XK), newer], dim=1)
     return seen_XNN
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import isqrt
 from typing import Any
 
@@ -43,6 +43,11 @@ class Expected:
     kl: dict[str, float]
     changed: dict[str, float]
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """Its fields for JSON."""
+        return asdict(self) | {"budget": self.budget.record}
+
 
 def budget_at(ratio: int, thought_tokens: float) -> Budget | None:
     """A budget that never holds more than this part of a thought; None where that leaves nothing to rank."""
@@ -50,8 +55,8 @@ def budget_at(ratio: int, thought_tokens: float) -> Budget | None:
     part = held // 4
     if part < 1:
         return None
-    interval = min(Budget.interval, part)
-    return Budget(slots=held - interval, window=min(Budget.window, part), interval=interval)
+    interval = min(Budget.eviction_interval, part)
+    return Budget(slots=held - interval, recent_window=min(Budget.recent_window, part), eviction_interval=interval)
 
 
 def expect(
@@ -78,7 +83,8 @@ def expect(
         return None
     most_tokens = isqrt(MASK_BYTES.get(model.device.type, MASK_BYTES["cuda"]) // predictor.num_sets)
     cut = [_cut(Thought.of(trace), most_tokens) for trace in held_out if trace.thought_tokens]
-    long = [thought for thought in cut if thought.thought_end - thought.prompt_tokens > budget.slots + budget.interval]
+    held = budget.slots + budget.eviction_interval
+    long = [thought for thought in cut if thought.thought_end - thought.prompt_tokens > held]
     if not long:
         return None
     chosen = long[:: -(-len(long) // MOST_TRACES)]  # of all problems, where several files lie behind one another

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from leanthink.data.traces.trace import Trace, check_unique
 from leanthink.importance.dataset import Examples, gather, split_by_problem, usable
-from leanthink.importance.fit_config import Recipe, goal, loss, rate
+from leanthink.importance.fit_config import FitConfig, loss, lr_schedule, targets
 from leanthink.importance.held_out_metrics import counted, measure
 from leanthink.importance.label_file import LabelFile
 from leanthink.importance.predictor_comparison import compare_with, read_compared
@@ -47,7 +47,7 @@ def fit(
     model: Any,
     traces: Sequence[Trace],
     labels: LabelFile,
-    recipe: Recipe,
+    config: FitConfig,
     *,
     out_path: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -70,43 +70,43 @@ def fit(
         CannotWrite: there is no room for the predictor; one that was there is unharmed.
     """
     if out_path is None:
-        return _fit(model, traces, labels, recipe, out_path, progress, compare)
+        return _fit(model, traces, labels, config, out_path, progress, compare)
     with held(Path(out_path)):
-        return _fit(model, traces, labels, recipe, out_path, progress, compare)
+        return _fit(model, traces, labels, config, out_path, progress, compare)
 
 
 def _fit(
     model: Any,
     traces: Sequence[Trace],
     labels: LabelFile,
-    recipe: Recipe,
+    config: FitConfig,
     out_path: str | os.PathLike[str] | None,
     progress: Progress | None,
     compare: str | os.PathLike[str] | None,
 ) -> Fitted:
     """`fit`, where nobody else writes to the same file."""
     check_unique(traces)
-    kept = usable(traces, labels, only_correct=recipe.only_correct, need_answer=recipe.target == "answer")
-    fitted_to, held_out = split_by_problem(kept, share=recipe.val_share, seed=recipe.seed)
-    columns, recipe = _columns(fitted_to, labels, recipe)
-    other = None if compare is None else read_compared(compare, model, labels.fingerprint, recipe)
-    examples = _read(model, [*fitted_to, *held_out], labels, recipe, columns, progress)
+    kept = usable(traces, labels, only_correct=config.only_correct, need_answer=config.target == "answer")
+    fitted_to, held_out = split_by_problem(kept, share=config.val_share, seed=config.seed)
+    columns, config = _columns(fitted_to, labels, config)
+    other = None if compare is None else read_compared(compare, model, labels.fingerprint, config)
+    examples = _read(model, [*fitted_to, *held_out], labels, config, columns, progress)
     train, val = examples[: len(fitted_to)], examples[len(fitted_to) :]
-    predictor, train_loss = _train(model, train, recipe, progress)
-    metrics = {"train_loss": train_loss, **measure(predictor, val, recipe)}
+    predictor, train_loss = _train(model, train, config, progress)
+    metrics = {"train_loss": train_loss, **measure(predictor, val, config)}
     if other is not None:
         other_val = val
         if other.predictor.offsets != predictor.offsets:  # it sees other tokens of each
-            as_other = replace(recipe, offsets=other.predictor.offsets)
+            as_other = replace(config, offsets=other.predictor.offsets)
             other_val = _read(model, held_out, labels, as_other, columns, None)
-        metrics["compared"] = compare_with(other, other_val, predictor, val, recipe)
+        metrics["compared"] = compare_with(other, other_val, predictor, val, config)
     data = {
         "model": kept[0].model,
         "traces": len(train),
         "tokens": sum(len(example.labels_TY) for example in train),
         "thought_tokens": fmean(_ranked_tokens(trace, labels) for trace in fitted_to),
         "answer_from": labels.answer_from,
-        "recipe": asdict(recipe) | {"lr": recipe.learning_rate},
+        "recipe": asdict(config) | {"lr": config.learning_rate},
         "torch": torch.__version__,
         "device": model.device.type,
     }
@@ -132,31 +132,31 @@ def _read(
     model: Any,
     traces: Sequence[Trace],
     labels: LabelFile,
-    recipe: Recipe,
+    config: FitConfig,
     columns: list[int],
     progress: Progress | None,
 ) -> list[Examples]:
-    """The examples of each trace, as the recipe's predictor sees them, with these columns of labels."""
+    """The examples of each trace, as the config's predictor sees them, with these columns of labels."""
     examples = gather(
         model,
         traces,
         labels,
-        offsets=recipe.offsets or (0,),
-        tokens_per_trace=recipe.tokens_per_trace,
-        seed=recipe.seed,
-        by_set=recipe.granularity != "model",
+        offsets=config.offsets or (0,),
+        tokens_per_trace=config.tokens_per_trace,
+        seed=config.seed,
+        by_set=config.granularity != "model",
         progress=None if progress is None else lambda done, total: progress("read", done, total),
     )
     return [replace(example, labels_TY=example.labels_TY[:, columns]) for example in examples]
 
 
-def _columns(traces: Sequence[Trace], labels: LabelFile, recipe: Recipe) -> tuple[list[int], Recipe]:
-    """Label columns to fit, and the recipe with its horizons, offsets and granularity spelt out."""
-    if recipe.target == "answer":
-        return [0], replace(recipe, granularity="model")
+def _columns(traces: Sequence[Trace], labels: LabelFile, config: FitConfig) -> tuple[list[int], FitConfig]:
+    """Label columns to fit, and the config with its horizons, offsets and granularity spelt out."""
+    if config.target == "answer":
+        return [0], replace(config, granularity="model")
     reached = {horizon: _reached(traces, horizon) for horizon in labels.horizons}
     enough = LEAST_REACHED * sum(trace.thought_tokens for trace in traces)
-    horizons = recipe.horizons
+    horizons = config.horizons
     if horizons is None:
         horizons = tuple(h for h in labels.horizons if reached[h] >= enough) or labels.horizons[:1]
     for horizon in horizons:
@@ -169,9 +169,9 @@ def _columns(traces: Sequence[Trace], labels: LabelFile, recipe: Recipe) -> tupl
             )
     if not horizons or list(horizons) != sorted(set(horizons)):
         raise UsageError(f"horizons must be ascending, at least one, got {list(horizons)}")
-    offsets = offsets_below(horizons[0]) if recipe.offsets is None else recipe.offsets
-    granularity = recipe.granularity or labels.granularity
-    spelt_out = replace(recipe, horizons=horizons, offsets=offsets, granularity=granularity)
+    offsets = offsets_below(horizons[0]) if config.offsets is None else config.offsets
+    granularity = config.granularity or labels.granularity
+    spelt_out = replace(config, horizons=horizons, offsets=offsets, granularity=granularity)
     chosen = [labels.horizons.index(horizon) for horizon in horizons]
     if granularity == "model":
         return [1 + index for index in chosen], spelt_out
@@ -209,7 +209,7 @@ def _seen_NW(examples: Sequence[Examples]) -> Tensor:
 
 
 def _train(
-    model: Any, examples: Sequence[Examples], recipe: Recipe, progress: Progress | None
+    model: Any, examples: Sequence[Examples], config: FitConfig, progress: Progress | None
 ) -> tuple[Predictor, float]:
     """Fit in float32 on the model's device, then round the weights to what the file will hold.
 
@@ -219,53 +219,53 @@ def _train(
         torch.cat([example.states_NF for example in examples]),
         _seen_NW(examples),
         torch.cat([example.labels_TY for example in examples]),
-        counted(examples, recipe),
+        counted(examples, config),
     ]
     states_SF, seen_NW, labels_NY, counts_NC = _roomiest(held, model.device)
     num_sets = labels_NY.shape[1] // counts_NC.shape[1]
-    predictor = _fresh(recipe, model.config.hidden_size, num_sets, states_SF).to(model.device)
-    betas = (0.9, 0.95) if recipe.target == "answer" else (0.9, 0.999)
-    optimiser = torch.optim.AdamW(predictor.parameters(), lr=recipe.learning_rate, betas=betas, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, recipe.steps, recipe.target))
-    draws = torch.Generator().manual_seed(recipe.seed)
+    predictor = _fresh(config, model.config.hidden_size, num_sets, states_SF).to(model.device)
+    betas = (0.9, 0.95) if config.target == "answer" else (0.9, 0.999)
+    optimiser = torch.optim.AdamW(predictor.parameters(), lr=config.learning_rate, betas=betas, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: lr_schedule(step, config.steps, config.target))
+    draws = torch.Generator().manual_seed(config.seed)
     recent: list[Tensor] = []
-    for step in range(recipe.steps):
-        rows_N = torch.randint(len(labels_NY), (recipe.batch,), generator=draws).to(labels_NY.device)
+    for step in range(config.steps):
+        rows_N = torch.randint(len(labels_NY), (config.batch,), generator=draws).to(labels_NY.device)
         batch = (states_SF[seen_NW[rows_N]], labels_NY[rows_N], counts_NC[rows_N])
         states_NWF, wanted_NY, counts = (part.to(model.device) for part in batch)
-        step_loss = loss(predictor(states_NWF), goal(wanted_NY, recipe), counts, recipe.target)
+        step_loss = loss(predictor(states_NWF), targets(wanted_NY, config), counts, config.target)
         optimiser.zero_grad()
         step_loss.backward()  # type: ignore[no-untyped-call]
-        if recipe.target == "answer":
+        if config.target == "answer":
             torch.nn.utils.clip_grad_norm_(predictor.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         recent = [*recent[-99:], step_loss.detach()]
         if progress is not None:
-            progress("fit", step + 1, recipe.steps)
+            progress("fit", step + 1, config.steps)
     mean_loss = float(torch.stack(recent).mean())
     if not isfinite(mean_loss):
         raise UsageError(
-            f"the loss is {mean_loss} after {recipe.steps} steps: give a lower lr than {recipe.learning_rate:g}, or "
+            f"the loss is {mean_loss} after {config.steps} steps: give a lower lr than {config.learning_rate:g}, or "
             "load the model in another dtype if its states are not finite"
         )
     return predictor.to(torch.bfloat16).float(), mean_loss
 
 
-def _fresh(recipe: Recipe, hidden_size: int, num_sets: int, states_SF: Tensor) -> Predictor:
+def _fresh(config: FitConfig, hidden_size: int, num_sets: int, states_SF: Tensor) -> Predictor:
     """A predictor with the seed's initial weights, drawn without disturbing the caller's random numbers."""
-    assert recipe.granularity is not None, "the columns were chosen by it"
-    width = recipe.width or min(2 * hidden_size, MOST_WIDTH)
+    assert config.granularity is not None, "the columns were chosen by it"
+    width = config.width or min(2 * hidden_size, MOST_WIDTH)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(config.seed)
         predictor = Predictor(
-            target=recipe.target,
+            target=config.target,
             hidden_size=hidden_size,
-            horizons=recipe.horizons or (),
-            offsets=recipe.offsets or (0,),
-            granularity=recipe.granularity,
+            horizons=config.horizons or (),
+            offsets=config.offsets or (0,),
+            granularity=config.granularity,
             num_sets=num_sets,
-            width=width if recipe.target == "horizon" else None,
+            width=width if config.target == "horizon" else None,
         )
     if isinstance(predictor.head, HorizonHead):
         predictor.head.standardise(states_SF)

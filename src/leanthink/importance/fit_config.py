@@ -1,4 +1,4 @@
-"""What a predictor is fitted to, and how: the recipe, the goal it gives a label, the loss and the learning rate.
+"""What a predictor is fitted to, and how: the configuration, the targets of the labels, the loss and the LR schedule.
 
 Shapes: N tokens, C channels (1 for `answer`, one per horizon for `horizon`), X index sets, Y = X C.
 """
@@ -25,7 +25,7 @@ LEARNING_RATE = {"answer": 5e-4, "horizon": 1e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class FitConfig:
     """How to fit; tokens, steps and shares.
 
     target: "horizon" (binary cross-entropy to each horizon's label) or "answer" (arXiv 2601.18383: squared error to the
@@ -84,25 +84,25 @@ class Recipe:
         return LEARNING_RATE[self.target] if self.lr is None else self.lr
 
 
-def goal(labels_NC: Tensor, recipe: Recipe) -> Tensor:
+def targets(labels_NC: Tensor, config: FitConfig) -> Tensor:
     """What the predictor is to put out for these labels, which may be packed in eight bits, [N, Y]."""
-    if recipe.target == "horizon":
+    if config.target == "horizon":
         return unpacked(labels_NC) if labels_NC.dtype == torch.uint8 else labels_NC
-    return 10_000 * labels_NC if recipe.transform == "scale" else 10 * labels_NC**0.3 / 0.3
+    return 10_000 * labels_NC if config.transform == "scale" else 10 * labels_NC**0.3 / 0.3
 
 
-def loss(scores_NY: Tensor, goal_NY: Tensor, counts_NC: Tensor, target: Target) -> Tensor:
+def loss(scores_NY: Tensor, target_NY: Tensor, counts_NC: Tensor, target: Target) -> Tensor:
     """Mean loss over the entries that count (`counts_NC`, bool, the same for every index set), a scalar."""
     if target == "horizon":
-        each_NY = F.binary_cross_entropy_with_logits(scores_NY, goal_NY, reduction="none")
+        each_NY = F.binary_cross_entropy_with_logits(scores_NY, target_NY, reduction="none")
     else:
-        weight_NY = torch.where((goal_NY >= 4) & (goal_NY < 5), 5.0, 1.0)
-        each_NY = weight_NY * (scores_NY - goal_NY).square()
+        weight_NY = torch.where((target_NY >= 4) & (target_NY < 5), 5.0, 1.0)
+        each_NY = weight_NY * (scores_NY - target_NY).square()
     each_NC = each_NY.view(len(each_NY), -1, counts_NC.shape[1]).mean(dim=1)
     return (each_NC * counts_NC).sum() / counts_NC.sum().clamp(min=1)
 
 
-def rate(step: int, steps: int, target: Target) -> float:
+def lr_schedule(step: int, steps: int, target: Target) -> float:
     """Share of the learning rate at a step: linear to 0, or a tenth of warm-up and then a cosine to 0."""
     if target == "horizon":
         return 1 - step / steps

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from leanthink.importance.dataset import Examples
-from leanthink.importance.fit_config import Recipe, goal, loss
+from leanthink.importance.fit_config import FitConfig, loss, targets
 from leanthink.importance.rank_metrics import kendall_tau, top_overlap
 from leanthink.models.predictor import Predictor
 
@@ -21,33 +21,33 @@ TOP_SHARES = (0.2, 0.3)
 MEASURED_SETS = 8  # of the index sets: ranking quality is the mean over so many of them
 
 
-def counted(examples: Sequence[Examples], recipe: Recipe) -> Tensor:
+def counted(examples: Sequence[Examples], config: FitConfig) -> Tensor:
     """Which labels count in the loss, bool [N, C]: of a horizon those of tokens with so many tokens after them.
 
     A slot is ranked by a horizon only once it is that old, and then its thought did go on so long: a label of 0 for a
     thought that ended sooner would teach how long thoughts are, and old slots that are still needed would be lost.
     """
     after_N1 = torch.cat([example.tokens_after_T for example in examples])[:, None]
-    return after_N1 >= torch.tensor(recipe.horizons or (0,))
+    return after_N1 >= torch.tensor(config.horizons or (0,))
 
 
-def measure(predictor: Predictor, examples: Sequence[Examples], recipe: Recipe) -> dict[str, Any]:
+def measure(predictor: Predictor, examples: Sequence[Examples], config: FitConfig) -> dict[str, Any]:
     """Loss and ranking quality on held-out traces: within each trace and index set, then the mean over all.
 
     Each horizon is measured on the tokens that can be ranked by it: those with so many tokens after them. It may be
-    fewer horizons than the predictor has: those of the recipe, which the examples are labelled for.
+    fewer horizons than the predictor has: those of the config, which the examples are labelled for.
     """
     if not examples:
         return {"held_out_traces": 0}
-    found: dict[str, list[list[dict[str, float]]]] = {name: [] for name in _channels(recipe)}
+    found: dict[str, list[list[dict[str, float]]]] = {name: [] for name in _channels(config)}
     losses = []
     for example in examples:
         for of_traces in found.values():
             of_traces.append([])
-        scores_TY = scores(predictor, example, recipe)
-        goal_TY = goal(example.labels_TY, recipe)
-        losses.append(float(loss(scores_TY, goal_TY, counted([example], recipe), recipe.target)))
-        for name, predicted, truth in ranked(example, recipe, scores_TY, goal_TY):
+        scores_TY = scores(predictor, example, config)
+        target_TY = targets(example.labels_TY, config)
+        losses.append(float(loss(scores_TY, target_TY, counted([example], config), config.target)))
+        for name, predicted, truth in ranked(example, config, scores_TY, target_TY):
             ranking = _ranking(predicted, truth)
             found[name][-1] += [ranking] if ranking else []
     return {
@@ -59,10 +59,10 @@ def measure(predictor: Predictor, examples: Sequence[Examples], recipe: Recipe) 
 
 
 def ranked(
-    example: Examples, recipe: Recipe, first_TY: Tensor, second_TY: Tensor
+    example: Examples, config: FitConfig, first_TY: Tensor, second_TY: Tensor
 ) -> Iterator[tuple[str, list[float], list[float]]]:
     """Two orders of the same tokens for each channel, by its name, and each measured index set."""
-    channels = _channels(recipe)
+    channels = _channels(config)
     for channel, (name, tokens) in enumerate(channels.items()):
         reached_T = example.tokens_after_T >= tokens
         for column in _some_of(range(channel, first_TY.shape[1], len(channels))):
@@ -79,17 +79,17 @@ def of_horizons(values_TY: Tensor, known: Sequence[int], wanted: Sequence[int]) 
 
 
 @torch.no_grad()
-def scores(predictor: Predictor, example: Examples, recipe: Recipe) -> Tensor:
-    """What it gives the tokens at the recipe's horizons, [T, Y] on the CPU."""
+def scores(predictor: Predictor, example: Examples, config: FitConfig) -> Tensor:
+    """What it gives the tokens at the config's horizons, [T, Y] on the CPU."""
     device = next(predictor.parameters()).device
     states_NF = example.states_NF.to(device)
     parts = [predictor(states_NF[part.to(device)]).cpu() for part in torch.split(example.seen_TW, 8192)]
-    return of_horizons(torch.cat(parts), predictor.horizons, recipe.horizons or ())
+    return of_horizons(torch.cat(parts), predictor.horizons, config.horizons or ())
 
 
-def _channels(recipe: Recipe) -> dict[str, int]:
+def _channels(config: FitConfig) -> dict[str, int]:
     """The channels by name, and how many tokens must come after one that can be ranked by it."""
-    return {str(horizon): horizon for horizon in recipe.horizons} if recipe.horizons else {"answer": 0}
+    return {str(horizon): horizon for horizon in config.horizons} if config.horizons else {"answer": 0}
 
 
 def _some_of(columns: range) -> range:

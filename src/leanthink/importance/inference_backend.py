@@ -18,14 +18,15 @@ from leanthink.importance.batches import batches_by_length, check_vocabulary
 from leanthink.importance.labels import Labels, Thought, label_batch
 from leanthink.models.fingerprint import fingerprint
 from leanthink.models.loading import check_model
-from leanthink.policies import Policy
+from leanthink.policies import Policy, spec_of
 from leanthink.policies.budget import Budget
 from leanthink.policies.policy import Granularity
+from leanthink.policies.policy_spec import canonical
 from leanthink.utils.provenance import hardware_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
+class ModelInfo:
     """What decides the results of a model, besides what is asked of it: engines of one run agree in all of it.
 
     Attributes:
@@ -36,7 +37,7 @@ class About:
         policies: names of those that it was made for, in that order, and of the default for None.
         predictors: SHA-256 over the weights of each policy's predictor, shipped or given, by the policy's name.
         borrowed: of each policy whose predictor was fitted to another model, that model's fingerprint, by its name.
-        hardware: in words, for birth certificates; it may differ.
+        hardware: in words, for provenance records; it may differ.
     """
 
     leanthink: str
@@ -50,8 +51,8 @@ class About:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
-    """One request: token ids of the prompt, the policy's name, budget and sampling."""
+class GenerationRequest:
+    """One request: token ids of the prompt, the policy with its settings, budget and sampling."""
 
     prompt_ids: tuple[int, ...]
     policy: str
@@ -59,17 +60,17 @@ class Ask:
     sampling: Sampling
 
 
-class Subject(Protocol):
+class InferenceBackend(Protocol):
     """What completes and labels."""
 
     tokenizer: Any
 
     @property
-    def about(self) -> About:
+    def model_info(self) -> ModelInfo:
         """What decides its results."""
 
     def complete(
-        self, asked: Sequence[Ask], *, max_rows: int, record: bool = False
+        self, requests: Sequence[GenerationRequest], *, max_rows: int, record: bool = False
     ) -> Iterator[tuple[int, Completion]]:
         """Each request's index and completion, as it finishes; arguments and errors are those of `generate`."""
 
@@ -84,8 +85,8 @@ class LoadedModel:
 
     Args:
         model, tokenizer: as for `leanthink.generate`; the tokenizer may be None where nothing is completed.
-        predictors: for each policy that will be asked for, by name, its predictor; None: the one shipped, if any. The
-            name None is for the default policy of this model, which then is asked for by its own name.
+        predictors: for each policy that will be asked for, by name and settings, its predictor; None: the one shipped,
+            if any. The name None is for the default policy of this model, which then is asked for by its own name.
         ignore_predictor_mismatch: as of `leanthink.generate`, for those of all policies.
 
     Raises:
@@ -104,12 +105,12 @@ class LoadedModel:
         self.model, self.tokenizer = model, tokenizer
         maker, how = PolicyMaker(model, tokenizer), {"ignore_predictor_mismatch": ignore_predictor_mismatch}
         made = [maker.make(name, predictor, **how) for name, predictor in predictors.items()]
-        self._policies = {policy.name: policy for policy in made}
+        self._policies = {str(spec_of(policy)): policy for policy in made}
 
     @cached_property
-    def about(self) -> About:
+    def model_info(self) -> ModelInfo:
         """What decides its results, as it is at the first look: it takes reading all weights."""
-        return About(
+        return ModelInfo(
             leanthink=leanthink.__version__,
             fingerprint=fingerprint(self.model),
             device=self.model.device.type,
@@ -121,22 +122,22 @@ class LoadedModel:
         )
 
     def complete(
-        self, asked: Sequence[Ask], *, max_rows: int, record: bool = False
+        self, requests: Sequence[GenerationRequest], *, max_rows: int, record: bool = False
     ) -> Iterator[tuple[int, Completion]]:
         """Each request's index and completion, as it finishes; arguments and errors are those of `generate`."""
         check_model(self.model)
         tags = think_tags(self.tokenizer)
-        requests = make_requests(
+        made = make_requests(
             self.model,
             self.tokenizer,
             tags,
-            [ask.prompt_ids for ask in asked],
-            policy=[self._policies[ask.policy] for ask in asked],
-            budget=[ask.budget for ask in asked],
+            [request.prompt_ids for request in requests],
+            policy=[self._policies[canonical(request.policy)] for request in requests],
+            budget=[request.budget for request in requests],
             predictor=None,
-            sampling=[ask.sampling for ask in asked],
+            sampling=[request.sampling for request in requests],
         )
-        return each_finished(self.model, self.tokenizer, requests, tags=tags, max_rows=max_rows, record=record)
+        return each_finished(self.model, self.tokenizer, made, tags=tags, max_rows=max_rows, record=record)
 
     def label(
         self, thoughts: Sequence[Thought], horizons: tuple[int, ...], granularity: Granularity

@@ -24,7 +24,7 @@ from leanthink.utils.file_writing import held, replacing
 
 if TYPE_CHECKING:
     from leanthink.importance.answer_start import AnswerFrom
-    from leanthink.importance.inference_backend import Subject
+    from leanthink.importance.inference_backend import InferenceBackend
 
 VERSION = "2"
 CURE = "label the traces anew"
@@ -98,7 +98,7 @@ class LabelCounts:
 
 
 @dataclass(kw_only=True)
-class _Growing:
+class _LabelWriter:
     """The labels gathered so far and the file they go to."""
 
     path: Path
@@ -190,18 +190,18 @@ def label_traces(
     overwrite: bool = False,
     save_every: int = 50,
     progress: Progress | None = None,
-    subject: Subject | None = None,
+    backend: InferenceBackend | None = None,
 ) -> LabelCounts:
-    """Label traces into one file; a file of the same model and horizons is gone on with, trace by trace.
+    """Label traces into one file; a file of the same model and horizons is resumed, trace by trace.
 
     On a GPU traces of like length share a forward pass. The file is replaced in one step after every `save_every`
     traces, unless saving would take more than a tenth of the time, and at the end, however the end comes, so that
     Ctrl-C loses only the batch in hand. `progress(done, total)` is called after each trace. Traces of another model are
     refused, as far as they say which wrote them. Wrong traces and traces without a thought are left out and counted.
-    Where a `subject` is given, it labels in place of `model`, which may then be None.
+    Where a `backend` is given, it labels in place of `model`, which may then be None.
 
     `answer_from` is for models that write no think tags: the answer begins at the last occurrence of this text, which
-    takes a `subject` with a tokenizer, or after this share of the generated tokens. Traces in which none begins are
+    takes a `backend` with a tokenizer, or after this share of the generated tokens. Traces in which none begins are
     left out and counted.
 
     Raises:
@@ -216,13 +216,13 @@ def label_traces(
     from leanthink.importance.inference_backend import LoadedModel
     from leanthink.importance.labels import check_horizons
 
-    subject = subject or LoadedModel(model, None, {})
+    backend = backend or LoadedModel(model, None, {})
     if granularity not in GRANULARITIES:
         raise unknown("granularity", granularity, GRANULARITIES)
-    asked = _Growing(
+    asked = _LabelWriter(
         path=Path(path),
         horizons=check_horizons(horizons),
-        fingerprint=subject.about.fingerprint,
+        fingerprint=backend.model_info.fingerprint,
         granularity=granularity,
         answer_from=None if answer_from is None else check_answer_from(answer_from),
     )
@@ -230,13 +230,13 @@ def label_traces(
     check_unique(given)
     _check_model(given, asked.fingerprint)
     with held(asked.path):
-        return _label(subject, given, asked, only_correct, overwrite, save_every, progress)
+        return _label(backend, given, asked, only_correct, overwrite, save_every, progress)
 
 
 def _label(
-    subject: Subject,
+    backend: InferenceBackend,
     given: Sequence[Trace],
-    asked: _Growing,
+    asked: _LabelWriter,
     only_correct: bool,
     overwrite: bool,
     save_every: int,
@@ -247,31 +247,31 @@ def _label(
     from leanthink.importance.labels import Thought, packed
 
     answer_from, granularity = asked.answer_from, asked.granularity
-    growing = asked if overwrite or not asked.path.exists() else _gone_on(asked)
+    writer = asked if overwrite or not asked.path.exists() else _resumed(asked)
     right = [trace for trace in given if trace.correct or not only_correct]
-    split = right if answer_from is None else with_answers(right, answer_from, subject.tokenizer)
+    split = right if answer_from is None else with_answers(right, answer_from, backend.tokenizer)
     thinking = [trace for trace in split if trace.thought_tokens > 0]
-    todo = [trace for trace in thinking if not _is_done(growing, trace)]
+    todo = [trace for trace in thinking if not _is_done(writer, trace)]
     thoughts = [Thought.of(trace, closing_tokens=1 if answer_from is None else 0) for trace in todo]
-    found = subject.label(thoughts, growing.horizons, granularity)
+    found = backend.label(thoughts, writer.horizons, granularity)
     done, saved_at, saving = 0, time.monotonic(), 0.0  # traces, seconds
     try:
         for done, (index, labels) in enumerate(found, start=1):
             trace = todo[index]
-            growing.checksums[trace.key] = checksum(trace)
-            growing.labels[trace.key] = labels.values_TC
+            writer.checksums[trace.key] = checksum(trace)
+            writer.labels[trace.key] = labels.values_TC
             if granularity != "model":
-                growing.sets[trace.key] = packed(labels.sets_XTH)
+                writer.sets[trace.key] = packed(labels.sets_XTH)
             now = time.monotonic()
             if done % save_every == 0 and (saving < QUICK_SECONDS or now - saved_at >= 10 * saving):
-                growing.save()
+                writer.save()
                 saved_at = time.monotonic()
                 saving = saved_at - now
             if progress is not None:
                 progress(done, len(todo))
     finally:
         if done or not todo:  # a file to be overwritten stays until there is something else
-            growing.save()
+            writer.save()
     return LabelCounts(
         labelled=len(todo),
         done_before=len(thinking) - len(todo),
@@ -292,7 +292,7 @@ def _check_model(traces: Sequence[Trace], fingerprint: str) -> None:
             )
 
 
-def _gone_on(asked: _Growing) -> _Growing:
+def _resumed(asked: _LabelWriter) -> _LabelWriter:
     """The same with what its file already holds; refuses a file of something else."""
     found = read_labels(asked.path)
     if found.fingerprint != asked.fingerprint:
@@ -318,12 +318,12 @@ def _gone_on(asked: _Growing) -> _Growing:
     return replace(asked, labels=dict(found.labels), checksums=dict(found.checksums), sets=dict(found.sets))
 
 
-def _is_done(growing: _Growing, trace: Trace) -> bool:
-    if trace.key not in growing.labels:
+def _is_done(writer: _LabelWriter, trace: Trace) -> bool:
+    if trace.key not in writer.labels:
         return False
-    if growing.checksums[trace.key] != checksum(trace):
+    if writer.checksums[trace.key] != checksum(trace):
         raise UsageError(
-            f"{growing.path} holds labels of another trace {trace.key!r}: give another file, or overwrite this one"
+            f"{writer.path} holds labels of another trace {trace.key!r}: give another file, or overwrite this one"
         )
     return True
 

@@ -106,7 +106,7 @@ def unpacked(codes: Tensor) -> Tensor:
     return (codes.float() / 255).square()
 
 
-class _Far:
+class _HorizonAttention:
     """What rows from each distance on pay each column, in one number: their largest attention, or a sum over them."""
 
     def __init__(self, shape: Sequence[int], *, horizons: tuple[int, ...], added: bool, device: torch.device) -> None:
@@ -135,7 +135,7 @@ class _Far:
         (torch.add if self.added else torch.maximum)(so_far_C, found_C, out=so_far_C)
 
 
-class _Tally:
+class _LabelAccumulator:
     """What every layer adds to: running label sums of a batch of traces, on the model's device.
 
     The columns [first, end) are those of all thoughts; what a trace gathers outside its own is never looked at.
@@ -170,9 +170,9 @@ class _Tally:
         self.is_own_BC = (column_C >= start_B1) & (column_C < end_B1)
         self.answer_BC = torch.zeros(len(thoughts), len(column_C), device=device)
         shape = (len(thoughts), len(column_C))
-        self.largest = _Far(shape, horizons=horizons, added=False, device=device)
+        self.largest = _HorizonAttention(shape, horizons=horizons, added=False, device=device)
         of_layer = (len(thoughts), sets_of_layer, len(column_C))
-        self.read_L = [_Far(of_layer, horizons=horizons, added=True, device=device) for _ in range(layers)]
+        self.read_L = [_HorizonAttention(of_layer, horizons=horizons, added=True, device=device) for _ in range(layers)]
         self.layer = 0  # whose turn it is
         self.heads = 0  # of all layers so far
 
@@ -244,7 +244,7 @@ def _attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
-    label_tally: _Tally,
+    label_tally: _LabelAccumulator,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """The stock SDPA output of a layer [B, N, A, D], with its attention added to the tally on the way."""
@@ -313,7 +313,7 @@ def label_batch(
     if block_bytes is None:
         block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
     shape = kv_shape(model.config)
-    tally = _Tally(
+    tally = _LabelAccumulator(
         thoughts,
         horizons=distances,
         layers=0 if granularity == "model" else shape.layers,

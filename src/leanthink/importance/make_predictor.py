@@ -18,7 +18,7 @@ from leanthink.importance.collect import check_problems, collect
 from leanthink.importance.dataset import split_by_problem, usable
 from leanthink.importance.expect import expect
 from leanthink.importance.fit import fit
-from leanthink.importance.fit_config import Recipe
+from leanthink.importance.fit_config import FitConfig
 from leanthink.importance.inference_backend import LoadedModel
 from leanthink.importance.label_file import LabelFile, checksum, default_horizons, label_traces, read_labels
 from leanthink.importance.labels import HORIZONS, check_horizons
@@ -40,7 +40,7 @@ class Plan:
     Attributes:
         problems: of at least two ids, as some are held out; their golds tell right traces from wrong ones.
         model: what the traces are to call the model.
-        recipe: how to fit. Its horizons, if it has any, are those that are labelled as well; so is its granularity.
+        fit_config: how to fit. Its horizons, if it has any, are those that are labelled as well; so is its granularity.
         sampling: how traces are sampled.
         samples: traces for each problem.
         instruction: put after each problem.
@@ -55,7 +55,7 @@ class Plan:
 
     problems: Sequence[Problem]
     model: str
-    recipe: Recipe
+    fit_config: FitConfig
     sampling: Sampling
     samples: int = 1
     instruction: str = ""
@@ -65,13 +65,13 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_problems(self.problems, self.samples)
-        if self.recipe.val_share and len(self.problems) < 2:
+        if self.fit_config.val_share and len(self.problems) < 2:
             raise UsageError("one problem is too few: some are held out to measure on, give at least two")
         if self.answer_from is not None:
             check_answer_from(self.answer_from)
-        if self.recipe.horizons is None:
+        if self.fit_config.horizons is None:
             return
-        farthest, most = check_horizons(self.recipe.horizons)[-1], self.sampling.max_new_tokens
+        farthest, most = check_horizons(self.fit_config.horizons)[-1], self.sampling.max_new_tokens
         if farthest >= most:
             raise UsageError(
                 f"horizon {farthest}: no trace of at most {most} tokens has so many after one of its tokens; leave it "
@@ -81,20 +81,20 @@ class Plan:
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
         """What each stage's files depend on; problems and samples may be added to."""
-        recipe = asdict(self.recipe) | {"granularity": self.granularity}
+        config = asdict(self.fit_config) | {"granularity": self.granularity}
         return {
             "collect": {"model": self.model, "instruction": self.instruction}
             | asdict(self.options)
             | asdict(self.sampling),
-            "label": {name: recipe[name] for name in ("horizons", "granularity", "only_correct")}
+            "label": {name: config[name] for name in ("horizons", "granularity", "only_correct")}
             | {"answer_from": self.answer_from},
-            "fit": recipe,
+            "fit": config,
         }
 
     @property
     def granularity(self) -> Granularity:
-        """Of the index sets that are labelled: that of the recipe, if it has one, else what measured best."""
-        return "model" if self.recipe.target == "answer" else self.recipe.granularity or "head"
+        """Of the index sets that are labelled: that of the config, if it has one, else what measured best."""
+        return "model" if self.fit_config.target == "answer" else self.fit_config.granularity or "head"
 
     def own(self, traces: Iterable[Trace]) -> list[Trace]:
         """Those of the traces that this plan asks for, in its order: they were written in that of their ends."""
@@ -143,7 +143,7 @@ def make_predictor(
     """Collect, label and fit; then simulate evictions on traces that the predictor was not fitted to.
 
     Traces and labels are written as they are finished, into the folder beside the predictor, and stay there. A call
-    that was stopped is gone on with by `resume`: what is done is not done again, but a fit is begun anew.
+    that was stopped is resumed by `resume`: what is done is not done again, but a fit is begun anew.
 
     Args:
         model: what the predictor is for, as for `leanthink.generate`.
@@ -176,7 +176,7 @@ def _make(
         folder.clear()
     with folder.stage("collect", settings["collect"]):
         traces = _collected(model, tokenizer, plan, folder, resume, overwrite, tell)
-    check_lengths(traces, plan.recipe)
+    check_lengths(traces, plan.fit_config)
     labels = _labelled(model, tokenizer, traces, plan, folder, tell)
     _fit(model, traces, labels, plan, folder, tell)
     return _made(traces, plan, folder)
@@ -212,17 +212,17 @@ def _collected(
     return plan.own(read_traces(folder.traces))
 
 
-def check_lengths(traces: Sequence[Trace], recipe: Recipe) -> None:
+def check_lengths(traces: Sequence[Trace], config: FitConfig) -> None:
     """Refuse traces that are too few or too short to fit to, before they are labelled (UsageError)."""
-    right = [trace for trace in traces if trace.correct or not recipe.only_correct]
+    right = [trace for trace in traces if trace.correct or not config.only_correct]
     thinking = [trace for trace in right if trace.thought_tokens]
-    if len({trace.id for trace in thinking}) < (2 if recipe.val_share else 1):
+    if len({trace.id for trace in thinking}) < (2 if config.val_share else 1):
         raise UsageError(
             f"too few of {len(traces)} traces can be fitted to: {len(traces) - len(right)} are not correct, "
             f"{len(right) - len(thinking)} have no thought, and some of the others' problems are held out; {NO_TRACES}"
         )
     longest = max(len(trace.token_ids) for trace in thinking)
-    for horizon in recipe.horizons or HORIZONS[:1] if recipe.target == "horizon" else ():
+    for horizon in config.horizons or HORIZONS[:1] if config.target == "horizon" else ():
         if longest <= horizon:
             raise UsageError(
                 f"horizon {horizon}: the longest of {len(thinking)} traces has {longest} tokens, and none of these so "
@@ -235,7 +235,7 @@ def _labelled(
 ) -> LabelFile:
     """The labels of these traces, those that lacked made now."""
     before = folder.stages.get("label", {}) if folder.labels.exists() else {}
-    horizons = plan.recipe.horizons or before.get("horizons") or default_horizons(traces)
+    horizons = plan.fit_config.horizons or before.get("horizons") or default_horizons(traces)
     with folder.stage("label", plan.settings["label"]) as entry:
         entry["horizons"] = list(horizons)
         label_traces(
@@ -245,31 +245,31 @@ def _labelled(
             horizons=horizons,
             granularity=plan.granularity,
             answer_from=plan.answer_from,
-            only_correct=plan.recipe.only_correct,
+            only_correct=plan.fit_config.only_correct,
             progress=partial(tell, "label"),
-            subject=LoadedModel(model, tokenizer, {}),
+            backend=LoadedModel(model, tokenizer, {}),
         )
     return read_labels(folder.labels)
 
 
 def _fit(model: Any, traces: list[Trace], labels: LabelFile, plan: Plan, folder: WorkFolder, tell: Progress) -> None:
     """Fit, unless that is done, and simulate evictions on the traces held out."""
-    recipe, told_by = plan.recipe, _digest(traces)
+    config, told_by = plan.fit_config, _digest(traces)
     if not (folder.out.exists() and folder.stages.get("fit", {}).get("traces") == told_by):
         folder.stages.pop("expect", None)
         with folder.stage("fit", plan.settings["fit"], anew=True) as entry:
-            fit(model, traces, labels, recipe, out_path=folder.out, progress=tell)
+            fit(model, traces, labels, config, out_path=folder.out, progress=tell)
             entry["traces"] = told_by
     if "found" in folder.stages.get("expect", {}):
         return
-    kept = usable(traces, labels, only_correct=recipe.only_correct, need_answer=recipe.target == "answer")
-    held_out = {trace.key for trace in split_by_problem(kept, share=recipe.val_share, seed=recipe.seed)[1]}
+    kept = usable(traces, labels, only_correct=config.only_correct, need_answer=config.target == "answer")
+    held_out = {trace.key for trace in split_by_problem(kept, share=config.val_share, seed=config.seed)[1]}
     whole = [trace for trace in traces if trace.key in held_out]  # as a policy meets it, wherever the answer begins
     predictor = load_predictor(folder.out, model)
     mean = predictor.thought_tokens or 0.0
     with folder.stage("expect", {}, anew=True) as entry:
         found = expect(model, predictor, whole, thought_tokens=mean, progress=partial(tell, "expect"))
-        entry["found"] = None if found is None else asdict(found)
+        entry["found"] = None if found is None else found.record
 
 
 def _made(traces: list[Trace], plan: Plan, folder: WorkFolder) -> Made:

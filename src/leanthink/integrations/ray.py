@@ -20,7 +20,7 @@ from leanthink.data.think_tags import set_think_tags
 from leanthink.engine.generation import raise_first
 from leanthink.engine.outputs import Completion
 from leanthink.engine.request import Predictor
-from leanthink.importance.inference_backend import About, Ask, LoadedModel
+from leanthink.importance.inference_backend import GenerationRequest, LoadedModel, ModelInfo
 from leanthink.importance.labels import Thought
 from leanthink.models.tiny import TINY
 from leanthink.policies.policy import Granularity
@@ -138,7 +138,7 @@ class Worker:
     def __init__(self, source: Source) -> None:
         self._source = source
 
-    def open(self) -> Iterator[tuple[str, About, Any]]:
+    def open(self) -> Iterator[tuple[str, ModelInfo, Any]]:
         """Load the model; yields where this is, what decides its results, and its tokenizer."""
         from transformers.utils import logging
 
@@ -152,7 +152,7 @@ class Worker:
         self._model = LoadedModel(
             model, tokenizer, source.predictors, ignore_predictor_mismatch=source.ignore_predictor_mismatch
         )
-        yield f"process {os.getpid()} on {ray.util.get_node_ip_address()}", self._model.about, tokenizer
+        yield f"process {os.getpid()} on {ray.util.get_node_ip_address()}", self._model.model_info, tokenizer
 
     def work(self, method: str, batch: Mapping[int, Any], options: Mapping[str, Any]) -> Iterator[tuple[int, Any]]:
         """Do the work that this method of LoadedModel does; yields each item's number and result as it is there."""
@@ -199,25 +199,25 @@ class Engines:
             predictors={name: _absolute(file) for name, file in source.predictors.items()},
         )
         self._tell = tell
-        self._about: About | None = None
+        self._model_info: ModelInfo | None = None
         self._deaths = 0  # since the last result
         self._left: deque[tuple[int, Any]] = deque()  # what no engine has in hand
         self._failed: dict[int, RequestFailed] = {}  # of this work, by number
         self._engines = [self._start(f"engine {n} of {self._plan.workers}") for n in range(1, self._plan.workers + 1)]
-        while self._about is None:
+        while self._model_info is None:
             self._hear()
 
     @property
-    def about(self) -> About:
+    def model_info(self) -> ModelInfo:
         """What decides the results of every engine."""
-        assert self._about is not None, "the first engine to open said so"
-        return self._about
+        assert self._model_info is not None, "the first engine to open said so"
+        return self._model_info
 
     def complete(
-        self, asked: Sequence[Ask], *, max_rows: int, record: bool = False
+        self, requests: Sequence[GenerationRequest], *, max_rows: int, record: bool = False
     ) -> Iterator[tuple[int, Completion]]:
         """Each request's index and completion, as it finishes; `max_rows` is of each engine."""
-        return self._each("complete", asked, at_once=max_rows, max_rows=max_rows, record=record)
+        return self._each("complete", requests, at_once=max_rows, max_rows=max_rows, record=record)
 
     def label(
         self, thoughts: Sequence[Thought], horizons: tuple[int, ...], granularity: Granularity
@@ -284,14 +284,14 @@ class Engines:
         actor = ray.remote(Worker).options(**options).remote(self._source)
         return _Engine(name=name, actor=actor, stream=_streaming(actor.open))
 
-    def _welcome(self, engine: _Engine, where: str, about: About, tokenizer: Any) -> None:
+    def _welcome(self, engine: _Engine, where: str, info: ModelInfo, tokenizer: Any) -> None:
         """A model is loaded; all must be the same one. Raises UsageError."""
-        if self._about is None:
-            hardware = f"{self._plan.workers} engines on Ray, the first on {about.hardware}"
-            self._about, self.tokenizer = replace(about, hardware=hardware), tokenizer
-        if about != self._about:
+        if self._model_info is None:
+            hardware = f"{self._plan.workers} engines on Ray, the first on {info.hardware}"
+            self._model_info, self.tokenizer = replace(info, hardware=hardware), tokenizer
+        if info != self._model_info:
             raise UsageError(
-                f"--ray: {engine.name} ({where}) has {about}, another one {self._about}: "
+                f"--ray: {engine.name} ({where}) has {info}, another one {self._model_info}: "
                 "every node needs the same leanthink, model and predictors"
             )
         engine.is_open = True

@@ -5,14 +5,30 @@ Shape legend: S slots; `...` any leading dimensions (rows, or rows and kv heads)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from leanthink.utils.errors import LeanThinkError, UsageError
+from leanthink.utils.renamed_fields import renamed_fields
+
+# Names of before, which files still use: they are read and written as they always were.
+FILE_KEYS = {"window": "recent_window", "interval": "eviction_interval", "answer": "max_answer_slots"}
 
 
+def file_keys(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts of a budget under the keys that files have. Raises UsageError for a part that is there by both names."""
+    keys = {new: old for old, new in FILE_KEYS.items()}
+    for new, old in keys.items():
+        if new in parts and old in parts:
+            raise UsageError(f"budget: {old} is the old name of {new}: give {new} alone")
+    return {keys.get(name, name): value for name, value in parts.items()}
+
+
+@renamed_fields(**FILE_KEYS)
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """The memory of one request, in slots (room for one token's keys and values).
@@ -20,34 +36,44 @@ class Budget:
     Prompt slots come on top of everything here: they are never evicted and never counted.
 
     Attributes:
-        slots: thought slots that an eviction leaves, the window included.
-        window: youngest thought slots, which no eviction touches.
-        interval: thought slots that may gather on top of `slots` before the next eviction.
-        answer: slots that the answer may take; a longer answer ends with finish reason "length".
+        slots: thought slots that an eviction leaves, the recent window included.
+        recent_window: youngest thought slots, which no eviction touches.
+        eviction_interval: thought slots that may gather on top of `slots` before the next eviction.
+        max_answer_slots: slots that the answer may take; a longer answer ends with finish reason "length".
 
     Raises:
         UsageError: a number is not an integer or out of its range, or the window is larger than `slots`.
     """
 
     slots: int
-    window: int = 32
-    interval: int = 64
-    answer: int = 1024
+    recent_window: int = 32
+    eviction_interval: int = 64
+    max_answer_slots: int = 1024
 
     def __post_init__(self) -> None:
-        for field, least in (("slots", 1), ("window", 0), ("interval", 1), ("answer", 1)):
+        for field, minimum in (("slots", 1), ("recent_window", 0), ("eviction_interval", 1), ("max_answer_slots", 1)):
             given = getattr(self, field)
-            if isinstance(given, bool) or not isinstance(given, int) or given < least:
-                raise UsageError(f"Budget: {field} must be an integer of at least {least}, got {given!r}")
-        if self.window > self.slots:
+            if isinstance(given, bool) or not isinstance(given, int) or given < minimum:
+                raise UsageError(f"Budget: {field} must be an integer of at least {minimum}, got {given!r}")
+        if self.recent_window > self.slots:
             raise UsageError(
-                f"Budget: window={self.window} is larger than slots={self.slots}, and the window always stays: "
-                f"give slots={self.window} or more, or window={self.slots} or less"
+                f"Budget: recent_window={self.recent_window} is larger than slots={self.slots}, and the window always "
+                f"stays: give slots={self.recent_window} or more, or recent_window={self.slots} or less"
             )
+
+    @property
+    def record(self) -> dict[str, int]:
+        """Its fields for JSON, under the keys that files have."""
+        return file_keys(asdict(self))
+
+    @staticmethod
+    def from_record(record: Mapping[str, int]) -> Budget:
+        """The budget of `record`."""
+        return Budget(**{FILE_KEYS.get(key, key): value for key, value in record.items()})
 
     def is_due(self, thought_slots: int) -> bool:
         """Whether a request that holds this many thought slots must evict now."""
-        return thought_slots >= self.slots + self.interval
+        return thought_slots >= self.slots + self.eviction_interval
 
     def bound(self, prompt_tokens: int, max_new_tokens: int, *, thinks: bool = True, answers: bool = True) -> int:
         """Most slots that a request can ever hold at one time: what is reserved when it is admitted.
@@ -58,14 +84,14 @@ class Budget:
             thinks: False: its prompt has closed the thought, and all that it writes is answer.
             answers: False: nothing can close the thought, and all that it writes is thought.
         """
-        written = (self.slots + self.interval) * thinks + self.answer * answers
+        written = (self.slots + self.eviction_interval) * thinks + self.max_answer_slots * answers
         return prompt_tokens + min(written, max_new_tokens)
 
 
 def select(scores: Tensor, ages: Tensor, pinned: Tensor, budget: Budget) -> Tensor:
     """Indices of the slots that stay, ascending: [..., K] int64, K = pinned slots + min(budget.slots, the rest).
 
-    Pinned slots stay and are not counted. Of the others, the `budget.window` youngest stay whatever their score;
+    Pinned slots stay and are not counted. Of the others, the `budget.recent_window` youngest stay whatever their score;
     what is left of the budget goes to the highest scores, and between equal scores the younger stays.
     Every leading row is chosen independently. Costs one host sync.
 
@@ -82,7 +108,7 @@ def select(scores: Tensor, ages: Tensor, pinned: Tensor, budget: Budget) -> Tens
     assert scores.is_floating_point(), scores.dtype
     num_slots = scores.shape[-1]
     num_pinned = _checked_pinned(scores, pinned)
-    return keep(scores, ages, pinned, num_pinned + min(budget.slots, num_slots - num_pinned), budget.window)
+    return keep(scores, ages, pinned, num_pinned + min(budget.slots, num_slots - num_pinned), budget.recent_window)
 
 
 def keep(scores: Tensor, ages: Tensor, pinned: Tensor, num_kept: int, window: int) -> Tensor:

@@ -16,19 +16,20 @@ def budget_hints(policy: Policy, budget: Budget | None) -> list[str]:
     if budget is None:
         return []
     hints = []
-    if budget.window == budget.slots and policy.name != "window":
+    if budget.recent_window == budget.slots and policy.name != "window":
         hints.append(
-            f"window={budget.window} fills the budget of {budget.slots} slots: nothing is left for policy "
-            f"{policy.name!r} to rank, and only the youngest tokens stay; give a larger budget or a smaller window"
+            f"recent_window={budget.recent_window} fills the budget of {budget.slots} slots: nothing is left for "
+            f"policy {policy.name!r} to rank, and only the youngest tokens stay; give a larger budget or a smaller "
+            "window"
         )
     thought = thought_tokens_of(policy)
-    held = budget.slots + budget.interval
+    held = budget.slots + budget.eviction_interval
     if thought is not None and thought > MOST_RATIO * held:
-        least = math.ceil(thought / MOST_RATIO) - budget.interval
+        least = math.ceil(thought / MOST_RATIO) - budget.eviction_interval
         hints.append(
-            f"budget {budget.slots} and interval {budget.interval} hold {thought / held:.3g} times less than this "
-            f"model's mean thought, {thought:.0f} tokens when its predictor was fitted; above {MOST_RATIO:.0f} times "
-            f"answers go wrong: give a budget of {least} or more"
+            f"budget {budget.slots} and eviction interval {budget.eviction_interval} hold {thought / held:.3g} times "
+            f"less than this model's mean thought, {thought:.0f} tokens when its predictor was fitted; above "
+            f"{MOST_RATIO:.0f} times answers go wrong: give a budget of {least} or more"
         )
     return hints
 

@@ -11,33 +11,36 @@ from trl import GRPOConfig
 from leanthink.data.think_tags import check_pair
 from leanthink.models.prompt import ChatOptions
 from leanthink.models.transformers_versions import old_names
-from leanthink.policies import POLICIES
-from leanthink.policies.budget import Budget
-from leanthink.rl.rewards import PUBLISHED_BUFFER, soft_overlong
+from leanthink.policies.budget import FILE_KEYS, Budget, file_keys
+from leanthink.policies.policy_spec import canonical
+from leanthink.rl.old_names import NOW
+from leanthink.rl.rewards import ALL_CORRECT_WEIGHT, PUBLISHED_ALL_CORRECT_WEIGHT, PUBLISHED_BUFFER, soft_overlong
 from leanthink.rl.trl_reward import check_settings
 from leanthink.utils.errors import UsageError, unknown
+from leanthink.utils.renamed_fields import renamed_fields
 
 ROLLOUTS = ("engine", "transformers", "vllm")
-MASTERED_WEIGHT = 0.15  # measured: a sixth fewer tokens, and as many right answers as the published rule
 
 
+@renamed_fields(**{old: NOW[old] for old in ("rule", "start", "decay", "mastered_weight", "max_rounds")})
 @dataclass
 class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     """Settings of `DeepCompressTrainer`; every field of TRL's GRPOConfig is one too.
 
-    Defaults are those of the released training scripts (arXiv 2510.27419), but for `start` and `mastered_weight`, where
-    ours are better (docs/training.md; as published: 1.0 and 0), and for batch sizes, which depend on the machine:
-    published are 512 prompts of 16 responses a step, in 16 optimiser updates.
+    Defaults are those of the released training scripts (arXiv 2510.27419), but for `ema_initial_value` and
+    `all_correct_weight`, where ours are better (docs/training.md; as published: 1.0 and 0), and for batch sizes, which
+    depend on the machine: published are 512 prompts of 16 responses a step, in 16 optimiser updates.
 
     Attributes:
-        rule: "dual", or to compare with "penalty" (β = 1), "bonus" (β = -1), "none".
+        length_reward_mode: "dual", or to compare with "penalty" (β = 1), "bonus" (β = -1), "none".
         alpha: the largest length reward.
-        decay: λ of the moving average of the pass ratio. Its start is half forgotten after ln 0.5 / ln λ steps, 69 at
-            0.99: for a short run of T steps give 0.5 ** (1 / (0.115 * T)).
-        start: the average before the first batch, 1.0 as published, or "observed" for the first batch's own ratio.
-        mastered_weight: ours: groups that are all right fill what those with right and wrong responses leave of the
+        ema_decay: λ of the exponential moving average (EMA) of the pass ratio. Its initial value is half forgotten
+            after ln 0.5 / ln λ steps, 69 at 0.99: for a short run of T steps give 0.5 ** (1 / (0.115 * T)).
+        ema_initial_value: the average before the first batch, 1.0 as published, or "observed" for the first batch's
+            own ratio.
+        all_correct_weight: ours: groups that are all right fill what those with right and wrong responses leave of the
             batch, with a length reward of β = 1 and this share of their advantages, which are of the size of 1, as in
-            every group; 0: they are dropped, as published. None: 0.15 under the rule "dual", 0 under the others.
+            every group; 0: they are dropped, as published. None: 0.15 in the mode "dual", 0 in the others.
         overlong_buffer: tokens before max_completion_length over which a penalty grows; None: a fifth of it; 0: none.
         overlong_factor: that penalty at max_completion_length.
         think_tags: whether a response must close its thought to be right; or the opening and the closing tag, where the
@@ -45,13 +48,13 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         system_prompt: put before every prompt that has no system message of its own; None: none.
         split_special_tokens: whether control tokens that stand in a problem, such as <|im_end|>, stay text.
         dynamic_sampling: generate until the batch is full of groups that teach something.
-        max_rounds: most rounds of that; what is then missing is filled with groups of advantage 0, which change
-            nothing.
+        max_num_gen_batches: most rounds of that; what is then missing is filled with groups of advantage 0, which
+            change nothing.
         oversample: prompts that a round of dynamic sampling generates for each one that the batch holds: more of them
             fill the batch in fewer rounds, and a round lasts as long as its longest response.
         rollouts: "engine" (ours), "transformers" or "vllm" (TRL's, in the mode that `vllm_mode` says).
-        rollout_policy: of the engine; "full" keeps everything.
-        rollout_budget: of that policy: slots, window, interval, answer.
+        rollout_policy: of the engine, with or without settings (`snapkv:observation=16`); "full" keeps everything.
+        rollout_budget: of that policy: slots, recent_window, eviction_interval, max_answer_slots.
         rollout_predictor: file of the predictor for the policies dynts and horizon; None: the one shipped.
         ignore_predictor_mismatch: let that file be one of another model, of which the starting one is a relative.
         rollout_ratio_cap: with a budget, the largest weight of a token: how much likelier the whole cache makes it than
@@ -69,18 +72,18 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     max_completion_length: int = 10240
     epsilon_high: float | None = 0.28
 
-    rule: str = "dual"
+    length_reward_mode: str = "dual"
     alpha: float = 0.2
-    decay: float = 0.99
-    start: Any = "observed"  # or a float, which TrainingArguments cannot spell
-    mastered_weight: float | None = None
+    ema_decay: float = 0.99
+    ema_initial_value: Any = "observed"  # or a float, which TrainingArguments cannot spell
+    all_correct_weight: float | None = None
     overlong_buffer: int | None = None
     overlong_factor: float = 1.0
     think_tags: Any = True  # or a pair of tags, which TrainingArguments cannot spell
     system_prompt: str | None = None
     split_special_tokens: bool = True
     dynamic_sampling: bool = True
-    max_rounds: int = 10
+    max_num_gen_batches: int = 10
     oversample: int = 1
     rollouts: str = "engine"
     rollout_policy: str = "full"
@@ -93,8 +96,10 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     def __post_init__(self) -> None:
         """Check our fields first: TRL's own check would otherwise report the same fault in other words."""
         self._check_group()
-        if self.mastered_weight is None:
-            self.mastered_weight = MASTERED_WEIGHT if self.rule == "dual" else 0.0
+        if self.all_correct_weight is None:
+            self.all_correct_weight = (
+                ALL_CORRECT_WEIGHT if self.length_reward_mode == "dual" else PUBLISHED_ALL_CORRECT_WEIGHT
+            )
         self._check_method()
         self._check_rollouts()
         try:
@@ -117,7 +122,7 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     @property
     def budget(self) -> Budget | None:
         """Of the engine's rollouts; None for policy full."""
-        return None if self.rollout_budget is None else Budget(**self.rollout_budget)
+        return None if self.rollout_budget is None else Budget.from_record(self.rollout_budget)
 
     @property
     def chat_options(self) -> ChatOptions:
@@ -140,19 +145,24 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
                 raise UsageError(f"{name}={getattr(self, name)}: at least 1")
 
     def _check_method(self) -> None:
-        check_settings(rule=self.rule, decay=self.decay, start=self.start)
+        check_settings(
+            length_reward_mode=self.length_reward_mode,
+            ema_decay=self.ema_decay,
+            ema_initial_value=self.ema_initial_value,
+        )
         if not isinstance(self.think_tags, bool):
             check_pair(self.think_tags)
         self.chat_options  # noqa: B018 (checks itself)
-        if not isinstance(self.mastered_weight, int | float) or not 0 <= self.mastered_weight <= 1:
+        if not isinstance(self.all_correct_weight, int | float) or not 0 <= self.all_correct_weight <= 1:
             raise UsageError(
-                f"mastered_weight={self.mastered_weight!r}: a number from 0, as published, to 1, as correctness counts"
+                f"all_correct_weight={self.all_correct_weight!r}: a number from 0, as published, to 1, as correctness "
+                "counts"
             )
-        if self.mastered_weight and str(self.scale_rewards) not in ("group", "True"):
+        if self.all_correct_weight and str(self.scale_rewards) not in ("group", "True"):
             raise UsageError(
-                f"mastered_weight={self.mastered_weight} with scale_rewards={self.scale_rewards!r}: it is a share of "
-                'advantages that are divided by the deviation of their group; give scale_rewards="group", or '
-                "mastered_weight=0"
+                f"all_correct_weight={self.all_correct_weight} with scale_rewards={self.scale_rewards!r}: it is a "
+                'share of advantages that are divided by the deviation of their group; give scale_rewards="group", or '
+                "all_correct_weight=0"
             )
         if self.buffer is not None:
             soft_overlong([[1]], self.max_completion_length, self.buffer, self.overlong_factor)
@@ -161,8 +171,10 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
                 f"multi_objective_aggregation={self.multi_objective_aggregation!r}: normalised by itself, the length "
                 'reward would count as much as correctness; leave it at "sum_then_normalize"'
             )
-        if self.max_rounds < 1:
-            raise UsageError(f"max_rounds={self.max_rounds}: at least 1; dynamic_sampling=False for no filtering")
+        if self.max_num_gen_batches < 1:
+            raise UsageError(
+                f"max_num_gen_batches={self.max_num_gen_batches}: at least 1; dynamic_sampling=False for no filtering"
+            )
         if self.oversample < 1 or (self.oversample > 1 and not self.dynamic_sampling):
             raise UsageError(
                 f"oversample={self.oversample} with dynamic_sampling={self.dynamic_sampling}: at least 1, and just 1 "
@@ -172,21 +184,13 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     def _check_rollouts(self) -> None:
         if self.rollouts not in ROLLOUTS:
             raise unknown("kind of rollouts", self.rollouts, ROLLOUTS)
-        if self.rollout_policy not in POLICIES:
-            raise unknown("policy", self.rollout_policy, POLICIES)
+        self.rollout_policy = canonical(self.rollout_policy)
         if (self.rollout_policy == "full") != (self.rollout_budget is None):
             raise UsageError(
                 f"rollout_policy={self.rollout_policy!r} with rollout_budget={self.rollout_budget!r}: "
                 "policy full takes no budget, every other one needs one such as {slots: 512}"
             )
-        if self.rollout_budget is not None:
-            names = ("slots", "window", "interval", "answer")
-            for name in self.rollout_budget:
-                if name not in names:
-                    raise unknown("part of rollout_budget", name, names)
-            if "slots" not in self.rollout_budget:
-                raise UsageError("rollout_budget has no slots: say how many thought slots stay, such as {slots: 512}")
-            Budget(**self.rollout_budget)
+        self._check_budget()
         if self.ignore_predictor_mismatch and self.rollout_predictor is None:
             raise UsageError("ignore_predictor_mismatch is of rollout_predictor: give its file, or leave it out")
         if self.rollouts != "engine" and self.rollout_policy != "full":
@@ -209,6 +213,19 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             raise UsageError(f"rollout_rows={self.rollout_rows}: at least 1 response at a time")
         if self.rollouts == "vllm":
             self.use_vllm = True
+
+    def _check_budget(self) -> None:
+        """Parts of the budget may have their names of before, which the files of a run keep."""
+        if self.rollout_budget is None:
+            return
+        names = ("slots", *FILE_KEYS.values())
+        for name in self.rollout_budget:
+            if name not in (*names, *FILE_KEYS):
+                raise unknown("part of rollout_budget", name, names)
+        if "slots" not in self.rollout_budget:
+            raise UsageError("rollout_budget has no slots: say how many thought slots stay, such as {slots: 512}")
+        self.rollout_budget = file_keys(self.rollout_budget)
+        Budget.from_record(self.rollout_budget)
 
     def _check_checkpoints(self) -> None:
         """A run goes on as it was only from where a generation batch ends: TRL does not save the rest of one."""

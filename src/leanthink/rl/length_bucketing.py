@@ -1,4 +1,4 @@
-"""Micro-batches of responses of like length, so that little of what is computed is padding.
+"""Length bucketing: micro-batches of responses of like length, so that little of what is computed is padding.
 
 TRL shuffles a generation batch, cuts it into equal micro-batches and pads all of them to the longest response. Their
 lengths differ by a factor of ten, so most tokens that the forward and the backward pass saw were padding.
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 MicroBatch = dict[str, Tensor]
 
@@ -22,7 +23,7 @@ def is_text(micro_batch: Mapping[str, Any]) -> bool:
     return "pixel_values" not in micro_batch and all(isinstance(value, Tensor) for value in micro_batch.values())
 
 
-def by_length(micro_batches: Sequence[MicroBatch], window: int, *, even: bool) -> list[MicroBatch]:
+def bucket_by_length(micro_batches: Sequence[MicroBatch], window: int, *, even: bool) -> list[MicroBatch]:
     """The same rows in as many micro-batches, the longest responses first, each cut to its own longest.
 
     Rows stay within their optimiser update: that of `window` micro-batches one after the other. A loss that is divided
@@ -40,13 +41,15 @@ def by_length(micro_batches: Sequence[MicroBatch], window: int, *, even: bool) -
         part = micro_batches[first : first + window]
         rows = {name: torch.cat([batch[name] for batch in part]) for name, value in part[0].items() if value.dim()}
         tokens_N, longest_first_N = rows["completion_mask"].sum(dim=1).sort(descending=True, stable=True)
-        sizes = [len(batch["completion_mask"]) for batch in part] if even else balanced(tokens_N.tolist(), len(part))
+        sizes = [len(batch["completion_mask"]) for batch in part]
+        if not even:
+            sizes = balanced_sizes(tokens_N.tolist(), len(part))
         for batch, chosen_N in zip(part, torch.split(longest_first_N, sizes), strict=True):
-            sorted_batches.append(cut(batch | {name: value[chosen_N] for name, value in rows.items()}))
+            sorted_batches.append(trim_padding(batch | {name: value[chosen_N] for name, value in rows.items()}))
     return sorted_batches
 
 
-def balanced(tokens_N: Sequence[int], parts: int) -> list[int]:
+def balanced_sizes(tokens_N: Sequence[int], parts: int) -> list[int]:
     """How many of the rows, longest first, each part takes, so that the largest part with its padding is small.
 
     Args:
@@ -75,7 +78,7 @@ def _filled(widths_N: Sequence[int], room: int) -> list[int]:
     return sizes
 
 
-def cut(batch: MicroBatch) -> MicroBatch:
+def trim_padding(batch: MicroBatch) -> MicroBatch:
     """Without the columns in which every row is padding: on the left of prompts, on the right of all else."""
     prompt, response = batch["prompt_mask"], batch["completion_mask"]
     prompt_tokens, response_tokens = (max(1, int(mask.sum(dim=1).max())) for mask in (prompt, response))
@@ -86,3 +89,12 @@ def cut(batch: MicroBatch) -> MicroBatch:
         elif value.dim() == 2 and value.shape[1] == response.shape[1]:
             shorter[name] = value[:, :response_tokens]
     return shorter
+
+
+def stacked_rows(name: str, rows: list[Tensor], pad_id: int) -> Tensor:
+    """Rows of different rounds in one tensor, padded where TRL pads them."""
+    if rows[0].dim() == 0:
+        return torch.stack(rows)
+    side = "left" if name.startswith("prompt_") else "right"
+    padding = pad_id if name in ("prompt_ids", "completion_ids") else 0
+    return pad_sequence(rows, batch_first=True, padding_value=padding, padding_side=side)

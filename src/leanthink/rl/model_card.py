@@ -18,7 +18,8 @@ from leanthink.utils.provenance import commit
 CARD = "README.md"  # what hubs show of a model
 PAPER = "arXiv 2510.27419"
 RECIPE = (
-    *("rule", "alpha", "decay", "start", "mastered_weight", "num_generations", "max_completion_length", "temperature"),
+    *("length_reward_mode", "alpha", "ema_decay", "ema_initial_value", "all_correct_weight", "num_generations"),
+    *("max_completion_length", "temperature"),
     *("learning_rate", "warmup_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "rollouts"),
     *("rollout_policy", "rollout_budget", "seed"),
 )

@@ -1,6 +1,6 @@
 """The page of `leanthink train --report`: one HTML file with its plots inside, which loads nothing and runs nothing.
 
-What comes from files passes `leanthink.utils.markup.escaped` on its way into the page.
+The pieces of the page escape what comes from files (`leanthink.utils.markup`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from leanthink.rl.report import (
     DROPPED,
@@ -39,7 +41,7 @@ from leanthink.rl.report_plot import (
 )
 from leanthink.rl.run_files import ROLLOUTS, RUN, RecordedRun
 from leanthink.utils.errors import UsageError
-from leanthink.utils.markup import PAGE, STYLE, Markup, escaped, figures, run_name, section, table
+from leanthink.utils.markup import figures, heading, page, run_name, section, table, tagged
 from leanthink.utils.svg import RUNS, check_matplotlib
 
 Groups = list[Record]
@@ -111,8 +113,7 @@ def write_page(runs: Sequence[RecordedRun], path: Path) -> list[RunReport]:
     body = [_heading(title, reports), *_curves(runs), _length_section(runs), _rows_section(reports)]
     body += [_metrics_section(reports), _settings_section(runs)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    page = PAGE.format(title=escaped(title), style=STYLE, body="\n".join(body))
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page(title, body), encoding="utf-8")
     return reports
 
 
@@ -163,8 +164,8 @@ def _heading(title: str, reports: Sequence[RunReport]) -> Markup:
         "from the first run's last tenth. ± half of a 95 % interval that takes problems, not responses, as what was "
         "drawn; ± 0: they did not differ. Held out: the last tenth of the evaluations."
     )
-    names = f'<div class="names">{"".join(_names(reports))}</div>' if len(reports) > 1 else ""
-    return Markup(f"<h1>{escaped(title)}</h1>{table(head, rows)}<p>{note}</p>{names}")
+    names = _names(reports) if len(reports) > 1 else []
+    return heading(title, table(head, rows), tagged("p", Markup(note)), names=names)
 
 
 def _summary(report: RunReport, reports: Sequence[RunReport]) -> list[str]:
@@ -295,8 +296,8 @@ def _metrics_section(reports: Sequence[RunReport]) -> Markup:
 
 
 def _settings_section(runs: Sequence[RecordedRun]) -> Markup:
-    """Settings and birth certificates: first what differs, then what all runs have in common."""
-    about = [{"folder": str(run.folder), **run.birth, **run.settings} for run in runs]
+    """Settings and provenance: first what differs, then what all runs have in common."""
+    about = [{"folder": str(run.folder), **run.provenance, **run.settings} for run in runs]
     names = list(dict.fromkeys(name for one in about for name in one))
     texts = {name: [_setting(one.get(name)) for one in about] for name in names}
     common = {name: found for name, found in texts.items() if len(set(found)) == 1}

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from markupsafe import Markup
+
 from leanthink.rl.report import Curve, smoothed
-from leanthink.utils.markup import Markup
 from leanthink.utils.svg import RUNS, plot
 
 Scale = Literal["share", "count", "free"]

@@ -1,4 +1,4 @@
-"""What a training run is gone on from: the same settings, and its last checkpoint that is whole."""
+"""What a training run is resumed from: the same settings, and its last checkpoint that is whole."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 
 from safetensors import safe_open
 
+from leanthink.policies.budget import file_keys
+from leanthink.policies.policy_spec import canonical
+from leanthink.rl.old_names import IN_FILES, current_names
 from leanthink.rl.run_files import RUN, about_run
 from leanthink.utils.errors import DamagedFile, UsageError
 from leanthink.utils.file_reading import INTEGER, check_kinds, parse_json, reading
@@ -31,7 +34,8 @@ def check_same(settings: Mapping[str, Any], out: Path) -> None:
     """
     if not (out / RUN).is_file():
         return
-    before, now = about_run(out / RUN).get("settings", {}), as_recorded(settings)
+    before = current_names(about_run(out / RUN).get("settings", {}), tell=False)
+    now = current_names(as_recorded(settings), tell=False)
     differing = [
         f"{name}: {_shown(before, name)} there, {_shown(now, name)} asked for"
         for name in sorted({*before, *now})
@@ -45,9 +49,14 @@ def check_same(settings: Mapping[str, Any], out: Path) -> None:
 
 
 def as_recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as run.json has them."""
+    """The settings as run.json has them, by the names of before."""
     recorded: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
-    return recorded
+    budget, policy = recorded.get("rollout_budget"), recorded.get("rollout_policy")
+    if isinstance(budget, dict):
+        recorded["rollout_budget"] = file_keys(budget)
+    if isinstance(policy, str):
+        recorded["rollout_policy"] = canonical(policy)
+    return {IN_FILES.get(name, name): value for name, value in recorded.items()}
 
 
 def _value(settings: Mapping[str, Any], name: str) -> Any:
@@ -67,7 +76,7 @@ def _shown(settings: Mapping[str, Any], name: str) -> str:
 
 
 def last_whole_checkpoint(out: Path) -> tuple[Path | None, list[str]]:
-    """The latest checkpoint that can be gone on from, and what is wrong with those after it."""
+    """The latest checkpoint that can be resumed from, and what is wrong with those after it."""
     wrong: list[str] = []
     folders = [folder for folder in out.glob("checkpoint-*") if folder.name.rpartition("-")[2].isdecimal()]
     for folder in sorted(folders, key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True):

@@ -12,11 +12,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from leanthink.rl.old_names import taking_old_names
 from leanthink.utils.errors import UsageError, unknown
 
 Numbers = Any  # what torch.as_tensor takes
-LengthRule = Literal["dual", "penalty", "bonus", "none"]
+LengthRewardMode = Literal["dual", "penalty", "bonus", "none"]
 FIXED_BETA: dict[str, float | None] = {"dual": None, "penalty": 1.0, "bonus": -1.0, "none": 0.0}
+OBSERVED = "observed"
+ALL_CORRECT_WEIGHT = 0.15  # measured: a sixth fewer tokens, and as many right answers as with the published 0
+PUBLISHED_ALL_CORRECT_WEIGHT = 0.0
 PUBLISHED_BUFFER = 5  # the overlong penalty grows over the last fifth: 2048 tokens of 10240
 
 
@@ -35,17 +39,48 @@ def batch_pass_ratio(correct_BG: Numbers) -> float:
     return float(pass_ratio(correct_BG).nanmean())
 
 
-def moving_average(previous: float, observed: float, decay: float) -> float:
-    """P_b: decay * previous + (1 - decay) * observed; the previous value where nothing was observed (NaN).
+@taking_old_names
+def moving_average(previous: float, observed: float, ema_decay: float) -> float:
+    """P_b: ema_decay * previous + (1 - ema_decay) * observed; the previous value where nothing was observed (NaN).
 
-    The paper starts it at 1.0 with decay 0.99, and scores a batch against the value that has the batch in it.
+    The paper starts it at 1.0 with ema_decay 0.99, and scores a batch against the value that has the batch in it.
 
     Raises:
-        UsageError: decay outside [0, 1].
+        UsageError: ema_decay outside [0, 1].
     """
-    if not 0 <= decay <= 1:
-        raise UsageError(f"decay={decay}: must be from 0 (the observed value alone) to 1 (the previous one alone)")
-    return previous if observed != observed else decay * previous + (1 - decay) * observed
+    if not 0 <= ema_decay <= 1:
+        raise UsageError(
+            f"ema_decay={ema_decay}: must be from 0 (the observed value alone) to 1 (the previous one alone)"
+        )
+    return previous if observed != observed else ema_decay * previous + (1 - ema_decay) * observed
+
+
+def next_average(
+    previous: float | None, observed: float, *, ema_decay: float, ema_initial_value: float | Literal["observed"]
+) -> float:
+    """P_b with this batch in it; before the first one it is the initial value, or what the first one shows.
+
+    Args:
+        previous: P_b of the batch before; None for the first batch.
+        observed: this batch's own ratio, NaN where nothing was graded.
+        ema_decay: λ.
+        ema_initial_value: a number, or "observed".
+    """
+    if previous is None and ema_initial_value == OBSERVED:
+        return observed
+    return moving_average(float(ema_initial_value) if previous is None else previous, observed, ema_decay)
+
+
+def group_weights(correct_BG: Numbers, all_correct_weight: float, *, others: float = 0.0) -> Tensor:
+    """By what the advantages of each group are multiplied in the update, [B].
+
+    1 for mixed groups, which have right and wrong responses. `all_correct_weight` for groups that are all right: they
+    can only become shorter. `others` for those that are all wrong or were not graded; 0 as published.
+    """
+    ratio_B = pass_ratio(correct_BG)
+    mixed_B = (ratio_B > 0) & (ratio_B < 1)
+    weight_B: Tensor = torch.where(ratio_B == 1, all_correct_weight, mixed_B.double())
+    return weight_B.where(mixed_B | (ratio_B == 1), others)
 
 
 def difficulty(pass_ratio_B: Numbers, batch_pass_ratio: float) -> Tensor:
@@ -68,8 +103,9 @@ def standardized_length(lengths_BG: Numbers, correct_BG: Numbers | None = None) 
     return z_BG.where(~counted_BG.isnan(), 0)
 
 
+@taking_old_names
 def dual_length_reward(
-    lengths_BG: Numbers, correct_BG: Numbers, beta_B: Numbers, alpha: float = 0.2, *, keep_mastered: bool = False
+    lengths_BG: Numbers, correct_BG: Numbers, beta_B: Numbers, alpha: float = 0.2, *, keep_all_correct: bool = False
 ) -> Tensor:
     """Alpha * sigmoid(-β z) for right responses, 0 for all others, [B, G].
 
@@ -81,8 +117,8 @@ def dual_length_reward(
         correct_BG: 1, 0 or NaN.
         beta_B: difficulty of each prompt.
         alpha: the largest length reward.
-        keep_mastered: groups that are all right get a length reward too; not in the paper, and safe only where their
-            advantages are bounded by more than their own standard deviation.
+        keep_all_correct: groups that are all right get a length reward too; not in the paper, and safe only where
+            their advantages are bounded by more than their own standard deviation.
 
     Raises:
         UsageError: alpha is negative.
@@ -91,10 +127,10 @@ def dual_length_reward(
         raise UsageError(f"alpha={alpha}: the weight of the length reward must be 0 or more")
     correct_BG = _graded(correct_BG)
     ratio_B1 = pass_ratio(correct_BG)[:, None]
-    told_apart_B1 = (ratio_B1 > 0) & (ratio_B1 <= 1 if keep_mastered else ratio_B1 < 1)
+    mixed_B1 = (ratio_B1 > 0) & (ratio_B1 <= 1 if keep_all_correct else ratio_B1 < 1)
     z_BG = standardized_length(lengths_BG, correct_BG)
     reward_BG = alpha * torch.sigmoid(-_numbers(beta_B)[:, None] * z_BG)
-    return reward_BG.where((correct_BG == 1) & told_apart_B1, 0)
+    return reward_BG.where((correct_BG == 1) & mixed_B1, 0)
 
 
 def soft_overlong(lengths_BG: Numbers, max_length: int, buffer: int, factor: float = 1.0) -> Tensor:
@@ -112,14 +148,15 @@ def soft_overlong(lengths_BG: Numbers, max_length: int, buffer: int, factor: flo
     return (-over_BG / buffer * factor).clamp(max=0)
 
 
+@taking_old_names
 def deepcompress_reward(
     lengths_BG: Numbers,
     correct_BG: Numbers,
     batch_pass_ratio: float,
     alpha: float = 0.2,
     *,
-    rule: LengthRule = "dual",
-    keep_mastered: bool = False,
+    length_reward_mode: LengthRewardMode = "dual",
+    keep_all_correct: bool = False,
     max_length: int | None = None,
     buffer: int = 2048,
     factor: float = 1.0,
@@ -131,8 +168,8 @@ def deepcompress_reward(
         correct_BG: 1, 0 or NaN.
         batch_pass_ratio: P_b, the moving average that this batch is already in.
         alpha: the largest length reward.
-        rule: "dual" (β from difficulty), or for comparison "penalty" (β = 1), "bonus" (β = -1) and "none".
-        keep_mastered: see `dual_length_reward`; under "dual" β = 1 for those groups, as nothing is simpler.
+        length_reward_mode: "dual" (β from difficulty), or for comparison "penalty" (β = 1), "bonus" (β = -1), "none".
+        keep_all_correct: see `dual_length_reward`; under "dual" β = 1 for those groups, as nothing is simpler.
         max_length: where the overlong penalty is whole; None for no penalty.
         buffer: over how many tokens before that it grows.
         factor: how large it is.
@@ -140,8 +177,7 @@ def deepcompress_reward(
     Raises:
         UsageError: an argument out of range, or groups of fewer than two responses.
     """
-    if rule not in FIXED_BETA:
-        raise unknown("length rule", rule, FIXED_BETA)
+    check_mode(length_reward_mode)
     lengths_BG, correct_BG = _numbers(lengths_BG), _graded(correct_BG)
     if lengths_BG.shape != correct_BG.shape or lengths_BG.dim() != 2 or lengths_BG.shape[1] < 2:
         raise UsageError(
@@ -149,15 +185,22 @@ def deepcompress_reward(
             "least 2 responses a prompt, as a group of one has nothing to be compared with"
         )
     reward_BG = outcome_reward(correct_BG)
-    if rule != "none":
-        fixed, ratio_B = FIXED_BETA[rule], pass_ratio(correct_BG)
+    if length_reward_mode != "none":
+        fixed, ratio_B = FIXED_BETA[length_reward_mode], pass_ratio(correct_BG)
         beta_B = difficulty(ratio_B, batch_pass_ratio) if fixed is None else torch.full_like(ratio_B, fixed)
-        if fixed is None and keep_mastered:
+        if fixed is None and keep_all_correct:
             beta_B = beta_B.where(ratio_B < 1, 1)
-        reward_BG = reward_BG + dual_length_reward(lengths_BG, correct_BG, beta_B, alpha, keep_mastered=keep_mastered)
+        keep = {"keep_all_correct": keep_all_correct}
+        reward_BG = reward_BG + dual_length_reward(lengths_BG, correct_BG, beta_B, alpha, **keep)
     if max_length is not None:
         reward_BG = reward_BG + soft_overlong(lengths_BG, max_length, buffer, factor)
     return reward_BG
+
+
+def check_mode(length_reward_mode: str) -> None:
+    """Raise UsageError for a mode that nobody knows."""
+    if length_reward_mode not in FIXED_BETA:
+        raise unknown("length_reward_mode", length_reward_mode, FIXED_BETA)
 
 
 def _numbers(values: Numbers) -> Tensor:

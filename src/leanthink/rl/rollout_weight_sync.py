@@ -1,4 +1,4 @@
-"""A copy of the policy to generate with: plain weights, adapters folded in, brought up to date before each rollout.
+"""The model that generates rollouts: plain weights, adapters folded in, synchronised with the policy before each.
 
 The trained model itself will not do: it is in training mode, recomputes activations, is wrapped for autocast and may
 carry adapters, and on a GPU its weights are float32 where bfloat16 generates at twice the speed. What was built for the
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from leanthink.utils.errors import UsageError
 
 
-class PolicyCopy:
+class RolloutModel:
     """A second model of the same shape on the same device, in evaluation mode, that follows the first.
 
-    Costs its weights once more, and on `refresh` one pass over those that are trained.
+    Costs its weights once more, and on `sync_weights` one pass over those that are trained.
 
     Args:
         model: the policy, whole on this device; with LoRA a PeftModel.
@@ -40,7 +40,7 @@ class PolicyCopy:
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
         self._copy(only_trained=False)
 
-    def refresh(self) -> None:
+    def sync_weights(self) -> None:
         """Take over what training has changed. Raises UsageError if that is no longer made of finite numbers."""
         self._copy(only_trained=True)
         if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():

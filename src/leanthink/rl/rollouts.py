@@ -21,7 +21,7 @@ from leanthink.engine.sampling import Sampling
 from leanthink.models.context import context_of
 from leanthink.models.loading import check_model
 from leanthink.policies.budget import Budget
-from leanthink.rl.rollout_weight_sync import PolicyCopy
+from leanthink.rl.rollout_weight_sync import RolloutModel
 from leanthink.utils.errors import UsageError
 
 ROUNDED_TO = 256  # slots: a somewhat longer prompt than any before must not make a new engine
@@ -62,7 +62,7 @@ class EngineRollouts:
             model, None, [policy], predictor, ignore_predictor_mismatch=ignore_predictor_mismatch
         )
         self._budget, self._rows = budget, rows
-        self._copy: PolicyCopy | None = None
+        self._rollout_model: RolloutModel | None = None
         self._engine: Engine | None = None
         self._room = (0, 0)  # rows, and slots of each, that the engine was made for
         self._calls: dict[bool, tuple[int, int]] = {}  # in training, in evaluation: the latest step, calls in it
@@ -126,10 +126,10 @@ class EngineRollouts:
 
     def _ready_engine(self, requests: Sequence[Request], trainer: Any) -> Engine:
         """The engine on current weights; a new one only if these requests do not fit the old one."""
-        if self._copy is None:
-            self._copy = PolicyCopy(trainer.accelerator.unwrap_model(trainer.model), _dtype(trainer))
+        if self._rollout_model is None:
+            self._rollout_model = RolloutModel(trainer.accelerator.unwrap_model(trainer.model), _dtype(trainer))
         else:
-            self._copy.refresh()
+            self._rollout_model.sync_weights()
         rows = min(self._rows, len(requests))
         bound = max(request.bound for request in requests)
         if self._engine is None or rows > self._room[0] or bound > self._room[1]:
@@ -138,11 +138,11 @@ class EngineRollouts:
             self._room = (max(rows, self._room[0]), max(bound, self._room[1]))
             rows, bound = self._room
             self._engine = Engine(
-                self._copy.model,
+                self._rollout_model.model,
                 trainer.processing_class,
                 slots=rows * bound,
                 rows=rows,
-                row_slots=bound if self._copy.model.device.type == "cpu" else None,
+                row_slots=bound if self._rollout_model.model.device.type == "cpu" else None,
                 ends=trainer.eos_token_ids,
             )
         return self._engine

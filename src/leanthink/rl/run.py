@@ -1,4 +1,4 @@
-"""One training run from settings: model, data and trainer are made, the run is carried out or gone on with."""
+"""One training run from settings: model, data and trainer are made, the run is carried out or resumed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from leanthink.models.transformers_versions import old_names
+from leanthink.policies.budget import FILE_KEYS
 from leanthink.rl import data
+from leanthink.rl.old_names import current_names
 from leanthink.rl.resume import as_recorded, check_same, last_whole_checkpoint
 from leanthink.rl.run_files import FINAL, LOG, REPORT, ROLLOUTS, RUN
 from leanthink.utils.errors import LeanThinkWarning, UsageError, unknown
 from leanthink.utils.file_writing import held, write_json, writing
+from leanthink.utils.renamed_fields import new_keys
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,7 +46,7 @@ def train(
 ) -> dict[str, Any] | None:
     """Train and return what came out.
 
-    Writes into the folder `out`: `run.json` (settings and birth certificate), `log.jsonl` and `rollouts.jsonl` (see
+    Writes into the folder `out`: `run.json` (settings and provenance), `log.jsonl` and `rollouts.jsonl` (see
     `leanthink.rl.run_log`), TRL's `checkpoint-N` and, at the end, `final`: the model, adapters merged, tokenizer and
     model card.
 
@@ -70,6 +73,10 @@ def train(
     """
     from leanthink.rl.config import check_vllm
 
+    settings = current_names(settings)
+    if isinstance(settings.get("rollout_budget"), Mapping):
+        parts = new_keys("rollout_budget", settings["rollout_budget"], FILE_KEYS)
+        settings = {**settings, "rollout_budget": parts}
     out, checkpoint = check_settings(settings, resume=resume, overwrite=overwrite)
     dataset = make_data(settings["data"])  # before all that rests on what machine and batch allow
     eval_dataset = make_data(settings["eval_data"]) if "eval_data" in settings else None
@@ -183,7 +190,8 @@ def make_config(settings: Mapping[str, Any]) -> Any:
     chosen = {name: value for name, value in settings.items() if name not in SECTIONS}
     typed = {field.name: field for field in fields(DeepCompressConfig)}
     for name, value in chosen.items():
-        chosen[name] = value if name in ("start", "think_tags") else _of_kind(name, value, typed[name].default)
+        if name not in ("ema_initial_value", "think_tags"):
+            chosen[name] = _of_kind(name, value, typed[name].default)
     on_gpu = torch.cuda.is_available()
     defaults: dict[str, Any] = {"logging_steps": 1, "report_to": "none", "bf16": on_gpu, "use_cpu": not on_gpu}
     defaults |= {"disable_tqdm": True, "seed": 0}

@@ -23,7 +23,7 @@ class RecordedRun:
         name: what it is called beside other runs.
         log: of log.jsonl, in its order; each has `step` and numbers or nulls by their names.
         groups: of rollouts.jsonl; empty where there is no such file.
-        settings, birth: of run.json; empty where there is no such file.
+        settings, provenance: of run.json; empty where there is no such file.
     """
 
     name: str
@@ -31,7 +31,7 @@ class RecordedRun:
     log: list[dict[str, Any]]
     groups: list[dict[str, Any]]
     settings: dict[str, Any]
-    birth: dict[str, Any]
+    provenance: dict[str, Any]
 
 
 def read_runs(folders: list[Path]) -> list[RecordedRun]:
@@ -66,7 +66,7 @@ def read_run(folder: Path, name: str) -> RecordedRun:
         log=log,
         groups=_lines(folder / ROLLOUTS, _check_group) if (folder / ROLLOUTS).is_file() else [],
         settings=about.get("settings", {}),
-        birth=about.get("birth", {}),
+        provenance=about.get("birth", {}),
     )
 
 

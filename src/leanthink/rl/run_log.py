@@ -50,7 +50,7 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no type
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (LOG, ROLLOUTS):
-            cut(self.folder / name, state.global_step)
+            truncate(self.folder / name, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **others: Any) -> None:
         """Write a line of the log, and tell how it goes."""
@@ -114,7 +114,7 @@ def progress_line(record: dict[str, Any], steps: int) -> str:
     return "  ".join(told)
 
 
-def cut(path: Path, step: int) -> None:
+def truncate(path: Path, step: int) -> None:
     """Drop the lines after this step, and one that was not finished; without steps the file starts empty.
 
     Raises:

@@ -1,8 +1,8 @@
-"""DeepCompress on TRL's GRPOTrainer: its reward, dynamic sampling, advantages that keep mastered groups, our rollouts.
+"""DeepCompress on TRL's GRPOTrainer: its reward, dynamic sampling, weights of all-correct groups, our rollouts.
 
 Everything else is TRL's: clip-higher, the token-level loss and no KL term are settings of `DeepCompressConfig`.
 
-What it relies on, in TRL 1.16 (the tested range is `TRL`, other versions are refused):
+What it relies on, in TRL 1.16 (the tested range is `TRL` of `trainer_checks`, other versions are refused):
 - `GRPOTrainer._generate_and_score_completions(inputs)`, which `_prepare_inputs` calls once for a generation batch in
   training mode and once for each batch in evaluation; it returns a dict of tensors, one row a response of this rank,
   but for the scalar `num_items_in_batch`, which divides the loss. Overridden, as it is the smallest place that sees
@@ -30,33 +30,30 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from packaging.specifiers import SpecifierSet
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
-from leanthink.data.think_tags import set_think_tags, think_tags, thought_is_over
+from leanthink.data.think_tags import set_think_tags
 from leanthink.engine.sdpa import for_any_length
 from leanthink.models.prompt import encode_chat
 from leanthink.rl.config import DeepCompressConfig, check_vllm
-from leanthink.rl.data import check_answers
-from leanthink.rl.length_bucketing import by_length, is_text
+from leanthink.rl.length_bucketing import bucket_by_length, is_text, stacked_rows
 from leanthink.rl.log_probs import left_aligned
 from leanthink.rl.model_card import CARD, Origin, model_card, public_name
+from leanthink.rl.rewards import group_weights
 from leanthink.rl.rollouts import EngineRollouts, check_whole
+from leanthink.rl.trainer_checks import check_data, check_template, check_version
 from leanthink.rl.trl_reward import DeepCompressReward, Grader, Scored
 from leanthink.utils.errors import UsageError
 from leanthink.utils.file_writing import writing
 
-TRL = SpecifierSet(">=1.16,<1.17")
 TELEMETRY = "HF_HUB_DISABLE_TELEMETRY"
 BY_TOKENS = ("dapo", "cispo", "vespo")  # losses that are divided by the tokens of the whole update
 Row = dict[str, Tensor]
@@ -67,12 +64,12 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
     """GRPO with the DeepCompress reward and dynamic sampling.
 
     Dynamic sampling: a generation batch is scored, its groups that are all right or all wrong are dropped, and whole
-    batches of other prompts are generated until as many groups as the batch holds are left, in at most `max_rounds`
-    rounds, each of `oversample` times as many prompts. Statistics are of all prompts of a round, before any is dropped.
-    With `mastered_weight` groups that are all right fill what those with right and wrong responses leave of the batch.
-    What is then still missing is filled up with dropped groups whose advantages are 0 and whose tokens do not count in
-    the loss: the update is that of a smaller batch.
-    The other prompts are drawn from the whole data set, by seed, step and round.
+    batches of other prompts, drawn from the whole data set by seed, step and round, are generated until as many groups
+    as the batch holds are left, in at most `max_num_gen_batches` rounds, each of `oversample` times as many prompts.
+    Statistics are of all prompts of a round, before any is dropped. With `all_correct_weight` all-correct groups fill
+    what the mixed ones, which have right and wrong responses, leave of the batch. What is then still missing is filled
+    up with dropped groups whose advantages are 0 and whose tokens do not count in the loss: the update is that of a
+    smaller batch.
 
     Args:
         model: a causal language model of transformers or a PeftModel.
@@ -113,32 +110,11 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
                 f"model={model!r} is a name: give what leanthink.load({model!r}) returns, and its tokenizer"
             )
         check_data(train_dataset, args)
-        chosen = {} if grader is None else {"grader": grader}
-        self.reward = DeepCompressReward(
-            max_length=args.max_completion_length,
-            rule=args.rule,  # type: ignore[arg-type]  # checked by the config
-            alpha=args.alpha,
-            decay=args.decay,
-            start=args.start,
-            keep_mastered=bool(args.mastered_weight),
-            buffer=args.buffer,
-            factor=args.overlong_factor,
-            think_tags=bool(args.think_tags),
-            **chosen,
-        )
+        self.reward = _reward(args, grader)
         self.on_scored = on_scored
         base = str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
         self.origin = origin or Origin(base=public_name(base))
-        rollouts = None
-        if args.rollouts == "engine":
-            rollouts = EngineRollouts(  # before adapters are put in: a predictor knows its model by the plain weights
-                model.to(args.device),
-                policy=args.rollout_policy,
-                budget=args.budget,
-                predictor=args.rollout_predictor,
-                rows=args.rollout_rows,
-                ignore_predictor_mismatch=args.ignore_predictor_mismatch,
-            )
+        rollouts = _rollouts(model, args)  # before adapters are put in: predictors know their model by plain weights
         super().__init__(
             model=model,
             reward_funcs=[self.reward, *reward_funcs],
@@ -217,7 +193,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         if not self.model.training or made is before or self.loss_type == "bnpo" or not is_text(made[0]):
             return inputs
         even = self.loss_type not in BY_TOKENS
-        self._buffered_inputs: Any = by_length(made, self.args.gradient_accumulation_steps, even=even)
+        self._buffered_inputs: Any = bucket_by_length(made, self.args.gradient_accumulation_steps, even=even)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def training_step(self, *arguments: Any) -> Tensor:
@@ -268,20 +244,20 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
     def _full_batch(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's, until the batch is full; on every rank equally often, as all ranks look at the same verdicts."""
         args, size = self.args, len(inputs)
-        if not self.model.training or not (args.dynamic_sampling or args.mastered_weight):
+        if not self.model.training or not (args.dynamic_sampling or args.all_correct_weight):
             plain: dict[str, Any] = super()._generate_and_score_completions(inputs)
             self._report(0)
             return self._weighed(plain)
         wanted = args.generation_batch_size
-        told_apart: list[Row] = []  # of all ranks, group after group
-        mastered: list[Row] = []
-        for number in range(args.max_rounds if args.dynamic_sampling else 1):
+        mixed: list[Row] = []  # of all ranks, group after group
+        all_correct: list[Row] = []
+        for number in range(args.max_num_gen_batches if args.dynamic_sampling else 1):
             output = super()._generate_and_score_completions(self._round_inputs(number, inputs))
             self._report(number)
-            own_apart, own_mastered, others = self._sorted_rows(output)
-            told_apart += gather_object(own_apart)
-            mastered += gather_object(own_mastered)
-            kept = [*told_apart, *mastered]  # what is mastered takes no place from what tells right from wrong
+            own_mixed, own_all_correct, others = self._sorted_rows(output)
+            mixed += gather_object(own_mixed)
+            all_correct += gather_object(own_all_correct)
+            kept = [*mixed, *all_correct]  # all-correct groups take no place from mixed ones
             if len(kept) >= wanted:
                 break
         fillers = [] if len(kept) >= wanted else gather_object(others)[: wanted - len(kept)]
@@ -314,18 +290,19 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         return [self.train_dataset[row] if isinstance(row, int) else row for row in rows]
 
     def _sorted_rows(self, output: dict[str, Any]) -> tuple[list[Row], list[Row], list[Row]]:
-        """This rank's responses on the host: of groups told apart, of those mastered, if they count, and of the others.
+        """This rank's responses on the host: of mixed groups, of all-correct ones if they count, and of others.
 
-        Without dynamic sampling there are no others: they count as told apart.
+        Without dynamic sampling there are no others: they count as mixed.
         """
         for name, value in output.items():
             if not isinstance(value, Tensor):
                 raise UsageError(f"dynamic sampling serves text alone, and this batch has {name!r}: switch it off")
-        scored, weight = self.reward.scored, self.args.mastered_weight
+        scored, weight = self.reward.scored, self.args.all_correct_weight
         assert scored is not None
-        kind_B = torch.where(scored.told_apart_B | (not self.args.dynamic_sampling), 0, 2)
-        kind_B[scored.mastered_B & (weight > 0)] = 1
-        weight_B = torch.where(scored.mastered_B, weight, 1.0).float()
+        keeps_others = not self.args.dynamic_sampling
+        kind_B = torch.where(scored.mixed_B | keeps_others, 0, 2)
+        kind_B[scored.all_correct_B & (weight > 0)] = 1
+        weight_B = group_weights(scored.correct_BG, weight, others=float(keeps_others)).float()
         columns = {name: value.cpu() for name, value in output.items() if value.dim()}
         size = len(columns["advantages"])
         first = self.accelerator.process_index * size
@@ -345,7 +322,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         first = self.accelerator.process_index * size
         own = [*kept, *silent][first : first + size]
         pad_id = self.processing_class.pad_token_id
-        batch = {name: _stacked(name, [row[name] for row in own], pad_id).to(device) for name in own[0]}
+        batch = {name: stacked_rows(name, [row[name] for row in own], pad_id).to(device) for name in own[0]}
         return {**batch, "num_items_in_batch": torch.tensor(tokens, device=device)}
 
     def _weighed(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -371,6 +348,35 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         return {**batch, "advantages": batch["advantages"][:, None] * weights}
 
 
+def _reward(args: DeepCompressConfig, grader: Grader | None) -> DeepCompressReward:
+    chosen = {} if grader is None else {"grader": grader}
+    return DeepCompressReward(
+        max_length=args.max_completion_length,
+        length_reward_mode=args.length_reward_mode,  # type: ignore[arg-type]  # checked by the config
+        alpha=args.alpha,
+        ema_decay=args.ema_decay,
+        ema_initial_value=args.ema_initial_value,
+        keep_all_correct=bool(args.all_correct_weight),
+        buffer=args.buffer,
+        factor=args.overlong_factor,
+        think_tags=bool(args.think_tags),
+        **chosen,
+    )
+
+
+def _rollouts(model: Any, args: DeepCompressConfig) -> EngineRollouts | None:
+    if args.rollouts != "engine":
+        return None
+    return EngineRollouts(
+        model.to(args.device),
+        policy=args.rollout_policy,
+        budget=args.budget,
+        predictor=args.rollout_predictor,
+        rows=args.rollout_rows,
+        ignore_predictor_mismatch=args.ignore_predictor_mismatch,
+    )
+
+
 class _SeededByEpoch(Sampler[int]):
     """TRL's sampler, seeded for each epoch: its own generator goes on, and a resumed run would start it anew."""
 
@@ -383,58 +389,3 @@ class _SeededByEpoch(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         self._sampler.generator.manual_seed(self._seed + self._epoch())
         return iter(self._sampler)
-
-
-def _stacked(name: str, rows: list[Tensor], pad_id: int) -> Tensor:
-    """Rows of different rounds in one tensor, padded where TRL pads them."""
-    if rows[0].dim() == 0:
-        return torch.stack(rows)
-    side = "left" if name.startswith("prompt_") else "right"
-    padding = pad_id if name in ("prompt_ids", "completion_ids") else 0
-    return pad_sequence(rows, batch_first=True, padding_value=padding, padding_side=side)
-
-
-def check_version(installed: str | None = None) -> None:
-    """Raise UsageError for a TRL whose insides nobody has looked at."""
-    found = version("trl") if installed is None else installed
-    if found not in TRL:
-        raise UsageError(
-            f"trl {found} is installed, and DeepCompressTrainer is tested with trl{TRL}: pip install 'trl{TRL}'"
-        )
-
-
-def check_data(dataset: Any, args: DeepCompressConfig) -> None:
-    """Raise UsageError for data that cannot be trained on with these settings."""
-    if not hasattr(dataset, "__len__"):
-        raise UsageError(
-            "the training data are a stream: dynamic sampling draws from all of them, give a datasets.Dataset"
-        )
-    check_answers(dataset)
-    prompts = args.generation_batch_size // args.num_generations
-    if len(dataset) < prompts:
-        raise UsageError(
-            f"{len(dataset)} problems are fewer than the {prompts} prompts of one generation batch: give more, or a "
-            "smaller generation batch"
-        )
-
-
-def check_template(tokenizer: Any, prompt: Any, args: DeepCompressConfig) -> None:
-    """Raise UsageError for a chat template after which no response could close a thought."""
-    if not args.think_tags:
-        return
-    template = tokenizer.get_chat_template() if getattr(tokenizer, "chat_template", None) else None
-    cure = "give a chat template with think tags, or think_tags=False to grade whole texts"
-    if template is None:
-        raise UsageError(f"the tokenizer has no chat template, and so no think tags: {cure}")
-    options, tags = args.chat_options, think_tags(tokenizer)
-    ids = encode_chat(tokenizer, options.messages(prompt), options.chat_template_kwargs)
-    text = tokenizer.decode(ids)
-    if isinstance(args.think_tags, bool) and not any(
-        tag in part for tag in (tags.open, tags.close) for part in (template, text)
-    ):
-        raise UsageError(f"the chat template has no think tags, so no response would count as right: {cure}")
-    if thought_is_over(tokenizer, ids, tags):
-        raise UsageError(
-            "the chat template closes the thought before the response begins: leave enable_thinking=False out of "
-            "chat_template_kwargs, or give think_tags=False"
-        )

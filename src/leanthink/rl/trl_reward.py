@@ -25,21 +25,24 @@ from torch import Tensor
 from leanthink.data.think_tags import CLOSE_TAG, ThinkTags, close_index, think_tags
 from leanthink.engine.outputs import decode
 from leanthink.rl.data import grade
+from leanthink.rl.old_names import NOW
 from leanthink.rl.rewards import (
-    FIXED_BETA,
-    LengthRule,
+    OBSERVED,
+    LengthRewardMode,
     batch_pass_ratio,
+    check_mode,
     deepcompress_reward,
     difficulty,
     moving_average,
+    next_average,
     outcome_reward,
     pass_ratio,
     soft_overlong,
 )
-from leanthink.utils.errors import UsageError, unknown
+from leanthink.utils.errors import UsageError
+from leanthink.utils.renamed_fields import renamed_fields
 
 STATE = "DeepCompressReward"
-OBSERVED = "observed"
 SELF_CHECK = re.compile(r"\b(?:checks?|checking|wait|verify|verifying|re-?check|let me see)\b", re.IGNORECASE)
 Grader = Callable[..., bool | None]
 
@@ -70,17 +73,18 @@ class Scored:
     average: float
 
     @property
-    def told_apart_B(self) -> Tensor:
+    def mixed_B(self) -> Tensor:
         """Which groups are neither all right nor all wrong."""
         ratio_B = pass_ratio(self.correct_BG)
         return (ratio_B > 0) & (ratio_B < 1)
 
     @property
-    def mastered_B(self) -> Tensor:
+    def all_correct_B(self) -> Tensor:
         """Which groups are all right."""
         return pass_ratio(self.correct_BG) == 1
 
 
+@renamed_fields(**{old: NOW[old] for old in ("rule", "start", "decay", "keep_mastered")})
 class DeepCompressReward:
     """The dual length reward of DeepCompress, for `reward_funcs` of a GRPOTrainer.
 
@@ -89,11 +93,13 @@ class DeepCompressReward:
 
     Args:
         max_length: tokens of the longest response, where the overlong penalty is whole.
-        rule: "dual" as published; "penalty" (β = 1), "bonus" (β = -1) and "none" (no length reward) to compare with.
+        length_reward_mode: "dual" as published; "penalty" (β = 1), "bonus" (β = -1) and "none" (no length reward) to
+            compare with.
         alpha: the largest length reward.
-        decay: λ of the moving average; 0 for the batch's own ratio.
-        start: the average before the first batch; "observed": it begins at the first batch's ratio. Published: 1.0.
-        keep_mastered: groups that are all right get a length reward too. Not as published, and only where their
+        ema_decay: λ of the exponential moving average; 0 for the batch's own ratio.
+        ema_initial_value: the average before the first batch; "observed": it begins at the first batch's ratio.
+            Published: 1.0.
+        keep_all_correct: groups that are all right get a length reward too. Not as published, and only where their
             advantages are bounded: see `check_bounded`.
         buffer: tokens before `max_length` over which the penalty grows; None for no penalty.
         factor: the penalty at `max_length`.
@@ -109,31 +115,32 @@ class DeepCompressReward:
         self,
         *,
         max_length: int,
-        rule: LengthRule = "dual",
+        length_reward_mode: LengthRewardMode = "dual",
         alpha: float = 0.2,
-        decay: float = 0.99,
-        start: float | Literal["observed"] = 1.0,
-        keep_mastered: bool = False,
+        ema_decay: float = 0.99,
+        ema_initial_value: float | Literal["observed"] = 1.0,
+        keep_all_correct: bool = False,
         buffer: int | None = None,
         factor: float = 1.0,
         think_tags: bool = True,
         grader: Grader = grade,
     ) -> None:
-        check_settings(rule=rule, decay=decay, start=start)
+        check_settings(length_reward_mode=length_reward_mode, ema_decay=ema_decay, ema_initial_value=ema_initial_value)
         self.__name__ = "deepcompress"
-        self.rule, self.alpha, self.decay, self.start = rule, alpha, decay, start
+        self.length_reward_mode, self.alpha = length_reward_mode, alpha
+        self.ema_decay, self.ema_initial_value = ema_decay, ema_initial_value
         self.max_length, self.buffer, self.factor = max_length, buffer, factor
-        self.keep_mastered, self.think_tags, self.grader = keep_mastered, think_tags, grader
+        self.keep_all_correct, self.think_tags, self.grader = keep_all_correct, think_tags, grader
         self.scored: Scored | None = None  # the latest generation batch
         self._trainer: Any = None
         self._score(torch.ones(1, 2), torch.ones(1, 2), 0.5)  # refuses what the pure functions refuse, before a rollout
 
     def attach(self, trainer: Any, *, bounded: bool = False) -> None:
-        """Belong to this GRPOTrainer, which may bound the advantages of mastered groups by itself.
+        """Belong to this GRPOTrainer, which may bound the advantages of all-correct groups by itself.
 
         Raises UsageError as of `check_bounded`.
         """
-        check_bounded(keep_mastered=self.keep_mastered, bounded=bounded, scale_rewards=trainer.scale_rewards)
+        check_bounded(keep_all_correct=self.keep_all_correct, bounded=bounded, scale_rewards=trainer.scale_rewards)
         self._trainer = trainer
 
     def __getstate__(self) -> dict[str, Any]:
@@ -215,8 +222,14 @@ class DeepCompressReward:
 
     def _score(self, lengths_BG: Tensor, correct_BG: Tensor, average: float) -> tuple[Tensor, Tensor]:
         """The whole reward and the length's share of it, both [B, G]."""
-        rule: dict[str, Any] = {"rule": self.rule, "keep_mastered": self.keep_mastered}
-        reward_BG = deepcompress_reward(lengths_BG, correct_BG, average, self.alpha, **rule)
+        reward_BG = deepcompress_reward(
+            lengths_BG,
+            correct_BG,
+            average,
+            self.alpha,
+            length_reward_mode=self.length_reward_mode,
+            keep_all_correct=self.keep_all_correct,
+        )
         length_BG = reward_BG - outcome_reward(correct_BG)
         if self.buffer is not None:
             reward_BG = reward_BG + soft_overlong(lengths_BG, self.max_length, self.buffer, self.factor)
@@ -226,36 +239,36 @@ class DeepCompressReward:
         """P_b to score this batch with; in training it is also stored, beside the value before this step."""
         kept = state.stateful_callbacks.get(STATE, {}).get("attributes")
         if not training:
-            begun = observed if self.start == OBSERVED else float(self.start)
+            begun = observed if self.ema_initial_value == OBSERVED else float(self.ema_initial_value)
             return begun if kept is None else float(kept["average"])
         same_step = kept is not None and kept["step"] == state.global_step
         before = None if kept is None else kept["before" if same_step else "average"]
-        if before is None and self.start == OBSERVED:
-            average = observed
-        else:
-            average = moving_average(float(self.start) if before is None else before, observed, self.decay)
+        average = next_average(before, observed, ema_decay=self.ema_decay, ema_initial_value=self.ema_initial_value)
         if not math.isnan(average):
             attributes = {"step": state.global_step, "before": before, "average": average}
             state.stateful_callbacks[STATE] = {"args": {}, "attributes": attributes}
         return average
 
 
-def check_settings(*, rule: str, decay: float, start: float | str) -> None:
+def check_settings(*, length_reward_mode: str, ema_decay: float, ema_initial_value: float | str) -> None:
     """Raise UsageError for what the pure functions would find out only when a batch is scored."""
-    if rule not in FIXED_BETA:
-        raise unknown("length rule", rule, FIXED_BETA)
-    moving_average(1.0, 1.0, decay)
-    if start != OBSERVED and not (isinstance(start, int | float) and 0 <= start <= 1):
-        raise UsageError(f'start={start!r}: the average starts at a number from 0 to 1, or at "observed"')
-
-
-def check_bounded(*, keep_mastered: bool, bounded: bool, scale_rewards: str) -> None:
-    """Raise UsageError if advantages are scaled in a way that blows up what `keep_mastered` keeps."""
-    if keep_mastered and not bounded and scale_rewards != "batch":
+    check_mode(length_reward_mode)
+    moving_average(1.0, 1.0, ema_decay)
+    if ema_initial_value != OBSERVED and not (
+        isinstance(ema_initial_value, int | float) and 0 <= ema_initial_value <= 1
+    ):
         raise UsageError(
-            f"keep_mastered with scale_rewards={scale_rewards!r}: divided by its own group's deviation, the length "
+            f'ema_initial_value={ema_initial_value!r}: the average starts at a number from 0 to 1, or at "observed"'
+        )
+
+
+def check_bounded(*, keep_all_correct: bool, bounded: bool, scale_rewards: str) -> None:
+    """Raise UsageError if advantages are scaled in a way that blows up what `keep_all_correct` keeps."""
+    if keep_all_correct and not bounded and scale_rewards != "batch":
+        raise UsageError(
+            f"keep_all_correct with scale_rewards={scale_rewards!r}: divided by its own group's deviation, the length "
             "signal of a group that is all right would count as much as correctness; give "
-            'scale_rewards="batch", or train with DeepCompressTrainer and mastered_weight'
+            'scale_rewards="batch", or train with DeepCompressTrainer and all_correct_weight'
         )
 
 

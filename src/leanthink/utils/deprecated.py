@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import warnings
 
+from leanthink.utils.errors import LeanThinkWarning
+
 _told: set[str] = set()
 
 
+class RenamedWarning(LeanThinkWarning, FutureWarning):
+    """A name was used that is called otherwise now; the message says how."""
+
+
 def warn_renamed(old: str, new: str, *, stacklevel: int = 2) -> None:
-    """Say once in this process what `old` is called now, by a FutureWarning: Python shows these to users.
+    """Say once in this process what `old` is called now, by a RenamedWarning: Python shows these to users.
 
     Args:
         old: as the user wrote it, such as "Engine.cut" or "--interval".
@@ -18,5 +24,5 @@ def warn_renamed(old: str, new: str, *, stacklevel: int = 2) -> None:
     """
     if old in _told:
         return
-    warnings.warn(f"{old} is called {new} now: use that name", FutureWarning, stacklevel=stacklevel + 1)
+    warnings.warn(f"{old} is called {new} now: use that name", RenamedWarning, stacklevel=stacklevel + 1)
     _told.add(old)

@@ -1,49 +1,62 @@
-"""The pieces of HTML that reports are put together from, and their style."""
+"""The pieces of HTML that reports are put together from, out of `report.jinja`, and their style."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
 
-class Markup(str):
-    """HTML of our own making; any other text is escaped where it gets into a piece."""
+def escaped(value: object) -> Markup:
+    """A value as HTML; markup stays as it is. Quotes are escaped as the standard library does it."""
+    return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
 
 
-def escaped(text: str) -> str:
-    """The text as HTML."""
-    return text if isinstance(text, Markup) else html.escape(text)
+@cache
+def _pieces() -> Any:
+    """The macros of the template, whose every value passes `escaped`."""
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=escaped)
+    return environment.get_template("report.jinja").module
 
 
 def run_name(index: int, name: str, symbol: str = "●") -> Markup:
     """A name in the colour of its lines, after the symbol of its points."""
-    own = f"--own: var(--run-{index}); --symbol: '{symbol} '"
-    return Markup(f'<span class="run" style="{own}">{html.escape(name)}</span>')
+    return Markup(_pieces().run_name(index, name, symbol))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False) -> Markup:
     """A table whose first column names the rows; where the screen is narrow it scrolls by itself, or breaks `words`."""
-    top = "".join(f"<th>{escaped(word)}</th>" for word in head)
-    body = "".join(
-        f"<tr><th>{escaped(first)}</th>{''.join(f'<td>{escaped(cell)}</td>' for cell in rest)}</tr>"
-        for first, *rest in rows
-    )
-    kind = ' class="words"' if words else ""
-    return Markup(f'<div class="wide"><table{kind}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>')
+    return Markup(_pieces().table(head, rows, words))
 
 
 def section(title: str, note: str, *parts: Markup, folded: bool = False) -> Markup:
     """A heading, a sentence where there is one, and what follows; `folded` until it is opened."""
-    inside = (f"<p>{escaped(note)}</p>" if note else "") + "".join(parts)
-    if folded:
-        return Markup(f"<details><summary>{escaped(title)}</summary>{inside}</details>")
-    return Markup(f"<section><h2>{escaped(title)}</h2>{inside}</section>")
+    return Markup(_pieces().section(title, note, parts, folded))
 
 
 def figures(drawn: Mapping[str, Markup], *, large: bool = False) -> Markup:
     """Plots by their titles, as many in a row as there is room for; `large` ones are two in a row at most."""
-    found = "".join(f"<figure><figcaption>{escaped(title)}</figcaption>{svg}</figure>" for title, svg in drawn.items())
-    return Markup(f'<div class="plots{" large" if large else ""}">{found}</div>')
+    return Markup(_pieces().figures(list(drawn.items()), large))
+
+
+def heading(title: str, *parts: Markup, names: Sequence[Markup] = ()) -> Markup:
+    """The title of a page, what stands below it, and the names of what it shows, which stay in sight."""
+    return Markup(_pieces().heading(title, parts, names))
+
+
+def tagged(tag: str, text: str) -> Markup:
+    """A text within an element of HTML."""
+    return Markup(_pieces().tagged(tag, text))
+
+
+def page(title: str, body: Sequence[Markup]) -> str:
+    """The whole file."""
+    return str(_pieces().page(title, Markup(STYLE), body))
 
 
 def _colors(colors: Sequence[str]) -> str:
@@ -72,17 +85,4 @@ td {{ white-space: nowrap; }} tr > th:first-child {{ text-align: left; white-spa
 .names {{ position: sticky; top: 0; background: var(--paper); padding: .3rem 0; display: flex; flex-wrap: wrap;
   gap: 0 1.2rem; }}
 summary {{ cursor: pointer; margin: .6rem 0; }}
-"""
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
 """

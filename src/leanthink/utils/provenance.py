@@ -1,4 +1,4 @@
-"""The birth certificate of a result: where, when, with what and by which commit of LeanThink it was measured.
+"""The provenance of a result: where, when, with what and by which commit of LeanThink it was measured.
 
 The commit is the environment's COMMIT, else that of the checkout this package lies in, whatever folder one stands in;
 else what pip noted of the repository it installed the package from; else the package's version.

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from xml.etree import ElementTree
 
+from markupsafe import Markup
+
 from leanthink.utils.errors import UsageError
-from leanthink.utils.markup import Markup
 
 INK, GRID = "#010101", "#020202"
 RUNS = tuple(f"#0303{index:02x}" for index in range(8))  # one for each colour that a page can tell apart

@@ -21,8 +21,8 @@ _WORDS_IN_TEXT = re.compile(rf"{TEXT}\{{([^{{}}]*)\}}")
 def same_answer(given: str, gold: str, tolerance: Tolerance, same_formula: SameFormula) -> bool:
     """Whether `given` is `gold`; `same_formula` tells of what is neither text nor number, and is asked last."""
     given, gold = (" ".join(as_latex(text).split()) for text in (given, gold))
-    if (literal := same_literal(given, gold, tolerance)) is not None:
-        return literal
+    if (same := same_normalised(given, gold, tolerance)) is not None:
+        return same
     if is_letter(gold):
         return letter_of(given) == letter_of(gold)
     again = partial(same_answer, tolerance=tolerance, same_formula=same_formula)
@@ -34,7 +34,7 @@ def same_answer(given: str, gold: str, tolerance: Tolerance, same_formula: SameF
     return _same_result(given, gold, partial(_same_value, tolerance=tolerance, same_formula=same_formula))
 
 
-def same_literal(given: str, gold: str, tolerance: Tolerance) -> bool | None:
+def same_normalised(given: str, gold: str, tolerance: Tolerance) -> bool | None:
     """Whether both are the same text or the same number; None if that does not tell."""
     if plain(given) == plain(gold):
         return True
@@ -64,8 +64,8 @@ def _same_result(given: str, gold: str, same: Callable[[str, str], bool]) -> boo
 
 
 def _same_value(given: str, gold: str, *, tolerance: Tolerance, same_formula: SameFormula) -> bool:
-    if (literal := same_literal(given, gold, tolerance)) is not None:
-        return literal
+    if (same := same_normalised(given, gold, tolerance)) is not None:
+        return same
     if (in_base := same_in_base(given, gold)) is not None:
         return in_base
     alike = same_parts(given, gold, partial(same_answer, tolerance=tolerance, same_formula=same_formula))
@@ -76,8 +76,8 @@ def _same_value(given: str, gold: str, *, tolerance: Tolerance, same_formula: Sa
     if not same_unit(given, gold):
         return False
     ours, theirs = (without_unit(text).strip().strip("$") for text in (given, gold))
-    if (literal := same_literal(ours, theirs, tolerance)) is not None:
-        return literal
+    if (same := same_normalised(ours, theirs, tolerance)) is not None:
+        return same
     return same_formula(ours, theirs, tolerance)
 
 

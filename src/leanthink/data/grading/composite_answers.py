@@ -29,7 +29,7 @@ _NAME_LAST = re.compile(rf"(.+?)({_LESS}|{_MORE})\s*[a-zA-Z]")
 
 
 @dataclass(frozen=True)
-class Parts:
+class CompositeAnswer:
     """An answer of at least two parts, or a set.
 
     Attributes:
@@ -44,34 +44,34 @@ class Parts:
     brackets: str = ""
 
 
-def parts_of(text: str) -> Parts | None:
+def composite_answer(text: str) -> CompositeAnswer | None:
     """The parts of an answer; None for an answer that is one formula, number or word."""
     text = _BELONGS.sub("", _tidy(text))
     text = re.sub(r"^[a-zA-Z]\s*=\s*(?=[\[({]|\\\{)", "", text)
     if _EMPTY.fullmatch(text):
-        return Parts("list", ())
+        return CompositeAnswer("list", ())
     if (congruence := _congruence(text)) is not None:
         return congruence
     unions = split_top(text, re.compile(r"\\cup(?![a-zA-Z])|∪"))
     if len(unions) > 1:
-        return Parts("union", unions)
+        return CompositeAnswer("union", unions)
     if (inside := _enclosed(text, r"\{", r"\}")) is not None:
         if between := _interval(_SUCH_THAT.sub("", inside)) if _SUCH_THAT.match(inside) else None:
             return between
-        return Parts("list", split_top(inside, _COMMA) if inside else ())
+        return CompositeAnswer("list", split_top(inside, _COMMA) if inside else ())
     if between := _interval(text):
         return between
     if len(ratio := split_top(text, _COLON)) > 2:
-        return Parts("ratio", ratio)
+        return CompositeAnswer("ratio", ratio)
     for opening in "([":
         for closing in ")]":
             inside = _enclosed(text, opening, closing)
             if inside is not None and len(split_top(inside, _COMMA)) > 1:
-                return Parts("tuple", split_top(inside, _COMMA), opening + closing)
+                return CompositeAnswer("tuple", split_top(inside, _COMMA), opening + closing)
     return _list(text)
 
 
-def _congruence(text: str) -> Parts | None:
+def _congruence(text: str) -> CompositeAnswer | None:
     """Residue and modulus, behind the last sign of equivalence that has a modulus after it."""
     start, after = None, 0
     for found in _EQUIVALENT_OR_MODULO.finditer(text):
@@ -81,17 +81,17 @@ def _congruence(text: str) -> Parts | None:
             start = after
     if start is None or (match := _CONGRUENCE.fullmatch(text, start)) is None:
         return None
-    return Parts("congruence", (match[1], match[2] or match[3]))
+    return CompositeAnswer("congruence", (match[1], match[2] or match[3]))
 
 
-def _list(text: str) -> Parts | None:
-    """Parts with commas, semicolons, `and` or `or` between them; both signs of one plus-or-minus."""
+def _list(text: str) -> CompositeAnswer | None:
+    """CompositeAnswer with commas, semicolons, `and` or `or` between them; both signs of one plus-or-minus."""
     parts = _listed(text)
     if len(parts) > 1 and _OR.search(text) and all(map(_interval, parts)):
-        return Parts("union", parts)  # x < 2 or x > 3
+        return CompositeAnswer("union", parts)  # x < 2 or x > 3
     if len(parts) > 1:
-        return Parts("list", tuple(sign for part in parts for sign in _signs(part)))
-    return Parts("list", signs) if len(signs := _signs(text)) > 1 else None
+        return CompositeAnswer("list", tuple(sign for part in parts for sign in _signs(part)))
+    return CompositeAnswer("list", signs) if len(signs := _signs(text)) > 1 else None
 
 
 def is_listed(text: str) -> bool:
@@ -113,11 +113,11 @@ def _signs(text: str) -> tuple[str, ...]:
 
 def same_parts(given: str, gold: str, same: SameAnswer) -> bool | None:
     """Whether two answers have the same parts; None if neither has any, so that it is for others to tell."""
-    ours, theirs = parts_of(given), parts_of(gold)
+    ours, theirs = composite_answer(given), composite_answer(gold)
     if ours is None and theirs is None:
         return None
     if theirs is not None and ours is None and len(split_top(given, _COMMA)) == len(theirs.parts) > 1:
-        ours = Parts("list", split_top(given, _COMMA))  # 100,200 can be one number, and here it is two
+        ours = CompositeAnswer("list", split_top(given, _COMMA))  # 100,200 can be one number, and here it is two
     if ours is None or theirs is None or len(ours.parts) != len(theirs.parts):
         return False
     if ours.kind != theirs.kind and {ours.kind, theirs.kind} != {"list", "tuple"}:
@@ -185,7 +185,7 @@ def _enclosed(text: str, opening: str, closing: str) -> str | None:
     return inside.strip() if depth == 0 else None
 
 
-def _interval(text: str) -> Parts | None:
+def _interval(text: str) -> CompositeAnswer | None:
     """An inequality in one letter as the interval it says."""
     low, high = r"-\infty", r"\infty"
     if match := _CHAIN_UP.fullmatch(text):
@@ -205,11 +205,11 @@ def _interval(text: str) -> Parts | None:
     return _between(end, sign, high, "<") if upwards else _between(low, "<", end, sign)
 
 
-def _between(low: str, low_sign: str, high: str, high_sign: str) -> Parts | None:
+def _between(low: str, low_sign: str, high: str, high_sign: str) -> CompositeAnswer | None:
     if any(split_top(end, re.compile(rf"[,;]|{_LESS}|{_MORE}")) != (end.strip(),) for end in (low, high)):
         return None
     closed = [r"\leq" in sign or r"\geq" in sign for sign in (low_sign, high_sign)]
-    return Parts("tuple", (low.strip(), high.strip()), "(["[closed[0]] + ")]"[closed[1]])
+    return CompositeAnswer("tuple", (low.strip(), high.strip()), "(["[closed[0]] + ")]"[closed[1]])
 
 
 def _tidy(text: str) -> str:

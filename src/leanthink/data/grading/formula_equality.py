@@ -1,6 +1,6 @@
 """Whether two formulas are equal: closed ones by their value, others by math-verify and by values at a few points.
 
-Imported by the judge's processes alone.
+Imported by the processes of the math-verify pool alone.
 """
 
 from __future__ import annotations

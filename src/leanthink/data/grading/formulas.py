@@ -1,6 +1,6 @@
 r"""Formulas as sympy has them, and nothing left out: what the parser would drop is spelt so that it cannot, or refused.
 
-Imported by the judge's processes alone, as sympy takes a second to load and can compute for ever.
+Imported by the processes of the math-verify pool alone, as sympy takes a second to load and can compute for ever.
 """
 
 from __future__ import annotations

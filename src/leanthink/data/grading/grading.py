@@ -36,7 +36,7 @@ def verdict_on(problem: Problem, text: str, *, think_tags: bool) -> Verdict:
     section = _graded(text, think_tags=think_tags)
     if section is None:
         return NOTHING
-    found = math_verify_pool.judges.verdict(section, problem.answer, problem.tolerance)
+    found = math_verify_pool.pool.verdict(section, problem.answer, problem.tolerance)
     if problem.check is None:
         return found
     return Verdict(right=problem.check(last_boxed(section)), vote=found.vote)
@@ -53,7 +53,7 @@ def is_solved(problem: Problem, text: str, *, think_tags: bool) -> bool:
 def vote(text: str, gold: str, *, think_tags: bool) -> str | None:
     """What a text gives as its answer, numbers by their value; None for a thought that never ended or an empty box."""
     section = _graded(text, think_tags=think_tags)
-    return None if section is None else math_verify_pool.judges.verdict(section, gold).vote
+    return None if section is None else math_verify_pool.pool.verdict(section, gold).vote
 
 
 def is_correct(text: str, gold: str, *, think_tags: bool = False, tolerance: Tolerance = EXACT) -> bool:
@@ -65,7 +65,7 @@ def is_correct(text: str, gold: str, *, think_tags: bool = False, tolerance: Tol
     What is compared is the last complete \boxed{...}, with those before it that only a comma, `and` or `or` stands
     between. Without a box it is what the text states as its answer: what follows the last "answer is", else its last
     formula or, for a numeric gold, its last number; for the letter of a choice the last one that is said to be it.
-    math-verify judges what nothing else settles; without it a numeric gold is graded by numbers alone. All of it runs
+    math-verify decides what nothing else settles; without it a numeric gold is graded by numbers alone. All of it runs
     in a process with a time limit.
 
     Raises:
@@ -73,7 +73,7 @@ def is_correct(text: str, gold: str, *, think_tags: bool = False, tolerance: Tol
     """
     check_gold(gold)
     section = _graded(text, think_tags=think_tags)
-    return section is not None and math_verify_pool.judges.verdict(section, gold, tolerance).right
+    return section is not None and math_verify_pool.pool.verdict(section, gold, tolerance).right
 
 
 def _graded(text: str, *, think_tags: bool) -> str | None:
@@ -83,7 +83,7 @@ def _graded(text: str, *, think_tags: bool) -> str | None:
 
 def same_answer(given: str, gold: str, tolerance: Tolerance = EXACT) -> bool:
     """Whether an answer is the gold, compared in a process with a time limit."""
-    return math_verify_pool.judges.same(given, gold, **vars(tolerance))
+    return math_verify_pool.pool.same(given, gold, **vars(tolerance))
 
 
 def check_gold(gold: str) -> None:

@@ -90,7 +90,7 @@ class Worker:
                 pipe.close()
 
 
-class Judges:
+class MathVerifyPool:
     """At most `most` worker processes, started when they are needed; may be asked from many threads."""
 
     def __init__(
@@ -154,6 +154,6 @@ def _told(tolerance: Tolerance) -> dict[str, Any]:
     return {"relative": tolerance.relative, "absolute": tolerance.absolute, "formulas": is_available()}
 
 
-judges = Judges()
-atexit.register(judges.close)
-os.register_at_fork(after_in_child=judges.forget)
+pool = MathVerifyPool()
+atexit.register(pool.close)
+os.register_at_fork(after_in_child=pool.forget)

@@ -1,4 +1,4 @@
-"""What a text gives as its answer and whether that is the gold: pure functions, for the judge's processes to call."""
+"""What a text gives as its answer and whether that is the gold: pure functions, which the math-verify pool calls."""
 
 from __future__ import annotations
 

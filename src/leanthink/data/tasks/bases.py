@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from leanthink.data.tasks.problem import Document, Problem, number_of_digits
-from leanthink.data.tasks.scratchpad import PLACES, Pen, Style, long_division, nines, spell
+from leanthink.data.tasks.scratchpad import PLACES, Scratchpad, Style, long_division, nines, spell
 
 SHAPE_BY_LEVEL = ((2, 3, 2, 9), (3, 4, 3, 9), (5, 5, 3, 9), (6, 7, 3, 9), (8, 9, 3, 7))  # digits from-to, base from-to
 ASK = ("Write {n} in base {b}.", "What is {n} in base {b}?", "Convert {n} to base {b}.")
@@ -33,27 +33,27 @@ def in_base(n: int, base: int) -> str:
 def solve(problem: Problem, style: Style, rng: random.Random) -> Document:
     """Divide, note the remainder under a capital letter, go on with the quotient."""
     n, base = problem.facts
-    pen = Pen(style, rng)
-    pen.write(f"{n}: {spell(n)}\n")
+    pad = Scratchpad(style, rng)
+    pad.write(f"{n}: {spell(n)}\n")
     rests: list[int] = []
     while n:
-        n, rest = _divide(pen, n, base, PLACES[len(rests)].upper())
+        n, rest = _divide(pad, n, base, PLACES[len(rests)].upper())
         rests.append(rest)
     letters = [f"{PLACES[i].upper()}{rest}" for i, rest in enumerate(rests)]
     number = "".join(map(str, reversed(rests)))
-    pen.write(f"from the last: {' '.join(reversed(letters))} = {number}")
+    pad.write(f"from the last: {' '.join(reversed(letters))} = {number}")
     answer = (
         f"Dividing by {base} {len(rests)} times leaves {rests[0]} first and {rests[-1]} last, "
         f"which reads {number}.\n\\boxed{{{number}}}"
     )
-    return Document(prompt=problem.prompt, thought=pen.text(), answer=answer)
+    return Document(prompt=problem.prompt, thought=pad.text(), answer=answer)
 
 
-def _divide(pen: Pen, n: int, base: int, letter: str) -> tuple[int, int]:
+def _divide(pad: Scratchpad, n: int, base: int, letter: str) -> tuple[int, int]:
     """One long division of n; returns quotient and remainder as written."""
 
-    def calculation(spelled: bool, slip: bool) -> tuple[str, int]:
-        quotient, rest, steps = long_division(n, base, spelled, pen.slip_column(slip, len(str(n))))
+    def calculation(spelled: bool, with_error: bool) -> tuple[str, int]:
+        quotient, rest, steps = long_division(n, base, spelled, pad.error_column(with_error, len(str(n))))
         left = spell(quotient) if quotient else "0"
         return f"/{base}: {steps}, {letter}{rest} and {left}", quotient * base + rest
 
@@ -62,4 +62,4 @@ def _divide(pen: Pen, n: int, base: int, letter: str) -> tuple[int, int]:
         residue = (q % 9 * base + rest) % 9
         return f"{nines(q)}, {q % 9}*{base}+{rest}={residue}, {nines(n)}", residue == n % 9
 
-    return divmod(pen.calculate(calculation, check), base)
+    return divmod(pad.calculate(calculation, check), base)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from leanthink.data.tasks.problem import Document, Problem
-from leanthink.data.tasks.scratchpad import Pen, Style
+from leanthink.data.tasks.scratchpad import Scratchpad, Style
 
 SHAPE_BY_LEVEL = (
     (3, "+-", 20),
@@ -20,7 +20,7 @@ SHAPE_BY_LEVEL = (
     (4, "+-*", 20),
 )  # count, operations, largest
 SEARCH_CHARS_BY_LEVEL = ((0, 3600), (0, 3600), (0, 3600), (300, 1800), (1200, 3400))  # from-to, in the plain style
-SLIP_IN_LEAF = 0.0015  # per dead end, in checked styles: taken for the target until the check
+ERROR_RATE_IN_LEAF = 0.0015  # per dead end, in checked styles: taken for the target until the check
 MOST_CHARACTERS = 1_000  # of an answer: an expression of a few numbers takes far less
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
@@ -50,7 +50,7 @@ def make(rng: random.Random, level: int) -> Problem:
         target = _some_result(rng, numbers, operations)
         if target < 1 or target > 999 or target in numbers:
             continue
-        plain = Pen(_PLAIN, rng)
+        plain = Scratchpad(_PLAIN, rng)
         solution = _search(plain, [Term(n, str(n)) for n in numbers], target, operations)
         if low <= len(plain.text()) <= high:
             break
@@ -70,14 +70,14 @@ def make(rng: random.Random, level: int) -> Problem:
 def solve(problem: Problem, style: Style, rng: random.Random) -> Document:
     """Depth first over pairs and operations; each dead end is written down."""
     numbers, target, operations = problem.facts
-    pen = Pen(style, rng)
-    pen.write(f"target {target}\n")
-    found = _search(pen, [Term(n, str(n)) for n in numbers], target, operations)
+    pad = Scratchpad(style, rng)
+    pad.write(f"target {target}\n")
+    found = _search(pad, [Term(n, str(n)) for n in numbers], target, operations)
     assert found is not None
     expression = found.text[1:-1]
-    pen.write(f"trail {', '.join(found.steps)}\nso {expression}")
+    pad.write(f"trail {', '.join(found.steps)}\nso {expression}")
     answer = f"The steps {', '.join(found.steps)} reach the target.\n\\boxed{{{expression}}}"
-    return Document(prompt=problem.prompt, thought=pen.text(), answer=answer)
+    return Document(prompt=problem.prompt, thought=pad.text(), answer=answer)
 
 
 def check(problem: Problem, answer: str) -> bool:
@@ -120,31 +120,31 @@ def _combinations(terms: list[Term], operations: str) -> Iterator[tuple[str, Ter
                 yield step, new, [new, *rest]
 
 
-def _search(pen: Pen, terms: list[Term], target: int, operations: str) -> Term | None:
+def _search(pad: Scratchpad, terms: list[Term], target: int, operations: str) -> Term | None:
     """Write the search below `terms`; returns the term that reaches the target."""
     if len(terms) == 2:
-        return _leaves(pen, terms, target, operations)
+        return _leaves(pad, terms, target, operations)
     for step, new, rest in _combinations(terms, operations):
         if len(terms) > 3:
-            pen.write(f"[{' '.join(str(t.value) for t in terms)}] ")
+            pad.write(f"[{' '.join(str(t.value) for t in terms)}] ")
         listed = " ".join(str(t.value) for t in rest)
-        pen.write(f"{step}={new.value} [{listed}]" + ("\n" if len(rest) > 2 else ""))
-        found = _search(pen, rest, target, operations)
+        pad.write(f"{step}={new.value} [{listed}]" + ("\n" if len(rest) > 2 else ""))
+        found = _search(pad, rest, target, operations)
         if found is not None:
             return found
     return None
 
 
-def _leaves(pen: Pen, terms: list[Term], target: int, operations: str) -> Term | None:
+def _leaves(pad: Scratchpad, terms: list[Term], target: int, operations: str) -> Term | None:
     for step, new, _ in _combinations(terms, operations):
-        if new.value != target and pen.style.check_rate > 0 and pen.rng.random() < SLIP_IN_LEAF:
-            pen.write(f" {step}={target} check {step}={new.value} no")
+        if new.value != target and pad.style.check_rate > 0 and pad.rng.random() < ERROR_RATE_IN_LEAF:
+            pad.write(f" {step}={target} check {step}={new.value} no")
             continue
-        pen.write(f" {step}={new.value}" if pen.style.spelled else f" {new.value}")
+        pad.write(f" {step}={new.value}" if pad.style.spelled else f" {new.value}")
         if new.value == target:
-            pen.write(f" check {step}={target} ok\n" if pen.checks_now() else " found\n")
+            pad.write(f" check {step}={target} ok\n" if pad.checks_now() else " found\n")
             return new
-    pen.write("\n")
+    pad.write("\n")
     return None
 
 

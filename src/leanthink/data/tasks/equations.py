@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from leanthink.data.tasks.problem import Document, Problem, number_of_digits
-from leanthink.data.tasks.scratchpad import Pen, Style
+from leanthink.data.tasks.scratchpad import Scratchpad, Style
 
 Row = tuple[int, ...]  # coefficients of the unknowns, then the right-hand side
 UNKNOWNS = "xyz"
@@ -88,112 +88,112 @@ def show(row: Row, unknowns: str = "") -> str:
 
 def solve(problem: Problem, style: Style, rng: random.Random) -> Document:
     """Eliminate one unknown after the other, then put the values back."""
-    pen = Pen(style, rng)
+    pad = Scratchpad(style, rng)
     if problem.level <= 3:
-        return _solve_one(problem, pen)
+        return _solve_one(problem, pad)
     rows: list[Row] = list(problem.facts)
     names = UNKNOWNS[: len(rows)]
     for label, row in zip("ABC", rows, strict=False):
-        pen.write(f"{label}: {show(row)}\n")
-    values = _solve_two(pen, rows, names) if len(rows) == 2 else _solve_three(pen, rows)
+        pad.write(f"{label}: {show(row)}\n")
+    values = _solve_two(pad, rows, names) if len(rows) == 2 else _solve_three(pad, rows)
     total = values[0]
     for value in values[1:]:
-        pen.write(f"{total}+{value}={total + value}\n")
+        pad.write(f"{total}+{value}={total + value}\n")
         total += value
-    pen.write(f"so {total}")
+    pad.write(f"so {total}")
     listed = " and ".join(f"{name} = {value}" for name, value in zip(names, values, strict=True))
     answer = f"The solution is {listed}, together {total}.\n\\boxed{{{total}}}"
-    return Document(prompt=problem.prompt, thought=pen.text(), answer=answer)
+    return Document(prompt=problem.prompt, thought=pad.text(), answer=answer)
 
 
-def _solve_one(problem: Problem, pen: Pen) -> Document:
+def _solve_one(problem: Problem, pad: Scratchpad) -> Document:
     a, b, d, c = problem.facts
     if d:
-        pen.write(f"{a}x-{d}x={_times(a - d, 'x')}\n")
+        pad.write(f"{a}x-{d}x={_times(a - d, 'x')}\n")
     factor = a - d
-    pen.write(f"{_times(factor, 'x')} = {c}-{b}\n")
-    right = pen.subtract(c, b)
+    pad.write(f"{_times(factor, 'x')} = {c}-{b}\n")
+    right = pad.subtract(c, b)
     x = right
     if factor > 1:
-        pen.write(f"{factor}x = {right}\n")
-        x = pen.divide_digit(right, factor)
-    pen.write(f"so {x}")
+        pad.write(f"{factor}x = {right}\n")
+        x = pad.divide_digit(right, factor)
+    pad.write(f"so {x}")
     steps = f"{_times(factor, 'x')} = {right}"
     return Document(
-        prompt=problem.prompt, thought=pen.text(), answer=f"Collecting terms gives {steps}, so x = {x}.\n\\boxed{{{x}}}"
+        prompt=problem.prompt, thought=pad.text(), answer=f"Collecting terms gives {steps}, so x = {x}.\n\\boxed{{{x}}}"
     )
 
 
-def _product(pen: Pen, x: int, y: int) -> int:
+def _product(pad: Scratchpad, x: int, y: int) -> int:
     """X * y: the smaller magnitude is split into its digits; up to two digits by one it is done in the head."""
     big, small = (x, y) if abs(x) >= abs(y) else (y, x)
     sign = -1 if (big < 0) != (small < 0) else 1
     big, small = abs(big), abs(small)
     if small <= 9 and big <= 99:
-        pen.write(f"{x}*{y}={sign * big * small}\n")
+        pad.write(f"{x}*{y}={sign * big * small}\n")
         return sign * big * small
-    value = pen.multiply_digit(big, small % 10) if small % 10 else 0
+    value = pad.multiply_digit(big, small % 10) if small % 10 else 0
     for place in range(1, len(str(small))):
         digit = small // 10**place % 10
         if digit:
-            value = pen.add(pen.multiply_digit(big, digit) * 10**place, value)
-    pen.write(f"{x}*{y}={sign * value}\n")
+            value = pad.add(pad.multiply_digit(big, digit) * 10**place, value)
+    pad.write(f"{x}*{y}={sign * value}\n")
     return sign * value
 
 
-def _difference(pen: Pen, x: int, y: int) -> int:
+def _difference(pad: Scratchpad, x: int, y: int) -> int:
     """X - y for signed numbers: short ones in the head, long ones by their magnitudes."""
     if abs(x) <= 99 and abs(y) <= 99:
         value = x - y
     elif (x < 0) != (y < 0):
-        value = pen.add(abs(x), abs(y)) * (-1 if x < 0 else 1)
+        value = pad.add(abs(x), abs(y)) * (-1 if x < 0 else 1)
     else:
         big, small = max(abs(x), abs(y)), min(abs(x), abs(y))
-        value = pen.subtract(big, small) * (1 if (x >= y) else -1)
-    pen.write(f"{x}-({y})={value}\n")
+        value = pad.subtract(big, small) * (1 if (x >= y) else -1)
+    pad.write(f"{x}-({y})={value}\n")
     return value
 
 
-def _eliminate(pen: Pen, upper: Row, lower: Row, names: str, labels: str) -> Row:
+def _eliminate(pad: Scratchpad, upper: Row, lower: Row, names: str, labels: str) -> Row:
     """Write lower * upper[0] - upper * lower[0], one coefficient after the other."""
-    pen.write(f"{labels[1]}*{upper[0]}-{labels[0]}*{lower[0]}\n")
+    pad.write(f"{labels[1]}*{upper[0]}-{labels[0]}*{lower[0]}\n")
     result = []
     for p, q in zip(upper[1:], lower[1:], strict=True):
-        result.append(_difference(pen, _product(pen, q, upper[0]), _product(pen, p, lower[0])))
+        result.append(_difference(pad, _product(pad, q, upper[0]), _product(pad, p, lower[0])))
     row = tuple(result)
-    pen.write(f"{labels[2]}: {show(row, names[1:])}\n")
+    pad.write(f"{labels[2]}: {show(row, names[1:])}\n")
     return row
 
 
-def _divide_out(pen: Pen, coefficient: int, right: int, name: str) -> int:
+def _divide_out(pad: Scratchpad, coefficient: int, right: int, name: str) -> int:
     """The unknown of coefficient * name = right, by counting up multiples."""
-    pen.write(f"{name} = {right}/{coefficient}:")
+    pad.write(f"{name} = {right}/{coefficient}:")
     coefficient, right = abs(coefficient), abs(right)
     multiple, count = 0, 0
     while multiple < right:
         multiple, count = multiple + coefficient, count + 1
-        pen.write(f" {count}:{multiple}")
-    pen.write(f" {name}={count}\n")
+        pad.write(f" {count}:{multiple}")
+    pad.write(f" {name}={count}\n")
     return count
 
 
-def _solve_two(pen: Pen, rows: list[Row], names: str, labels: str = "ABD") -> list[int]:
-    last = _eliminate(pen, rows[0], rows[1], names, labels)
-    y = _divide_out(pen, last[0], last[1], names[1])
-    return [_put_back(pen, rows[0], [y], names), y]
+def _solve_two(pad: Scratchpad, rows: list[Row], names: str, labels: str = "ABD") -> list[int]:
+    last = _eliminate(pad, rows[0], rows[1], names, labels)
+    y = _divide_out(pad, last[0], last[1], names[1])
+    return [_put_back(pad, rows[0], [y], names), y]
 
 
-def _solve_three(pen: Pen, rows: list[Row]) -> list[int]:
-    upper = _eliminate(pen, rows[0], rows[1], UNKNOWNS, "ABD")
-    lower = _eliminate(pen, rows[0], rows[2], UNKNOWNS, "ACE")
-    y, z = _solve_two(pen, [upper, lower], UNKNOWNS[1:], "DEF")
-    return [_put_back(pen, rows[0], [y, z], UNKNOWNS), y, z]
+def _solve_three(pad: Scratchpad, rows: list[Row]) -> list[int]:
+    upper = _eliminate(pad, rows[0], rows[1], UNKNOWNS, "ABD")
+    lower = _eliminate(pad, rows[0], rows[2], UNKNOWNS, "ACE")
+    y, z = _solve_two(pad, [upper, lower], UNKNOWNS[1:], "DEF")
+    return [_put_back(pad, rows[0], [y, z], UNKNOWNS), y, z]
 
 
-def _put_back(pen: Pen, row: Row, known: list[int], names: str) -> int:
+def _put_back(pad: Scratchpad, row: Row, known: list[int], names: str) -> int:
     """The first unknown of a row whose other unknowns are known."""
-    pen.write(f"{show(row, names)}\n")
+    pad.write(f"{show(row, names)}\n")
     right = row[-1]
     for coefficient, value in zip(row[1:-1], known, strict=True):
-        right = _difference(pen, right, _product(pen, coefficient, value))
-    return _divide_out(pen, row[0], right, names[0])
+        right = _difference(pad, right, _product(pad, coefficient, value))
+    return _divide_out(pad, row[0], right, names[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from leanthink.data.tasks.problem import Document, Problem, number_of_digits
-from leanthink.data.tasks.scratchpad import Pen, Style
+from leanthink.data.tasks.scratchpad import Scratchpad, Style
 
 NAMES = ("Ann", "Bob", "Cid", "Dan", "Eva", "Fay", "Gus", "Hal")
 SHAPE_BY_LEVEL = ((2, 2, 2), (3, 4, 2), (3, 6, 3), (4, 9, 3), (5, 12, 4))  # people, events, digits at most
@@ -48,29 +48,29 @@ def _tell(kind: str, who: str, other: str, amount: int) -> str:
 def solve(problem: Problem, style: Style, rng: random.Random) -> Document:
     """Event by event; a balance is read where it was last written."""
     start, events = problem.facts
-    pen = Pen(style, rng)
+    pad = Scratchpad(style, rng)
     have = dict(start)
     for i, (kind, who, other, amount) in enumerate(events, start=1):
-        pen.write(f"{i}. {_tell(kind, who, other, amount)}\n")
+        pad.write(f"{i}. {_tell(kind, who, other, amount)}\n")
         if kind == "gets":
-            _change(pen, have, who, amount)
+            _change(pad, have, who, amount)
             continue
-        _change(pen, have, who, -amount)
+        _change(pad, have, who, -amount)
         if kind == "gives":
-            _change(pen, have, other, amount)
+            _change(pad, have, other, amount)
     ends = ", ".join(f"{name} {amount}" for name, amount in have.items())
     most = max(have.values())
     richest = next(name for name, amount in have.items() if amount == most)
-    pen.write(f"end: {ends}\nmost {richest} {most}")
+    pad.write(f"end: {ends}\nmost {richest} {most}")
     answer = f"At the end: {ends}. {richest} has the most.\n\\boxed{{{most}}}"
-    return Document(prompt=problem.prompt, thought=pen.text(), answer=answer)
+    return Document(prompt=problem.prompt, thought=pad.text(), answer=answer)
 
 
-def _change(pen: Pen, have: dict[str, int], name: str, amount: int) -> None:
-    pen.write(f"{name} ")
+def _change(pad: Scratchpad, have: dict[str, int], name: str, amount: int) -> None:
+    pad.write(f"{name} ")
     if amount >= 0:
-        have[name] = pen.add(have[name], amount)
+        have[name] = pad.add(have[name], amount)
     else:
-        have[name] = pen.subtract(
+        have[name] = pad.subtract(
             have[name], min(-amount, have[name])
-        )  # less than was asked only after an unfound slip
+        )  # less than was asked only after an unfound error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from leanthink.data.tasks.problem import Document, Problem, number_of_digits
-from leanthink.data.tasks.scratchpad import Pen, Style
+from leanthink.data.tasks.scratchpad import Scratchpad, Style
 
 SHAPE_BY_LEVEL = ((2, 3, 2), (4, 5, 3), (6, 7, 4), (8, 9, 5), (10, 12, 6))  # terms from-to, digits at most
 ASK = ("Compute {chain}.", "What is {chain}?", "Work out {chain}.")
@@ -30,23 +30,23 @@ def make(rng: random.Random, level: int) -> Problem:
 def solve(problem: Problem, style: Style, rng: random.Random) -> Document:
     """One written addition or subtraction for each term."""
     terms = problem.facts
-    pen = Pen(style, rng)
+    pad = Scratchpad(style, rng)
     totals = [terms[0]]
     for number, term in enumerate(terms[1:], start=1):
-        pen.write(f"{number}. ")
-        totals.append(_step(pen, totals[-1], term))
-    pen.write(f"so {totals[-1]}")
+        pad.write(f"{number}. ")
+        totals.append(_step(pad, totals[-1], term))
+    pad.write(f"so {totals[-1]}")
     middle = len(totals) // 2
     answer = (
         f"After {middle} steps the total is {totals[middle]}, after all {len(terms) - 1} it is {totals[-1]}.\n"
         f"\\boxed{{{totals[-1]}}}"
     )
-    return Document(prompt=problem.prompt, thought=pen.text(), answer=answer)
+    return Document(prompt=problem.prompt, thought=pad.text(), answer=answer)
 
 
-def _step(pen: Pen, total: int, term: int) -> int:
+def _step(pad: Scratchpad, total: int, term: int) -> int:
     if term >= 0:
-        return pen.add(total, term)
+        return pad.add(total, term)
     if total >= -term:
-        return pen.subtract(total, -term)
-    return 0  # only after a slip that nobody found
+        return pad.subtract(total, -term)
+    return 0  # only after an error that nobody found

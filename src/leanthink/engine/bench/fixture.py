@@ -106,7 +106,9 @@ class Fixture:
         """
         budget = None
         if slots is not None:
-            budget = Budget(slots=slots, window=min(32, slots), interval=self.options.interval, answer=1)
+            budget = Budget(
+                slots=slots, recent_window=min(32, slots), eviction_interval=self.options.interval, max_answer_slots=1
+            )
         context = context_of(self.model.config)
         if prompt + output > context:
             raise UsageError(f"a prompt of {prompt} and {output} more tokens: this model's context ends at {context}")

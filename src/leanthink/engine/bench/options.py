@@ -29,6 +29,7 @@ FLAGS = {
     "requests": "How many requests throughput and latency serve.",
     "device": "cpu, cuda or cuda:N.",
 }
+FLAG_OF = {"interval": "eviction-interval"}  # where an option is called otherwise than its field
 LARGE: dict[str, Any] = {
     "cells": ((20, 4000), (20, 8000), (64, 3000)),
     "steps": 50,
@@ -106,7 +107,7 @@ class Options:
         least = {"steps": 3, "prompt": 2, "output": 2, "interval": 2, "requests": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
-                raise UsageError(f"--{name} {getattr(self, name)}: must be at least {bound}")
+                raise UsageError(f"--{FLAG_OF.get(name, name)} {getattr(self, name)}: must be at least {bound}")
         if self.kv_gib <= 0 or min(self.budgets) < 1 or min(map(min, self.cells)) < 1:
             raise UsageError(f"--kv-gib {self.kv_gib}, --budgets {self.budgets}, cells {self.cells}: must be above 0")
         if "throughput" in self.parts and self.output <= self.steps + self.warm_up:
@@ -152,7 +153,7 @@ def options_from(flags: Mapping[str, str | None]) -> Options:
     for name, text in given.items():
         numbers = _numbers(name, text, float if name == "kv_gib" else int)
         if name != "budgets" and len(numbers) != 1:
-            raise UsageError(f"--{name} {text!r}: give one number")
+            raise UsageError(f"--{FLAG_OF.get(name, name)} {text!r}: give one number")
         chosen[name] = numbers if name == "budgets" else numbers[0]
     names = PARTS if parts is None else tuple(map(_part, parts.split(",")))
     return Options(shape=shape, model=model, device=device, parts=names, **chosen)
@@ -169,7 +170,9 @@ def _numbers(name: str, text: str, kind: type = int) -> tuple[Any, ...]:
     try:
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--{name.replace('_', '-')} {text!r}: give numbers with commas between them") from None
+        raise UsageError(
+            f"--{FLAG_OF.get(name, name.replace('_', '-'))} {text!r}: give numbers with commas between them"
+        ) from None
 
 
 def _pairs(text: str) -> tuple[tuple[int, int], ...]:

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from leanthink.engine.bench.options import FLAGS, LARGE, SMALL, options_from
+from leanthink.engine.bench.options import FLAG_OF, FLAGS, LARGE, SMALL, options_from
 from leanthink.engine.bench.report import check_new
 from leanthink.entrypoints.cli import options
-from leanthink.entrypoints.cli.help import help_text, option
+from leanthink.entrypoints.cli.grouped import add_command
+from leanthink.entrypoints.cli.help import option
 from leanthink.entrypoints.cli.output import print_json, say
 from leanthink.entrypoints.cli.progress import ProgressBar
 
@@ -23,7 +24,7 @@ EXAMPLES = (
 
 
 def _flag(name: str, default: object = None, metavar: str | None = None) -> Any:
-    return option(f"--{name}", about=FLAGS[name], default=default, metavar=metavar)
+    return option(f"--{FLAG_OF.get(name, name)}", about=FLAGS[name], default=default, metavar=metavar)
 
 
 def _sized(name: str, metavar: str) -> Any:
@@ -38,9 +39,7 @@ Out = Annotated[Path, option("--out", about="Folder for result and picture.", de
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("bench", help=help_text("Measure speed and memory, as shares of what the device allows.", EXAMPLES))(
-        command
-    )
+    add_command(app, "bench", "Measure speed and memory, as shares of what the device allows.", EXAMPLES, command)
 
 
 def command(

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leanthink.entrypoints.cli import options
-from leanthink.entrypoints.cli.help import help_text, option
+from leanthink.entrypoints.cli.grouped import add_command
+from leanthink.entrypoints.cli.help import option
 from leanthink.entrypoints.cli.output import print_json, refuse_existing, say
 from leanthink.entrypoints.cli.progress import ProgressBar
 from leanthink.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from leanthink.data.problems import Problem
-    from leanthink.engine.request import Predictor
+    from leanthink.importance.collect import Collected
 
 EXAMPLES = (
     "leanthink collect --tasks multiply,sums --levels 3,4 --count 8 --temperature 0.8 --out traces.jsonl",
@@ -35,108 +36,95 @@ Limit = Annotated[int | None, option("--limit", about="Take only so many problem
 Samples = Annotated[int, option("--samples", about="Traces for each problem.", default=1)]
 Instruction = Annotated[str, option("--instruction", about="Text put after each problem.", metavar="TEXT")]
 Out = Annotated[Path, option("--out", about="JSONL file for the traces.", metavar="FILE")]
-CollectPolicy = Annotated[str, option("--policy", about="What to generate under.", default="full", metavar="NAME")]
-MaxRows = Annotated[int, option("--max-rows", about="Most traces generated at a time.", default=64)]
+CollectPolicy = Annotated[
+    str, option("--policy", about="What to generate under.", default="full", metavar=options.POLICY)
+]
 Record = Annotated[bool, option("--record", about="Also write scores, and when each token was evicted.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which problems."""
+
+    tasks: Tasks = None
+    levels: Levels = "1,2,3,4,5"
+    count: Count = 8
+    split: Split = "train"
+    problems: Problems = None
+    limit: Limit = None
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("collect", help=help_text("Sample and grade a model's own traces.", EXAMPLES))(command)
+    add_command(app, "collect", "Sample and grade a model's own traces.", EXAMPLES, command)
 
 
 def command(
     out: Out,
     model: options.Model = "tiny",
-    tasks: Tasks = None,
-    levels: Levels = "1,2,3,4,5",
-    count: Count = 8,
-    split: Split = "train",
-    problems: Problems = None,
-    limit: Limit = None,
+    *,
+    source: Source,
     samples: Samples = 1,
     instruction: Instruction = "",
-    system_prompt: options.SystemPrompt = None,
-    chat_template_kwargs: options.ChatTemplateKwargs = None,
-    split_special_tokens: options.SplitSpecialTokens = None,
-    think_tags: options.ThinkTags = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    seed: options.Seed = None,
+    prompt: options.PromptOptions,
+    picked: options.SamplingOptions,
     policy: CollectPolicy = "full",
-    budget: options.Slots = None,
-    window: options.Window = None,
-    interval: options.Interval = None,
-    answer: options.Answer = None,
-    predictor: options.PredictorFile = None,
-    ignore_predictor_mismatch: options.IgnorePredictorMismatch = False,
-    max_rows: MaxRows = 64,
+    slots: options.BudgetOptions,
+    learned: options.PredictorOptions,
+    max_num_seqs: options.MaxNumSeqs = 64,
     record: Record = False,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    ray: options.Ray = None,
-    ray_workers: options.RayWorkers = None,
+    where: options.EngineOptions,
     as_json: options.Json = False,
 ) -> None:
     """Check everything that can be checked without the model, then load it and collect."""
     refuse_existing(out, overwrite=overwrite, resume=resume, resumable=True)
-    check_samples(samples, temperature)
-    chosen = choose(tasks, levels, count, split, seed or 0, problems, limit)
-    slots = options.make_budget(policy, slots=budget, window=window, interval=interval, answer=answer)
-    sampling = options.make_sampling(
-        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_new_tokens=max_new_tokens, seed=seed
-    )
-    chat = options.make_chat_options(system_prompt, chat_template_kwargs, split_special_tokens)
+    check_samples(samples, picked.temperature)
+    seed = picked.seed or 0
+    chosen = choose(source.tasks, source.levels, source.count, source.split, seed, source.problems, source.limit)
+    asked: dict[str, Any] = {
+        "samples": samples,
+        "sampling": picked.make(),
+        "policy": policy,
+        "budget": slots.make(policy),
+        "options": prompt.make(),
+    }
     from leanthink.importance.collect import collect
 
-    options.check_borrowing(ignore_predictor_mismatch, predictor)
-    files: dict[str | None, Predictor] = {policy: predictor}
+    ignored = learned.ignore_predictor_mismatch
+    opened = where.open(
+        model, {policy: learned.predictor}, think_tags=prompt.think_tags, ignore_predictor_mismatch=ignored
+    )
     try:
-        with (
-            options.open_subject(
-                model,
-                device,
-                dtype,
-                files,
-                think_tags=think_tags,
-                ignore_predictor_mismatch=ignore_predictor_mismatch,
-                ray=ray,
-                ray_workers=ray_workers,
-            ) as subject,
-            ProgressBar(samples * len(chosen)) as bar,
-        ):
+        with opened as backend, ProgressBar(samples * len(chosen)) as bar:
             collected = collect(
                 None,
                 None,
                 chosen,
                 out,
-                samples=samples,
-                sampling=sampling,
-                policy=policy,
-                budget=slots,
+                **asked,
                 model_name=model,
                 instruction=instruction,
-                options=chat,
-                max_rows=max_rows,
+                max_rows=max_num_seqs,
                 record=record,
                 resume=resume,
                 overwrite=overwrite,
                 progress=partial(bar.update, "traces"),
-                subject=subject,
+                backend=backend,
             )
     except KeyboardInterrupt:
         say(f"{out} holds every trace that was finished; --resume goes on with the rest")
         raise
+    _print(collected, out, as_json=as_json)
+
+
+def _print(collected: Collected, out: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(collected))
-    else:
-        total = collected.written + collected.done_before
-        print(f"{total} traces in {out} ({collected.written} new), {collected.correct} of them correct")
+        return
+    total = collected.written + collected.done_before
+    print(f"{total} traces in {out} ({collected.written} new), {collected.correct} of them correct")
 
 
 def check_samples(samples: int, temperature: float | None) -> None:

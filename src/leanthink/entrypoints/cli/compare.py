@@ -54,7 +54,8 @@ def command(runs: Runs, out: Out = None, overwrite: options.Overwrite = False, a
             {
                 "benchmark": one.benchmark,
                 "entries": [
-                    {"label": e.label, "run": e.run, **e.outcomes.cell.record, **e.metrics.record} for e in one.entries
+                    {"label": e.label, "run": e.run, **e.results.configuration.record, **e.metrics.record}
+                    for e in one.entries
                 ],
                 "differences": [{**asdict(d), "significant": d.is_significant} for d in one.differences],
             }

@@ -23,11 +23,11 @@ def print_tables(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison],
 
     for one in comparisons:
         console.print(Text.assemble((one.benchmark, "bold"), f": {about(one)}"))
-        samples = [entry.outcomes.samples for entry in one.entries]
-        accuracy = [accuracy_row(name_of(e, runs), e.outcomes.cell, e.metrics, samples) for e in one.entries]
+        samples = [entry.results.samples for entry in one.entries]
+        accuracy = [accuracy_row(name_of(e, runs), e.results.configuration, e.metrics, samples) for e in one.entries]
         console.print(_table(accuracy_head(samples), accuracy))
         chosen = [COST_HEAD.index(name) for name in COSTS]
-        costs = [cost_row(name_of(e, runs), e.outcomes.cell, e.metrics) for e in one.entries]
+        costs = [cost_row(name_of(e, runs), e.results.configuration, e.metrics) for e in one.entries]
         console.print(_table(COSTS, [[row[at] for at in chosen] for row in costs]))
         if one.differences:
             bold = [found.is_significant for found in one.differences]

@@ -56,7 +56,7 @@ def command(
         rows = demo(model, tokenizer, out, plan=plan, console=Console(stderr=True), progress=progress)
     if as_json:
         print_json(
-            {"budget": asdict(plan.budget), "rows": [asdict(row) for row in rows], "files": [*map(str, files.values())]}
+            {"budget": plan.budget.record, "rows": [asdict(row) for row in rows], "files": [*map(str, files.values())]}
         )
     else:
         Console().print(as_table(rows, plan))

@@ -5,31 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leanthink.entrypoints.cli import options
-from leanthink.entrypoints.cli.collect import MaxRows, Tasks, check_samples
-from leanthink.entrypoints.cli.evaluate_plan import (
-    Slots,
-    Sources,
-    make_slots,
-    predictor_files,
-)
-from leanthink.entrypoints.cli.help import help_text, option
+from leanthink.entrypoints.cli.collect import check_samples
+from leanthink.entrypoints.cli.evaluate_plan import Slots, Sources, make_slots, predictor_files
+from leanthink.entrypoints.cli.grouped import add_command
+from leanthink.entrypoints.cli.help import option
 from leanthink.entrypoints.cli.output import print_json, say
 from leanthink.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from leanthink.engine.request import Predictor
-    from leanthink.eval.aggregated_results import Outcomes
-    from leanthink.eval.configurations import Cell
+    from leanthink.eval.aggregated_results import AggregatedResults
+    from leanthink.eval.configurations import Configuration
     from leanthink.eval.records import RunFolder
     from leanthink.eval.run import Setup
-    from leanthink.importance.inference_backend import Subject
+    from leanthink.importance.inference_backend import InferenceBackend
     from leanthink.policies.budget import Budget
 
 EXAMPLES = (
@@ -37,30 +33,13 @@ EXAMPLES = (
     "leanthink eval --model MODEL --benchmarks math-500 --budgets 1024,2048 --samples 4 --temperature 0.6 --out runs/m",
     "leanthink eval --problems mine.jsonl --ratios 2.8,4.3 --out runs/mine",
 )
-Benchmarks = Annotated[
-    str | None, option("--benchmarks", about="Public data sets; NAME=FOLDER for a local copy.", metavar="A,B,...")
-]
-Problems = Annotated[
-    list[Path] | None, option("--problems", about="JSONL file of id, problem, answer; may be repeated.", metavar="FILE")
-]
-Tolerance = Annotated[
-    float, option("--tolerance", about="Of numbers in those files: a share of the gold.", default=0.0, metavar="SHARE")
-]
-Levels = Annotated[str, option("--levels", about="Levels of the tasks.", default="1,2,3,4,5", metavar="1,2,...")]
-Gym = Annotated[str | None, option("--gym", about="Families of reasoning-gym, an extra.", metavar="A,B,...")]
-Count = Annotated[int, option("--count", about="Problems for each family and level, or gym family.", default=8)]
-Split = Annotated[str, option("--split", about="held-out or train, for the tasks.", default="held-out")]
-Limit = Annotated[int | None, option("--limit", about="Only so many problems from the head of each benchmark.")]
-Instruction = Annotated[
-    str | None, option("--instruction", about="Text put after each problem.", default="the benchmark's", metavar="TEXT")
-]
 Policies = Annotated[
     str | None,
     option(
         "--policies",
         about="What is compared; full is the baseline.",
         default="full,horizon, r-kv without a predictor",
-        metavar="A,...",
+        metavar="A,B:key=value,...",
     ),
 ]
 Budgets = Annotated[str | None, option("--budgets", about="Thought slots that stay.", default=256, metavar="N,...")]
@@ -78,177 +57,176 @@ Together = Annotated[bool, option("--together", about="All cells in one batch: f
 Out = Annotated[Path, option("--out", about="Folder of the run; an unfinished one is gone on with.", metavar="FOLDER")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What is compared: policies, and how many slots each may keep."""
+
+    policies: Policies = None
+    budgets: Budgets = None
+    ratios: Ratios = None
+    recent_window: options.RecentWindow = None
+    eviction_interval: options.EvictionInterval = None
+    max_answer_slots: options.MaxAnswerSlots = None
+
+    def make(self) -> Slots:
+        """Policies and slots; raises UsageError for what does not go together."""
+        parts = {"recent_window": self.recent_window, "eviction_interval": self.eviction_interval}
+        parts["max_answer_slots"] = self.max_answer_slots
+        return make_slots(self.policies or "full,horizon", self.budgets, self.ratios, **parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """The importance predictors, and of which model they are."""
+
+    predictor: PredictorFiles = None
+    ignore_predictor_mismatch: options.IgnorePredictorMismatch = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How often each problem is answered, and how many at a time."""
+
+    samples: Samples = 1
+    max_num_seqs: options.MaxNumSeqs = 64
+    together: Together = False
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.max_num_seqs < 1:
+            raise UsageError(f"--samples {self.samples}, --max-num-seqs {self.max_num_seqs}: must be 1 or more")
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("eval", help=help_text("Evaluate policies and budgets on benchmarks, resumably.", EXAMPLES))(command)
+    add_command(app, "eval", "Evaluate policies and budgets on benchmarks, resumably.", EXAMPLES, command)
 
 
 def command(
     out: Out,
     model: options.Model = "tiny",
-    benchmarks: Benchmarks = None,
-    problems: Problems = None,
-    tolerance: Tolerance = 0.0,
-    tasks: Tasks = None,
-    levels: Levels = "1,2,3,4,5",
-    gym: Gym = None,
-    count: Count = 8,
-    split: Split = "held-out",
-    limit: Limit = None,
-    instruction: Instruction = None,
-    system_prompt: options.SystemPrompt = None,
-    chat_template_kwargs: options.ChatTemplateKwargs = None,
-    split_special_tokens: options.SplitSpecialTokens = None,
-    think_tags: options.ThinkTags = None,
-    policies: Policies = None,
-    budgets: Budgets = None,
-    ratios: Ratios = None,
-    window: options.Window = None,
-    interval: options.Interval = None,
-    answer: options.Answer = None,
-    predictor: PredictorFiles = None,
-    ignore_predictor_mismatch: options.IgnorePredictorMismatch = False,
-    samples: Samples = 1,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    seed: options.Seed = None,
-    max_rows: MaxRows = 64,
-    together: Together = False,
+    *,
+    sources: Sources,
+    prompt: options.PromptOptions,
+    compared: Compared,
+    learned: Learned,
+    effort: Effort,
+    picked: options.SamplingOptions,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    ray: options.Ray = None,
-    ray_workers: options.RayWorkers = None,
+    where: options.EngineOptions,
     as_json: options.Json = False,
 ) -> None:
     """Check all that can be checked without the model, then load it, and make what the run still lacks."""
-    slots = make_slots(policies or "full,horizon", budgets, ratios, window=window, interval=interval, answer=answer)
-    if samples < 1 or max_rows < 1:
-        raise UsageError(f"--samples {samples}, --max-rows {max_rows}: must be 1 or more")
-    check_samples(samples, temperature)
-    files = predictor_files(predictor or [], slots.policies)
-    options.check_borrowing(ignore_predictor_mismatch, files)
-    sampling = options.make_sampling(
-        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_new_tokens=max_new_tokens, seed=seed
-    )
-    chat = options.make_chat_options(system_prompt, chat_template_kwargs, split_special_tokens)
-    sources = Sources(
-        benchmarks=benchmarks,
-        problems=problems or [],
-        tolerance=tolerance,
-        tasks=tasks,
-        levels=levels,
-        gym=gym,
-        count=count,
-        split=split,
-        seed=seed or 0,
-        limit=limit,
-        instruction=instruction,
-    )
-    chosen = sources.read()
+    slots, sampling, chat = compared.make(), picked.make(), prompt.make()
+    check_samples(effort.samples, picked.temperature)
+    files = predictor_files(learned.predictor or [], slots.policies)
+    options.check_borrowing(learned.ignore_predictor_mismatch, files)
+    chosen = sources.read(picked.seed or 0)
     from leanthink.entrypoints.cli.progress import ProgressBar
     from leanthink.eval.records import RunFolder
-    from leanthink.eval.run import Setup, finish
-    from leanthink.models.default_policy import WITHOUT_PREDICTOR, how_to_fit
+    from leanthink.eval.run import Setup
     from leanthink.utils.provenance import certificate
 
-    predictors: dict[str | None, Predictor] = {name: files.get(name) for name in slots.policies}
-    if policies is None and not files:
+    predictors: dict[str | None, Predictor] = {spec: files.get(spec) for spec in slots.policies}
+    if compared.policies is None and not files:
         predictors = {"full": None, None: None}
-    words = " ".join(["leanthink", *sys.argv[1:]])
     about = {name: benchmark.about for name, benchmark in chosen.items()}
-    requests = sum(slots.cells * samples * len(benchmark.problems) for benchmark in chosen.values())
-    with ExitStack() as stack:
-        subject = stack.enter_context(
-            options.open_subject(
-                model,
-                device,
-                dtype,
-                predictors,
-                think_tags=think_tags,
-                ignore_predictor_mismatch=ignore_predictor_mismatch,
-                ray=ray,
-                ray_workers=ray_workers,
-            )
-        )
-        slots = replace(slots, policies=subject.about.policies)
-        if ray is not None and None in predictors and WITHOUT_PREDICTOR in slots.policies:
-            say(how_to_fit(model))  # the engines' own warnings stay where they are
-        settings = {"model": model, "samples": samples, "sampling": asdict(sampling), **_settings(subject, slots)}
-        settings |= chat.given | ({} if think_tags is None else {"think_tags": list(think_tags)})
-        birth = certificate(command=words, hardware=subject.about.hardware)
-        folder = stack.enter_context(RunFolder(out, settings, about, birth, overwrite=overwrite))
-        progress = stack.enter_context(ProgressBar(requests))
+    requests = sum(slots.cells * effort.samples * len(benchmark.problems) for benchmark in chosen.values())
+    opened = where.open(model, predictors, think_tags=prompt.think_tags,
+                        ignore_predictor_mismatch=learned.ignore_predictor_mismatch)  # fmt: skip
+    with opened as backend, ExitStack() as stack:
+        slots = replace(slots, policies=backend.model_info.policies)
+        if where.ray is not None and None in predictors:
+            _say_how_to_fit(model, slots)
+        settings = {
+            "model": model,
+            "samples": effort.samples,
+            "sampling": asdict(sampling),
+            **_settings(backend, slots),
+        }
+        settings |= chat.given | ({} if prompt.think_tags is None else {"think_tags": list(prompt.think_tags)})
+        provenance = certificate(command=" ".join(["leanthink", *sys.argv[1:]]), hardware=backend.model_info.hardware)
+        folder = stack.enter_context(RunFolder(out, settings, about, provenance, overwrite=overwrite))
         setup = Setup(
-            subject=subject,
+            backend=backend,
             benchmarks=chosen,
-            samples=samples,
+            samples=effort.samples,
             sampling=sampling,
-            max_rows=max_rows,
-            progress=progress,
+            max_rows=effort.max_num_seqs,
+            progress=stack.enter_context(ProgressBar(requests)),
             options=chat,
         )
-        try:
-            cells = _complete(setup, folder, slots, together=together)
-        except KeyboardInterrupt:
-            say(f"{out} holds every answer that was finished; the same command goes on with the rest")
-            raise
-        found = finish(setup, folder, cells)
-        header = folder.header
-    _print(found, header, out, as_json=as_json)
+        found = _finish(setup, folder, slots, together=effort.together)
+    _print(found, folder.header, out, as_json=as_json)
 
 
-def _settings(subject: Subject, slots: Slots) -> dict[str, Any]:
+def _say_how_to_fit(model: str, slots: Slots) -> None:
+    """What engines elsewhere warn of, whose warnings stay where they are."""
+    from leanthink.models.default_policy import WITHOUT_PREDICTOR, how_to_fit
+
+    if WITHOUT_PREDICTOR in slots.policies:
+        say(how_to_fit(model))
+
+
+def _finish(setup: Setup, folder: RunFolder, slots: Slots, *, together: bool) -> list[AggregatedResults]:
+    """Make what is missing, and write the result."""
+    from leanthink.eval.run import finish
+
+    try:
+        cells = _complete(setup, folder, slots, together=together)
+    except KeyboardInterrupt:
+        say(f"{folder.path} holds every answer that was finished; the same command goes on with the rest")
+        raise
+    return finish(setup, folder, cells)
+
+
+def _settings(backend: InferenceBackend, slots: Slots) -> dict[str, Any]:
     """What else decides the records of a run, for its header."""
-    about = subject.about
+    about = backend.model_info
     borrowed = {"borrowed_predictors": about.borrowed} if about.borrowed else {}  # of which model, by policy
     return {
         "fingerprint": about.fingerprint,
         "device": about.device,
         "dtype": about.dtype,
         "policies": slots.policies,
-        "budgets": [asdict(budget) for budget in slots.budgets],
+        "budgets": [budget.record for budget in slots.budgets],
         "ratios": slots.ratios,
-        "slots": slots.others,
+        "slots": {key: value for key, value in slots.usual.record.items() if key != "slots"},
         "predictors": about.predictors,
         **borrowed,
     }
 
 
-def _complete(setup: Setup, folder: RunFolder, slots: Slots, *, together: bool) -> list[Cell]:
+def _complete(setup: Setup, folder: RunFolder, slots: Slots, *, together: bool) -> list[Configuration]:
     """All cells, finished: those of the full cache first, because the ratios are of its thoughts."""
-    from leanthink.eval.configurations import FULL, Cell, budget_at_ratio, cells_of
+    from leanthink.eval.configurations import FULL, Configuration, budget_at_ratio, configurations_of
     from leanthink.eval.run import complete, mean_thought
 
-    full = {name: Cell(benchmark=name, policy=FULL, budget=None) for name in setup.benchmarks}
+    full = {name: Configuration(benchmark=name, policy=FULL, budget=None) for name in setup.benchmarks}
     first = list(full.values()) if FULL in slots.policies else []
     complete(setup, folder, first, together=together)
-    rest: list[Cell] = []
+    rest: list[Configuration] = []
     for name in setup.benchmarks:
         budgets: Sequence[Budget] = slots.budgets
         if slots.ratios:
             mean = mean_thought(setup, folder, full[name])
-            budgets = [budget_at_ratio(mean, ratio, **slots.others) for ratio in slots.ratios]
+            budgets = [budget_at_ratio(mean, ratio, slots.usual) for ratio in slots.ratios]
             told = ", ".join(
-                f"{ratio:g}x: {b.slots}+{b.interval}" for ratio, b in zip(slots.ratios, budgets, strict=True)
+                f"{ratio:g}x: {b.slots}+{b.eviction_interval}" for ratio, b in zip(slots.ratios, budgets, strict=True)
             )
             say(f"{name}: mean full thought {mean:.0f} tokens; slots {told}")
-        rest += cells_of(name, slots.bounded, budgets)
+        rest += configurations_of(name, slots.bounded, budgets)
     complete(setup, folder, rest, together=together)
     return [cell for name in setup.benchmarks for cell in [*first, *rest] if cell.benchmark == name]
 
 
-def _print(found: list[Outcomes], header: dict[str, Any], out: Path, *, as_json: bool) -> None:
+def _print(found: list[AggregatedResults], header: dict[str, Any], out: Path, *, as_json: bool) -> None:
     """The table of a finished run."""
     from leanthink.eval.compare import full_of
     from leanthink.eval.metrics import metrics
     from leanthink.eval.smallest_budget import smallest_budgets
     from leanthink.eval.tables import COST_HEAD, accuracy_head, accuracy_row, aligned, cost_row
 
-    rows = [(one.cell, metrics(one, full_of(one, found))) for one in found]
+    rows = [(one.configuration, metrics(one, full_of(one, found))) for one in found]
     if as_json:
         cells = [{**cell.record, **row.record} for cell, row in rows]
         smallest = [one.record for one in smallest_budgets(found)]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leanthink.entrypoints.cli import options
 from leanthink.entrypoints.cli.collect import whole_numbers
-from leanthink.entrypoints.cli.help import help_text, option
+from leanthink.entrypoints.cli.grouped import add_command, given
+from leanthink.entrypoints.cli.help import option
 from leanthink.entrypoints.cli.label import Traces
 from leanthink.entrypoints.cli.output import print_json, refuse_existing
 from leanthink.entrypoints.cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from leanthink.importance.fit_config import FitConfig
 
 EXAMPLES = (
     "leanthink fit --traces traces.jsonl --labels labels.safetensors --out predictor.safetensors",
@@ -53,9 +58,42 @@ Compare = Annotated[
 AllTraces = Annotated[bool, option("--all", about="Fit to wrong traces too.")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How a predictor is fitted, by the names of `FitConfig`; what is left out has its defaults."""
+
+    target: Target = None
+    horizons: Horizons = None
+    granularity: Granularity = None
+    width: Width = None
+    steps: Steps = None
+    batch: Batch = None
+    tokens_per_trace: TokensPerTrace = None
+
+    def make(self, *, seed: int | None, only_correct: bool) -> FitConfig:
+        """The config; raises UsageError."""
+        from leanthink.importance.fit_config import FitConfig
+
+        found = given(self) | ({} if seed is None else {"seed": seed})
+        for name in ("horizons", "offsets"):
+            if name in found:
+                found[name] = whole_numbers(f"--{name}", found[name])
+        return FitConfig(**found, only_correct=only_correct)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllFitOptions(FitOptions):
+    """The same, and what is measured best as it is."""
+
+    offsets: Offsets = None
+    transform: Transform = None
+    lr: LearningRate = None
+    val_share: ValShare = None
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("fit", help=help_text("Fit an importance predictor; the model stays as it is.", EXAMPLES))(command)
+    add_command(app, "fit", "Fit an importance predictor; the model stays as it is.", EXAMPLES, command)
 
 
 def command(
@@ -63,60 +101,34 @@ def command(
     labels: LabelsFile,
     out: Out,
     model: options.Model = "tiny",
-    target: Target = None,
-    horizons: Horizons = None,
-    offsets: Offsets = None,
-    transform: Transform = None,
-    granularity: Granularity = None,
-    width: Width = None,
-    steps: Steps = None,
-    batch: Batch = None,
-    lr: LearningRate = None,
-    val_share: ValShare = None,
-    tokens_per_trace: TokensPerTrace = None,
+    *,
+    fitted_as: AllFitOptions,
     all_traces: AllTraces = False,
     compare: Compare = None,
     seed: options.Seed = None,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
+    where: options.DeviceOptions,
     as_json: options.Json = False,
 ) -> None:
     """Read traces and labels before the model is loaded, then fit."""
     refuse_existing(out, overwrite=overwrite)
     from leanthink.data.traces.trace import read_traces
     from leanthink.importance.fit import fit
-    from leanthink.importance.fit_config import Recipe
     from leanthink.importance.label_file import read_labels
     from leanthink.models.predictor import read_metadata
 
-    given: dict[str, Any] = {
-        "target": target,
-        "horizons": None if horizons is None else whole_numbers("--horizons", horizons),
-        "offsets": None if offsets is None else whole_numbers("--offsets", offsets),
-        "transform": transform,
-        "granularity": granularity,
-        "width": width,
-        "steps": steps,
-        "batch": batch,
-        "lr": lr,
-        "val_share": val_share,
-        "tokens_per_trace": tokens_per_trace,
-        "seed": seed,
-        "only_correct": not all_traces,
-    }
-    recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
+    config = fitted_as.make(seed=seed, only_correct=not all_traces)
     found, labelled = read_traces(traces), read_labels(labels)
     if compare is not None:
         read_metadata(compare)  # refuses what is no predictor
-    loaded, _ = options.load_model(model, device, dtype)
+    loaded, _ = where.load(model)
     stages = {"read": "traces read", "fit": "training steps"}
     with ProgressBar() as bar:
         fitted = fit(
             loaded,
             found,
             labelled,
-            recipe,
+            config,
             out_path=out,
             compare=compare,
             progress=lambda stage, done, total: bar.update(stages[stage], done, total),

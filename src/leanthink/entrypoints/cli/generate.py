@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leanthink.entrypoints.cli import options
-from leanthink.entrypoints.cli.help import help_text, option
+from leanthink.entrypoints.cli.grouped import add_command
+from leanthink.entrypoints.cli.help import option
 from leanthink.entrypoints.cli.output import print_json, refuse_existing, say
+from leanthink.entrypoints.cli.record import Asked, write_completions
 from leanthink.entrypoints.cli.show import show, shows_marks
 from leanthink.entrypoints.cli.summary import summary
 from leanthink.utils.errors import UsageError
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     'leanthink generate "What is 4821 times 377?"',
-    'leanthink generate "What is 4821 times 377?" --budget 128 --interval 32 --json',
+    'leanthink generate "What is 4821 times 377?" --budget 128 --eviction-interval 32 --json',
     'echo "What is 4821 times 377?" | leanthink generate - --policy full',
 )
 PROMPTS = typer.Argument(
@@ -35,97 +37,101 @@ STREAM = typer.Option(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelSampling(options.SamplingOptions):
+    """How tokens are picked, where the model may say it; and what ends the output."""
+
+    temperature: options.ModelTemperature = None
+    top_p: options.ModelTopP = None
+    top_k: options.ModelTopK = None
+    min_p: options.ModelMinP = None
+    stop: options.Stop = None
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """What was given, by the names of `Sampling`."""
+        return super().knobs | ({"stop": tuple(self.stop)} if self.stop else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What is shown and written."""
+
+    stream: Annotated[bool | None, STREAM] = None
+    trace: Annotated[Path | None, option("--trace", about="Write one trace a line to it.", metavar="FILE")] = None
+    overwrite: options.Overwrite = False
+    as_json: options.Json = False
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("generate", help=help_text("Answer prompts with a bounded KV cache.", EXAMPLES))(command)
+    add_command(app, "generate", "Answer prompts with a bounded KV cache.", EXAMPLES, command)
 
 
 def command(
     prompts: Annotated[list[str], PROMPTS],
     model: options.Model = "tiny",
     policy: options.Policy = None,
-    budget: options.Slots = None,
-    window: options.Window = None,
-    interval: options.Interval = None,
-    answer: options.Answer = None,
-    predictor: options.PredictorFile = None,
-    ignore_predictor_mismatch: options.IgnorePredictorMismatch = False,
-    temperature: options.ModelTemperature = None,
-    top_p: options.ModelTopP = None,
-    top_k: options.ModelTopK = None,
-    min_p: options.ModelMinP = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    system_prompt: options.SystemPrompt = None,
-    chat_template_kwargs: options.ChatTemplateKwargs = None,
-    split_special_tokens: options.SplitSpecialTokens = None,
-    think_tags: options.ThinkTags = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    stream: Annotated[bool | None, STREAM] = None,
-    trace: Annotated[Path | None, option("--trace", about="Write one trace a line to it.", metavar="FILE")] = None,
-    overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
+    *,
+    slots: options.BudgetOptions,
+    learned: options.PredictorOptions,
+    picked: ModelSampling,
+    prompt: options.PromptOptions,
+    where: options.DeviceOptions,
+    output: Output,
 ) -> None:
     """Check everything that can be checked without the model, then load it and answer."""
     questions = _read_prompts(prompts)
-    if stream and len(questions) > 1:
+    if output.stream and len(questions) > 1:
         raise UsageError("--stream shows one prompt: give a single one, or leave --stream out")
-    refuse_existing(trace, overwrite=overwrite)
-    options.check_borrowing(ignore_predictor_mismatch, predictor)
-    slots = options.make_budget(policy, slots=budget, window=window, interval=interval, answer=answer)
-    knobs: dict[str, Any] = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-        "stop": tuple(stop) if stop else None,
-    }
-    options.make_sampling(**knobs)  # what is out of range is refused before the model is loaded
-    chat = options.make_chat_options(system_prompt, chat_template_kwargs, split_special_tokens)
-    loaded, tokenizer = options.load_model(model, device, dtype, think_tags)
-    import leanthink
+    refuse_existing(output.trace, overwrite=output.overwrite)
+    budget = slots.make(policy)
+    picked.make()  # what is out of range is refused before the model is loaded
+    chat = prompt.make()
+    loaded, tokenizer = where.load(model, prompt.think_tags)
     from leanthink.engine.request import PolicyMaker
     from leanthink.models.context import context_of
     from leanthink.models.model_sampling import knobs_of
     from leanthink.policies.budget_hints import budget_hints
 
-    sampling = options.make_sampling(loaded, **knobs)
-    if sampling.temperature and temperature is None:
+    sampling = picked.make(loaded)
+    if sampling.temperature and picked.temperature is None:
         say(f"sampled as the model's generation config says ({knobs_of(sampling)}); --temperature 0 is greedy")
     maker = PolicyMaker(loaded, tokenizer)
-    chosen = maker.make(policy, predictor, ignore_predictor_mismatch=ignore_predictor_mismatch)
-    for hint in budget_hints(chosen, slots):
+    chosen = maker.make(policy, learned.predictor, ignore_predictor_mismatch=learned.ignore_predictor_mismatch)
+    for hint in budget_hints(chosen, budget):
         say(hint)
-    settings: dict[str, Any] = {
-        "policy": chosen,
-        "budget": slots,
-        "sampling": sampling,
-        "system_prompt": chat.system_prompt,
-        "chat_template_kwargs": chat.chat_template_kwargs,
-        "split_special_tokens": chat.split_special_tokens,
-        "record": trace is not None,
-    }
-    streams = stream if stream is not None else len(questions) == 1 and not as_json
-    if streams:
-        where = sys.stderr if as_json else sys.stdout
-        recorded = settings | {"record": trace is not None or shows_marks(where)}
-        steps = leanthink.stream(loaded, tokenizer, questions[0], **recorded)
-        tags = leanthink.think_tags(tokenizer)
-        completions = [show(steps, where, tag=tags.open if tags.closes and not tags.must_open else None)]
-    else:
-        completions = leanthink.generate(loaded, tokenizer, questions, **settings)
-    if trace is not None:
-        from leanthink.entrypoints.cli.record import write_completions
-
-        about = {"model": loaded, "model_name": model, "settings": settings, "chat": chat}
-        write_completions(trace, completions, questions, tokenizer, **about)
-    _print(completions, as_json=as_json, shown=streams)
+    asked = Asked(policy=chosen, budget=budget, sampling=sampling, chat=chat)
+    completions, shown = _answer(loaded, tokenizer, questions, asked, output)
+    if output.trace is not None:
+        write_completions(output.trace, completions, questions, tokenizer, asked, model=loaded, model_name=model)
+    _print(completions, as_json=output.as_json, shown=shown)
     for completion in completions:
-        say(summary(completion, sampling, slots, context_of(loaded.config)))
+        say(summary(completion, sampling, budget, context_of(loaded.config)))
+
+
+def _answer(
+    model: Any, tokenizer: Any, questions: Sequence[str], asked: Asked, output: Output
+) -> tuple[Sequence[Completion], bool]:
+    """The completions, and whether they were shown as they came."""
+    import leanthink
+
+    choices: dict[str, Any] = {
+        "policy": asked.policy,
+        "budget": asked.budget,
+        "sampling": asked.sampling,
+        "system_prompt": asked.chat.system_prompt,
+        "chat_template_kwargs": asked.chat.chat_template_kwargs,
+        "split_special_tokens": asked.chat.split_special_tokens,
+    }
+    traced = output.trace is not None
+    streams = output.stream if output.stream is not None else len(questions) == 1 and not output.as_json
+    if not streams:
+        return leanthink.generate(model, tokenizer, questions, record=traced, **choices), False
+    screen = sys.stderr if output.as_json else sys.stdout
+    steps = leanthink.stream(model, tokenizer, questions[0], record=traced or shows_marks(screen), **choices)
+    tags = leanthink.think_tags(tokenizer)
+    return [show(steps, screen, tag=tags.open if tags.closes and not tags.must_open else None)], True
 
 
 def _read_prompts(prompts: Sequence[str]) -> list[str]:

@@ -11,7 +11,8 @@ import typer
 
 from leanthink.entrypoints.cli import options
 from leanthink.entrypoints.cli.collect import whole_numbers
-from leanthink.entrypoints.cli.help import help_text, option
+from leanthink.entrypoints.cli.grouped import add_command
+from leanthink.entrypoints.cli.help import option
 from leanthink.entrypoints.cli.output import print_json, refuse_existing, say
 from leanthink.entrypoints.cli.progress import ProgressBar
 
@@ -46,23 +47,21 @@ AllTraces = Annotated[bool, option("--all", about="Label wrong traces too.")]
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("label", help=help_text("Compute the attention labels of collected traces.", EXAMPLES))(command)
+    add_command(app, "label", "Compute the attention labels of collected traces.", EXAMPLES, command)
 
 
 def command(
     traces: Traces,
     out: Out,
     model: options.Model = "tiny",
+    *,
     horizons: Horizons = None,
     granularity: GranularityOption = None,
     answer_from: AnswerFrom = None,
     all_traces: AllTraces = False,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    ray: options.Ray = None,
-    ray_workers: options.RayWorkers = None,
+    where: options.EngineOptions,
     as_json: options.Json = False,
 ) -> None:
     """Read the traces before the model is loaded, then label them."""
@@ -76,10 +75,7 @@ def command(
 
     start = None if answer_from is None else as_answer_from(answer_from)
     try:
-        with (
-            options.open_subject(model, device, dtype, {}, ray=ray, ray_workers=ray_workers) as subject,
-            ProgressBar() as bar,
-        ):
+        with where.open(model, {}) as backend, ProgressBar() as bar:
             counts = label_traces(
                 None,
                 found,
@@ -90,7 +86,7 @@ def command(
                 only_correct=not all_traces,
                 overwrite=overwrite,
                 progress=partial(bar.update, "labels"),
-                subject=subject,
+                backend=backend,
             )
     except KeyboardInterrupt:
         say(f"{out} holds every trace that was labelled; --resume goes on with the rest")

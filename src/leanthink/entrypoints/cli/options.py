@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from leanthink.entrypoints.cli.grouped import given
 from leanthink.entrypoints.cli.help import option
 from leanthink.entrypoints.cli.output import say
 from leanthink.utils.errors import UsageError, unknown
@@ -15,11 +17,12 @@ from leanthink.utils.file_reading import parse_json
 if TYPE_CHECKING:
     from leanthink.engine.request import Predictor
     from leanthink.engine.sampling import Sampling
-    from leanthink.importance.inference_backend import Subject
+    from leanthink.importance.inference_backend import InferenceBackend
     from leanthink.models.prompt import ChatOptions
     from leanthink.policies.budget import Budget
 
 DEFAULT_SLOTS = 256
+POLICY = "NAME[:key=value,...]"
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 Model = Annotated[
@@ -36,20 +39,22 @@ Policy = Annotated[
         "--policy",
         about="How thought slots are ranked; full keeps all.",
         default="horizon, r-kv where no predictor is fitted",
-        metavar="NAME",
+        metavar=POLICY,
     ),
 ]
 Slots = Annotated[
     int | None, option("--budget", about="Thought slots that stay.", default=DEFAULT_SLOTS, metavar="SLOTS")
 ]
-Window = Annotated[
-    int | None, option("--window", about="Youngest thought tokens, never evicted.", default=32, metavar="TOKENS")
+RecentWindow = Annotated[
+    int | None, option("--recent-window", about="Youngest thought tokens, never evicted.", default=32, metavar="TOKENS")
 ]
-Interval = Annotated[
+EvictionInterval = Annotated[
     int | None,
-    option("--interval", about="Tokens that gather between evictions.", default=64, metavar="TOKENS"),
+    option("--eviction-interval", about="Tokens that gather between evictions.", default=64, metavar="TOKENS"),
 ]
-Answer = Annotated[int | None, option("--answer", about="Most slots of the answer.", default=1024, metavar="SLOTS")]
+MaxAnswerSlots = Annotated[
+    int | None, option("--max-answer-slots", about="Most slots of the answer.", default=1024, metavar="SLOTS")
+]
 PredictorFile = Annotated[
     Path | None,
     option(
@@ -118,46 +123,132 @@ Ray = Annotated[
 RayWorkers = Annotated[
     int | None, option("--ray-workers", about="Engines on it.", default="one for each GPU, else for each core")
 ]
+MaxNumSeqs = Annotated[int, option("--max-num-seqs", about="Most requests at a time.", default=64)]
 Resume = Annotated[bool, option("--resume", about="Go on with the output file of an earlier run.")]
 Overwrite = Annotated[bool, option("--overwrite", about="Replace what is there already.")]
 
 
-def make_budget(
-    policy: str | None, *, slots: int | None, window: int | None, interval: int | None, answer: int | None
-) -> Budget | None:
-    """The budget of these options, None for the policy full; raises UsageError, also for an unknown policy."""
-    from leanthink.policies import POLICIES
-    from leanthink.policies.budget import Budget
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """The budget of a request; what is left out has the defaults of `Budget`."""
 
-    if policy is not None and policy not in POLICIES:
-        raise unknown("policy", policy, POLICIES)
-    options = {"slots": slots, "window": window, "interval": interval, "answer": answer}
-    given = {name: value for name, value in options.items() if value is not None}
-    if policy == "full" and given:
-        flags = ", ".join("--budget" if name == "slots" else f"--{name}" for name in given)
-        raise UsageError(f"policy 'full' keeps everything: leave out {flags}, or choose a policy that evicts")
-    return None if policy == "full" else Budget(**({"slots": DEFAULT_SLOTS} | given))
+    budget: Slots = None
+    recent_window: RecentWindow = None
+    eviction_interval: EvictionInterval = None
+    max_answer_slots: MaxAnswerSlots = None
 
+    def make(self, policy: str | None) -> Budget | None:
+        """The budget for this policy, None for full; raises UsageError, also for a policy that cannot be read."""
+        from leanthink.policies.budget import Budget
 
-def make_sampling(model: Any = None, **options: Any) -> Sampling:
-    """Sampling from the options that were given; the others are those of `Sampling`, or of the model where given."""
-    from leanthink.engine.sampling import Sampling
-
-    given = {name: value for name, value in options.items() if value is not None}
-    return Sampling(**given) if model is None else Sampling.from_model(model, **given)
+        parts = given(self)
+        if policy is not None and is_full(policy):
+            if parts:
+                flags = ", ".join(f"--{name.replace('_', '-')}" for name in parts)
+                raise UsageError(f"policy 'full' keeps everything: leave out {flags}, or choose a policy that evicts")
+            return None
+        return Budget(slots=parts.pop("budget", DEFAULT_SLOTS), **parts)
 
 
-def make_chat_options(
-    system_prompt: str | None, chat_template_kwargs: str | None, split_special_tokens: bool | None
-) -> ChatOptions:
-    """How prompts are made, from these options. Raises UsageError for what is no JSON object."""
-    from leanthink.models.prompt import ChatOptions
+@dataclass(frozen=True, kw_only=True)
+class PredictorOptions:
+    """The importance predictor; raises UsageError for --ignore-predictor-mismatch without a file."""
 
-    given = {"system_prompt": system_prompt, "split_special_tokens": split_special_tokens}
-    return ChatOptions(
-        chat_template_kwargs=read_kwargs(chat_template_kwargs) or {},
-        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
-    )
+    predictor: PredictorFile = None
+    ignore_predictor_mismatch: IgnorePredictorMismatch = False
+
+    def __post_init__(self) -> None:
+        check_borrowing(self.ignore_predictor_mismatch, self.predictor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How tokens are picked; what is left out has the defaults of `Sampling`, or of the model."""
+
+    temperature: Temperature = None
+    top_p: TopP = None
+    top_k: TopK = None
+    min_p: MinP = None
+    max_new_tokens: MaxNewTokens = None
+    seed: Seed = None
+
+    def make(self, model: Any = None) -> Sampling:
+        """Sampling as given, the rest as the model's generation config says where a model is given."""
+        from leanthink.engine.sampling import Sampling
+
+        return Sampling(**self.knobs) if model is None else Sampling.from_model(model, **self.knobs)
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """What was given, by the names of `Sampling`."""
+        return given(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """How prompts are made, and which tags set a thought apart."""
+
+    system_prompt: SystemPrompt = None
+    chat_template_kwargs: ChatTemplateKwargs = None
+    split_special_tokens: SplitSpecialTokens = None
+    think_tags: ThinkTags = None
+
+    def make(self) -> ChatOptions:
+        """As `leanthink.models.prompt` takes them. Raises UsageError for what is no JSON object."""
+        from leanthink.models.prompt import ChatOptions
+
+        text = {"system_prompt": self.system_prompt, "split_special_tokens": self.split_special_tokens}
+        return ChatOptions(
+            chat_template_kwargs=read_kwargs(self.chat_template_kwargs) or {},
+            **{name: value for name, value in text.items() if value is not None},  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Where a model runs, and in which precision."""
+
+    device: Device = None
+    dtype: Dtype = None
+
+    def load(self, model: str, think_tags: tuple[str, str] | None = None) -> tuple[Any, Any]:
+        """Model and tokenizer for --model. Raises UsageError for a device that is not there."""
+        return load_model(model, self.device, self.dtype, think_tags)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(DeviceOptions):
+    """The same, or engines on a Ray cluster."""
+
+    ray: Ray = None
+    ray_workers: RayWorkers = None
+
+    def open(
+        self,
+        model: str,
+        predictors: Mapping[str | None, Predictor],
+        *,
+        think_tags: tuple[str, str] | None = None,
+        ignore_predictor_mismatch: bool = False,
+    ) -> AbstractContextManager[InferenceBackend]:
+        """The model with these predictors; raises UsageError and what loading raises."""
+        return open_backend(
+            model,
+            self.device,
+            self.dtype,
+            predictors,
+            think_tags=think_tags,
+            ignore_predictor_mismatch=ignore_predictor_mismatch,
+            ray=self.ray,
+            ray_workers=self.ray_workers,
+        )
+
+
+def is_full(policy: str) -> bool:
+    """Whether it keeps everything. Raises UsageError for a policy that cannot be read."""
+    from leanthink.policies import parse_spec
+
+    return parse_spec(policy).name == "full"
 
 
 def read_kwargs(text: str | None) -> dict[str, Any] | None:
@@ -188,7 +279,7 @@ def read_list(flag: str, given: str | None) -> tuple[str, ...]:
 
 
 @contextmanager
-def open_subject(
+def open_backend(
     model: str,
     device: str | None,
     dtype: str | None,
@@ -198,7 +289,7 @@ def open_subject(
     ignore_predictor_mismatch: bool = False,
     ray: str | None,
     ray_workers: int | None,
-) -> Iterator[Subject]:
+) -> Iterator[InferenceBackend]:
     """The model of these options, in this process or on a Ray cluster; raises UsageError and what loading raises."""
     how: Any = {"ignore_predictor_mismatch": ignore_predictor_mismatch}
     if ray is not None:
@@ -209,7 +300,7 @@ def open_subject(
         source = Source(model=model, device=device, dtype=dtype, predictors=predictors, think_tags=think_tags, **how)
         with connected(ray):
             engines = Engines(source, workers=ray_workers, tell=say)
-            for name, base in engines.about.borrowed.items():  # the engines' own warnings stay where they are
+            for name, base in engines.model_info.borrowed.items():  # the engines' own warnings stay where they are
                 say(borrowed_note(predictors.get(name, predictors.get(None)), base))
             yield engines
         return

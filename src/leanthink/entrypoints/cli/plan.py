@@ -46,10 +46,6 @@ MaxModelLen = Annotated[
 Budgets = Annotated[
     str, option("--budgets", about="Thought slots that stay.", default="512,1024,2048,4096", metavar="N,...")
 ]
-Interval = Annotated[
-    int, option("--eviction-interval", about="Tokens that gather between evictions.", default=64, metavar="TOKENS")
-]
-Answer = Annotated[int, option("--max-answer-slots", about="Most slots of the answer.", default=1024, metavar="SLOTS")]
 DType = Annotated[str | None, option("--dtype", about=f"{', '.join(options.DTYPES)}.", default="bfloat16, as on a GPU")]
 
 
@@ -66,8 +62,8 @@ def command(
     prompt: Prompt = 512,
     max_model_len: MaxModelLen = None,
     budgets: Budgets = "512,1024,2048,4096",
-    interval: Interval = 64,
-    answer: Answer = 1024,
+    eviction_interval: options.EvictionInterval = None,
+    max_answer_slots: options.MaxAnswerSlots = None,
     dtype: DType = None,
     as_json: options.Json = False,
 ) -> None:
@@ -83,6 +79,8 @@ def command(
     from leanthink.models.loading import as_dtype, dtype_for
     from leanthink.policies.budget import Budget
 
+    others = {"eviction_interval": eviction_interval, "max_answer_slots": max_answer_slots}
+    given = {name: value for name, value in others.items() if value is not None}
     config = config_for(model)
     tokens = min(USUAL_TOKENS, context_of(config)) if max_model_len is None else max_model_len
     found = plan(
@@ -90,7 +88,7 @@ def command(
         dtype=dtype_for(as_dtype(dtype), "cuda", config),
         gpu_bytes=gpu_gib * GIB,
         workload=Workload(prompt_tokens=prompt, max_tokens=tokens, concurrent=concurrent),
-        budgets=[Budget(slots=count, window=min(32, count), interval=interval, answer=answer) for count in slots],
+        budgets=[Budget(slots=count, recent_window=0, **given) for count in slots],
         horizons=HORIZONS,
     )
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,10 +19,10 @@ from leanthink.entrypoints.cli.collect import (
     Tasks,
     check_samples,
     choose,
-    whole_numbers,
 )
-from leanthink.entrypoints.cli.fit import Batch, Steps, Target, TokensPerTrace, Width, report
-from leanthink.entrypoints.cli.help import help_text, option
+from leanthink.entrypoints.cli.fit import FitOptions, report
+from leanthink.entrypoints.cli.grouped import add_command
+from leanthink.entrypoints.cli.help import option
 from leanthink.entrypoints.cli.label import AnswerFrom
 from leanthink.entrypoints.cli.output import print_json, refuse_existing, say
 from leanthink.entrypoints.cli.progress import ProgressBar
@@ -30,7 +30,9 @@ from leanthink.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from leanthink.data.problems import Problem
-    from leanthink.importance.make_predictor import Made
+    from leanthink.engine.sampling import Sampling
+    from leanthink.importance.make_predictor import Made, Plan
+    from leanthink.importance.work_folder import WorkFolder
 
 EXAMPLES = (
     "leanthink predictor --model Qwen/Qwen3-4B --problems problems.jsonl --out predictor.safetensors",
@@ -53,8 +55,8 @@ Out = Annotated[
     Path, option("--out", about="Safetensors file; traces and labels stay beside it, in FILE.work.", metavar="FILE")
 ]
 Temperature = Annotated[float | None, option("--temperature", about="Of the traces; 0 is greedy.", default=TEMPERATURE)]
-MaxRows = Annotated[
-    int | None, option("--max-rows", about="Most traces generated at a time.", default="512 on cuda, 64 on cpu")
+MaxNumSeqs = Annotated[
+    int | None, option("--max-num-seqs", about="Most traces generated at a time.", default="512 on cuda, 64 on cpu")
 ]
 Horizons = Annotated[
     str | None,
@@ -78,93 +80,103 @@ CorrectOnly = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which problems."""
+
+    problems: Problems = None
+    limit: Limit = None
+    tasks: Tasks = None
+    levels: Levels = "1,2,3,4,5"
+    count: Count = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceSampling(options.SamplingOptions):
+    """How the tokens of traces are picked."""
+
+    temperature: Temperature = None
+
+    def make(self, model: Any = None) -> Sampling:
+        """As of `SamplingOptions`, warm where nothing is said."""
+        warm = TEMPERATURE if self.temperature is None else self.temperature
+        return replace(super().make(model), temperature=warm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorFit(FitOptions):
+    """How the predictor is fitted: the options of `fit` that matter when labels are made for it, too."""
+
+    horizons: Horizons = None
+    granularity: Granularity = None
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
     about = "Make a predictor for a model: collect its traces, label them, fit, and measure what to expect."
-    app.command("predictor", help=help_text(about, EXAMPLES))(command)
+    add_command(app, "predictor", about, EXAMPLES, command)
 
 
 def command(
     out: Out,
     model: options.Model = "tiny",
-    problems: Problems = None,
-    limit: Limit = None,
-    tasks: Tasks = None,
-    levels: Levels = "1,2,3,4,5",
-    count: Count = 8,
+    *,
+    source: Source,
     samples: Samples = 1,
     instruction: Instruction = "",
-    system_prompt: options.SystemPrompt = None,
-    chat_template_kwargs: options.ChatTemplateKwargs = None,
-    split_special_tokens: options.SplitSpecialTokens = None,
-    think_tags: options.ThinkTags = None,
-    temperature: Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    max_rows: MaxRows = None,
+    prompt: options.PromptOptions,
+    picked: TraceSampling,
+    max_num_seqs: MaxNumSeqs = None,
     correct_only: CorrectOnly = False,
-    target: Target = None,
-    horizons: Horizons = None,
-    granularity: Granularity = None,
     answer_from: AnswerFrom = None,
-    width: Width = None,
-    steps: Steps = None,
-    batch: Batch = None,
-    tokens_per_trace: TokensPerTrace = None,
-    seed: options.Seed = None,
+    fitted_as: PredictorFit,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
+    where: options.DeviceOptions,
     as_json: options.Json = False,
 ) -> None:
     """Check everything that can be checked without the model, then load it and go through the stages."""
     from leanthink.importance.answer_start import as_answer_from
-    from leanthink.importance.fit_config import Recipe
-    from leanthink.importance.make_predictor import Plan, make_predictor
+    from leanthink.importance.make_predictor import Plan
     from leanthink.importance.work_folder import WorkFolder
 
     folder = WorkFolder(out)
     for path in (out, folder.traces, folder.labels):
         refuse_existing(path, overwrite=overwrite, resume=resume, resumable=True)
-    temperature = TEMPERATURE if temperature is None else temperature
-    check_samples(samples, temperature)
-    if max_rows is not None and max_rows < 1:
-        raise UsageError(f"--max-rows must be 1 or more, got {max_rows}")
-    recipe = {
-        "target": target,
-        "horizons": None if horizons is None else whole_numbers("--horizons", horizons),
-        "granularity": granularity,
-        "width": width,
-        "steps": steps,
-        "batch": batch,
-        "tokens_per_trace": tokens_per_trace,
-        "seed": seed,
-    }
+    sampling = picked.make()
+    check_samples(samples, sampling.temperature)
+    if max_num_seqs is not None and max_num_seqs < 1:
+        raise UsageError(f"--max-num-seqs must be 1 or more, got {max_num_seqs}")
     plan = Plan(
-        problems=_problems(problems or [], limit, tasks, levels, count, seed or 0),
+        problems=_problems(source, picked.seed or 0),
         model=model,
-        recipe=Recipe(only_correct=correct_only, **_given(recipe)),
+        fit_config=fitted_as.make(seed=picked.seed, only_correct=correct_only),
         samples=samples,
-        sampling=options.make_sampling(
-            temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_new_tokens=max_new_tokens, seed=seed
-        ),
+        sampling=sampling,
         instruction=instruction,
-        options=options.make_chat_options(system_prompt, chat_template_kwargs, split_special_tokens),
+        options=prompt.make(),
         answer_from=None if answer_from is None else as_answer_from(answer_from),
-        max_rows=max_rows,
+        max_rows=max_num_seqs,
     )
     if resume:
         folder.check(plan.settings)
-    loaded, tokenizer = options.load_model(model, device, dtype, think_tags)
+    made = _make(plan, folder, where.load(model, prompt.think_tags), resume=resume, overwrite=overwrite)
+    if as_json:
+        print_json(asdict(made))
+        return
+    print(_told(made))
+    print(f"\nleanthink generate {shlex.join(_use(made, model, prompt))}")
+
+
+def _make(plan: Plan, folder: WorkFolder, loaded: tuple[Any, Any], *, resume: bool, overwrite: bool) -> Made:
+    """All stages, with a bar for each."""
+    from leanthink.importance.make_predictor import make_predictor
+
     say(f"traces and labels go to {folder.path}, and stay there")
     try:
         with ProgressBar() as bar:
-            made = make_predictor(
-                loaded,
-                tokenizer,
+            return make_predictor(
+                *loaded,
                 plan,
                 folder,
                 resume=resume,
@@ -174,23 +186,13 @@ def command(
     except KeyboardInterrupt:
         say(f"{folder.found()}; the same command with --resume goes on from there")
         raise
-    if as_json:
-        print_json(asdict(made))
-        return
-    print(_told(made))
-    print(f"\nleanthink generate {shlex.join(_use(made, model, system_prompt, chat_template_kwargs, think_tags))}")
 
 
-def _given(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def _problems(
-    files: list[Path], limit: int | None, tasks: str | None, levels: str, count: int, seed: int
-) -> list[Problem]:
+def _problems(source: Source, seed: int) -> list[Problem]:
     """The problems of the options; those of files have the file's name in their ids, as every file begins with 1."""
-    if not files or tasks is not None:
-        return choose(tasks, levels, count, "train", seed, files[0] if files else None, limit)
+    files, levels, count, limit = source.problems or [], source.levels, source.count, source.limit
+    if not files or source.tasks is not None:
+        return choose(source.tasks, levels, count, "train", seed, files[0] if files else None, limit)
     names = [path.stem for path in files]
     for name in names:
         if names.count(name) > 1:
@@ -230,13 +232,7 @@ def _expectation(expected: dict[str, Any] | None) -> Iterable[str]:
     return lines
 
 
-def _use(
-    made: Made,
-    model: str,
-    system_prompt: str | None,
-    chat_template_kwargs: str | None,
-    think_tags: tuple[str, str] | None,
-) -> list[str]:
+def _use(made: Made, model: str, prompt: options.PromptOptions) -> list[str]:
     """Words of a command line that uses the predictor as it was measured."""
     from leanthink.policies.budget import Budget
 
@@ -244,13 +240,13 @@ def _use(
     if made.data["recipe"]["target"] == "answer":
         words += ["--policy", "dynts"]
     if made.expected is not None:
-        budget = made.expected["budget"]
-        words += ["--budget", str(budget["slots"])]
-        for name in ("window", "interval"):
-            if budget[name] != getattr(Budget, name):
-                words += [f"--{name}", str(budget[name])]
-    if system_prompt is not None:
-        words += ["--system-prompt", system_prompt]
-    if chat_template_kwargs is not None:
-        words += ["--chat-template-kwargs", chat_template_kwargs]
-    return words if think_tags is None else [*words, "--think-tags", *think_tags]
+        budget = Budget.from_record(made.expected["budget"])
+        words += ["--budget", str(budget.slots)]
+        for name in ("recent_window", "eviction_interval"):
+            if getattr(budget, name) != getattr(Budget, name):
+                words += [f"--{name.replace('_', '-')}", str(getattr(budget, name))]
+    if prompt.system_prompt is not None:
+        words += ["--system-prompt", prompt.system_prompt]
+    if prompt.chat_template_kwargs is not None:
+        words += ["--chat-template-kwargs", prompt.chat_template_kwargs]
+    return words if prompt.think_tags is None else [*words, "--think-tags", *prompt.think_tags]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from leanthink.entrypoints.cli import options
-from leanthink.entrypoints.cli.help import help_text, option
+from leanthink.entrypoints.cli.grouped import add_command, given
+from leanthink.entrypoints.cli.help import option
 from leanthink.entrypoints.cli.output import print_json, say
 from leanthink.utils.errors import UsageError
 from leanthink.utils.file_reading import reading
 
 EXAMPLES = (
     "leanthink serve",
-    "leanthink serve --model Qwen/Qwen3-4B --predictor predictor.safetensors --budget 2048 --window 128",
+    "leanthink serve --model Qwen/Qwen3-4B --predictor predictor.safetensors --budget 2048 --recent-window 128",
     "leanthink serve --host 0.0.0.0 --keys keys.txt --queue 64",
 )
 KEY_VARIABLE = "LEANTHINK_API_KEY"
@@ -53,7 +55,7 @@ ReadTimeout = Annotated[
         metavar="SECONDS",
     ),
 ]
-Rows = Annotated[int | None, option("--rows", about="Most choices that decode at a time.", default=64)]
+MaxNumSeqs = Annotated[int | None, option("--max-num-seqs", about="Most choices that decode at a time.", default=64)]
 KVGib = Annotated[
     float | None,
     option(
@@ -91,7 +93,6 @@ Grace = Annotated[
 LogText = Annotated[bool, option("--log-text", about="Log prompts and answers too.")]
 # As vLLM's users know them.
 ServedModelName = Annotated[str | None, option("--served-model-name", about="As --name.", metavar="NAME")]
-MaxNumSeqs = Annotated[int | None, option("--max-num-seqs", about="As --rows.")]
 GPUMemoryUtilization = Annotated[
     float | None,
     option(
@@ -106,54 +107,70 @@ MaxModelLen = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where the server listens, and who may ask it."""
+
+    name: Name = None
+    served_model_name: ServedModelName = None
+    host: Host = "127.0.0.1"
+    port: Port = 8000
+    keys: Keys = None
+    cache_salt_per_key: CacheSaltPerKey = False
+    allowed_origins: Origins = None
+    allowed_hosts: options.AllowedHosts = None
+
+    def settings(self, model: str) -> dict[str, Any]:
+        """These fields of `Settings`. Raises UsageError."""
+        return {
+            "name": one_of("--name", self.name, "--served-model-name", self.served_model_name) or _served_name(model),
+            "host": self.host,
+            "port": self.port,
+            "keys": _read_keys(self.keys),
+            "cache_salt_per_key": self.cache_salt_per_key,
+            "allowed_origins": options.read_list("--allowed-origins", self.allowed_origins),
+            "allowed_hosts": options.read_list("--allowed-hosts", self.allowed_hosts),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Memory, numbers and times, by the names of `Settings`; what is left out has its defaults."""
+
+    rows: MaxNumSeqs = None
+    kv_gib: KVGib = None
+    max_slots: MaxSlots = None
+    max_budget: MaxBudget = None
+    generation_config: GenerationConfig = None
+    max_new_tokens: options.MaxNewTokens = None
+    max_prompt_tokens: MaxPrompt = None
+    max_choices: MaxChoices = None
+    max_body_bytes: MaxBody = None
+    queue: Queue = None
+    limit_concurrency: LimitConcurrency = None
+    read_timeout_seconds: ReadTimeout = None
+    timeout_seconds: Timeout = None
+    grace_seconds: Grace = None
+    log_text: LogText = False
+    gpu_memory_utilization: GPUMemoryUtilization = None
+    max_model_len: MaxModelLen = None
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("serve", help=help_text("Serve a model to OpenAI's clients, with a bounded KV cache.", EXAMPLES))(
-        command
-    )
+    add_command(app, "serve", "Serve a model to OpenAI's clients, with a bounded KV cache.", EXAMPLES, command)
 
 
 def command(
     model: options.Model = "tiny",
-    name: Name = None,
-    host: Host = "127.0.0.1",
-    port: Port = 8000,
-    keys: Keys = None,
-    cache_salt_per_key: CacheSaltPerKey = False,
-    allowed_origins: Origins = None,
-    allowed_hosts: options.AllowedHosts = None,
+    *,
+    address: Address,
     policy: options.Policy = None,
-    budget: options.Slots = None,
-    window: options.Window = None,
-    interval: options.Interval = None,
-    answer: options.Answer = None,
-    predictor: options.PredictorFile = None,
-    ignore_predictor_mismatch: options.IgnorePredictorMismatch = False,
-    system_prompt: options.SystemPrompt = None,
-    chat_template_kwargs: options.ChatTemplateKwargs = None,
-    split_special_tokens: options.SplitSpecialTokens = None,
-    think_tags: options.ThinkTags = None,
-    rows: Rows = None,
-    kv_gib: KVGib = None,
-    max_slots: MaxSlots = None,
-    max_budget: MaxBudget = None,
-    generation_config: GenerationConfig = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    max_prompt: MaxPrompt = None,
-    max_choices: MaxChoices = None,
-    max_body: MaxBody = None,
-    queue: Queue = None,
-    limit_concurrency: LimitConcurrency = None,
-    read_timeout: ReadTimeout = None,
-    timeout: Timeout = None,
-    grace: Grace = None,
-    log_text: LogText = False,
-    served_model_name: ServedModelName = None,
-    max_num_seqs: MaxNumSeqs = None,
-    gpu_memory_utilization: GPUMemoryUtilization = None,
-    max_model_len: MaxModelLen = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
+    slots: options.BudgetOptions,
+    learned: options.PredictorOptions,
+    prompt: options.PromptOptions,
+    limits: Limits,
+    where: options.DeviceOptions,
     as_json: options.Json = False,
 ) -> None:
     """Check everything that can be checked without the model, then load it and serve until a signal comes."""
@@ -165,42 +182,16 @@ def command(
         raise UsageError(f"serving needs {error.name}: pip install 'leanthink[serve]'") from error
     from leanthink.entrypoints.openai.settings import Settings
 
-    options.check_borrowing(ignore_predictor_mismatch, predictor)
-    limits: dict[str, Any] = {
-        "rows": one_of("--rows", rows, "--max-num-seqs", max_num_seqs),
-        "kv_gib": kv_gib,
-        "gpu_memory_utilization": gpu_memory_utilization,
-        "max_model_len": max_model_len,
-        "max_slots": max_slots,
-        "max_budget": max_budget,
-        "generation_config": generation_config,
-        "max_new_tokens": max_new_tokens,
-        "max_prompt_tokens": max_prompt,
-        "max_choices": max_choices,
-        "max_body_bytes": max_body,
-        "queue": queue,
-        "limit_concurrency": limit_concurrency,
-        "read_timeout_seconds": read_timeout,
-        "timeout_seconds": timeout,
-        "grace_seconds": grace,
-    }
     settings = Settings(
-        name=one_of("--name", name, "--served-model-name", served_model_name) or _served_name(model),
-        host=host,
-        port=port,
-        keys=_read_keys(keys),
-        cache_salt_per_key=cache_salt_per_key,
-        allowed_origins=options.read_list("--allowed-origins", allowed_origins),
-        allowed_hosts=options.read_list("--allowed-hosts", allowed_hosts),
         policy=policy,
-        budget=options.make_budget(policy, slots=budget, window=window, interval=interval, answer=answer),
-        predictor=predictor,
-        ignore_predictor_mismatch=ignore_predictor_mismatch,
-        log_text=log_text,
-        chat=options.make_chat_options(system_prompt, chat_template_kwargs, split_special_tokens),
-        **{limit: value for limit, value in limits.items() if value is not None},
+        budget=slots.make(policy),
+        predictor=learned.predictor,
+        ignore_predictor_mismatch=learned.ignore_predictor_mismatch,
+        chat=prompt.make(),
+        **address.settings(model),
+        **given(limits),
     )
-    loaded, tokenizer = options.load_model(model, device, dtype, think_tags)
+    loaded, tokenizer = where.load(model, prompt.think_tags)
     from leanthink.entrypoints.openai.run import serve
 
     serve(loaded, tokenizer, settings, tell=say, ready=print_json if as_json else _say_ready)
@@ -210,11 +201,11 @@ def _say_ready(facts: dict[str, Any]) -> None:
     say(f"serving {facts['model']} at {facts['url']}/v1 on {facts['slots']} slots; Ctrl-C ends it")
 
 
-def one_of(flag: str, given: T | None, other_flag: str, other: T | None) -> T | None:
+def one_of(flag: str, value: T | None, other_flag: str, other: T | None) -> T | None:
     """What was given by either of two spellings; raises UsageError for both."""
-    if given is not None and other is not None:
+    if value is not None and other is not None:
         raise UsageError(f"{flag} and {other_flag} are one thing: give one of them")
-    return other if given is None else given
+    return other if value is None else value
 
 
 def _served_name(model: str) -> str:

@@ -26,8 +26,8 @@ def _end(completion: Completion, sampling: Sampling, budget: Budget | None, cont
     """Which bound cut it off; nothing where it ended by itself."""
     if completion.finish_reason == "stop":
         return ""
-    if budget is not None and completion.answer_tokens >= budget.answer:
-        return f", cut off at the {budget.answer} slots of the answer (--answer)"
+    if budget is not None and completion.answer_tokens >= budget.max_answer_slots:
+        return f", cut off at the {budget.max_answer_slots} slots of the answer (--max-answer-slots)"
     if len(completion.token_ids) >= sampling.max_new_tokens:
         return f", cut off at {sampling.max_new_tokens} tokens (--max-new-tokens)"
     return f", cut off at the model's context of {context} tokens"
@@ -42,6 +42,6 @@ def _parts(completion: Completion, budget: Budget | None) -> str:
     held = completion.peak_slots - completion.prompt_tokens
     answer = max(0, completion.answer_tokens - 1) if completion.peak_slots == completion.kept_slots else 0
     thought = f"{held - answer} thought"
-    if budget is not None and held - answer == budget.slots + budget.interval:
-        thought = f"{budget.slots} + {budget.interval} thought"
+    if budget is not None and held - answer == budget.slots + budget.eviction_interval:
+        thought = f"{budget.slots} + {budget.eviction_interval} thought"
     return f"{completion.prompt_tokens} prompt + {thought} + {answer} answer"

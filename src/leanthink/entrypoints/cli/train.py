@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,13 +10,15 @@ import typer
 
 from leanthink.entrypoints.cli import options
 from leanthink.entrypoints.cli.collect import Instruction, Levels, whole_numbers
-from leanthink.entrypoints.cli.help import help_text, option
+from leanthink.entrypoints.cli.grouped import add_command, given
+from leanthink.entrypoints.cli.help import option
 from leanthink.entrypoints.cli.output import print_json
 from leanthink.utils.errors import UsageError
+from leanthink.utils.renamed_fields import new_keys
 
 EXAMPLES = (
     "leanthink train --config examples/deepcompress-tiny.yaml",
-    "leanthink train --config examples/deepcompress-tiny.yaml --alpha 0.5 --set max_rounds=4 --out runs/half",
+    "leanthink train --config examples/deepcompress-tiny.yaml --alpha 0.5 --set max_num_gen_batches=4 --out runs/half",
     "leanthink train --config examples/deepcompress-tiny.yaml --resume",
     "leanthink train --report runs/deepcompress-tiny runs/half",
 )
@@ -39,14 +41,19 @@ Problems = Annotated[
     Path | None, option("--problems", about="JSONL file with the fields id, problem, answer.", metavar="FILE")
 ]
 OptionalInstruction = Annotated[str | None, *Instruction.__metadata__]
-Steps = Annotated[int | None, option("--steps", about="Optimiser steps.", default="3 epochs")]
-Group = Annotated[int | None, option("--group", about="Responses to each prompt.", default=16)]
-Batch = Annotated[int | None, option("--batch", about="Responses of a forward on one device.", default=8)]
-Accumulate = Annotated[int | None, option("--accumulate", about="Forwards of an optimiser step.", default=1)]
-MaxCompletion = Annotated[
-    int | None, option("--max-completion", about="Tokens of the longest response.", default=10240, metavar="TOKENS")
+MaxSteps = Annotated[int | None, option("--max-steps", about="Optimiser steps.", default="3 epochs")]
+NumGenerations = Annotated[int | None, option("--num-generations", about="Responses to each prompt.", default=16)]
+TrainBatchSize = Annotated[
+    int | None, option("--per-device-train-batch-size", about="Responses of a forward on one device.", default=8)
 ]
-LearningRate = Annotated[float | None, option("--lr", about="Learning rate.", default=1e-6)]
+AccumulationSteps = Annotated[
+    int | None, option("--gradient-accumulation-steps", about="Forwards of an optimiser step.", default=1)
+]
+MaxCompletionLength = Annotated[
+    int | None,
+    option("--max-completion-length", about="Tokens of the longest response.", default=10240, metavar="TOKENS"),
+]
+LearningRate = Annotated[float | None, option("--learning-rate", about="Learning rate.", default=1e-6)]
 Rule = Annotated[str | None, option("--rule", about="dual, penalty, bonus or none.", default="dual", metavar="NAME")]
 Alpha = Annotated[float | None, option("--alpha", about="Largest length reward.", default=0.2)]
 Decay = Annotated[float | None, option("--decay", about="Of the average pass ratio.", default=0.99)]
@@ -65,9 +72,9 @@ Rollouts = Annotated[
     str | None, option("--rollouts", about="engine, transformers or vllm.", default="engine", metavar="NAME")
 ]
 RolloutPolicy = Annotated[
-    str | None, option("--policy", about="What the engine generates under.", default="full", metavar="NAME")
+    str | None, option("--policy", about="What the engine generates under.", default="full", metavar=options.POLICY)
 ]
-LoraRank = Annotated[int | None, option("--lora-rank", about="Train LoRA adapters.", default="all weights")]
+LoraR = Annotated[int | None, option("--lora-r", about="Rank of LoRA adapters to train.", default="all weights")]
 Temperature = Annotated[float | None, option("--temperature", about="Of the rollouts.", default=1.0)]
 Set = Annotated[
     list[str] | None,
@@ -76,106 +83,146 @@ Set = Annotated[
 Resume = Annotated[bool, option("--resume", about="Go on from the last checkpoint of the folder.")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The data; another source replaces that of the file of settings, details are put over those of the file."""
+
+    tasks: Tasks = None
+    levels: OptionalLevels = None
+    count: Count = None
+    problems: Problems = None
+    instruction: OptionalInstruction = None
+
+    def over(self, configured: Any) -> dict[str, Any] | None:
+        """The data as these options say, over what is configured; None for none at all. Raises UsageError."""
+        if self.tasks is not None and self.problems is not None:
+            raise UsageError("give either --tasks (embedded tasks) or --problems (a JSONL file)")
+        source: dict[str, Any] = {} if configured is None else dict(configured)
+        if self.tasks is not None:
+            source = source if "tasks" in source else {}
+            names = [name.strip() for name in self.tasks.split(",")]
+            source["tasks"] = "all" if self.tasks == "all" else names
+        if self.problems is not None:
+            source = {"problems": str(self.problems)}
+        if self.levels is not None:
+            source["levels"] = list(whole_numbers("--levels", self.levels))
+        details = {"count": self.count, "instruction": self.instruction}
+        source |= {name: value for name, value in details.items() if value is not None}
+        return source or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How it is trained, by the names of `DeepCompressConfig`, most of which are TRL's."""
+
+    max_steps: MaxSteps = None
+    num_generations: NumGenerations = None
+    per_device_train_batch_size: TrainBatchSize = None
+    gradient_accumulation_steps: AccumulationSteps = None
+    max_completion_length: MaxCompletionLength = None
+    temperature: Temperature = None
+    learning_rate: LearningRate = None
+    rule: Rule = None
+    alpha: Alpha = None
+    decay: Decay = None
+    start: Start = None
+    mastered_weight: MasteredWeight = None
+    rollouts: Rollouts = None
+    rollout_policy: RolloutPolicy = None
+    seed: options.Seed = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was given."""
+        import yaml
+
+        from leanthink.rl.old_names import current_names
+
+        found = current_names(given(self), tell=False)
+        if self.start is not None:
+            found["ema_initial_value"] = yaml.safe_load(self.start)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """The predictor of the rollouts' policy, whose file may be named in the file of settings."""
+
+    predictor: options.PredictorFile = None
+    ignore_predictor_mismatch: options.IgnorePredictorMismatch = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Which model, and where everything is written."""
+
+    config: Config = None
+    model: Model = None
+    out: Out = None
+    lora_r: LoraR = None
+    set_: Set = None
+    resume: Resume = False
+    overwrite: options.Overwrite = False
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("train", help=help_text("Train a model to think fewer tokens (DeepCompress).", EXAMPLES))(command)
+    add_command(app, "train", "Train a model to think fewer tokens (DeepCompress).", EXAMPLES, command)
 
 
 def command(
     context: typer.Context,
     runs: Runs = None,
     report: Report = False,
-    config: Config = None,
-    model: Model = None,
-    out: Out = None,
-    tasks: Tasks = None,
-    levels: OptionalLevels = None,
-    count: Count = None,
-    problems: Problems = None,
-    instruction: OptionalInstruction = None,
-    system_prompt: options.SystemPrompt = None,
-    chat_template_kwargs: options.ChatTemplateKwargs = None,
-    split_special_tokens: options.SplitSpecialTokens = None,
-    think_tags: options.ThinkTags = None,
-    steps: Steps = None,
-    group: Group = None,
-    batch: Batch = None,
-    accumulate: Accumulate = None,
-    max_completion: MaxCompletion = None,
-    temperature: Temperature = None,
-    lr: LearningRate = None,
-    rule: Rule = None,
-    alpha: Alpha = None,
-    decay: Decay = None,
-    start: Start = None,
-    mastered_weight: MasteredWeight = None,
-    rollouts: Rollouts = None,
-    policy: RolloutPolicy = None,
-    budget: options.Slots = None,
-    window: options.Window = None,
-    interval: options.Interval = None,
-    answer: options.Answer = None,
-    predictor: options.PredictorFile = None,
-    ignore_predictor_mismatch: options.IgnorePredictorMismatch = False,
-    lora_rank: LoraRank = None,
-    seed: options.Seed = None,
-    set_: Set = None,
-    resume: Resume = False,
-    overwrite: options.Overwrite = False,
+    *,
+    run: Run,
+    source: Source,
+    prompt: options.PromptOptions,
+    method: Method,
+    slots: options.BudgetOptions,
+    learned: Learned,
     as_json: options.Json = False,
 ) -> None:
     """Write the report that was asked for; else put the settings together, check them, then train."""
     if report:
         refuse_more(context)
-        return _report(runs or [], out, as_json=as_json)
+        return _report(runs or [], run.out, as_json=as_json)
     if runs:
         raise UsageError(f"{runs[0]} is read with --report alone; a run that trains is named with --out")
+    from leanthink.rl.old_names import current_names
+
     try:
         import datasets  # noqa: F401
         import peft  # noqa: F401
         import trl  # noqa: F401
-        import yaml
+        import yaml  # noqa: F401
     except ImportError as error:
         raise UsageError(f"training needs {error.name}: pip install 'leanthink[train]'") from error
-    settings = {} if config is None else _read(config)
-    settings |= {
-        name: value
-        for name, value in {
-            "model": model,
-            "out": None if out is None else str(out),
-            "max_steps": steps,
-            "num_generations": group,
-            "per_device_train_batch_size": batch,
-            "gradient_accumulation_steps": accumulate,
-            "max_completion_length": max_completion,
-            "temperature": temperature,
-            "learning_rate": lr,
-            "rule": rule,
-            "alpha": alpha,
-            "decay": decay,
-            "mastered_weight": mastered_weight,
-            "start": None if start is None else yaml.safe_load(start),
-            "system_prompt": system_prompt,
-            "chat_template_kwargs": options.read_kwargs(chat_template_kwargs),
-            "split_special_tokens": split_special_tokens,
-            "think_tags": None if think_tags is None else list(think_tags),
-            "rollouts": rollouts,
-            "rollout_policy": policy,
-            "rollout_predictor": None if predictor is None else str(predictor),
-            "ignore_predictor_mismatch": ignore_predictor_mismatch or None,
-            "seed": seed,
-            "lora": None if lora_rank is None else {"r": lora_rank, "alpha": 2 * lora_rank},
-        }.items()
-        if value is not None
-    }
-    slots = {"slots": budget, "window": window, "interval": interval, "answer": answer}
-    if policy is not None or any(value is not None for value in slots.values()):
+    settings = {} if run.config is None else current_names(_read(run.config))  # flags are put over present names
+    settings |= _settings(run, prompt, learned) | method.settings
+    if method.rollout_policy is not None or given(slots):
         settings["rollout_budget"] = _budget(slots, settings)
-    source = _source(tasks, levels, count, problems, instruction, settings.get("data"))
-    if source is not None:
-        settings["data"] = source
-    settings |= dict(_assignment(text) for text in set_ or ())
-    _train(settings, resume=resume, overwrite=overwrite, as_json=as_json)
+    data = source.over(settings.get("data"))
+    if data is not None:
+        settings["data"] = data
+    settings |= current_names(dict(_assignment(text) for text in run.set_ or ()))
+    _train(settings, resume=run.resume, overwrite=run.overwrite, as_json=as_json)
+
+
+def _settings(run: Run, prompt: options.PromptOptions, learned: Learned) -> dict[str, Any]:
+    """What was given of model, prompts and predictor."""
+    found = {
+        "model": run.model,
+        "out": None if run.out is None else str(run.out),
+        "system_prompt": prompt.system_prompt,
+        "chat_template_kwargs": options.read_kwargs(prompt.chat_template_kwargs),
+        "split_special_tokens": prompt.split_special_tokens,
+        "think_tags": None if prompt.think_tags is None else list(prompt.think_tags),
+        "rollout_predictor": None if learned.predictor is None else str(learned.predictor),
+        "ignore_predictor_mismatch": learned.ignore_predictor_mismatch or None,
+        "lora": None if run.lora_r is None else {"r": run.lora_r, "alpha": 2 * run.lora_r},
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def refuse_more(context: typer.Context) -> None:
@@ -237,36 +284,15 @@ def _read(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _source(
-    tasks: str | None,
-    levels: str | None,
-    count: int | None,
-    problems: Path | None,
-    instruction: str | None,
-    configured: Any,
-) -> dict[str, Any] | None:
-    """Data as the flags say: another source replaces that of the file, its details are put over those of the file."""
-    if tasks is not None and problems is not None:
-        raise UsageError("give either --tasks (embedded tasks) or --problems (a JSONL file)")
-    source: dict[str, Any] = {} if configured is None else dict(configured)
-    if tasks is not None:
-        source = source if "tasks" in source else {}
-        source["tasks"] = "all" if tasks == "all" else [name.strip() for name in tasks.split(",")]
-    if problems is not None:
-        source = {"problems": str(problems)}
-    if levels is not None:
-        source["levels"] = list(whole_numbers("--levels", levels))
-    details = {"count": count, "instruction": instruction}
-    source |= {name: value for name, value in details.items() if value is not None}
-    return source or None
-
-
-def _budget(flags: dict[str, int | None], settings: dict[str, Any]) -> dict[str, int] | None:
+def _budget(slots: options.BudgetOptions, settings: dict[str, Any]) -> dict[str, int] | None:
     """The budget of the flags over that of the file; None for the policy full."""
+    from leanthink.policies.budget import FILE_KEYS
+
     policy = settings.get("rollout_policy", "full")
-    configured = {} if policy == "full" else settings.get("rollout_budget") or {}
-    parts = {name: configured.get(name) if value is None else value for name, value in flags.items()}
-    made = options.make_budget(policy, **parts)
+    configured = {} if options.is_full(policy) else settings.get("rollout_budget") or {}
+    parts = new_keys("rollout_budget", configured, FILE_KEYS)
+    usual = options.BudgetOptions(budget=parts.get("slots"), **{name: parts.get(name) for name in FILE_KEYS.values()})
+    made = replace(usual, **given(slots)).make(policy)
     return None if made is None else asdict(made)
 
 
@@ -276,5 +302,5 @@ def _assignment(text: str) -> tuple[str, Any]:
 
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise UsageError(f"--set {text!r}: give NAME=VALUE, such as --set max_rounds=4")
+        raise UsageError(f"--set {text!r}: give NAME=VALUE, such as --set max_num_gen_batches=4")
     return name.strip(), yaml.safe_load(value)

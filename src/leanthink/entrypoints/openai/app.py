@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -17,8 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 import leanthink
-from leanthink.entrypoints.openai.error_responses import Refusal
-from leanthink.entrypoints.openai.middleware import Guard
+from leanthink.entrypoints.openai.error_responses import APIError
+from leanthink.entrypoints.openai.middleware import ServerMiddleware
 from leanthink.entrypoints.openai.protocol import (
     ChatBody,
     ChatDocument,
@@ -39,7 +38,7 @@ REFERENCE = "#/components/schemas/{model}"
 
 
 def make_app(service: Service) -> ASGIApp:
-    """The whole application: routes, errors, the guard around them, and what lets pages of other origins in."""
+    """The whole application: routes, errors, the middleware around them, and what lets pages of other origins in."""
     app = FastAPI(title="LeanThink", version=leanthink.__version__, docs_url=None, redoc_url=None)
     _add_errors(app)
     _add_models(app, service)
@@ -48,7 +47,7 @@ def make_app(service: Service) -> ASGIApp:
     app.mount("/viewer", StaticFiles(directory=PAGE, html=True), name="viewer")
     settings = service.settings
     paths = [path for route in app.routes if (path := getattr(route, "path", None))]
-    guard = Guard(
+    middleware = ServerMiddleware(
         app,
         hosts=allowed_names(settings.host, settings.allowed_hosts),
         keys=settings.keys,
@@ -57,9 +56,9 @@ def make_app(service: Service) -> ASGIApp:
         paths=paths,
     )
     if not settings.allowed_origins:
-        return guard
-    return CORSMiddleware(  # outside the guard: a preflight bears no key, and a page may read why it was refused
-        guard,
+        return middleware
+    return CORSMiddleware(  # outside the middleware: a preflight bears no key, and a page may read why it was refused
+        middleware,
         allow_origins=settings.allowed_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
@@ -68,37 +67,37 @@ def make_app(service: Service) -> ASGIApp:
 
 
 def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(Refusal)
-    async def refused(_: Request, refusal: Refusal) -> JSONResponse:
-        return refusal.response()
+    @app.exception_handler(APIError)
+    async def refused(_: Request, error: APIError) -> JSONResponse:
+        return error.response()
 
     @app.exception_handler(StarletteHTTPException)
     async def failed(request: Request, error: HTTPException) -> JSONResponse:
         told = {404: f"there is no {request.url.path[:100]} here", 405: f"{request.method} is not allowed here"}
         message = told.get(error.status_code, str(error.detail))
-        return Refusal(error.status_code, message, headers=error.headers).response()
+        return APIError(error.status_code, message, headers=error.headers).response()
 
     @app.exception_handler(Exception)
     async def broken(_: Request, error: Exception) -> JSONResponse:
-        return Refusal(500, "an error that nobody planned for: the server's log knows it").response()
+        return APIError(500, "an error that nobody planned for: the server's log knows it").response()
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
-    settings, reader, born = service.settings, service.reader, int(time.time())
+    settings, parser, born = service.settings, service.parser, int(time.time())
     limits = {
         "max_budget": settings.max_budget,
-        "max_slots": reader.largest,
+        "max_slots": parser.largest,
         "max_new_tokens": settings.max_new_tokens,
-        "max_prompt_tokens": reader.max_prompt_tokens,
+        "max_prompt_tokens": parser.max_prompt_tokens,
         "max_choices": settings.max_choices,
         "max_body_bytes": settings.max_body_bytes,
     }
     facts = {
-        "policy": reader.policy,
-        "policies": sorted(reader.policies),
-        "budget": None if settings.budget is None else asdict(settings.budget),
-        "context": reader.context,
-        "sampling": reader.knobs,
+        "policy": parser.policy,
+        "policies": sorted(parser.policies),
+        "budget": None if settings.budget is None else settings.budget.record,
+        "context": parser.context,
+        "sampling": parser.knobs,
         "limits": limits,
     }
     card = {"id": settings.name, "object": "model", "created": born, "owned_by": "leanthink", "leanthink": facts}
@@ -112,7 +111,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
     async def show_model(name: str) -> JSONResponse:
         """One model."""
         if name != settings.name:
-            raise Refusal(404, f"the model {name[:100]!r} is not served here, {settings.name!r} is",
+            raise APIError(404, f"the model {name[:100]!r} is not served here, {settings.name!r} is",
                           param="model", code="model_not_found")  # fmt: skip
         return JSONResponse(card)
 
@@ -149,16 +148,16 @@ def _add_states(app: FastAPI, service: Service) -> None:
     @app.get("/health", responses=ERRORS)
     async def health() -> JSONResponse:
         """Whether the server works at all."""
-        if service.work.broken is not None:
-            raise Refusal(503, "the engine broke: restart the server", code="broken")
+        if service.dispatcher.broken is not None:
+            raise APIError(503, "the engine broke: restart the server", code="broken")
         return JSONResponse({"status": "ok"})
 
     @app.get("/ready", responses=ERRORS)
     async def ready() -> JSONResponse:
         """Whether a request would be taken now."""
-        if service.work.broken is not None or service.draining or service.is_full:
-            why = "broken" if service.work.broken else "shutting_down" if service.draining else "queue_full"
-            raise Refusal(503, f"not ready: {why}", code=why, headers={"retry-after": "1"})
+        if service.dispatcher.broken is not None or service.draining or service.is_full:
+            why = "broken" if service.dispatcher.broken else "shutting_down" if service.draining else "queue_full"
+            raise APIError(503, f"not ready: {why}", code=why, headers={"retry-after": "1"})
         return JSONResponse({"status": "ready"})
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from leanthink.data.think_tags import ThinkTags
 from leanthink.engine.outputs import Completion, Step, TextStream, TopLogprobs
 from leanthink.engine.request import Request
-from leanthink.entrypoints.openai.reasoning_parser import Parts
+from leanthink.entrypoints.openai.reasoning_parser import ReasoningParser
 from leanthink.entrypoints.openai.token_texts import TokenTexts
 
 Document = dict[str, Any]
@@ -46,7 +46,7 @@ class ChatChoice(Choice):
     """A message: the thought in `reasoning_content`, the answer in `content`."""
 
     def __init__(self, request: Request, tokenizer: Any, tags: ThinkTags) -> None:
-        self._parts = Parts(
+        self._reasoning = ReasoningParser(
             plain=not tags.closes, starts_in_answer=request.starts_in_answer, must_open=request.must_open, tags=tags
         )
         self._tokens = TokenTexts(tokenizer)
@@ -54,7 +54,7 @@ class ChatChoice(Choice):
 
     def whole(self, completion: Completion) -> Document:
         """The message."""
-        thought, answer = self._parts.whole(completion)
+        thought, answer = self._reasoning.whole(completion)
         message = {"role": "assistant", "content": answer, **dict.fromkeys(THOUGHT, thought or None)}
         return {"message": message, "logprobs": self._all_logprobs(completion)}
 
@@ -63,7 +63,7 @@ class ChatChoice(Choice):
             return None
         told = zip(completion.token_ids, completion.logprobs, completion.top_logprobs, strict=True)
         entries = [self._entry(*token) for token in told]
-        ends = self._parts.thought_tokens(completion)
+        ends = self._reasoning.thought_tokens(completion)
         return {"content": entries[ends:], "reasoning_content": entries[:ends]}
 
     def opening(self) -> Document:
@@ -72,15 +72,15 @@ class ChatChoice(Choice):
 
     def grown(self, steps: Sequence[Step]) -> list[Document]:
         """At most one chunk of thought and one of answer."""
-        pieces = [self._parts.push(step) for step in steps]
+        pieces = [self._reasoning.push(step) for step in steps]
         texts = ["".join(side) for side in zip(*pieces, strict=True)]
         told, self._undecided = [*self._undecided, *steps], []
-        if self._parts.is_undecided:
+        if self._reasoning.is_undecided:
             self._undecided = told
             return []
         chunks = []
         for names, text, in_thought in ((THOUGHT, texts[0], True), (ANSWER, texts[1], False)):
-            own = [step for step in told if self._parts.in_thought(step) == in_thought and step.logprob is not None]
+            own = [step for step in told if self._reasoning.in_thought(step) == in_thought and step.logprob is not None]
             if text or own:
                 chunks.append({"delta": dict.fromkeys(names, text) if text else {}} | self._logprobs(names[0], own))
         return chunks
@@ -103,7 +103,7 @@ class ChatChoice(Choice):
 
     def rest(self, completion: Completion) -> list[Document]:
         """What was held back of thought and answer."""
-        both = zip((THOUGHT, ANSWER), self._parts.rest(completion), strict=True)
+        both = zip((THOUGHT, ANSWER), self._reasoning.rest(completion), strict=True)
         chunks = [{"delta": dict.fromkeys(names, text)} for names, text in both if text]
         short = self._logprobs(ANSWER[0], self._undecided)  # a text that ended before it could open a thought
         return [{"delta": {}} | short, *chunks] if short else chunks

@@ -10,8 +10,8 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from leanthink.entrypoints.openai.error_responses import Refusal
-from leanthink.entrypoints.openai.logs import Seldom
+from leanthink.entrypoints.openai.error_responses import APIError
+from leanthink.entrypoints.openai.logs import RateLimitedLog
 
 RESERVED = 256  # descriptors for all else, and for connections that come in between two turns of the event loop
 BACKLOG = RESERVED // 2  # connections accepted in one turn
@@ -42,9 +42,9 @@ class Connections:
     def __init__(self, *, limit: int, read_seconds: float) -> None:
         self.limit, self.read_seconds = limit, read_seconds
         self._waiting: dict[Connection, None] = {}  # without a whole request, the one that waits longest first
-        self._full = Seldom("as many connections as are allowed")
-        self._late = Seldom("requests did not come whole in time")
-        self._out = Seldom("no descriptor is left for another connection")
+        self._full = RateLimitedLog("as many connections as are allowed")
+        self._late = RateLimitedLog("requests did not come whole in time")
+        self._out = RateLimitedLog("no descriptor is left for another connection")
 
     def __call__(self, **uvicorn: Any) -> Connection:
         """A new one, as uvicorn asks for it."""
@@ -143,14 +143,14 @@ class Connection(H11Protocol):
 
 async def _too_many(scope: Any, receive: Any, send: Any) -> None:
     """Answer one request beyond the bound."""
-    refusal = Refusal(503, "too many connections: try again later", code="too_many_connections",
+    error = APIError(503, "too many connections: try again later", code="too_many_connections",
                       headers={"retry-after": "1", "connection": "close"})  # fmt: skip
-    await refusal.response()(scope, receive, send)
+    await error.response()(scope, receive, send)
 
 
 def _late_answer(seconds: float) -> bytes:
     """What a client is told whose body does not come: the application does not have the request yet."""
-    refusal = Refusal(408, f"the request did not come whole within {seconds:g} seconds", code="request_timeout")
-    body = json.dumps(refusal.document()).encode()
+    error = APIError(408, f"the request did not come whole within {seconds:g} seconds", code="request_timeout")
+    body = json.dumps(error.document()).encode()
     head = "HTTP/1.1 408 Request Timeout", "content-type: application/json", f"content-length: {len(body)}"
     return "\r\n".join((*head, "connection: close", "", "")).encode() + body

@@ -13,11 +13,11 @@ from typing import NamedTuple
 from leanthink.engine.engine import Engine
 from leanthink.engine.outputs import Completion, Step
 from leanthink.engine.request import Request
-from leanthink.entrypoints.openai.engine_thread import EngineThread, News, Order
+from leanthink.entrypoints.openai.engine_thread import EngineCommand, EngineThread, EngineUpdate
 from leanthink.utils.errors import RequestFailed
 
 
-class Arrival(NamedTuple):
+class ChoiceUpdate(NamedTuple):
     """What a job gets: a token of a choice, a finished choice, or both; `reason` is why it was cut, if it was."""
 
     choice: int
@@ -31,7 +31,7 @@ class Arrival(NamedTuple):
         return self.completion is not None or self.reason is not None
 
 
-class EngineBroke(Exception):
+class EngineDeadError(Exception):
     """An error that nobody planned for ended the engine's thread: nothing more will come."""
 
 
@@ -45,11 +45,11 @@ class Job:
     reason: str | None = None  # why it is being cut
     open: set[int] = field(default_factory=set)  # ids that are not finished
     last_seen: dict[int, float] = field(default_factory=dict)  # when the latest token of each choice came
-    _mail: list[Arrival] = field(default_factory=list)
+    _mail: list[ChoiceUpdate] = field(default_factory=list)
     _waiter: asyncio.Future[None] | None = None
     _error: Exception | None = None
 
-    async def arrivals(self) -> list[Arrival]:
+    async def updates(self) -> list[ChoiceUpdate]:
         """All that came since the last call, at least one. Raises what the job was failed with."""
         if not self._mail and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()
@@ -59,9 +59,9 @@ class Job:
         mail, self._mail = self._mail, []
         return mail
 
-    def put(self, arrival: Arrival) -> None:
+    def put(self, update: ChoiceUpdate) -> None:
         """Deliver."""
-        self._mail.append(arrival)
+        self._mail.append(update)
         self._ring()
 
     def fail(self, error: Exception) -> None:
@@ -74,12 +74,12 @@ class Job:
             self._waiter.set_result(None)
 
 
-class Work:
+class Dispatcher:
     """All jobs, on the event loop: hands requests to the engine, and what it brings to the jobs.
 
     Args:
         engine: to be stepped.
-        on_news: called with what each step brought, after it was delivered.
+        on_update: called with what each step brought, after it was delivered.
         on_token: called for each token of a streamed choice, with the job and the choice's id.
         on_failed: called for each choice that failed, before its job hears of it.
         on_failure: called when the engine broke.
@@ -89,13 +89,13 @@ class Work:
         self,
         engine: Engine,
         *,
-        on_news: Callable[[News], None],
+        on_update: Callable[[EngineUpdate], None],
         on_token: Callable[[Job, int], None],
         on_failed: Callable[[RequestFailed], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._on_news, self._on_token, self._on_failure = on_news, on_token, on_failure
+        self._on_update, self._on_token, self._on_failure = on_update, on_token, on_failure
         self._on_failed = on_failed
         self._jobs: dict[int, Job] = {}
         self._next_id = 0
@@ -135,18 +135,18 @@ class Work:
         self._next_id = ids.stop
         job = Job(ids=ids, streamed=streamed, started=self._loop.time(), open=set(ids))
         if self.broken is not None:
-            job.fail(EngineBroke())
+            job.fail(EngineDeadError())
             return job
         for request_id, request in zip(ids, requests, strict=True):
             self._jobs[request_id] = job
-            self._thread.order(Order("add", request_id, replace(request, index=request_id), streamed))
+            self._thread.send(EngineCommand("add", request_id, replace(request, index=request_id), streamed))
         return job
 
     def abandon(self, job: Job) -> None:
         """Nobody waits for this job any more: free its slots."""
         for request_id in job.open:
             self._jobs.pop(request_id, None)
-            self._thread.order(Order("cancel", request_id))
+            self._thread.send(EngineCommand("cancel", request_id))
         job.open.clear()
 
     def cut(self, job: Job, reason: str) -> None:
@@ -154,48 +154,48 @@ class Work:
         if job.reason is None:
             job.reason = reason
             for request_id in job.open:
-                self._thread.order(Order("cut", request_id))
+                self._thread.send(EngineCommand("cut", request_id))
 
-    def _take(self, gathered: list[News]) -> None:
-        for news in gathered:
-            self._deliver(news)
+    def _take(self, gathered: list[EngineUpdate]) -> None:
+        for update in gathered:
+            self._deliver(update)
         self._loop.call_soon(self._thread.taken)  # behind all who were woken: they have written by then
 
-    def _deliver(self, news: News) -> None:
-        for request_id, step in news.progress.steps.items():
+    def _deliver(self, update: EngineUpdate) -> None:
+        for request_id, step in update.progress.steps.items():
             job = self._jobs.get(request_id)
             if job is not None:
                 self._on_token(job, request_id)
                 self._put(job, request_id, step, step.completion, None)
-        for request_id, completion in news.progress.finished.items():
+        for request_id, completion in update.progress.finished.items():
             job = self._jobs.get(request_id)
             if job is not None and not job.streamed:
                 self._put(job, request_id, None, completion, None)
-        for request_id, cut in news.cut.items():
+        for request_id, cut in update.cut.items():
             job = self._jobs.get(request_id)
             if job is not None:
                 self._put(job, request_id, None, cut, job.reason)
-        for request_id, failure in (news.refused | news.progress.failed).items():
+        for request_id, failure in (update.refused | update.progress.failed).items():
             job = self._jobs.get(request_id)
             if job is not None:
                 job.open.discard(request_id)
                 del self._jobs[request_id]
                 self._on_failed(failure)
                 job.fail(failure)
-        self._on_news(news)
+        self._on_update(update)
 
     def _put(
         self, job: Job, request_id: int, step: Step | None, completion: Completion | None, reason: str | None
     ) -> None:
-        arrival = Arrival(request_id - job.ids.start, step, completion, reason)
-        if arrival.is_last:
+        update = ChoiceUpdate(request_id - job.ids.start, step, completion, reason)
+        if update.is_last:
             job.open.discard(request_id)
             del self._jobs[request_id]
-        job.put(arrival)
+        job.put(update)
 
     def _break(self, error: BaseException) -> None:
         self.broken = error
         for job in self.jobs:
-            job.fail(EngineBroke())
+            job.fail(EngineDeadError())
         self._jobs.clear()
         self._on_failure(error)

@@ -1,4 +1,4 @@
-"""The engine in a thread of its own: orders go in as they come, and what steps brought comes out in hand-overs."""
+"""The engine in a thread of its own: commands go in as they come, and what steps brought comes out in hand-overs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Levels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class News:
+class EngineUpdate:
     """What the engine's thread hands over at a time; `refused` are requests that the engine did not take."""
 
     progress: Progress
@@ -36,7 +36,7 @@ class News:
     levels: Levels
 
 
-class Order(NamedTuple):
+class EngineCommand(NamedTuple):
     """What the engine shall do: `act` on this request; "add" comes with the request."""
 
     act: str
@@ -61,13 +61,13 @@ class EngineThread:
         self,
         engine: Engine,
         *,
-        tell: Callable[[list[News]], None],
+        tell: Callable[[list[EngineUpdate]], None],
         fail: Callable[[BaseException], None],
     ) -> None:
         self.engine, self._tell, self._fail = engine, tell, fail
-        self._orders: deque[Order] = deque()
+        self._commands: deque[EngineCommand] = deque()
         self._wake, self._stop = threading.Event(), False
-        self._gathered: list[News] = []
+        self._gathered: list[EngineUpdate] = []
         self._taken = threading.Event()
         self._taken.set()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -76,9 +76,9 @@ class EngineThread:
         """Begin."""
         self._thread.start()
 
-    def order(self, order: Order) -> None:
+    def send(self, command: EngineCommand) -> None:
         """Obeyed before the next step; from any thread."""
-        self._orders.append(order)
+        self._commands.append(command)
         self._wake.set()
 
     def stop(self) -> None:
@@ -91,15 +91,15 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while not self._stop:
-                if not self.engine.unfinished and not self._orders:
+                if not self.engine.unfinished and not self._commands:
                     self.engine.check_integrity()
                     self._taken.wait()
                     self._hand_over()
                     self._wake.wait()
-                self._wake.clear()  # before the orders are read: one that comes from now on wakes again
+                self._wake.clear()  # before the commands are read: one that comes from now on wakes again
                 cut, refused = self._obey()
                 progress = self.engine.step() if self.engine.unfinished else Progress()
-                self._gathered.append(News(progress=progress, cut=cut, refused=refused, levels=self._levels()))
+                self._gathered.append(EngineUpdate(progress=progress, cut=cut, refused=refused, levels=self._levels()))
                 if self._taken.is_set():
                     self._hand_over()
         except BaseException as error:  # the edge of a thread: whoever waits for it must hear of it
@@ -117,17 +117,17 @@ class EngineThread:
 
     def _obey(self) -> tuple[dict[int, Completion | None], dict[int, RequestFailed]]:
         cut, refused = {}, {}
-        while self._orders:
-            order = self._orders.popleft()
-            if order.request is not None:
+        while self._commands:
+            command = self._commands.popleft()
+            if command.request is not None:
                 try:
-                    self.engine.add_request(order.request, streamed=order.streamed)
+                    self.engine.add_request(command.request, streamed=command.streamed)
                 except LeanThinkError as error:
-                    refused[order.request_id] = RequestFailed(order.request_id, str(error))
-            elif order.act == "cut":
-                cut[order.request_id] = self.engine.cut(order.request_id)
+                    refused[command.request_id] = RequestFailed(command.request_id, str(error))
+            elif command.act == "cut":
+                cut[command.request_id] = self.engine.cut(command.request_id)
             else:
-                self.engine.cancel(order.request_id)
+                self.engine.cancel(command.request_id)
         return cut, refused
 
     def _levels(self) -> Levels:

@@ -13,7 +13,7 @@ LONGEST_PARAM = 200  # characters
 TYPES = ("str", "int", "list")
 
 
-class Refusal(Exception):
+class APIError(Exception):
     """A request that gets no answer but this error.
 
     Args:
@@ -48,23 +48,23 @@ class Refusal(Exception):
         return JSONResponse(self.document(), self.status, headers=self.headers)
 
 
-def bad_request(message: str, param: str | None = None) -> Refusal:
+def bad_request(message: str, param: str | None = None) -> APIError:
     """A body that asks for what is not allowed."""
-    return Refusal(400, message, param=param, code="invalid_value")
+    return APIError(400, message, param=param, code="invalid_value")
 
 
-def of_validation(errors: Sequence[Mapping[str, Any]]) -> Refusal:
-    """The refusal for what pydantic found, told by its first finding; what was given is not repeated at length."""
+def from_validation(errors: Sequence[Mapping[str, Any]]) -> APIError:
+    """The error for what pydantic found, told by its first finding; what was given is not repeated at length."""
     found = next((error for error in errors if not error["type"].endswith("_type")), errors[0])
     place = [str(part) for part in found["loc"] if not _is_branch(part)]
     if found["type"] in (NOT_HONOURED, UNKNOWN_FIELD):
         blamed = ".".join([*place, found["ctx"]["field"]])[:LONGEST_PARAM]
         code = "unknown_field" if found["type"] == UNKNOWN_FIELD else "unsupported_value"
         verb = " is " if found["type"] == UNKNOWN_FIELD else ": "
-        return Refusal(400, f"{blamed}{verb}{found['msg']}", param=blamed, code=code)
+        return APIError(400, f"{blamed}{verb}{found['msg']}", param=blamed, code=code)
     param = ".".join(place) or None
     if found["type"] == "missing":
-        return Refusal(400, f"{param} is missing: give it", param=param, code="missing_field")
+        return APIError(400, f"{param} is missing: give it", param=param, code="missing_field")
     return bad_request(f"{param or 'the body'}: {found['msg']}{_given(found.get('input'))}", param)
 
 

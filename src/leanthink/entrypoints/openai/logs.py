@@ -42,7 +42,7 @@ def log(event: str, *, level: int = logging.INFO, error: BaseException | None = 
     LOGGER.log(level, event, extra={"facts": facts}, exc_info=error)
 
 
-class Seldom:
+class RateLimitedLog:
     """A warning of what strangers can make happen often: told at once, then once a minute with how often it was."""
 
     def __init__(self, event: str) -> None:

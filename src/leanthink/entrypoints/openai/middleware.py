@@ -16,7 +16,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from leanthink.entrypoints.openai.error_responses import Refusal
+from leanthink.entrypoints.openai.error_responses import APIError
 from leanthink.entrypoints.openai.logs import log
 from leanthink.entrypoints.openai.metrics import Metrics
 from leanthink.entrypoints.viewer.server import HEADERS
@@ -47,7 +47,7 @@ class _Request:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class Guard:
+class ServerMiddleware:
     """Wraps the application.
 
     Args:
@@ -81,32 +81,32 @@ class Guard:
         scope[FACTS] = request.facts
         error: Exception | None = None
         try:
-            refusal = self._refusal(scope)
-            answer = self._app if refusal is None else refusal.response()
-            if refusal is not None and refusal.status == 413:
+            error = self._error_for(scope)
+            answer = self._app if error is None else error.response()
+            if error is not None and error.status == 413:
                 await _drain(receive)
             await answer(scope, self._counted(receive), self._marked(request, send))
         except Exception as caught:  # the edge: the application has answered with 500 by now
             error, request.status = caught, request.status or 500
         self._tell(request, error)
 
-    def _refusal(self, scope: Scope) -> Refusal | None:
+    def _error_for(self, scope: Scope) -> APIError | None:
         headers = Headers(scope=scope)
         if not is_allowed(headers.get("host", ""), self._hosts):
-            return Refusal(403, not_allowed(headers.get("host", "")), code="host_not_allowed")
+            return APIError(403, not_allowed(headers.get("host", "")), code="host_not_allowed")
         scope[KEY] = key_number(headers.get("authorization", ""), self._keys)
         if self._keys and scope["path"].startswith("/v1") and scope[KEY] is None:
             wanted = "send one of this server's keys as `Authorization: Bearer KEY`"
-            return Refusal(401, f"the API key is missing or wrong: {wanted}", code="invalid_api_key",
+            return APIError(401, f"the API key is missing or wrong: {wanted}", code="invalid_api_key",
                            headers={"www-authenticate": "Bearer"})  # fmt: skip
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._most:
             return self._too_large()
         return None
 
-    def _too_large(self) -> Refusal:
+    def _too_large(self) -> APIError:
         told = f"the body is too large: at most {self._most} bytes are allowed"
-        return Refusal(413, told, code="body_too_large", headers={"connection": "close"})
+        return APIError(413, told, code="body_too_large", headers={"connection": "close"})
 
     def _counted(self, receive: Receive) -> Receive:
         """`receive`, until more than is allowed has come."""
@@ -149,7 +149,7 @@ class Guard:
 
 
 async def _drain(receive: Receive) -> None:
-    """Read and drop what a client is still sending: cut off in the middle, it would not see the refusal."""
+    """Read and drop what a client is still sending: cut off in the middle, it would not see the error."""
     left = DRAINED_BYTES
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):

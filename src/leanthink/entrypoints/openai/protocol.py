@@ -36,6 +36,16 @@ MOST = 2**31 - 1
 Most = Annotated[int, Field(ge=1, description="A maximum: larger ones than the server's mean the server's.")]
 
 
+WindowSlots = Annotated[int, Field(ge=0, le=MOST)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
+POLICY = "What ranks thought slots: a name that GET /v1/models lists, or NAME:key=value,... for other settings."
+
+
+def renamed_to(name: str) -> Any:
+    """The field is the old name of another one."""
+    return Field(default=None, description=f"The old name of {name}.", json_schema_extra={"deprecated": True})
+
+
 def _whole_characters(text: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError("half of a surrogate pair is no character")
@@ -104,15 +114,14 @@ class Asked(Strict):
     stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS, fail_fast=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    policy: Annotated[str, Field(description="What ranks thought slots; GET /v1/models lists them.")] | None = None
+    policy: Annotated[str, Field(description=POLICY)] | None = None
     budget: Annotated[int, Field(ge=1, le=MOST, description="Thought slots that an eviction leaves.")] | None = None
-    window: (
-        Annotated[int, Field(ge=0, le=MOST, description="Youngest thought tokens, which no eviction touches.")] | None
-    ) = None
-    interval: Annotated[int, Field(ge=1, le=MOST, description="Tokens that gather between two evictions.")] | None = (
-        None
-    )
-    answer: Annotated[int, Field(ge=1, le=MOST, description="Most slots of the answer.")] | None = None
+    recent_window: Annotated[WindowSlots, Field(description="Youngest thought tokens, never evicted.")] | None = None
+    eviction_interval: Annotated[Count, Field(description="Tokens that gather between two evictions.")] | None = None
+    max_answer_slots: Annotated[Count, Field(description="Most slots of the answer.")] | None = None
+    window: WindowSlots | None = renamed_to("recent_window")
+    interval: Count | None = renamed_to("eviction_interval")
+    answer: Count | None = renamed_to("max_answer_slots")
     cache_salt: (
         Annotated[Text, Field(min_length=1, description="Equal prompts share slots within a salt only.")] | None
     ) = None

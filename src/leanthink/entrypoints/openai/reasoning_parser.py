@@ -34,7 +34,7 @@ class Trimmed:
         return whole[self.sent :]
 
 
-class Parts:
+class ReasoningParser:
     """The thought and the answer of one choice.
 
     Args:

@@ -6,23 +6,23 @@ import secrets
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from leanthink.data.think_tags import beginning, think_tags
 from leanthink.engine.request import PolicyMaker, Request, check_ids, make_request
 from leanthink.engine.sampling import Sampling
-from leanthink.entrypoints.openai.error_responses import Refusal, bad_request
+from leanthink.entrypoints.openai.error_responses import APIError, bad_request
 from leanthink.entrypoints.openai.protocol import Asked, ChatBody, Message, TextBody
 from leanthink.entrypoints.openai.settings import Settings
 from leanthink.models.context import context_of
 from leanthink.models.model_sampling import KNOBS, model_sampling
 from leanthink.models.prompt import ChatOptions, Prompt, encode_prompt, known_template_kwargs
-from leanthink.policies import POLICIES, Policy
-from leanthink.policies.budget import Budget
+from leanthink.policies import POLICIES, Policy, PolicySpec, parse_spec, spec_of
+from leanthink.policies.budget import FILE_KEYS, Budget
 from leanthink.utils.errors import PredictorMismatch, UsageError, unknown
 
 
-class Reader:
+class RequestParser:
     """Turns bodies into requests; safe beside a running engine, as it works on a tokenizer of its own.
 
     Args:
@@ -57,23 +57,27 @@ class Reader:
         maker = PolicyMaker(model, self.tokenizer)
         how = {"ignore_predictor_mismatch": settings.ignore_predictor_mismatch}
         # Of requests that name none.
-        self.policy = settings.policy or maker.make(None, settings.predictor, **how).name
+        named = settings.policy
+        spec = spec_of(maker.make(None, settings.predictor, **how)) if named is None else parse_spec(named)
+        self.policy = str(spec)
         for name, kind in POLICIES.items():
             try:
                 self.policies[name] = maker.make(name, settings.predictor if kind.target is not None else None, **how)
             except (UsageError, PredictorMismatch) as error:
-                if name == self.policy:
+                if name == spec.name:
                     raise
                 self._missing[name] = str(error)
+        self.policies[self.policy] = replace(cast(Any, self.policies[spec.name]), **spec.settings)
+        self.most_queries = max(policy.num_queries for policy in self.policies.values())
 
-    def read(self, body: ChatBody | TextBody, cache_salt: str | None = None) -> list[Request]:
+    def parse(self, body: ChatBody | TextBody, cache_salt: str | None = None) -> list[Request]:
         """One request for each choice, in their order, all with index 0 and this salt.
 
         Raises:
-            Refusal: what is asked for is not served, above a limit, or contradicts itself.
+            APIError: what is asked for is not served, above a limit, or contradicts itself.
         """
         if body.model != self.settings.name:
-            raise Refusal(404, f"the model {body.model[:100]!r} is not served here, {self.settings.name!r} is",
+            raise APIError(404, f"the model {body.model[:100]!r} is not served here, {self.settings.name!r} is",
                           param="model", code="model_not_found")  # fmt: skip
         policy, budget = self._policy(body), self._budget(body)
         if body.kv_events and not body.stream:
@@ -97,18 +101,45 @@ class Reader:
         return [replace(request, record=bool(body.kv_events), cache_salt=cache_salt) for request in requests]
 
     def _policy(self, body: Asked) -> Policy:
-        name = body.policy or self.policy
+        asked = body.policy or self.policy
+        if asked in self.policies:
+            return self.policies[asked]
+        name = asked.partition(":")[0].strip()
         if name in self._missing:
             raise bad_request(self._missing[name], "policy")
         if name not in self.policies:
             raise bad_request(str(unknown("policy", name[:100], self.policies)), "policy")
-        return self.policies[name]
+        try:
+            spec = parse_spec(asked)
+            return self.policies.get(str(spec)) or self._with_settings(spec)
+        except UsageError as error:
+            raise bad_request(str(error), "policy") from None
+
+    def _with_settings(self, spec: PolicySpec) -> Policy:
+        """A policy of this server with settings of the request's own, which may not take any memory or time they like.
+
+        Raises:
+            UsageError: a setting is above what is allowed, or the policy refuses it.
+        """
+        most = self.settings.max_budget
+        for name, value in spec.settings.items():
+            if type(value) is int and value > most:
+                raise UsageError(f"policy {spec.name!r}: {name}={value} is above {most}, the most that is allowed here")
+        found: Policy = replace(cast(Any, self.policies[spec.name]), **spec.settings)
+        if found.num_queries > self.most_queries:
+            raise UsageError(
+                f"policy {str(spec)!r} looks at {found.num_queries} queries, and at most {self.most_queries} are "
+                "remembered here: give less"
+            )
+        return found
 
     def _budget(self, body: Asked) -> Budget | None:
         """The server's budget with what the body gives in its place."""
-        names = {"slots": "budget", "window": "window", "interval": "interval", "answer": "answer"}
-        given = {slot: value for slot, name in names.items() if (value := getattr(body, name)) is not None}
-        if (body.policy or self.policy) == "full":
+        given = _budget_fields(body)
+        names = {"slots": "budget"} | {
+            new: new if getattr(body, old) is None else old for old, new in FILE_KEYS.items()
+        }
+        if (body.policy or self.policy).partition(":")[0] == "full":
             if given:
                 fields = ", ".join(names[slot] for slot in given)
                 raise bad_request(f"policy 'full' keeps everything: leave out {fields}", names[next(iter(given))])
@@ -184,7 +215,7 @@ class Reader:
             is_chat = not is_text and isinstance(prompt[0], Mapping)
             raise bad_request(str(error), "messages" if is_chat else "prompt") from None
         if len(ids) > self.max_prompt_tokens:
-            raise Refusal(400, f"the prompt has {len(ids)} tokens, and at most {self.max_prompt_tokens} are allowed: "
+            raise APIError(400, f"the prompt has {len(ids)} tokens, and at most {self.max_prompt_tokens} are allowed: "
                           "shorten it", code="context_length_exceeded")  # fmt: skip
         return ids
 
@@ -207,12 +238,23 @@ class Reader:
         if request.bound > self.largest:
             raise bad_request(
                 f"the request can hold {request.bound} slots, {len(ids)} of them prompt, and at most {self.largest} "
-                "are allowed: lower max_tokens, or the budget and its interval and answer"
+                "are allowed: lower max_tokens, budget, eviction_interval or max_answer_slots"
             )
         return request
 
 
-def _no_effort(why: str) -> Refusal:
+def _budget_fields(body: Asked) -> dict[str, int]:
+    """What the body gives of a budget, by the names of `Budget`. Raises APIError for two names of one part."""
+    given = {} if body.budget is None else {"slots": body.budget}
+    for old, new in FILE_KEYS.items():
+        values = [value for name in (new, old) if (value := getattr(body, name)) is not None]
+        if len(set(values)) > 1:
+            raise bad_request(f"{old} is the old name of {new}: give {new} alone", old)
+        given |= dict.fromkeys([new] if values else [], *values[:1])
+    return given
+
+
+def _no_effort(why: str) -> APIError:
     return bad_request(
         f"reasoning_effort 'none': {why}, so the thought would come all the same: leave it out", "reasoning_effort"
     )

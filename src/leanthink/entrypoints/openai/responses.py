@@ -12,7 +12,8 @@ from leanthink.data.think_tags import ThinkTags
 from leanthink.engine.outputs import Completion, Step
 from leanthink.engine.request import Request
 from leanthink.entrypoints.openai.choices import ChatChoice, Choice, Document, TextChoice
-from leanthink.entrypoints.openai.dispatcher import Arrival
+from leanthink.entrypoints.openai.dispatcher import ChoiceUpdate
+from leanthink.policies import spec_of
 
 DONE = b"data: [DONE]\n\n"
 
@@ -38,7 +39,7 @@ def event(document: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
 
 
-class Answer:
+class ResponseBuilder:
     """One HTTP request's answer, as one document or as a stream of chunks.
 
     Args:
@@ -85,14 +86,14 @@ class Answer:
         kind = "chat.completion" if self._chat else "text_completion"
         return {"id": self.id, "object": kind, **self._head, "choices": choices, "usage": self.usage}
 
-    def note(self, arrivals: Iterable[Arrival]) -> bool:
+    def note(self, updates: Iterable[ChoiceUpdate]) -> bool:
         """Take in what has finished; whether all has."""
-        for arrival in arrivals:
-            if arrival.completion is not None:
-                self.completions[arrival.choice] = arrival.completion
-                self.reasons[arrival.choice] = arrival.reason or arrival.completion.finish_reason
-            elif arrival.reason is not None:
-                self.reasons[arrival.choice] = arrival.reason
+        for update in updates:
+            if update.completion is not None:
+                self.completions[update.choice] = update.completion
+                self.reasons[update.choice] = update.reason or update.completion.finish_reason
+            elif update.reason is not None:
+                self.reasons[update.choice] = update.reason
         return len(self.reasons) == len(self._choices)
 
     def opening(self) -> bytes:
@@ -104,12 +105,12 @@ class Answer:
                 found += self._chunk(i, first or choice.closing(), facts)
         return found
 
-    def chunks(self, arrivals: Sequence[Arrival]) -> bytes:
-        """What these arrivals add to a stream: one chunk for all tokens of a choice, where nothing more is wanted."""
+    def chunks(self, updates: Sequence[ChoiceUpdate]) -> bytes:
+        """What these updates add to a stream: one chunk for all tokens of a choice, where nothing more is wanted."""
         found = []
-        for i in sorted({arrival.choice for arrival in arrivals}):
-            own = [arrival for arrival in arrivals if arrival.choice == i]
-            steps = [arrival.step for arrival in own if arrival.step is not None]
+        for i in sorted({update.choice for update in updates}):
+            own = [update for update in updates if update.choice == i]
+            steps = [update.step for update in own if update.step is not None]
             choice = self._choices[i]
             if self._kv_events:
                 for step in steps:
@@ -147,11 +148,10 @@ class Answer:
             return None
         request = self._requests[index]
         budget = request.budget
-        names = ("slots", "window", "interval", "answer")
         return {
             "prompt_tokens": len(request.prompt_ids),
-            "policy": request.policy.name,
-            "budget": None if budget is None else {name: getattr(budget, name) for name in names},
+            "policy": str(spec_of(request.policy)),
+            "budget": None if budget is None else budget.record,
             "horizons": list(request.policy.horizons),
         }
 

@@ -24,7 +24,7 @@ from leanthink.entrypoints.openai.service import STALLED_SECONDS, Service
 from leanthink.entrypoints.openai.settings import Settings
 from leanthink.models.default_policy import default_policy
 from leanthink.models.loading import kv_shape
-from leanthink.policies import POLICIES
+from leanthink.policies import parse_spec
 from leanthink.policies.budget_hints import budget_hints
 from leanthink.utils.errors import LeanThinkError, UsageError
 from leanthink.utils.hosts import is_loopback
@@ -43,10 +43,10 @@ def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
         UsageError: the memory has no room for one request.
         LeanThinkError: the default policy cannot be had for this model.
     """
-    name = settings.policy or default_policy(model, settings.predictor)
-    predictor = None if POLICIES[name].target is None else settings.predictor
+    spec = parse_spec(settings.policy or default_policy(model, settings.predictor))
+    predictor = None if spec.kind.target is None else settings.predictor
     ignored = settings.ignore_predictor_mismatch
-    policy = PolicyMaker(model, tokenizer).make(name, predictor, ignore_predictor_mismatch=ignored)
+    policy = PolicyMaker(model, tokenizer).make(str(spec), predictor, ignore_predictor_mismatch=ignored)
     per_slot = bytes_per_slot(kv_shape(model.config), model.dtype, [policy])
     slots, most = int(kv_bytes(model.device, settings)) // per_slot, settings.max_slots
     if slots < (most or 2):
@@ -136,25 +136,14 @@ async def _serve(
     ready: Callable[[dict[str, Any]], None],
 ) -> None:
     service = Service(engine, settings, on_failure=lambda: _stop(server))
-    for hint in budget_hints(service.reader.policies[service.reader.policy], settings.budget):
+    for hint in budget_hints(service.parser.policies[service.parser.policy], settings.budget):
         tell(hint)
     room = raise_descriptors(settings.limit_concurrency)
     if room < settings.limit_concurrency:
         tell(f"warning: there are descriptors for {room} connections, not for {settings.limit_concurrency}: "
              "raise the limit (ulimit -n)")  # fmt: skip
     connections = Connections(limit=room, read_seconds=settings.read_timeout_seconds)
-    config = uvicorn.Config(
-        make_app(service),
-        http=cast(type[asyncio.Protocol], connections),
-        ws="none",
-        backlog=BACKLOG,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + LAST_SECONDS,
-    )
-    server = _Server(config)
+    server = _Server(_config(service, connections))
 
     def on_signal() -> None:
         if service.draining:
@@ -166,16 +155,7 @@ async def _serve(
     loop.set_exception_handler(connections.on_error)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    host, port = listening.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    facts: dict[str, Any] = {
-        "url": url,
-        "model": settings.name,
-        "policy": service.reader.policy,
-        "sampling": service.reader.knobs,
-        "rows": engine.cache.most_rows,
-        "slots": engine.cache.arena.total,
-    }
+    facts = _facts(service, listening)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
@@ -184,8 +164,36 @@ async def _serve(
     await serving
     service.stop()
     log("stopped")
-    if service.work.broken is not None:
-        raise LeanThinkError(f"the engine broke: {service.work.broken}") from service.work.broken
+    if service.dispatcher.broken is not None:
+        raise LeanThinkError(f"the engine broke: {service.dispatcher.broken}") from service.dispatcher.broken
+
+
+def _config(service: Service, connections: Connections) -> uvicorn.Config:
+    """What uvicorn is told; all else it would do is ours."""
+    return uvicorn.Config(
+        make_app(service),
+        http=cast(type[asyncio.Protocol], connections),
+        ws="none",
+        backlog=BACKLOG,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(service.settings.grace_seconds) + LAST_SECONDS,
+    )
+
+
+def _facts(service: Service, listening: socket.socket) -> dict[str, Any]:
+    """What whoever started the server is told when it is ready."""
+    host, port = listening.getsockname()[:2]
+    return {
+        "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
+        "model": service.settings.name,
+        "policy": service.parser.policy,
+        "sampling": service.parser.knobs,
+        "rows": service.engine.cache.most_rows,
+        "slots": service.engine.cache.arena.total,
+    }
 
 
 def _stop(server: uvicorn.Server) -> None:

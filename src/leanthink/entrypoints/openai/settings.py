@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from leanthink.models.prompt import PLAIN, ChatOptions
-from leanthink.policies import POLICIES
+from leanthink.policies import parse_spec
 from leanthink.policies.budget import Budget
 from leanthink.utils.errors import UsageError, unknown
 from leanthink.utils.hosts import allowed_names
@@ -32,13 +32,14 @@ class Settings:
         allowed_hosts: names that are answered for, as `leanthink.utils.hosts` says; none: on a loopback address
             that of this machine alone, elsewhere all.
         keys: API keys, one of which every request under /v1 must bear; empty: none is asked for.
-        policy: of requests that name none; None: the default for the model, as in `leanthink.generate`.
+        policy: of requests that name none, with or without settings; None: the default for the model, as in
+            `leanthink.generate`.
         budget: of requests that name none, and where those that give a part of it get the rest; None with "full" only.
         predictor: file for the policies that rank by one; None for the one shipped with the model.
         ignore_predictor_mismatch: let that file be one of another model, of which the served one is a relative.
         max_budget: largest budget that a request may ask for, in slots.
-        max_slots: most slots that one choice may reserve (prompt + budget + interval + answer); None: all. On a CPU
-            every choice reserves as many as are given here, which is faster.
+        max_slots: most slots that one choice may reserve (prompt + budget + eviction_interval + max_answer_slots);
+            None: all. On a CPU every choice reserves as many as are given here, which is faster.
         generation_config: where the sampling of requests comes from that name none: "auto", the model's generation
             config, or "vllm", which stands for none: temperature 1, and nothing cut off.
         max_new_tokens: most tokens generated for one choice, and what a request gets that names no number.
@@ -95,8 +96,8 @@ class Settings:
     chat: ChatOptions = PLAIN
 
     def __post_init__(self) -> None:
-        if self.policy is not None and self.policy not in POLICIES:
-            raise unknown("policy", self.policy, POLICIES)
+        if self.policy is not None:
+            parse_spec(self.policy)
         if self.generation_config not in GENERATION_CONFIGS:
             raise unknown("generation config", self.generation_config, GENERATION_CONFIGS)
         if (self.policy == "full") != (self.budget is None):

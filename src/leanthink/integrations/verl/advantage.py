@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from leanthink.integrations.verl.settings import Settings
-from leanthink.rl.rewards import batch_pass_ratio, deepcompress_reward, moving_average, pass_ratio
-from leanthink.rl.trl_reward import OBSERVED
+from leanthink.rl.rewards import batch_pass_ratio, deepcompress_reward, group_weights, next_average
 from leanthink.utils.errors import UsageError
 
 EPSILON = 1e-6  # on the deviation, as verl has it
@@ -75,26 +74,23 @@ class DeepCompressAdvantage:
 
     def _advanced(self, observed: float) -> float:
         assert self.settings is not None
-        if self.average is not None:
-            return moving_average(self.average, observed, self.settings.decay)
-        if self.settings.start == OBSERVED:
-            return observed
-        return moving_average(float(self.settings.start), observed, self.settings.decay)
+        how = self.settings
+        return next_average(self.average, observed, ema_decay=how.ema_decay, ema_initial_value=how.ema_initial_value)
 
 
 def group_advantages(tokens_BG: Tensor, correct_BG: Tensor, average: float, settings: Settings) -> Tensor:
     """DeepCompress's rewards, each group's less their mean and over their deviation (unbiased), [B, G].
 
     A response that is not there has verdict NaN, counts nowhere and gets NaN. Groups that are all right get the share
-    `mastered_weight` of that, and those that are all wrong nothing: dynamic sampling, as published, drops both.
+    `all_correct_weight` of that, and those that are all wrong nothing: dynamic sampling, as published, drops both.
     """
     reward_BG = deepcompress_reward(
         tokens_BG.nan_to_num(),
         correct_BG,
         average,
         settings.alpha,
-        rule=settings.rule,
-        keep_mastered=settings.mastered_weight > 0,
+        length_reward_mode=settings.length_reward_mode,
+        keep_all_correct=settings.all_correct_weight > 0,
         max_length=settings.max_length if settings.buffer is not None else None,
         buffer=settings.buffer or 1,
         factor=settings.overlong_factor,
@@ -102,8 +98,7 @@ def group_advantages(tokens_BG: Tensor, correct_BG: Tensor, average: float, sett
     centred_BG = reward_BG - reward_BG.nanmean(dim=1, keepdim=True)
     others_B1 = ((~reward_BG.isnan()).sum(dim=1, keepdim=True) - 1).clamp(min=1)
     deviation_B1 = (centred_BG.square().nansum(dim=1, keepdim=True) / others_B1).sqrt()
-    ratio_B1 = pass_ratio(correct_BG)[:, None]
-    weight_B1 = torch.where(ratio_B1 == 1, settings.mastered_weight, (ratio_B1 > 0).double())
+    weight_B1 = group_weights(correct_BG, settings.all_correct_weight)[:, None]
     advantage_BG: Tensor = centred_BG / (deviation_B1 + EPSILON) * weight_B1
     return advantage_BG
 

@@ -6,9 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from leanthink.rl.rewards import PUBLISHED_BUFFER, LengthRule, soft_overlong
+from leanthink.rl.old_names import NOW, current_names
+from leanthink.rl.rewards import (
+    PUBLISHED_ALL_CORRECT_WEIGHT,
+    PUBLISHED_BUFFER,
+    LengthRewardMode,
+    soft_overlong,
+)
 from leanthink.rl.trl_reward import check_settings
 from leanthink.utils.errors import UsageError, unknown
+from leanthink.utils.renamed_fields import renamed_fields
 
 NAME = "deepcompress"
 PLUGIN = "leanthink.integrations.verl.deepcompress"
@@ -36,6 +43,7 @@ REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
+@renamed_fields(**{old: NOW[old] for old in ("rule", "start", "decay", "mastered_weight")})
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How to reward and to weigh; defaults are those of the released scripts (arXiv 2510.27419).
@@ -43,11 +51,11 @@ class Settings:
     Attributes:
         responses: of one prompt, at most.
         max_length: response tokens where the overlong penalty is whole.
-        rule: "dual", or to compare with "penalty" (β = 1), "bonus" (β = -1), "none".
+        length_reward_mode: "dual", or to compare with "penalty" (β = 1), "bonus" (β = -1), "none".
         alpha: the largest length reward.
-        decay: λ of the moving average of the pass ratio.
-        start: the average before the first batch, or "observed" for the first batch's own ratio.
-        mastered_weight: ours: groups that are all right get a length reward of β = 1 and this share of their
+        ema_decay: λ of the moving average of the pass ratio.
+        ema_initial_value: the average before the first batch, or "observed" for the first batch's own ratio.
+        all_correct_weight: ours: groups that are all right get a length reward of β = 1 and this share of their
             advantages; 0: their advantages are 0, as published.
         overlong_buffer: tokens before max_length over which a penalty grows; None: a fifth of it; 0: none.
         overlong_factor: that penalty at max_length.
@@ -59,17 +67,21 @@ class Settings:
 
     responses: int
     max_length: int
-    rule: LengthRule = "dual"
+    length_reward_mode: LengthRewardMode = "dual"
     alpha: float = 0.2
-    decay: float = 0.99
-    start: float | Literal["observed"] = 1.0
-    mastered_weight: float = 0.0
+    ema_decay: float = 0.99
+    ema_initial_value: float | Literal["observed"] = 1.0
+    all_correct_weight: float = PUBLISHED_ALL_CORRECT_WEIGHT
     overlong_buffer: int | None = None
     overlong_factor: float = 1.0
     think_tags: bool = True
 
     def __post_init__(self) -> None:
-        check_settings(rule=self.rule, decay=self.decay, start=self.start)
+        check_settings(
+            length_reward_mode=self.length_reward_mode,
+            ema_decay=self.ema_decay,
+            ema_initial_value=self.ema_initial_value,
+        )
         if self.responses < 2:
             raise UsageError(
                 f"actor_rollout_ref.rollout.n={self.responses}: a group of one has nothing to be compared with; give 2 "
@@ -77,9 +89,9 @@ class Settings:
             )
         if self.alpha < 0:
             raise UsageError(f"alpha={self.alpha}: the weight of the length reward must be 0 or more")
-        if not 0 <= self.mastered_weight <= 1:
+        if not 0 <= self.all_correct_weight <= 1:
             raise UsageError(
-                f"mastered_weight={self.mastered_weight}: from 0, as published, to 1, as correctness counts"
+                f"all_correct_weight={self.all_correct_weight}: from 0, as published, to 1, as correctness counts"
             )
         if self.buffer is not None:
             soft_overlong([[1]], self.max_length, self.buffer, self.overlong_factor)
@@ -102,7 +114,7 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
         given = _at(config, path)
         if given not in allowed:
             raise UsageError(f"{path}={given!r}: must be {allowed[0]!r} with DeepCompress, as {why}")
-    given = dict(_at(config, f"algorithm.{NAME}") or {})
+    given = current_names(_at(config, f"algorithm.{NAME}") or {})
     names = [field.name for field in fields(Settings) if field.name not in FROM_ELSEWHERE]
     for name in given:
         if name not in names:

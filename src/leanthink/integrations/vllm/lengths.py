@@ -44,7 +44,7 @@ class Lengths:
     @property
     def due(self) -> int:
         """Thought slots at which an eviction is due."""
-        return self.budget.slots + self.budget.interval
+        return self.budget.slots + self.budget.eviction_interval
 
     def _thought(self, logical: int) -> int:
         """Thought tokens among the first `logical` ones; below 0 inside the prompt."""
@@ -53,7 +53,7 @@ class Lengths:
     def physical(self, logical: int) -> int:
         """Slots held when so many tokens are fed and the eviction that was due, if any, is over."""
         thought, slots = self._thought(logical), self.budget.slots
-        held = thought if thought < self.due else slots + (thought - slots) % self.budget.interval
+        held = thought if thought < self.due else slots + (thought - slots) % self.budget.eviction_interval
         return self.prompt + held + max(0, logical - self.answer_at)
 
     def peak(self, logical: int) -> int:
@@ -64,7 +64,7 @@ class Lengths:
         """The logical length, above this one, at which the next eviction is due; NEVER if none comes any more."""
         first = self.prompt + self.due
         past = logical - first
-        length = first if past < 0 else logical + self.budget.interval - past % self.budget.interval
+        length = first if past < 0 else logical + self.budget.eviction_interval - past % self.budget.eviction_interval
         return length if length <= self.answer_at else NEVER
 
     def pieces(self, logical: int, tokens: int) -> list[Piece]:

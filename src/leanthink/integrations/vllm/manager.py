@@ -71,7 +71,7 @@ class BoundedManager(FullAttentionManager):  # type: ignore[misc]  # as above
             num_tokens = min(num_tokens, request.num_prompt_tokens)
             request.skip_reading_prefix_cache = True
             if lengths.answer_at != NEVER:  # a longer answer ends with finish reason "length"
-                most = lengths.answer_at - lengths.prompt + lengths.budget.answer
+                most = lengths.answer_at - lengths.prompt + lengths.budget.max_answer_slots
                 request.max_tokens = min(request.max_tokens, most)
         super().cache_blocks(request, num_tokens, *rest, **more)
 

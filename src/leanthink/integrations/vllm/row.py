@@ -52,7 +52,7 @@ class Row:
         """Nothing of it is held."""
         self.logical = 0  # tokens fed
         self.thought = 0  # thought slots held
-        self.positions_S = torch.zeros(self.budget.slots + self.budget.interval, dtype=torch.int64)
+        self.positions_S = torch.zeros(self.budget.slots + self.budget.eviction_interval, dtype=torch.int64)
         self.stamps_SC: Tensor | None = None
         self.waiting: list[Tensor] = []  # states [T, F] of the youngest thought tokens, which have no stamp yet
         self.num_waiting = 0

@@ -9,14 +9,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from leanthink.policies import POLICIES
-from leanthink.policies.budget import Budget
+from leanthink.policies import POLICIES, parse_spec
+from leanthink.policies.budget import FILE_KEYS, Budget
+from leanthink.policies.policy_spec import canonical
 from leanthink.utils.errors import UsageError, unknown
 from leanthink.utils.file_reading import parse_json
+from leanthink.utils.renamed_fields import new_keys
 
 VARIABLE = "LEANTHINK_VLLM"
 PREFIX = "leanthink_"  # of what a request asks for, in SamplingParams.extra_args or vllm_xargs
-PARTS = {"budget": "slots", "window": "window", "interval": "interval", "answer": "answer"}
+PARTS = {"budget": "slots", **{field: field for field in FILE_KEYS.values()}}  # of a budget, and what `Budget` has
 # The scheduler learns that the thought is over when the next token is under way.
 LEAST_ANSWER = 2
 
@@ -34,7 +36,7 @@ class Settings:
     """One server.
 
     Attributes:
-        policy: of requests that name none.
+        policy: of requests that name none, with or without settings (`horizon:only=256`).
         policies: those that a request may name; each is made when the server starts. None: `policy` alone.
         budget: of requests that give none, and where those that give a part of it get the rest; None: they keep all.
         max_thought_slots: most slots that a request may ask for, budget and interval together.
@@ -55,35 +57,34 @@ class Settings:
     def __post_init__(self) -> None:
         if self.ignore_predictor_mismatch and not self.predictors:
             raise UsageError("ignore_predictor_mismatch is of predictors: give their files, or leave it out")
-        for name in (*self.offered, *self.predictors):
-            check_policy(name)
-        if self.policy not in self.offered:
+        for spec in (*self.offered, *self.predictors):
+            check_policy(spec)
+        if canonical(self.policy) not in self.offered:
             raise UsageError(f"policy={self.policy!r} is not among policies={list(self.offered)}: add it there")
         if self.budget is not None:
             self.check(self.budget)
 
     @property
     def offered(self) -> tuple[str, ...]:
-        """The policies that a request may name."""
-        return (self.policy,) if self.policies is None else self.policies
+        """The policies that a request may name, each as `canonical` writes it."""
+        return tuple(map(canonical, (self.policy,) if self.policies is None else self.policies))
 
     def check(self, budget: Budget) -> None:
         """Raise UsageError for a budget that this server does not give."""
         most = self.max_thought_slots
-        if budget.slots + budget.interval > most:
+        held = budget.slots + budget.eviction_interval
+        if held > most:
             raise UsageError(
-                f"budget={budget.slots} and interval={budget.interval} are {budget.slots + budget.interval} slots, and "
-                f"at most {most} are allowed here: ask for less, or raise max_thought_slots in {VARIABLE}"
+                f"budget={budget.slots} and eviction_interval={budget.eviction_interval} are {held} slots, and at "
+                f"most {most} are allowed here: ask for less, or raise max_thought_slots in {VARIABLE}"
             )
-        if budget.answer < LEAST_ANSWER:
-            raise UsageError(f"answer={budget.answer}: must be {LEAST_ANSWER} or more in vLLM")
+        if budget.max_answer_slots < LEAST_ANSWER:
+            raise UsageError(f"max_answer_slots={budget.max_answer_slots}: must be {LEAST_ANSWER} or more in vLLM")
 
 
-def check_policy(name: str) -> None:
+def check_policy(text: str) -> None:
     """Raise UsageError for a policy that vLLM's cache cannot serve: it needs one set for all layers, and no texts."""
-    if name not in POLICIES:
-        raise unknown("policy", name, POLICIES)
-    policy = POLICIES[name]
+    name, policy = (spec := parse_spec(text)).name, spec.kind
     if name == "full" or policy.per_head or policy.texts or policy.labelled:
         served = [
             other for other, p in POLICIES.items() if not (other == "full" or p.per_head or p.texts or p.labelled)
@@ -97,11 +98,12 @@ def asked_of(extra_args: Mapping[str, Any] | None, settings: Settings) -> Asked 
     Raises:
         UsageError: an unknown name, a value out of range, or parts of a budget without one.
     """
-    given = {name.removeprefix(PREFIX): value for name, value in (extra_args or {}).items() if name.startswith(PREFIX)}
+    args = new_keys("a request", extra_args or {}, {PREFIX + old: PREFIX + new for old, new in FILE_KEYS.items()})
+    given = {name.removeprefix(PREFIX): value for name, value in args.items() if name.startswith(PREFIX)}
     for name in given:
         if name not in (*PARTS, "policy"):
             raise unknown("request parameter", PREFIX + name, [PREFIX + known for known in (*PARTS, "policy")])
-    policy = given.pop("policy", settings.policy)
+    policy = canonical(given.pop("policy", settings.policy))
     if policy == "full":
         if given:
             raise UsageError(f"policy 'full' keeps everything: leave out {', '.join(PREFIX + name for name in given)}")
@@ -109,7 +111,7 @@ def asked_of(extra_args: Mapping[str, Any] | None, settings: Settings) -> Asked 
     if policy not in settings.offered:
         raise unknown("policy", policy, (*settings.offered, "full"))
     if settings.budget is None and "budget" not in given:
-        if given or policy != settings.policy:
+        if given or policy != canonical(settings.policy):
             raise UsageError(f"this server has no budget of its own: give {PREFIX}budget, in slots")
         return None
     parts = {PARTS[name]: value for name, value in given.items()}
@@ -133,6 +135,7 @@ def read_settings(text: str) -> Settings:
     except ValueError as error:
         raise UsageError(f"{VARIABLE} is no JSON: {error}") from None
     names = [item.name for item in fields(Settings)]
+    given = new_keys(VARIABLE, given, FILE_KEYS)
     for name in given:
         if name not in (*names, *PARTS):
             raise unknown(f"setting in {VARIABLE}", name, dict.fromkeys((*names, *PARTS)))

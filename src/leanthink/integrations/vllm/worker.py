@@ -13,7 +13,7 @@ from leanthink.integrations.vllm.thought import Watch, tokenizer_of
 from leanthink.models.predictor import made_ready, predictor_of, shipped_predictor
 from leanthink.models.predictor_compatibility import borrowed_note
 from leanthink.models.tiny import predictors_path
-from leanthink.policies import POLICIES, Policy, make_policy
+from leanthink.policies import Policy, make_policy, parse_spec
 from leanthink.utils.errors import LeanThinkWarning, UnsupportedModel, UsageError
 
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ class Worker:
             PredictorMismatch: it was fitted for another model.
             DamagedFile: it cannot be read.
         """
-        for name in self.settings.offered:
-            if POLICIES[name].target is None:
-                self.policies[name] = make_policy(name)
+        for spec in map(parse_spec, self.settings.offered):
+            name, text = spec.name, str(spec)
+            if spec.kind.target is None:
+                self.policies[text] = make_policy(text)
                 continue
             given = self.settings.predictors.get(name) or shipped_predictor(name, fingerprint)
             path = given or predictors_path() / f"{name}.safetensors"  # which says that it is of another model
@@ -69,7 +70,7 @@ class Worker:
                     f"{path} ranks a set for each {predictor.granularity}, and vLLM's cache holds one for all: "
                     "fit one with --granularity model"
                 )
-            self.policies[name] = make_policy(name, made_ready(predictor, _Placed(model)))
+            self.policies[text] = make_policy(text, made_ready(predictor, _Placed(model)))
 
     def row_of(self, params: Any, prompt_ids: Sequence[int] | None, output_ids: Sequence[int]) -> Row | None:
         """The row of a request that enters the batch; a new one unless it was here before. None without a budget.

@@ -100,7 +100,7 @@ def attend_flash(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, offsets_
 
 
 def attend_masked(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, offsets_N: Tensor, scale: float) -> Tensor:
-    """[T, H, D] through a T x T mask: the slow twin of `attend_flash`, for any device and type."""
+    """[T, H, D] through a T x T mask: the reference implementation of `attend_flash`, for any device and type."""
     index_T = torch.arange(query_HTD.shape[1], device=query_HTD.device)
     document_T = torch.searchsorted(offsets_N.to(index_T.dtype), index_T, right=True)
     mask_TT = (document_T[:, None] == document_T[None]) & (index_T[:, None] >= index_T[None])

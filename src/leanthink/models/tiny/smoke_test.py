@@ -1,4 +1,4 @@
-"""The check before a long run: the flash kernel against its slow twin on this GPU, then five real training steps."""
+"""The check before a long run: the flash kernel against its reference implementation, then five training steps."""
 
 # T tokens of one packed row   H query heads   K key/value heads   D head dimension   N offsets
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Trains the embedded reasoner from scratch on one GPU: `python -m leanthink.models.tiny.train --out DIR --minutes 7`.
 
-With `--init tiny` it goes on from the shipped weights. With `--slip-if-unchecked 0.02 --habits 0.5` the teacher errs
-where nothing is checked, and writes one kind of problem otherwise than another: a start for reinforcement learning.
+With `--init tiny` it goes on from the shipped weights. With `--error-rate-if-unchecked 0.02 --style-skew 0.5` the
+teacher errs where nothing is checked, and writes one kind of problem otherwise than another: a start for reinforcement
+learning.
 
 Activation memory, counted for 8 layers of width 384: a token keeps about 16 kB a layer for the backward pass (residual
 2 x 1.5 kB in fp32; norms, rotated and repeated q, k, v and the attention's output 6 kB; gate, up and their product
@@ -28,15 +29,21 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW, Optimizer
 
-from leanthink.data.tasks.teacher import Manner, sample_document
+from leanthink.data.tasks.teacher import TeacherConfig, sample_document
 from leanthink.models.tiny import load_tiny
 from leanthink.models.tiny.checkpoint import save_run
 from leanthink.models.tiny.model import MAX_LENGTH, PACKED, build_model, packed_logits, tiny_config
 from leanthink.models.tiny.muon import BatchedMuon
 from leanthink.models.tiny.sequence_packing import NO_TARGET, Batch, BatchShape, Sample, batch_stream
 from leanthink.models.tiny.smoke_test import smoke_test
+from leanthink.utils.deprecated import warn_renamed
 from leanthink.utils.errors import UsageError, unknown
 
+OLD_FLAGS = {
+    "--habits": "--style-skew",
+    "--slip-if-unchecked": "--error-rate-if-unchecked",
+    "--slip-from-level": "--errors-from-level",
+}
 LossSum = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -46,11 +53,11 @@ class Options:
 
     out: Path | None = None
     init: str | None = None  # weights to go on from: tiny, or a folder that an earlier run wrote; None: fresh ones
-    terse_share: float = Manner.terse_share  # these five: see leanthink.data.tasks.teacher.Manner
-    brisk_share: float = Manner.brisk_share
-    habits: float = Manner.habits
-    slip_if_unchecked: float = Manner.slip_if_unchecked
-    slip_from_level: int = Manner.slip_from_level
+    terse_share: float = TeacherConfig.terse_share  # these five: see leanthink.data.tasks.teacher.TeacherConfig
+    brisk_share: float = TeacherConfig.brisk_share
+    style_skew: float = TeacherConfig.style_skew
+    error_rate_if_unchecked: float = TeacherConfig.error_rate_if_unchecked
+    errors_from_level: int = TeacherConfig.errors_from_level
     minutes: float = 7.0
     steps: int | None = None
     tokens_per_step: int = 163840
@@ -77,14 +84,14 @@ class Options:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} must be more than 0, not {getattr(self, name)}")
-        assert self.manner  # checks itself
+        assert self.teacher_config  # checks itself
         if self.steps is not None and self.steps < 1:
             raise UsageError(f"steps must be at least 1, not {self.steps}")
 
     @property
-    def manner(self) -> Manner:
+    def teacher_config(self) -> TeacherConfig:
         """Of the teacher."""
-        return Manner(**{one.name: getattr(self, one.name) for one in fields(Manner)})
+        return TeacherConfig(**{one.name: getattr(self, one.name) for one in fields(TeacherConfig)})
 
     def batch_shape(self, max_length: int = MAX_LENGTH) -> BatchShape:
         """The shape of one micro batch."""
@@ -241,7 +248,7 @@ def parse(arguments: list[str]) -> tuple[Options, bool]:
         else:
             kind = types.get(option.name, type(option.default))
             parser.add_argument(flag, type=kind, default=option.default, help=f"default: {option.default}")
-    given = vars(parser.parse_args(arguments))
+    given = vars(parser.parse_args([_present(argument) for argument in arguments]))
     smoke = bool(given.pop("smoke"))
     options = Options(**given)
     if options.out is None and not smoke:
@@ -249,12 +256,21 @@ def parse(arguments: list[str]) -> tuple[Options, bool]:
     return options, smoke
 
 
+def _present(argument: str) -> str:
+    """The argument with a flag's present name."""
+    flag, equals, value = argument.partition("=")
+    if flag not in OLD_FLAGS:
+        return argument
+    warn_renamed(flag, OLD_FLAGS[flag], stacklevel=4)
+    return OLD_FLAGS[flag] + equals + value
+
+
 def main(arguments: list[str] | None = None, sample: Sample | None = None) -> None:
     """The command line; `sample` stands in for the teacher in tests."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options, smoke = parse(arguments)
     if sample is None:
-        sample = partial(sample_document, manner=options.manner)
+        sample = partial(sample_document, teacher_config=options.teacher_config)
     torch.set_float32_matmul_precision("high")
     # The workers are forked here, before anything touches CUDA.
     with batch_stream(sample, options.batch_shape(), seed=options.seed, num_workers=options.workers) as batches:

@@ -1,4 +1,4 @@
-"""Intervals, p-values and Holm's rule: by hand, against slow twins, and laws that hold for any numbers."""
+"""Intervals, p-values and Holm's rule: by hand, against reference implementations, and laws for any numbers."""
 
 from __future__ import annotations
 

@@ -8,12 +8,14 @@ import pytest
 from pydantic import ValidationError
 
 from leanthink.engine.request import Request
-from leanthink.entrypoints.openai.error_responses import Refusal
+from leanthink.entrypoints.openai.error_responses import APIError
 from leanthink.entrypoints.openai.protocol import ChatBody, TextBody
-from leanthink.entrypoints.openai.request_parsing import Reader
+from leanthink.entrypoints.openai.request_parsing import RequestParser
 from leanthink.entrypoints.openai.settings import Settings
 from leanthink.models.loading import load
 from leanthink.policies.budget import Budget
+from leanthink.policies.rkv import RKV
+from leanthink.policies.snapkv import SnapKV
 
 TOKENS = {"max_tokens", "max_completion_tokens"}
 
@@ -27,7 +29,7 @@ def read(model: Any, *, most: int = 4096, largest: int = 10**6, prompt: int = 10
     """The request of a completion with a prompt of so many tokens."""
     settings = Settings(name="tiny", max_new_tokens=most, budget=Budget(slots=64))
     body = TextBody.model_validate({"model": "tiny", "prompt": "x" * prompt, **fields})
-    (request,) = Reader(*model, settings, largest=largest).read(body)
+    (request,) = RequestParser(*model, settings, largest=largest).parse(body)
     return request
 
 
@@ -49,24 +51,24 @@ def test_a_full_cache_ends_with_the_memory(model: Any) -> None:
         assert (request.max_new_tokens, request.bound) == (10, 100)
     assert read(model, largest=100, prompt=90, policy="full", max_tokens=3).bound == 93
     for prompt in (100, 200):
-        with pytest.raises(Refusal, match=f"{prompt} of them prompt, and at most 100 are allowed"):
+        with pytest.raises(APIError, match=f"{prompt} of them prompt, and at most 100 are allowed"):
             read(model, largest=100, prompt=prompt, policy="full", max_tokens=1)
 
 
 def test_a_prompt_that_does_not_fit_by_itself_stays_an_error(model: Any) -> None:
     context = model[0].config.max_position_embeddings
-    with pytest.raises(Refusal, match=f"at most {context - 1} are allowed: shorten it"):
+    with pytest.raises(APIError, match=f"at most {context - 1} are allowed: shorten it"):
         read(model, prompt=context, max_tokens=1)
 
 
 def test_a_longest_prompt_beyond_the_context_is_the_context(model: Any) -> None:
     settings = Settings(name="tiny", policy="full", budget=None, max_prompt_tokens=100, max_model_len=16)
-    reader = Reader(*model, settings, largest=10**6)
-    assert reader.max_prompt_tokens == 15
-    (longest,) = reader.read(TextBody(model="tiny", prompt="x" * 15))
+    parser = RequestParser(*model, settings, largest=10**6)
+    assert parser.max_prompt_tokens == 15
+    (longest,) = parser.parse(TextBody(model="tiny", prompt="x" * 15))
     assert longest.max_new_tokens == 1
-    with pytest.raises(Refusal, match="has 16 tokens, and at most 15 are allowed") as refused:
-        reader.read(TextBody(model="tiny", prompt="x" * 16))
+    with pytest.raises(APIError, match="has 16 tokens, and at most 15 are allowed") as refused:
+        parser.parse(TextBody(model="tiny", prompt="x" * 16))
     assert refused.value.code == "context_length_exceeded"
 
 
@@ -101,19 +103,80 @@ def test_what_is_off_is_off_and_a_seed_of_minus_one_is_drawn(model: Any) -> None
 def test_an_assistant_s_message_reaches_the_template(
     model: Any, message: dict[str, Any], shown: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = Reader(*model, Settings(name="tiny"), largest=10**6)
+    parser = RequestParser(*model, Settings(name="tiny"), largest=10**6)
     seen: list[Any] = []
-    monkeypatch.setattr(reader.tokenizer, "apply_chat_template", lambda chat, **_: seen.extend(chat) or "text")
+    monkeypatch.setattr(parser.tokenizer, "apply_chat_template", lambda chat, **_: seen.extend(chat) or "text")
     asked = {"role": "user", "content": "hi", "name": "Bo"}
-    reader.read(ChatBody.model_validate({"model": "tiny", "messages": [asked, {"role": "assistant", **message}]}))
+    parser.parse(ChatBody.model_validate({"model": "tiny", "messages": [asked, {"role": "assistant", **message}]}))
     assert seen == [asked, {"role": "assistant", **shown}]
 
 
 def test_a_salt_is_of_every_choice_and_an_empty_one_is_refused(model: Any) -> None:
-    reader = Reader(*model, Settings(name="tiny"), largest=10**6)
+    parser = RequestParser(*model, Settings(name="tiny"), largest=10**6)
     body = TextBody(model="tiny", prompt="hi", n=2, cache_salt="s")
-    assert [request.cache_salt for request in reader.read(body, body.cache_salt)] == ["s", "s"]
-    assert [request.cache_salt for request in reader.read(TextBody(model="tiny", prompt="hi"))] == [None]
+    assert [request.cache_salt for request in parser.parse(body, body.cache_salt)] == ["s", "s"]
+    assert [request.cache_salt for request in parser.parse(TextBody(model="tiny", prompt="hi"))] == [None]
     for odd in ("", 5, "\ud800"):
         with pytest.raises(ValidationError):
             TextBody(model="tiny", prompt="hi", cache_salt=odd)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"window": 5, "interval": 6, "answer": 7}, (64, 5, 6, 7)),
+        ({"recent_window": 5, "eviction_interval": 6, "max_answer_slots": 7}, (64, 5, 6, 7)),
+        ({"recent_window": 5, "window": 5, "budget": 9}, (9, 5, 64, 1024)),
+    ],
+)
+def test_a_budget_is_read_by_its_old_and_its_new_names(model: Any, given: Any, expected: tuple[int, ...]) -> None:
+    assert tuple(read(model, **given).budget.record.values()) == expected
+
+
+def test_two_names_of_one_thing_with_two_values_are_refused(model: Any) -> None:
+    with pytest.raises(APIError, match="interval is the old name of eviction_interval: give eviction_interval alone"):
+        read(model, interval=5, eviction_interval=6)
+    with pytest.raises(APIError, match="leave out window, max_answer_slots"):
+        read(model, policy="full", window=5, max_answer_slots=6)
+
+
+def test_the_schema_shows_the_new_names_and_marks_the_old_ones() -> None:
+    for body in (ChatBody, TextBody):
+        fields = body.model_json_schema()["properties"]
+        old = {name for name, schema in fields.items() if schema.get("deprecated")}
+        assert old == {"window", "interval", "answer"}
+        assert {"recent_window", "eviction_interval", "max_answer_slots"} < set(fields)
+
+
+def test_a_request_names_a_policy_with_settings_of_its_own(model: Any) -> None:
+    assert read(model, policy="snapkv:kernel=5,observation=16").policy == SnapKV(observation=16, kernel=5)
+    settings = Settings(name="tiny", policy="r-kv:mix=0.5", budget=Budget(slots=64), max_budget=100)
+    parser = RequestParser(*model, settings, largest=10**6)
+    assert parser.policy == "r-kv:mix=0.5"
+
+    def policy_of(**fields: Any) -> Any:
+        return parser.parse(TextBody.model_validate({"model": "tiny", "prompt": "hi", **fields}))[0].policy
+
+    assert policy_of() == policy_of(policy="r-kv:mix=0.50") == RKV(mix=0.5)
+    assert policy_of(policy="r-kv") == RKV()
+    horizon = policy_of(policy="horizon:only=16")
+    assert horizon.only == 16
+    assert horizon.predictor is policy_of(policy="horizon").predictor, "a predictor is loaded once"
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ("snapkv:observation=65", "looks at 65 queries, and at most 64 are remembered here"),
+        ("snapkv:kernel=8193", "kernel=8193 is above 8192, the most that is allowed here"),
+        ("snapkv:kernel=4", "kernel odd"),
+        ("snapkv:kernal=5", "Did you mean 'kernel'"),
+        ("oracle:rule=ceil", "knows the future"),
+        ("snapvk:kernel=5", "Did you mean 'snapkv'"),
+        ("full:x=1", "policy 'full' has no settings"),
+    ],
+)
+def test_settings_that_are_not_served_are_refused(model: Any, policy: str, words: str) -> None:
+    with pytest.raises(APIError, match=words) as refused:
+        read(model, policy=policy)
+    assert (refused.value.status, refused.value.param) == (400, "policy")

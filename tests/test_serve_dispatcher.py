@@ -15,15 +15,15 @@ from leanthink.engine.engine import Engine
 from leanthink.engine.generation import generate
 from leanthink.engine.request import Request, make_request
 from leanthink.engine.sampling import Sampling
-from leanthink.entrypoints.openai.dispatcher import EngineBroke, Job, Work
-from leanthink.entrypoints.openai.engine_thread import EngineThread, News, Order
+from leanthink.entrypoints.openai.dispatcher import Dispatcher, EngineDeadError, Job
+from leanthink.entrypoints.openai.engine_thread import EngineCommand, EngineThread, EngineUpdate
 from leanthink.policies import make_policy
 from leanthink.policies.budget import Budget
 from leanthink.utils.errors import RequestFailed
 from models import make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()
-BUDGET = Budget(slots=16, window=4, interval=8, answer=8)
+BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)
 
 
 def request(prompt: list[int], tokens: int = 40) -> Request:
@@ -32,13 +32,13 @@ def request(prompt: list[int], tokens: int = 40) -> Request:
 
 
 def noted(news: list[Any]) -> dict[str, Any]:
-    return {"on_news": news.append, "on_token": lambda *_: None, "on_failed": news.append, "on_failure": news.append}
+    return {"on_update": news.append, "on_token": lambda *_: None, "on_failed": news.append, "on_failure": news.append}
 
 
 async def all_of(job: Job) -> list[Any]:
     found = []
-    while sum(arrival.is_last for arrival in found) < len(job.ids):
-        found += await job.arrivals()
+    while sum(update.is_last for update in found) < len(job.ids):
+        found += await job.updates()
     return found
 
 
@@ -48,7 +48,7 @@ def test_every_choice_gets_what_generate_gives_and_nothing_is_left(streamed: boo
 
     async def run() -> list[Any]:
         engine = Engine(model, TOKENIZER, slots=300, rows=2)
-        work = Work(engine, **noted([]))
+        work = Dispatcher(engine, **noted([]))
         work.start()
         jobs = [work.submit([request(prompt)], streamed=streamed) for prompt in prompts]
         found = [await all_of(job) for job in jobs]
@@ -58,26 +58,26 @@ def test_every_choice_gets_what_generate_gives_and_nothing_is_left(streamed: boo
 
     budget: dict[str, Any] = {"policy": "window", "budget": BUDGET, "sampling": Sampling(max_new_tokens=40)}
     expected = generate(model, TOKENIZER, prompts, **budget)
-    for arrivals, alone in zip(asyncio.run(run()), expected, strict=True):
-        assert arrivals[-1].completion.token_ids == alone.token_ids
-        steps = [arrival.step.token_id for arrival in arrivals if arrival.step is not None]
+    for updates, alone in zip(asyncio.run(run()), expected, strict=True):
+        assert updates[-1].completion.token_ids == alone.token_ids
+        steps = [update.step.token_id for update in updates if update.step is not None]
         assert tuple(steps) == (alone.token_ids if streamed else ())
 
 
 def test_a_job_that_is_abandoned_or_cut_leaves_the_engine() -> None:
     async def run() -> None:
         engine = Engine(make_model(), TOKENIZER, slots=9000, rows=2)
-        work = Work(engine, **noted([]))
+        work = Dispatcher(engine, **noted([]))
         work.start()
         left, cut, other = (work.submit([request([5, i], 3000)] * 2, streamed=True) for i in range(3))
-        await cut.arrivals()
+        await cut.updates()
         work.abandon(left)
         work.abandon(left)
         work.cut(cut, "timeout")
         work.cut(other, "shutdown")
         for job in (cut, other):
-            last = [arrival for arrival in await all_of(job) if arrival.is_last]
-            assert {arrival.reason for arrival in last} == {job.reason}
+            last = [update for update in await all_of(job) if update.is_last]
+            assert {update.reason for update in last} == {job.reason}
         assert work.unfinished == 0
         work.stop()
         assert engine.unfinished == 0
@@ -88,12 +88,12 @@ def test_a_job_that_is_abandoned_or_cut_leaves_the_engine() -> None:
 def test_steps_are_gathered_while_the_last_ones_are_still_dealt_with() -> None:
     engine, told, enough = Engine(make_model(), TOKENIZER, slots=300, rows=1), [], threading.Event()
 
-    def tell(gathered: list[News]) -> None:
+    def tell(gathered: list[EngineUpdate]) -> None:
         told.append(list(gathered))
         enough.set()
 
     thread = EngineThread(engine, tell=tell, fail=lambda error: told.append(error))
-    thread.order(Order("add", 1, replace(request([5]), index=1), streamed=True))
+    thread.send(EngineCommand("add", 1, replace(request([5]), index=1), streamed=True))
     thread.start()
     assert enough.wait(30)
     while engine.unfinished:
@@ -114,13 +114,13 @@ def test_when_the_engine_breaks_every_job_hears_of_it() -> None:
         engine: Any = Engine(make_model(), TOKENIZER, slots=300, rows=1)
         engine.step = lambda: 1 / 0
         heard: list[Any] = []
-        work = Work(engine, **noted(heard))
+        work = Dispatcher(engine, **noted(heard))
         work.start()
         job = work.submit([request([5])], streamed=False)
-        with pytest.raises(EngineBroke):
-            await job.arrivals()
-        with pytest.raises(EngineBroke):
-            await work.submit([request([5])], streamed=False).arrivals()
+        with pytest.raises(EngineDeadError):
+            await job.updates()
+        with pytest.raises(EngineDeadError):
+            await work.submit([request([5])], streamed=False).updates()
         assert isinstance(work.broken, ZeroDivisionError)
         assert isinstance(heard[-1], ZeroDivisionError)
         work.stop()
@@ -136,7 +136,7 @@ def test_a_request_that_fails_ends_its_job_alone_and_the_other_choices_of_it() -
 
     async def run() -> Any:
         engine, heard = Engine(model, TOKENIZER, slots=400, rows=4), list[Any]()
-        work = Work(engine, **noted(heard))
+        work = Dispatcher(engine, **noted(heard))
         work.start()
         good = work.submit([request([5, 6])], streamed=True)
         bad = work.submit([request([7]), request([77])], streamed=False)
@@ -145,11 +145,11 @@ def test_a_request_that_fails_ends_its_job_alone_and_the_other_choices_of_it() -
             with pytest.raises(RequestFailed, match=why):
                 await all_of(job)
             work.abandon(job)
-        arrivals = await all_of(good)
+        updates = await all_of(good)
         work.stop()
         assert (work.unfinished, engine.unfinished, engine.cache.arena.used) == (0, 0, 0)
         assert [type(news) for news in heard].count(RequestFailed) == 2
-        return arrivals[-1].completion
+        return updates[-1].completion
 
     (alone,) = generate(model, TOKENIZER, [5, 6], policy="window", budget=BUDGET, sampling=Sampling(max_new_tokens=40))
     assert asyncio.run(run()).token_ids == alone.token_ids

@@ -1,4 +1,4 @@
-"""What becomes of records: columns, votes, Pass@k, wall time and the row of numbers, by hand and against slow twins."""
+"""What becomes of records: columns, votes, Pass@k, wall time, the row of numbers; against reference implementations."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from leanthink.data.grading.grading import vote
 from leanthink.data.problems import Problem
-from leanthink.eval.aggregated_results import Outcomes, majority, outcomes, pass_at_k, wall_seconds
-from leanthink.eval.configurations import Benchmark, Cell, budget_at_ratio, cells_of
+from leanthink.eval.aggregated_results import AggregatedResults, aggregate, majority, pass_at_k, wall_seconds
+from leanthink.eval.configurations import Benchmark, Configuration, budget_at_ratio, configurations_of
 from leanthink.eval.metrics import ks, metrics
 from leanthink.eval.records import Record
 from leanthink.policies.budget import Budget
 from leanthink.utils.errors import UsageError
 
-CELL = Cell(benchmark="b", policy="horizon", budget=Budget(slots=64))
+CELL = Configuration(benchmark="b", policy="horizon", budget=Budget(slots=64))
 
 
 def record(id: str = "p", sample: int = 0, **changes: Any) -> Record:
@@ -88,20 +88,20 @@ def test_columns_are_sums_over_samples_in_the_order_of_the_problems() -> None:
         record("a", 0),
         record("b", 1, thought_tokens=50),
     ]
-    found = outcomes(CELL, ["a", "b"], 2, records)
+    found = aggregate(CELL, ["a", "b"], 2, records)
     assert found.columns["right"] == [2, 1]
     assert found.columns["strict"] == [1, 1]
     assert found.columns["capped"] == [1, 1]
     assert found.columns["thought_tokens"] == [200, 350]
     assert found.columns["majority"] == [1.0, 1.0]
     assert (found.most_slots, found.bytes_per_slot, found.seconds) == (90, 100, 1.0)
-    assert Outcomes.from_record(found.record) == found
+    assert AggregatedResults.from_record(found.record) == found
 
 
 def test_the_row_of_a_cell_by_hand() -> None:
-    full_cell = Cell(benchmark="b", policy="full", budget=None)
-    full = outcomes(full_cell, ["a", "b"], 1, [record("a", thought_tokens=100), record("b", thought_tokens=300)])
-    ours = outcomes(
+    full_cell = Configuration(benchmark="b", policy="full", budget=None)
+    full = aggregate(full_cell, ["a", "b"], 1, [record("a", thought_tokens=100), record("b", thought_tokens=300)])
+    ours = aggregate(
         CELL, ["a", "b"], 1,
         [record("a", thought_tokens=150, seconds=3.0), record("b", thought_tokens=350, right=False, seconds=4.0)],
     )  # fmt: skip
@@ -120,7 +120,7 @@ def test_the_row_of_a_cell_by_hand() -> None:
 
 def test_ratios_become_slots_that_are_never_exceeded() -> None:
     budget = budget_at_ratio(1772.0, 3.6, window=32, interval=32, answer=256)
-    assert budget == Budget(slots=460, window=32, interval=32, answer=256)
+    assert budget == Budget(slots=460, recent_window=32, eviction_interval=32, max_answer_slots=256)
     with pytest.raises(UsageError, match="leaves 30 slots"):
         budget_at_ratio(94.0, 1.0, window=32, interval=64, answer=1)
     with pytest.raises(UsageError, match=r"ratio 0\.5: must be 1 or more"):
@@ -128,10 +128,10 @@ def test_ratios_become_slots_that_are_never_exceeded() -> None:
 
 
 def test_cells_have_names_of_their_own() -> None:
-    budgets = [Budget(slots=64), Budget(slots=64, window=16), Budget(slots=128)]
-    cells = cells_of("b", ["full", "horizon", "sinks"], budgets)
+    budgets = [Budget(slots=64), Budget(slots=64, recent_window=16), Budget(slots=128)]
+    cells = configurations_of("b", ["full", "horizon", "sinks"], budgets)
     assert len({cell.name for cell in cells}) == len(cells) == 7
-    assert [Cell.from_record(cell.record) for cell in cells] == cells
+    assert [Configuration.from_record(cell.record) for cell in cells] == cells
 
 
 @pytest.mark.parametrize(

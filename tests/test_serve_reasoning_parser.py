@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from leanthink.data.think_tags import CLOSE_TAG, OPEN_TAG
 from leanthink.engine.outputs import Completion, Step
-from leanthink.entrypoints.openai.reasoning_parser import Parts, Trimmed
+from leanthink.entrypoints.openai.reasoning_parser import ReasoningParser, Trimmed
 
 PIECES = st.lists(st.sampled_from(["a", "b ", " ", "\n", "<", "think>", OPEN_TAG, "é", ""]), max_size=8)
 
@@ -39,7 +39,7 @@ def test_thought_and_answer_join_to_those_of_the_completion(
 ) -> None:
     answer = answer if closed else []
     expected = completion("".join(thought).strip().removeprefix(OPEN_TAG).strip(), "".join(answer).strip())
-    parts, found = Parts(plain=False, starts_in_answer=False), ["", ""]
+    parts, found = ReasoningParser(plain=False, starts_in_answer=False), ["", ""]
     steps = [step(text, in_thought=True) for text in thought]
     if closed:  # the tag may come in two pieces, where a stop string could have begun in it
         tag = [CLOSE_TAG[:3], CLOSE_TAG[3:]] if late else [CLOSE_TAG]
@@ -54,13 +54,13 @@ def test_without_a_thought_all_is_answer(pieces: list[str], plain: bool) -> None
     text = "".join(pieces).strip()
     text = text.removeprefix(OPEN_TAG).strip() if plain else text
     expected = completion(text, "") if plain else completion("", text)
-    parts = Parts(plain=plain, starts_in_answer=not plain)
+    parts = ReasoningParser(plain=plain, starts_in_answer=not plain)
     sent = "".join(parts.push(step(piece, in_thought=plain))[1] for piece in pieces)
     assert sent + parts.rest(expected)[1] == text
 
 
 @pytest.mark.parametrize("cut", range(len("<think>\nyes")))
 def test_an_opening_tag_is_no_part_of_the_thought_however_it_is_cut(cut: int) -> None:
-    parts, text = Parts(plain=False, starts_in_answer=False), "<think>\nyes"
+    parts, text = ReasoningParser(plain=False, starts_in_answer=False), "<think>\nyes"
     pieces = [parts.push(step(piece, in_thought=True))[0] for piece in (text[:cut], text[cut:])]
     assert "".join(pieces) == "yes"

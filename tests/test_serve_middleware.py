@@ -9,7 +9,7 @@ import pytest
 
 from leanthink.entrypoints.cli.options import read_list
 from leanthink.entrypoints.openai import middleware
-from leanthink.entrypoints.openai.error_responses import Refusal, of_validation
+from leanthink.entrypoints.openai.error_responses import APIError, from_validation
 from leanthink.entrypoints.openai.middleware import key_number
 from leanthink.entrypoints.openai.settings import Settings
 from leanthink.utils.errors import UsageError
@@ -98,7 +98,7 @@ def test_keys_are_not_shown() -> None:
 
 def test_a_refusal_can_always_be_sent() -> None:
     found = {"loc": ("a\ud800" * 1000,), "type": "missing", "msg": "", "input": 1}
-    refusal = of_validation([found])
+    refusal = from_validation([found])
     assert refusal.response().status_code == 400
     assert refusal.param == "a?" * 100
-    assert Refusal(429, "later").document()["error"]["type"] == "rate_limit_error"
+    assert APIError(429, "later").document()["error"]["type"] == "rate_limit_error"

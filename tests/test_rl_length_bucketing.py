@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leanthink.rl import trainer as trainer_module
-from leanthink.rl.length_bucketing import balanced, by_length, cut, is_text
+from leanthink.rl.length_bucketing import balanced_sizes, bucket_by_length, is_text, trim_padding
 from rl_runs import make_trainer, weights
 
 
@@ -32,7 +32,7 @@ def micro_batch(prompts: list[int], responses: list[int], width: int = 9) -> dic
 
 def test_rows_of_an_update_lie_together_by_length_and_lose_their_padding() -> None:
     given = [micro_batch([1, 4], [2, 7]), micro_batch([3, 2], [3, 9]), micro_batch([1, 1], [8, 1])]
-    first, second, third = by_length(given, 2, even=True)
+    first, second, third = bucket_by_length(given, 2, even=True)
     assert first["completion_mask"].sum(1).tolist() == [9, 7]
     assert second["completion_mask"].sum(1).tolist() == [3, 2]
     assert third["completion_mask"].sum(1).tolist() == [8, 1], "of another update"
@@ -44,7 +44,7 @@ def test_rows_of_an_update_lie_together_by_length_and_lose_their_padding() -> No
 
 def test_rows_may_be_dealt_out_by_their_tokens() -> None:
     given = [micro_batch([1, 4], [2, 1]), micro_batch([3, 2], [3, 9])]
-    long, short = by_length(given, 2, even=False)
+    long, short = bucket_by_length(given, 2, even=False)
     assert long["completion_mask"].sum(1).tolist() == [9]
     assert short["completion_ids"].tolist() == [[3, 3, 3], [2, 2, 0], [1, 0, 0]]
     assert short["advantages"].tolist() == pytest.approx([0.3, 0.2, 0.1])
@@ -59,7 +59,7 @@ def test_no_other_cut_of_the_sorted_rows_has_a_smaller_largest_part(tokens: list
         ends = list(accumulate(sizes, initial=0))
         return max((end - first) * max(1, tokens[first]) for first, end in pairwise(ends))
 
-    sizes = balanced(tokens, parts)
+    sizes = balanced_sizes(tokens, parts)
     assert (len(sizes), sum(sizes)) == (parts, len(tokens))
     assert min(sizes) >= 1
     every = (pairwise((0, *cuts, len(tokens))) for cuts in combinations(range(1, len(tokens)), parts - 1))
@@ -68,11 +68,11 @@ def test_no_other_cut_of_the_sorted_rows_has_a_smaller_largest_part(tokens: list
 
 def test_every_table_of_tokens_is_cut_and_nothing_else() -> None:
     batch = micro_batch([2], [4]) | {"advantages": torch.ones(1, 9), "ratio": torch.ones(1, 1)}
-    shorter = cut(batch)
+    shorter = trim_padding(batch)
     assert shorter["advantages"].shape == (1, 4)
     assert shorter["ratio"].shape == (1, 1)
     masked = batch | {"completion_mask": torch.zeros(1, 9, dtype=torch.int64)}
-    assert cut(masked)["completion_ids"].shape == (1, 1), "a response whose tokens all do not count"
+    assert trim_padding(masked)["completion_ids"].shape == (1, 1), "a response whose tokens all do not count"
 
 
 def test_images_are_left_alone() -> None:
@@ -87,14 +87,14 @@ def test_the_update_is_that_of_the_order_of_trl(tmp_path: Path, monkeypatch: pyt
 
     def noting(batches: Any, window: int, *, even: bool) -> Any:
         assert not even, "the loss is divided by tokens"
-        made = by_length(batches, window, even=even)
+        made = bucket_by_length(batches, window, even=even)
         seen.extend(batch["completion_ids"].shape[1] for batch in made)
         return made
 
-    monkeypatch.setattr(trainer_module, "by_length", noting)
+    monkeypatch.setattr(trainer_module, "bucket_by_length", noting)
     cut_anew, scored = make_trainer(tmp_path / "cut", **how)
     cut_anew.train()
-    monkeypatch.setattr(trainer_module, "by_length", lambda batches, window, even: batches)
+    monkeypatch.setattr(trainer_module, "bucket_by_length", lambda batches, window, even: batches)
     as_trl, scored_as_trl = make_trainer(tmp_path / "trl", **how)
     as_trl.train()
     assert len(seen) == 9

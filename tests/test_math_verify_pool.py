@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from leanthink.data.grading.math_verify_pool import Judges
+from leanthink.data.grading.math_verify_pool import MathVerifyPool
 
 needs_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="extra eval")
 ODD = """
@@ -29,18 +29,18 @@ for line in sys.stdin:
 
 
 @pytest.fixture
-def odd(tmp_path: Path) -> Iterator[Judges]:
-    """Judges whose processes hang, crash or answer as they are told."""
+def odd(tmp_path: Path) -> Iterator[MathVerifyPool]:
+    """A pool whose processes hang, crash or answer as they are told."""
     script = tmp_path / "odd.py"
     script.write_text(ODD)
-    judges = Judges(seconds=1, most=2, command=[sys.executable, str(script)])
-    yield judges
-    judges.close()
+    pool = MathVerifyPool(seconds=1, most=2, command=[sys.executable, str(script)])
+    yield pool
+    pool.close()
 
 
 @pytest.mark.parametrize("way", ["hang", "crash"])
 def test_what_hangs_or_crashes_is_wrong_and_the_next_question_is_answered(
-    odd: Judges, way: str, caplog: pytest.LogCaptureFixture
+    odd: MathVerifyPool, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert odd.same("right", "x")
     with caplog.at_level(logging.WARNING):
@@ -51,12 +51,12 @@ def test_what_hangs_or_crashes_is_wrong_and_the_next_question_is_answered(
 
 
 def test_a_process_that_does_not_even_start_is_no_verdict(caplog: pytest.LogCaptureFixture) -> None:
-    judges = Judges(seconds=1, command=[sys.executable, "-c", "raise SystemExit(1)"])
-    assert not judges.same("right", "x")
+    pool = MathVerifyPool(seconds=1, command=[sys.executable, "-c", "raise SystemExit(1)"])
+    assert not pool.same("right", "x")
     assert "no verdict" in caplog.text
 
 
-def test_many_threads_ask_few_processes_and_each_gets_its_own_verdict(odd: Judges) -> None:
+def test_many_threads_ask_few_processes_and_each_gets_its_own_verdict(odd: MathVerifyPool) -> None:
     asked = ["right", "wrong"] * 40
     with ThreadPoolExecutor(8) as threads:
         verdicts = list(threads.map(lambda given: odd.same(given, "x"), asked))
@@ -64,7 +64,7 @@ def test_many_threads_ask_few_processes_and_each_gets_its_own_verdict(odd: Judge
     assert len(odd._idle) <= 2
 
 
-def test_a_forked_child_asks_processes_of_its_own(odd: Judges) -> None:
+def test_a_forked_child_asks_processes_of_its_own(odd: MathVerifyPool) -> None:
     assert odd.same("right", "x")
     child = os.fork()
     if child == 0:
@@ -76,7 +76,7 @@ def test_a_forked_child_asks_processes_of_its_own(odd: Judges) -> None:
 
 @needs_math_verify
 def test_mathematics_that_never_ends_is_given_up() -> None:
-    judges = Judges(seconds=1)
-    assert not judges.same(r"9^{9^{9^{9^{9}}}}", r"9^{9^{9^{9^{8}}}}+1")
-    assert judges.same(r"\sqrt{8}", r"2\sqrt{2}")
-    judges.close()
+    pool = MathVerifyPool(seconds=1)
+    assert not pool.same(r"9^{9^{9^{9^{9}}}}", r"9^{9^{9^{9^{8}}}}+1")
+    assert pool.same(r"\sqrt{8}", r"2\sqrt{2}")
+    pool.close()

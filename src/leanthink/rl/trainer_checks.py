@@ -1,0 +1,62 @@
+"""What `DeepCompressTrainer` asks of TRL's version, the data and the chat template before anything is trained."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+
+from leanthink.data.think_tags import think_tags, thought_is_over
+from leanthink.models.prompt import encode_chat
+from leanthink.rl.config import DeepCompressConfig
+from leanthink.rl.data import check_answers
+from leanthink.utils.errors import UsageError
+
+TRL = SpecifierSet(">=1.16,<1.17")
+
+
+def check_version(installed: str | None = None) -> None:
+    """Raise UsageError for a TRL whose insides nobody has looked at."""
+    found = version("trl") if installed is None else installed
+    if found not in TRL:
+        raise UsageError(
+            f"trl {found} is installed, and DeepCompressTrainer is tested with trl{TRL}: pip install 'trl{TRL}'"
+        )
+
+
+def check_data(dataset: Any, args: DeepCompressConfig) -> None:
+    """Raise UsageError for data that cannot be trained on with these settings."""
+    if not hasattr(dataset, "__len__"):
+        raise UsageError(
+            "the training data are a stream: dynamic sampling draws from all of them, give a datasets.Dataset"
+        )
+    check_answers(dataset)
+    prompts = args.generation_batch_size // args.num_generations
+    if len(dataset) < prompts:
+        raise UsageError(
+            f"{len(dataset)} problems are fewer than the {prompts} prompts of one generation batch: give more, or a "
+            "smaller generation batch"
+        )
+
+
+def check_template(tokenizer: Any, prompt: Any, args: DeepCompressConfig) -> None:
+    """Raise UsageError for a chat template after which no response could close a thought."""
+    if not args.think_tags:
+        return
+    template = tokenizer.get_chat_template() if getattr(tokenizer, "chat_template", None) else None
+    cure = "give a chat template with think tags, or think_tags=False to grade whole texts"
+    if template is None:
+        raise UsageError(f"the tokenizer has no chat template, and so no think tags: {cure}")
+    options, tags = args.chat_options, think_tags(tokenizer)
+    ids = encode_chat(tokenizer, options.messages(prompt), options.chat_template_kwargs)
+    text = tokenizer.decode(ids)
+    if isinstance(args.think_tags, bool) and not any(
+        tag in part for tag in (tags.open, tags.close) for part in (template, text)
+    ):
+        raise UsageError(f"the chat template has no think tags, so no response would count as right: {cure}")
+    if thought_is_over(tokenizer, ids, tags):
+        raise UsageError(
+            "the chat template closes the thought before the response begins: leave enable_thinking=False out of "
+            "chat_template_kwargs, or give think_tags=False"
+        )
