@@ -19,7 +19,7 @@ from table import EXPERIMENTS, RESEARCH, SHOWN_FIRST
 
 CURVES = {"accuracy": "right in training, share", "thought_tokens": "thought tokens", "self_checks": "self-checks"}
 LEVELS = SCOPES["all levels"]
-EVERY = 2  # steps of a moving mean over nine has a point
+EVERY = 4  # steps of a moving mean over nine has a point
 
 
 def main() -> None:

@@ -193,24 +193,23 @@ def test_the_short_table_has_ours_and_the_best_of_the_others(tmp_path: Path) -> 
     layer = write(tmp_path / "b", [cell("horizon", 48, HALF), cell("horizon", 16, HALF)])
     found = packed(tmp_path, write(tmp_path / "a", FIRST), f"layer={layer}")
     table = real_table.short_table(found)
-    assert table.splitlines()[0] == "| policy | gsm8k 2x: 64 | gsm8k 4x: 32 |"
+    assert table.splitlines()[0] == "| policy | gsm8k 2x | 4x |"
     shown = rows(table)
     assert list(shown) == ["policy", "---", "full", "horizon", "r-kv", "sinks"], "r-kv and sinks lead in a column each"
     assert shown["full"] == ["100.0", "100.0"]
-    assert shown["horizon"][0] == "100.0 [+0.0, +0.0]"
-    assert re.fullmatch(r"97\.5 \[-7\.5, \+0\.0\]", shown["horizon"][1])
-    assert re.fullmatch(r"50\.0 \[-6\d\.\d, -3\d\.\d\] ▼", shown["r-kv"][0])
-    assert shown["sinks"][1] == shown["horizon"][1], "neither above nor below"
+    assert shown["horizon"] == ["100.0", "97.5"], "neither below the full cache beyond chance"
+    assert shown["r-kv"][0] == "50.0▼"
+    assert shown["sinks"][1] == shown["horizon"][1]
     told = " ".join(table.split())
     for fact in ("M, Q4", "gsm8k: 40 problems, mean full thought 128 tokens", "window 16, interval 16", "cpu",
-                 "torch 2.11", "commit abc", "`horizon` keeps 100 / 98 % on gsm8k"):  # fmt: skip
+                 "torch 2.11", "commit abc"):  # fmt: skip
         assert fact in told, fact
 
 
 def test_a_policy_that_is_better_is_marked_too(tmp_path: Path) -> None:
-    cells = [cell("full", None, ALL), cell("horizon", 48, HALF), cell("r-kv", 48, ALL)]
+    cells = [cell("full", None, HALF), cell("horizon", 48, HALF), cell("r-kv", 48, ALL)]
     (found,) = packed(tmp_path, write(tmp_path / "a", cells))
-    assert rows(real_table.short_table([found]))["r-kv"] == ["100.0 [+0.0, +0.0] ▲"]
+    assert rows(real_table.short_table([found]))["r-kv"] == ["100.0▲"]
 
 
 def test_the_whole_tables_have_every_policy_of_each_benchmark_against_full_and_ours(tmp_path: Path) -> None:
@@ -224,6 +223,7 @@ def test_the_whole_tables_have_every_policy_of_each_benchmark_against_full_and_o
     assert rows(first)["policy"] == ["2x: 64 slots", "`horizon` above it", "4x: 32 slots", "`horizon` above it"]
     assert rows(first)["full"] == ["100.0", "–", "100.0", "–"]
     assert rows(first)["horizon"][1] == "–"
+    assert "`horizon` keeps 100 / 98 % on gsm8k" in " ".join(table.split())
     assert re.fullmatch(r"\+50\.0 \[\+3\d\.\d, \+6\d\.\d\]", rows(first)["r-kv"][1])
     assert rows(first)["random"][1] == "+100.0 [+100.0, +100.0]"
 
