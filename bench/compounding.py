@@ -37,6 +37,7 @@ from leanthink.models.loading import load
 from leanthink.models.predictor import load_predictor
 from leanthink.models.tiny import TINY, predictors_path
 from leanthink.policies import make_policy
+from leanthink.policies.budget import Budget
 from leanthink.utils.errors import UsageError
 from leanthink.utils.provenance import certificate
 
@@ -137,8 +138,10 @@ def cells(
         print(f"{name}, {policy.name}: {100 * outcomes[0].right_P.mean():.1f} % right", flush=True)
         yield {"policy": policy.name, "budget": None if budget is None else budget.record}, outcomes
         if budget is None:
-            mean_thought, slots = float(outcomes[0].thought_P.mean()), ("window", "interval", "answer")
-            budget = budget_at_ratio(mean_thought, options.ratio, **{name: getattr(options, name) for name in slots})
+            mean_thought = float(outcomes[0].thought_P.mean())
+            parts = {"window": options.window, "interval": options.interval, "answer": options.answer}
+            usual = Budget.from_record({"slots": max(1, options.window), **parts})
+            budget = budget_at_ratio(mean_thought, options.ratio, usual)
 
 
 def outcome(problems: Sequence[Problem], runs: Sequence[Sequence[Completion]]) -> Outcome:

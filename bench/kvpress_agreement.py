@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AttentionInterface, AutoModelForCausalLM, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from leanthink.policies.budget import keep
+from leanthink.policies.budget import top_k
 from leanthink.policies.h2o import H2O
 from leanthink.policies.keydiff import KeyDiff
 from leanthink.policies.observed import observed_attention
@@ -61,8 +61,8 @@ class Case:
 
 def per_query(slots: Slots) -> Tensor:
     """The attention that a slot got, divided by the number of queries that could pay it any."""
-    assert slots.attended is not None
-    return slots.attended / (slots.ages + 1)
+    assert slots.accumulated_attention is not None
+    return slots.accumulated_attention / (slots.ages + 1)
 
 
 CASES = {
@@ -145,7 +145,7 @@ def layers_of(model: Any, ids: Tensor) -> list[Slots]:
             queries=query.unflatten(1, (key.shape[1], -1)),
             scaling=key.shape[-1] ** -0.5,
         )
-        shown.append(replace(slots, attended=observed_attention(slots, tokens).sum(dim=(2, 3))))
+        shown.append(replace(slots, accumulated_attention=observed_attention(slots, tokens).sum(dim=(2, 3))))
     return shown
 
 
@@ -172,7 +172,7 @@ def compare(case: Case, architecture: str, tokens: int, ratio: float, seed: int)
     theirs = kept_by_press(model, ids, case.press(ratio), layers)
     for slots, heads in zip(layers, theirs, strict=True):
         scores = case.policy.score(slots) if case.score is None else case.score(slots)
-        ours = keep(scores, slots.ages, torch.zeros_like(slots.ages, dtype=torch.bool), len(heads[0]), case.window)
+        ours = top_k(scores, slots.ages, torch.zeros_like(slots.ages, dtype=torch.bool), len(heads[0]), case.window)
         for mine, other in zip(ours[0].tolist(), heads, strict=True):
             shares.append(len(set(mine) & other) / len(other))
     return shares

@@ -85,7 +85,7 @@ def main() -> None:
             engine.check_integrity()
         if steps % 200 == 0:
             megabytes.append(_resident_megabytes())
-    assert engine.cache.arena.used == 0, "slots were lost"
+    assert engine.stats().slots_reserved == 0, "slots were lost"
     together = time.perf_counter() - start
     wrong = [i for i, done in finished.items() if generate(model, tokenizer, **asked[i])[0].token_ids != done.token_ids]
     result = {

@@ -80,6 +80,6 @@ class RandomPredictor(nn.Module):
         self.target, self.horizons, self.offsets, self.num_sets = target, horizons, offsets, 1
         self.head = nn.Linear(len(offsets) * 2 * hidden_size, max(1, len(horizons)))
 
-    def forward(self, states_NWF: Tensor) -> Tensor:
+    def forward(self, hidden_states_NWF: Tensor) -> Tensor:
         """Scores [N, C]."""
-        return self.head(states_NWF.flatten(1))
+        return self.head(hidden_states_NWF.flatten(1))

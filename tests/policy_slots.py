@@ -14,7 +14,7 @@ from leanthink.policies.sepllm import SepLLM
 from reference.policies_slow import Row
 
 HORIZONS = (4, 16, 64)
-WIDTH = 6  # of the states that the fake predictor reads
+WIDTH = 6  # of the hidden states that the fake predictor reads
 HEADS, GROUP, HEAD_DIM, LAYER = 2, 3, 8, 1
 SEPARATORS = (2, 5, 11)  # of the 12 tokens that there are
 LABELS_TC = torch.rand(90, len(HORIZONS), generator=torch.Generator().manual_seed(7))
@@ -29,8 +29,8 @@ class FakePredictor:
     offsets: tuple[int, ...] = (0,)
     num_sets: int = 1
 
-    def __call__(self, states_NWF: Tensor) -> Tensor:
-        return states_NWF[:, 0, : max(1, len(self.horizons))]
+    def __call__(self, hidden_states_NWF: Tensor) -> Tensor:
+        return hidden_states_NWF[:, 0, : max(1, len(self.horizons))]
 
 
 def make(name: str) -> Policy:
@@ -62,7 +62,9 @@ def slots_for(policy: Policy, *, rows: int = 3, num_slots: int = 40, seed: int =
         next_position=next_position,
         prompt_tokens=prompt_tokens,
         seeds=torch.arange(rows) - 1,
-        stamps=torch.randn(rows, num_slots, policy.channels, generator=generator) if policy.channels else None,
+        token_scores=torch.randn(rows, num_slots, policy.score_dims, generator=generator)
+        if policy.score_dims
+        else None,
         token_ids=torch.randint(12, (rows, num_slots), generator=generator) if policy.texts else None,
     )
     if not policy.per_head:
@@ -77,12 +79,12 @@ def slots_for(policy: Policy, *, rows: int = 3, num_slots: int = 40, seed: int =
         queries=torch.randn(rows, HEADS, GROUP, policy.num_queries, HEAD_DIM, generator=generator),
         scaling=HEAD_DIM**-0.5,
         pinned_log_sums=torch.randn(rows, HEADS, GROUP, policy.num_queries, generator=generator),
-        attended=torch.rand(rows, HEADS, num_slots, generator=generator) if policy.accumulates else None,
+        accumulated_attention=torch.rand(rows, HEADS, num_slots, generator=generator) if policy.accumulates else None,
     )
 
 
 # Fields of Slots that a policy per head has for each head.
-PER_HEAD = ("ages", "positions", "keys", "values", "queries", "pinned_log_sums", "attended")
+PER_HEAD = ("ages", "positions", "keys", "values", "queries", "pinned_log_sums", "accumulated_attention")
 
 
 def tensors_of(slots: Slots) -> dict[str, Tensor]:
@@ -108,6 +110,14 @@ def rows_of(slots: Slots) -> list[Row]:
 
 def only_slots(slots: Slots, chosen: Tensor) -> Slots:
     """A shorter cache: the chosen slots only."""
-    dims = {"ages": -1, "positions": -1, "stamps": -2, "keys": -2, "values": -2, "token_ids": -1, "attended": -1}
+    dims = {
+        "ages": -1,
+        "positions": -1,
+        "token_scores": -2,
+        "keys": -2,
+        "values": -2,
+        "token_ids": -1,
+        "accumulated_attention": -1,
+    }
     fields = tensors_of(slots)
     return replace(slots, **{name: fields[name].index_select(dims[name], chosen) for name in dims if name in fields})

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from leanthink.engine.attention import decode, prefill, slot_attention
 from leanthink.engine.cache import SlotCache
-from leanthink.engine.forward_batch import Segment
-from leanthink.engine.slot_allocator import Region
+from leanthink.engine.forward_batch import PromptChunk
+from leanthink.engine.slot_allocator import Allocation
 from leanthink.models.kv_shape import KVShape
 from leanthink.models.loading import kv_shape
 from leanthink.utils.errors import UnsupportedModel, UsageError
@@ -31,10 +31,10 @@ def make_cache(shape: KVShape, rows: int, slots: int, row_slots: int | None = No
     return cache
 
 
-def reserve(cache: SlotCache, size: int = EQUAL) -> Region:
-    region = cache.arena.reserve(size)
-    assert region is not None
-    return region
+def reserve(cache: SlotCache, size: int = EQUAL) -> Allocation:
+    allocation = cache.allocator.allocate(size)
+    assert allocation is not None
+    return allocation
 
 
 def attend_slowly(
@@ -80,19 +80,19 @@ def test_decode_equals_the_reference_implementation_over_ragged_rows(
     torch.manual_seed(seed)
     shape = KVShape(layers=1, kv_heads=kv_heads, group=group, head_dim=4)
     cache, n = make_cache(shape, rows=5, slots=63, row_slots=row_slots), len(lengths)
-    regions = [reserve(cache) for _ in range(n + 1)]  # one of them, at any place, is still fed
-    order.shuffle(regions)
-    for region, length in zip(regions, lengths, strict=False):
-        region_T = slice(region.start, region.start + length)
-        cache.kv_LPHTD[:, :, :, region_T] = torch.randn(1, 2, kv_heads, length, 4)
-        cache.seat(region, length + 1)
+    allocations = [reserve(cache) for _ in range(n + 1)]  # one of them, at any place, is still fed
+    order.shuffle(allocations)
+    for allocation, length in zip(allocations, lengths, strict=False):
+        allocation_T = slice(allocation.start, allocation.start + length)
+        cache.kv_LPHTD[:, :, :, allocation_T] = torch.randn(1, 2, kv_heads, length, 4)
+        cache.assign_row(allocation, length + 1)
     cache.start_step()
     query, key, value = torch.randn(n, kv_heads * group, 1, 4), *torch.randn(2, n, kv_heads, 1, 4)
     out, weights = slot_attention(LAYER, query, key, value, None, scaling=scaling, slot_cache=cache)
     assert weights is None
     assert out.shape == (n, 1, kv_heads * group, 4)
     for row, length in enumerate(lengths):
-        held = slice(regions[row].start, regions[row].start + length + 1)
+        held = slice(allocations[row].start, allocations[row].start + length + 1)
         assert torch.equal(cache.keys(0)[:, held][:, -1], key[row, :, 0])
         slow = attend_all_slowly(query[row], cache.keys(0)[:, held], cache.values(0)[:, held], scaling or 0.5)
         torch.testing.assert_close(out[row], slow, rtol=1e-4, atol=1e-5)
@@ -112,14 +112,16 @@ def test_prompts_in_pieces_of_any_cut_equal_one_piece_and_the_reference_implemen
     torch.manual_seed(seed)
     shape = KVShape(layers=1, kv_heads=kv_heads, group=group, head_dim=4)
     cache, n = make_cache(shape, rows=1, slots=123, row_slots=row_slots), len(prompts)
-    regions, outs = [reserve(cache, 20) for _ in prompts], [torch.empty(0, kv_heads * group, 4)] * n
+    allocations, outs = [reserve(cache, 20) for _ in prompts], [torch.empty(0, kv_heads * group, 4)] * n
     queries = [torch.randn(kv_heads * group, sum(cuts), 4) for cuts in prompts]
     keys, values = ([torch.randn(kv_heads, sum(cuts), 4) for cuts in prompts] for _ in range(2))
     for turn in range(4):  # every forward feeds a piece of each prompt that has one left
         fed = [(i, sum(cuts[:turn]), cuts[turn]) for i, cuts in enumerate(prompts) if turn < len(cuts)]
         if not fed:
             break
-        cache.start_prefill([Segment(region=regions[i], done=done, tokens=tokens) for i, done, tokens in fed])
+        cache.start_prefill(
+            [PromptChunk(allocation=allocations[i], done=done, tokens=tokens) for i, done, tokens in fed]
+        )
         whole = (torch.cat([x[i][:, at : at + m] for i, at, m in fed], dim=1)[None] for x in (queries, keys, values))
         out, weights = slot_attention(LAYER, *whole, None, slot_cache=cache)
         cache.finish()
@@ -131,7 +133,7 @@ def test_prompts_in_pieces_of_any_cut_equal_one_piece_and_the_reference_implemen
         slow = attend_all_slowly(queries[i], keys[i], values[i], 0.5)
         torch.testing.assert_close(outs[i], slow, rtol=1e-4, atol=1e-5)
         alone, tokens = make_cache(shape, rows=1, slots=20), len(slow)
-        alone.start_prefill([Segment(region=reserve(alone, tokens), done=0, tokens=tokens)])
+        alone.start_prefill([PromptChunk(allocation=reserve(alone, tokens), done=0, tokens=tokens)])
         one, _ = slot_attention(LAYER, queries[i][None], keys[i][None], values[i][None], None, slot_cache=alone)
         torch.testing.assert_close(outs[i], one[0], rtol=1e-4, atol=1e-5)
 
@@ -140,7 +142,7 @@ def test_the_scale_of_the_models_layers_is_noted_for_policies() -> None:
     cache = make_cache(KVShape(layers=1, kv_heads=1, group=1, head_dim=4), rows=1, slots=4)
     x = torch.randn(1, 1, 2, 4)
     for given_scaling, noted in ((None, 0.5), (0.7, 0.7)):
-        cache.start_prefill([Segment(region=reserve(cache, 2), done=0, tokens=2)])
+        cache.start_prefill([PromptChunk(allocation=reserve(cache, 2), done=0, tokens=2)])
         slot_attention(LAYER, x, x, x, None, scaling=given_scaling, slot_cache=cache)
         cache.finish()
         assert cache.scaling == noted
@@ -152,17 +154,17 @@ def test_the_scale_of_the_models_layers_is_noted_for_policies() -> None:
 def fed_cache(model: Any, prompts: list[Tensor], row_slots: int | None) -> SlotCache:
     """Rows that hold all but the last token of these prompts, which are fed in two forwards, cut anywhere."""
     cache = make_cache(kv_shape(model.config), rows=len(prompts), slots=60, row_slots=row_slots)
-    regions = [reserve(cache) for _ in prompts]
+    allocations = [reserve(cache) for _ in prompts]
     for first in (True, False):
         pieces, ids = [], []
-        for region, prompt in zip(regions, prompts, strict=True):
+        for allocation, prompt in zip(allocations, prompts, strict=True):
             cut, fed = len(prompt) // 3, len(prompt) - 1
             done, tokens = (0, cut) if first else (cut, fed - cut)
-            pieces.append(Segment(region=region, done=done, tokens=tokens))
+            pieces.append(PromptChunk(allocation=allocation, done=done, tokens=tokens))
             ids.append(prompt[done : done + tokens])
         prefill(model, cache, torch.cat(ids)[None], cache.start_prefill([piece for piece in pieces if piece.tokens]))
-    for region, prompt in zip(regions, prompts, strict=True):
-        cache.seat(region, len(prompt))
+    for allocation, prompt in zip(allocations, prompts, strict=True):
+        cache.assign_row(allocation, len(prompt))
     return cache
 
 
@@ -178,7 +180,7 @@ def test_decode_gives_the_models_own_logits_and_the_states_that_feed_the_head(
         for token in (-2, -1):
             ids_N = torch.stack([text[token] for text in texts])
             states, logits = decode(model, cache, ids_N, cache.start_step())
-            cache.tick()
+            cache.advance()
             cache.check_integrity()
             for row, text in enumerate(texts):
                 stock = model(text[None, : len(text) + 1 + token], output_hidden_states=True)
@@ -195,11 +197,11 @@ def test_the_models_own_attention_is_back_after_a_forward_and_after_a_failure() 
     before = model.config._attn_implementation
     text = torch.tensor([5, 6, 7, 8])
     cache = make_cache(kv_shape(model.config), rows=1, slots=8)
-    region = reserve(cache, 8)
+    allocation = reserve(cache, 8)
 
     def feed(ids: list[int], done: int) -> None:
-        segment = Segment(region=region, done=done, tokens=len(ids))
-        prefill(model, cache, torch.tensor([ids]), cache.start_prefill([segment]))
+        chunk = PromptChunk(allocation=allocation, done=done, tokens=len(ids))
+        prefill(model, cache, torch.tensor([ids]), cache.start_prefill([chunk]))
         assert model.config._attn_implementation == before == "sdpa"
 
     with torch.no_grad():
@@ -207,9 +209,9 @@ def test_the_models_own_attention_is_back_after_a_forward_and_after_a_failure() 
         with pytest.raises(IndexError):
             feed([6, wrong], done=1)
         assert model.config._attn_implementation == "sdpa"
-        assert cache.feed is None
+        assert cache.forward_batch is None
         feed([6, 7], done=1)  # and the cache can go on
-        cache.seat(region, 4)
+        cache.assign_row(allocation, 4)
         with pytest.raises(IndexError):
             decode(model, cache, torch.tensor([wrong]), cache.start_step())
         assert model.config._attn_implementation == "sdpa"
@@ -258,7 +260,7 @@ def test_use_without_an_announcement_is_refused() -> None:
 
 def test_softcap_and_dropout_are_refused() -> None:
     cache = make_cache(KVShape(layers=1, kv_heads=1, group=1, head_dim=4), rows=1, slots=4)
-    cache.start_prefill([Segment(region=reserve(cache, 4), done=0, tokens=2)])
+    cache.start_prefill([PromptChunk(allocation=reserve(cache, 4), done=0, tokens=2)])
     x = torch.randn(1, 1, 2, 4)
     with pytest.raises(UnsupportedModel, match="softcap"):
         slot_attention(LAYER, x, x, x, None, softcap=30.0, slot_cache=cache)

@@ -24,7 +24,7 @@ from leanthink.engine.bench.roofline import COPY_BYTES
 from leanthink.engine.bench.run import run
 from leanthink.engine.bench.sets import shares
 from leanthink.engine.bench.throughput import places_of
-from leanthink.engine.bench.warm_start import Place, seat
+from leanthink.engine.bench.warm_start import Place, warm_start
 from leanthink.engine.bench.weights import all_bytes, build, config_of, never_ending, step_bytes
 from leanthink.engine.engine import Engine
 from leanthink.engine.request import make_request
@@ -103,11 +103,11 @@ def test_memory_is_told_before_anything_is_allocated() -> None:
     assert found["keys_and_values"] == (10**6 + 1) * 131072
     states = (
         28 * 2 * 4096 * 2
-    )  # of a row: the twelve tokens that a stamp waits for, and sixteen that are stamped together
+    )  # of a row: the twelve tokens that a token's scores wait for, and sixteen that are scored together
     assert found["tables"] == (8 + 6 * 2) * (10**6 + 1) + 65 * (states + 96)
 
 
-# -- seats in place ----------------------------------------------------------------------------------------------------
+# -- warm starts -----------------------------------------------------------------------------------------------------
 
 
 def small_policies() -> list[tuple[Policy, Budget | None]]:
@@ -137,21 +137,21 @@ def test_a_request_put_in_place_goes_on_as_one_that_really_got_there(choice: int
     for _ in range(steps):
         real.step()
     held = real.cache.host_lengths.tolist()
-    seat(placed, [Place(request=r, held=h, generated=steps) for r, h in zip(requests, held[:3], strict=True)])
+    warm_start(placed, [Place(request=r, held=h, generated=steps) for r, h in zip(requests, held[:3], strict=True)])
     placed.check_integrity()
     for name in ("table", "host_lengths", "host_pinned"):
         assert torch.equal(getattr(real.cache, name), getattr(placed.cache, name)), name
-    assert torch.equal(real.seats.generated, placed.seats.generated)
-    assert torch.equal(real.seats.due, placed.seats.due)
-    for name in ("kv_LPHTD", "positions", "stamps", "states"):
+    assert torch.equal(real.running_batch.generated, placed.running_batch.generated)
+    assert torch.equal(real.running_batch.max_thought_slots, placed.running_batch.max_thought_slots)
+    for name in ("kv_LPHTD", "positions", "token_scores", "hidden_states"):
         getattr(placed.cache, name).copy_(getattr(real.cache, name))
-    placed.device_step.last_ids.copy_(real.device_step.last_ids)
+    placed.model_runner.last_ids.copy_(real.model_runner.last_ids)
     for step in range(steps, steps + 40):
         for engine in (real, placed):
             engine.step()
             engine.check_integrity()
         for row in range(3):
-            assert real.seats.tokens(row)[steps:] == placed.seats.tokens(row)[steps:], (step, row)
+            assert real.running_batch.tokens(row)[steps:] == placed.running_batch.tokens(row)[steps:], (step, row)
     assert torch.equal(real.cache.host_lengths, placed.cache.host_lengths)
 
 
@@ -165,14 +165,14 @@ def test_what_is_put_in_place_is_random_and_leaves_when_it_is_done() -> None:
         0, [1, 2], policy=make_policy("full"), budget=None, sampling=Sampling(max_new_tokens=50), context=4096
     )
     engine = Engine(model, TOKENIZER, slots=60, rows=2, tags=NO_TAGS, ends=())
-    seat(engine, [Place(request=request, held=40, generated=39)])
+    warm_start(engine, [Place(request=request, held=40, generated=39)])
     assert float(engine.cache.kv_LPHTD.std()) == pytest.approx(1, abs=0.05)
     finished: dict[int, Any] = {}
     while engine.unfinished:
         finished |= engine.step().finished
     assert len(finished[0].token_ids) == 50
     assert finished[0].peak_slots == 51
-    assert engine.cache.arena.used == 0
+    assert engine.cache.allocator.used == 0
 
 
 @pytest.mark.parametrize("batch", [1, 3, 20, 64, 65, 200])
@@ -282,12 +282,12 @@ def test_shares_are_those_of_the_causes() -> None:
 
 def test_throughput_fills_the_memory_and_says_what_is_extrapolated(folder: Path) -> None:
     found = measured(folder, "throughput", requests=1000)
-    arena = int(0.001 * 2**30) // (2 * 2 * 64 * 4)
+    kv_slots = int(0.001 * 2**30) // (2 * 2 * 64 * 4)
     assert [row["budget"] for row in found["policies"]] == [None, 24, 12]
     full = found["policies"][0]["tokens_per_second"]
     for row, bound in zip(found["policies"], (8 + 90, 8 + 24 + 6 + 1, 8 + 12 + 6 + 1), strict=True):
         consistent(row)
-        assert (row["bound_slots"], row["rows"]) == (bound, arena // bound)
+        assert (row["bound_slots"], row["rows"]) == (bound, kv_slots // bound)
         assert row["ratio_to_full"] == pytest.approx(row["tokens_per_second"] / full)
         assert row["seconds_for_all_requests_extrapolated"] == pytest.approx(1000 * 90 / row["tokens_per_second"])
     assert "extrapolated" in found["extrapolation"]
@@ -389,7 +389,7 @@ def test_steps_say_how_many_evicted(folder: Path) -> None:
     fixture = Fixture(small(folder))
     request = fixture.request(0, prompt=4, output=80, slots=10)
     engine = fixture.engine([request.bound])
-    seat(engine, [Place(request=request, held=4 + 10 + 3, generated=20)])
+    warm_start(engine, [Place(request=request, held=4 + 10 + 3, generated=20)])
     assert timed_steps(engine, warm_up=2, steps=7).evictions == [1, 0, 0, 0, 0, 0, 1]
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanthink.policies.budget import Budget, keep_in_order, select
+from leanthink.policies.budget import Budget, select
 from leanthink.utils.errors import LeanThinkError, UsageError
 from reference.select_slow import select_slow
 
@@ -61,6 +61,7 @@ def test_a_budget_is_frozen_and_says_its_settings() -> None:
 def test_eviction_is_due_exactly_at_slots_plus_interval() -> None:
     budget = Budget(slots=2900, recent_window=2000, eviction_interval=2100)
     assert [budget.is_due(n) for n in (0, 2900, 4999, 5000, 5001)] == [False, False, False, True, True]
+    assert budget.max_thought_slots == 5000
 
 
 def test_the_bound_is_prompt_and_the_smaller_of_thought_plus_answer_and_the_token_limit() -> None:
@@ -199,10 +200,10 @@ def test_select_is_the_same_on_cuda() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(case=cases())
-def test_keeping_in_order_equals_the_reference_implementation_without_pinned_slots(case: Case) -> None:
+def test_select_of_slots_oldest_first_equals_the_reference_implementation_without_pinned_slots(case: Case) -> None:
     scores, ages, _, budget = case
     ages, before = ages.sort(dim=-1, descending=True).values, scores.clone()
-    fast = keep_in_order(scores, min(budget.slots, scores.shape[-1]), budget.recent_window).flatten(0, -2)
+    fast = select(scores, None, None, budget).flatten(0, -2)
     assert fast.dtype == torch.int64
     rows = zip(scores.flatten(0, -2).tolist(), ages.flatten(0, -2).tolist(), strict=True)
     limits = {"slots": budget.slots, "window": budget.recent_window}

@@ -7,8 +7,8 @@ import torch
 
 from leanthink.engine import attention, decoder
 from leanthink.engine.cache import SlotCache
-from leanthink.engine.forward_batch import Segment
-from leanthink.engine.hidden_states import state_size
+from leanthink.engine.forward_batch import PromptChunk
+from leanthink.engine.hidden_states import hidden_state_size
 from leanthink.models.loading import kv_shape
 from models import make_model
 
@@ -17,13 +17,13 @@ def cache_with_prompts(model: Any, lengths: list[int]) -> SlotCache:
     """Rows whose prompts, all but the last token, have been fed."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {"slots": 100, "rows": 4, "dtype": torch.float32, "device": torch.device("cpu")}
-    cache = SlotCache(kv_shape(model.config), state_size=state_size(model), **shape)
+    cache = SlotCache(kv_shape(model.config), hidden_state_size=hidden_state_size(model), **shape)
     for length in lengths:
-        region = cache.arena.reserve(20)
-        assert region is not None
-        positions = cache.start_prefill([Segment(region=region, done=0, tokens=length - 1)])
+        allocation = cache.allocator.allocate(20)
+        assert allocation is not None
+        positions = cache.start_prefill([PromptChunk(allocation=allocation, done=0, tokens=length - 1)])
         attention.prefill(model, cache, torch.randint(0, 250, (1, length - 1)), positions)
-        cache.seat(region, length)
+        cache.assign_row(allocation, length)
     return cache
 
 
@@ -39,7 +39,7 @@ def test_the_lean_forward_says_what_the_models_own_says(architecture: str, layer
         wanted = attention.decode(model, stock, ids, stock.start_step())
         got = decoder.LeanDecoder(model)(lean, ids, lean.start_step())
         for cache in (stock, lean):
-            cache.tick()
+            cache.advance()
             cache.check_integrity()
         for ours, theirs in zip(got, wanted, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -83,5 +83,5 @@ def test_a_failed_forward_is_called_off() -> None:
         decoder.LeanDecoder(model)(cache, torch.tensor([10**6]), cache.start_step())
     with torch.no_grad():
         decoder.LeanDecoder(model)(cache, torch.tensor([1]), cache.start_step())
-    cache.tick()
+    cache.advance()
     cache.check_integrity()

@@ -13,11 +13,13 @@ from leanthink.engine.engine import Engine
 from leanthink.engine.generation import generate
 from leanthink.engine.outputs import Completion
 from leanthink.engine.sampling import Sampling
+from leanthink.engine.stats import EngineStats
 from leanthink.policies import Policy, Slots, make_policy
 from leanthink.policies.budget import Budget
 from leanthink.policies.h2o import H2O
 from leanthink.policies.horizon import Horizon
 from leanthink.policies.sepllm import SepLLM
+from leanthink.utils import deprecated
 from leanthink.utils.errors import LeanThinkError, UsageError
 from models import CLOSE, END, OPEN, RandomPredictor, make_model, make_tokenizer
 
@@ -55,10 +57,10 @@ def run(engine: Engine) -> dict[int, Completion]:
 
 
 def assert_empty(engine: Engine) -> None:
-    assert engine.cache.arena.used == engine.cache.active == 0
-    assert not engine.fed
-    assert not engine.streams
-    assert not engine.seats.logprobs
+    assert engine.cache.allocator.used == engine.cache.active == 0
+    assert not engine.scheduler.prefixes
+    assert not engine.streams.texts
+    assert not engine.running_batch.logprobs
 
 
 @pytest.mark.parametrize("row_slots", [None, 150])
@@ -114,13 +116,13 @@ def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(seed: int,
     assert_empty(engine)
 
 
-def test_requests_are_admitted_in_their_order_and_within_the_arena() -> None:
+def test_requests_are_admitted_in_their_order_and_within_the_slots() -> None:
     engine = Engine(endless(), TOKENIZER, slots=100, rows=8)
     sizes = [30, 60, 50, 5, 40]  # the third does not fit beside the first two, and the fourth does not overtake it
     for index, size in enumerate(sizes):
         engine.add([1, index], policy="full", sampling=Sampling(max_new_tokens=size - 2))
     engine.step()
-    assert [request.index for request in engine.seats.requests] == [0, 1]
+    assert [request.index for request in engine.running_batch.requests] == [0, 1]
     finished = run(engine)
     assert list(finished) == [0, 1, 3, 4, 2]
     assert [finished[i].reserved_kv_bytes // engine.cache.bytes_per_slot for i in range(5)] == sizes
@@ -360,7 +362,7 @@ def test_graphs_give_the_tokens_of_plain_steps_and_of_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 5, 20])
-def test_a_request_that_is_cut_brings_what_it_has_and_frees_its_slots(steps: int) -> None:
+def test_a_request_that_is_finished_early_brings_what_it_has_and_frees_its_slots(steps: int) -> None:
     model = endless()
     engine = Engine(model, TOKENIZER, slots=200, rows=2, prefill_tokens=10)
     options: dict[str, Any] = {"policy": "window", "budget": BUDGET, "sampling": Sampling(max_new_tokens=50)}
@@ -368,8 +370,8 @@ def test_a_request_that_is_cut_brings_what_it_has_and_frees_its_slots(steps: int
     victim = engine.add(list(range(40)), **options, streamed=True)
     for _ in range(steps):
         engine.step()
-    done = engine.cut(victim)
-    assert engine.cut(victim) is None
+    done = engine.finish_early(victim)
+    assert engine.finish_early(victim) is None
     engine.check_integrity()
     assert list(run(engine)) == [other]
     assert_empty(engine)
@@ -383,6 +385,41 @@ def test_a_request_that_is_cut_brings_what_it_has_and_frees_its_slots(steps: int
     assert (done.finish_reason, done.prompt_tokens) == ("length", 40)
 
 
+def test_cut_is_called_finish_early_now_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deprecated, "_told", set())
+    engine = Engine(endless(), TOKENIZER, slots=200)
+    request_id = engine.add([1, 2], policy="window", budget=BUDGET, sampling=Sampling(max_new_tokens=50))
+    for _ in range(3):
+        engine.step()
+    with pytest.warns(FutureWarning, match="Engine.cut is called Engine.finish_early now"):
+        done = engine.cut(request_id)
+    assert done is not None
+    assert len(done.token_ids) == 3
+    assert engine.cut(request_id) is None
+    assert_empty(engine)
+
+
+def test_stats_say_what_is_held_after_every_step() -> None:
+    engine = Engine(endless(), TOKENIZER, slots=120, rows=2, prefill_tokens=10)
+    prompts = [list(range(25)), [1, 2, 3], [4, 5]]
+    for prompt in prompts:
+        engine.add(prompt, policy="window", budget=BUDGET, sampling=Sampling(max_new_tokens=40))
+    assert engine.stats() == EngineStats(waiting=3, max_rows=2, slots_total=120, max_slots_per_request=120)
+    evictions = 0
+    while engine.unfinished:
+        finished = engine.step().finished.values()
+        stats, batch = engine.stats(), engine.running_batch
+        assert stats.waiting + stats.running == engine.unfinished
+        assert stats.running <= 2
+        held = [int(slots) for slots in engine.cache.host_lengths[: engine.cache.active]]
+        full = [len(r.prompt_ids) + len(batch.tokens(row)) - 1 for row, r in enumerate(batch.requests)]
+        assert (stats.slots_held, stats.slots_of_full) == (sum(held), sum(full))
+        assert stats.slots_held <= stats.slots_reserved <= 120
+        evictions += sum(done.evictions for done in finished)
+    assert engine.stats() == EngineStats(max_rows=2, slots_total=120, max_slots_per_request=120, evictions=evictions)
+    assert evictions > 0
+
+
 NOTED: dict[int, tuple[float, ...]] = {}  # of each position, what the latest eviction was shown
 
 
@@ -392,8 +429,10 @@ class NotingHorizon(Horizon):
 
     def score(self, slots: Slots) -> torch.Tensor:
         """As of Horizon."""
-        assert slots.stamps is not None
-        NOTED.update({p: tuple(s) for p, s in zip(slots.positions[0].tolist(), slots.stamps[0].tolist(), strict=True)})
+        assert slots.token_scores is not None
+        NOTED.update(
+            {p: tuple(s) for p, s in zip(slots.positions[0].tolist(), slots.token_scores[0].tolist(), strict=True)}
+        )
         return super().score(slots)
 
 
@@ -433,4 +472,4 @@ def test_a_recorded_stream_tells_what_each_eviction_took_and_what_was_predicted(
     assert importance == {position: noted[position] for position in importance}
     assert tuple(step.logprob for step in steps) == steps[-1].completion.logprobs
     assert tuple(step.top_logprobs for step in steps) == steps[-1].completion.top_logprobs
-    assert engine.evictions == 3 * alone.evictions, "all three have the same budget and length"
+    assert engine.stats().evictions == 3 * alone.evictions, "all three have the same budget and length"

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from leanthink.data.think_tags import ThinkTags
 from leanthink.engine import attention_sums
-from leanthink.engine.engine import Engine, Progress
+from leanthink.engine.engine import Engine
 from leanthink.engine.generation import generate, stream
-from leanthink.engine.outputs import Completion
+from leanthink.engine.outputs import Completion, Progress
 from leanthink.engine.sampling import Sampling
 from leanthink.policies import Policy, Slots, make_policy
 from leanthink.policies.budget import Budget
@@ -214,16 +214,16 @@ class Choosy(RandomPredictor):
         super().__init__(*args)
         self.how = how
 
-    def forward(self, states_NWF: Tensor) -> Tensor:
+    def forward(self, hidden_states_NWF: Tensor) -> Tensor:
         """As of RandomPredictor; states that the test has marked bring NaN or raise."""
-        bad_N = (states_NWF > 1e8).flatten(1).any(1)
+        bad_N = (hidden_states_NWF > 1e8).flatten(1).any(1)
         if self.how == "raises" and bool(bad_N.any()):
             raise ValueError("too large for me")
-        return super().forward(states_NWF).masked_fill(bad_N[:, None], torch.nan)
+        return super().forward(hidden_states_NWF).masked_fill(bad_N[:, None], torch.nan)
 
 
 @pytest.mark.parametrize(("how", "why"), [("nan", "score that is NaN"), ("raises", "too large for me")])
-@pytest.mark.parametrize("policy", ["dynts", "horizon"])  # stamped in the forward, and many tokens at a time
+@pytest.mark.parametrize("policy", ["dynts", "horizon"])  # scored in the forward, and many tokens at a time
 def test_a_predictor_that_fails_ends_the_request_whose_token_it_saw(
     policy: str, how: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,7 +243,7 @@ def choosy(policy: str, how: str, model: Any) -> Policy:
 
 def mark_spoilt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """One token of the spoilt request gets states that the test's predictor cannot stand."""
-    decode = engine.device_step._decode
+    decode = engine.model_runner._decode
 
     def marked(cache: Any, ids_N: Tensor, positions_N1: Tensor) -> tuple[Tensor, Tensor]:
         states_NF, logits_NV = decode(cache, ids_N, positions_N1)
@@ -252,7 +252,7 @@ def mark_spoilt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         )
         return states_NF.masked_fill(spoilt_N[:, None], 1e9), logits_NV
 
-    monkeypatch.setattr(engine.device_step, "_decode", marked)
+    monkeypatch.setattr(engine.model_runner, "_decode", marked)
 
 
 @pytest.mark.gpu
@@ -287,7 +287,7 @@ def test_a_predictor_that_fails_on_a_gpu_ends_the_request_whose_token_it_saw(
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:a policy cannot be captured")
-def test_a_stamp_that_cannot_be_captured_runs_without_graphs() -> None:
+def test_a_token_score_that_cannot_be_captured_runs_without_graphs() -> None:
     """It has the host wait: true of any policy that asks for a number."""
     model = endless().to("cuda")
     made = choosy("dynts", "raises", model)
@@ -306,7 +306,7 @@ def test_a_forward_that_raises_ends_the_request_that_it_raises_for(
     with torch.no_grad():
         model.get_output_embeddings().weight[POISON] = 0
     engine = Engine(model, TOKENIZER, slots=400, rows=4, row_slots=row_slots)
-    for owner, name in ((engine.device_step, "_decode"), (model.model, "forward")):
+    for owner, name in ((engine.model_runner, "_decode"), (model.model, "forward")):
         monkeypatch.setattr(owner, name, refusing(getattr(owner, name)))
     assert_only_one_failed(engine, model, "no room for a token")
 
@@ -403,7 +403,7 @@ def test_an_error_that_nobody_can_be_blamed_for_ends_what_runs_and_not_what_wait
     ids = [engine.add([i], policy="full", sampling=sampling) for i in range(3)]
     engine.step()
     with monkeypatch.context() as patch:
-        patch.setattr(engine.cache, "tick", lambda: 1 / 0)
+        patch.setattr(engine.cache, "advance", lambda: 1 / 0)
         assert list(engine.step().failed) == ids[:2]
     engine.check_integrity()
     whole = run(engine)
@@ -443,7 +443,7 @@ def test_only_a_lost_device_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> 
         raise DeviceLost("cuda:0 answers no more") from error
 
     monkeypatch.setattr(engine.faults, "check_device", lost)
-    monkeypatch.setattr(engine.device_step, "launch", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(engine.model_runner, "launch", lambda *_, **__: 1 / 0)
     with pytest.raises(DeviceLost):
         engine.step()
 

@@ -14,7 +14,7 @@ import torch
 
 from leanthink.engine.engine import Engine
 from leanthink.engine.generation import generate
-from leanthink.engine.known_policies import MOST_IDLE, KnownPolicies, first_gap
+from leanthink.engine.known_policies import MAX_IDLE, KnownPolicies, first_gap
 from leanthink.engine.request import Request, make_request
 from leanthink.engine.sampling import Sampling
 from leanthink.policies import Policy, make_policy
@@ -69,12 +69,19 @@ def test_an_id_of_an_unfinished_request_is_refused_and_free_again_when_that_has_
 def memory(engine: Engine) -> int:
     """Bytes of all that the engine remembers of tokens."""
     cache = engine.cache
-    tensors = [cache.kv_LPHTD, cache.positions, cache.stamps, cache.states, *cache.queries, cache.attended_LHT]
+    tensors = [
+        cache.kv_LPHTD,
+        cache.positions,
+        cache.token_scores,
+        cache.hidden_states,
+        *cache.queries,
+        cache.accumulated_attention_LHT,
+    ]
     return sum(tensor.nbytes for tensor in tensors)
 
 
 def fresh(index: int) -> Policy:
-    """A policy that is equal to no other; some stamp one number, some three, some in every 8th step only."""
+    """A policy that is equal to no other; some have one score a token, some three, some only every 8th step."""
     torch.manual_seed(index)
     if index % 3 == 0:
         return make_policy("dynts", RandomPredictor(64, "answer").double())
@@ -93,9 +100,9 @@ def test_memory_is_flat_over_hundreds_of_requests_with_policies_of_their_own() -
         run(engine)
         bytes_after.append(memory(engine))
     assert bytes_after[299] == bytes_after[40]
-    assert len(engine.policies) == len(engine.columns) == MOST_IDLE
+    assert len(engine.policies) == len(engine.columns) == MAX_IDLE
     gc.collect()
-    assert sum(ref() is not None for ref in alive) <= MOST_IDLE, "predictors are kept by somebody"
+    assert sum(ref() is not None for ref in alive) <= MAX_IDLE, "predictors are kept by somebody"
 
 
 def test_a_predictor_given_for_a_name_again_and_again_is_one_policy() -> None:
@@ -105,7 +112,7 @@ def test_a_predictor_given_for_a_name_again_and_again_is_one_policy() -> None:
         engine.add([1], policy=policy, budget=BUDGET, sampling=Sampling(max_new_tokens=2))
         engine.add([1], policy=Window(), budget=BUDGET, sampling=Sampling(max_new_tokens=2))
     assert [policy.name for policy in engine.policies] == ["dynts", "window"]
-    assert engine.cache.wishes.channels == 1
+    assert engine.cache.requirements.score_dims == 1
     run(engine)
 
 
@@ -131,32 +138,32 @@ def test_policies_that_come_and_go_change_no_tokens() -> None:
         assert finished[request_id].evictions > 0
 
 
-def test_stamps_of_a_wider_dtype_fit_into_channels_that_became_free() -> None:
+def test_scores_of_a_wider_dtype_fit_into_columns_that_became_free() -> None:
     model = endless()
     engine = Engine(model, TOKENIZER, slots=200, rows=2)
     options: dict[str, Any] = {"budget": BUDGET, "sampling": Sampling(max_new_tokens=60)}
-    for index in range(MOST_IDLE):
+    for index in range(MAX_IDLE):
         torch.manual_seed(index)
         narrow = make_policy("dynts", _Narrow(64, "answer").bfloat16())
         engine.add([1], policy=narrow, budget=BUDGET, sampling=Sampling(max_new_tokens=1))
         run(engine)
-    assert engine.cache.stamps.dtype == torch.bfloat16
+    assert engine.cache.token_scores.dtype == torch.bfloat16
     torch.manual_seed(99)
     wide = make_policy("dynts", RandomPredictor(64, "answer"))
     request_id = engine.add([1, 2], policy=wide, **options)
     (alone,) = generate(model, TOKENIZER, [1, 2], policy=wide, **options)
     assert run(engine)[request_id].token_ids == alone.token_ids
-    assert engine.cache.stamps.dtype == torch.float32
-    assert engine.cache.stamps.shape[1] == MOST_IDLE
+    assert engine.cache.token_scores.dtype == torch.float32
+    assert engine.cache.token_scores.shape[1] == MAX_IDLE
 
 
 class _Narrow(RandomPredictor):
-    def forward(self, states_NWF: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states_NWF: torch.Tensor) -> torch.Tensor:
         """As of RandomPredictor, in its own dtype."""
-        return super().forward(states_NWF.bfloat16())
+        return super().forward(hidden_states_NWF.bfloat16())
 
 
-def test_channels_of_policies_in_use_never_overlap() -> None:
+def test_columns_of_policies_in_use_never_overlap() -> None:
     chance, known = random.Random(1), KnownPolicies()
     used: list[Policy] = []
     for index in range(400):
@@ -168,11 +175,11 @@ def test_channels_of_policies_in_use_never_overlap() -> None:
             used.pop(chance.randrange(len(used)))
         assert all(known.find(policy) is policy for policy in used)
         spans = sorted(
-            (column, column + policy.channels) for policy, column in zip(known.policies, known.columns, strict=True)
+            (column, column + policy.score_dims) for policy, column in zip(known.policies, known.columns, strict=True)
         )
         assert all(end <= first for (_, end), (first, _) in pairwise(spans))
-    assert len(known.policies) <= MOST_IDLE + 13
-    assert max(known.columns) < 3 * (MOST_IDLE + 13)
+    assert len(known.policies) <= MAX_IDLE + 13
+    assert max(known.columns) < 3 * (MAX_IDLE + 13)
 
 
 def test_the_first_gap_that_is_large_enough_is_taken() -> None:
@@ -185,18 +192,18 @@ def test_the_first_gap_that_is_large_enough_is_taken() -> None:
 def fed_tokens(engine: Engine, *salts: str | None) -> int:
     """How many prompt tokens are computed for one prompt under each of these salts in turn."""
     computed = []
-    feed = engine._feed
+    forward = engine.scheduler.forward
 
-    def counted(pieces: Any) -> None:
-        computed.append(sum(piece.tokens for _, piece in pieces))
-        feed(pieces)
+    def counted(chunks: Any) -> None:
+        computed.append(sum(chunk.tokens for _, chunk in chunks))
+        forward(chunks)
 
-    engine._feed = counted  # type: ignore[method-assign]
+    engine.scheduler.forward = counted  # type: ignore[method-assign]
     for salt in salts:
         engine.add(list(range(30)), policy="full", sampling=Sampling(max_new_tokens=20), cache_salt=salt)
         engine.step()
     finished = run(engine)
-    engine._feed = feed  # type: ignore[method-assign]
+    engine.scheduler.forward = forward  # type: ignore[method-assign]
     assert len({done.token_ids for done in finished.values()}) == 1, "a salt changes no token"
     return sum(computed)
 

@@ -119,12 +119,13 @@ def test_the_row_of_a_cell_by_hand() -> None:
 
 
 def test_ratios_become_slots_that_are_never_exceeded() -> None:
-    budget = budget_at_ratio(1772.0, 3.6, window=32, interval=32, answer=256)
+    usual = Budget(slots=256, recent_window=32, eviction_interval=32, max_answer_slots=256)
+    budget = budget_at_ratio(1772.0, 3.6, usual)
     assert budget == Budget(slots=460, recent_window=32, eviction_interval=32, max_answer_slots=256)
     with pytest.raises(UsageError, match="leaves 30 slots"):
-        budget_at_ratio(94.0, 1.0, window=32, interval=64, answer=1)
+        budget_at_ratio(94.0, 1.0, Budget(slots=256))
     with pytest.raises(UsageError, match=r"ratio 0\.5: must be 1 or more"):
-        budget_at_ratio(1000.0, 0.5, window=32, interval=64, answer=1)
+        budget_at_ratio(1000.0, 0.5, Budget(slots=256))
 
 
 def test_cells_have_names_of_their_own() -> None:

@@ -299,9 +299,9 @@ def test_a_fit_for_index_sets_learns_each_of_them_and_is_read_back(
     for ranking in fitted.metrics["ranking"].values():
         assert ranking["traces"] == fitted.metrics["held_out_traces"], "not times the sets"
     loaded = load_predictor(out, model)
-    states_NWF = torch.randn(3, len(loaded.offsets), 2 * model.config.hidden_size)
-    assert loaded(states_NWF).shape == (3, sets * len(loaded.horizons))
-    assert torch.equal(loaded(states_NWF), fitted.predictor(states_NWF))
+    hidden_states_NWF = torch.randn(3, len(loaded.offsets), 2 * model.config.hidden_size)
+    assert loaded(hidden_states_NWF).shape == (3, sets * len(loaded.horizons))
+    assert torch.equal(loaded(hidden_states_NWF), fitted.predictor(hidden_states_NWF))
     assert (loaded.granularity, loaded.width) == (granularity, 32)
 
 

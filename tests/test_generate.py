@@ -8,9 +8,9 @@ from transformers import DynamicCache
 
 import leanthink.engine.running_batch
 from leanthink.data.think_tags import think_tags
-from leanthink.engine.engine import Engine, Progress
+from leanthink.engine.engine import Engine
 from leanthink.engine.generation import generate, split_by_bound, stream
-from leanthink.engine.outputs import Completion
+from leanthink.engine.outputs import Completion, Progress
 from leanthink.engine.request import make_requests
 from leanthink.engine.sampling import Sampling
 from leanthink.integrations.transformers import custom_generate
@@ -62,8 +62,11 @@ def checked_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         progress = step(engine)
         engine.check_integrity()
         held = engine.cache.host_lengths.tolist()
-        for row, request in enumerate(engine.seats.requests):
-            budget, thinking = request.budget, engine.seats.answer_start[row] == leanthink.engine.running_batch.NEVER
+        for row, request in enumerate(engine.running_batch.requests):
+            budget, thinking = (
+                request.budget,
+                engine.running_batch.answer_start[row] == leanthink.engine.running_batch.NEVER,
+            )
             if budget is not None and thinking:
                 assert held[row] - len(request.prompt_ids) < budget.slots + budget.eviction_interval
             most.append(held[row] - len(request.prompt_ids))
@@ -147,7 +150,7 @@ def test_eviction_equals_a_full_forward_in_which_each_token_sees_what_was_held(n
 
 @pytest.mark.parametrize(("horizons", "stride"), [((4, 8, 16), 1), ((12, 16, 20), 9), ((40, 60, 80), 16)])
 @pytest.mark.parametrize("slots", [2, 16, 40])
-def test_every_slot_is_stamped_from_the_states_of_its_own_token_and_those_after_it(
+def test_every_token_is_scored_from_the_hidden_states_of_its_own_token_and_those_after_it(
     slots: int, horizons: tuple[int, ...], stride: int
 ) -> None:
     torch.manual_seed(3)
@@ -164,30 +167,30 @@ def test_every_slot_is_stamped_from_the_states_of_its_own_token_and_those_after_
     requests = make_requests(model, TOKENIZER, tags, PROMPTS[:3], **options)
     engine = Engine(model, TOKENIZER, slots=200, rows=3, ends=())
     cache = engine.cache
-    fed: dict[tuple[int, int], torch.Tensor] = {}  # states by request and position
-    remember = cache.remember
+    fed: dict[tuple[int, int], torch.Tensor] = {}  # hidden states by request and position
+    remember = cache.store_hidden_states
 
     def spy(states_NF: torch.Tensor) -> None:
         remember(states_NF)
         for row, states_F in enumerate(states_NF):
-            fed[engine.seats.requests[row].index, int(cache.next_positions[row]) - 1] = states_F
+            fed[engine.running_batch.requests[row].index, int(cache.next_positions[row]) - 1] = states_F
 
-    cache.remember = spy  # type: ignore[method-assign]
+    cache.store_hidden_states = spy  # type: ignore[method-assign]
     for request in requests:
         engine.add_request(request)
     checked = 0
     while engine.unfinished:
         engine.step()  # the first request ends early, so that another takes its row
-        for row, request in enumerate(engine.seats.requests):
-            start, length = cache.regions[row].start, int(cache.host_lengths[row])
+        for row, request in enumerate(engine.running_batch.requests):
+            start, length = cache.allocations[row].start, int(cache.host_lengths[row])
             for slot in range(start + len(request.prompt_ids), start + length):
                 position = int(cache.positions[0, 0, slot])
                 if position + 3 + stride - 1 < int(cache.next_positions[row]):
                     seen_1WF = torch.stack([fed[request.index, position + offset] for offset in (0, 1, 3)])[None]
-                    stamp = cache.stamps[slot, :3]
-                    torch.testing.assert_close(stamp, policy.stamp(seen_1WF)[0], rtol=1e-4, atol=1e-5)
+                    scores = cache.token_scores[slot, :3]
+                    torch.testing.assert_close(scores, policy.score_tokens(seen_1WF)[0], rtol=1e-4, atol=1e-5)
                     checked += 1
-    assert checked > 100 or slots <= stride, "of a budget so small everything is too young to be stamped"
+    assert checked > 100 or slots <= stride, "of a budget so small everything is too young to be scored"
 
 
 @pytest.mark.parametrize("name", ["random", "random-heads", "snapkv"])
@@ -205,8 +208,8 @@ def test_a_kept_slot_holds_the_keys_and_values_that_were_written_at_its_position
     evictions: list[int] = []
     while engine.unfinished:
         evictions += [done.evictions for done in engine.step().finished.values()]
-        for row, request in enumerate(engine.seats.requests):
-            start = cache.regions[row].start
+        for row, request in enumerate(engine.running_batch.requests):
+            start = cache.allocations[row].start
             for layer, sets in enumerate(cache.positions.expand(2, 2, -1)):
                 for head, positions_T in enumerate(sets):
                     for slot in range(start, start + int(cache.host_lengths[row])):

@@ -1,4 +1,4 @@
-"""Index sets of each layer or kv head, ranked by stamps: the same slots as a plain-Python cache of each set keeps."""
+"""Index sets of each layer or kv head, ranked by token scores: what a plain-Python cache of each set keeps."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from leanthink import Budget, Completion, Sampling, generate
 from leanthink.engine import attention_sums
 from leanthink.engine.attention import switched_to
 from leanthink.engine.cache import SlotCache
-from leanthink.engine.cache_requirements import Wishes
+from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.engine.engine import Engine
+from leanthink.engine.policy_view import policy_view
 from leanthink.importance.damage import ATTENTION_NAME, damage, visible
 from leanthink.importance.held_out_metrics import MEASURED_SETS, _some_of
 from leanthink.importance.labels import Thought
@@ -42,10 +43,10 @@ class SetsPredictor(nn.Module):
         self.alike = alike
         self.each = nn.ModuleList(RandomPredictor(hidden_size, "horizon", HORIZONS, OFFSETS) for _ in range(num_sets))
 
-    def forward(self, states_NWF: Tensor) -> Tensor:
+    def forward(self, hidden_states_NWF: Tensor) -> Tensor:
         """Scores [N, X C]."""
-        states_NWF = states_NWF.to(next(self.parameters()).dtype)
-        parts = [self.each[0 if self.alike else index](states_NWF) for index in range(self.num_sets)]
+        hidden_states_NWF = hidden_states_NWF.to(next(self.parameters()).dtype)
+        parts = [self.each[0 if self.alike else index](hidden_states_NWF) for index in range(self.num_sets)]
         return torch.cat(parts, dim=1)
 
 
@@ -164,28 +165,30 @@ def test_ranking_is_measured_on_at_most_so_many_sets(sets: int) -> None:
 
 
 @pytest.mark.parametrize("granularity", ["layer", "head"])
-def test_stamps_stay_with_the_slots_of_their_own_set(granularity: Granularity) -> None:
-    """Every stamp tells its position, set and channel, so that a stamp of another shows."""
+def test_token_scores_stay_with_the_slots_of_their_own_set(granularity: Granularity) -> None:
+    """Every score tells its position, set and dimension, so that one of another shows."""
     shape = KVShape(layers=3, kv_heads=2, group=2, head_dim=4)
     X = shape.num_sets(granularity)
     policy = Horizon(predictor=SetsPredictor(8, X, alike=False))
     cache = SlotCache(shape, slots=64, rows=2, dtype=torch.float32, device=torch.device("cpu"))
-    cache.provide(Wishes(channels=1 + X * policy.channels, per_head=True))  # the first belongs to another policy
-    region = cache.arena.reserve(40)
-    assert region is not None
-    rows_R, generator = torch.tensor([cache.seat(region, 1)]), torch.Generator().manual_seed(0)
-    own_XC = torch.arange(X * policy.channels).view(X, policy.channels)
+    cache.require(
+        CacheRequirements(score_dims=1 + X * policy.score_dims, per_head=True)
+    )  # the first belongs to another policy
+    allocation = cache.allocator.allocate(40)
+    assert allocation is not None
+    rows_R, generator = torch.tensor([cache.assign_row(allocation, 1)]), torch.Generator().manual_seed(0)
+    own_XC = torch.arange(X * policy.score_dims).view(X, policy.score_dims)
     for evicted in range(4):
         for _ in range(8):
             cache.start_step()
             cache.finish()
-            cache.tick()
-            stamps_XC = own_XC + 1000 * (cache.next_positions[0] - 1)
-            cache.stamp(rows_R, stamps_XC.view(1, 1, -1), first=1)
+            cache.advance()
+            scores_XC = own_XC + 1000 * (cache.next_positions[0] - 1)
+            cache.store_token_scores(rows_R, scores_XC.view(1, 1, -1), first=1)
         held = int(cache.host_lengths[0]) - 1
-        shown = cache.show(rows_R, held, torch.zeros(1), policy, first=1)
-        assert shown.stamps is not None
-        assert torch.equal(shown.stamps[0], own_XC[:, None] + 1000.0 * shown.positions[0, :, :, None])
+        shown = policy_view(cache, rows_R, held, torch.zeros(1), policy, first=1)
+        assert shown.token_scores is not None
+        assert torch.equal(shown.token_scores[0], own_XC[:, None] + 1000.0 * shown.positions[0, :, :, None])
         kept_XK = torch.stack(
             [torch.randperm(held, generator=generator)[: 6 + evicted].sort().values for _ in range(X)]
         )
@@ -193,7 +196,7 @@ def test_stamps_stay_with_the_slots_of_their_own_set(granularity: Granularity) -
         cache.check_integrity()
 
 
-def test_stamps_are_held_in_the_dtype_of_the_predictor_that_gives_them() -> None:
+def test_token_scores_are_held_in_the_dtype_of_the_predictor_that_gives_them() -> None:
     model, tokenizer = make_model(), make_tokenizer()
     narrow = SetsPredictor(model.config.hidden_size, sets_of(model, "layer"), alike=False).bfloat16()
     wide = SetsPredictor(model.config.hidden_size, sets_of(model, "head"), alike=False)
@@ -201,18 +204,18 @@ def test_stamps_are_held_in_the_dtype_of_the_predictor_that_gives_them() -> None
     dtypes = []
     for policy in (make_policy("sinks"), Horizon(predictor=narrow), make_policy("window"), Horizon(predictor=wide)):
         engine.add(PROMPTS[0], policy=policy, budget=BUDGET, sampling=Sampling(max_new_tokens=20))
-        dtypes.append(engine.cache.stamps.dtype)
+        dtypes.append(engine.cache.token_scores.dtype)
     assert dtypes[1:] == [torch.bfloat16, torch.bfloat16, torch.float32]
 
 
-def test_stamps_are_narrow_only_where_all_weights_are_floats_of_16_bits() -> None:
+def test_token_scores_are_narrow_only_where_all_weights_are_floats_of_16_bits() -> None:
     """Quantized weights are narrower than what they give, and what is behind them may be wider."""
 
     def held_in(*dtypes: torch.dtype) -> torch.dtype:
         predictor = RandomPredictor(8, "answer")
         weights = [nn.Parameter(torch.zeros(2, dtype=dtype), requires_grad=False) for dtype in dtypes]
         predictor.head = nn.ParameterList(weights)
-        return make_policy("dynts", predictor).stamp_dtype
+        return make_policy("dynts", predictor).score_dtype
 
     assert held_in(torch.float16, torch.float16) == torch.float16
     assert held_in(torch.bfloat16) == torch.bfloat16
@@ -221,14 +224,14 @@ def test_stamps_are_narrow_only_where_all_weights_are_floats_of_16_bits() -> Non
 
 
 @pytest.mark.parametrize("granularity", ["layer", "head"])
-def test_stamps_in_bfloat16_rank_as_the_predictor_says(granularity: Granularity) -> None:
+def test_token_scores_in_bfloat16_rank_as_the_predictor_says(granularity: Granularity) -> None:
     """What a predictor in bfloat16 says fits: the same tokens as with its words written out in float32."""
     torch.manual_seed(0)
     model, tokenizer = make_model(), make_tokenizer()
     predictor = SetsPredictor(model.config.hidden_size, sets_of(model, granularity), alike=False).bfloat16()
 
     class Wide(Horizon):
-        stamp_dtype = torch.float32
+        score_dtype = torch.float32
 
     def run(policy: Policy) -> list[tuple[int, ...]]:
         sampling = Sampling(max_new_tokens=90)

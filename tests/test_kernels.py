@@ -21,8 +21,8 @@ from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import decode_attention, splits_for
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
 from leanthink.engine.kernels.place import place
-from leanthink.policies.budget import keep_in_order
-from leanthink.policies.select_kernel import MOST_SLOTS
+from leanthink.policies.budget import top_k_oldest_first
+from leanthink.policies.select_kernel import MAX_SLOTS
 from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -50,7 +50,7 @@ def bound(dtype: torch.dtype) -> float:
     return 1e-5 if dtype == torch.float32 else 1e-2
 
 
-def arena(held: Tensor, heads: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def made_cache(held: Tensor, heads: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Starts [N], and keys and values [2, H, T, D] that are nan wherever no row holds a slot."""
     starts = held.cumsum(0) - held + 7 * torch.arange(1, len(held) + 1, device="cuda")
     kv = torch.full((2, heads, int(starts[-1] + held[-1]) + 7, dim), torch.nan, dtype=dtype, device="cuda")
@@ -68,7 +68,7 @@ def test_decode_attention_reads_exactly_the_held_slots(
 ) -> None:
     torch.manual_seed(dim)
     held = torch.tensor(HELD, device="cuda")
-    starts, kv = arena(held, heads, dim, dtype)
+    starts, kv = made_cache(held, heads, dim, dtype)
     q = torch.randn(len(held), heads, group, dim, dtype=dtype, device="cuda")
     got = decode_attention(q, kv[0], kv[1], starts, held - 1, dim**-0.5, splits=splits)
     wanted = decode_attention_slow(q, kv[0], kv[1], starts, held - 1, dim**-0.5)
@@ -169,17 +169,19 @@ def test_compact_moves_what_lies_beside_the_slots(numbers: int, dtype: torch.dty
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("slots", [1, 100, 3128, 4128, 8320, MOST_SLOTS, MOST_SLOTS + 1])
+@pytest.mark.parametrize("slots", [1, 100, 3128, 4128, 8320, MAX_SLOTS, MAX_SLOTS + 1])
 def test_select_on_a_gpu_keeps_what_the_cpu_keeps(slots: int) -> None:
     torch.manual_seed(0)
     for levels in (3, 10**6):
         scores = torch.randint(-levels, levels, (2, 256 if slots < 10_000 else 3, slots), device="cuda") / 8
         count, window = max(1, slots - 128), min(16, max(1, slots - 128))
-        assert torch.equal(keep_in_order(scores, count, window).cpu(), keep_in_order(scores.cpu(), count, window))
+        assert torch.equal(
+            top_k_oldest_first(scores, count, window).cpu(), top_k_oldest_first(scores.cpu(), count, window)
+        )
 
 
 @pytest.mark.gpu
-def test_an_arena_may_have_more_numbers_than_32_bits_count() -> None:
+def test_a_cache_may_have_more_numbers_than_32_bits_count() -> None:
     heads, slots, dim, held = 4, 2**22 + 4096, 128, 500  # one head of the keys has 2^29 numbers, all keys 2^31
     kv = torch.zeros(1, 2, heads, slots, dim, dtype=torch.bfloat16, device="cuda")
     starts = torch.tensor([slots - 1100, slots - 550], device="cuda")

@@ -52,8 +52,8 @@ def error(got: Tensor, wanted: Tensor) -> float:
     return float((got.double() - wanted.double()).norm() / wanted.double().norm())
 
 
-def regions(sizes: list[int]) -> tuple[Tensor, int]:
-    """Where regions of these sizes start that lie in reverse order with gaps between, and the arena's slots."""
+def allocations(sizes: list[int]) -> tuple[Tensor, int]:
+    """Where allocations of these sizes start that lie in reverse order with gaps between, and the cache's slots."""
     starts, end = [], 3
     for size in reversed(sizes):
         starts.append(end)
@@ -75,7 +75,7 @@ def test_decode_attention_reads_exactly_the_held_slots(
     held: list[int], heads: int, group: int, dim: int, splits: int, dtype: torch.dtype, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    (starts, slots), last = regions(held), torch.tensor(held) - 1
+    (starts, slots), last = allocations(held), torch.tensor(held) - 1
     kv = torch.full((2, heads, slots, dim), torch.nan, dtype=dtype)
     for start, count in zip(starts.tolist(), held, strict=True):
         kv[:, :, start : start + count] = torch.randn(2, heads, count, dim)
@@ -96,7 +96,7 @@ def test_a_row_of_one_slot_gets_its_value(splits: int) -> None:
 def test_a_row_does_not_depend_on_its_neighbours(splits: int) -> None:
     torch.manual_seed(0)
     held = [5, 190, 64]
-    (starts, slots), last = regions(held), torch.tensor(held) - 1
+    (starts, slots), last = allocations(held), torch.tensor(held) - 1
     keys, values, q = torch.randn(2, slots, 64), torch.randn(2, slots, 64), torch.randn(3, 2, 3, 64)
     together = decode_attention(q, keys, values, starts, last, 0.1, splits=splits)
     for row in range(3):
@@ -162,7 +162,7 @@ def test_compact_moves_the_kept_slots_and_nothing_else(
     held = data.draw(st.sampled_from(EDGES) | st.integers(1, 200))
     count = data.draw(st.integers(1, held))
     still = data.draw(st.integers(0, count))  # so many of the first slots stay where they are
-    first, slots = regions([held] * rows)
+    first, slots = allocations([held] * rows)
     sets = (rows, layers, heads) if per_head else (rows,)
     chosen = torch.rand(*sets, held - still).argsort(-1)[..., : count - still].sort(-1).values + still
     kept = torch.cat([torch.arange(still).expand(*sets, still), chosen], dim=-1)
@@ -192,7 +192,7 @@ def test_compact_moves_what_lies_beside_the_slots(
 ) -> None:
     """As the cache lays it out: a table of slots, and in each of its rows the numbers of each layer and head."""
     torch.manual_seed(seed)
-    layers, (first, slots) = 2, regions([held] * rows)
+    layers, (first, slots) = 2, allocations([held] * rows)
     table = torch.randint(-99, 99, (slots, 3 + layers * heads * numbers)).to(dtype)  # the first three are of others
     wanted = table.clone()
     kept = torch.rand(rows, layers, heads, held).argsort(-1)[..., : held - held // 3].sort(-1).values

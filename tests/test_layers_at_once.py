@@ -56,17 +56,17 @@ class Watched(Engine):
         super().__init__(*arguments, **options)
         self.shown: list[tuple[int, range | None]] = []
         self.kept: list[Tensor] = []
-        self.cache.show, self.show = self._show, self.cache.show  # type: ignore[method-assign]
+        self.evictor._kept, self.select = self._kept, self.evictor._kept  # type: ignore[method-assign]
         self.cache.evict, self.evict = self._evict_as_the_twin, self.cache.evict  # type: ignore[method-assign]
 
-    def _show(self, rows_R: Tensor, *arguments: Any, **options: Any) -> Slots:
-        self.shown.append((len(rows_R), options["layers"]))
-        return self.show(rows_R, *arguments, **options)
+    def _kept(self, rows: list[int], rows_R: Tensor, layers: range | None) -> Tensor:
+        self.shown.append((len(rows), layers))
+        return self.select(rows, rows_R, layers)
 
     def _evict_as_the_twin(self, rows: Sequence[int], kept: Tensor, policy: Policy, *, first: int) -> None:
-        count = int(self.seats.due[rows[0]])
+        count = int(self.running_batch.max_thought_slots[rows[0]])
         for place, row in enumerate(rows):
-            request = self.seats.requests[row]
+            request = self.running_batch.requests[row]
             assert request.budget is not None
             seed = int(self.sampler.seeds[row])
             assert kept[place].tolist() == kept_slow(self.cache, row, count, seed, policy, request.budget)
@@ -97,7 +97,7 @@ def test_however_many_layers_are_ranked_together_each_keeps_what_it_keeps_alone(
 ) -> None:
     monkeypatch.setattr(attention_sums, "CACHED_BYTES", attention_sums.SCRATCH_BYTES)
     whole, tokens = run(POLICIES_PER_HEAD[name])
-    assert whole.evictions > 12
+    assert whole.stats().evictions > 12
     assert {layers for _, layers in whole.shown} == {range(LAYERS)}
     assert max(rows for rows, _ in whole.shown) > 1
 

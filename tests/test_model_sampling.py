@@ -81,7 +81,7 @@ def test_generate_stream_and_the_engine_sample_as_the_model_says_unless_told_oth
     assert last.completion == sampled
     engine = Engine(model, tokenizer, slots=5000)
     engine.add(ids, **choices)
-    assert engine.waiting[0].sampling == as_model
+    assert engine.scheduler.waiting[0].sampling == as_model
     (greedy,) = generate(model, tokenizer, [ids], **choices, sampling=Sampling())
     assert greedy.token_ids != sampled.token_ids
 

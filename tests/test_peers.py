@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from leanthink.engine.engine import Engine
-from leanthink.engine.forward_batch import Decode, Prefill
+from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch
 from leanthink.engine.generation import generate
 from leanthink.engine.sampling import Sampling
 from leanthink.importance.labels import Thought, label_trace
@@ -108,36 +108,36 @@ class Followed:
         self.shape = engine.cache.shape
         self.asked: dict[int, Tensor] = {}
         self.written: dict[int, tuple[Tensor, Tensor]] = {}
-        append, keep_queries, write = self.cache.append, self.cache.keep_queries, self.cache.write
+        append, store_queries, write = self.cache.append, self.cache.store_queries, self.cache.write
 
-        def spy_append(layer: int, feed: Decode, keys: Tensor, values: Tensor) -> None:
-            append(layer, feed, keys, values)
+        def spy_append(layer: int, batch: DecodeBatch, keys: Tensor, values: Tensor) -> None:
+            append(layer, batch, keys, values)
             self.written[layer] = (keys.clone(), values.clone())
 
-        def spy_queries(layer: int, feed: Decode, queries: Tensor) -> None:
-            keep_queries(layer, feed, queries)
+        def spy_queries(layer: int, batch: DecodeBatch, queries: Tensor) -> None:
+            store_queries(layer, batch, queries)
             self.asked[layer] = queries.clone()
 
         def spy_write(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> None:
             write(layer, queries, keys, values)
-            if isinstance(self.cache.feed, Prefill):
-                self._feed_prompts(layer, self.cache.feed, queries[0], keys[0], values[0])
+            if isinstance(self.cache.forward_batch, PrefillBatch):
+                self._feed_prompts(layer, self.cache.forward_batch, queries[0], keys[0], values[0])
 
-        self.cache.append, self.cache.keep_queries, self.cache.write = spy_append, spy_queries, spy_write  # type: ignore[method-assign]
+        self.cache.append, self.cache.store_queries, self.cache.write = spy_append, spy_queries, spy_write  # type: ignore[method-assign]
 
-    def _feed_prompts(self, layer: int, feed: Prefill, queries: Tensor, keys: Tensor, values: Tensor) -> None:
-        owner = {id(entry.region): entry.request.index for entry in self.engine.feeding}
+    def _feed_prompts(self, layer: int, batch: PrefillBatch, queries: Tensor, keys: Tensor, values: Tensor) -> None:
+        owner = {id(entry.allocation): entry.request.index for entry in self.engine.scheduler.prefilling}
         at = 0
-        for piece in feed.segments:
-            index = owner[id(piece.region)]
+        for piece in batch.chunks:
+            index = owner[id(piece.allocation)]
             for position in range(piece.done, piece.done + piece.tokens):
                 self._feed(index, layer, position, queries[:, at], keys[:, at], values[:, at])
                 at += 1
 
     def _feed(self, index: int, layer: int, position: int, queries_AD: Tensor, keys: Tensor, values: Tensor) -> None:
         prompt = self.prompts[index]
-        row = next((row for row, r in enumerate(self.engine.seats.requests) if r.index == index), None)
-        generated = [] if row is None else self.engine.seats.tokens(row)
+        row = next((row for row, r in enumerate(self.engine.running_batch.requests) if r.index == index), None)
+        generated = [] if row is None else self.engine.running_batch.tokens(row)
         token_id = [*prompt, *generated][position]
         queries = queries_AD.view(self.shape.kv_heads, self.shape.group, -1).tolist()
         self.twins[index].feed(layer, position, token_id, keys.tolist(), values.tolist(), queries)
@@ -145,28 +145,28 @@ class Followed:
     def step(self) -> None:
         """One step of the engine and of all twins; every head must then hold what its twin holds."""
         self.asked, self.written = {}, {}
-        note = self.engine.seats.note_tokens
+        note = self.engine.running_batch.note_tokens
 
         def spy_note(ids_N: Tensor) -> None:
             self._feed_tokens()
             note(ids_N)
 
-        self.engine.seats.note_tokens = spy_note  # type: ignore[method-assign]
+        self.engine.running_batch.note_tokens = spy_note  # type: ignore[method-assign]
         assert not self.engine.step().failed
-        self.engine.seats.note_tokens = note  # type: ignore[method-assign]
+        self.engine.running_batch.note_tokens = note  # type: ignore[method-assign]
         self.engine.check_integrity()
 
     def _feed_tokens(self) -> None:
         """After the engine evicted, and before the new tokens are noted."""
-        for row, request in enumerate(self.engine.seats.requests):
+        for row, request in enumerate(self.engine.running_batch.requests):
             twin, position = self.twins[request.index], int(self.cache.next_positions[row]) - 1
             for layer in range(self.shape.layers):
                 keys, values = (part[row] for part in self.written[layer])
                 self._feed(request.index, layer, position, self.asked[layer][row], keys, values)
             twin.evict_if_due(position)
-            region, held = self.cache.regions[row], int(self.cache.host_lengths[row])
+            allocation, held = self.cache.allocations[row], int(self.cache.host_lengths[row])
             all_heads = (self.shape.layers, self.shape.kv_heads, -1)
-            positions = self.cache.positions.expand(all_heads)[:, :, region.start : region.start + held]
+            positions = self.cache.positions.expand(all_heads)[:, :, allocation.start : allocation.start + held]
             assert positions.tolist() == twin.positions(), f"request {request.index} at position {position}"
 
 
@@ -297,8 +297,8 @@ def test_dynts_evicts_what_the_published_rule_evicts(prompt: list[int], cache: i
     predictor, scores = RandomPredictor(64, "answer"), list[float]()
     forward = predictor.forward
 
-    def spy(states_NWF: Tensor) -> Tensor:
-        predicted: Tensor = forward(states_NWF)
+    def spy(hidden_states_NWF: Tensor) -> Tensor:
+        predicted: Tensor = forward(hidden_states_NWF)
         scores.append(predicted.item())
         return predicted
 

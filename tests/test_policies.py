@@ -153,10 +153,10 @@ def test_the_ranking_in_bfloat16_is_that_in_float32(name: str) -> None:
     policy, slots = make(name), slots_for(make(name), num_slots=12)
     steps = torch.randperm(12, generator=torch.Generator().manual_seed(3)).float() / 2
     exact, rounded = {}, {}
-    if policy.channels:
+    if policy.score_dims:
         states_NM = (steps[:, None] - 3) * torch.tensor([1.03, 1.01, 0.97, 1.0, 1.0, 1.0])
         for dtype, stamped in ((torch.float32, exact), (torch.bfloat16, rounded)):
-            stamped["stamps"] = policy.stamp(states_NM[:, None].to(dtype)).expand(3, -1, -1)
+            stamped["token_scores"] = policy.score_tokens(states_NM[:, None].to(dtype)).expand(3, -1, -1)
     if policy.num_queries:
         direction_D = torch.linspace(0.5, 1.5, HEAD_DIM)
         keys = steps[:, None] * direction_D / direction_D.norm()
@@ -168,15 +168,15 @@ def test_the_ranking_in_bfloat16_is_that_in_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_policy_stamps_as_many_float32_channels_as_it_says_or_refuses(name: str) -> None:
-    policy, states_NWF = make(name), torch.randn(5, 1, WIDTH).bfloat16()
-    if policy.channels == 0:
-        with pytest.raises(AssertionError, match="stamps nothing"):
-            policy.stamp(states_NWF)
+def test_a_policy_scores_tokens_in_as_many_float32_dimensions_as_it_says_or_refuses(name: str) -> None:
+    policy, hidden_states_NWF = make(name), torch.randn(5, 1, WIDTH).bfloat16()
+    if policy.score_dims == 0:
+        with pytest.raises(AssertionError, match="scores no tokens"):
+            policy.score_tokens(hidden_states_NWF)
     else:
-        stamps_NC = policy.stamp(states_NWF)
-        assert stamps_NC.dtype == torch.float32
-        assert torch.equal(stamps_NC, states_NWF[:, 0, : policy.channels].float())
+        scores_NC = policy.score_tokens(hidden_states_NWF)
+        assert scores_NC.dtype == torch.float32
+        assert torch.equal(scores_NC, hidden_states_NWF[:, 0, : policy.score_dims].float())
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -205,7 +205,7 @@ def test_the_policy_in_the_contributing_guide_obeys_the_laws(tmp_path: Path, mon
     slots = slots_for(policy)
     assert slots.keys is not None
     assert torch.equal(policy.score(slots), -slots.keys.norm(dim=-1))
-    assert (policy.name, policy.per_head, policy.target, policy.num_queries, policy.channels) == (
+    assert (policy.name, policy.per_head, policy.target, policy.num_queries, policy.score_dims) == (
         "key-norm",
         True,
         None,

@@ -136,7 +136,7 @@ def test_a_negative_number_of_sinks_is_refused() -> None:
 # --- worked out by hand
 
 
-def hand_slots(*, prompt_tokens: int, positions: list[int], next_position: int, stamps: Any = None) -> Slots:
+def hand_slots(*, prompt_tokens: int, positions: list[int], next_position: int, token_scores: Any = None) -> Slots:
     positions_RS = torch.tensor([positions])
     return Slots(
         ages=next_position - 1 - positions_RS,
@@ -144,7 +144,7 @@ def hand_slots(*, prompt_tokens: int, positions: list[int], next_position: int, 
         next_position=torch.tensor([next_position]),
         prompt_tokens=torch.tensor([prompt_tokens]),
         seeds=torch.tensor([0]),
-        stamps=stamps,
+        token_scores=token_scores,
     )
 
 
@@ -155,15 +155,17 @@ def test_full_never_ranks() -> None:
 
 def test_horizon_ranks_by_the_largest_horizon_that_the_age_has_reached() -> None:
     ages = [200, 64, 63, 17, 16, 15, 5, 4]
-    stamps = torch.tensor([[[100.0 * slot + channel for channel in range(3)] for slot in range(8)]])
-    slots = hand_slots(prompt_tokens=0, positions=[300 - age for age in ages], next_position=301, stamps=stamps)
+    token_scores = torch.tensor([[[100.0 * slot + channel for channel in range(3)] for slot in range(8)]])
+    slots = hand_slots(
+        prompt_tokens=0, positions=[300 - age for age in ages], next_position=301, token_scores=token_scores
+    )
     # Horizons 4, 16, 64: ages 200 and 64 use channel 2; 63, 17 and 16 channel 1; 15, 5 and 4 channel 0.
     assert make("horizon").score(slots).tolist() == [[2.0, 102.0, 201.0, 301.0, 401.0, 500.0, 600.0, 700.0]]
 
 
 def test_horizon_puts_slots_younger_than_its_first_horizon_above_all_the_youngest_first() -> None:
     slots = hand_slots(
-        prompt_tokens=0, positions=[90, 96, 97, 98, 99, 100], next_position=101, stamps=torch.full((1, 6, 3), 1e5)
+        prompt_tokens=0, positions=[90, 96, 97, 98, 99, 100], next_position=101, token_scores=torch.full((1, 6, 3), 1e5)
     )
     score_S = make("horizon").score(slots)[0].tolist()
     assert score_S[:2] == [1e5, 1e5]
@@ -172,16 +174,16 @@ def test_horizon_puts_slots_younger_than_its_first_horizon_above_all_the_younges
 
 def test_horizon_forgets_what_will_not_be_read_from_so_far_away() -> None:
     # Both are 20 tokens old. The first was read heavily up to there (channel 0), the second will be read (channel 1).
-    stamps = torch.tensor([[[9.0, -5.0, -5.0], [-1.0, 2.0, -5.0], [0.0, 0.0, 0.0]]])
-    slots = hand_slots(prompt_tokens=0, positions=[79, 80, 100], next_position=101, stamps=stamps)
+    token_scores = torch.tensor([[[9.0, -5.0, -5.0], [-1.0, 2.0, -5.0], [0.0, 0.0, 0.0]]])
+    slots = hand_slots(prompt_tokens=0, positions=[79, 80, 100], next_position=101, token_scores=token_scores)
     score = make("horizon").score(slots)
     kept = select(score, slots.ages, torch.zeros(1, 3, dtype=torch.bool), Budget(slots=2, recent_window=1))
     assert kept.tolist() == [[1, 2]]
 
 
-def test_dynts_ranks_by_the_stamp_whatever_the_age() -> None:
-    stamps = torch.tensor([[[0.5], [3.0], [0.25]]])
-    slots = hand_slots(prompt_tokens=0, positions=[1, 50, 100], next_position=101, stamps=stamps)
+def test_dynts_ranks_by_the_token_score_whatever_the_age() -> None:
+    token_scores = torch.tensor([[[0.5], [3.0], [0.25]]])
+    slots = hand_slots(prompt_tokens=0, positions=[1, 50, 100], next_position=101, token_scores=token_scores)
     assert make("dynts").score(slots).tolist() == [[0.5, 3.0, 0.25]]
 
 
@@ -230,7 +232,7 @@ def head_slots(ages: list[int], keys: Any, *, queries: Any = None, **more: Any) 
 
 
 def test_h2o_ranks_by_the_attention_that_was_added_up() -> None:
-    slots = head_slots([2, 1, 0], [[1.0], [2.0], [3.0]], attended=torch.tensor([[[0.5, 2.5, 1.0]]]))
+    slots = head_slots([2, 1, 0], [[1.0], [2.0], [3.0]], accumulated_attention=torch.tensor([[[0.5, 2.5, 1.0]]]))
     assert H2O().score(slots).tolist() == [[[0.5, 2.5, 1.0]]]
 
 
@@ -326,8 +328,10 @@ def test_the_oracle_ranks_by_the_label_of_the_age_and_last_what_was_never_record
 
 def test_the_ablations_of_horizon_take_a_part_away() -> None:
     predictor, ages = FakePredictor("horizon", HORIZONS, offsets=(0, 2)), [70, 64, 17, 16, 5, 3, 1]
-    stamps = torch.tensor([[[100.0 * slot + channel for channel in range(3)] for slot in range(7)]])
-    slots = hand_slots(prompt_tokens=0, positions=[300 - age for age in ages], next_position=301, stamps=stamps)
+    token_scores = torch.tensor([[[100.0 * slot + channel for channel in range(3)] for slot in range(7)]])
+    slots = hand_slots(
+        prompt_tokens=0, positions=[300 - age for age in ages], next_position=301, token_scores=token_scores
+    )
     up = Horizon(predictor=predictor, rule="ceil").score(slots)[0].tolist()  # horizons 4, 16 and 64
     assert up[:5] == [2.0, 102.0, 202.0, 301.0, 401.0]
     one = Horizon(predictor=predictor, only=16).score(slots)[0].tolist()
@@ -335,7 +339,7 @@ def test_the_ablations_of_horizon_take_a_part_away() -> None:
     assert one[5] > 1e6
     bare = Horizon(predictor=predictor, local=False)
     assert bare.score(slots)[0].tolist()[4:6] == [400.0, 500.0]
-    assert bare.score(slots)[0, 6] > 1e6, "it has no stamp yet"
+    assert bare.score(slots)[0, 6] > 1e6, "it has no token scores yet"
     assert bare.stride == 1
 
 

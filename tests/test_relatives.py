@@ -108,8 +108,8 @@ def test_a_relative_is_refused_by_default_and_the_message_names_the_way_out(
     assert borrowed.borrowed_from == fingerprint(base)
     own = load_predictor(path, base, ignore_predictor_mismatch=True)
     assert own.borrowed_from is None
-    states_NWF = torch.randn(3, 1, 128)
-    assert torch.equal(borrowed(states_NWF), own(states_NWF))
+    hidden_states_NWF = torch.randn(3, 1, 128)
+    assert torch.equal(borrowed(hidden_states_NWF), own(hidden_states_NWF))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_a_server_begins_with_a_borrowed_predictor_and_says_so_once(relative_fol
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", LeanThinkWarning)  # as the command line has it
         engine = make_engine(model, tokenizer, settings)
-        RequestParser(model, tokenizer, settings, largest=engine.cache.arena.largest)
+        RequestParser(model, tokenizer, settings, largest=engine.cache.allocator.max_allocation)
     assert [BORROWED in str(one.message) for one in caught] == [True]
 
 

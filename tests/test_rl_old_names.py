@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from leanthink.entrypoints.cli.train import Method
 from leanthink.integrations.verl.settings import Settings
 from leanthink.rl.config import DeepCompressConfig
 from leanthink.rl.old_names import NOW, current_names
@@ -104,3 +105,12 @@ def test_a_run_of_before_is_resumed_under_present_names(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"ema_decay: 0\.9 there, 0\.8 asked for"):
         check_same({"length_reward_mode": "penalty", "ema_decay": 0.8}, tmp_path)
     assert as_recorded({"ema_decay": 0.9, "alpha": 0.2}) == {"decay": 0.9, "alpha": 0.2}, "files keep their keys"
+
+
+def test_flags_win_over_a_file_of_settings_with_old_names() -> None:
+    in_file = told(lambda: current_names({"decay": 0.9, "alpha": 0.1}))[0]
+    assert in_file | Method(decay=0.8, start="observed").settings == {
+        "ema_decay": 0.8,
+        "alpha": 0.1,
+        "ema_initial_value": "observed",
+    }

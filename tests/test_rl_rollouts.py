@@ -141,7 +141,7 @@ def test_a_budget_bounds_what_a_response_holds(tmp_path: Path) -> None:
     ids = found["prompt_ids"]
     seeds = [response_seed(42, "0/0", ids[i], i % 2) for i in range(6)]
     choices = [Sampling(temperature=1.0, max_new_tokens=64, seed=seed) for seed in seeds]
-    bounded = {"policy": "sinks", "budget": Budget(**budget)}
+    bounded = {"policy": "sinks", "budget": Budget.from_record(budget)}
     wanted = generate(trainer.model.eval(), trainer.processing_class, ids, sampling=choices, **bounded)
     assert [list(completion.token_ids) for completion in wanted] == found["completion_ids"]
     assert sum(completion.evictions for completion in wanted) > 0

@@ -109,11 +109,11 @@ def test_epochs_and_rounds_bring_other_problems(tmp_path: Path) -> None:
 
 def test_rows_of_rounds_of_other_widths_are_padded_as_trl_pads() -> None:
     rows = [torch.tensor([0, 1]), torch.tensor([3, 4, 5])]
-    assert module._stacked("prompt_ids", rows, 9).tolist() == [[9, 0, 1], [3, 4, 5]]
-    assert module._stacked("prompt_mask", rows, 9).tolist() == [[0, 0, 1], [3, 4, 5]]
-    assert module._stacked("completion_ids", rows, 9).tolist() == [[0, 1, 9], [3, 4, 5]]
-    assert module._stacked("sampling_per_token_logps", rows, 9).tolist() == [[0, 1, 0], [3, 4, 5]]
-    assert module._stacked("advantages", [torch.tensor(1), torch.tensor(2)], 9).tolist() == [1, 2]
+    assert module.stacked_rows("prompt_ids", rows, 9).tolist() == [[9, 0, 1], [3, 4, 5]]
+    assert module.stacked_rows("prompt_mask", rows, 9).tolist() == [[0, 0, 1], [3, 4, 5]]
+    assert module.stacked_rows("completion_ids", rows, 9).tolist() == [[0, 1, 9], [3, 4, 5]]
+    assert module.stacked_rows("sampling_per_token_logps", rows, 9).tolist() == [[0, 1, 0], [3, 4, 5]]
+    assert module.stacked_rows("advantages", [torch.tensor(1), torch.tensor(2)], 9).tolist() == [1, 2]
 
 
 class Judge:

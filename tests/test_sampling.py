@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from leanthink.engine.sampling import (
-    MOST_LOGPROBS,
+    MAX_LOGPROBS,
     NO_TOKEN,
     SHORT_TOP_K,
     SHORTLIST,
@@ -49,8 +49,8 @@ def test_every_row_draws_what_the_reference_implementation_draws(
     torch.manual_seed(seed)
     logits = 3 * torch.randn(len(samplings), 23)
     sampler = Sampler(8, torch.device("cpu"))
-    sampler.seat(0, samplings[:alone])  # rows are taken at once or one after the other
-    sampler.seat(len(samplings[:alone]), samplings[alone:])
+    sampler.assign_rows(0, samplings[:alone])  # rows are taken at once or one after the other
+    sampler.assign_rows(len(samplings[:alone]), samplings[alone:])
     counts_N = counts + torch.arange(len(samplings))
     picked = sampler.pick(logits, counts_N, sampler.uses(len(samplings))).tolist()
     rows = zip(logits.tolist(), samplings, counts_N.tolist(), strict=True)
@@ -65,11 +65,11 @@ def test_a_shortlist_of_a_large_vocabulary_holds_all_that_can_be_drawn(samplings
         (3 * torch.randn(len(samplings), SHORTLIST + 200)).bfloat16().float()
     )  # with many ties, as models have them
     sampler, counts_N = Sampler(8, torch.device("cpu")), torch.arange(len(samplings))
-    sampler.seat(0, samplings)
+    sampler.assign_rows(0, samplings)
     picked = sampler.pick(logits, counts_N, sampler.uses(len(samplings))).tolist()
     for row, sampling in enumerate(samplings):
         assert picked[row] == sample_slowly(logits[row].tolist(), sampling, row)
-        sampler.seat(0, [sampling])
+        sampler.assign_rows(0, [sampling])
         assert picked[row] == int(sampler.pick(logits[row : row + 1], counts_N[row : row + 1], sampler.uses(1)))
 
 
@@ -86,7 +86,7 @@ def test_steps_that_nobody_uses_change_nothing(
     torch.manual_seed(seed)
     logits, counts_N = 3 * torch.randn(len(samplings), vocabulary), torch.arange(len(samplings))
     sampler = Sampler(len(samplings), torch.device("cpu"))
-    sampler.seat(0, samplings)
+    sampler.assign_rows(0, samplings)
     uses = sampler.uses(len(samplings))
     padded = Uses(*(used or extra for used, extra in zip(uses, more, strict=True)))
     assert torch.equal(sampler.pick(logits, counts_N, padded), sampler.pick(logits, counts_N, uses))
@@ -101,7 +101,7 @@ def test_uses_says_what_any_of_the_first_rows_asks_for() -> None:
         Sampling(temperature=0.7, top_k=SHORT_TOP_K, top_p=0.9),
         Sampling(temperature=0.7, top_k=1, min_p=0.1),
     ]
-    sampler.seat(0, samplings)
+    sampler.assign_rows(0, samplings)
     nothing = Uses(short=False, long=False, top_k=False, top_p=False, min_p=False)
     assert sampler.uses(1) == nothing
     assert sampler.uses(2) == nothing._replace(long=True)
@@ -110,8 +110,8 @@ def test_uses_says_what_any_of_the_first_rows_asks_for() -> None:
     assert sampler.uses(5) == sampler.uses(6) == Uses(short=True, long=True, top_k=True, top_p=True, min_p=True)
     sampler.move([4], [0])
     assert sampler.uses(1) == nothing._replace(short=True, min_p=True)
-    sampler.seat(0, [Sampling()])
-    sampler.seat(1, [])
+    sampler.assign_rows(0, [Sampling()])
+    sampler.assign_rows(1, [])
     assert sampler.uses(1) == nothing
     assert sampler.uses(2) == nothing._replace(long=True)
 
@@ -122,7 +122,7 @@ def test_a_row_draws_the_same_whatever_the_other_rows_ask_for() -> None:
     neighbours = [Sampling(temperature=2.0, top_k=2, top_p=0.2, min_p=0.3, seed=9), Sampling()]
     sampler = Sampler(3, torch.device("cpu"))
     for count in range(50):
-        sampler.seat(0, [mine, *neighbours])
+        sampler.assign_rows(0, [mine, *neighbours])
         together = sampler.pick(logits, torch.full((3,), count), sampler.uses(3))[0]
         alone = sampler.pick(logits[:1], torch.tensor([count]), sampler.uses(1))
         assert int(alone) == int(together)
@@ -131,11 +131,11 @@ def test_a_row_draws_the_same_whatever_the_other_rows_ask_for() -> None:
 def test_a_row_that_moves_keeps_its_knobs() -> None:
     logits = torch.randn(1, 50).expand(4, 50)
     sampler = Sampler(4, torch.device("cpu"))
-    sampler.seat(
+    sampler.assign_rows(
         0, [Sampling(), Sampling(), Sampling(), Sampling(temperature=1.5, top_k=40, top_p=0.9, min_p=0.01, seed=3)]
     )
     for count in range(20):  # each draw is another one
-        sampler.seat(1, [Sampling()])
+        sampler.assign_rows(1, [Sampling()])
         assert not any(sampler.uses(2))
         counts = torch.full((4,), count)
         before = int(sampler.pick(logits, counts, sampler.uses(4))[3])
@@ -203,7 +203,7 @@ def test_seeds_and_counts_give_unrelated_numbers() -> None:
         {"seed": -1},
         {"seed": 2**63},
         {"logprobs": -1},
-        {"logprobs": MOST_LOGPROBS + 1},
+        {"logprobs": MAX_LOGPROBS + 1},
         {"stop": "word"},
         {"stop": ("",)},
     ],
@@ -213,7 +213,7 @@ def test_values_out_of_range_are_refused_by_name(wrong: dict[str, object]) -> No
         Sampling(**wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("logprobs", [None, 0, 1, MOST_LOGPROBS])
+@pytest.mark.parametrize("logprobs", [None, 0, 1, MAX_LOGPROBS])
 def test_logprobs_may_be_none_or_up_to_the_most_that_are_returned(logprobs: int | None) -> None:
     assert Sampling(logprobs=logprobs).logprobs == logprobs
 
@@ -222,7 +222,7 @@ def test_log_probabilities_are_those_of_the_token_then_of_the_likeliest_then_the
     # Weights 1, 2, 5 of 8 and, shifted by a constant, which changes nothing, 6, 3, 1 of 10.
     logits = torch.tensor([[1.0, 2.0, 5.0], [6.0, 3.0, 1.0]], dtype=torch.float64).log()
     logits[1] += 7
-    values = log_probabilities(logits, torch.tensor([1, 2]), most=2)
+    values = log_probabilities(logits, torch.tensor([1, 2]), alternatives=2)
     golden = [[0.25, 0.625, 0.25], [0.1, 0.6, 0.3]]
     assert values.dtype == torch.float64
     assert values.shape == (2, 5)
@@ -231,7 +231,7 @@ def test_log_probabilities_are_those_of_the_token_then_of_the_likeliest_then_the
 
 
 def test_log_probabilities_of_ties_name_each_token_once() -> None:
-    values = log_probabilities(torch.tensor([[2.0, 2.0, 2.0], [0.0, 9.0, 9.0]]), torch.tensor([0, 2]), most=3)
+    values = log_probabilities(torch.tensor([[2.0, 2.0, 2.0], [0.0, 9.0, 9.0]]), torch.tensor([0, 2]), alternatives=3)
     torch.testing.assert_close(values[0, :4], torch.full((4,), -math.log(3), dtype=torch.float64))
     assert sorted(values[0, 4:].tolist()) == [0, 1, 2]
     rest = math.log(2 + math.exp(-9))
@@ -241,7 +241,9 @@ def test_log_probabilities_of_ties_name_each_token_once() -> None:
 
 
 def test_without_alternatives_there_is_only_the_tokens_own_log_probability() -> None:
-    values = log_probabilities(torch.tensor([[0.0, 0.0, -torch.inf], [0.0, 300.0, 0.0]]), torch.tensor([1, 0]), most=0)
+    values = log_probabilities(
+        torch.tensor([[0.0, 0.0, -torch.inf], [0.0, 300.0, 0.0]]), torch.tensor([1, 0]), alternatives=0
+    )
     assert values.tolist() == [[-math.log(2)], [-300.0]]
 
 
@@ -249,7 +251,7 @@ def test_log_probabilities_of_half_precision_logits_are_worked_out_in_double() -
     logits = torch.tensor([[1.0, 2.5, -3.0]], dtype=torch.bfloat16)
     weights = [math.exp(logit) for logit in (1.0, 2.5, -3.0)]
     golden = [[math.log(weight / sum(weights)) for weight in (weights[2], weights[1])]]
-    values = log_probabilities(logits, torch.tensor([2]), most=1)
+    values = log_probabilities(logits, torch.tensor([2]), alternatives=1)
     torch.testing.assert_close(values[:, :2], torch.tensor(golden, dtype=torch.float64))
 
 
@@ -261,7 +263,7 @@ def test_a_temperature_too_small_to_divide_by_is_greedy(temperature: float, voca
     for other in (0.0, 0.8):  # beside a row that samples, and one that does not
         sampler = Sampler(3, torch.device("cpu"))
         small, short = Sampling(temperature=temperature), Sampling(temperature=temperature, top_k=5)
-        sampler.seat(0, [small, short, Sampling(temperature=other, top_p=0.9, min_p=0.1)])
+        sampler.assign_rows(0, [small, short, Sampling(temperature=other, top_p=0.9, min_p=0.1)])
         assert sampler.pick(logits, counts, sampler.uses(3)).tolist()[:2] == logits.argmax(-1).tolist()[:2]
 
 
@@ -275,7 +277,7 @@ def test_whatever_the_sizes_of_logits_and_temperature_a_token_of_the_vocabulary_
     for vocabulary in (23, SHORTLIST + 30):
         logits = (2 * torch.rand(8, vocabulary) - 1) * scale
         sampler = Sampler(8, torch.device("cpu"))
-        sampler.seat(0, [Sampling(temperature=temperature, top_k=top_k, seed=seed) for seed in range(8)])
+        sampler.assign_rows(0, [Sampling(temperature=temperature, top_k=top_k, seed=seed) for seed in range(8)])
         ids = sampler.pick(logits, torch.arange(8), sampler.uses(8))
         assert bool(((ids >= 0) & (ids < vocabulary)).all())
 
@@ -288,7 +290,7 @@ def test_a_row_without_a_likeliest_token_gets_none_and_leaves_the_others_alone(b
     samplings = [Sampling(), Sampling(temperature=1, seed=1), Sampling(temperature=1, top_k=3), Sampling(seed=3)]
     for row in range(4):
         sampler = Sampler(4, torch.device("cpu"))
-        sampler.seat(0, samplings)
+        sampler.assign_rows(0, samplings)
         expected = sampler.pick(logits, counts, sampler.uses(4)).tolist()
         broken = logits.clone()
         if bad == "one nan":
@@ -304,6 +306,6 @@ def test_tokens_that_the_model_rules_out_are_never_drawn() -> None:
     logits[:, [3, 7]] = torch.tensor([1.0, 2.0])
     for temperature in (1.0, 1.7e308):
         sampler = Sampler(50, torch.device("cpu"))
-        sampler.seat(0, [Sampling(temperature=temperature, seed=seed) for seed in range(50)])
+        sampler.assign_rows(0, [Sampling(temperature=temperature, seed=seed) for seed in range(50)])
         picked = sampler.pick(logits, torch.zeros(50, dtype=torch.int64), sampler.uses(50)).tolist()
         assert set(picked) == {3, 7}

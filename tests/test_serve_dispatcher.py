@@ -53,7 +53,7 @@ def test_every_choice_gets_what_generate_gives_and_nothing_is_left(streamed: boo
         jobs = [work.submit([request(prompt)], streamed=streamed) for prompt in prompts]
         found = [await all_of(job) for job in jobs]
         work.stop()
-        assert (work.unfinished, engine.unfinished, engine.cache.arena.used) == (0, 0, 0)
+        assert (work.unfinished, engine.unfinished, engine.stats().slots_reserved) == (0, 0, 0)
         return found
 
     budget: dict[str, Any] = {"policy": "window", "budget": BUDGET, "sampling": Sampling(max_new_tokens=40)}
@@ -147,7 +147,7 @@ def test_a_request_that_fails_ends_its_job_alone_and_the_other_choices_of_it() -
             work.abandon(job)
         updates = await all_of(good)
         work.stop()
-        assert (work.unfinished, engine.unfinished, engine.cache.arena.used) == (0, 0, 0)
+        assert (work.unfinished, engine.unfinished, engine.stats().slots_reserved) == (0, 0, 0)
         assert [type(news) for news in heard].count(RequestFailed) == 2
         return updates[-1].completion
 

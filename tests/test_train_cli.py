@@ -154,7 +154,7 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
         ((*SMALL, "--out", "OUT", "--per-device-train-batch-size", 6), ["generation batch of 6", "such as 8"]),
         ((*SMALL, "--out", "OUT", "--decay", 2), ["decay=2"]),
         ((*SMALL, "--out", "OUT", "--start", "seen"), ["observed"]),
-        ((*SMALL, "--out", "OUT", "--rule", "longer"), ["unknown length rule", "penalty"]),
+        ((*SMALL, "--out", "OUT", "--rule", "longer"), ["unknown length_reward_mode", "penalty"]),
         ((*SMALL, "--out", "OUT", "--problems", "p.jsonl"), ["--tasks", "--problems"]),
         ((*SMALL, "--out", "OUT", "--levels", "one"), ["--levels 'one'"]),
         ((*SMALL, "--out", "OUT", "--levels", "9"), ["unknown level 9"]),

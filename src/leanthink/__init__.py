@@ -10,9 +10,9 @@ from leanthink.utils import old_modules
 if TYPE_CHECKING:
     from leanthink.data.think_tags import ThinkTags, set_think_tags, think_tags
     from leanthink.data.traces.trace import Trace, read_traces
-    from leanthink.engine.engine import Engine, Progress
+    from leanthink.engine.engine import Engine
     from leanthink.engine.generation import generate, stream
-    from leanthink.engine.outputs import Completion, Step
+    from leanthink.engine.outputs import Completion, Progress, Step
     from leanthink.engine.sampling import Sampling
     from leanthink.integrations.transformers import custom_generate
     from leanthink.models.loading import load
@@ -66,7 +66,7 @@ _HOMES = {
     "LeanThinkError": "utils.errors",
     "Policy": "policies",
     "PredictorMismatch": "utils.errors",
-    "Progress": "engine.engine",
+    "Progress": "engine.outputs",
     "RequestFailed": "utils.errors",
     "Sampling": "engine.sampling",
     "Step": "engine.outputs",

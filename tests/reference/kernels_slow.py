@@ -1,7 +1,7 @@
-"""The reference implementations of the kernels that work on the arena: one slot, row and head at a time.
+"""Reference implementations of the kernels that work on the cache: one slot, row and head at a time.
 
 N rows   R chosen rows   L layers   P = 2: keys, values   H kv heads   G query heads per kv head   D head dim
-T slots of the arena   K kept slots
+T slots of the cache   K kept slots
 """
 
 from __future__ import annotations

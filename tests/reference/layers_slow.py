@@ -18,7 +18,7 @@ def show_slow(cache: SlotCache, row: int, count: int, seed: int, policy: Policy,
     if policy.num_queries:
         latest = range(next_position - policy.num_queries, next_position)
         ring_HGWD = cache.queries[row, layer]
-        queries = torch.stack([ring_HGWD[:, :, position % cache.wishes.queries] for position in latest], dim=2)
+        queries = torch.stack([ring_HGWD[:, :, position % cache.requirements.queries] for position in latest], dim=2)
         keys_HPD = cache.keys(layer)[:, start : start + pinned].float()
         logits_HQP = queries.float().flatten(1, 2) @ keys_HPD.mT * cache.scaling
         sums = logits_HQP.logsumexp(dim=-1).view(queries.shape[:-1])
@@ -35,7 +35,7 @@ def show_slow(cache: SlotCache, row: int, count: int, seed: int, policy: Policy,
         queries=None if queries is None else queries[None],
         scaling=cache.scaling,
         pinned_log_sums=None if sums is None else sums[None],
-        attended=cache.attended_LHT[layer, None, :, held] if policy.accumulates else None,
+        accumulated_attention=cache.accumulated_attention_LHT[layer, None, :, held] if policy.accumulates else None,
     )
 
 

@@ -45,12 +45,12 @@ class SlowRun:
         """One token of one layer: keys and values [H][D], queries [H][G][D]."""
         self.queries[layer][position] = queries
         for head, slots in enumerate(self.heads[layer]):
-            slot = {"position": position, "key": keys[head], "value": values[head], "attended": 0.0}
+            slot = {"position": position, "key": keys[head], "value": values[head], "accumulated_attention": 0.0}
             slots.append(slot | {"token_id": token_id})
             for query in queries[head]:
                 weights = [self._weight(query, slot) for slot in slots]
                 for slot, weight in zip(slots, weights, strict=True):
-                    slot["attended"] += weight / sum(weights)
+                    slot["accumulated_attention"] += weight / sum(weights)
 
     def _weight(self, query: list[float], slot: Slot) -> float:
         return math.exp(self.scaling * sum(a * b for a, b in zip(query, slot["key"], strict=True)))
@@ -84,7 +84,7 @@ class SlowRun:
             queries = [[known[index][g] for index in range(len(known))] for g in range(group)]
             row: Row = {name: [slot[name[:-1]] for slot in shown] for name in ("keys", "values", "token_ids")}
             row |= {
-                "attended": [slot["attended"] for slot in shown],
+                "accumulated_attention": [slot["accumulated_attention"] for slot in shown],
                 "positions": [slot["position"] for slot in shown],
                 "ages": [next_position - 1 - slot["position"] for slot in shown],
                 "queries": queries,

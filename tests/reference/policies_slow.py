@@ -35,14 +35,14 @@ def random_heads_slow(row: Row) -> list[Key]:
 
 
 def dynts_slow(row: Row) -> list[Key]:
-    return [stamp[0] for stamp in row["stamps"]]
+    return [scores[0] for scores in row["token_scores"]]
 
 
 def horizon_slow(row: Row, horizons: tuple[int, ...]) -> list[Key]:
     keys: list[Key] = []
-    for age, stamp in zip(row["ages"], row["stamps"], strict=True):
+    for age, scores in zip(row["ages"], row["token_scores"], strict=True):
         reached = [channel for channel, horizon in enumerate(horizons) if horizon <= age]
-        keys.append((0, stamp[reached[-1]]) if reached else (1, -age))
+        keys.append((0, scores[reached[-1]]) if reached else (1, -age))
     return keys
 
 
@@ -76,7 +76,7 @@ def _uniform(*counters: int) -> float:
 
 
 def h2o_slow(row: Row) -> list[Key]:
-    return list(row["attended"])
+    return list(row["accumulated_attention"])
 
 
 def tova_slow(row: Row) -> list[Key]:

@@ -1,6 +1,7 @@
 """Attention over the bounded cache, plugged into transformers, and the forward passes that use it.
 
-N rows   H kv heads   G query heads per kv head   D head dim   S tokens fed   T slots read   F state size   V vocabulary
+N rows   H kv heads   G query heads per kv head   D head dim   S tokens fed   T slots read   F hidden state size
+V vocabulary
 """
 
 from __future__ import annotations
@@ -17,46 +18,52 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
 from leanthink.engine.cache import SlotCache
-from leanthink.engine.forward_batch import Decode, Prefill
+from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch
 from leanthink.engine.hidden_states import joined, middle_outputs
 from leanthink.engine.sdpa import for_any_length
-from leanthink.engine.slot_allocator import Region
+from leanthink.engine.slot_allocator import Allocation
 from leanthink.utils.errors import UnsupportedModel, UsageError
 
 NAME = "leanthink"
 
 
-def decode_attention(q_NHGD: Tensor, slot_cache: SlotCache, layer: int, feed: Decode, scaling: float) -> Tensor:
+def decode_attention(q_NHGD: Tensor, slot_cache: SlotCache, layer: int, batch: DecodeBatch, scaling: float) -> Tensor:
     """One query token per row over the slots its row holds, [N, H, G, D].
 
-    On a GPU by Triton. Elsewhere by packed SDPA, one call over all regions where they are of equal size, else one call
-    a row: the query heads that share a kv head are its G "tokens", so keys and values are read once and not repeated.
+    On a GPU by Triton. Elsewhere by packed SDPA, one call over all allocations of a fixed size, else one call a row:
+    the query heads that share a kv head are its G "tokens", so keys and values are read once and not repeated.
     """
     keys_HTD, values_HTD = slot_cache.keys(layer), slot_cache.values(layer)
     if q_NHGD.is_cuda:
         from leanthink.engine.kernels import decode
 
         splits = decode.splits_for(
-            q_NHGD.shape[0] * q_NHGD.shape[1], slot_cache.arena.widest, multiprocessors(q_NHGD.device)
+            q_NHGD.shape[0] * q_NHGD.shape[1], slot_cache.allocator.largest_so_far, multiprocessors(q_NHGD.device)
         )
-        return decode.decode_attention(q_NHGD, keys_HTD, values_HTD, feed.starts_N, feed.last_N, scaling, splits=splits)
-    if feed.bias_U11T is None:
-        rows = zip(q_NHGD, slot_cache.regions, slot_cache.host_lengths[: len(q_NHGD)].tolist(), strict=True)
-        return torch.stack([_attend(q, keys_HTD, values_HTD, region, last, scaling) for q, region, last in rows])
-    U, size = len(feed.bias_U11T), slot_cache.arena.largest
+        return decode.decode_attention(
+            q_NHGD, keys_HTD, values_HTD, batch.starts_N, batch.last_N, scaling, splits=splits
+        )
+    if batch.bias_U11T is None:
+        rows = zip(q_NHGD, slot_cache.allocations, slot_cache.host_lengths[: len(q_NHGD)].tolist(), strict=True)
+        return torch.stack(
+            [_attend(q, keys_HTD, values_HTD, allocation, last, scaling) for q, allocation, last in rows]
+        )
+    U, size = len(batch.bias_U11T), slot_cache.allocator.max_allocation
     slabs = [
-        kv_HTD[:, : U * size].reshape(-1, U, size, kv_HTD.shape[-1])[:, :, : feed.longest].transpose(0, 1)
+        kv_HTD[:, : U * size].reshape(-1, U, size, kv_HTD.shape[-1])[:, :, : batch.longest].transpose(0, 1)
         for kv_HTD in (keys_HTD, values_HTD)
     ]
     q_UHGD = q_NHGD
-    if feed.region_N is not None:
-        q_UHGD = q_NHGD.new_zeros(U, *q_NHGD.shape[1:]).index_copy_(0, feed.region_N, q_NHGD)
-    out_UHGD = F.scaled_dot_product_attention(q_UHGD, slabs[0], slabs[1], attn_mask=feed.bias_U11T, scale=scaling)
-    return out_UHGD if feed.region_N is None else out_UHGD[feed.region_N]
+    if batch.allocation_N is not None:
+        q_UHGD = q_NHGD.new_zeros(U, *q_NHGD.shape[1:]).index_copy_(0, batch.allocation_N, q_NHGD)
+    out_UHGD = F.scaled_dot_product_attention(q_UHGD, slabs[0], slabs[1], attn_mask=batch.bias_U11T, scale=scaling)
+    return out_UHGD if batch.allocation_N is None else out_UHGD[batch.allocation_N]
 
 
-def _attend(q_HGD: Tensor, keys_HTD: Tensor, values_HTD: Tensor, region: Region, last: int, scaling: float) -> Tensor:
-    held = slice(region.start, region.start + last + 1)
+def _attend(
+    q_HGD: Tensor, keys_HTD: Tensor, values_HTD: Tensor, allocation: Allocation, last: int, scaling: float
+) -> Tensor:
+    held = slice(allocation.start, allocation.start + last + 1)
     return F.scaled_dot_product_attention(q_HGD, keys_HTD[:, held], values_HTD[:, held], scale=scaling)
 
 
@@ -67,23 +74,23 @@ def multiprocessors(device: torch.device) -> int:
     return count
 
 
-def prefill_attention(query: Tensor, slot_cache: SlotCache, layer: int, feed: Prefill, scaling: float) -> Tensor:
-    """Each segment's tokens over the slots of its own region up to themselves, [1, H*G, tokens, D]."""
+def prefill_attention(query: Tensor, slot_cache: SlotCache, layer: int, batch: PrefillBatch, scaling: float) -> Tensor:
+    """Each chunk's tokens over the slots of its own allocation up to themselves, [1, H*G, tokens, D]."""
     outs, first = [], 0
-    for piece in feed.segments:
-        q = query[:, :, first : first + piece.tokens]
-        held = slice(piece.region.start, piece.region.start + piece.done + piece.tokens)
+    for chunk in batch.chunks:
+        q = query[:, :, first : first + chunk.tokens]
+        held = slice(chunk.allocation.start, chunk.allocation.start + chunk.done + chunk.tokens)
         keys, values = slot_cache.keys(layer)[None, :, held], slot_cache.values(layer)[None, :, held]
-        if piece.done == 0:
+        if chunk.done == 0:
             out = F.scaled_dot_product_attention(q, keys, values, is_causal=True, scale=scaling, enable_gqa=True)
         else:
             # Not enable_gqa: together with a mask it falls back to the slowest kernel on a GPU.
             group = query.shape[1] // keys.shape[1]
             keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
-            mask = causal_lower_right(piece.tokens, piece.done + piece.tokens)
+            mask = causal_lower_right(chunk.tokens, chunk.done + chunk.tokens)
             out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scaling)
         outs.append(out)
-        first += piece.tokens
+        first += chunk.tokens
     return torch.cat(outs, dim=2)
 
 
@@ -115,7 +122,7 @@ def slot_attention(
     Returns:
         Outputs [N, S, H*G, D], and no weights.
     """
-    if slot_cache is None or slot_cache.feed is None:
+    if slot_cache is None or slot_cache.forward_batch is None:
         raise UsageError(
             'attn_implementation="leanthink" works only inside leanthink.generate: load the model with "sdpa"'
         )
@@ -125,14 +132,14 @@ def slot_attention(
         raise UsageError(f"the model is in training mode with attention dropout {dropout}: call model.eval() first")
     assert attention_mask is None
     assert isinstance(module.layer_idx, int)
-    feed = slot_cache.feed
+    batch = slot_cache.forward_batch
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     slot_cache.scaling = scaling
     slot_cache.write(module.layer_idx, query, key, value)
-    if isinstance(feed, Prefill):
-        return prefill_attention(query, slot_cache, module.layer_idx, feed, scaling).transpose(1, 2), None
+    if isinstance(batch, PrefillBatch):
+        return prefill_attention(query, slot_cache, module.layer_idx, batch, scaling).transpose(1, 2), None
     packed_NHGD = query.reshape(key.shape[0], key.shape[1], -1, query.shape[-1])
-    out_NHGD = decode_attention(packed_NHGD, slot_cache, module.layer_idx, feed, scaling)
+    out_NHGD = decode_attention(packed_NHGD, slot_cache, module.layer_idx, batch, scaling)
     return out_NHGD.flatten(1, 2)[:, None], None
 
 
@@ -151,7 +158,7 @@ def switched_to(name: str, config: Any) -> Iterator[None]:
 
 
 def decode(model: Any, slot_cache: SlotCache, ids_N: Tensor, positions_N1: Tensor) -> tuple[Tensor, Tensor]:
-    """Feed one token to each row; returns its states [N, F] (see `leanthink.engine.hidden_states`) and logits [N, V].
+    """Feed one token to each row; returns hidden states [N, F] (see `engine.hidden_states`) and logits [N, V].
 
     The final hidden state is taken where the LM head receives it and the logits come out of the whole model, so
     whatever a model does after its head stays exact.
@@ -169,7 +176,7 @@ def decode(model: Any, slot_cache: SlotCache, ids_N: Tensor, positions_N1: Tenso
 
 
 def prefill(model: Any, slot_cache: SlotCache, ids_1S: Tensor, positions_1S: Tensor) -> None:
-    """Feed pieces of prompts, announced by `start_prefill`: only their keys and values are wanted."""
+    """Feed chunks of prompts, announced by `start_prefill`: only their keys and values are wanted."""
     with _announced(model, slot_cache), for_any_length():
         model.base_model(input_ids=ids_1S, position_ids=positions_1S, use_cache=False, slot_cache=slot_cache)
 

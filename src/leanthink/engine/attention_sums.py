@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from leanthink.engine.gather import keys_held, latest_queries, positions_held
 from leanthink.policies.observed import products
 
 if TYPE_CHECKING:
     from leanthink.engine.cache import SlotCache
-    from leanthink.engine.forward_batch import Segment
+    from leanthink.engine.forward_batch import PromptChunk
 
 SCRATCH_BYTES = 1 << 30  # about what ranking per head, or adding attention up, may take at one time
 CACHED_BYTES = 1 << 20  # about what stays in the caches of a CPU meanwhile
@@ -41,10 +42,10 @@ def at_a_time(cache: SlotCache, bytes_of_one: int, num_rows: int) -> tuple[int, 
     return rows, max(1, min(cache.shape.layers, together // (rows * bytes_of_one)))
 
 
-def layers_in_parts(cache: SlotCache, most: int) -> list[range]:
-    """All layers, `most` of them or fewer at a time."""
+def layers_in_parts(cache: SlotCache, num_layers: int) -> list[range]:
+    """All layers, `num_layers` of them or fewer at a time."""
     layers = range(cache.shape.layers)
-    return [layers[first : first + most] for first in layers[::most]]
+    return [layers[first : first + num_layers] for first in layers[::num_layers]]
 
 
 def pinned_bytes(cache: SlotCache, num_queries: int) -> int:
@@ -64,22 +65,22 @@ def pinned_log_sums(cache: SlotCache, layers: range, rows_R: Tensor, queries_RLH
         return torch.cat([pinned_log_sums(cache, layers, row_1, queries) for row_1, queries in parts])
     host_pinned = cache.host_pinned[: cache.active] if rows_R.is_cuda else cache.host_pinned[rows_R]
     behind_S = torch.arange(int(host_pinned.max()), device=rows_R.device)
-    keys_RLHSD = cache.held_keys(layers, (cache.starts[rows_R, None] + behind_S).clamp(max=cache.slots))
+    keys_RLHSD = keys_held(cache, layers, (cache.starts[rows_R, None] + behind_S).clamp(max=cache.slots))
     logits_RLHQS = _logits(cache, queries_RLHGWD, keys_RLHSD)
     unpinned_RS = behind_S >= cache.pinned[rows_R, None]
     logits_RLHQS = logits_RLHQS.masked_fill(unpinned_RS[:, None, None, None], -torch.inf)
     return logits_RLHQS.logsumexp(dim=-1).view(queries_RLHGWD.shape[:-1])
 
 
-def add(cache: SlotCache, rows: Sequence[int], most: int) -> None:
-    """Add to each slot of these rows the attention of the queries that wait, `most` of each row or fewer.
+def add(cache: SlotCache, rows: Sequence[int], num_queries: int) -> None:
+    """Add to each slot of these rows the attention of the queries that wait, `num_queries` of each row or fewer.
 
     Exact: since they were asked nothing was evicted, so the slots held are those that they saw. To be called
     before anything is. On a CPU row by row, for the sake of equal rounding. Whatever raises on the way, rows that still
     wait have got nothing.
     """
     rows_R, seen = cache.indices(rows), int(cache.host_lengths[list(rows)].max())
-    bytes_of_one = 3 * 4 * cache.shape.kv_heads * seen * (cache.shape.group * most + cache.shape.head_dim)
+    bytes_of_one = 3 * 4 * cache.shape.kv_heads * seen * (cache.shape.group * num_queries + cache.shape.head_dim)
     num_rows, num_layers = at_a_time(cache, bytes_of_one, len(rows) if rows_R.is_cuda else 1)
     for first in range(0, len(rows), num_rows):
         part, part_R = list(rows[first : first + num_rows]), rows_R[first : first + num_rows]
@@ -88,39 +89,40 @@ def add(cache: SlotCache, rows: Sequence[int], most: int) -> None:
         held_RS = place_S < cache.lengths[part_R, None]
         slots_RS = torch.where(held_RS, cache.starts[part_R, None] + place_S, cache.slots)
         parts = [
-            _of_waiting(cache, layers, part_R, held_RS, slots_RS, most) for layers in layers_in_parts(cache, num_layers)
+            _of_waiting(cache, layers, part_R, held_RS, slots_RS, num_queries)
+            for layers in layers_in_parts(cache, num_layers)
         ]
-        cache.attended_LHT[:, :, slots_RS] += torch.cat(parts, dim=1).permute(1, 2, 0, 3)
+        cache.accumulated_attention_LHT[:, :, slots_RS] += torch.cat(parts, dim=1).permute(1, 2, 0, 3)
         cache.added[part_R] = cache.next_positions[part_R]
         cache.host_waiting[part] = 0
 
 
 def _of_waiting(
-    cache: SlotCache, layers: range, rows_R: Tensor, held_RS: Tensor, slots_RS: Tensor, most: int
+    cache: SlotCache, layers: range, rows_R: Tensor, held_RS: Tensor, slots_RS: Tensor, num_queries: int
 ) -> Tensor:
     """The attention of the queries that wait, in some layers, to these slots where they are held, [R, L, H, S]."""
-    age_W = torch.arange(most - 1, -1, -1, device=rows_R.device)
+    age_W = torch.arange(num_queries - 1, -1, -1, device=rows_R.device)
     asked_RW = cache.next_positions[rows_R, None] - 1 - age_W
-    positions_RLHS = cache.held_positions(layers, slots_RS)
+    positions_RLHS = positions_held(cache, layers, slots_RS)
     may_RWS = held_RS[:, None] & (asked_RW >= cache.added[rows_R, None])[..., None]
     seen_RLHWS = (positions_RLHS[..., None, :] <= asked_RW[:, None, None, :, None]) & may_RWS[:, None, None]
-    queries_RLHGWD = cache.latest_queries(layers, rows_R, most)
-    return _sums(cache, queries_RLHGWD, cache.held_keys(layers, slots_RS), seen_RLHWS)
+    queries_RLHGWD = latest_queries(cache, layers, rows_R, num_queries)
+    return _sums(cache, queries_RLHGWD, keys_held(cache, layers, slots_RS), seen_RLHWS)
 
 
-def add_prompt(cache: SlotCache, layer: int, piece: Segment, queries_AWD: Tensor) -> None:
-    """Add the attention of a piece of a prompt, whose keys are written, to the slots that it saw."""
-    start, end = piece.region.start, piece.region.start + piece.done + piece.tokens
-    attended_HS = cache.attended_LHT[layer][:, start:end]
-    attended_HS[:, piece.done :] = 0.0  # of the slots' former tokens
+def add_prompt(cache: SlotCache, layer: int, chunk: PromptChunk, queries_AWD: Tensor) -> None:
+    """Add the attention of a chunk of a prompt, whose keys are written, to the slots that it saw."""
+    start, end = chunk.allocation.start, chunk.allocation.start + chunk.done + chunk.tokens
+    accumulated_HS = cache.accumulated_attention_LHT[layer][:, start:end]
+    accumulated_HS[:, chunk.done :] = 0.0  # of the slots' former tokens
     keys_11HSD = cache.keys(layer)[None, None, :, start:end]
     queries_11HGWD = queries_AWD.view(1, 1, cache.shape.kv_heads, cache.shape.group, *queries_AWD.shape[1:])
     position_S = torch.arange(end - start, device=keys_11HSD.device)
-    for at in range(0, piece.tokens, PROMPT_QUERIES):
+    for at in range(0, chunk.tokens, PROMPT_QUERIES):
         asked_11HGWD = queries_11HGWD[..., at : at + PROMPT_QUERIES, :]
-        asked_W = piece.done + at + torch.arange(asked_11HGWD.shape[4], device=position_S.device)
+        asked_W = chunk.done + at + torch.arange(asked_11HGWD.shape[4], device=position_S.device)
         seen_WS = position_S <= asked_W[:, None]
-        attended_HS += _sums(cache, asked_11HGWD, keys_11HSD, seen_WS)[0, 0]
+        accumulated_HS += _sums(cache, asked_11HGWD, keys_11HSD, seen_WS)[0, 0]
 
 
 def _sums(cache: SlotCache, queries_RLHGWD: Tensor, keys_RLHSD: Tensor, seen: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from leanthink.engine.attention import decode_attention
 from leanthink.engine.cache import SlotCache
-from leanthink.engine.forward_batch import Decode
-from leanthink.engine.fused_weights import side_by_side
+from leanthink.engine.forward_batch import DecodeBatch
+from leanthink.engine.fused_weights import fuse
 from leanthink.engine.hidden_states import joined
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
@@ -70,9 +70,9 @@ class LeanDecoder:
         self.ops = _Fused() if model.device.type == "cuda" else _Plain
 
     def __call__(self, slot_cache: SlotCache, ids_N: Tensor, positions_N1: Tensor) -> tuple[Tensor, Tensor]:
-        """As announced to the cache; returns states [N, F], of `leanthink.engine.hidden_states`, and logits [N, V]."""
-        feed, ops, eps = slot_cache.feed, self.ops, self.eps
-        assert isinstance(feed, Decode)
+        """As announced to the cache; returns hidden states [N, F], as of `engine.hidden_states`, and logits [N, V]."""
+        batch, ops, eps = slot_cache.forward_batch, self.ops, self.eps
+        assert isinstance(batch, DecodeBatch)
         with slot_cache.accounted():
             x_NM, added_NM = self.embed(ids_N), None
             angles_ND = tuple(angle_N1D[:, 0] for angle_N1D in self.rotary(x_NM[:, None], positions_N1))
@@ -80,7 +80,7 @@ class LeanDecoder:
                 x_NM, normed_NM = ops.add_norm(x_NM, added_NM, layer.before, eps)
                 if layer.index == self.middle + 1:
                     middle_NM = x_NM
-                attended_NM = self._attend(layer, slot_cache, feed, normed_NM, angles_ND)
+                attended_NM = self._attend(layer, slot_cache, batch, normed_NM, angles_ND)
                 x_NM, normed_NM = ops.add_norm(x_NM, attended_NM, layer.after, eps)
                 gate, up = F.linear(normed_NM, *layer.gate_up).chunk(2, dim=-1)
                 added_NM = F.linear(ops.silu_mul(gate, up), *layer.down)
@@ -91,15 +91,15 @@ class LeanDecoder:
         return joined(final_NM, middle_NM), logits_NV
 
     def _attend(
-        self, layer: _Layer, slot_cache: SlotCache, feed: Decode, x_NM: Tensor, angles_ND: tuple[Tensor, ...]
+        self, layer: _Layer, slot_cache: SlotCache, batch: DecodeBatch, x_NM: Tensor, angles_ND: tuple[Tensor, ...]
     ) -> Tensor:
         """Project, norm where the family does, rotate, write, attend, project."""
         shape, N = slot_cache.shape, len(x_NM)
         slot_cache.scaling = layer.scaling
         qkv_NX = F.linear(x_NM, *layer.qkv)
-        q_NAD = self.ops.place(layer, slot_cache, feed, qkv_NX, angles_ND if layer.rotates else None, self.eps)
+        q_NAD = self.ops.place(layer, slot_cache, batch, qkv_NX, angles_ND if layer.rotates else None, self.eps)
         q_NHGD = q_NAD.view(N, shape.kv_heads, shape.group, shape.head_dim)
-        out_NHGD = decode_attention(q_NHGD, slot_cache, layer.index, feed, layer.scaling)
+        out_NHGD = decode_attention(q_NHGD, slot_cache, layer.index, batch, layer.scaling)
         return F.linear(out_NHGD.reshape(N, -1), *layer.o)
 
 
@@ -123,7 +123,7 @@ def _linear(*modules: nn.Linear) -> Linear:
     """Weight and bias of modules with one input, as of one module whose outputs are theirs side by side."""
     biases = [module.bias for module in modules if module.bias is not None]
     assert len(biases) in (0, len(modules)), "these families have a bias in all three projections or in none"
-    return side_by_side([module.weight for module in modules]), side_by_side(biases) if biases else None
+    return fuse([module.weight for module in modules]), fuse(biases) if biases else None
 
 
 class _Plain:
@@ -143,7 +143,7 @@ class _Plain:
 
     @staticmethod
     def place(
-        layer: _Layer, slot_cache: SlotCache, feed: Decode, qkv_NX: Tensor, angles_ND: Angles, eps: float
+        layer: _Layer, slot_cache: SlotCache, batch: DecodeBatch, qkv_NX: Tensor, angles_ND: Angles, eps: float
     ) -> Tensor:
         """Queries and keys normed and rotated, keys and values written; returns the queries [N, A, D]."""
         H, D = slot_cache.shape.kv_heads, slot_cache.shape.head_dim
@@ -156,8 +156,8 @@ class _Plain:
             left, right = both_NXD.chunk(2, dim=-1)
             cos_N1D, sin_N1D = (angle_ND[:, None] for angle_ND in angles_ND)
             both_NXD = both_NXD * cos_N1D + torch.cat([-right, left], dim=-1) * sin_N1D
-        slot_cache.append(layer.index, feed, both_NXD[:, -H:], v_NHD)
-        slot_cache.keep_queries(layer.index, feed, both_NXD[:, :-H])
+        slot_cache.append(layer.index, batch, both_NXD[:, -H:], v_NHD)
+        slot_cache.store_queries(layer.index, batch, both_NXD[:, :-H])
         return both_NXD[:, :-H]
 
     @staticmethod
@@ -180,10 +180,10 @@ class _Fused:
         return self._add_norm(x_NM, added_NM, weight, eps)
 
     def place(
-        self, layer: _Layer, slot_cache: SlotCache, feed: Decode, qkv_NX: Tensor, angles_ND: Angles, eps: float
+        self, layer: _Layer, slot_cache: SlotCache, batch: DecodeBatch, qkv_NX: Tensor, angles_ND: Angles, eps: float
     ) -> Tensor:
         keys_HTD, values_HTD = slot_cache.keys(layer.index), slot_cache.values(layer.index)
         how: dict[str, Any] = {"norms": layer.qk_norms, "angles": angles_ND, "eps": eps}
-        q_NAD = self._place(qkv_NX, keys_HTD, values_HTD, feed.write_N, **how)
-        slot_cache.keep_queries(layer.index, feed, q_NAD)
+        q_NAD = self._place(qkv_NX, keys_HTD, values_HTD, batch.write_N, **how)
+        slot_cache.store_queries(layer.index, batch, q_NAD)
         return q_NAD

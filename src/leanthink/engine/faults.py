@@ -1,6 +1,6 @@
 """What becomes of an exception in a step: the request that made it is found and ends with an error, the others go on.
 
-Numbers that are NaN or infinite raise nothing: the device says of each row whether it has a token (see `DeviceStep`).
+Numbers that are NaN or infinite raise nothing: the device says of each row whether it has a token (see `ModelRunner`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from leanthink.engine.cache import SlotCache
-from leanthink.engine.model_runner import NO_RANKING, DeviceStep, Stamping
+from leanthink.engine.model_runner import NO_RANKING, ModelRunner, TokenScoring
 from leanthink.engine.request import Request
-from leanthink.engine.running_batch import Seats
+from leanthink.engine.running_batch import RunningBatch
 from leanthink.engine.sampling import NO_TOKEN
 from leanthink.utils.errors import DeviceLost, LeanThinkError, RequestFailed
 
@@ -28,11 +28,11 @@ class Faults:
     """Notes which requests fail in a step, and finds those that made it raise.
 
     Args:
-        cache, seats, device_step: of the engine.
+        cache, batch, model_runner: of the engine.
     """
 
-    def __init__(self, cache: SlotCache, seats: Seats, device_step: DeviceStep) -> None:
-        self.cache, self.seats, self.device_step = cache, seats, device_step
+    def __init__(self, cache: SlotCache, batch: RunningBatch, model_runner: ModelRunner) -> None:
+        self.cache, self.batch, self.model_runner = cache, batch, model_runner
         self.failed: dict[int, RequestFailed] = {}  # by id, since the last `take`
 
     def take(self) -> dict[int, RequestFailed]:
@@ -44,7 +44,7 @@ class Faults:
         """The rows of what has failed."""
         if not self.failed:
             return []
-        return [row for row, request in enumerate(self.seats.requests) if request.index in self.failed]
+        return [row for row, request in enumerate(self.batch.requests) if request.index in self.failed]
 
     def note(self, request: Request, error: Exception) -> None:
         """This request ends with this error; the first one counts."""
@@ -56,12 +56,12 @@ class Faults:
     def note_ids(self, ids_N: Tensor) -> None:
         """The rows that have no token fail."""
         for row in (ids_N < 0).nonzero()[:, 0].tolist():
-            request = self.seats.requests[row]
+            request = self.batch.requests[row]
             self.failed.setdefault(request.index, RequestFailed(request.index, WHY[int(ids_N[row])]))
 
     def check_device(self, error: Exception) -> None:
         """Raise DeviceLost if it was the device that this error came from, and not a request."""
-        device = self.device_step.last_ids.device
+        device = self.model_runner.last_ids.device
         try:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
@@ -75,31 +75,31 @@ class Faults:
         except Exception as error:
             self.check_device(error)
             if len(rows) == 1:
-                self.note(self.seats.requests[rows[0]], error)
+                self.note(self.batch.requests[rows[0]], error)
                 return
             for row in rows:
                 self.row_by_row(work, [row])
 
-    def find(self, error: Exception, stamping: Sequence[Stamping], *, logprobs: int) -> None:
+    def find(self, error: Exception, scoring: Sequence[TokenScoring], *, logprobs: int) -> None:
         """The device's part of a step raised: run it for each row alone, and those fail for which it raises again.
 
         All fail if none does so alone. For the others it is as if the step had not begun.
         """
         self.check_device(error)
         self._rewind()
-        found = {row: again for row in range(self.cache.active) if (again := self._alone(row, stamping, logprobs))}
+        found = {row: again for row in range(self.cache.active) if (again := self._alone(row, scoring, logprobs))}
         blamed: Mapping[int, Exception] = found or dict.fromkeys(range(self.cache.active), error)
         for row, raised in blamed.items():
-            self.note(self.seats.requests[row], raised)
+            self.note(self.batch.requests[row], raised)
 
-    def _alone(self, row: int, stamping: Sequence[Stamping], logprobs: int) -> Exception | None:
+    def _alone(self, row: int, scoring: Sequence[TokenScoring], logprobs: int) -> Exception | None:
         """What a step raises in which only this row lives; the others feed token 0 and leave no trace."""
         others = [other for other in range(self.cache.active) if other != row]
         self.cache.live[others] = 0
-        self.device_step.last_ids[others] = 0
-        own = [(policy, column, rows_R[rows_R == row]) for policy, column, rows_R in stamping]
+        self.model_runner.last_ids[others] = 0
+        own = [(policy, column, rows_R[rows_R == row]) for policy, column, rows_R in scoring]
         try:
-            self.device_step.launch_plain(self.cache.active, own, logprobs=logprobs)
+            self.model_runner.launch_plain(self.cache.active, own, logprobs=logprobs)
         except Exception as error:
             self.check_device(error)
             return error
@@ -109,11 +109,11 @@ class Faults:
 
     def _rewind(self) -> None:
         """The device stands again where the host stands: before the step."""
-        seats, generated = self.seats, self.seats.generated.tolist()
-        rows = list(zip(seats.requests, generated, strict=False))
+        batch, generated = self.batch, self.batch.generated.tolist()
+        rows = list(zip(batch.requests, generated, strict=False))
         self.cache.rewind([len(request.prompt_ids) - 1 + tokens for request, tokens in rows])
         last = [
-            int(seats.ids[row, tokens - 1]) if tokens else request.prompt_ids[-1]
+            int(batch.ids[row, tokens - 1]) if tokens else request.prompt_ids[-1]
             for row, (request, tokens) in enumerate(rows)
         ]
-        self.device_step.feed(0, last)
+        self.model_runner.feed(0, last)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def side_by_side(parameters: Sequence[Tensor]) -> Tensor:
+def fuse(parameters: Sequence[Tensor]) -> Tensor:
     """The rows of all parameters as one tensor that is their memory: what changes one in place changes the other.
 
     Unless they lie so already, they are moved there: each keeps its identity, shape and numbers, and the model costs no

@@ -95,7 +95,7 @@ def each_finished(
 ) -> Iterator[tuple[int, Completion]]:
     """Complete these requests; yields the index and the completion of each as it finishes.
 
-    On a CPU those whose bounds differ by more than a factor of two run apart: there regions are of equal size.
+    On a CPU those whose bounds differ by more than a factor of two run apart: there all allocations have one size.
 
     Raises:
         RequestFailed: some failed; raised for the first of them when all others have finished.
@@ -148,7 +148,7 @@ def rows_that_fit(model: Any, bounds: Sequence[int], policies: Iterable[Policy])
         room = GPU_SHARE * torch.cuda.mem_get_info(model.device)[0]
     else:
         room = CPU_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        bounds = [bounds[0]] * len(bounds)  # regions of equal size
+        bounds = [bounds[0]] * len(bounds)  # as allocations of one size
     slots = room / bytes_per_slot(kv_shape(model.config), model.dtype, policies)
     return max(1, sum(held <= slots for held in accumulate(bounds)))
 

@@ -1,21 +1,21 @@
-"""The policies that an engine knows, and where the channels of each lie among the stamps."""
+"""The policies that an engine knows, and where the scores of each lie among the token scores of a slot."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
 
-from leanthink.engine.cache_requirements import Wishes
+from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.policies import Policy
 
-MOST_IDLE = 16  # policies that nobody uses and that are remembered all the same, as they often come again
+MAX_IDLE = 16  # policies that nobody uses and that are remembered all the same, as they often come again
 
 
 class KnownPolicies:
-    """Remembers policies, so that one which comes again finds its channels, and gives those of old ones to new ones.
+    """Keeps policies, so that one which comes again finds its columns, and gives those of old ones to new ones.
 
     Attributes:
         policies: those that are known; one that is used keeps its place.
-        columns: of each, the first of its channels.
+        columns: of each, the first of its columns of token scores.
     """
 
     def __init__(self) -> None:
@@ -28,36 +28,36 @@ class KnownPolicies:
         """The one that is known and the same, or equal."""
         for index, known in enumerate(self.policies):
             if known is policy or _are_equal(known, policy):
-                self._asked[index] = self._tick()
+                self._asked[index] = self._advance_clock()
                 return known
         return None
 
     def add(self, policy: Policy, used: Container[int]) -> int:
-        """Give a new policy the first channels that are free; returns the first of them.
+        """Give a new policy the first columns that are free; returns the first of them.
 
-        The one that nobody has asked for longest is forgotten, if more than MOST_IDLE would be idle. `used` are the
+        The one that nobody has asked for longest is forgotten, if more than MAX_IDLE would be idle. `used` are the
         `id()` of policies that are not idle.
         """
         idle = [index for index, known in enumerate(self.policies) if id(known) not in used]
         index = len(self.policies)
-        if len(idle) >= MOST_IDLE:
+        if len(idle) >= MAX_IDLE:
             index = min(idle, key=self._asked.__getitem__)
         taken = [
-            (column, column + Wishes.of(other).channels)
+            (column, column + CacheRequirements.of(other).score_dims)
             for at, (other, column) in enumerate(zip(self.policies, self.columns, strict=True))
             if at != index
         ]
-        column, place = first_gap(taken, Wishes.of(policy).channels), slice(index, index + 1)
-        self.policies[place], self.columns[place], self._asked[place] = [policy], [column], [self._tick()]
+        column, place = first_gap(taken, CacheRequirements.of(policy).score_dims), slice(index, index + 1)
+        self.policies[place], self.columns[place], self._asked[place] = [policy], [column], [self._advance_clock()]
         return column
 
-    def _tick(self) -> int:
+    def _advance_clock(self) -> int:
         self._clock += 1
         return self._clock
 
 
 def first_gap(taken: Iterable[tuple[int, int]], size: int) -> int:
-    """Where so many channels first fit between those that are taken, (first, end) each."""
+    """Where so many columns first fit between those that are taken, (first, end) each."""
     at = 0
     for first, end in sorted(taken):
         if first - at >= size:

@@ -1,4 +1,4 @@
-"""One decoding step on the device: forward → stamp → sample; on a GPU replayed as a CUDA graph.
+"""The device's part of a step: forward → score tokens → sample; on a GPU replayed as a CUDA graph.
 
 N rows   B rows of a graph, the next size of bucket   V vocabulary
 """
@@ -16,12 +16,14 @@ from torch import Tensor
 
 from leanthink.engine import attention, decoder
 from leanthink.engine.cache import SlotCache
+from leanthink.engine.forward_batch import PromptChunk
+from leanthink.engine.hidden_states import gather_hidden_states
 from leanthink.engine.sampling import NO_TOKEN, Sampler, Uses, log_probabilities
 from leanthink.policies import Policy
 
-Stamping = tuple[Policy, int, Tensor]  # a policy, the first of its channels, the rows that it stamps
+TokenScoring = tuple[Policy, int, Tensor]  # a policy, the first of its columns, the rows whose tokens it scores
 NO_RANKING = NO_TOKEN - 1  # stands for the token of a row whose slots a score that is not finite has ranked
-STAMPED_AT_ONCE = 1024  # tokens: what the predictor needs for more of them would count in the peak of memory
+MAX_SCORED_TOKENS = 1024  # what the predictor needs for more of them would count in the peak of memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,37 +33,37 @@ class _Kind:
     rows: int
     uses: Uses
     logprobs: int
-    span: int  # slots, a power of two, that no region exceeds: decides how attention is split
+    span: int  # slots, a power of two, that no allocation exceeds: decides how attention is split
 
 
-class DeviceStep:
+class ModelRunner:
     """Runs the device's part of a step: no host synchronisation but one copy of the sampled tokens.
 
     Args:
         model: in evaluation mode.
-        cache: announced, stamped and accounted for here.
+        cache: told of each forward, given token scores and accounted for here.
         sampler: picks the tokens.
         graphs: None: CUDA graphs on a GPU.
     """
 
     def __init__(self, model: Any, cache: SlotCache, sampler: Sampler, *, graphs: bool | None = None) -> None:
-        self.cache, self.sampler = cache, sampler
+        self.model, self.cache, self.sampler = model, cache, sampler
         lean = decoder.is_llama_like(model)
         self._decode = decoder.LeanDecoder(model) if lean else partial(attention.decode, model)
         device = model.device
         self.graphs = device.type == "cuda" if graphs is None else graphs
-        rows = cache.most_rows + 1
+        rows = cache.max_rows + 1
         self.last_ids = torch.zeros(rows, dtype=torch.int64, device=device)
         self.finite = torch.ones(rows, dtype=torch.bool, device=device)  # whether all scores of its evictions were
         self._ids = torch.zeros(rows, dtype=torch.int64, device=device)  # sampled in the latest step
-        pinned = device.type == "cuda"
-        self._host_ids = torch.zeros(rows, dtype=torch.int64, pin_memory=pinned)
+        pin_memory = device.type == "cuda"
+        self._host_ids = torch.zeros(rows, dtype=torch.int64, pin_memory=pin_memory)
         self._log_values: Tensor | None = None
         self._captured: dict[_Kind, tuple[Any, Tensor | None] | None] = {}  # None: it cannot be captured
         self._pool: Any = None
         self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def seat(self, first: int, last_prompt_ids: Sequence[int]) -> None:
+    def assign_rows(self, first: int, last_prompt_ids: Sequence[int]) -> None:
         """Requests whose prompts end with these tokens take the rows from `first` on."""
         self.feed(first, last_prompt_ids)
         self.finite[first : first + len(last_prompt_ids)] = True
@@ -86,14 +88,14 @@ class DeviceStep:
         """Drop the captured graphs: what they read has moved."""
         self._captured.clear()
 
-    def launch(self, rows: int, stamping: Sequence[Stamping], *, logprobs: int) -> None:
+    def launch(self, rows: int, scoring: Sequence[TokenScoring], *, logprobs: int) -> None:
         """Start a step of rows 0 to `rows` - 1; `logprobs` of how many alternatives, -1 for none at all.
 
-        `stamping` are the policies that stamp in every step.
+        `scoring` are the policies that score tokens in every step.
         """
-        captured = self._graph(rows, stamping, logprobs) if self.graphs else None
+        captured = self._graph(rows, scoring, logprobs) if self.graphs else None
         if captured is None:
-            self._log_values = self.launch_plain(rows, stamping, logprobs=logprobs)
+            self._log_values = self.launch_plain(rows, scoring, logprobs=logprobs)
         else:
             graph, self._log_values = captured
             graph.replay()
@@ -101,27 +103,32 @@ class DeviceStep:
         if self._copied is not None:
             self._copied.record()
 
-    def _graph(self, rows: int, stamping: Sequence[Stamping], logprobs: int) -> tuple[Any, Tensor | None] | None:
+    def _graph(self, rows: int, scoring: Sequence[TokenScoring], logprobs: int) -> tuple[Any, Tensor | None] | None:
         """The graph of a step like this one, captured when it is first asked for."""
-        span = 1 << (self.cache.arena.widest - 1).bit_length()
-        uses, rows = self.sampler.uses(rows), min(bucket(rows), self.cache.most_rows)
+        span = 1 << (self.cache.allocator.largest_so_far - 1).bit_length()
+        uses, rows = self.sampler.uses(rows), min(bucket(rows), self.cache.max_rows)
         kind = _Kind(rows=rows, uses=uses, logprobs=logprobs, span=span)
         if kind not in self._captured:
-            self._captured[kind] = self._capture(kind, stamping)
+            self._captured[kind] = self._capture(kind, scoring)
         return self._captured[kind]
 
-    def launch_plain(self, rows: int, stamping: Sequence[Stamping], *, logprobs: int) -> Tensor | None:
+    def launch_plain(self, rows: int, scoring: Sequence[TokenScoring], *, logprobs: int) -> Tensor | None:
         """A step without a graph, whose tokens nobody is told; returns the log-probabilities if they are wanted."""
         device = self.last_ids.device
-        of_rows = [(policy, column, rows_R.to(device)) for policy, column, rows_R in stamping if len(rows_R)]
+        of_rows = [(policy, column, rows_R.to(device)) for policy, column, rows_R in scoring if len(rows_R)]
         return self._run(None, rows, of_rows, self.sampler.uses(rows), logprobs)
 
-    def stamp(self, policy: Policy, column: int, rows_R: Tensor) -> None:
-        """Stamp the last `policy.stride` tokens of these rows that have all their followers."""
-        for part_R in torch.split(rows_R, max(1, STAMPED_AT_ONCE // policy.stride)):
-            seen_RSWF = self.cache.recall(part_R, policy.offsets, policy.stride)
-            stamps_RSC = policy.stamp(seen_RSWF.flatten(0, 1)).view(len(part_R), policy.stride, -1)
-            self.cache.stamp(part_R, stamps_RSC, first=column, late=policy.offsets[-1])
+    def score_tokens(self, policy: Policy, column: int, rows_R: Tensor) -> None:
+        """Score the last `policy.stride` tokens of these rows that have all their followers."""
+        for part_R in torch.split(rows_R, max(1, MAX_SCORED_TOKENS // policy.stride)):
+            hidden_RSWF = gather_hidden_states(self.cache, part_R, policy.offsets, policy.stride)
+            scores_RSC = policy.score_tokens(hidden_RSWF.flatten(0, 1)).view(len(part_R), policy.stride, -1)
+            self.cache.store_token_scores(part_R, scores_RSC, first=column, late=policy.offsets[-1])
+
+    def prefill(self, token_ids: Sequence[int], chunks: Sequence[PromptChunk]) -> None:
+        """One forward over these chunks of prompts, whose tokens follow one another."""
+        ids_1S = torch.tensor([token_ids], device=self.last_ids.device)
+        attention.prefill(self.model, self.cache, ids_1S, self.cache.start_prefill(chunks))
 
     def ids(self, rows: int) -> Tensor:
         """The sampled tokens of the step, [N] on the host; waits for the device.
@@ -138,33 +145,33 @@ class DeviceStep:
         return self._log_values[:rows].cpu()
 
     def _run(
-        self, graph_rows: int | None, rows: int, stamping: Sequence[Stamping], uses: Uses, logprobs: int
+        self, graph_rows: int | None, rows: int, scoring: Sequence[TokenScoring], uses: Uses, logprobs: int
     ) -> Tensor | None:
-        """Forward → stamp → sample, all on the device; returns the log-probabilities if they are wanted."""
+        """Forward → score tokens → sample, all on the device; returns the log-probabilities if they are wanted."""
         cache = self.cache
         positions_N1 = cache.start_step(graph_rows)
-        if cache.wishes.token_ids:
+        if cache.requirements.token_ids:
             cache.note_token_ids(self.last_ids[:rows])
-        states_NF, logits_NV = self._decode(cache, self.last_ids[:rows], positions_N1)
-        if cache.wishes.states:
-            cache.remember(states_NF)
-        for policy, column, rows_R in stamping:
-            self.stamp(policy, column, rows_R)
+        hidden_NF, logits_NV = self._decode(cache, self.last_ids[:rows], positions_N1)
+        if cache.requirements.hidden_states:
+            cache.store_hidden_states(hidden_NF)
+        for policy, column, rows_R in scoring:
+            self.score_tokens(policy, column, rows_R)
         counts_N = cache.next_positions[:rows] - cache.prompt_lengths[:rows]
         ids_N = self.sampler.pick(logits_NV, counts_N, uses)
         self._ids[:rows] = ids_N.where(self.finite[:rows], NO_RANKING)
         self.last_ids[:rows] = ids_N.clamp_(min=0)  # what is no token cannot be fed
         return None if logprobs < 0 else log_probabilities(logits_NV, ids_N, logprobs)
 
-    def _capture(self, kind: _Kind, stamping: Sequence[Stamping]) -> tuple[Any, Tensor | None] | None:
-        """A graph of a step of `kind.rows` rows, with every stamping policy stamping all of them.
+    def _capture(self, kind: _Kind, scoring: Sequence[TokenScoring]) -> tuple[Any, Tensor | None] | None:
+        """A graph of a step of `kind.rows` rows, in which every policy that scores tokens scores those of all rows.
 
         While it is captured no row is live, so that what runs now changes nothing that anybody holds. None for a step
-        that runs but cannot be captured, as where a policy has the host wait for what it stamps.
+        that runs but cannot be captured, as where a policy has the host wait for its token scores.
         """
         live, last_ids = self.cache.live.clone(), self.last_ids.clone()
         self.cache.live.zero_()
-        every = [(policy, column, self.cache.rows_N[: kind.rows]) for policy, column, _ in stamping]
+        every = [(policy, column, self.cache.rows_N[: kind.rows]) for policy, column, _ in scoring]
         arguments = (kind.rows, kind.rows, every, kind.uses, kind.logprobs)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())

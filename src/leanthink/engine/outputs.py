@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from leanthink.data.think_tags import ThinkTags
 from leanthink.data.traces.token_scores import Scores
+from leanthink.utils.errors import RequestFailed
 
 FinishReason = Literal["stop", "length"]
 TopLogprobs = tuple[tuple[int, float], ...]
@@ -41,7 +42,7 @@ class Completion:
         evicted_at: for each generated token the number of tokens generated when its slot was evicted, None for a
             slot that stayed; only with record=True, and only for a policy that keeps one set for all layers and heads.
         token_chars: for each generated token the number of characters of `text` that it adds; only with record=True.
-        scores: what the policy stamped on the generated tokens; only with record=True and a policy that stamps.
+        scores: the token scores of the generated tokens; only with record=True and a policy that has them.
     """
 
     text: str
@@ -73,7 +74,7 @@ class Eviction:
     Attributes:
         positions: of the tokens that lost their slots, ascending; the prompt's come first in the sequence.
         importance: by position, what was predicted of each token that an eviction ranks for the first time: one number
-            for each channel of the policy, higher is more important; empty for a policy without a predictor.
+            for each score dimension of the policy, higher is more important; empty for one without a predictor.
     """
 
     positions: tuple[int, ...]
@@ -107,6 +108,22 @@ class Step:
     completion: Completion | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What one step brought, by the ids of requests.
+
+    Attributes:
+        steps: the new token of each that is streamed.
+        finished: the completion of each that finished.
+        failed: the error of each that ended without one, such as NaN among its logits; the others go on as if it had
+            not been there.
+    """
+
+    steps: dict[int, Step] = field(default_factory=dict)
+    finished: dict[int, Completion] = field(default_factory=dict)
+    failed: dict[int, RequestFailed] = field(default_factory=dict)
+
+
 def decode(tokenizer: Any, token_ids: Sequence[int], tags: ThinkTags) -> str:
     """Text of these tokens: thought tags as written, all other special tokens left out."""
     hidden = set(tokenizer.all_special_ids) - {tags.open_id, tags.close_id}
@@ -115,7 +132,7 @@ def decode(tokenizer: Any, token_ids: Sequence[int], tags: ThinkTags) -> str:
     return text
 
 
-def cut_at_stop(text: str, stop: Sequence[str], start: int = 0) -> str:
+def truncate_at_stop(text: str, stop: Sequence[str], start: int = 0) -> str:
     """The text before the first stop string in what follows its first `start` characters."""
     found = (text.find(end, start) for end in stop)
     return text[: min((at for at in found if at >= 0), default=len(text))]
@@ -164,7 +181,7 @@ class TextStream:
     def _search(self, *, last: bool) -> str:
         """What can be shown of the text in which stop strings count."""
         if last or any(end in self._held for end in self._stop):
-            piece, self._held = cut_at_stop(self._held, self._stop), ""
+            piece, self._held = truncate_at_stop(self._held, self._stop), ""
             return piece
         starts = (k for end in self._stop for k in range(len(end), 0, -1) if self._held.endswith(end[:k]))
         keep = max(starts, default=0)

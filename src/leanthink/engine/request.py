@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 from torch import nn
 
 from leanthink.data.think_tags import ThinkTags, beginning
+from leanthink.engine.cache_requirements import check_requirements
 from leanthink.engine.sampling import Sampling
 from leanthink.models.context import context_of
 from leanthink.models.default_policy import WITHOUT_PREDICTOR, default_policy, how_to_fit, name_of
@@ -26,7 +27,7 @@ from leanthink.utils.errors import LeanThinkWarning, UsageError, unknown
 
 Predictor = str | Path | nn.Module | None
 T = TypeVar("T")
-MOST_MADE = 64  # policies that a PolicyMaker keeps: names are few, predictors may be new each time
+MAX_MADE = 64  # policies that a PolicyMaker keeps: names are few, predictors may be new each time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def make_request(
         )
     if policy.name != "full" and budget is None:
         raise UsageError(f"policy {policy.name!r} needs a budget: give budget=Budget(slots=...), or policy='full'")
-    if not policy.pins_prompt and budget is not None and tokens > budget.slots + budget.eviction_interval:
+    if not policy.pins_prompt and budget is not None and tokens > budget.max_thought_slots:
         raise UsageError(
             f"prompt {index} has {tokens} tokens, policy {policy.name!r} does not pin it, and the budget has room for "
             f"{budget.slots} + {budget.eviction_interval}: give slots={tokens - budget.eviction_interval} or more, or "
@@ -206,8 +207,8 @@ def resolve_policies(
     for policy in chosen:
         if isinstance(policy, str) and policy not in named:
             named[policy] = _make_policy(model, tokenizer, policy, predictor, ignore_predictor_mismatch)
-        elif not isinstance(policy, str) and not hasattr(policy, "score"):
-            raise unknown("policy", policy, POLICIES)
+        elif not isinstance(policy, str):
+            _check_is_policy(policy)
     learned = [policy for policy in named.values() if policy.target is not None]
     if predictor is not None and not learned:
         raise UsageError(
@@ -215,7 +216,7 @@ def resolve_policies(
         )
     resolved = [named[policy] if isinstance(policy, str) else policy for policy in chosen]
     for policy in resolved:
-        _check_wishes(policy)
+        check_requirements(policy)
         check_sets(policy, model)
     return resolved
 
@@ -239,23 +240,24 @@ class PolicyMaker:
         (made,) = resolve_policies(self._model, self._tokenizer, [policy], predictor, ignore_predictor_mismatch=how)
         if key is not None:
             self._made[key] = made
-            if len(self._made) > MOST_MADE:
+            if len(self._made) > MAX_MADE:
                 del self._made[next(iter(self._made))]
         return made
 
 
-def _check_wishes(policy: Policy) -> None:
-    own = policy.num_queries or policy.accumulates
-    by_stamps = policy.channels or policy.num_sets > 1
-    if (by_stamps and policy.per_head) or (own and not policy.per_head) or (policy.texts and not policy.is_shared):
+def _check_is_policy(given: object) -> None:
+    """Raise UsageError for an object that is no policy; of one that only looks like one, say how it becomes one."""
+    if isinstance(given, Policy):
+        return
+    if isinstance(given, type) and issubclass(given, Policy):
+        raise UsageError(f"policy {given.__name__} is a class: give an object of it, such as {given.__name__}()")
+    if hasattr(given, "score"):
+        kind = type(given).__name__
         raise UsageError(
-            f"policy {policy.name!r} has per_head={policy.per_head}, channels={policy.channels}, texts={policy.texts}, "
-            f"num_sets={policy.num_sets}, num_queries={policy.num_queries} and accumulates={policy.accumulates}: "
-            "token ids are shown to policies with one set, stamps to those with one or several that are not per head, "
-            "queries and attention to policies per head"
+            f"policy {kind!r} has a score but is not derived from leanthink.Policy, which says what a policy requires: "
+            f"write class {kind}(leanthink.Policy)"
         )
-    if policy.accumulates and not policy.num_queries:
-        raise UsageError(f"policy {policy.name!r} accumulates attention of num_queries=0 tokens: give at least 1")
+    raise unknown("policy", given, POLICIES)
 
 
 def check_sets(policy: Policy, model: Any) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from leanthink.data.think_tags import TagReader, ThinkTags
 from leanthink.data.traces.token_scores import Scores, pack
-from leanthink.engine.outputs import Completion, TopLogprobs, cut_at_stop, decode, token_chars
+from leanthink.engine.outputs import Completion, TopLogprobs, decode, token_chars, truncate_at_stop
 from leanthink.engine.request import Request
 from leanthink.policies import Policy
 
@@ -19,14 +19,14 @@ GOING_ON, STOP, LENGTH = 0, 1, 2
 BY_TOKEN, OPENING, CLOSING, NO_THOUGHT = 0, 1, 2, 3  # what is looked for in a row's text: nothing; a tag; nothing more
 
 
-class Seats:
+class RunningBatch:
     """Requests by row, with one entry per row in each tensor; rows [0, len(requests)) are taken.
 
     Attributes:
         generated: tokens generated.
         answer_start: tokens generated before `</think>`; NEVER while thinking, 0 for a request without a thought.
-        due: thought slots at which an eviction is due.
-        most, most_answer: tokens, and answer tokens, at which the request ends.
+        max_thought_slots: those of its budget: at so many an eviction is due; NEVER without a budget.
+        max_tokens, max_answer_tokens: tokens, and answer tokens, at which the request ends.
         peak: most slots held so far.
         slot_steps: slots held at each decoding step so far, added up.
         evictions: how many there were.
@@ -41,8 +41,8 @@ class Seats:
         evicted_at: for each generated token, tokens generated when its slot was evicted; -1 for never, and where
             nothing is recorded.
         unread: rows whose text could not be read in the latest step, and why.
-        stamps: by index of the recorded requests with a policy that stamps, of each token that they may generate its
-            numbers, float16 [T, C], NaN until they are noted.
+        token_scores: by index of the recorded requests with a policy that has them, of each token that they may
+            generate its scores, float16 [T, C], NaN until they are noted.
     """
 
     def __init__(
@@ -59,7 +59,8 @@ class Seats:
         self.requests: list[Request] = []
         self._table = torch.zeros(rows, 14, dtype=torch.int64)
         columns = self._table.unbind(1)
-        self.generated, self.answer_start, self.due, self.most, self.most_answer = columns[:5]
+        self.generated, self.answer_start, self.max_thought_slots, self.max_tokens = columns[:4]
+        self.max_answer_tokens = columns[4]
         self.peak, self.slot_steps, self.evictions, self.ended, self.policy, self.watched = columns[5:11]
         self.alternatives, self.recorded, self.tag = columns[11:]
         self._reader, self._reads = TagReader(tags), tags.closes and (tags.in_text or tags.must_open)
@@ -70,32 +71,41 @@ class Seats:
         self._ends = torch.tensor(ends, dtype=torch.int64)
         self.own = torch.zeros(rows, 0, dtype=torch.float64)
         self.logprobs: dict[int, list[TopLogprobs]] = {}  # by index of the requests that want them: the likeliest
-        self.stamps: dict[int, Tensor] = {}
+        self.token_scores: dict[int, Tensor] = {}
 
-    def seat(self, batch: Sequence[Request]) -> None:
+    def add(self, requests: Sequence[Request]) -> None:
         """The next free rows go to these requests, which hold all but the last token of their prompts."""
-        rows = slice(len(self.requests), len(self.requests) + len(batch))
-        self.requests.extend(batch)
+        rows = slice(len(self.requests), len(self.requests) + len(requests))
+        self.requests.extend(requests)
         self._table[rows], self.ids[rows], self.evicted_at[rows] = 0, 0, -1
-        self.answer_start[rows] = torch.tensor([0 if request.starts_in_answer else NEVER for request in batch])
-        self.most[rows] = torch.tensor([request.max_new_tokens for request in batch])
-        self.tag[rows] = torch.tensor([self._first_tag(request) for request in batch])
-        budgets = [request.budget for request in batch]
-        self.due[rows] = torch.tensor(
-            [budget.slots + budget.eviction_interval if budget else NEVER for budget in budgets]
+        self.answer_start[rows] = torch.tensor([0 if request.starts_in_answer else NEVER for request in requests])
+        self.max_tokens[rows] = torch.tensor([request.max_new_tokens for request in requests])
+        self.tag[rows] = torch.tensor([self._first_tag(request) for request in requests])
+        budgets = [request.budget for request in requests]
+        self.max_thought_slots[rows] = torch.tensor(
+            [budget.max_thought_slots if budget else NEVER for budget in budgets]
         )
-        self.most_answer[rows] = torch.tensor([budget.max_answer_slots if budget else NEVER for budget in budgets])
-        self.policy[rows] = torch.tensor([self._index_of(request.policy) for request in batch])
-        for request in batch:
+        self.max_answer_tokens[rows] = torch.tensor(
+            [budget.max_answer_slots if budget else NEVER for budget in budgets]
+        )
+        self.policy[rows] = torch.tensor([self._index_of(request.policy) for request in requests])
+        for request in requests:
             if request.sampling.logprobs is not None:
                 self.logprobs[request.index] = []
-            if (self.record or request.record) and request.policy.channels and request.policy.is_shared:
-                shape = (request.max_new_tokens, request.policy.channels)
-                self.stamps[request.index] = torch.full(shape, torch.nan, dtype=torch.float16)
-        self.alternatives[rows] = torch.tensor([request.sampling.logprobs or 0 for request in batch])
-        self.watched[rows] = torch.tensor([bool(request.sampling.stop) for request in batch], dtype=torch.int64)
-        told = [(self.record or request.record) and request.policy.is_shared for request in batch]
+            if (self.record or request.record) and request.policy.score_dims and request.policy.is_shared:
+                shape = (request.max_new_tokens, request.policy.score_dims)
+                self.token_scores[request.index] = torch.full(shape, torch.nan, dtype=torch.float16)
+        self.alternatives[rows] = torch.tensor([request.sampling.logprobs or 0 for request in requests])
+        self.watched[rows] = torch.tensor([bool(request.sampling.stop) for request in requests], dtype=torch.int64)
+        told = [(self.record or request.record) and request.policy.is_shared for request in requests]
         self.recorded[rows] = torch.tensor(told, dtype=torch.int64)
+
+    @property
+    def num_logprobs(self) -> int:
+        """Of how many alternatives any request wants log-probabilities; -1 where none wants any at all."""
+        if not self.logprobs:
+            return -1
+        return max(request.sampling.logprobs or 0 for request in self.requests)
 
     def _first_tag(self, request: Request) -> int:
         """What is looked for in a request's text at first."""
@@ -118,7 +128,7 @@ class Seats:
             table[targets] = table[sources]
         for row in rows:
             self.logprobs.pop(self.requests[row].index, None)
-            self.stamps.pop(self.requests[row].index, None)
+            self.token_scores.pop(self.requests[row].index, None)
         for source, target in zip(sources, targets, strict=True):
             self.requests[target] = self.requests[source]
         del self.requests[len(self.requests) - len(rows) :]
@@ -135,7 +145,8 @@ class Seats:
         n = len(self.requests)
         self.peak[:n] = torch.maximum(self.peak[:n], lengths_N)
         self.slot_steps[:n] += lengths_N
-        is_due_N = (lengths_N - pinned_N == self.due[:n]) & (self.answer_start[:n] == NEVER)
+        # `Budget.is_due` of all rows at once.
+        is_due_N = (lengths_N - pinned_N >= self.max_thought_slots[:n]) & (self.answer_start[:n] == NEVER)
         rows: list[int] = is_due_N.nonzero()[:, 0].tolist()
         return rows
 
@@ -149,16 +160,16 @@ class Seats:
             gone.append(tuple(positions_S[dropped_S].tolist()))
         return gone
 
-    def note_stamps(self, row: int, positions_S: Tensor, stamps_SC: Tensor) -> None:
-        """Record the numbers stamped on those of the tokens at these positions that were generated."""
+    def note_token_scores(self, row: int, positions_S: Tensor, scores_SC: Tensor) -> None:
+        """Record the token scores of those of the tokens at these positions that were generated."""
         request = self.requests[row]
         generated_S = positions_S - len(request.prompt_ids)
         thought_S = generated_S >= 0
-        self.stamps[request.index][generated_S[thought_S]] = stamps_SC[thought_S].half()
+        self.token_scores[request.index][generated_S[thought_S]] = scores_SC[thought_S].half()
 
     def note_logprobs(self, values_NX: Tensor) -> None:
         """Append the log-probabilities of the tokens noted next; columns as of `log_probabilities`."""
-        n, most = len(values_NX), values_NX.shape[1] // 2
+        n, alternatives = len(values_NX), values_NX.shape[1] // 2
         if int(self.generated[:n].max()) >= self.own.shape[1]:
             wider = torch.zeros(len(self.own), 2 * self.ids.shape[1], dtype=torch.float64)
             wider[:, : self.own.shape[1]] = self.own
@@ -166,7 +177,7 @@ class Seats:
         self.own[:n].scatter_(1, self.generated[:n, None], values_NX[:, :1])
         for row in self.alternatives[:n].nonzero()[:, 0].tolist():
             k, (_, *likeliest) = int(self.alternatives[row]), values_NX[row].tolist()
-            pairs = zip(likeliest[most : most + k], likeliest[:k], strict=True)
+            pairs = zip(likeliest[alternatives : alternatives + k], likeliest[:k], strict=True)
             self.logprobs[self.requests[row].index].append(tuple((int(token), value) for token, value in pairs))
 
     def note_tokens(self, ids_N: Tensor) -> None:
@@ -189,7 +200,7 @@ class Seats:
                 except Exception as error:  # the tokenizer's
                     self.unread[row] = error
         answer_N = generated - answer_start  # far below zero while thinking
-        ended[(generated >= self.most[rows]) | (answer_N >= self.most_answer[rows])] = LENGTH
+        ended[(generated >= self.max_tokens[rows]) | (answer_N >= self.max_answer_tokens[rows])] = LENGTH
         ended[torch.isin(ids_N, self._ends)] = STOP
         for row in self.watched[rows].nonzero()[:, 0].tolist():
             try:
@@ -262,7 +273,7 @@ class Seats:
         text = whole
         if self.searches(row) is not False:
             behind_tag = self._searches_behind_tag(row)
-            text = cut_at_stop(whole, request.sampling.stop, answer_starts if behind_tag else 0)
+            text = truncate_at_stop(whole, request.sampling.stop, answer_starts if behind_tag else 0)
         evicted_at = self.evicted_at[row, : len(ids)].tolist() if self.recorded[row] else None
         peak, likeliest = int(self.peak[row]), self.logprobs.get(request.index)
         return Completion(
@@ -298,7 +309,7 @@ class Seats:
 
     def _scores(self, row: int) -> Scores | None:
         request = self.requests[row]
-        if request.index not in self.stamps:
+        if request.index not in self.token_scores:
             return None
-        halves_TC = self.stamps[request.index][: int(self.generated[row])].numpy().astype("<f2")
+        halves_TC = self.token_scores[request.index][: int(self.generated[row])].numpy().astype("<f2")
         return pack(request.policy.horizons, halves_TC.tobytes())

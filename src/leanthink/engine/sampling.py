@@ -17,7 +17,7 @@ from leanthink.models.model_sampling import model_sampling
 from leanthink.policies.counter_rng import STEP, mix, shift_right
 from leanthink.utils.errors import UsageError
 
-MOST_LOGPROBS = 20
+MAX_LOGPROBS = 20
 SHORTLIST = 1024  # tokens, the most likely ones, among which a row with a small top_k draws
 SHORT_TOP_K = 256  # and the largest such top_k: even where many tokens tie with the k-th, they are in the list
 GREEDY_BELOW = 1e-5  # a temperature below is 0, as in vLLM: float32 cannot divide by the smallest of them
@@ -72,8 +72,8 @@ class Sampling:
             "min_p": (0 <= self.min_p <= 1, "from 0 (off) to 1"),
             "max_new_tokens": (isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1, "1 or more"),
             "logprobs": (
-                self.logprobs is None or (type(self.logprobs) is int and 0 <= self.logprobs <= MOST_LOGPROBS),
-                f"None, or 0 to {MOST_LOGPROBS}",
+                self.logprobs is None or (type(self.logprobs) is int and 0 <= self.logprobs <= MAX_LOGPROBS),
+                f"None, or 0 to {MAX_LOGPROBS}",
             ),
             "seed": (isinstance(self.seed, int) and 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1"),
         }
@@ -100,7 +100,7 @@ class Sampler:
         self.seeds = torch.zeros(rows, dtype=torch.int64, device=device)
         self._uses = torch.zeros(rows, len(Uses._fields), dtype=torch.bool)  # on the host, in that order
 
-    def seat(self, first: int, samplings: Sequence[Sampling]) -> None:
+    def assign_rows(self, first: int, samplings: Sequence[Sampling]) -> None:
         """Take the knobs of the requests that now hold rows `first`, `first + 1`, ..."""
         if not samplings:
             return
@@ -224,11 +224,11 @@ def draw(scores_NV: Tensor, uniforms_N: Tensor) -> Tensor:
     return torch.searchsorted(cumulative_NV, target_N1, right=True)[:, 0].clamp(max=scores_NV.shape[1] - 1)
 
 
-def log_probabilities(logits_NV: Tensor, ids_N: Tensor, most: int) -> Tensor:
-    """Of each row's token, then of its `most` likeliest, then the ids of these: float64 [N, 1 + 2 * most].
+def log_probabilities(logits_NV: Tensor, ids_N: Tensor, alternatives: int) -> Tensor:
+    """Of each row's token, then of its K = `alternatives` likeliest, then the ids of these: float64 [N, 1 + 2 K].
 
     Equally likely tokens come in any order, as topk gives them.
     """
     log_NV = logits_NV.double().log_softmax(dim=-1)
-    best_NK, id_NK = log_NV.topk(most, dim=-1)
+    best_NK, id_NK = log_NV.topk(alternatives, dim=-1)
     return torch.cat([log_NV.gather(1, ids_N[:, None]), best_NK, id_NK.double()], dim=1)

@@ -1,4 +1,4 @@
-"""Who holds which slots of the arena: contiguous regions, first fit, nothing ever handed out twice."""
+"""Who holds which slots of the cache: contiguous allocations, first fit, nothing ever handed out twice."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 
 @dataclass(eq=False)
-class Region:
-    """Slots [start, start + size) of the arena; `row` is the row that decodes on them, None while the prompt is fed."""
+class Allocation:
+    """Slots [start, start + size) of the cache; `row` is the row that decodes on them, None while the prompt is fed."""
 
     start: int
     size: int
@@ -20,62 +20,62 @@ class Region:
         return self.start + self.size
 
 
-class Arena:
-    """`total` slots, given out in contiguous regions.
+class SlotAllocator:
+    """`total` slots, given out in contiguous allocations.
 
     Args:
         total: slots in all.
-        equal: None: a region has as many slots as are asked for, and lies where it first fits. A number: every region
-            has so many slots, and the regions in use always come first, which lets one call attend to all of them.
+        fixed_size: None: an allocation has as many slots as are asked for, and lies where it first fits. A number:
+            every allocation has so many slots, and those in use always come first, which lets one call attend to all.
     """
 
-    def __init__(self, total: int, *, equal: int | None = None) -> None:
-        assert equal is None or 0 < equal <= total
-        self.total, self.equal = total, equal
-        self.regions: list[Region] = []  # in use, by start
-        self.widest = 0  # slots of the largest region ever given out
+    def __init__(self, total: int, *, fixed_size: int | None = None) -> None:
+        assert fixed_size is None or 0 < fixed_size <= total
+        self.total, self.fixed_size = total, fixed_size
+        self.allocations: list[Allocation] = []  # in use, by start
+        self.largest_so_far = 0  # slots of the largest allocation ever given out
 
     @property
-    def largest(self) -> int:
-        """Most slots that one region can have in an empty arena."""
-        return self.total if self.equal is None else self.equal
+    def max_allocation(self) -> int:
+        """Most slots that one allocation can have where none is in use."""
+        return self.total if self.fixed_size is None else self.fixed_size
 
     @property
     def used(self) -> int:
         """Slots in use."""
-        return sum(region.size for region in self.regions)
+        return sum(allocation.size for allocation in self.allocations)
 
-    def reserve(self, size: int) -> Region | None:
-        """A region of `size` slots, or None while there is no room."""
-        assert 0 < size <= self.largest, "the engine refuses what can never fit"
-        size = self.equal or size
+    def allocate(self, size: int) -> Allocation | None:
+        """An allocation of `size` slots, or None while there is no room."""
+        assert 0 < size <= self.max_allocation, "the engine refuses what can never fit"
+        size = self.fixed_size or size
         start = 0
-        for region in self.regions:
-            if region.start - start >= size:
+        for allocation in self.allocations:
+            if allocation.start - start >= size:
                 break
-            start = region.end
+            start = allocation.end
         if start + size > self.total:
             return None
-        new = Region(start=start, size=size)
-        self.widest = max(self.widest, size)
-        insort(self.regions, new, key=lambda region: region.start)
+        new = Allocation(start=start, size=size)
+        self.largest_so_far = max(self.largest_so_far, size)
+        insort(self.allocations, new, key=lambda allocation: allocation.start)
         return new
 
-    def release(self, region: Region) -> tuple[Region, int] | None:
-        """Give a region back; with equal regions the last one moves into the gap: (that region, where it was)."""
-        self.regions.remove(region)
-        if self.equal is None or not self.regions or self.regions[-1].start < region.start:
+    def free(self, allocation: Allocation) -> tuple[Allocation, int] | None:
+        """Give one back; of those of fixed size the last moves into the gap: (that allocation, where it was)."""
+        self.allocations.remove(allocation)
+        if self.fixed_size is None or not self.allocations or self.allocations[-1].start < allocation.start:
             return None
-        last = self.regions.pop()
-        was, last.start = last.start, region.start
-        insort(self.regions, last, key=lambda entry: entry.start)
+        last = self.allocations.pop()
+        was, last.start = last.start, allocation.start
+        insort(self.allocations, last, key=lambda other: other.start)
         return last, was
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless the regions lie apart, inside the arena and, if equal, in a prefix."""
-        ends = [0, *(region.end for region in self.regions)]
-        starts = [region.start for region in self.regions]
-        assert all(end <= start for end, start in zip(ends, starts, strict=False)), "regions overlap"
+        """Raise AssertionError unless the allocations lie apart, inside the cache and, of fixed size, in a prefix."""
+        ends = [0, *(allocation.end for allocation in self.allocations)]
+        starts = [allocation.start for allocation in self.allocations]
+        assert all(end <= start for end, start in zip(ends, starts, strict=False)), "allocations overlap"
         assert ends[-1] <= self.total
-        if self.equal is not None:
-            assert starts == [self.equal * i for i in range(len(starts))], starts
+        if self.fixed_size is not None:
+            assert starts == [self.fixed_size * i for i in range(len(starts))], starts

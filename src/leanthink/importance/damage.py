@@ -25,7 +25,7 @@ from leanthink.engine.sdpa import for_any_length
 from leanthink.importance.labels import Thought
 from leanthink.models.loading import kv_shape
 from leanthink.policies import Policy, Slots
-from leanthink.policies.budget import Budget, keep_in_order
+from leanthink.policies.budget import Budget, select
 from leanthink.utils.errors import UsageError
 
 ATTENTION_NAME = "leanthink_damage"
@@ -53,7 +53,7 @@ def damage(model: Any, thought: Thought, policies: Sequence[Policy], budget: Bud
     Args:
         model: in evaluation mode, on the device to compute on.
         thought: recorded with the full cache.
-        policies: those that rank by ages, positions, seeds and stamps, with the prompt pinned.
+        policies: those that rank by ages, positions, seeds and token scores, with the prompt pinned.
         budget: of the request.
 
     Raises:
@@ -64,13 +64,13 @@ def damage(model: Any, thought: Thought, policies: Sequence[Policy], budget: Bud
         if policy.name == "full" or policy.per_head or policy.texts or not policy.pins_prompt:
             raise UsageError(
                 f"policy {policy.name!r} cannot be simulated: give one that ranks by ages, positions, seeds and "
-                "stamps, with the prompt pinned"
+                "token scores, with the prompt pinned"
             )
     ids_1N = torch.tensor([thought.token_ids[: thought.thought_end]], device=model.device)
     with middle_outputs(model) as middle, for_any_length():
         full_NM = model.base_model(input_ids=ids_1N, use_cache=False).last_hidden_state[0]
     states_TF = joined(full_NM, middle[0][0])[thought.prompt_tokens :]
-    first = thought.prompt_tokens + budget.slots + budget.eviction_interval  # the first query that misses something
+    first = thought.prompt_tokens + budget.max_thought_slots  # the first query that misses something
     found = []
     for policy in policies:
         seen_XNN = visible(model, thought, policy, budget, states_TF)
@@ -98,13 +98,13 @@ def visible(model: Any, thought: Thought, policy: Policy, budget: Budget, states
     """
     prompt, N, device = thought.prompt_tokens, thought.thought_end, model.device
     X, T = policy.num_sets, N - prompt
-    stamps_TXC = _stamps(policy, states_TF)
+    token_scores_TXC = _token_scores(policy, states_TF)
     seen_XNN = torch.ones(N, N, dtype=torch.bool, device=device).tril_().repeat(X, 1, 1)
-    held_XS = torch.arange(budget.slots + budget.eviction_interval, device=device).repeat(X, 1)  # thought tokens
-    for written in range(budget.slots + budget.eviction_interval, T, budget.eviction_interval):
-        shown = _shown(thought, policy, held_XS, written, stamps_TXC)
+    held_XS = torch.arange(budget.max_thought_slots, device=device).repeat(X, 1)  # thought tokens
+    for written in range(budget.max_thought_slots, T, budget.eviction_interval):
+        shown = _shown(thought, policy, held_XS, written, token_scores_TXC)
         scores_XS = policy.score(shown).view(X, -1).float()
-        kept_XK = keep_in_order(scores_XS, budget.slots, budget.recent_window)
+        kept_XK = select(scores_XS, None, None, budget)
         stays_XT = torch.zeros(X, written, dtype=torch.bool, device=device).scatter_(
             1, held_XS.gather(1, kept_XK), True
         )
@@ -114,11 +114,13 @@ def visible(model: Any, thought: Thought, policy: Policy, budget: Budget, states
     return seen_XNN
 
 
-def _shown(thought: Thought, policy: Policy, held_XS: Tensor, written: int, stamps_TXC: Tensor | None) -> Slots:
+def _shown(thought: Thought, policy: Policy, held_XS: Tensor, written: int, token_scores_TXC: Tensor | None) -> Slots:
     """What the policy is shown once so many thought tokens are written."""
     X, device = policy.num_sets, held_XS.device
     ages_XS = written - 1 - held_XS
-    stamps_XSC = None if stamps_TXC is None else stamps_TXC[held_XS, torch.arange(X, device=device)[:, None]]
+    token_scores_XSC = (
+        None if token_scores_TXC is None else token_scores_TXC[held_XS, torch.arange(X, device=device)[:, None]]
+    )
     shape = (1, X) if X > 1 else (1,)
     return Slots(
         ages=ages_XS.view(*shape, -1),
@@ -126,17 +128,17 @@ def _shown(thought: Thought, policy: Policy, held_XS: Tensor, written: int, stam
         next_position=torch.tensor([thought.prompt_tokens + written], device=device),
         prompt_tokens=torch.tensor([thought.prompt_tokens], device=device),
         seeds=torch.zeros(1, dtype=torch.int64, device=device),
-        stamps=None if stamps_XSC is None else stamps_XSC.view(*shape, *stamps_XSC.shape[1:]),
+        token_scores=None if token_scores_XSC is None else token_scores_XSC.view(*shape, *token_scores_XSC.shape[1:]),
     )
 
 
-def _stamps(policy: Policy, states_TF: Tensor) -> Tensor | None:
-    """What the policy stamps on each thought token, [T, X, C]."""
-    if not policy.channels:
+def _token_scores(policy: Policy, states_TF: Tensor) -> Tensor | None:
+    """The policy's scores of each thought token, [T, X, C]."""
+    if not policy.score_dims:
         return None
     at_TW = torch.arange(len(states_TF))[:, None] + torch.tensor(policy.offsets)
-    stamps_TY = policy.stamp(states_TF[at_TW.clamp(max=len(states_TF) - 1).to(states_TF.device)])
-    return stamps_TY.view(len(states_TF), policy.num_sets, policy.channels)
+    token_scores_TY = policy.score_tokens(states_TF[at_TW.clamp(max=len(states_TF) - 1).to(states_TF.device)])
+    return token_scores_TY.view(len(states_TF), policy.num_sets, policy.score_dims)
 
 
 def _log_probs(model: Any, hidden_NM: Tensor) -> Tensor:

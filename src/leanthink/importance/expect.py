@@ -28,7 +28,7 @@ class Expected:
     """How far evictions move the next-token distribution from the full cache's on held-out thoughts, by policy.
 
     Attributes:
-        ratio: mean thought by slots + interval.
+        ratio: mean thought by most thought slots held, those of the budget and the interval.
         budget: what is held.
         traces: how many thoughts.
         tokens: how many of their tokens come after an eviction; means are over these.
@@ -83,8 +83,7 @@ def expect(
         return None
     most_tokens = isqrt(MASK_BYTES.get(model.device.type, MASK_BYTES["cuda"]) // predictor.num_sets)
     cut = [_cut(Thought.of(trace), most_tokens) for trace in held_out if trace.thought_tokens]
-    held = budget.slots + budget.eviction_interval
-    long = [thought for thought in cut if thought.thought_end - thought.prompt_tokens > held]
+    long = [thought for thought in cut if thought.thought_end - thought.prompt_tokens > budget.max_thought_slots]
     if not long:
         return None
     chosen = long[:: -(-len(long) // MOST_TRACES)]  # of all problems, where several files lie behind one another

@@ -62,6 +62,11 @@ class Budget:
             )
 
     @property
+    def max_thought_slots(self) -> int:
+        """Most thought slots that a request holds: at so many an eviction is due."""
+        return self.slots + self.eviction_interval
+
+    @property
     def record(self) -> dict[str, int]:
         """Its fields for JSON, under the keys that files have."""
         return file_keys(asdict(self))
@@ -72,8 +77,8 @@ class Budget:
         return Budget(**{FILE_KEYS.get(key, key): value for key, value in record.items()})
 
     def is_due(self, thought_slots: int) -> bool:
-        """Whether a request that holds this many thought slots must evict now."""
-        return thought_slots >= self.slots + self.eviction_interval
+        """Whether a request that thinks and holds this many thought slots must evict now."""
+        return thought_slots >= self.max_thought_slots
 
     def bound(self, prompt_tokens: int, max_new_tokens: int, *, thinks: bool = True, answers: bool = True) -> int:
         """Most slots that a request can ever hold at one time: what is reserved when it is admitted.
@@ -84,34 +89,39 @@ class Budget:
             thinks: False: its prompt has closed the thought, and all that it writes is answer.
             answers: False: nothing can close the thought, and all that it writes is thought.
         """
-        written = (self.slots + self.eviction_interval) * thinks + self.max_answer_slots * answers
+        written = self.max_thought_slots * thinks + self.max_answer_slots * answers
         return prompt_tokens + min(written, max_new_tokens)
 
 
-def select(scores: Tensor, ages: Tensor, pinned: Tensor, budget: Budget) -> Tensor:
+def select(scores: Tensor, ages: Tensor | None, pinned: Tensor | None, budget: Budget) -> Tensor:
     """Indices of the slots that stay, ascending: [..., K] int64, K = pinned slots + min(budget.slots, the rest).
 
     Pinned slots stay and are not counted. Of the others, the `budget.recent_window` youngest stay whatever their score;
     what is left of the budget goes to the highest scores, and between equal scores the younger stays.
-    Every leading row is chosen independently. Costs one host sync.
+    Every leading row is chosen independently. Costs one host sync, but none for slots that lie as in a cache, of which
+    neither ages nor pinned ones are told: whether scores are finite is not looked at there (the engine does, later).
 
     Args:
         scores: [..., S] floating point, higher stays.
-        ages: [..., S] integers, tokens since the slot was written, 0 for the youngest; distinct within a row.
-        pinned: [..., S] bool, the same count in every leading row.
+        ages: [..., S] integers, tokens since the slot was written, 0 for the youngest; distinct within a row. None: the
+            slots lie oldest first and none is pinned.
+        pinned: [..., S] bool, the same count in every leading row; None exactly where `ages` is.
         budget: how many stay.
 
     Raises:
         LeanThinkError: a score is NaN or infinite.
     """
-    assert scores.shape == ages.shape == pinned.shape, f"{scores.shape}, {ages.shape}, {pinned.shape}"
     assert scores.is_floating_point(), scores.dtype
     num_slots = scores.shape[-1]
+    if ages is None or pinned is None:
+        assert ages is pinned, "both are None, or none is"
+        return top_k_oldest_first(scores, min(budget.slots, num_slots), budget.recent_window)
+    assert scores.shape == ages.shape == pinned.shape, f"{scores.shape}, {ages.shape}, {pinned.shape}"
     num_pinned = _checked_pinned(scores, pinned)
-    return keep(scores, ages, pinned, num_pinned + min(budget.slots, num_slots - num_pinned), budget.recent_window)
+    return top_k(scores, ages, pinned, num_pinned + min(budget.slots, num_slots - num_pinned), budget.recent_window)
 
 
-def keep(scores: Tensor, ages: Tensor, pinned: Tensor, num_kept: int, window: int) -> Tensor:
+def top_k(scores: Tensor, ages: Tensor, pinned: Tensor, num_kept: int, window: int) -> Tensor:
     """`select` for a known number of kept slots, pinned ones included: unchecked, and without a host sync."""
     # Younger first, and stable sorts from here on: that is what settles ties.
     by_age = ages.sort(dim=-1, stable=True).indices
@@ -122,8 +132,8 @@ def keep(scores: Tensor, ages: Tensor, pinned: Tensor, num_kept: int, window: in
     return by_age.gather(-1, by_rank[..., :num_kept]).sort(dim=-1).values
 
 
-def keep_in_order(scores: Tensor, num_kept: int, window: int) -> Tensor:
-    """`keep` of slots of which none is pinned and that lie oldest first, as in a cache: one sort less, none on a GPU.
+def top_k_oldest_first(scores: Tensor, num_kept: int, window: int) -> Tensor:
+    """`top_k` of slots of which none is pinned and that lie oldest first, as in a cache: one sort less, none on a GPU.
 
     Args:
         scores: [..., S] floating point, higher stays.
@@ -132,9 +142,9 @@ def keep_in_order(scores: Tensor, num_kept: int, window: int) -> Tensor:
     """
     num_slots = scores.shape[-1]
     if scores.is_cuda and scores.dtype != torch.float64:
-        from leanthink.policies.select_kernel import MOST_SLOTS, select_in_order
+        from leanthink.policies.select_kernel import MAX_SLOTS, select_in_order
 
-        if num_slots <= MOST_SLOTS:
+        if num_slots <= MAX_SLOTS:
             return select_in_order(scores.flatten(0, -2), num_kept, window).view(*scores.shape[:-1], num_kept)
     ranked = scores.clone()
     ranked[..., max(0, num_slots - window) :] = torch.inf
@@ -155,7 +165,7 @@ def check_finite(finite: bool) -> None:
 def _checked_pinned(scores: Tensor, pinned: Tensor) -> int:
     """The number of pinned slots of a row, after checking all rows and all scores in one host sync."""
     counts = pinned.sum(dim=-1)
-    finite, least, most = torch.stack([torch.isfinite(scores).all().long(), counts.min(), counts.max()]).tolist()
+    finite, fewest, most = torch.stack([torch.isfinite(scores).all().long(), counts.min(), counts.max()]).tolist()
     check_finite(bool(finite))
-    assert least == most, f"rows pin between {least} and {most} slots; all must pin the same number"
+    assert fewest == most, f"rows pin between {fewest} and {most} slots; all must pin the same number"
     return int(most)

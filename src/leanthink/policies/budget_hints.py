@@ -8,7 +8,7 @@ from typing import Any, cast
 from leanthink.policies import Policy
 from leanthink.policies.budget import Budget
 
-MOST_RATIO = 4.0  # mean thought by budget + interval; beyond it answers were measured to go wrong (docs/policies.md)
+MAX_RATIO = 4.0  # mean thought by budget + interval; beyond it answers were measured to go wrong (docs/policies.md)
 
 
 def budget_hints(policy: Policy, budget: Budget | None) -> list[str]:
@@ -23,13 +23,13 @@ def budget_hints(policy: Policy, budget: Budget | None) -> list[str]:
             "window"
         )
     thought = thought_tokens_of(policy)
-    held = budget.slots + budget.eviction_interval
-    if thought is not None and thought > MOST_RATIO * held:
-        least = math.ceil(thought / MOST_RATIO) - budget.eviction_interval
+    held = budget.max_thought_slots
+    if thought is not None and thought > MAX_RATIO * held:
+        least = math.ceil(thought / MAX_RATIO) - budget.eviction_interval
         hints.append(
             f"budget {budget.slots} and eviction interval {budget.eviction_interval} hold {thought / held:.3g} times "
             f"less than this model's mean thought, {thought:.0f} tokens when its predictor was fitted; above "
-            f"{MOST_RATIO:.0f} times answers go wrong: give a budget of {least} or more"
+            f"{MAX_RATIO:.0f} times answers go wrong: give a budget of {least} or more"
         )
     return hints
 

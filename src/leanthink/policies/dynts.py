@@ -27,20 +27,20 @@ class DynTS(Policy):
         check_target(self, self.predictor)
 
     @property
-    def channels(self) -> int:
+    def score_dims(self) -> int:
         """One: the predicted importance."""
         return 1
 
     @property
-    def stamp_dtype(self) -> torch.dtype:
+    def score_dtype(self) -> torch.dtype:
         """The predictor's own, if that is narrower than float32: nothing that it says is lost."""
         return narrow_dtype(self.predictor)
 
-    def stamp(self, states_NWF: Tensor) -> Tensor:
+    def score_tokens(self, hidden_states_NWF: Tensor) -> Tensor:
         """The predicted importance of each token, [N, 1]."""
-        return self.predictor(states_NWF).float()
+        return self.predictor(hidden_states_NWF).float()
 
     def score(self, slots: Slots) -> Tensor:
-        """What was stamped, whatever the slot's age, [R, S]."""
-        assert slots.stamps is not None, "the cache stamps every slot of a policy with channels"
-        return slots.stamps[..., 0]
+        """The token's score, whatever the slot's age, [R, S]."""
+        assert slots.token_scores is not None, "the cache holds the token scores of a policy with score_dims"
+        return slots.token_scores[..., 0]

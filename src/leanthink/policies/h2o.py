@@ -40,5 +40,5 @@ class H2O(Policy):
 
     def score(self, slots: Slots) -> Tensor:
         """The attention so far, [R, H, S]."""
-        assert slots.attended is not None, "the cache adds up the attention for a policy that accumulates"
-        return slots.attended
+        assert slots.accumulated_attention is not None, "the cache adds up the attention for a policy that accumulates"
+        return slots.accumulated_attention

@@ -15,7 +15,7 @@ from leanthink.utils.errors import UsageError, unknown
 
 Rule = Literal["floor", "ceil"]
 
-MOST_AT_ONCE = 16  # tokens of a row: the predictor's weights are read once for all of them
+MAX_AT_ONCE = 16  # tokens of a row: the predictor's weights are read once for all of them
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -33,7 +33,7 @@ class Horizon(Policy):
         predictor: fitted to the target "horizon".
         rule: "ceil" ranks by the smallest d_h >= a instead, and by the largest of all beyond that.
         only: one of the horizons, whose number then ranks a slot of any age; None: all of them.
-        local: False: only slots that have no stamp yet outrank all others.
+        local: False: only slots that have no token scores yet outrank all others.
     """
 
     name: ClassVar[str] = "horizon"
@@ -51,7 +51,7 @@ class Horizon(Policy):
         if self.predictor.offsets[-1] >= horizons[0]:
             raise UsageError(
                 f"Horizon: the predictor's offsets {self.predictor.offsets} must stay below its first horizon, "
-                f"{horizons[0]}: a slot is ranked by its stamp from that age on"
+                f"{horizons[0]}: a slot is ranked by its token's scores from that age on"
             )
         check_rule(self.rule)
         if self.only is not None and self.only not in horizons:
@@ -67,7 +67,7 @@ class Horizon(Policy):
         return self.predictor.num_sets
 
     @property
-    def channels(self) -> int:
+    def score_dims(self) -> int:
         """One for each horizon."""
         return len(self.predictor.horizons)
 
@@ -83,32 +83,32 @@ class Horizon(Policy):
 
     @property
     def stride(self) -> int:
-        """As many tokens as can wait until the oldest of them leaves the local window, at most MOST_AT_ONCE."""
-        return min(MOST_AT_ONCE, self.predictor.horizons[0] - self.offsets[-1]) if self.local else 1
+        """As many tokens as can wait until the oldest of them leaves the local window, at most MAX_AT_ONCE."""
+        return min(MAX_AT_ONCE, self.predictor.horizons[0] - self.offsets[-1]) if self.local else 1
 
     @property
-    def stamp_dtype(self) -> torch.dtype:
+    def score_dtype(self) -> torch.dtype:
         """The predictor's own, if that is narrower than float32: nothing that it says is lost."""
         return narrow_dtype(self.predictor)
 
-    def stamp(self, states_NWF: Tensor) -> Tensor:
+    def score_tokens(self, hidden_states_NWF: Tensor) -> Tensor:
         """The predicted importance of each token in each index set at each horizon, [N, X C]."""
-        return self.predictor(states_NWF).float()
+        return self.predictor(hidden_states_NWF).float()
 
     def score(self, slots: Slots) -> Tensor:
-        """The stamp of the horizon that the slot's age calls for, of the shape of `slots.ages`."""
-        assert slots.stamps is not None, "the cache stamps every slot of a policy with channels"
+        """The token's score for the horizon that the slot's age calls for, of the shape of `slots.ages`."""
+        assert slots.token_scores is not None, "the cache holds the token scores of a policy with score_dims"
         horizons = self.predictor.horizons
         if self.only is None:
-            channel = channel_at(slots.ages, horizons, self.rule)
+            index = horizon_index(slots.ages, horizons, self.rule)
         else:
-            channel = torch.full_like(slots.ages, horizons.index(self.only))
-        score = slots.stamps.gather(-1, channel[..., None]).squeeze(-1)
+            index = torch.full_like(slots.ages, horizons.index(self.only))
+        score = slots.token_scores.gather(-1, index[..., None]).squeeze(-1)
         younger_than = horizons[0] if self.local else self.offsets[-1]
         return torch.where(slots.ages < younger_than, OUTRANKS - slots.ages, score)
 
 
-def channel_at(ages: Tensor, horizons: tuple[int, ...], rule: Rule) -> Tensor:
+def horizon_index(ages: Tensor, horizons: tuple[int, ...], rule: Rule) -> Tensor:
     """Index of the horizon that each age calls for: the largest that it has reached, or the smallest to come."""
     reached = torch.bucketize(ages.contiguous(), constant(horizons, ages.device), right=rule == "floor")
     return (reached - 1).clamp(min=0) if rule == "floor" else reached.clamp(max=len(horizons) - 1)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from leanthink.policies.horizon import Rule, channel_at, check_rule
+from leanthink.policies.horizon import Rule, check_rule, horizon_index
 from leanthink.policies.policy import OUTRANKS, Policy, Slots
 from leanthink.utils.errors import UsageError
 
@@ -58,8 +58,8 @@ class Oracle(Policy):
         index_RXS = positions_RXS - slots.prompt_tokens[:, None, None]
         known_RXS = index_RXS < labels_XTC.shape[1]
         set_X1 = torch.arange(self.num_sets, device=index_RXS.device)[:, None]
-        channel_RXS = channel_at(ages_RXS, self.distances, self.rule)
-        label_RXS = labels_XTC[set_X1, index_RXS.where(known_RXS, 0), channel_RXS]
+        horizon_RXS = horizon_index(ages_RXS, self.distances, self.rule)
+        label_RXS = labels_XTC[set_X1, index_RXS.where(known_RXS, 0), horizon_RXS]
         score_RXS = label_RXS.float().masked_fill(~known_RXS, -1.0)
         if self.local:
             score_RXS = torch.where(ages_RXS < self.distances[0], OUTRANKS - ages_RXS, score_RXS)

@@ -1,20 +1,22 @@
-"""What a policy is, and what it is shown: it ranks thought slots; it never counts and never writes.
+"""What a policy is, what it requires and what it is shown: it ranks thought slots; it never counts and never writes.
 
 Shape legend: R rows (requests, or for policies per head the layers of requests); S thought slots, oldest first; H kv
 heads; G query heads of one kv head; X index sets of a granularity (1 for "model", L for "layer", L H for "head", layer
-by layer; L layers); W latest queries, oldest first, or tokens seen by a predictor; D head width; C stamped channels;
-N tokens; F state size.
+by layer; L layers); W latest queries, oldest first, or tokens seen by a predictor; D head width; C score dimensions of
+a token; N tokens; F hidden state size.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from operator import attrgetter
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from leanthink.utils.deprecated import warn_renamed
 from leanthink.utils.errors import UsageError
 
 Target = Literal["answer", "horizon"]
@@ -29,7 +31,7 @@ OUTRANKS = 2.0**23
 class Slots:
     """The thought slots of some requests, read-only. Tensors of one instance live on one device.
 
-    A policy that ranks by stamps sees ages, positions and stamps, of all of its index sets at once. One that is
+    A policy that ranks by token scores sees ages, positions and these, of all of its index sets at once. One that is
     `per_head` sees keys, values and queries instead, and each layer of a request is a row of its own: it may be asked
     of one layer, of all, or of any part, and what it says of a row must not depend on what other rows are there.
 
@@ -40,7 +42,8 @@ class Slots:
         next_position: position that the next token will get, int64 [R].
         prompt_tokens: length of the prompt, int64 [R]; thought positions start here.
         seeds: the request's seed, int64 [R].
-        stamps: what `Policy.stamp` returned for the slot's token and set, float32 [R, S, C] or [R, X, S, C].
+        token_scores: what `Policy.score_tokens` returned for the slot's token and set, float32 [R, S, C] or
+            [R, X, S, C].
         token_ids: of the slot's token, int64 [R, S], for policies with `texts`.
         layer: index of the row's layer, int64 [R], for policies per head.
         keys: [R, H, S, D], rotated to their own positions.
@@ -49,8 +52,8 @@ class Slots:
         scaling: what the model multiplies query-key products by.
         pinned_log_sums: for each of these queries the logarithm of the sum of exp(scaled product) over the slots that
             are not shown, [R, H, G, W], so that softmax over all that the query saw can be had; None: there are none.
-        attended: attention that the slot got so far from every query of every query head, added up, float32
-            [R, H, S], for policies with `accumulates`.
+        accumulated_attention: attention that the slot got so far from every query of every query head, added up,
+            float32 [R, H, S], for policies with `accumulates`.
     """
 
     ages: Tensor
@@ -58,7 +61,7 @@ class Slots:
     next_position: Tensor
     prompt_tokens: Tensor
     seeds: Tensor
-    stamps: Tensor | None = None
+    token_scores: Tensor | None = None
     token_ids: Tensor | None = None
     layer: Tensor | None = None
     keys: Tensor | None = None
@@ -66,7 +69,7 @@ class Slots:
     queries: Tensor | None = None
     scaling: float | None = None
     pinned_log_sums: Tensor | None = None
-    attended: Tensor | None = None
+    accumulated_attention: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape, rows = self.ages.shape, self.ages.shape[:1]
@@ -74,18 +77,30 @@ class Slots:
         assert self.next_position.shape == self.prompt_tokens.shape == self.seeds.shape == rows, "one number per row"
         assert len(shape) == 3 or (len(shape) == 2 and self.layer is None), "[R, S], [R, X, S], or [R, H, S] of layers"
         assert self.layer is None or self.layer.shape == rows, self.layer
-        assert self.stamps is None or self.stamps.shape[:-1] == shape, self.stamps
+        assert self.token_scores is None or self.token_scores.shape[:-1] == shape, self.token_scores
         assert self.keys is None or self.keys.shape[:-1] == shape, self.keys
         assert self.values is None or self.values.shape[:-1] == shape, self.values
         assert self.queries is None or self.queries.shape[:2] == shape[:2], self.queries
-        for of_slots in (self.token_ids, self.attended):
+        for of_slots in (self.token_ids, self.accumulated_attention):
             assert of_slots is None or of_slots.shape == shape, of_slots
         sums = self.pinned_log_sums
         assert sums is None or (self.queries is not None and sums.shape == self.queries.shape[:-1]), sums
 
+    @property
+    def stamps(self) -> Tensor | None:
+        """What `token_scores` was called."""
+        warn_renamed("Slots.stamps", "Slots.token_scores")
+        return self.token_scores
+
+    @property
+    def attended(self) -> Tensor | None:
+        """What `accumulated_attention` was called."""
+        warn_renamed("Slots.attended", "Slots.accumulated_attention")
+        return self.accumulated_attention
+
 
 class ImportancePredictor(Protocol):
-    """A fitted predictor as policies use it: states of tokens in, ranking scores out."""
+    """A fitted predictor as policies use it: hidden states of tokens in, ranking scores out."""
 
     @property
     def target(self) -> str:
@@ -93,7 +108,7 @@ class ImportancePredictor(Protocol):
 
     @property
     def horizons(self) -> tuple[int, ...]:
-        """Reading distances in tokens, ascending, one per channel; empty for "answer"."""
+        """Reading distances in tokens, ascending, one per score dimension; empty for "answer"."""
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -103,19 +118,22 @@ class ImportancePredictor(Protocol):
     def num_sets(self) -> int:
         """X: for how many index sets it scores, 1 for all layers and heads together."""
 
-    def __call__(self, states_NWF: Tensor, /) -> Tensor:
+    def __call__(self, hidden_states_NWF: Tensor, /) -> Tensor:
         """Scores [N, X C], those of one index set side by side; higher is more important."""
 
 
-class Policy(Protocol):
-    """Ranks thought slots. Subclass it, give `name` and `score`, and override what else the policy needs.
+class Policy(ABC):
+    """Ranks thought slots. Subclass it, give `name` and `score`, and override what else the policy requires.
+
+    What a policy requires is said here and nowhere else: the engine reads these members, adds up what the policies of
+    its requests require (`leanthink.engine.cache_requirements`), and has the cache remember it.
 
     Attributes:
         name: what users write.
         per_head: True: it ranks the slots of each layer and kv head by that layer's keys, values and queries.
         target: what its importance predictor must have been fitted to; None when it takes no predictor.
-        accumulates: whether it wants to be shown `Slots.attended`. Queries wait, `num_queries` of them at most, until
-            their attention is added: that is exact, because nothing is evicted meanwhile.
+        accumulates: whether it is shown `Slots.accumulated_attention`. Queries wait, `num_queries` of them at most,
+            until their attention is added: that is exact, because nothing is evicted meanwhile.
         texts: tokens with one of these texts mean something to it. It takes their ids as `separator_ids` and is shown
             `Slots.token_ids`.
         labelled: whether it takes the labels of one recorded request.
@@ -127,6 +145,10 @@ class Policy(Protocol):
     accumulates: ClassVar[bool] = False
     texts: ClassVar[tuple[str, ...]] = ()
     labelled: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _keep_old_names(cls)
 
     @property
     def pins_prompt(self) -> bool:
@@ -144,7 +166,7 @@ class Policy(Protocol):
 
     @property
     def num_sets(self) -> int:
-        """X: how many index sets it ranks by its stamps: 1 for the whole model, one a layer, or one a kv head."""
+        """X: how many index sets it ranks by token scores: 1 for the whole model, one a layer, or one a kv head."""
         return 1
 
     @property
@@ -153,41 +175,44 @@ class Policy(Protocol):
         return not self.per_head and self.num_sets == 1
 
     @property
-    def channels(self) -> int:
-        """How many numbers `stamp` gives each token for each index set; 0 for a policy that stamps nothing."""
+    def score_dims(self) -> int:
+        """C: how many numbers `score_tokens` gives each token for each index set; 0: it scores no tokens."""
         return 0
 
     @property
-    def stamp_dtype(self) -> torch.dtype:
-        """In which the cache holds what `stamp` gives: a narrower one than float32 takes less memory."""
+    def score_dtype(self) -> torch.dtype:
+        """In which the cache holds what `score_tokens` gives: a narrower one than float32 takes less memory."""
         return torch.float32
 
     @property
     def horizons(self) -> tuple[int, ...]:
-        """Reading distances in tokens, one for each channel; empty where the channels stand for something else."""
+        """Reading distances in tokens, one for each score dimension; empty where these stand for something else."""
         return ()
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Which tokens `stamp` is shown of each, ascending from 0: the token itself and those so many tokens later.
+        """Which tokens `score_tokens` is shown of each, ascending from 0: the token itself and those so many later.
 
-        A token is stamped when the last of them is written; until then its stamp means nothing, and `score` must rank
-        it above all that are stamped.
+        A token is scored when the last of them is written; until then its scores mean nothing, and `score` must rank
+        it above all that have theirs.
         """
         return (0,)
 
     @property
     def stride(self) -> int:
-        """How many tokens of a row may be stamped together, in every so many-th step only, at least 1.
+        """How many tokens of a row may be scored together, in every so many-th step only, at least 1.
 
-        A token may thus have to wait for its stamp until `stride` - 1 more tokens are written. Until then, too, `score`
-        must rank it above all that are stamped, and the younger of two such tokens above the older.
+        A token may thus have to wait for its scores until `stride` - 1 more tokens are written. Until then, too,
+        `score` must rank it above all that have theirs, and the younger of two such tokens above the older.
         """
         return 1
 
-    def stamp(self, states_NWF: Tensor) -> Tensor:
-        """Numbers to store beside each token's slot, float32 [N, X C], from its states (`engine.hidden_states`)."""
-        raise AssertionError(f"{self.name} stamps nothing: channels is {self.channels}")
+    def score_tokens(self, hidden_states_NWF: Tensor) -> Tensor:
+        """Numbers to store beside each token's slot, float32 [N, X C], from its hidden states (`engine.hidden_states`).
+
+        Computed once, when the token is written; `score` is shown them as `Slots.token_scores`.
+        """
+        raise AssertionError(f"{self.name} scores no tokens: score_dims is {self.score_dims}")
 
     @abstractmethod
     def score(self, slots: Slots) -> Tensor:
@@ -195,6 +220,25 @@ class Policy(Protocol):
 
         Shape of `slots.ages`. Row i depends on nothing of row j: of another request, or of another layer.
         """
+
+
+RENAMED = {"stamp": "score_tokens", "channels": "score_dims", "stamp_dtype": "score_dtype"}
+
+
+def _keep_old_names(cls: Any) -> None:
+    """Whatever a class defines under an old name can be had under the new one, which is told once; and the reverse."""
+    own = cls.__dict__
+    defined = {old: new for old, new in RENAMED.items() if old in own and new not in own}
+    if defined:
+        warn_renamed(f"{cls.__name__}'s {', '.join(defined)}", ", ".join(defined.values()), stacklevel=4)
+    for old, new in RENAMED.items():
+        if old in defined:
+            setattr(cls, new, property(attrgetter(old)))
+        elif new in own and old not in own:
+            setattr(cls, old, own[new])  # so that `super().stamp(...)` finds the one that it means
+
+
+_keep_old_names(Policy)
 
 
 def check_target(policy: Policy, predictor: ImportancePredictor) -> None:
@@ -212,8 +256,8 @@ def narrow_dtype(predictor: ImportancePredictor) -> torch.dtype:
     return dtypes.pop() if dtypes in ({torch.bfloat16}, {torch.float16}) else torch.float32
 
 
-def check_at_least(policy: str, least: int, **settings: int) -> None:
-    """Refuse a setting that is not a whole number of at least `least` (UsageError)."""
+def check_at_least(policy: str, minimum: int, **settings: int) -> None:
+    """Refuse a setting that is not a whole number of at least `minimum` (UsageError)."""
     for name, given in settings.items():
-        if isinstance(given, bool) or not isinstance(given, int) or given < least:
-            raise UsageError(f"{policy}: {name} must be a whole number of at least {least}, got {given!r}")
+        if isinstance(given, bool) or not isinstance(given, int) or given < minimum:
+            raise UsageError(f"{policy}: {name} must be a whole number of at least {minimum}, got {given!r}")

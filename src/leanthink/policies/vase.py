@@ -15,7 +15,7 @@ from leanthink.policies.random import uniform_per_head
 from leanthink.utils.errors import UsageError
 
 SINKS_OUTRANK, LARGE_OUTRANKS = 2.0**22, 2.0**21
-LEAST_CHANCE = 1e-30  # its logarithm is finite
+MIN_CHANCE = 1e-30  # its logarithm is finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,4 +79,4 @@ class VaSE(Policy):
         weights_RHS = smooth_RHGS.view_as(shares_RHGS).mean(dim=2)
         # A draw is a multiple of 2^-24 below 1. It may be 0, and anything added to the largest would round it to 1.
         gumbel_RHS = -torch.log(-torch.log(uniform_per_head(slots).clamp(min=2.0**-25)))
-        return weights_RHS.clamp(min=LEAST_CHANCE).log() + gumbel_RHS
+        return weights_RHS.clamp(min=MIN_CHANCE).log() + gumbel_RHS

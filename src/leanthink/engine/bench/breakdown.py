@@ -18,7 +18,7 @@ from leanthink.engine.bench.decode import full_cell, full_engine
 from leanthink.engine.bench.fixture import Fixture, attempt
 from leanthink.engine.bench.measure import seconds, spread
 from leanthink.engine.engine import Engine
-from leanthink.engine.forward_batch import Decode
+from leanthink.engine.forward_batch import DecodeBatch
 from leanthink.engine.sampling import Sampling
 from leanthink.utils.errors import UsageError
 
@@ -56,16 +56,16 @@ def _measure(fixture: Fixture, batch: int, slots: int) -> tuple[dict[str, dict[s
     engine = full_engine(fixture, batch, slots, fixture.options.steps)
     lean = decoder.LeanDecoder(fixture.model)
     positions_N1 = engine.cache.start_step(batch if fixture.device.type == "cuda" else None)
-    feed = engine.cache.feed
-    assert isinstance(feed, Decode)
+    forward = engine.cache.forward_batch
+    assert isinstance(forward, DecodeBatch)
     kinds = {
         "products": partial(_products, lean, batch),
-        "attention": partial(_attention, engine, feed, batch),
-        "between": partial(_between, lean, engine, feed, batch, positions_N1),
+        "attention": partial(_attention, engine, forward, batch),
+        "between": partial(_between, lean, engine, forward, batch, positions_N1),
         "sampler": partial(_sampler, engine, batch),
     }
     parts = {f"{name}_ms": _timed(kind(), fixture.device) for name, kind in kinds.items()}
-    engine.sampler.seat(0, [SAMPLED] * batch)
+    engine.sampler.assign_rows(0, [SAMPLED] * batch)
     return parts, _timed(_sampler(engine, batch), fixture.device)
 
 
@@ -77,15 +77,15 @@ def _products(lean: decoder.LeanDecoder, batch: int) -> Callable[[], object]:
     return lambda: ([F.linear(x[weight.shape[1]], weight, bias) for weight, bias in weights], lean.head(head_NM))
 
 
-def _attention(engine: Engine, feed: Decode, batch: int) -> Callable[[], object]:
+def _attention(engine: Engine, forward: DecodeBatch, batch: int) -> Callable[[], object]:
     """Attention over all held slots of all layers."""
     cache, shape = engine.cache, engine.cache.shape
     q_NHGD = cache.kv_LPHTD.new_ones(batch, shape.kv_heads, shape.group, shape.head_dim)
-    return lambda: [decode_attention(q_NHGD, cache, layer, feed, 0.1) for layer in range(shape.layers)]
+    return lambda: [decode_attention(q_NHGD, cache, layer, forward, 0.1) for layer in range(shape.layers)]
 
 
 def _between(
-    lean: decoder.LeanDecoder, engine: Engine, feed: Decode, batch: int, positions_N1: torch.Tensor
+    lean: decoder.LeanDecoder, engine: Engine, forward: DecodeBatch, batch: int, positions_N1: torch.Tensor
 ) -> Callable[[], object]:
     """Norms, rotations, writing of keys and values, activations: all small work between products and attention."""
     first = lean.layers[0]
@@ -96,7 +96,7 @@ def _between(
         angles_ND = tuple(angle_N1D[:, 0] for angle_N1D in lean.rotary(x_NM[:, None], positions_N1))
         for layer in lean.layers:
             lean.ops.add_norm(x_NM, x_NM, layer.before, lean.eps)
-            lean.ops.place(layer, engine.cache, feed, qkv_NX, angles_ND if layer.rotates else None, lean.eps)
+            lean.ops.place(layer, engine.cache, forward, qkv_NX, angles_ND if layer.rotates else None, lean.eps)
             lean.ops.add_norm(x_NM, x_NM, layer.after, lean.eps)
             lean.ops.silu_mul(*opened_NX.chunk(2, dim=-1))
         lean.ops.add_norm(x_NM, x_NM, lean.norm, lean.eps)

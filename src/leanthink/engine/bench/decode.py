@@ -6,7 +6,7 @@ from typing import Any
 
 from leanthink.engine.bench.fixture import Fixture, attempt
 from leanthink.engine.bench.measure import Steps, spread, timed_steps
-from leanthink.engine.bench.warm_start import Place, seat
+from leanthink.engine.bench.warm_start import Place, warm_start
 from leanthink.engine.engine import Engine
 
 
@@ -41,7 +41,7 @@ def full_engine(fixture: Fixture, batch: int, slots: int, steps: int) -> Engine:
         for i in range(batch)
     ]
     engine = fixture.engine([place.request.bound for place in places])
-    seat(engine, places)
+    warm_start(engine, places)
     return engine
 
 

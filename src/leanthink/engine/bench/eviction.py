@@ -7,7 +7,7 @@ from typing import Any
 from leanthink.engine.bench.decode import full_steps, summary
 from leanthink.engine.bench.fixture import Fixture, attempt
 from leanthink.engine.bench.measure import Steps, spread, timed_steps
-from leanthink.engine.bench.warm_start import Place, seat
+from leanthink.engine.bench.warm_start import Place, warm_start
 from leanthink.engine.engine import Engine
 from leanthink.policies import Policy
 
@@ -73,5 +73,5 @@ def horizon_engine(fixture: Fixture, batch: int, slots: int, policy: Policy, *, 
         request = fixture.request(index, prompt=prompt, output=output, slots=slots, policy=policy)
         places.append(Place(request=request, held=prompt + slots + extra, generated=slots + extra + 1))
     engine = fixture.engine([place.request.bound for place in places])
-    seat(engine, places)
+    warm_start(engine, places)
     return engine

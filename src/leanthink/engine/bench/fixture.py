@@ -122,14 +122,16 @@ class Fixture:
         )
 
     def engine(self, bounds: Sequence[int], *, slots: int | None = None) -> Engine:
-        """An engine for requests of these bounds, with an arena of `slots`, None for just enough.
+        """An engine for requests of these bounds, with `slots` slots, None for just enough.
 
-        On a CPU regions are of equal size, as `leanthink.generate` has them.
+        On a CPU allocations have one size, as `leanthink.generate` has them.
         """
         largest = max(bounds)
-        equal = largest if self.device.type == "cpu" else None
-        room = slots or (sum(bounds) if equal is None else largest * len(bounds))
-        return Engine(self.model, self.tokenizer, slots=room, rows=len(bounds), row_slots=equal, tags=NO_TAGS, ends=())
+        fixed_size = largest if self.device.type == "cpu" else None
+        room = slots or (sum(bounds) if fixed_size is None else largest * len(bounds))
+        return Engine(
+            self.model, self.tokenizer, slots=room, rows=len(bounds), row_slots=fixed_size, tags=NO_TAGS, ends=()
+        )
 
 
 def _model_and_tokenizer(options: Options) -> tuple[Any, Any]:

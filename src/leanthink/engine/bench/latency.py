@@ -30,8 +30,8 @@ def _measure(fixture: Fixture) -> dict[str, Any]:
     for index in range(options.requests):
         tokens = chance.randint(max(1, options.prompt // 2), options.prompt + options.prompt // 2)
         requests.append(fixture.request(index, prompt=tokens, output=options.latency_output, slots=None))
-    arena = int(options.kv_gib * 2**30) // fixture.bytes_per_slot
-    engine = fixture.engine([request.bound for request in requests], slots=arena)
+    kv_slots = int(options.kv_gib * 2**30) // fixture.bytes_per_slot
+    engine = fixture.engine([request.bound for request in requests], slots=kv_slots)
     serve(engine, requests)
     return serve(engine, requests)
 

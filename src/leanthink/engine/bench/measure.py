@@ -38,9 +38,9 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Measured steps of an engine: milliseconds, slots read by all rows together, evictions, and stampings of each.
+    """Measured steps of an engine: milliseconds, slots read by all rows together, evictions, token scorings.
 
-    Stampings are those that not every step does: by how many policies with a stride above 1.
+    Scorings are those that not every step does: by how many policies with a stride above 1.
     """
 
     ms: list[float] = field(default_factory=list)
@@ -61,9 +61,9 @@ def timed_steps(engine: Engine, *, warm_up: int, steps: int) -> Steps:
         engine.step()
     for _ in range(steps):
         measured.held.append(int(engine.cache.host_lengths[:rows].sum()) + rows)
-        measured.stampings.append(sum(len(of_rows) > 0 for _, _, of_rows in engine.stamping(strided=True)))
-        evicted = int(engine.seats.evictions[:rows].sum())
+        measured.stampings.append(sum(len(of_rows) > 0 for _, _, of_rows in engine.token_scoring(strided=True)))
+        evicted = int(engine.running_batch.evictions[:rows].sum())
         measured.ms.append(1e3 * seconds(engine.step, engine.device))
-        measured.evictions.append(int(engine.seats.evictions[:rows].sum()) - evicted)
+        measured.evictions.append(int(engine.running_batch.evictions[:rows].sum()) - evicted)
     assert engine.cache.active == rows, "a request has finished while it was measured"
     return measured

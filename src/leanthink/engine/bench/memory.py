@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from leanthink.engine.bench.fixture import HORIZONS, Fixture, attempt
 from leanthink.engine.bench.weights import all_bytes, build
-from leanthink.engine.cache_requirements import Wishes
+from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.models.loading import kv_shape
 from leanthink.models.predictor import Predictor, offsets_below
 from leanthink.policies import make_policy
@@ -24,22 +24,22 @@ def memory(fixture: Fixture) -> dict[str, Any]:
 
 
 def predicted_bytes(config: Any, dtype: torch.dtype, *, slots: int, rows: int) -> dict[str, int]:
-    """Bytes of the weights, of an arena of `slots` slots for `rows` rows, and of the tables beside it.
+    """Bytes of the weights, of a cache of `slots` slots for `rows` rows, and of the tables beside it.
 
-    The tables are those that policy `horizon` wants: of each slot its position and stamps, of each row its latest
+    The tables are those that policy `horizon` requires: of each slot its position and scores, of each row its latest
     states and counts. Nothing is allocated to find out. What a step needs while it runs is not among them.
     """
     offsets, size = offsets_below(HORIZONS[0]), config.hidden_size
     with torch.device("meta"):
         predictor = Predictor(target="horizon", hidden_size=size, horizons=HORIZONS, offsets=offsets).to(dtype)
-    wishes = Wishes.of(make_policy("horizon", predictor))
-    states = wishes.states * 2 * size * dtype.itemsize
+    requirements = CacheRequirements.of(make_policy("horizon", predictor))
+    states = requirements.hidden_states * 2 * size * dtype.itemsize
     counts = 12 * torch.int64.itemsize  # five in the cache's table; its number, latest token and knobs elsewhere
     return {
         "weights": all_bytes(build(config, "meta", dtype)),
         "predictor": all_bytes(predictor),
         "keys_and_values": (slots + 1) * kv_shape(config).bytes_per_slot(dtype),
-        "tables": (slots + 1) * wishes.bytes_per_slot(kv_shape(config)) + (rows + 1) * (states + counts),
+        "tables": (slots + 1) * requirements.bytes_per_slot(kv_shape(config)) + (rows + 1) * (states + counts),
     }
 
 
@@ -72,7 +72,9 @@ def _measure(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
         measured = torch.cuda.max_memory_allocated(fixture.device)
     else:
         predictor: Any = fixture.horizon
-        measured = allocated_bytes(fixture.model, predictor.predictor, engine.cache, engine.sampler, engine.device_step)
+        measured = allocated_bytes(
+            fixture.model, predictor.predictor, engine.cache, engine.sampler, engine.model_runner
+        )
     whole = sum(predicted.values())
     return {
         "slots": room,
@@ -85,7 +87,7 @@ def _measure(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
 
 
 def _refusal(fixture: Fixture) -> str:
-    """What a request is told whose bound is larger than the whole arena, here of 16 slots."""
+    """What a request is told whose bound is larger than the whole cache, here of 16 slots."""
     request = fixture.request(0, prompt=16, output=16, slots=None)
     try:
         fixture.engine([16]).add_request(request)

@@ -17,8 +17,8 @@ from leanthink.policies.policy import GRANULARITIES, Granularity
 
 HORIZONS = (16, 32, 64, 128, 256, 512, 1024)
 METHOD = (
-    "shares: least squares of a step's ms on its evicted rows and on whether it stamps; alone: with the device drained "
-    "before and after; full: as many slots a row as the bounded rows hold on average"
+    "shares: least squares of a step's ms on its evicted rows and on whether it scores tokens; alone: with the device "
+    "drained before and after; full: as many slots a row as the bounded rows hold on average"
 )
 
 
@@ -63,13 +63,13 @@ def _bounded(fixture: Fixture, batch: int, slots: int, granularity: Granularity)
         "stride": policy.stride,
         "predictor_bytes": sum(parameter.nbytes for parameter in policy.predictor.parameters()),  # type: ignore[attr-defined]
         "kv_bytes": cache.kv_LPHTD.nbytes,
-        "stamps_bytes": cache.stamps.nbytes,
+        "stamps_bytes": cache.token_scores.nbytes,
         "positions_bytes": cache.positions.nbytes,
     }
 
 
 def shares(steps: Steps) -> dict[str, Any]:
-    """What of the time evictions take, and what stamping does that not every step does."""
+    """What of the time evictions take, and what scoring tokens does that not every step does."""
     ms_N = torch.tensor(steps.ms, dtype=torch.float64)
     evicted_N, stamped_N = (torch.tensor(of, dtype=torch.float64) for of in (steps.evictions, steps.stampings))
     causes_N3 = torch.stack([torch.ones_like(ms_N), evicted_N, stamped_N], dim=1)
@@ -87,11 +87,11 @@ def shares(steps: Steps) -> dict[str, Any]:
 
 
 def alone(engine: Engine, steps: int, step_ms: float) -> dict[str, Any]:
-    """Milliseconds of each eviction and each stamping of further steps, where nothing else runs meanwhile.
+    """Milliseconds of each eviction and each scoring of tokens in further steps, where nothing else runs meanwhile.
 
     Their shares of the time that so many steps of `step_ms` take are upper bounds: nothing of them is hidden.
     """
-    works = {"eviction": (engine, "_evict_group"), "stamping": (engine.device_step, "stamp")}
+    works = {"eviction": (engine.evictor, "_evict_group"), "stamping": (engine.model_runner, "score_tokens")}
     times: dict[str, list[float]] = {name: [] for name in works}
     for name, (owner, method) in works.items():
         setattr(owner, method, partial(_timed, getattr(owner, method), engine.device, times[name]))

@@ -8,7 +8,7 @@ from leanthink.engine.bench.decode import summary
 from leanthink.engine.bench.eviction import gathered
 from leanthink.engine.bench.fixture import Fixture, attempt
 from leanthink.engine.bench.measure import timed_steps
-from leanthink.engine.bench.warm_start import Place, seat
+from leanthink.engine.bench.warm_start import Place, warm_start
 from leanthink.utils.errors import UsageError
 
 METHOD = (
@@ -36,17 +36,17 @@ def _policy(fixture: Fixture, slots: int | None) -> dict[str, Any]:
 
 def _measure(fixture: Fixture, slots: int | None) -> dict[str, Any]:
     options = fixture.options
-    arena = int(options.kv_gib * 2**30) // fixture.bytes_per_slot
+    kv_slots = int(options.kv_gib * 2**30) // fixture.bytes_per_slot
     bound = fixture.request(0, prompt=options.prompt, output=options.output, slots=slots).bound
-    fit = arena // bound
+    fit = kv_slots // bound
     if not fit:
-        raise UsageError(f"one request can hold {bound} slots, and --kv-gib {options.kv_gib} has {arena}: give more")
+        raise UsageError(f"one request can hold {bound} slots, and --kv-gib {options.kv_gib} has {kv_slots}: give more")
     rows = min(fit, options.requests)
     warm_up = options.warm_up if slots is None else options.interval
     steps = options.steps if slots is None else options.whole_intervals
     places = places_of(fixture, rows, slots, steps + warm_up)
-    engine = fixture.engine([bound] * rows, slots=arena)
-    seat(engine, places)
+    engine = fixture.engine([bound] * rows, slots=kv_slots)
+    warm_start(engine, places)
     result = summary(fixture, rows, timed_steps(engine, warm_up=warm_up, steps=steps))
     seconds = options.requests * options.output / result["tokens_per_second"]
     return {"bound_slots": bound, "bounds_that_fit": fit} | result | {"seconds_for_all_requests_extrapolated": seconds}

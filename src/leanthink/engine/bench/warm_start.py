@@ -29,39 +29,40 @@ class Place:
         assert self.held <= self.request.bound, self
 
 
-def seat(engine: Engine, places: Sequence[Place], seed: int = 0) -> None:
-    """Give each request a row as if it had really come so far; its keys, values, states and stamps are random.
+def warm_start(engine: Engine, places: Sequence[Place], seed: int = 0) -> None:
+    """Give each request a row as if it had really come so far; all that belongs to its slots is random.
 
     Never zeros: a device is faster and cooler on them than on anything real.
     """
-    cache, seats, first = engine.cache, engine.seats, engine.cache.active
+    cache, batch, first = engine.cache, engine.running_batch, engine.cache.active
     for place in places:
         engine.add_request(place.request)
-    engine.waiting.clear()
-    requests = [place.request for place in places]
+    engine.scheduler.waiting.clear()
+    ready = []
     for place in places:
-        region = cache.arena.reserve(place.request.bound)
-        assert region is not None, "the arena has no room for all of them"
+        allocation = cache.allocator.allocate(place.request.bound)
+        assert allocation is not None, "there are not slots enough for all of them"
+        engine.scheduler.prefixes.setdefault(place.request.prefix, []).append(allocation)
+        ready.append((place.request, allocation))
+    engine.rows.assign(ready)
+    for row, (place, (_, allocation)) in enumerate(zip(places, ready, strict=True), first):
         prompt = len(place.request.prompt_ids)
-        engine.fed.setdefault(place.request.prefix, []).append(region)
-        row, thought = cache.seat(region, prompt), slice(region.start + prompt, region.start + place.held)
+        thought = slice(allocation.start + prompt, allocation.start + place.held)
         next_position = prompt - 1 + place.generated
         cache.positions[:, :, thought] = _positions(prompt, place.held - prompt, next_position).to(engine.device)
         cache.host_lengths[row] = cache.lengths[row] = place.held
         cache.next_positions[row] = next_position
         cache.host_waiting[row] = place.generated
     torch.manual_seed(seed)
-    for tensor in (*cache.kv_LPHTD, cache.stamps, cache.states, cache.queries):
+    for tensor in (*cache.kv_LPHTD, cache.token_scores, cache.hidden_states, cache.queries):
         tensor.normal_()
     vocabulary = engine.model.config.vocab_size
-    seats.seat(requests)
-    engine.sampler.seat(first, [request.sampling for request in requests])
-    engine.device_step.seat(first, torch.randint(vocabulary, (len(places),)).tolist())
+    engine.model_runner.feed(first, torch.randint(vocabulary, (len(places),)).tolist())
     longest = max(place.generated for place in places)
-    if longest >= seats.ids.shape[1]:  # the host's record of tokens, which otherwise grows with them
-        seats.ids = torch.zeros(len(seats.ids), 2 * longest, dtype=torch.int64)
+    if longest >= batch.ids.shape[1]:  # the host's record of tokens, which otherwise grows with them
+        batch.ids = torch.zeros(len(batch.ids), 2 * longest, dtype=torch.int64)
     for row, place in enumerate(places, first):
-        seats.generated[row], seats.peak[row] = place.generated, place.held
+        batch.generated[row], batch.peak[row] = place.generated, place.held
 
 
 def _positions(prompt: int, held: int, next_position: int) -> Tensor:

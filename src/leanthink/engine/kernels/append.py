@@ -1,6 +1,6 @@
-"""Writes one token's keys and values of every row into the arena, in one launch.
+"""Writes one token's keys and values of every row into the cache, in one launch.
 
-N rows   H kv heads   D head dim   T slots of the arena
+N rows   H kv heads   D head dim   T slots of the cache
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _append(  # type: ignore[no-untyped-def]
 
 
 def append(keys_HTD: Tensor, values_HTD: Tensor, write_N: Tensor, key_NHD: Tensor, value_NHD: Tensor) -> None:
-    """Write row n's key and value into slot write_N[n] (int64) of the arena; a CUDA graph may capture it.
+    """Write row n's key and value into slot write_N[n] (int64) of the cache; a CUDA graph may capture it.
 
     Rows that share a slot leave any one of their values in it.
     """

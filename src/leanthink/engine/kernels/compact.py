@@ -1,7 +1,7 @@
 """Moves the kept slots of some rows together, in place: the memory traffic of an eviction.
 
-R chosen rows   L layers   P = 2: keys, values   H kv heads   K kept slots   D head dim   T slots of the arena
-What else belongs to a slot has a P of 1, and its numbers as D: its position, or its stamps.
+R chosen rows   L layers   P = 2: keys, values   H kv heads   K kept slots   D head dim   T slots of the cache
+What else belongs to a slot has a P of 1, and its numbers as D: its position, or its token scores.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def compact(kv_LPHTD: Tensor, first_R: Tensor, kept: Tensor) -> None:
     """Move slot first_R[r] + kept[..., i] to first_R[r] + i for every i, in place.
 
     Args:
-        kv_LPHTD: the arena, keys and values of all layers; or anything else that a slot has in each layer and head.
+        kv_LPHTD: keys and values of all layers; or anything else that a slot has in each layer and head.
         first_R: int64, where each row's kept slots are to begin.
         kept: int64, ascending and distinct: [R, K] for all layers and heads, or [R, L, H, K].
     """

@@ -1,6 +1,6 @@
-"""Decode attention on a GPU: one query token per row over exactly the slots that its row holds.
+"""DecodeBatch attention on a GPU: one query token per row over exactly the slots that its row holds.
 
-N rows   H kv heads   G query heads per kv head   D head dim   T slots of the arena   S splits
+N rows   H kv heads   G query heads per kv head   D head dim   T slots of the cache   S splits
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _attend(  # type: ignore[no-untyped-def]
     for block in range(begin, end, BLOCK):
         left = end - block
         inside = (t[:, None] < left) & (d[None, :] < D)
-        slot = first + block  # 64-bit, as its products must be: an arena may have more than 2^31 numbers
+        slot = first + block  # 64-bit, as its products must be: a cache may have more than 2^31 numbers
         k_block, v_block = k + head * k_head + slot * k_slot, v + head * v_head + slot * v_slot
         keys = tl.load(k_block + t[:, None] * k_slot + d[None, :], mask=inside, other=0.0)
         scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
@@ -111,7 +111,7 @@ def decode_attention(
     *,
     splits: int,
 ) -> Tensor:
-    """Attention of row n over slots starts_N[n], ..., starts_N[n] + last_N[n] of the arena, [N, H, G, D].
+    """Attention of row n over slots starts_N[n], ..., starts_N[n] + last_N[n] of the cache, [N, H, G, D].
 
     Reads held slots only, each once for the whole group of query heads. Nothing waits for the device and all shapes
     are those of the arguments, so a CUDA graph may capture it, and replay it with other starts and lengths.

@@ -1,6 +1,6 @@
 """What happens between a layer's product of queries, keys and values and its attention, in one launch.
 
-N rows   A query heads   H kv heads   D head dim   T slots of the arena   X = (A + 2 H) D
+N rows   A query heads   H kv heads   D head dim   T slots of the cache   X = (A + 2 H) D
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def place(
         qkv_NX: the query heads, the key heads and the value heads of each row, side by side.
         keys_HTD: one layer's keys, of all rows.
         values_HTD: and its values.
-        write_N: int64, the slot of the arena that each row writes.
+        write_N: int64, the slot of the cache that each row writes.
         norms: weights [D] of the RMS norms of queries and keys, for families that have them.
         angles: cosines and sines [N, D] of the positions, as of `rotate_half`; None for a layer that does not rotate.
         eps: of the norms.

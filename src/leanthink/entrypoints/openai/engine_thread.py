@@ -8,22 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from leanthink.engine.engine import Engine, Progress
-from leanthink.engine.outputs import Completion
+from leanthink.engine.engine import Engine
+from leanthink.engine.outputs import Completion, Progress
 from leanthink.engine.request import Request
+from leanthink.engine.stats import EngineStats
 from leanthink.utils.errors import LeanThinkError, RequestFailed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Levels:
-    """What the engine holds after a step, in requests and slots."""
-
-    waiting: int = 0
-    running: int = 0
-    slots_held: int = 0
-    slots_reserved: int = 0
-    slots_of_full: int = 0
-    evictions: int = 0  # so far
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +22,7 @@ class EngineUpdate:
     progress: Progress
     cut: dict[int, Completion | None]
     refused: dict[int, RequestFailed]
-    levels: Levels
+    stats: EngineStats
 
 
 class EngineCommand(NamedTuple):
@@ -99,7 +88,8 @@ class EngineThread:
                 self._wake.clear()  # before the commands are read: one that comes from now on wakes again
                 cut, refused = self._obey()
                 progress = self.engine.step() if self.engine.unfinished else Progress()
-                self._gathered.append(EngineUpdate(progress=progress, cut=cut, refused=refused, levels=self._levels()))
+                stats = self.engine.stats()
+                self._gathered.append(EngineUpdate(progress=progress, cut=cut, refused=refused, stats=stats))
                 if self._taken.is_set():
                     self._hand_over()
         except BaseException as error:  # the edge of a thread: whoever waits for it must hear of it
@@ -125,19 +115,7 @@ class EngineThread:
                 except LeanThinkError as error:
                     refused[command.request_id] = RequestFailed(command.request_id, str(error))
             elif command.act == "cut":
-                cut[command.request_id] = self.engine.cut(command.request_id)
+                cut[command.request_id] = self.engine.finish_early(command.request_id)
             else:
                 self.engine.cancel(command.request_id)
         return cut, refused
-
-    def _levels(self) -> Levels:
-        engine, n = self.engine, self.engine.cache.active
-        generated = int(engine.seats.generated[:n].sum())
-        return Levels(
-            waiting=len(engine.waiting),
-            running=len(engine.feeding) + n,
-            slots_held=int(engine.cache.host_lengths[:n].sum()),
-            slots_reserved=engine.cache.arena.used,
-            slots_of_full=sum(len(request.prompt_ids) for request in engine.seats.requests) + generated - n,
-            evictions=engine.evictions,
-        )

@@ -7,7 +7,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from leanthink.engine.outputs import Completion
-from leanthink.entrypoints.openai.engine_thread import Levels
+from leanthink.engine.stats import EngineStats
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
@@ -34,15 +34,15 @@ class Metrics:
         self.slots_total.set(slots)
         self._evictions_so_far = 0
 
-    def show(self, levels: Levels) -> None:
+    def show(self, stats: EngineStats) -> None:
         """Take in what the engine holds."""
-        self.queue.set(levels.waiting)
-        self.running.set(levels.running)
-        self.held.set(levels.slots_held)
-        self.reserved.set(levels.slots_reserved)
-        self.saved.set(levels.slots_of_full - levels.slots_held)
-        self.evictions.inc(levels.evictions - self._evictions_so_far)
-        self._evictions_so_far = levels.evictions
+        self.queue.set(stats.waiting)
+        self.running.set(stats.running)
+        self.held.set(stats.slots_held)
+        self.reserved.set(stats.slots_reserved)
+        self.saved.set(stats.slots_of_full - stats.slots_held)
+        self.evictions.inc(stats.evictions - self._evictions_so_far)
+        self._evictions_so_far = stats.evictions
 
     def ended(self, completion: Completion | None, reason: str) -> None:
         """Count a choice that ended, with what it has written."""

@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from leanthink.engine.sampling import MOST_LOGPROBS
+from leanthink.engine.sampling import MAX_LOGPROBS
 from leanthink.entrypoints.openai.neutral_fields import (
     BODY,
     MESSAGE,
@@ -174,7 +174,7 @@ class ChatBody(Asked):
 
     messages: Annotated[list[Message], Items]
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     chat_template_kwargs: (
         Annotated[
             dict[str, Any],
@@ -206,7 +206,7 @@ class TextBody(Asked):
             custom_error_message="must be text, a list of texts, a list of token ids, or a list of such lists",
         ),
     ]
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
 
 class Fault(BaseModel):

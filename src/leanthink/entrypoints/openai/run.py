@@ -186,13 +186,14 @@ def _config(service: Service, connections: Connections) -> uvicorn.Config:
 def _facts(service: Service, listening: socket.socket) -> dict[str, Any]:
     """What whoever started the server is told when it is ready."""
     host, port = listening.getsockname()[:2]
+    stats = service.engine.stats()
     return {
         "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
         "model": service.settings.name,
         "policy": service.parser.policy,
         "sampling": service.parser.knobs,
-        "rows": service.engine.cache.most_rows,
-        "slots": service.engine.cache.arena.total,
+        "rows": stats.max_rows,
+        "slots": stats.slots_total,
     }
 
 

@@ -50,10 +50,11 @@ class Service:
 
     def __init__(self, engine: Engine, settings: Settings, *, on_failure: Callable[[], None]) -> None:
         self.settings, self.engine = settings, engine
-        self.parser = RequestParser(
-            engine.model, engine.tokenizer, settings, largest=settings.max_slots or engine.cache.arena.largest
-        )
-        self.metrics = Metrics(slots=engine.cache.arena.total)
+        stats = engine.stats()
+        self._max_rows = stats.max_rows
+        largest = settings.max_slots or stats.max_slots_per_request
+        self.parser = RequestParser(engine.model, engine.tokenizer, settings, largest=largest)
+        self.metrics = Metrics(slots=stats.slots_total)
         self._on_failure, self._loop = on_failure, asyncio.get_running_loop()
         self.dispatcher = Dispatcher(
             engine, on_update=self._note, on_token=self._time, on_failed=self._tell, on_failure=self._fail
@@ -68,7 +69,7 @@ class Service:
     @property
     def is_full(self) -> bool:
         """Whether one more choice would be refused."""
-        return self.dispatcher.unfinished >= self.engine.cache.most_rows + self.settings.queue
+        return self.dispatcher.unfinished >= self._max_rows + self.settings.queue
 
     def drain(self) -> None:
         """Take no more requests, and cut those that still run after the grace time."""
@@ -88,7 +89,7 @@ class Service:
         self._parsing.shutdown()
 
     def _note(self, update: EngineUpdate) -> None:
-        self.metrics.show(update.levels)
+        self.metrics.show(update.stats)
 
     def _time(self, job: Job, request_id: int) -> None:
         """A token of a streamed choice has come."""
@@ -156,7 +157,7 @@ class Service:
         if self.draining:
             raise APIError(503, "the server is going down: ask another one", code="shutting_down",
                           headers={"retry-after": str(math.ceil(self.settings.grace_seconds) or 1)})  # fmt: skip
-        if self.dispatcher.unfinished + choices > self.engine.cache.most_rows + self.settings.queue:
+        if self.dispatcher.unfinished + choices > self._max_rows + self.settings.queue:
             raise APIError(429, f"the queue is full ({self.settings.queue} wait): try again later", code="queue_full",
                           headers={"retry-after": str(self._retry_seconds())})  # fmt: skip
 
@@ -210,7 +211,7 @@ class Service:
 
     def _retry_seconds(self) -> int:
         """About when the first of those that wait will have gone."""
-        each = self._choice_seconds / self.engine.cache.most_rows
+        each = self._choice_seconds / self._max_rows
         return max(1, min(MOST_RETRY_SECONDS, math.ceil(each * (1 + self.settings.queue))))
 
 

@@ -44,7 +44,7 @@ class Lengths:
     @property
     def due(self) -> int:
         """Thought slots at which an eviction is due."""
-        return self.budget.slots + self.budget.eviction_interval
+        return self.budget.max_thought_slots
 
     def _thought(self, logical: int) -> int:
         """Thought tokens among the first `logical` ones; below 0 inside the prompt."""

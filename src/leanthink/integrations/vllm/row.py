@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from leanthink.engine.model_runner import STAMPED_AT_ONCE
+from leanthink.engine.model_runner import MAX_SCORED_TOKENS
 from leanthink.integrations.vllm.lengths import Lengths, Piece
 from leanthink.integrations.vllm.thought import Watch
 from leanthink.policies import Policy, Slots
@@ -52,7 +52,7 @@ class Row:
         """Nothing of it is held."""
         self.logical = 0  # tokens fed
         self.thought = 0  # thought slots held
-        self.positions_S = torch.zeros(self.budget.slots + self.budget.eviction_interval, dtype=torch.int64)
+        self.positions_S = torch.zeros(self.budget.max_thought_slots, dtype=torch.int64)
         self.stamps_SC: Tensor | None = None
         self.waiting: list[Tensor] = []  # states [T, F] of the youngest thought tokens, which have no stamp yet
         self.num_waiting = 0
@@ -102,7 +102,7 @@ class Row:
         states_WF = torch.cat(self.waiting)
         ready = len(states_WF) - offsets[-1]
         seen_TO = torch.arange(ready, device=states_WF.device)[:, None] + constant(offsets, states_WF.device)
-        parts = [self.policy.stamp(states_WF[part_TO]) for part_TO in torch.split(seen_TO, STAMPED_AT_ONCE)]
+        parts = [self.policy.score_tokens(states_WF[part_TO]) for part_TO in torch.split(seen_TO, MAX_SCORED_TOKENS)]
         stamps_TC = torch.cat(parts).float()
         if self.stamps_SC is None:
             self.stamps_SC = stamps_TC.new_zeros(len(self.positions_S), stamps_TC.shape[1])
@@ -126,7 +126,7 @@ class Row:
             next_position=torch.tensor([self.logical]),
             prompt_tokens=torch.tensor([self.prompt_tokens]),
             seeds=torch.tensor([self.seed]),
-            stamps=self._stamps(held) if self.policy.channels else None,
+            token_scores=self._stamps(held) if self.policy.score_dims else None,
         )
         pinned_1S = torch.zeros_like(ages_1S, dtype=torch.bool)  # prompt and answer are not among those shown
         kept_K = select(self.policy.score(slots), ages_1S, pinned_1S, self.budget)[0]
@@ -139,5 +139,5 @@ class Row:
     def _stamps(self, held: int) -> Tensor:
         """[1, held, C]; zeros, which no policy looks at, where nothing is stamped yet."""
         if self.stamps_SC is None:
-            return torch.zeros(1, held, self.policy.channels)
+            return torch.zeros(1, held, self.policy.score_dims)
         return self.stamps_SC[None, :held]

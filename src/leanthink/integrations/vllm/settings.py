@@ -72,11 +72,11 @@ class Settings:
     def check(self, budget: Budget) -> None:
         """Raise UsageError for a budget that this server does not give."""
         most = self.max_thought_slots
-        held = budget.slots + budget.eviction_interval
-        if held > most:
+        if budget.max_thought_slots > most:
             raise UsageError(
-                f"budget={budget.slots} and eviction_interval={budget.eviction_interval} are {held} slots, and at "
-                f"most {most} are allowed here: ask for less, or raise max_thought_slots in {VARIABLE}"
+                f"budget={budget.slots} and eviction_interval={budget.eviction_interval} are "
+                f"{budget.max_thought_slots} slots, and at most {most} are allowed here: ask for less, or raise "
+                f"max_thought_slots in {VARIABLE}"
             )
         if budget.max_answer_slots < LEAST_ANSWER:
             raise UsageError(f"max_answer_slots={budget.max_answer_slots}: must be {LEAST_ANSWER} or more in vLLM")

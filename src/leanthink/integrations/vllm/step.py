@@ -61,7 +61,7 @@ class Step:
     def stamps(self) -> bool:
         """Whether any policy wants to be shown states."""
         rows = [part.row for part in self.waves[0].parts]
-        return any(row is not None and row.policy.channels for row in rows)
+        return any(row is not None and row.policy.score_dims for row in rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def settle(step: Step, wave: Wave, states_nF: Tensor | None) -> None:
         row, tokens = part.row, part.piece.tokens
         if row is None:
             continue
-        wanted = states_nF is not None and row.policy.channels
+        wanted = states_nF is not None and row.policy.score_dims
         row.note(states_nF[part.first : part.first + tokens] if wanted and states_nF is not None else None, tokens)
         if part.piece.evicts:
             step.compact(part.index, row.evict(), row)

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from leanthink.engine.decoder import LeanDecoder
-from leanthink.engine.fused_weights import side_by_side
+from leanthink.engine.fused_weights import fuse
 from models import make_model
 
 
 def test_the_whole_is_the_parameters_and_the_parameters_are_the_whole() -> None:
     parts = [nn.Parameter(torch.randn(rows, 5)) for rows in (4, 1, 2)]
     before = [part.detach().clone() for part in parts]
-    whole = side_by_side(parts)
+    whole = fuse(parts)
     assert torch.equal(whole, torch.cat(before))
     assert all(isinstance(part, nn.Parameter) and part.requires_grad for part in parts)
     with torch.no_grad():
@@ -26,18 +26,18 @@ def test_the_whole_is_the_parameters_and_the_parameters_are_the_whole() -> None:
 
 def test_what_lies_side_by_side_stays_where_it_is() -> None:
     parts = [nn.Parameter(torch.randn(rows)) for rows in (4, 1, 2)]
-    whole = side_by_side(parts)
-    again = side_by_side(parts)
+    whole = fuse(parts)
+    again = fuse(parts)
     assert again.data_ptr() == whole.data_ptr()
-    assert side_by_side(parts[1:]).data_ptr() == parts[1].data_ptr()
-    assert side_by_side(parts[::-1]).data_ptr() != whole.data_ptr(), "another order is another tensor"
-    assert torch.equal(side_by_side(parts), whole)
+    assert fuse(parts[1:]).data_ptr() == parts[1].data_ptr()
+    assert fuse(parts[::-1]).data_ptr() != whole.data_ptr(), "another order is another tensor"
+    assert torch.equal(fuse(parts), whole)
 
 
 def test_parameters_moved_in_inference_mode_can_still_be_trained() -> None:
     parts = [nn.Parameter(torch.randn(2, 3)) for _ in range(2)]
     with torch.inference_mode():
-        side_by_side(parts)
+        fuse(parts)
     sum(part.square().sum() for part in parts).backward()
     torch.optim.SGD(parts, lr=0.5).step()
     assert all(not part.any() for part in parts), "x - 0.5 * 2 x"

@@ -1,0 +1,152 @@
+"""What a policy of a user's own has to be: derived from Policy, under today's names or under those of before."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from leanthink import Budget, Policy, Sampling, UsageError, generate
+from leanthink.engine.request import resolve_policies
+from leanthink.policies.dynts import DynTS
+from leanthink.policies.policy import Slots
+from leanthink.utils import deprecated
+from models import RandomPredictor, make_model, make_tokenizer
+from policy_slots import make, slots_for
+
+ROOT = Path(__file__).parents[1]
+BUDGET = Budget(slots=8, recent_window=2, eviction_interval=4, max_answer_slots=8)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_told(monkeypatch):
+    monkeypatch.setattr(deprecated, "_told", set())
+
+
+class ByNorm(Policy):
+    """Keeps the tokens whose hidden states are longest."""
+
+    name: ClassVar[str] = "by-norm"
+
+    @property
+    def score_dims(self) -> int:
+        return 1
+
+    def score_tokens(self, hidden_states_NWF: Tensor) -> Tensor:
+        return hidden_states_NWF[:, 0].float().norm(dim=-1, keepdim=True)
+
+    def score(self, slots: Slots) -> Tensor:
+        return slots.token_scores[..., 0]
+
+
+def old_by_norm() -> Policy:
+    class OldByNorm(Policy):
+        name: ClassVar[str] = "by-norm"
+        channels = 1
+
+        def stamp(self, states_NWF: Tensor) -> Tensor:
+            return states_NWF[:, 0].float().norm(dim=-1, keepdim=True)
+
+        def score(self, slots: Slots) -> Tensor:
+            return slots.stamps[..., 0]
+
+    return OldByNorm()
+
+
+def tokens_under(policy: Policy) -> tuple[int, ...]:
+    torch.manual_seed(0)
+    sampling = Sampling(max_new_tokens=40)
+    (done,) = generate(make_model(), make_tokenizer(), [[5, 6, 7]], policy=policy, budget=BUDGET, sampling=sampling)
+    assert done.evictions > 3
+    return done.token_ids
+
+
+def test_a_policy_under_the_old_names_ranks_as_before_and_is_told_the_new_ones_once() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        old = old_by_norm()
+        assert tokens_under(old) == tokens_under(ByNorm())
+        old_by_norm()
+    messages = sorted(str(one.message).replace("'s ", ".", 1) for one in told)
+    assert messages == [
+        "OldByNorm.stamp, channels is called score_tokens, score_dims now: use that name",
+        "Slots.stamps is called Slots.token_scores now: use that name",
+    ]
+    assert all(issubclass(one.category, FutureWarning) and one.filename == __file__ for one in told)
+
+
+def test_a_policy_derived_from_one_of_ours_may_call_what_it_overrides_under_either_name() -> None:
+    with pytest.warns(FutureWarning, match="Doubled's stamp"):
+
+        class Doubled(DynTS):
+            def stamp(self, states_NWF: Tensor) -> Tensor:
+                return 2 * super().stamp(states_NWF)  # type: ignore[misc,no-any-return]
+
+    predictor = RandomPredictor(8, "answer")
+    states_NWF = torch.randn(3, 1, 16)
+    own = DynTS(predictor=predictor)
+    assert torch.equal(Doubled(predictor=predictor).score_tokens(states_NWF), 2 * own.score_tokens(states_NWF))
+    assert own.channels == own.score_dims == 1  # type: ignore[attr-defined]
+
+
+def test_what_a_policy_is_shown_can_be_read_under_the_old_names() -> None:
+    for name, old, new in (("dynts", "stamps", "token_scores"), ("h2o", "attended", "accumulated_attention")):
+        slots = slots_for(make(name))
+        with pytest.warns(FutureWarning, match=f"Slots.{old} is called Slots.{new} now"):
+            assert getattr(slots, old) is getattr(slots, new)
+
+
+def test_a_policy_without_a_score_cannot_be_made() -> None:
+    class Scoreless(Policy):
+        name: ClassVar[str] = "scoreless"
+
+    with pytest.raises(TypeError, match=r"abstract.*score"):
+        Scoreless()
+
+
+@dataclass(frozen=True)
+class LooksLikeOne:
+    name: str = "looks-like-one"
+
+    def score(self, slots: Slots) -> Tensor:
+        return -slots.ages.float()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (LooksLikeOne(), r"'LooksLikeOne' has a score but is not derived.*class LooksLikeOne\(leanthink.Policy\)"),
+        (ByNorm, r"ByNorm is a class: give an object of it, such as ByNorm\(\)"),
+        (3, "unknown policy 3"),
+    ],
+)
+def test_what_is_no_policy_is_refused_by_name_with_what_to_do(given: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        resolve_policies(None, None, [given], None)
+
+
+def test_whatever_the_guide_says_can_be_overridden_is_a_member_of_policy() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = guide.partition("| override |")[2].partition("\n\n")[0].splitlines()[2:]
+    names = [name for row in table for name in re.findall(r"`(\w+)", row.split("|")[1])]
+    assert {"per_head", "num_queries", "accumulates", "texts", "score_dims", "score_tokens", "num_sets"} <= set(names)
+    assert all(hasattr(Policy, name) for name in names), names
+
+
+def test_slots_and_interval_are_added_in_budget_alone() -> None:
+    added = re.compile(r"\bslots \+ (\w+\.)*eviction_interval")
+    rooms = [ROOT / "src" / "leanthink" / room for room in ("engine", "policies", "integrations", "importance")]
+    found = [path for room in rooms for path in room.rglob("*.py") if added.search(path.read_text(encoding="utf-8"))]
+    assert [path.name for path in found if "bench" not in path.parts] == ["budget.py"]
+
+
+def test_rows_are_given_moved_and_freed_in_one_place() -> None:
+    calls = re.compile(r"\.(assign_rows?|free_rows|move)\(|batch\.(add|free)\(")
+    engine = ROOT / "src" / "leanthink" / "engine"
+    assert [path.name for path in engine.glob("*.py") if calls.search(path.read_text(encoding="utf-8"))] == ["rows.py"]
