@@ -60,7 +60,8 @@ report: $(INSTALLED)
 	for run in bench/results/eval-*/; do $(VENV)/bin/leanthink compare $$run --overwrite > /dev/null || exit 1; done
 	$(VENV)/bin/python bench/table.py
 	$(VENV)/bin/python bench/policies_plot.py
-	$(VENV)/bin/python bench/deepcompress_plot.py
+	$(VENV)/bin/python bench/real_plot.py
+	$(VENV)/bin/python research/deepcompress_plot.py
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .

@@ -24,7 +24,7 @@ from leanthink.eval.tables import MISSING, percent
 OURS = "horizon"
 SETS = ("gsm8k", "math-500", "long")  # in the order of the tables
 BELOW, ABOVE = "▼", "▲"
-WIDE = 180  # characters of a line in README, which has few lines
+NARROW = 120  # characters of a line in README
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,13 @@ class Results:
         """Most thought slots of the columns, the most first."""
         return sorted({slots for name in self.policies for slots in self.right[name]}, reverse=True)
 
+    def ratio(self, slots: int) -> str:
+        """How many times fewer slots a column has than the mean full thought has tokens."""
+        return f"{self.document['mean_full_thought'] / slots:.2g}x"
+
     def head(self, slots: int) -> str:
         """The ratio of a column and its slots."""
-        return f"{self.document['mean_full_thought'] / slots:.2g}x: {slots}"
+        return f"{self.ratio(slots)}: {slots}"
 
     def share(self, policy: str, slots: int) -> Estimate | None:
         """Right answers; None where it was not measured."""
@@ -91,17 +95,15 @@ def read(folder: Path = REAL) -> list[Results]:
 
 
 def short_table(found: Sequence[Results]) -> str:
-    """Right answers and the difference to the full cache, of ours and of what is the best of the others anywhere."""
+    """Right answers, marked against the full cache, of ours and of what is the best of the others anywhere."""
     leading = _leading(found)
     lines = _table(found, [FULL, OURS, *(name for name in _policies(found) if name in leading)])
     told = (
-        "Right answers in %, greedy [difference to the full cache in points, paired 95 % interval]. "
-        f"{BELOW} ({ABOVE}): below (above) `{OURS}` beyond the paired 95 % interval. Of the others only "
-        "those that are the best of them in some column; all: "
-        "[docs/policies.md](docs/policies.md#on-a-real-model-measured). "
-        f"{_kept(found)} {_origin(found)}, [results](bench/results/real), [recipe](bench/real/README.md)."
+        f"Right answers in %, greedy; {BELOW} ({ABOVE}): below (above) the full cache beyond the paired 95 % interval. "
+        "[All policies, with intervals](docs/measurements.md#on-a-real-model). "
+        f"{_origin(found)}, [recipe](bench/real/README.md)."
     )
-    return "\n".join([*lines, "", *wrapped(told, WIDE)]) + "\n"
+    return "\n".join([*lines, "", *wrapped(told, NARROW)]) + "\n"
 
 
 def whole_tables(found: Sequence[Results]) -> str:
@@ -131,12 +133,18 @@ def _whole(one: Results) -> list[str]:
 
 def _table(found: Sequence[Results], policies: Sequence[str]) -> list[str]:
     columns = [(one, slots) for one in found for slots in one.slots]
-    head = [f"{one.name} {one.head(slots)}" for one, slots in columns]
+    head = [(f"{one.name} " if slots == one.slots[0] else "") + one.ratio(slots) for one, slots in columns]
     lines = [f"| policy | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|"]
     for name in policies:
-        cells = [_cell(one, name, slots) + _mark(one, name, slots) for one, slots in columns]
+        cells = [_right(one, name, slots) + _mark(one, name, slots) for one, slots in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
+
+
+def _right(one: Results, policy: str, slots: int) -> str:
+    """Right answers alone."""
+    share = one.share(policy, 0 if policy == FULL else slots)
+    return MISSING if share is None or share.value is None else f"{100 * share.value:.1f}"
 
 
 def _cell(one: Results, policy: str, slots: int) -> str:
@@ -150,11 +158,11 @@ def _cell(one: Results, policy: str, slots: int) -> str:
 
 
 def _mark(one: Results, policy: str, slots: int) -> str:
-    """Whether ours is beyond chance above it, or below."""
-    ahead = None if policy in (FULL, OURS) else one.above(OURS, policy, slots)
+    """Whether it is beyond chance below the full cache, or above."""
+    ahead = None if policy == FULL else one.above(policy, FULL, slots)
     if ahead is None or ahead.low is None or ahead.high is None:
         return ""
-    return f" {BELOW}" if ahead.low > 0 else f" {ABOVE}" if ahead.high < 0 else ""
+    return ABOVE if ahead.low > 0 else BELOW if ahead.high < 0 else ""
 
 
 def _leading(found: Sequence[Results]) -> set[str]:

@@ -14,15 +14,18 @@ from typing import Any
 
 import compounding
 import real_table
-from deepcompress_table import BASE, OURS, SCOPES, by_arm, compared, percent, read_archived, tokens
-from real_table import WIDE, wrapped
+from real_table import NARROW, wrapped
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-EXPERIMENTS = RESULTS / "deepcompress" / "runs.tar.xz"
+RESEARCH = ROOT / "research"
+EXPERIMENTS = RESEARCH / "results" / "deepcompress" / "runs.tar.xz"
+sys.path.append(str(RESEARCH))
+from deepcompress_table import BASE, OURS, SCOPES, by_arm, compared, percent, read_archived, tokens  # noqa: E402
+
 ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
 SMALLER, STOCK = "llama-3.1-8b-16gib", "llama-3.1-8b-stock"
-WORTH_SHOWING, BEST = 0.2, 0.5  # of the problems right at some ratio: in the plot, in README
+WORTH_SHOWING, BEST = 0.2, 0.5  # of the problems right at some ratio: in the plot, in the first table
 STARTS = {  # of the experiments with DeepCompress, by folder
     "seeing": "The start is `tiny`, trained on to be right when brief, to choose how to write by the kind of problem, "
     "and to err where it checks nothing",
@@ -47,11 +50,11 @@ def policies_table() -> str:
         f"six families with a full thought of at least 1000 tokens (mean {found['mean_full_thought']:.0f}); slots = "
         "most thought slots held, the prompt pinned on top. `oracle` knows what will be read: an upper bound. "
         f"{found['samples']} samples each at 0.6: full {_percent(by_policy['full'][1.0])}, horizon {sampled}. "
-        f"The others, all below {100 * BEST:.0f}: [docs/policies.md](docs/policies.md). "
+        f"The others, all below {100 * BEST:.0f}, are in the table after the picture. "
         f"{birth['hardware']}, torch {birth['torch']}, commits {_commits([birth, *found.get('resumed', ())])}, "
-        "[policies.json](bench/results/policies.json), `bench/policies.py`."
+        "[policies.json](../bench/results/policies.json), `bench/policies.py`."
     )
-    return "\n".join([*_matrix(found, ["horizon", *worth_showing(found, BEST)]), "", *wrapped(text, WIDE)]) + "\n"
+    return "\n".join([*_matrix(found, ["horizon", *worth_showing(found, BEST)]), "", *wrapped(text)]) + "\n"
 
 
 def matrix_table() -> str:
@@ -107,8 +110,11 @@ def _matrix(found: dict[str, Any], names: list[str]) -> list[str]:
     return lines + [f"| {name} | {' | '.join(_cell(by_policy[name].get(r)) for r in ratios)} |" for name in names]
 
 
-def deepcompress_table(start: str) -> str:
-    """The arms of DeepCompress from this start: right answers and thought tokens, each against plain GRPO."""
+def deepcompress_table(start: str, results: str) -> str:
+    """The arms of DeepCompress from this start: right answers and thought tokens, each against plain GRPO.
+
+    `results` is where these lie, as seen from the page.
+    """
     runs = read_archived(EXPERIMENTS, start)
     arms = by_arm(runs)
     lines = [f"| arm | {' | '.join(f'{scope}: right, % | thought tokens' for scope in SCOPES)} |"]
@@ -129,8 +135,8 @@ def deepcompress_table(start: str) -> str:
         f"n = {len(evaluation['problems']['id'])} held-out problems, {evaluation['samples']} samples each at "
         f"temperature {evaluation['temperature']:g} [95 % interval]; in per cent: tokens against `none`, "
         "which is GRPO without a length reward; behind `ours` stands its `mastered_weight`. "
-        f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}, `bench/deepcompress.py`: "
-        f"[results](../bench/results/deepcompress/{start})."
+        f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}, `research/deepcompress.py`: "
+        f"[results]({results}/deepcompress/{start})."
     )
     return "\n".join([*lines, "", *wrapped(text)]) + "\n"
 
@@ -232,9 +238,31 @@ def throughput_lines() -> str:
         )
     lines.append(
         f"{birth['hardware']}, torch {birth['torch']}, random weights in bfloat16, commit {birth['commit']}, "
-        "[bench/results](bench/results), `leanthink bench --shape SHAPE`."
+        "[bench/results](../bench/results), `leanthink bench --shape SHAPE`."
     )
     return "\n".join(lines) + "\n"
+
+
+def speed_table() -> str:
+    """Tokens per second from the same memory, by budget."""
+    found = [_engine(name) for name in ENGINES]
+    options, birth = found[0]["options"], found[0]["birth"]
+    budgets = [row["budget"] for row in found[0]["parts"]["throughput"]["policies"][1:]]
+    lines = [
+        f"| shape, memory for slots | full | {' | '.join(f'budget {budget}' for budget in budgets)} |",
+        "|---" * (2 + len(budgets)) + "|",
+    ]
+    for measured in found:
+        first, *rest = measured["parts"]["throughput"]["policies"]
+        cells = [f"{row['tokens_per_second']:.0f} ({row['ratio_to_full']:.1f}x)" for row in rest]
+        name = f"{measured['options']['shape']}, {measured['options']['kv_gib']:g} GiB"
+        lines.append(f"| {name} | {first['tokens_per_second']:.0f} | {' | '.join(cells)} |")
+    told = (
+        f"Tokens per second under `horizon`, requests of {options['prompt']} + {options['output']} tokens, random "
+        f"weights. {birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}. "
+        "[Steps, and transformers beside them](docs/measurements.md#speed)."
+    )
+    return "\n".join([*lines, "", *wrapped(told, NARROW)]) + "\n"
 
 
 def stock_lines() -> str:
@@ -247,6 +275,14 @@ def stock_lines() -> str:
         f"A step of stock transformers {found['birth']['transformers']} at {cell['batch']} x {cell['slots']} "
         f"({found['options']['shape']}, {found['parts']['stock']['attention']}): {', its '.join(told)}.\n"
     )
+
+
+def first_table(report: Path) -> str:
+    """The head of a report of `leanthink compare`, up to the end of its first table."""
+    lines = report.read_text(encoding="utf-8").splitlines()
+    begin = next(at for at, line in enumerate(lines) if line.startswith("|"))
+    end = next(at for at in range(begin, len(lines)) if not lines[at])
+    return "\n".join(lines[:end]) + "\n"
 
 
 def ray_lines() -> str:
@@ -289,25 +325,26 @@ def _percent(row: dict[str, Any]) -> str:
 def main() -> None:
     """Rewrite the pages, or with --check leave with 1 if one is out of date."""
     pages = {
-        "README.md": {
+        "README.md": {"speed": speed_table()},
+        "docs/measurements.md": {
             "policies": policies_table(),
-            "engine": steps_table() + stock_lines() + throughput_lines(),
+            "matrix": matrix_table(),
+            "engine": steps_table() + "\n" + stock_lines() + "\n" + throughput_lines(),
         },
-        "docs/policies.md": {"matrix": matrix_table()},
         "docs/training.md": {
-            f"deepcompress-{SHOWN_FIRST}": deepcompress_table(SHOWN_FIRST),
+            f"deepcompress-{SHOWN_FIRST}": deepcompress_table(SHOWN_FIRST, "../research/results"),
             "deepcompress-trade": trade_table(),
             "compounding": compounding_table(),
         },
-        "docs/deepcompress.md": {
-            f"deepcompress-{start}": deepcompress_table(start) for start in STARTS if start != SHOWN_FIRST
+        "research/deepcompress.md": {
+            f"deepcompress-{start}": deepcompress_table(start, "results") for start in STARTS if start != SHOWN_FIRST
         },
         "docs/ray.md": {"ray-speedup": ray_lines()},
-        "docs/evaluation.md": {"eval-tiny": (RESULTS / "eval-tiny" / "report.md").read_text()},
+        "docs/evaluation.md": {"eval-tiny": first_table(RESULTS / "eval-tiny" / "report.md")},
     }
     if found := real_table.read():
         pages["README.md"]["real"] = real_table.short_table(found)
-        pages["docs/policies.md"]["real"] = real_table.whole_tables(found)
+        pages["docs/measurements.md"]["real"] = real_table.whole_tables(found)
     stale = False
     for page, tables in pages.items():
         text = fresh = (ROOT / page).read_text()

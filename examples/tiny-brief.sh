@@ -14,7 +14,7 @@ python -m leanthink.models.tiny.train --init "$work/terse" --out "$work/start" -
     --steps 200 --lr 1e-3 --adamw-lr 1e-3 --warmup-steps 20 --decay-share 1
 
 # DeepCompress, 80 steps. The evaluation that follows lies in FOLDER.work/results.
-python bench/deepcompress.py --start "$work/start" --arms ours --seeds 1 --steps 80 --prompts 16 --micro 32 --lr 1.2e-4 \
+python research/deepcompress.py --start "$work/start" --arms ours --seeds 1 --steps 80 --prompts 16 --micro 32 --lr 1.2e-4 \
     --levels 1:64,2:64,3:64,4:64,5:64 --max-tokens 3712 --buffer 64 --eval-temperature 1 --mastered-weight 0.5 \
     --limit-s 1800 --out "$work/results" --work "$work/runs" --weights "$work/weights"
 mv "$work/weights/ours-1" "$out"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,12 +14,12 @@ import torch
 from command_line import refused
 from leanthink.engine.bench import hf_baseline
 from leanthink.engine.bench.eviction import gathered
-from leanthink.engine.bench.fixture import NO_TAGS, Bed
+from leanthink.engine.bench.fixture import NO_TAGS, Fixture
 from leanthink.engine.bench.latency import serve
 from leanthink.engine.bench.measure import Steps, spread, timed_steps
 from leanthink.engine.bench.memory import predicted_bytes
 from leanthink.engine.bench.options import LARGE, PARTS, SMALL, Options, options_from
-from leanthink.engine.bench.plot import draw, floors, speeds
+from leanthink.engine.bench.plot import draw, roofline_shares, speeds
 from leanthink.engine.bench.roofline import COPY_BYTES
 from leanthink.engine.bench.run import run
 from leanthink.engine.bench.sets import shares
@@ -204,12 +202,12 @@ def consistent(cell: dict[str, Any]) -> None:
     assert cell["tokens_per_second"] == pytest.approx(1e3 * cell["rows"] / step["mean"])
 
 
-def test_floor_is_the_bytes_over_the_bandwidth(folder: Path) -> None:
-    bed = Bed(small(folder))
-    assert step_bytes(bed.model) == sum(p.nbytes for p in bed.model.parameters()), "its head is its table"
-    bed.bandwidth["median"] = 1e9
-    assert bed.floor_ms(50) == pytest.approx((step_bytes(bed.model) + 50 * 2 * 2 * 64 * 4) / 1e6)
-    found = measured(folder, "floor")
+def test_the_roofline_is_the_bytes_over_the_bandwidth(folder: Path) -> None:
+    fixture = Fixture(small(folder))
+    assert step_bytes(fixture.model) == sum(p.nbytes for p in fixture.model.parameters()), "its head is its table"
+    fixture.bandwidth["median"] = 1e9
+    assert fixture.roofline_ms(50) == pytest.approx((step_bytes(fixture.model) + 50 * 2 * 2 * 64 * 4) / 1e6)
+    found = measured(folder, "roofline")
     assert [cell["batch"] for cell in found["cells"]] == [3, 2]
     assert found["copy_bytes_per_second"]["n"] == 10
     assert all(cell["floor_ms"] > 0 for cell in found["cells"])
@@ -297,8 +295,8 @@ def test_throughput_fills_the_memory_and_says_what_is_extrapolated(folder: Path)
 
 
 def test_throughput_spreads_rows_over_their_lives(folder: Path) -> None:
-    bed = Bed(small(folder))
-    full, bounded = (places_of(bed, 8, slots, steps=10) for slots in (None, 24))
+    fixture = Fixture(small(folder))
+    full, bounded = (places_of(fixture, 8, slots, steps=10) for slots in (None, 24))
     helds = [place.held for place in full]
     assert helds == sorted(helds)
     assert helds[0] < 8 + 10
@@ -316,13 +314,15 @@ def test_throughput_records_a_memory_that_holds_nobody(folder: Path) -> None:
     assert "error" in rows[2]
 
 
-def test_stock_generate_is_compared_at_the_same_rows_and_slots(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_generate_of_transformers_is_compared_at_the_same_rows_and_slots(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise RuntimeError("not on this device")
 
     monkeypatch.setattr("transformers.Qwen3ForCausalLM.generate_batch", refuse)
-    result = run(small(folder, "decode", "stock"))["parts"]
-    for cell, ours in zip(result["stock"]["cells"], result["decode"]["cells"], strict=True):
+    result = run(small(folder, "decode", "hf-baseline"))["parts"]
+    for cell, ours in zip(result["hf-baseline"]["cells"], result["decode"]["cells"], strict=True):
         assert cell["our_step_ms"] == ours["step_ms"], "measured once"
         steps = cell["generate"]["step_ms"]
         assert steps["n"] == 5
@@ -332,7 +332,7 @@ def test_stock_generate_is_compared_at_the_same_rows_and_slots(folder: Path, mon
 
 @pytest.mark.slow
 def test_continuous_batching_runs_on_this_machine(folder: Path) -> None:
-    (cell,) = measured(folder, "stock", cells=((2, 20),))["cells"]
+    (cell,) = measured(folder, "hf-baseline", cells=((2, 20),))["cells"]
     assert cell["continuous_batching"]["step_ms"]["n"] >= 3
 
 
@@ -355,9 +355,9 @@ def test_latency_counts_every_token(folder: Path) -> None:
 
 
 def test_latency_of_requests_that_wait_for_room(folder: Path) -> None:
-    bed = Bed(small(folder))
-    requests = [bed.request(i, prompt=4, output=6, slots=None) for i in range(4)]
-    found = serve(bed.engine([10] * 4, slots=20), requests)
+    fixture = Fixture(small(folder))
+    requests = [fixture.request(i, prompt=4, output=6, slots=None) for i in range(4)]
+    found = serve(fixture.engine([10] * 4, slots=20), requests)
     assert found["most_at_a_time"] == 2
     assert found["tokens"] == 24
 
@@ -386,9 +386,9 @@ def test_a_cell_without_room_is_recorded_and_the_others_are_measured(folder: Pat
 
 
 def test_steps_say_how_many_evicted(folder: Path) -> None:
-    bed = Bed(small(folder))
-    request = bed.request(0, prompt=4, output=80, slots=10)
-    engine = bed.engine([request.bound])
+    fixture = Fixture(small(folder))
+    request = fixture.request(0, prompt=4, output=80, slots=10)
+    engine = fixture.engine([request.bound])
     warm_start(engine, [Place(request=request, held=4 + 10 + 3, generated=20)])
     assert timed_steps(engine, warm_up=2, steps=7).evictions == [1, 0, 0, 0, 0, 0, 1]
 
@@ -411,7 +411,7 @@ def test_the_command_writes_result_and_picture(folder: Path, tmp_path: Path, ins
     assert (out / "bench.png").stat().st_size > 1000
     assert "decode: batch 2, slots 24" in done.err
     refused(inside(*words), 2, "bench.json exists", "--overwrite")
-    assert floors(result).keys() == {"full 2 x 24", "full 2 x 30"}
+    assert roofline_shares(result).keys() == {"full 2 x 24", "full 2 x 30"}
     assert speeds(result).keys() == {"full", "horizon 12"}
 
 
@@ -424,7 +424,7 @@ def test_the_picture_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
     ("flags", "words"),
     [
         ({"shape": "qwen2.5-7"}, ["'qwen2.5-7'", "Did you mean 'qwen2.5-7b'?"]),
-        ({"parts": "floor,decod"}, ["'decod'", "Did you mean 'decode'?"]),
+        ({"parts": "roofline,decod"}, ["'decod'", "Did you mean 'decode'?"]),
         ({"shape": "tiny", "model": "x"}, ["exactly one"]),
         ({"batch": "3"}, ["--batch and --slots"]),
         ({"batch": "3,x", "slots": "20"}, ["--batch '3,x'"]),
@@ -456,11 +456,9 @@ def test_defaults_depend_on_the_size_of_the_model() -> None:
     assert replace(found, steps=33, interval=32).whole_intervals == 64
 
 
-def test_the_script_needs_neither_typer_nor_rich(tmp_path: Path) -> None:
-    script = Path(__file__).parent.parent / "bench" / "engine.py"
-    blocked = "import sys; sys.modules['typer'] = sys.modules['rich'] = None; import runpy; "
-    words = f"sys.argv = ['bench/engine.py', '--parts', 'nothing', '--out', {str(tmp_path / 'x')!r}]; "
-    code = f"{blocked}{words}runpy.run_path({str(script)!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 1
-    assert "unknown part 'nothing'" in done.stderr
+def test_old_names_of_parts_work_and_say_what_they_are_called_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leanthink.utils.deprecated._told", set())
+    with pytest.warns(FutureWarning) as told:
+        found = options_from({"device": "cpu", "parts": "floor,decode,stock"})
+    assert found.parts == ("roofline", "decode", "hf-baseline")
+    assert ["roofline" in str(told[0].message), "hf-baseline" in str(told[1].message)] == [True, True]

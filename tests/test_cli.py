@@ -33,6 +33,8 @@ FLAGS = {
     "predictor": f"--out --model --problems --limit --tasks --levels --count --samples --instruction {CHAT} {SAMPLING} "
     "--max-num-seqs --correct-only --all --answer-from --target --horizons --granularity --width --steps --batch "
     "--tokens-per-trace --resume --overwrite --device --dtype --json",
+    "plan": "--gpu-gib --model --concurrent --prompt --max-model-len --budgets --eviction-interval --max-answer-slots "
+    "--dtype --json",
     "collect": f"--out --model --tasks --levels --count --split --problems --limit --samples --instruction {CHAT} "
     f"{SAMPLING} --policy {BUDGET} --predictor --ignore-predictor-mismatch --max-num-seqs --record --resume "
     "--overwrite --device --dtype --ray --ray-workers --json",
@@ -66,6 +68,7 @@ MODULES = (
     cli,
     cli.generate,
     cli.serve,
+    cli.plan,
     cli.predictor,
     cli.collect,
     cli.label,

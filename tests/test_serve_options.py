@@ -124,12 +124,12 @@ def test_the_dtype_auto_is_float32_on_a_cpu(written: torch.dtype, tmp_path: Path
 
 
 def test_the_dtype_auto_keeps_a_half_precision_checkpoint_on_a_gpu() -> None:
-    from leanthink.models.loading import _dtype
+    from leanthink.models.loading import dtype_for
 
     def chosen(dtype: Any, written: torch.dtype | None, device: str = "cuda:0") -> torch.dtype:
         config = make_model("qwen3").config
         config.dtype = written
-        return _dtype(dtype, device, config)
+        return dtype_for(dtype, device, config)
 
     assert chosen("auto", torch.float16) == torch.float16
     assert chosen("auto", torch.float32) == chosen("auto", torch.bfloat16) == chosen("auto", None) == torch.bfloat16

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from leanthink.models.context import context_of
 from leanthink.models.kv_shape import KVShape
-from leanthink.models.tiny import TINY, load_tiny
+from leanthink.models.tiny import TINY, load_tiny, weights_path
 from leanthink.utils.device import check_device
 from leanthink.utils.errors import DamagedFile, LeanThinkError, UnsupportedModel, UsageError, unknown
 from leanthink.utils.file_reading import said
@@ -46,32 +47,58 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: DType = Non
     if str(name_or_path) == TINY:
         return load_tiny(device=device, dtype=None if dtype == "auto" else dtype)
     name, options = _locate(str(name_or_path))
-    try:
+    with _told(str(name_or_path)):
         config = AutoConfig.from_pretrained(name, **options)
         check_supported(config)
         tokenizer = _load_tokenizer(name, str(name_or_path), options)
-        chosen = _dtype(dtype, device, config)
+        chosen = dtype_for(dtype, device, config)
         model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=chosen, **options)
-    except LeanThinkError:
-        raise
-    except ImportError as error:
-        raise UsageError(
-            f"{str(name_or_path)!r} needs a package that is not here ({_first_line(error)}): install it, or take a "
-            "checkpoint whose weights are not quantized"
-        ) from error
-    except SafetensorError as error:
-        raise DamagedFile(f"the weights in {str(name_or_path)!r} are damaged ({error}): download them again") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"cannot load a model from {str(name_or_path)!r}: {said(error)}") from error
-    except Exception as error:  # what a pickle, a header that is cut off or a config of other types raises
-        raise DamagedFile(
-            f"a file of {str(name_or_path)!r} cannot be read ({said(error)}): download it again"
-        ) from error
     model.config._name_or_path = str(name_or_path)  # a GGUF file's is else its folder
     return model.to(device).eval(), tokenizer
 
 
-def _dtype(dtype: DType, device: str, config: Any) -> torch.dtype:
+def load_config(name_or_path: str | Path, *, also: Sequence[str] = ()) -> Any:
+    """The config of a model alone: of a folder that may lack weights, a GGUF file's header, a hub id or "tiny".
+
+    Args:
+        name_or_path: as `load` takes it.
+        also: other names that the caller knows, for the message about one that is unknown.
+
+    Raises:
+        UsageError: there is no such model, or it has no config.
+        DamagedFile: its config cannot be read.
+        UnsupportedModel: the bounded cache cannot serve its architecture.
+    """
+    given = str(weights_path()) if str(name_or_path) == TINY else str(name_or_path)
+    name, options = _locate(given, needs_weights=False, also=also)
+    with _told(given):
+        config = AutoConfig.from_pretrained(name, **options)
+        check_supported(config)
+    return config
+
+
+@contextmanager
+def _told(given: str) -> Iterator[None]:
+    """What reading a model's files raises, as our own errors; `given` is its name."""
+    try:
+        yield
+    except LeanThinkError:
+        raise
+    except ImportError as error:
+        raise UsageError(
+            f"{given!r} needs a package that is not here ({_first_line(error)}): install it, or take a "
+            "checkpoint whose weights are not quantized"
+        ) from error
+    except SafetensorError as error:
+        raise DamagedFile(f"the weights in {given!r} are damaged ({error}): download them again") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"cannot load a model from {given!r}: {said(error)}") from error
+    except Exception as error:  # what a pickle, a header that is cut off or a config of other types raises
+        raise DamagedFile(f"a file of {given!r} cannot be read ({said(error)}): download it again") from error
+
+
+def dtype_for(dtype: DType, device: str, config: Any) -> torch.dtype:
+    """The type of the weights that `load` chooses for this device."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if not device.startswith("cuda"):
@@ -99,7 +126,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(" .:")
 
 
-def _locate(name: str) -> tuple[str, dict[str, Any]]:
+def _locate(name: str, *, needs_weights: bool = True, also: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
     """What to pass to from_pretrained, after the checks that give a clearer message than it does."""
     if not name:
         raise UsageError('the name of the model is empty: give "tiny", a folder, a GGUF file or a hub id')
@@ -121,11 +148,12 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
         if name.count("/") > 1 or name.startswith((".", "/", "~")):
             raise UsageError(f"there is no folder {name!r}, and it is no hub id either: check the path")
         if "/" not in name:
-            raise unknown("model", name, (TINY, "a folder", "a .gguf file", "a hub id such as Qwen/Qwen3-4B"))
+            raise unknown("model", name, (TINY, *also, "a folder", "a .gguf file", "a hub id such as Qwen/Qwen3-4B"))
         return name, closed
     if not (path / "config.json").is_file():
         raise UsageError(f"the folder {name!r} holds no config.json: give the folder of a saved model")
-    if not any(next(path.glob(pattern), None) for pattern in ("*.safetensors", "*.safetensors.index.json", "*.bin")):
+    patterns = ("*.safetensors", "*.safetensors.index.json", "*.bin")
+    if needs_weights and not any(next(path.glob(pattern), None) for pattern in patterns):
         raise UsageError(f"the folder {name!r} holds no weights (*.safetensors or *.bin): the download is incomplete")
     return str(path), closed
 

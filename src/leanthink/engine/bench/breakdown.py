@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from leanthink.engine import decoder
 from leanthink.engine.attention import decode_attention
 from leanthink.engine.bench.decode import full_cell, full_engine
-from leanthink.engine.bench.fixture import Bed, attempt
+from leanthink.engine.bench.fixture import Fixture, attempt
 from leanthink.engine.bench.measure import seconds, spread
 from leanthink.engine.engine import Engine
 from leanthink.engine.forward_batch import DecodeBatch
@@ -27,19 +27,19 @@ WARM_UP, TIMES = 3, 20
 SAMPLED = Sampling(temperature=0.6, top_k=20, top_p=0.95)  # as reasoning models are served
 
 
-def breakdown(bed: Bed) -> dict[str, Any]:
+def breakdown(fixture: Fixture) -> dict[str, Any]:
     """Every cell of the grid."""
-    return {"method": METHOD, "cells": [_cell(bed, *cell) for cell in bed.options.cells]}
+    return {"method": METHOD, "cells": [_cell(fixture, *cell) for cell in fixture.options.cells]}
 
 
-def _cell(bed: Bed, batch: int, slots: int) -> dict[str, Any]:
-    whole = full_cell(bed, batch, slots)
+def _cell(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
+    whole = full_cell(fixture, batch, slots)
 
     def measure() -> dict[str, Any]:
         if "step_ms" not in whole:
             raise UsageError(f"there is no step to explain: {whole['error']}")
         step_ms: dict[str, float] = whole["step_ms"]
-        parts, sampling_ms = _measure(bed, batch, slots)
+        parts, sampling_ms = _measure(fixture, batch, slots)
         rest_ms = step_ms["median"] - sum(part["median"] for part in parts.values())
         return {"step_ms": step_ms, **parts, "rest_ms": rest_ms, "sampling_instead_ms": sampling_ms}
 
@@ -47,15 +47,15 @@ def _cell(bed: Bed, batch: int, slots: int) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _measure(bed: Bed, batch: int, slots: int) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+def _measure(fixture: Fixture, batch: int, slots: int) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """The kinds of work of the measured step, which is greedy, and beside them a sampler that samples."""
-    if not decoder.is_llama_like(bed.model):
+    if not decoder.is_llama_like(fixture.model):
         raise UsageError(
-            f"{bed.model.config.model_type} decodes through transformers' own forward, which is not taken apart"
+            f"{fixture.model.config.model_type} decodes through transformers' own forward, which is not taken apart"
         )
-    engine = full_engine(bed, batch, slots, bed.options.steps)
-    lean = decoder.LeanDecoder(bed.model)
-    positions_N1 = engine.cache.start_step(batch if bed.device.type == "cuda" else None)
+    engine = full_engine(fixture, batch, slots, fixture.options.steps)
+    lean = decoder.LeanDecoder(fixture.model)
+    positions_N1 = engine.cache.start_step(batch if fixture.device.type == "cuda" else None)
     forward = engine.cache.forward_batch
     assert isinstance(forward, DecodeBatch)
     kinds = {
@@ -64,9 +64,9 @@ def _measure(bed: Bed, batch: int, slots: int) -> tuple[dict[str, dict[str, floa
         "between": partial(_between, lean, engine, forward, batch, positions_N1),
         "sampler": partial(_sampler, engine, batch),
     }
-    parts = {f"{name}_ms": _timed(kind(), bed.device) for name, kind in kinds.items()}
+    parts = {f"{name}_ms": _timed(kind(), fixture.device) for name, kind in kinds.items()}
     engine.sampler.assign_rows(0, [SAMPLED] * batch)
-    return parts, _timed(_sampler(engine, batch), bed.device)
+    return parts, _timed(_sampler(engine, batch), fixture.device)
 
 
 def _products(lean: decoder.LeanDecoder, batch: int) -> Callable[[], object]:

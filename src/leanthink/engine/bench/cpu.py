@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from leanthink.data.tasks import registry
-from leanthink.engine.bench.fixture import NO_TAGS, Bed
+from leanthink.engine.bench.fixture import NO_TAGS, Fixture
 from leanthink.engine.bench.measure import seconds, spread
 from leanthink.engine.bench.weights import never_ending
 from leanthink.engine.generation import each_finished, in_order
@@ -21,26 +21,26 @@ from leanthink.models.prompt import encode_prompt
 Run = Callable[[], list[list[int]]]
 
 
-def cpu(bed: Bed) -> dict[str, Any]:
+def cpu(fixture: Fixture) -> dict[str, Any]:
     """Every batch size: both warmed up, then in turns, float32, as many threads as torch has."""
     model, tokenizer = load("tiny", device="cpu", dtype=torch.float32)
-    batches = [_batch(bed, never_ending(model), tokenizer, batch) for batch in bed.options.cpu_batches]
-    return {"threads": torch.get_num_threads(), "output": bed.options.cpu_output, "batches": batches}
+    batches = [_batch(fixture, never_ending(model), tokenizer, batch) for batch in fixture.options.cpu_batches]
+    return {"threads": torch.get_num_threads(), "output": fixture.options.cpu_output, "batches": batches}
 
 
-def _batch(bed: Bed, model: Any, tokenizer: Any, batch: int) -> dict[str, Any]:
-    texts = [problem.prompt for problem in registry.sample("sums", 5, batch, bed.options.seed)]
+def _batch(fixture: Fixture, model: Any, tokenizer: Any, batch: int) -> dict[str, Any]:
+    texts = [problem.prompt for problem in registry.sample("sums", 5, batch, fixture.options.seed)]
     prompts = [encode_prompt(tokenizer, index, text) for index, text in enumerate(texts)]
     runs: dict[str, Run] = {
-        "leanthink": lambda: ours(model, tokenizer, prompts, bed.options.cpu_output),
-        "transformers": lambda: theirs(model, prompts, bed.options.cpu_output),
+        "leanthink": lambda: ours(model, tokenizer, prompts, fixture.options.cpu_output),
+        "transformers": lambda: theirs(model, prompts, fixture.options.cpu_output),
     }
     tokens = [run() for run in runs.values()]
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(bed.options.repeats):
+    for _ in range(fixture.options.repeats):
         for name, run in runs.items():
             times[name].append(seconds(run, model.device))
-    written = batch * bed.options.cpu_output
+    written = batch * fixture.options.cpu_output
     speeds = {name: spread([written / taken for taken in found]) for name, found in times.items()}
     return {
         "batch": batch,

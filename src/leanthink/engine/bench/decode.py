@@ -1,58 +1,58 @@
-"""Part `decode`: the engine's step at a given number of rows and slots, policy `full`, as a share of the floor."""
+"""Part `decode`: the engine's step at a given number of rows and slots, policy `full`, as a share of the roofline."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from leanthink.engine.bench.fixture import Bed, attempt
+from leanthink.engine.bench.fixture import Fixture, attempt
 from leanthink.engine.bench.measure import Steps, spread, timed_steps
 from leanthink.engine.bench.warm_start import Place, warm_start
 from leanthink.engine.engine import Engine
 
 
-def decode(bed: Bed) -> dict[str, Any]:
+def decode(fixture: Fixture) -> dict[str, Any]:
     """Every cell of the grid."""
-    return {"cells": [full_cell(bed, batch, slots) for batch, slots in bed.options.cells]}
+    return {"cells": [full_cell(fixture, batch, slots) for batch, slots in fixture.options.cells]}
 
 
-def full_cell(bed: Bed, batch: int, slots: int) -> dict[str, Any]:
+def full_cell(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
     """One cell, measured once however many parts ask for it."""
-    if (batch, slots) not in bed.cells:
+    if (batch, slots) not in fixture.cells:
         what = {"batch": batch, "slots": slots, "policy": "full"}
-        bed.cells[batch, slots] = what | attempt(
-            lambda: summary(bed, batch, full_steps(bed, batch, slots, bed.options.steps))
+        fixture.cells[batch, slots] = what | attempt(
+            lambda: summary(fixture, batch, full_steps(fixture, batch, slots, fixture.options.steps))
         )
-    return bed.cells[batch, slots]
+    return fixture.cells[batch, slots]
 
 
-def full_steps(bed: Bed, batch: int, slots: int, steps: int) -> Steps:
+def full_steps(fixture: Fixture, batch: int, slots: int, steps: int) -> Steps:
     """Steps of rows that hold `slots` slots in the middle of the measured ones."""
-    return timed_steps(full_engine(bed, batch, slots, steps), warm_up=bed.options.warm_up, steps=steps)
+    return timed_steps(full_engine(fixture, batch, slots, steps), warm_up=fixture.options.warm_up, steps=steps)
 
 
-def full_engine(bed: Bed, batch: int, slots: int, steps: int) -> Engine:
+def full_engine(fixture: Fixture, batch: int, slots: int, steps: int) -> Engine:
     """Rows that will hold `slots` slots after the warm-up and half of the steps."""
-    warm_up, prompt = bed.options.warm_up, min(bed.options.prompt, slots // 2)
+    warm_up, prompt = fixture.options.warm_up, min(fixture.options.prompt, slots // 2)
     held = max(prompt, slots - warm_up - steps // 2)
     generated = held - prompt + 1
     output = generated + warm_up + steps + 1
     places = [
-        Place(request=bed.request(i, prompt=prompt, output=output, slots=None), held=held, generated=generated)
+        Place(request=fixture.request(i, prompt=prompt, output=output, slots=None), held=held, generated=generated)
         for i in range(batch)
     ]
-    engine = bed.engine([place.request.bound for place in places])
+    engine = fixture.engine([place.request.bound for place in places])
     warm_start(engine, places)
     return engine
 
 
-def summary(bed: Bed, batch: int, steps: Steps) -> dict[str, Any]:
-    """What is said of measured steps; the share of the floor is that of the median step."""
-    step_ms, floor_ms = spread(steps.ms), bed.floor_ms(steps.mean_held)
+def summary(fixture: Fixture, batch: int, steps: Steps) -> dict[str, Any]:
+    """What is said of measured steps; the share of the roofline is that of the median step."""
+    step_ms, roofline_ms = spread(steps.ms), fixture.roofline_ms(steps.mean_held)
     return {
         "rows": batch,
         "slots_read_per_row": steps.mean_held / batch,
         "step_ms": step_ms,
-        "floor_ms": floor_ms,
-        "share_of_floor": floor_ms / step_ms["median"],
+        "floor_ms": roofline_ms,
+        "share_of_floor": roofline_ms / step_ms["median"],
         "tokens_per_second": 1e3 * batch / step_ms["mean"],
     }

@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from leanthink.engine.bench.decode import full_steps, summary
-from leanthink.engine.bench.fixture import Bed, attempt
+from leanthink.engine.bench.fixture import Fixture, attempt
 from leanthink.engine.bench.measure import Steps, spread, timed_steps
 from leanthink.engine.bench.warm_start import Place, warm_start
 from leanthink.engine.engine import Engine
 from leanthink.policies import Policy
 
 
-def eviction(bed: Bed) -> dict[str, Any]:
+def eviction(fixture: Fixture) -> dict[str, Any]:
     """Every cell of the grid, its slots taken as the budget."""
-    return {"interval": bed.options.interval, "cells": [horizon_cell(bed, *cell) for cell in bed.options.cells]}
+    return {
+        "interval": fixture.options.interval,
+        "cells": [horizon_cell(fixture, *cell) for cell in fixture.options.cells],
+    }
 
 
 def gathered(batch: int, interval: int) -> list[int]:
@@ -26,20 +29,20 @@ def gathered(batch: int, interval: int) -> list[int]:
     return [interval - 1 - (row * turns // batch) * (interval // turns) for row in range(batch)]
 
 
-def horizon_cell(bed: Bed, batch: int, slots: int) -> dict[str, Any]:
+def horizon_cell(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
     """One cell, measured once however many parts ask for it."""
 
     def measure() -> dict[str, Any]:
-        bounded = horizon_steps(bed, batch, slots)
+        bounded = horizon_steps(fixture, batch, slots)
         # As many slots as the bounded rows hold on average, for as many steps.
-        full = full_steps(bed, batch, round(bounded.mean_held / batch), bed.options.whole_intervals)
-        ours, whole = summary(bed, batch, bounded), summary(bed, batch, full)
+        full = full_steps(fixture, batch, round(bounded.mean_held / batch), fixture.options.whole_intervals)
+        ours, whole = summary(fixture, batch, bounded), summary(fixture, batch, full)
         ratio = ours["step_ms"]["mean"] / whole["step_ms"]["mean"]
         return {"horizon": ours | share(bounded), "full": whole, "horizon_to_full": ratio}
 
-    if (batch, slots) not in bed.horizon_cells:
-        bed.horizon_cells[batch, slots] = {"batch": batch, "budget": slots} | attempt(measure)
-    return bed.horizon_cells[batch, slots]
+    if (batch, slots) not in fixture.horizon_cells:
+        fixture.horizon_cells[batch, slots] = {"batch": batch, "budget": slots} | attempt(measure)
+    return fixture.horizon_cells[batch, slots]
 
 
 def share(steps: Steps) -> dict[str, Any]:
@@ -55,20 +58,20 @@ def share(steps: Steps) -> dict[str, Any]:
     }
 
 
-def horizon_steps(bed: Bed, batch: int, slots: int) -> Steps:
+def horizon_steps(fixture: Fixture, batch: int, slots: int) -> Steps:
     """Whole intervals of rows whose evictions are spread evenly, after one interval."""
-    engine = horizon_engine(bed, batch, slots, bed.horizon)
-    return timed_steps(engine, warm_up=bed.options.interval, steps=bed.options.whole_intervals)
+    engine = horizon_engine(fixture, batch, slots, fixture.horizon)
+    return timed_steps(engine, warm_up=fixture.options.interval, steps=fixture.options.whole_intervals)
 
 
-def horizon_engine(bed: Bed, batch: int, slots: int, policy: Policy, *, more: int = 0) -> Engine:
+def horizon_engine(fixture: Fixture, batch: int, slots: int, policy: Policy, *, more: int = 0) -> Engine:
     """Rows whose evictions are spread evenly; they last an interval, whole intervals, and so many steps `more`."""
-    interval, prompt = bed.options.interval, bed.options.prompt
+    interval, prompt = fixture.options.interval, fixture.options.prompt
     places = []
     for index, extra in enumerate(gathered(batch, interval)):
-        output = slots + extra + interval + bed.options.whole_intervals + more + 2
-        request = bed.request(index, prompt=prompt, output=output, slots=slots, policy=policy)
+        output = slots + extra + interval + fixture.options.whole_intervals + more + 2
+        request = fixture.request(index, prompt=prompt, output=output, slots=slots, policy=policy)
         places.append(Place(request=request, held=prompt + slots + extra, generated=slots + extra + 1))
-    engine = bed.engine([place.request.bound for place in places])
+    engine = fixture.engine([place.request.bound for place in places])
     warm_start(engine, places)
     return engine

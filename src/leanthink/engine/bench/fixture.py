@@ -30,7 +30,7 @@ HORIZONS = (32, 64, 128, 256, 512, 1024)
 NO_TAGS = ThinkTags(open_id=None, close_id=None)  # nobody ends, and nobody leaves the thought
 
 
-class Bed:
+class Fixture:
     """One model, loaded once, that never ends a text.
 
     Attributes:
@@ -87,7 +87,7 @@ class Bed:
             "kv_bytes_per_slot": self.bytes_per_slot,
         }
 
-    def floor_ms(self, held: float) -> float:
+    def roofline_ms(self, held: float) -> float:
         """Milliseconds that a step takes at least: weights and `held` slots in all, read once at copy bandwidth."""
         return 1e3 * (self.step_bytes + held * self.bytes_per_slot) / self.bandwidth["median"]
 

@@ -1,4 +1,4 @@
-"""Part `stock`: transformers' own `generate` and continuous batching, at the rows and slots of our cells."""
+"""Part `hf-baseline`: transformers' own `generate` and continuous batching, at the rows and slots of our cells."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from transformers.generation.streamers import BaseStreamer
 
 from leanthink.engine.bench.decode import full_cell
 from leanthink.engine.bench.eviction import horizon_cell
-from leanthink.engine.bench.fixture import Bed, free_memory
+from leanthink.engine.bench.fixture import Fixture, free_memory
 from leanthink.engine.bench.measure import spread
 
 SKIPPED = 3  # steps after the prompt, while kernels are chosen
 BLOCK = 256  # slots of a block of transformers' paged cache
 METHOD = (
     "time between successive tokens while all rows decode; ratio = its mean step / our mean step, with the full cache "
-    "and with evictions to a budget of as many slots as stock holds"
+    "and with evictions to a budget of as many slots as transformers holds"
 )
 
 
-def stock(bed: Bed) -> dict[str, Any]:
-    """Both ways of stock transformers in every cell, as ratios to our step."""
-    ways: dict[str, Callable[[Bed, Sequence[tuple[int, ...]]], list[float]]] = {
+def hf_baseline(fixture: Fixture) -> dict[str, Any]:
+    """Both ways of transformers in every cell, as ratios to our step."""
+    ways: dict[str, Callable[[Fixture, Sequence[tuple[int, ...]]], list[float]]] = {
         "generate": generate_steps,
         "continuous_batching": continuous_steps,
     }
     cells = []
-    for batch, slots in bed.options.cells:
+    for batch, slots in fixture.options.cells:
         ours = {
-            "": full_cell(bed, batch, slots),
-            "_with_eviction": horizon_cell(bed, batch, slots).get("horizon", {}),
+            "": full_cell(fixture, batch, slots),
+            "_with_eviction": horizon_cell(fixture, batch, slots).get("horizon", {}),
         }
-        prompts = [bed.prompt(slots, index) for index in range(batch)]
+        prompts = [fixture.prompt(slots, index) for index in range(batch)]
         cell = {"batch": batch, "slots": slots}
         cell |= {f"our_step_ms{how}": found.get("step_ms") for how, found in ours.items()}
-        cells.append(cell | {name: _result(partial(steps, bed, prompts), ours) for name, steps in ways.items()})
-    return {"attention": bed.model.config._attn_implementation, "method": METHOD, "cells": cells}
+        cells.append(cell | {name: _result(partial(steps, fixture, prompts), ours) for name, steps in ways.items()})
+    return {"attention": fixture.model.config._attn_implementation, "method": METHOD, "cells": cells}
 
 
 def _result(measure: Callable[[], list[float]], ours: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -74,28 +74,28 @@ class Times(BaseStreamer):  # type: ignore[misc]
         """Nothing is left to do."""
 
 
-def generate_steps(bed: Bed, prompts: Sequence[tuple[int, ...]]) -> list[float]:
+def generate_steps(fixture: Fixture, prompts: Sequence[tuple[int, ...]]) -> list[float]:
     """Milliseconds of the steps of one `generate` over all prompts."""
-    ids, times = torch.tensor(prompts, device=bed.device), Times()
-    tokens = bed.options.steps + SKIPPED + 1
+    ids, times = torch.tensor(prompts, device=fixture.device), Times()
+    tokens = fixture.options.steps + SKIPPED + 1
     config = GenerationConfig(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0)
-    bed.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=times)
+    fixture.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=times)
     after_prompt = times.seconds[1 + SKIPPED :]
     return [1e3 * (after - before) for before, after in pairwise(after_prompt)]
 
 
-def continuous_steps(bed: Bed, prompts: Sequence[tuple[int, ...]]) -> list[float]:
+def continuous_steps(fixture: Fixture, prompts: Sequence[tuple[int, ...]]) -> list[float]:
     """Milliseconds of the steps of `generate_batch` while every request decodes."""
-    tokens = 2 * bed.options.steps + SKIPPED  # the first requests decode while the last are still fed
+    tokens = 2 * fixture.options.steps + SKIPPED  # the first requests decode while the last are still fed
     config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
     limits = None
-    if bed.device.type == "cpu":  # else it takes 90 % of the machine's memory
+    if fixture.device.type == "cpu":  # else it takes 90 % of the machine's memory
         blocks = len(prompts) * (-(-(len(prompts[0]) + tokens) // BLOCK) + 1)
         limits = ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=512)
     log = _Log()
     logging.getLogger("ContinuousBatchingLogger").addHandler(log)
     try:
-        found = bed.model.generate_batch(
+        found = fixture.model.generate_batch(
             [list(prompt) for prompt in prompts],
             generation_config=config,
             continuous_batching_config=limits,

@@ -6,32 +6,32 @@ import random
 from itertools import pairwise
 from typing import Any
 
-from leanthink.engine.bench.fixture import Bed, attempt
+from leanthink.engine.bench.fixture import Fixture, attempt
 from leanthink.engine.bench.measure import now, quantiles
 from leanthink.engine.engine import Engine
 from leanthink.engine.generation import raise_first
 from leanthink.engine.request import Request
 
 
-def latency(bed: Bed) -> dict[str, Any]:
+def latency(fixture: Fixture) -> dict[str, Any]:
     """Two rounds of the same requests, policy `full`; the first captures graphs and is not counted."""
     what = {
         "policy": "full",
-        "requests": bed.options.requests,
-        "output": bed.options.latency_output,
-        "kv_gib": bed.options.kv_gib,
+        "requests": fixture.options.requests,
+        "output": fixture.options.latency_output,
+        "kv_gib": fixture.options.kv_gib,
     }
-    return what | attempt(lambda: _measure(bed))
+    return what | attempt(lambda: _measure(fixture))
 
 
-def _measure(bed: Bed) -> dict[str, Any]:
-    options, chance = bed.options, random.Random(bed.options.seed)
+def _measure(fixture: Fixture) -> dict[str, Any]:
+    options, chance = fixture.options, random.Random(fixture.options.seed)
     requests = []
     for index in range(options.requests):
         tokens = chance.randint(max(1, options.prompt // 2), options.prompt + options.prompt // 2)
-        requests.append(bed.request(index, prompt=tokens, output=options.latency_output, slots=None))
-    kv_slots = int(options.kv_gib * 2**30) // bed.bytes_per_slot
-    engine = bed.engine([request.bound for request in requests], slots=kv_slots)
+        requests.append(fixture.request(index, prompt=tokens, output=options.latency_output, slots=None))
+    kv_slots = int(options.kv_gib * 2**30) // fixture.bytes_per_slot
+    engine = fixture.engine([request.bound for request in requests], slots=kv_slots)
     serve(engine, requests)
     return serve(engine, requests)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanthink.engine.bench.fixture import HORIZONS, Bed, attempt
+from leanthink.engine.bench.fixture import HORIZONS, Fixture, attempt
 from leanthink.engine.bench.weights import all_bytes, build
 from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.models.loading import kv_shape
@@ -17,10 +17,10 @@ from leanthink.policies import make_policy
 from leanthink.utils.errors import UsageError
 
 
-def memory(bed: Bed) -> dict[str, Any]:
+def memory(fixture: Fixture) -> dict[str, Any]:
     """The first cell's rows and slots under `horizon`, and what a request that can never fit is told."""
-    batch, slots = bed.options.cells[0]
-    return {"batch": batch, "budget": slots} | attempt(lambda: _measure(bed, batch, slots))
+    batch, slots = fixture.options.cells[0]
+    return {"batch": batch, "budget": slots} | attempt(lambda: _measure(fixture, batch, slots))
 
 
 def predicted_bytes(config: Any, dtype: torch.dtype, *, slots: int, rows: int) -> dict[str, int]:
@@ -57,22 +57,24 @@ def _tensors(owners: tuple[object, ...]) -> Iterator[Tensor]:
         yield from (value for value in vars(owner).values() if isinstance(value, Tensor))
 
 
-def _measure(bed: Bed, batch: int, slots: int) -> dict[str, Any]:
-    request = bed.request(0, prompt=bed.options.prompt, output=2 * slots, slots=slots)
+def _measure(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
+    request = fixture.request(0, prompt=fixture.options.prompt, output=2 * slots, slots=slots)
     room = batch * request.bound
-    predicted = predicted_bytes(bed.model.config, bed.dtype, slots=room, rows=batch)
-    on_gpu = bed.device.type == "cuda"
+    predicted = predicted_bytes(fixture.model.config, fixture.dtype, slots=room, rows=batch)
+    on_gpu = fixture.device.type == "cuda"
     if on_gpu:
-        torch.cuda.reset_peak_memory_stats(bed.device)
-    engine = bed.engine([request.bound] * batch)
+        torch.cuda.reset_peak_memory_stats(fixture.device)
+    engine = fixture.engine([request.bound] * batch)
     engine.add_request(request)
     for _ in range(3):
         engine.step()
     if on_gpu:
-        measured = torch.cuda.max_memory_allocated(bed.device)
+        measured = torch.cuda.max_memory_allocated(fixture.device)
     else:
-        predictor: Any = bed.horizon
-        measured = allocated_bytes(bed.model, predictor.predictor, engine.cache, engine.sampler, engine.model_runner)
+        predictor: Any = fixture.horizon
+        measured = allocated_bytes(
+            fixture.model, predictor.predictor, engine.cache, engine.sampler, engine.model_runner
+        )
     whole = sum(predicted.values())
     return {
         "slots": room,
@@ -80,15 +82,15 @@ def _measure(bed: Bed, batch: int, slots: int) -> dict[str, Any]:
         "measured_bytes": measured,
         "measured_is": "max_memory_allocated, steps included" if on_gpu else "the sum of all tensors, no activations",
         "predicted_to_measured": whole / measured,
-        "refusal": _refusal(bed),
+        "refusal": _refusal(fixture),
     }
 
 
-def _refusal(bed: Bed) -> str:
+def _refusal(fixture: Fixture) -> str:
     """What a request is told whose bound is larger than the whole cache, here of 16 slots."""
-    request = bed.request(0, prompt=16, output=16, slots=None)
+    request = fixture.request(0, prompt=16, output=16, slots=None)
     try:
-        bed.engine([16]).add_request(request)
+        fixture.engine([16]).add_request(request)
     except UsageError as error:
         return str(error)
     raise AssertionError("a request that can never fit was let in")

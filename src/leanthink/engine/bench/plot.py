@@ -1,4 +1,4 @@
-"""The picture of a result: steps as shares of the floor, and tokens per second from a fixed memory."""
+"""The picture of a result: steps as shares of the roofline, and tokens per second from a fixed memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def draw(result: dict[str, Any], path: Path) -> bool:
     """Write a PNG of the parts `decode`, `eviction` and `throughput`; False if none of them was measured."""
     from matplotlib.figure import Figure
 
-    bars = {"step time: share of the floor": floors(result), "tokens per second": speeds(result)}
+    bars = {"step time: share of the roofline": roofline_shares(result), "tokens per second": speeds(result)}
     drawn = {title: found for title, found in bars.items() if found}
     if not drawn:
         return False
@@ -35,8 +35,8 @@ def draw(result: dict[str, Any], path: Path) -> bool:
     return True
 
 
-def floors(result: dict[str, Any]) -> dict[str, float]:
-    """Share of the floor by cell, of `full` and of `horizon`; cells without room are left out."""
+def roofline_shares(result: dict[str, Any]) -> dict[str, float]:
+    """Share of the roofline by cell, of `full` and of `horizon`; cells without room are left out."""
     found: dict[str, float] = {}
     for cell in result["parts"].get("decode", {}).get("cells", []):
         if "error" not in cell:

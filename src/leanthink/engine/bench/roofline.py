@@ -1,4 +1,4 @@
-"""Part `floor`: what memory alone allows. A decode step must read the weights and every held slot once."""
+"""Part `roofline`: what memory alone allows. A decode step must read the weights and every held slot once."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from leanthink.engine.bench.measure import seconds, spread
 
 if TYPE_CHECKING:
-    from leanthink.engine.bench.fixture import Bed
+    from leanthink.engine.bench.fixture import Fixture
 
 COPY_BYTES = {"cpu": 64 * 2**20, "cuda": 4 * 2**30}  # far more than any cache holds
 
 
-def floor(bed: Bed) -> dict[str, Any]:
+def roofline(fixture: Fixture) -> dict[str, Any]:
     """Copy bandwidth of the device, and with it the shortest possible step of each cell."""
     return {
-        "copy_bytes_per_second": bed.bandwidth,
-        "copied_bytes": COPY_BYTES[bed.device.type],
+        "copy_bytes_per_second": fixture.bandwidth,
+        "copied_bytes": COPY_BYTES[fixture.device.type],
         "cells": [
-            {"batch": batch, "slots": slots, "floor_ms": bed.floor_ms(batch * slots)}
-            for batch, slots in bed.options.cells
+            {"batch": batch, "slots": slots, "floor_ms": fixture.roofline_ms(batch * slots)}
+            for batch, slots in fixture.options.cells
         ],
     }
 

@@ -13,39 +13,39 @@ from leanthink.engine.bench.breakdown import breakdown
 from leanthink.engine.bench.cpu import cpu
 from leanthink.engine.bench.decode import decode
 from leanthink.engine.bench.eviction import eviction
-from leanthink.engine.bench.fixture import Bed, free_memory
-from leanthink.engine.bench.hf_baseline import stock
+from leanthink.engine.bench.fixture import Fixture, free_memory
+from leanthink.engine.bench.hf_baseline import hf_baseline
 from leanthink.engine.bench.latency import latency
 from leanthink.engine.bench.memory import memory
 from leanthink.engine.bench.options import Options
 from leanthink.engine.bench.plot import can_draw, draw
 from leanthink.engine.bench.report import PICTURE, lines, write_result
-from leanthink.engine.bench.roofline import floor
+from leanthink.engine.bench.roofline import roofline
 from leanthink.engine.bench.sets import sets
 from leanthink.engine.bench.throughput import throughput
 from leanthink.utils.provenance import certificate
 
-MEASURES: dict[str, Callable[[Bed], dict[str, Any]]] = {
-    "floor": floor,
+MEASURES: dict[str, Callable[[Fixture], dict[str, Any]]] = {
+    "roofline": roofline,
     "decode": decode,
     "breakdown": breakdown,
     "eviction": eviction,
     "sets": sets,
     "throughput": throughput,
-    "stock": stock,
+    "hf-baseline": hf_baseline,
     "latency": latency,
     "memory": memory,
     "cpu": cpu,
 }
 # Of each part, roughly, for the embedded reasoner on one core: what an estimate of the time left is made of.
 SECONDS = {
-    "floor": 1,
+    "roofline": 1,
     "decode": 3,
     "breakdown": 3,
     "eviction": 11,
     "sets": 40,
     "throughput": 10,
-    "stock": 23,
+    "hf-baseline": 23,
     "latency": 10,
     "memory": 1,
     "cpu": 360,
@@ -71,17 +71,17 @@ def run(
         UsageError: there is no such model, or the device has no room for it.
     """
     logging.disable_progress_bar()
-    bed = Bed(options)
+    fixture = Fixture(options)
     result: dict[str, Any] = {
         "birth": certificate(options.device, command),
         "options": asdict(options),
-        "model": bed.facts(),
+        "model": fixture.facts(),
         "parts": {},
     }
     for part in options.in_order:
         if on_start is not None:
             on_start(part)
-        result["parts"][part] = MEASURES[part](bed)
+        result["parts"][part] = MEASURES[part](fixture)
         free_memory()
         if on_part is not None:
             on_part(part, result)

@@ -10,7 +10,7 @@ import torch
 
 from leanthink.engine.bench.decode import full_steps, summary
 from leanthink.engine.bench.eviction import horizon_engine
-from leanthink.engine.bench.fixture import Bed, attempt
+from leanthink.engine.bench.fixture import Fixture, attempt
 from leanthink.engine.bench.measure import Steps, seconds, spread, timed_steps
 from leanthink.engine.engine import Engine
 from leanthink.policies.policy import GRANULARITIES, Granularity
@@ -22,23 +22,23 @@ METHOD = (
 )
 
 
-def sets(bed: Bed) -> dict[str, Any]:
+def sets(fixture: Fixture) -> dict[str, Any]:
     """Every cell of the grid, its slots taken as the budget."""
     return {
         "method": METHOD,
-        "interval": bed.options.interval,
+        "interval": fixture.options.interval,
         "horizons": list(HORIZONS),
-        "cells": [_cell(bed, *cell) for cell in bed.options.cells],
+        "cells": [_cell(fixture, *cell) for cell in fixture.options.cells],
     }
 
 
-def _cell(bed: Bed, batch: int, slots: int) -> dict[str, Any]:
+def _cell(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
     cell: dict[str, Any] = {"batch": batch, "budget": slots}
     for granularity in GRANULARITIES:
-        cell[granularity] = attempt(partial(_bounded, bed, batch, slots, granularity))
+        cell[granularity] = attempt(partial(_bounded, fixture, batch, slots, granularity))
     held = [cell[name]["slots_read_per_row"] for name in GRANULARITIES if "error" not in cell[name]]
     if held:
-        cell["full"] = attempt(partial(_full, bed, batch, round(held[0])))
+        cell["full"] = attempt(partial(_full, fixture, batch, round(held[0])))
         for name in GRANULARITIES:
             if "step_ms" in cell[name] and "step_ms" in cell["full"]:
                 cell[name]["mean_to_full"] = cell[name]["step_ms"]["mean"] / cell["full"]["step_ms"]["mean"]
@@ -46,15 +46,15 @@ def _cell(bed: Bed, batch: int, slots: int) -> dict[str, Any]:
     return cell
 
 
-def _full(bed: Bed, batch: int, slots: int) -> dict[str, Any]:
-    return summary(bed, batch, full_steps(bed, batch, slots, bed.options.whole_intervals))
+def _full(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
+    return summary(fixture, batch, full_steps(fixture, batch, slots, fixture.options.whole_intervals))
 
 
-def _bounded(bed: Bed, batch: int, slots: int, granularity: Granularity) -> dict[str, Any]:
-    options, policy = bed.options, bed.horizon_of(granularity, HORIZONS)
-    engine = horizon_engine(bed, batch, slots, policy, more=options.interval)
+def _bounded(fixture: Fixture, batch: int, slots: int, granularity: Granularity) -> dict[str, Any]:
+    options, policy = fixture.options, fixture.horizon_of(granularity, HORIZONS)
+    engine = horizon_engine(fixture, batch, slots, policy, more=options.interval)
     steps = timed_steps(engine, warm_up=options.interval, steps=options.whole_intervals)
-    cache, found = engine.cache, summary(bed, batch, steps)
+    cache, found = engine.cache, summary(fixture, batch, steps)
     return {
         **found,
         **shares(steps),

@@ -20,6 +20,7 @@ from leanthink.entrypoints.cli import (
     fit,
     generate,
     label,
+    plan,
     predictor,
     serve,
     tasks,
@@ -47,7 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 app.add_typer(tasks.app, name="tasks")
-for command in (generate, serve, predictor, collect, label, fit, evaluate, compare, train, demo, bench, view):
+for command in (generate, serve, plan, predictor, collect, label, fit, evaluate, compare, train, demo, bench, view):
     command.add_to(app)
 
 

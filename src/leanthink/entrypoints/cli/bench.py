@@ -1,4 +1,4 @@
-"""`leanthink bench`: what the engine costs on this machine, against stock transformers."""
+"""`leanthink bench`: what the engine costs on this machine, against transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from leanthink.entrypoints.cli.output import print_json, say
 from leanthink.entrypoints.cli.progress import ProgressBar
 
 EXAMPLES = (
-    "leanthink bench --parts floor,decode,cpu",
+    "leanthink bench --parts roofline,decode,cpu",
     "leanthink bench --shape llama-3.1-8b --batch 20 --slots 4000,8000 --out bench-llama",
 )
 

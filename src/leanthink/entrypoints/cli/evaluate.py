@@ -223,12 +223,14 @@ def _print(found: list[AggregatedResults], header: dict[str, Any], out: Path, *,
     """The table of a finished run."""
     from leanthink.eval.compare import full_of
     from leanthink.eval.metrics import metrics
+    from leanthink.eval.smallest_budget import smallest_budgets
     from leanthink.eval.tables import COST_HEAD, accuracy_head, accuracy_row, aligned, cost_row
 
     rows = [(one.configuration, metrics(one, full_of(one, found))) for one in found]
     if as_json:
         cells = [{**cell.record, **row.record} for cell, row in rows]
-        print_json({"folder": str(out), "settings": header["settings"], "cells": cells})
+        smallest = [one.record for one in smallest_budgets(found)]
+        print_json({"folder": str(out), "settings": header["settings"], "cells": cells, "smallest_budgets": smallest})
         return
     samples = [header["settings"]["samples"]]
     for name in header["benchmarks"]:
@@ -240,4 +242,6 @@ def _print(found: list[AggregatedResults], header: dict[str, Any], out: Path, *,
             end="\n\n",
         )
         print(aligned(COST_HEAD, [cost_row(cell.policy, cell, row) for cell, row in mine]), end="\n\n")
+    for one in smallest_budgets(found):
+        print(one.sentence)
     print(f"{out / 'result.json'}; `leanthink compare {out}` makes the report")

@@ -1,4 +1,4 @@
-"""Archives results of `bench/deepcompress.py`: `python bench/deepcompress_archive.py OUT.tar.xz FOLDER...`.
+"""Archives results of `research/deepcompress.py`: `python research/deepcompress_archive.py OUT.tar.xz FOLDER...`.
 
 A folder is an experiment and is called in the archive as it is here. Of each run there goes in what a table, a plot or
 a test reads: all settings, every problem of the evaluation, and of the training curve the metrics in CURVES for each

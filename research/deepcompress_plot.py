@@ -1,4 +1,4 @@
-"""Draws the arms of DeepCompress: `python bench/deepcompress_plot.py [START...]` writes results/deepcompress-START.svg.
+"""Draws an experiment: `python research/deepcompress_plot.py [START...]` writes results/deepcompress-START.svg.
 
 Without a start that of the experiment behind the default, which is the only one whose picture is kept.
 """
@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from deepcompress_table import BASE, SCOPES, START, Run, by_arm, column, read_archived
-from drawing import drawing
-from table import EXPERIMENTS, SHOWN_FIRST
 
 from leanthink.rl.report import smoothed
 
+sys.path.append(str(Path(__file__).parent.parent / "bench"))
+from drawing import drawing
+from table import EXPERIMENTS, RESEARCH, SHOWN_FIRST
+
 CURVES = {"accuracy": "right in training, share", "thought_tokens": "thought tokens", "self_checks": "self-checks"}
 LEVELS = SCOPES["all levels"]
-EVERY = 2  # steps of a moving mean over nine has a point
+EVERY = 4  # steps of a moving mean over nine has a point
 
 
 def main() -> None:
@@ -28,7 +31,7 @@ def main() -> None:
 def draw(start: str) -> None:
     """Three curves over the steps, the mean of an arm's seeds, and the tokens of each level against plain GRPO."""
     arms = by_arm([run for run in read_archived(EXPERIMENTS, start) if run["arm"] != START])
-    with drawing(f"deepcompress-{start}", (7.2, 5.2)) as figure:
+    with drawing(f"deepcompress-{start}", (7.2, 5.2), RESEARCH / "results") as figure:
         *panels, last = figure.subplots(2, 2).flat
         for axes, (name, title) in zip(panels, CURVES.items(), strict=True):
             for arm, of_arm in arms.items():

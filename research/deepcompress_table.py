@@ -1,4 +1,4 @@
-"""The summary of the arms of `bench/deepcompress.py`, out of their result files.
+"""The summary of the arms of `research/deepcompress.py`, out of their result files.
 
 P problems of the evaluation, the same for all runs
 """

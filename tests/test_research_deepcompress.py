@@ -20,15 +20,15 @@ from leanthink.models.tiny.model import tiny_config
 from leanthink.models.tiny.tokenizer import END, PAD
 from leanthink.rl.old_names import current_names
 
-BENCH = Path(__file__).parent.parent / "bench"
-sys.path.insert(0, str(BENCH))
+RESEARCH = Path(__file__).parent.parent / "research"
+sys.path.insert(0, str(RESEARCH))
 import deepcompress  # noqa: E402
 import deepcompress_archive  # noqa: E402
 import deepcompress_pilot  # noqa: E402
 import deepcompress_run  # noqa: E402
 import deepcompress_table as table  # noqa: E402
 
-ARCHIVE = BENCH / "results" / "deepcompress" / "runs.tar.xz"
+ARCHIVE = RESEARCH / "results" / "deepcompress" / "runs.tar.xz"
 STAND_IN = """#!/bin/sh
 echo "$@" >> said
 mkdir -p brief.work/start brief.work/predictors brief.work/weights/ours-1
@@ -63,7 +63,7 @@ def test_the_real_script_trains_evaluates_and_sums_up(start: Path, tmp_path: Pat
     words = ["--start", start, "--arms", "start,none,ours", "--steps", "2", "--levels", "1:3,2:2", "--prompts", "2",
              "--micro", "4", "--clip", "0.5", "--temperature", "1.2",
              "--parallel", "2", "--out", out, "--weights", weights, *SMALL]  # fmt: skip
-    command = [sys.executable, str(BENCH / "deepcompress.py"), *map(str, words)]
+    command = [sys.executable, str(RESEARCH / "deepcompress.py"), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path.name for path in out.iterdir()} == {"start-1.json", "none-1.json", "ours-1.json", "summary.md"}
@@ -242,11 +242,11 @@ def test_the_recipe_of_the_brief_model_gives_every_command_what_it_takes(
 ) -> None:
     (tmp_path / "python").write_text(STAND_IN)
     (tmp_path / "python").chmod(0o755)
-    recipe = BENCH.parent / "examples" / "tiny-brief.sh"
+    recipe = RESEARCH.parent / "examples" / "tiny-brief.sh"
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     subprocess.run([recipe, "brief"], env=environment, cwd=tmp_path, check=True, capture_output=True)
     said = [line.split() for line in (tmp_path / "said").read_text().splitlines()]
-    assert [words[0] for words in said] == ["-m", "-m", "bench/deepcompress.py", "bench/fit_tiny.py"]
+    assert [words[0] for words in said] == ["-m", "-m", "research/deepcompress.py", "bench/fit_tiny.py"]
     for words in said[:2]:
         options, _ = train.parse(words[2:])
         assert options.steps is not None

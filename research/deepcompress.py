@@ -40,18 +40,18 @@ The average forgets half of its start within 11.5 % of the steps, as 0.99 does i
    0.95; give levels that are out of range smaller counts, or leave them out, and leave out those whose thoughts
    --max-tokens cuts: the penalty for that shortens thoughts in every arm.
 
-    python bench/deepcompress.py --pilot --start start --asked 8 --max-tokens 3712 --out results
+    python research/deepcompress.py --pilot --start start --asked 8 --max-tokens 3712 --out results
 
 3. The experiment. Each arm is a process, on one of the GPUs in turn (with a GPU for each, --micro 64
    is faster). What comes out is one JSON for each run, and `summary.md`; logs and trained models stay in --work:
 
-    python bench/deepcompress.py --start start --seeds 1,2 --parallel 10 --prompts 16 --micro 32 --lr 1.2e-4 \
+    python research/deepcompress.py --start start --seeds 1,2 --parallel 10 --prompts 16 --micro 32 --lr 1.2e-4 \
         --levels 1:64,2:64,3:64,4:64,5:64 --max-tokens 3712 --buffer 64 --eval-temperature 1 --mastered-weight 0.15 \
         --limit-s 900 --out results
 
    and, with the files of several commands in one folder:
 
-    python bench/deepcompress.py --table --out results
+    python research/deepcompress.py --table --out results
 
 Processes on one GPU take turns unless NVIDIA's MPS runs (`nvidia-cuda-mps-control -d` before, `echo quit |
 nvidia-cuda-mps-control` after, with CUDA_MPS_PIPE_DIRECTORY and CUDA_MPS_LOG_DIRECTORY set to folders of one's own).
@@ -111,6 +111,7 @@ def main(arguments: list[str]) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """All options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of the results")

@@ -1,4 +1,4 @@
-"""One run of `bench/deepcompress.py`: training by the product's own path, and the evaluation."""
+"""One run of `research/deepcompress.py`: training by the product's own path, and the evaluation."""
 
 from __future__ import annotations
 

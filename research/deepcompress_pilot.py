@@ -1,4 +1,4 @@
-"""The pilot of `bench/deepcompress.py`: what a start does with training problems, before anything is trained."""
+"""The pilot of `research/deepcompress.py`: what a start does with training problems, before anything is trained."""
 
 from __future__ import annotations
 

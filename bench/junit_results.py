@@ -1,0 +1,51 @@
+"""Writes what a JUnit report of pytest says, with its provenance: `python bench/junit_results.py gpu.xml --out FILE`.
+
+On the machine that ran the tests, as in CONTRIBUTING.md:
+    pytest -m gpu --junitxml gpu.xml; python bench/junit_results.py gpu.xml --out bench/results/gpu_tests.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import one_a_line
+
+from leanthink.utils.provenance import certificate
+
+
+def by_file(report: ElementTree.Element) -> list[dict[str, Any]]:
+    """For each file the seconds of every test that passed, and the outcomes of the others."""
+    found: dict[str, dict[str, Any]] = {}
+    for case in report.iter("testcase"):
+        file = case.get("classname", "").replace(".", "/") + ".py"
+        of_file = found.setdefault(file, {"file": file, "passed": {}, "others": {}})
+        others = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
+        if others:
+            of_file["others"][case.get("name")] = others[0]
+        else:
+            of_file["passed"][case.get("name")] = round(float(case.get("time", 0)), 2)
+    return list(found.values())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("report", type=Path, help="what pytest --junitxml wrote")
+    parser.add_argument("--device", default="cuda", help="whose name stands in the result")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    tests = by_file(ElementTree.parse(options.report).getroot())
+    counts = {name: sum(len(one[name]) for one in tests) for name in ("passed", "others")}
+    result = {
+        "birth": certificate(options.device),
+        "passed": counts["passed"],
+        "not_passed": counts["others"],
+        "tests": tests,
+    }
+    one_a_line.write(options.out, result, "tests")
+
+
+if __name__ == "__main__":
+    main()
