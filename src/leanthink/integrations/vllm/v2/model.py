@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from leanthink.integrations.vllm.checkpoint import fingerprint_of_samples, sampled
+from leanthink.integrations.vllm.v2.platform import shared_only
 from leanthink.integrations.vllm.v2.version import check_config
 from leanthink.integrations.vllm.worker import ARCHITECTURES, worker_of
 from leanthink.policies import POLICIES
@@ -35,7 +36,7 @@ def bounded(stock: Any) -> Any:
         def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
             check_config(vllm_config)
             super().__init__(vllm_config=vllm_config, prefix=prefix)
-            self.leanthink = worker_of(vllm_config)
+            self.leanthink, self.shared_only = worker_of(vllm_config), shared_only(vllm_config)
             self.states_NF: Tensor | None = None
             if not any(POLICIES[name].target for name in self.leanthink.settings.offered):
                 return
@@ -51,7 +52,8 @@ def bounded(stock: Any) -> Any:
             samples: dict[str, Tensor] = {}
             loaded: set[str] = super().load_weights(sampled(weights, samples))
             ignored = self.leanthink.settings.ignore_predictor_mismatch
-            self.leanthink.make_policies(self, fingerprint_of_samples(self.config, samples, ignored=ignored))
+            ours = fingerprint_of_samples(self.config, samples, ignored=ignored)
+            self.leanthink.make_policies(self, ours, shared=self.shared_only)
             return loaded
 
         def forward(self, *given: Any, **more: Any) -> Any:

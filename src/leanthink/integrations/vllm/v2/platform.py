@@ -12,6 +12,11 @@ from leanthink.integrations.vllm.v2.moves import Caches
 from leanthink.integrations.vllm.v2.rows import Move
 
 
+def shared_only(config: Any) -> bool:
+    """Whether all layers and heads must keep the same tokens: heads are spread over ranks, or moved at once."""
+    return bool(config.device_config.device_type != "cuda" or config.parallel_config.tensor_parallel_size > 1)
+
+
 def mover(layers: Sequence[Any], block_size: int, dtype: torch.dtype) -> Move:
     """What moves slots in the caches of these attention layers."""
     from vllm.platforms import current_platform

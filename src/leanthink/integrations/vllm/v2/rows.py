@@ -102,6 +102,7 @@ class Rows:
         # On the host, and copied when a request enters: prompt, budget slots, interval, seed.
         self._host = np.zeros((4, requests), dtype=np.int64)
         self._host[1], self._host[2] = ENDLESS, 1
+        self._answers = np.zeros(requests, dtype=np.int64)
         self._asked: list[Request | None] = [None] * requests
         self._dirty, self._entered = False, dict[int, int]()
         self._table_4R = torch.from_numpy(self._host.copy()).to(device)
@@ -119,9 +120,9 @@ class Rows:
         """This request sits there from now on; None: one without a budget."""
         self._asked[index] = request
         if request is None:
-            self._host[:, index] = 0, ENDLESS, 1, 0
+            self._host[:, index], self._answers[index] = (0, ENDLESS, 1, 0), 0
         else:
-            budget = request.budget
+            budget, self._answers[index] = request.budget, request.budget.answer
             self._host[:, index] = request.prompt, budget.slots, budget.interval, request.seed
         self._entered[index] = NEVER if request is None else request.answer_at
         self._dirty = True
@@ -146,10 +147,8 @@ class Rows:
         """No row of the batch holds more slots when its tokens are fed."""
         prompt, slots, interval = self._host[:3, batch.indices]
         after = batch.before + batch.tokens
-        answers = np.array(
-            [asked.budget.answer if asked else 0 for asked in map(self._asked.__getitem__, batch.indices)]
-        )
-        return int(np.minimum(after, prompt + slots + interval + answers + batch.tokens).max())
+        most = prompt + slots + interval + self._answers[batch.indices] + batch.tokens
+        return int(np.minimum(after, most).max())
 
     def held(self, batch: Batch) -> Tensor:
         """Slots of each row before the step, [n] int64."""

@@ -15,6 +15,7 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from leanthink.data.think_tags import think_tags
 from leanthink.integrations.vllm.settings import asked_of
 from leanthink.integrations.vllm.thought import Watch, tokenizer_of
+from leanthink.integrations.vllm.v2.platform import mover, shared_only
 from leanthink.integrations.vllm.v2.rows import Batch, Request, Rows
 from leanthink.integrations.vllm.worker import worker_of
 from leanthink.utils.errors import UnsupportedModel, UsageError
@@ -28,8 +29,8 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
         if encoder_cache is not None or self.prompt_embeds_state is not None:
             raise UnsupportedModel("a model that takes more than tokens is not served")
         self.worker = worker_of(vllm_config)
-        if not self.worker.policies:
-            self.worker.make_policies(model, "unknown")  # weights that were never loaded
+        if not self.worker.policies:  # weights that were never loaded
+            self.worker.make_policies(model, "unknown", shared=shared_only(vllm_config))
         settings = self.worker.settings
         self.rows = Rows(
             requests=self.max_num_reqs,
@@ -53,8 +54,6 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
         super().initialize_kv_cache(kv_cache_config, block_tables)
         if len(kv_cache_config.kv_cache_groups) != 1:
             raise UnsupportedModel("layers with caches of several kinds are not served")
-        from leanthink.integrations.vllm.v2.platform import mover
-
         self._block_size = int(block_tables.block_sizes[0])
         names = kv_cache_config.kv_cache_groups[0].layer_names
         layers = get_layers_from_vllm_config(self.vllm_config, Attention, names)
