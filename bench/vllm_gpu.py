@@ -1,6 +1,6 @@
 """The plugin inside vLLM on a GPU: does it run, are its tokens right, what does a step cost, how many tokens a second?
 
-    python bench/vllm_gpu.py --out vllm_gpu.json [--parts load,alone,plugin,ours,shape-plugin,shape-alone]
+    python bench/vllm_gpu.py --out vllm_gpu.json [--parts load,alone,plugin,ours,shape-plugin,shape-alone,shape-head]
 
 Needs vLLM's CUDA build, and the plugin installed so that vLLM finds it. Every part runs in a process of its own, says
 on its own what went wrong, and writes what it found as soon as it has it. `load`, `alone`, `plugin` and `ours` are
@@ -24,8 +24,16 @@ from pathlib import Path
 from typing import Any
 
 TOGETHER = ("load", "alone", "plugin", "ours")
-IN_TURN = ("shape-plugin", "shape-alone")
-LIMITS = {"load": 150, "alone": 240, "plugin": 300, "ours": 300, "shape-plugin": 330, "shape-alone": 300}  # seconds
+IN_TURN = ("shape-plugin", "shape-alone", "shape-head")
+LIMITS = {
+    "load": 150,
+    "alone": 240,
+    "plugin": 300,
+    "ours": 300,
+    "shape-plugin": 360,
+    "shape-alone": 300,
+    "shape-head": 180,
+}  # seconds
 BUDGET = {"budget": 96, "window": 32, "interval": 32}
 POLICIES = ("horizon", "dynts", "random", "window", "sinks")
 COUNT, TOKENS, ROWS = 60, 900, 32
@@ -467,6 +475,7 @@ def shape_engine(work: Path, *, plugin: bool, cache_bytes: int) -> Stepper:
             max_num_seqs=64,
             max_num_batched_tokens=8192,
             kv_cache_memory_bytes=cache_bytes,
+            gpu_memory_utilization=0.8,
         )
     )
 
@@ -557,10 +566,21 @@ def part_shape_plugin(report: Report, work: Path) -> None:
     report.step("throughput 1024", lambda: shrunk(stepper, SMALL, lambda: throughput(stepper, held(1024))))
     report.step("20x4000 long thought", lambda: steps(stepper, 20, 256, 4100, 256, held(3712)))
     report.step("20x4000 random", lambda: steps(stepper, 20, 3456, 832, 256, held(512, "random")))
-    report.step("throughput 2048", lambda: shrunk(stepper, SMALL, lambda: throughput(stepper, held(2048))))
 
 
-def profile(stepper: Stepper, asked: dict[str, Any], work: Path) -> dict[str, Any]:
+def part_shape_head(report: Report, work: Path) -> None:
+    """The plugin with a set for each kv head."""
+    report.step("folder", lambda: str(shape_folder(work)))
+    stepper = report_engine(report, lambda: shape_engine(work, plugin=True, cache_bytes=26 << 30))
+    if stepper is None:
+        return
+    asked = {"budget": 512, "window": 32, "interval": 64, "answer": 2, "policy": "horizon"}
+    report.step("20x4000 long prompt", lambda: steps(stepper, 20, 3456, 832, 256, asked))
+    report.step("profile", lambda: profile(stepper, asked, work, "head"))
+    report.step("64x3000 long prompt", lambda: steps(stepper, 64, 2432, 832, 256, asked))
+
+
+def profile(stepper: Stepper, asked: dict[str, Any], work: Path, sets: str = "shared") -> dict[str, Any]:
     """Where the time of 96 steps goes, one eviction of 20 rows and several stampings among them."""
     import torch
     from torch.profiler import ProfilerActivity
@@ -580,7 +600,7 @@ def profile(stepper: Stepper, asked: dict[str, Any], work: Path) -> dict[str, An
     averages = profiler.key_averages()
     for name, key in (("cuda", "self_device_time_total"), ("cpu", "self_cpu_time_total")):
         table = averages.table(sort_by=key, row_limit=45, max_name_column_width=70)
-        (work / f"profile-{name}.txt").write_text(table)
+        (work / f"profile-{sets}-{name}.txt").write_text(table)
     ranked = sorted(averages, key=lambda event: -event.self_device_time_total)[:14]
     return {event.key[:60]: [round(event.self_device_time_total / 96e3, 4), event.count] for event in ranked}
 
@@ -627,7 +647,7 @@ def main() -> None:
     """Run the parts, each in a process of its own, and put together what they found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--parts", default=",".join((*TOGETHER, *IN_TURN)))
+    parser.add_argument("--parts", default=",".join((*TOGETHER, "shape-plugin", "shape-alone")))
     parser.add_argument("--work", type=Path, default=Path("vllm_gpu_work"))
     parser.add_argument("--part", help="run this one here")
     options = parser.parse_args()
@@ -653,7 +673,7 @@ def main() -> None:
 
 def start_part(part: str, options: argparse.Namespace) -> tuple[subprocess.Popen[bytes], float]:
     """The process, and when it must have ended."""
-    plugin = part in ("load", "plugin", "shape-plugin")
+    plugin = part in ("load", "plugin", "shape-plugin", "shape-head")
     environment = os.environ | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CACHE_ROOT": str((options.work / f"cache-{part}").resolve()),
@@ -662,8 +682,9 @@ def start_part(part: str, options: argparse.Namespace) -> tuple[subprocess.Popen
     environment.pop("LEANTHINK_VLLM", None)
     if plugin:
         settings: dict[str, Any] = {"policies": list(POLICIES), "max_thought_slots": 512}
-        if part == "shape-plugin":
-            predictor = str((options.work / "shape" / "shared.safetensors").resolve())
+        if part.startswith("shape"):
+            name = "head" if part == "shape-head" else "shared"
+            predictor = str((options.work / "shape" / f"{name}.safetensors").resolve())
             settings = {"policies": ["horizon", "random"], "max_thought_slots": 4096,
                         "predictors": {"horizon": predictor}, "ignore_predictor_mismatch": True}  # fmt: skip
         environment["LEANTHINK_VLLM"] = json.dumps(settings)
