@@ -13,6 +13,7 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from leanthink.data.think_tags import think_tags
+from leanthink.integrations.vllm.manager import BoundedSpec
 from leanthink.integrations.vllm.settings import asked_of
 from leanthink.integrations.vllm.thought import Watch, tokenizer_of
 from leanthink.integrations.vllm.v2.platform import mover, shared_only
@@ -54,6 +55,12 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
         super().initialize_kv_cache(kv_cache_config, block_tables)
         if len(kv_cache_config.kv_cache_groups) != 1:
             raise UnsupportedModel("layers with caches of several kinds are not served")
+        spec = kv_cache_config.kv_cache_groups[0].kv_cache_spec
+        if not isinstance(spec, BoundedSpec):
+            raise UsageError(
+                f"attention keeps its cache as {type(spec).__name__}, not in our form: give vLLM the attention backend "
+                "FLASH_ATTN, or leave the choice to it"
+            )
         self._block_size = int(block_tables.block_sizes[0])
         names = kv_cache_config.kv_cache_groups[0].layer_names
         layers = get_layers_from_vllm_config(self.vllm_config, Attention, names)
