@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["kept_row", "kept_layer", "kept_head"])  # type: ignore[untyped-decorator]
 def move_slots(  # type: ignore[no-untyped-def]
-    cache, apart, table, first, kept, K, of_block, of_head, of_slot, table_row, kept_row, kept_layer, kept_head,
-    E: tl.constexpr, EP: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr,
+    cache, apart, table, first, kept, num_kept, of_block, of_head, of_slot, table_row, kept_row, kept_layer, kept_head,
+    E: tl.constexpr, EP: tl.constexpr, P: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per request, layer and head; `cache` is the first layer's, `apart` how far the others lie from it.
 
@@ -20,10 +20,13 @@ def move_slots(  # type: ignore[no-untyped-def]
     within a step the barrier sees to that.
     """
     row, layer, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    cache += tl.load(apart + layer) + head * of_head
+    shift = tl.load(apart + layer)
+    if ALIGNED:  # nobody else can tell of a loaded number; without it each load is of one number
+        shift = tl.multiple_of(shift, 16)
+    cache += shift + head * of_head
     kept += row * kept_row + layer * kept_layer + head * kept_head
     table += row * table_row
-    begin = tl.load(first + row)
+    begin, K = tl.load(first + row), tl.load(num_kept + row)
     e = tl.arange(0, EP)
     for start in range(0, K, BLOCK):
         target = start + tl.arange(0, BLOCK).to(tl.int64)

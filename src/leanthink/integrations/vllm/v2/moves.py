@@ -31,34 +31,37 @@ class Caches:
         self.caches = [cache.view(OF_SIZE[cache.element_size()]) for cache in caches]
         size = first.element_size()
         apart = [(cache.data_ptr() - first.data_ptr()) // size for cache in caches]
+        self._aligned = all(number % 16 == 0 for number in apart)
         self._apart_L = torch.tensor(apart, dtype=torch.int64, device=first.device)
         self.heads, self.block_size, self.numbers = first.shape[1:]
 
-    def move(self, table_gB: Tensor, first_g: Tensor, kept_gXK: Tensor) -> None:
-        """Move slot first_g[i] + kept_gXK[i, x, k] of request i to first_g[i] + k, for every k, in place.
+    def move(self, table_gB: Tensor, first_g: Tensor, kept_gXK: Tensor, num_kept_g: Tensor) -> None:
+        """Move slot first_g[i] + kept_gXK[i, x, k] of request i to first_g[i] + k, in place, for k below num_kept_g[i].
 
         Args:
             table_gB: the request's blocks, in its order.
             first_g: its first thought slot.
             kept_gXK: int64, ascending and distinct; one set for all, one for each layer, or one for each kv head here.
+            num_kept_g: int64, how many of the K count; 0 for a request of which nothing moves.
         """
         if self.caches[0].is_cuda:
-            self.move_at_once(table_gB, first_g, kept_gXK)
+            self.move_at_once(table_gB, first_g, kept_gXK, num_kept_g)
         else:
-            self.move_plainly(table_gB, first_g, kept_gXK)
+            self.move_plainly(table_gB, first_g, kept_gXK, num_kept_g)
 
-    def move_plainly(self, table_gB: Tensor, first_g: Tensor, kept_gXK: Tensor) -> None:
-        """The same, one head and layer after the other."""
-        num_kept, sets, size = kept_gXK.shape[-1], kept_gXK.shape[1], self.block_size
-        to_gK = first_g[:, None] + torch.arange(num_kept, device=first_g.device)
-        for layer, cache in enumerate(self.caches):
-            for head in range(self.heads):
-                chosen = 0 if sets == 1 else layer if sets == len(self.caches) else layer * self.heads + head
-                from_gK = first_g[:, None] + kept_gXK[:, chosen]
-                held = cache[table_gB.gather(1, from_gK // size).long(), head, from_gK % size]
-                cache[table_gB.gather(1, to_gK // size).long(), head, to_gK % size] = held
+    def move_plainly(self, table_gB: Tensor, first_g: Tensor, kept_gXK: Tensor, num_kept_g: Tensor) -> None:
+        """The same, one request, layer and head after the other."""
+        sets, size = kept_gXK.shape[1], self.block_size
+        for table, first, kept_XK, count in zip(table_gB, first_g, kept_gXK, num_kept_g.tolist(), strict=True):
+            to_K = first + torch.arange(count, device=first.device)
+            for layer, cache in enumerate(self.caches):
+                for head in range(self.heads):
+                    chosen = 0 if sets == 1 else layer if sets == len(self.caches) else layer * self.heads + head
+                    from_K = first + kept_XK[chosen, :count]
+                    held = cache[table[from_K // size].long(), head, from_K % size]
+                    cache[table[to_K // size].long(), head, to_K % size] = held
 
-    def move_at_once(self, table_gB: Tensor, first_g: Tensor, kept_gXK: Tensor) -> None:
+    def move_at_once(self, table_gB: Tensor, first_g: Tensor, kept_gXK: Tensor, num_kept_g: Tensor) -> None:
         """The same in one kernel."""
         import triton
 
@@ -72,9 +75,9 @@ class Caches:
         width = triton.next_power_of_2(self.numbers)
         launch: Any = move_slots[(requests, len(self.caches), self.heads)]
         launch(
-            self.caches[0], self._apart_L, table_gB, first_g, kept_gXK, num_kept,
+            self.caches[0], self._apart_L, table_gB, first_g, kept_gXK, num_kept_g,
             *self.caches[0].stride()[:3], table_gB.stride(0), kept_gXK.stride(0), of_layer, of_head,
-            E=self.numbers, EP=width, P=self.block_size,
+            E=self.numbers, EP=width, P=self.block_size, ALIGNED=self._aligned,
             BLOCK=max(1, BLOCK_BYTES // (width * self.caches[0].element_size())),
             num_stages=1,  # loads and stores stay in the order written
         )  # fmt: skip

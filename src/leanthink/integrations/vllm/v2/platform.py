@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leanthink.integrations.vllm.v2.device_rows import Move
 from leanthink.integrations.vllm.v2.moves import Caches
-from leanthink.integrations.vllm.v2.rows import Move
 
 
 def shared_only(config: Any) -> bool:
@@ -39,10 +39,10 @@ def _by_layout(layers: Sequence[Any], block_size: int, dtype: torch.dtype) -> Mo
     shape = (1, heads, block_size, 2 * head_size)
     layout = Layout(write, shape=shape, block_size=block_size, head_dim=head_size, dtype=dtype)
 
-    def move(table_gB: Tensor, first_g: Tensor, kept_gXK: Tensor) -> None:
+    def move(table_gB: Tensor, first_g: Tensor, kept_gXK: Tensor, num_kept_g: Tensor) -> None:
         assert kept_gXK.shape[1] == 1, "a set for each head is not moved here"
-        for table, prompt, kept in zip(table_gB, first_g, kept_gXK[:, 0], strict=True):
-            targets = torch.arange(len(kept))
+        for table, prompt, kept_K, count in zip(table_gB, first_g, kept_gXK[:, 0], num_kept_g.tolist(), strict=True):
+            kept, targets = kept_K[:count], torch.arange(count)
             for layer in layers:
                 layout.move(layer.kv_cache, table, prompt + kept, prompt + targets)
 

@@ -16,8 +16,9 @@ from leanthink.data.think_tags import think_tags
 from leanthink.integrations.vllm.manager import BoundedSpec
 from leanthink.integrations.vllm.settings import asked_of
 from leanthink.integrations.vllm.thought import Watch, tokenizer_of
+from leanthink.integrations.vllm.v2.device_rows import Batch, Sampled
 from leanthink.integrations.vllm.v2.platform import mover, shared_only
-from leanthink.integrations.vllm.v2.rows import Batch, Request, Rows
+from leanthink.integrations.vllm.v2.rows import Request, Rows
 from leanthink.integrations.vllm.worker import worker_of
 from leanthink.utils.errors import UnsupportedModel, UsageError
 
@@ -44,8 +45,7 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
         self.lengths_R = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=device)
         self._tags = think_tags(tokenizer_of(self.worker.tokenizer_name))
         self._batch: Batch | None = None  # of the step under way, if any of its requests has a budget
-        self._held_n: Tensor | None = None
-        self._prepared = False
+        self._before: tuple[Tensor, Tensor] | None = None  # tokens fed and slots held before it
         self._req_states: Any = None
         self._move: Any = None
         self._block_size = 0
@@ -65,6 +65,8 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
         names = kv_cache_config.kv_cache_groups[0].layer_names
         layers = get_layers_from_vllm_config(self.vllm_config, Attention, names)
         self._move = mover([layers[name] for name in names], self._block_size, self.dtype)
+        if torch.device(self.device).type == "cuda":
+            self.rows.warm_up(self._move, self._block_size)
 
     def add_request(self, req_index: int, new_req_data: Any) -> None:
         """A request enters; one that was preempted brings its own tokens as part of its prompt."""
@@ -105,7 +107,7 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
     ) -> None:
         """A real batch: what the host knows of it."""
         super().preprocess_state(input_batch, block_tables, kv_cache_config, num_computed_tokens)
-        self._batch, self._prepared = None, False
+        self._batch = self._before = None
         if not self.rows.any_in(input_batch.idx_mapping_np):
             return
         rows = input_batch.num_reqs
@@ -114,7 +116,7 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
             before=input_batch.num_computed_tokens_np[:rows].astype(np.int64),
             tokens=input_batch.num_scheduled_tokens[:rows].astype(np.int64),
             indices_n=input_batch.idx_mapping[:rows],
-            before_n=num_computed_tokens[input_batch.idx_mapping[:rows]].long(),
+            computed_R=num_computed_tokens,
             starts_n1=input_batch.query_start_loc[: rows + 1],
             table_n=block_tables[0][:rows],
         )
@@ -132,16 +134,14 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
 
         The lengths lie in a buffer of our own, whose address graphs remember: the sampler reads vLLM's.
         """
-        lengths_n = self.lengths_R[: len(input_batch.seq_lens)]
-        lengths_n.copy_(input_batch.seq_lens)
-        given = replace(input_batch, seq_lens=lengths_n)
-        batch = self._batch
-        if batch is not None and not self._prepared:
-            self._prepared = True
-            rows = len(batch.indices)
-            self._held_n = self.rows.held(batch)
-            lengths_n[:rows] = (self._held_n + batch.starts_n1.diff()).to(torch.int32)
-            self.rows.place(batch, self._held_n, slot_mappings[0], self._block_size)
+        seq_lens_p, batch = input_batch.seq_lens, self._batch
+        lengths_p = self.lengths_R[: len(seq_lens_p)]
+        given = replace(input_batch, seq_lens=lengths_p)
+        if batch is None or self._before is not None:
+            lengths_p.copy_(seq_lens_p)
+        else:
+            rows = self.rows.device
+            self._before = rows.place(batch, seq_lens_p, lengths_p, slot_mappings[0], self._block_size)
             bound = input_batch.seq_lens_cpu_upper_bound.clamp(max=self.rows.longest(batch))
             given = replace(given, seq_lens_cpu_upper_bound=bound)
         metadata: dict[str, Any] = super().prepare_attn(
@@ -155,10 +155,11 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
         """The step is fed and its tokens are sampled: stamp, evict, see whose thought is over."""
         super().postprocess_state(idx_mapping, num_sampled, num_computed_tokens)
         batch, self._batch = self._batch, None
-        if batch is None or self._held_n is None:
+        if batch is None or self._before is None:
             return
-        self.rows.note(batch, self._held_n, self.model.states_NF)
+        sampled = None
+        if self._tags.close_id is not None and isinstance(num_sampled, Tensor):
+            tokens_R1 = self._req_states.last_sampled_tokens
+            sampled = Sampled(tokens_R1=tokens_R1, counts_n=num_sampled, close_id=self._tags.close_id)
+        self.rows.note(batch, *self._before, self.model.states_NF, sampled)
         self.rows.evict(batch, self._move)
-        if self._tags.close_id is not None:
-            sampled_n = self._req_states.last_sampled_tokens[batch.indices_n, 0]
-            self.rows.close(batch, sampled_n, num_sampled > 0, self._tags.close_id)
