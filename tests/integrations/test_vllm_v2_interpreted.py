@@ -1,12 +1,14 @@
-"""The fused kernels of the plugin's rows, through Triton's interpreter, beside torch's operations and V1's rows.
+"""The fused kernels of the plugin's rows, beside torch's operations and V1's rows: interpreted, or on a GPU.
 
-These tests run in a process of their own, which `test_vllm_v2_parts.py` starts with TRITON_INTERPRET=1.
+Triton chooses between compiler and interpreter when it is first imported. So these tests run in a process of their
+own: `test_vllm_v2_parts.py` starts it with TRITON_INTERPRET=1, and on a GPU `bench/vllm_gpu.py` does so without.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("triton", minversion="3.7", reason="the interpreter of Triton 3.6 fails with NumPy 2.4")
-if os.environ.get("TRITON_INTERPRET") != "1":
+INTERPRETED, ON_GPU = os.environ.get("TRITON_INTERPRET") == "1", os.environ.get("LEANTHINK_TEST_GPU") == "1"
+if not (INTERPRETED or ON_GPU):
     pytest.skip("run by test_vllm_v2_parts.py, with TRITON_INTERPRET=1", allow_module_level=True)
+pytest.importorskip(
+    "triton", minversion=None if ON_GPU else "3.7", reason="the interpreter of Triton 3.6 fails with NumPy 2.4"
+)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_vllm_v2_parts import numbered, policies, simulate
@@ -26,10 +31,19 @@ from leanthink.integrations.vllm.v2 import rows
 from leanthink.integrations.vllm.v2.device_rows import SLOTS, Batch, DeviceRows, Due, Sampled
 from leanthink.integrations.vllm.v2.fused_rows import FusedRows
 from leanthink.integrations.vllm.v2.moves import Caches
+from leanthink.policies import Policy
 
 BLOCK, REQUESTS, SLOTS_EACH, FEATURES, MEMORY = 4, 6, 40, 1030, 16
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 
 
+@pytest.fixture(autouse=True)
+def _tensors_lie_on_the_device() -> Iterator[None]:
+    with DEVICE:
+        yield
+
+
+@pytest.mark.skipif(ON_GPU, reason="V1's rows are on the CPU")
 @pytest.mark.parametrize("seed", range(2))
 def test_fused_rows_keep_what_one_row_alone_keeps(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "kind_for", lambda _: FusedRows)
@@ -42,7 +56,7 @@ def both(sets: int, channels: int, seed: int) -> tuple[DeviceRows, FusedRows]:
     made = [
         kind(
             requests=REQUESTS, most_slots=SLOTS_EACH, sets=sets, channels=channels, memory=MEMORY, state_size=FEATURES,
-            dtype=torch.bfloat16, stamp_dtype=torch.bfloat16, device=torch.device("cpu"),
+            dtype=torch.bfloat16, stamp_dtype=torch.bfloat16, device=DEVICE,
         )
         for kind in (DeviceRows, FusedRows)
     ]  # fmt: skip
@@ -82,7 +96,7 @@ def test_a_step(sets: int, tokens: list[int]) -> None:
         tokens_R1=torch.tensor([[7], [1], [7], [7], [1], [1]]), counts_n=torch.tensor([1, 1, 1, 0]), close_id=7
     )
     batch = Batch(
-        indices=indices.numpy(), before=computed[indices].numpy().astype(np.int64), tokens=np.array(tokens),
+        indices=indices.cpu().numpy(), before=computed[indices].cpu().numpy().astype(np.int64), tokens=np.array(tokens),
         indices_n=indices.int(), computed_R=computed, starts_n1=starts,
         table_n=torch.randperm(4 * 200).view(4, 200).int(),
     )  # fmt: skip
@@ -168,12 +182,19 @@ def test_slots_move(sets: int) -> None:
         assert torch.equal(raw, twin)
 
 
+def move_to_device(policy: Policy) -> Policy:
+    predictor = getattr(policy, "predictor", None)
+    if predictor is not None:
+        predictor.to(DEVICE)
+    return policy
+
+
 @pytest.mark.parametrize("num_sets", [1, 4])
 def test_warm_up_changes_nothing(num_sets: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "kind_for", lambda _: FusedRows)
     made = rows.Rows(
-        requests=5, most_slots=24, policies=policies(num_sets), state_size=16, dtype=torch.float32,
-        device=torch.device("cpu"),
+        requests=5, most_slots=24, policies=[move_to_device(one) for one in policies(num_sets)], state_size=16, dtype=torch.float32,
+        device=DEVICE,
     )  # fmt: skip
     before = {name: value.clone() for name, value in vars(made.device).items() if isinstance(value, Tensor)}
     counts = []
