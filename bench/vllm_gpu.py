@@ -1,11 +1,12 @@
 """The plugin inside vLLM on a GPU: does it run, are its tokens right, what does a step cost, how many tokens a second?
 
-    python bench/vllm_gpu.py --out vllm_gpu.json [--parts load,alone,plugin,ours,shape-plugin,shape-alone,shape-head]
+    python bench/vllm_gpu.py --out vllm_gpu.json [--parts load,alone,plugin,ours,shape-alone,shape-plugin]
 
 Needs vLLM's CUDA build, and the plugin installed so that vLLM finds it. Every part runs in a process of its own, says
 on its own what went wrong, and writes what it found as soon as it has it. `load`, `alone`, `plugin` and `ours` are
-about `tiny` and run side by side, as nothing is timed there; `shape-*` are about random weights of the shape of an 8B
-model and have the GPU for themselves.
+about `tiny` and run side by side, as nothing is timed there. `shape-*` (bench/vllm_speed.py) are about random weights
+of the shape of an 8B model: they may start beside others, and measure one after the other with nothing beside them.
+`shape-head` (a set for each kv head), `big-alone` and `big-plugin` (throughput, longer) run when they are asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import json
 import os
 import random
-import statistics
+import signal
 import subprocess
 import sys
 import time
@@ -23,17 +24,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import vllm_speed as speed
+import vllm_tokens
+
 TOGETHER = ("load", "alone", "plugin", "ours")
-IN_TURN = ("shape-plugin", "shape-alone", "shape-head")
-LIMITS = {
-    "load": 150,
-    "alone": 240,
-    "plugin": 300,
-    "ours": 300,
-    "shape-plugin": 360,
-    "shape-alone": 300,
-    "shape-head": 180,
-}  # seconds
+IN_TURN = ("shape-alone", "shape-plugin", "shape-head", "big-alone", "big-plugin")
+DEFAULT = (*TOGETHER, "shape-alone", "shape-plugin")
+LIMITS = {"load": 240, "alone": 300, "plugin": 360, "ours": 300}  # seconds
+MEASURES = 320  # seconds that a timed part may take when its turn has come, its start included
+BESIDE = 110  # GiB of a GPU that holds two engines of the shape
 BUDGET = {"budget": 96, "window": 32, "interval": 32}
 POLICIES = ("horizon", "dynts", "random", "window", "sinks")
 COUNT, TOKENS, ROWS = 60, 900, 32
@@ -41,8 +40,8 @@ V2 = "leanthink.integrations.vllm.v2"
 CHECKS = f"{V2}.checks:Checks"
 SCHEDULER = f"{V2}.scheduler.BoundedAsyncScheduler"
 SIZES = [1, 2, 4, 8, 16, 20, 24, 32, 40, 48, 64]
-SHAPE = "llama-3.1-8b"
 BLOCK = 16
+BEGAN = time.monotonic()
 
 
 class Report:
@@ -97,7 +96,7 @@ def prompts() -> list[list[int]]:
 
 
 def engine(*, plugin: bool, **options: Any) -> Any:
-    """VLLM in this process, with full CUDA graphs for decoding."""
+    """VLLM with full CUDA graphs for decoding."""
     from vllm import LLM
 
     given: dict[str, Any] = {
@@ -202,7 +201,7 @@ def part_load(report: Report, work: Path) -> None:
     report.step("versions", versions)
     report.step("hooks", hooks)
     report.step("moves", moves)
-    report.step("moves_speed", moves_speed)
+    report.step("rows", fused_rows)
 
 
 def moves() -> dict[str, Any]:
@@ -222,38 +221,26 @@ def moves() -> dict[str, Any]:
         kept_n = drawn.randint(1, 150)
         slots = kept_n + drawn.randint(0, 60)
         table = torch.randperm(blocks, device="cuda")[:32].view(2, 16).int()
+        counts = torch.tensor([kept_n, drawn.choice([0, kept_n])], device="cuda")
         first = torch.tensor([drawn.randint(0, 40), 7], device="cuda")
         for sets in (1, layers, layers * heads):
             chosen = [torch.randperm(slots)[:kept_n].sort().values for _ in range(2 * sets)]
             kept = torch.stack(chosen).view(2, sets, kept_n).cuda()
-            fast.move_at_once(table, first, kept)
-            slow.move_plainly(table, first, kept)
+            fast.move_at_once(table, first, kept, counts)
+            slow.move_plainly(table, first, kept, counts)
             assert torch.equal(raw, twin), (trial, sets)
             tried += 1
     return {"cases": tried}
 
 
-def moves_speed() -> dict[str, Any]:
-    """Milliseconds to bring 20 requests of an 8B shape from 4064 slots back to 4000, nearly all of which move."""
-    import torch
-
-    from leanthink.integrations.vllm.v2.moves import Caches
-
-    caches = torch.zeros(32, 20 * 260, 8, BLOCK, 256, dtype=torch.bfloat16, device="cuda")
-    table = torch.randperm(20 * 260, device="cuda")[: 20 * 260].view(20, 260).int()
-    first = torch.full((20,), 32, device="cuda")
-    kept = torch.stack([torch.randperm(4064)[:4000].sort().values for _ in range(20)])[:, None].cuda()
-    mover, found = Caches(list(caches)), {}
-    for name, sets in (("shared", kept), ("per_head", kept.expand(-1, 256, -1).contiguous())):
-        times = []
-        for _ in range(5):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            mover.move_at_once(table, first, sets)
-            torch.cuda.synchronize()
-            times.append(1e3 * (time.perf_counter() - start))
-        found[name] = round(statistics.median(times), 3)
-    return found
+def fused_rows() -> dict[str, Any]:
+    """The tests of the other kernels, compiled."""
+    tests = Path(__file__).parent.parent / "tests" / "integrations" / "test_vllm_v2_interpreted.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", str(tests)]
+    environment = os.environ | {"LEANTHINK_TEST_GPU": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
+    return {"tests": done.stdout.splitlines()[-1]}
 
 
 def tiny_engine(*, plugin: bool) -> Stepper:
@@ -335,12 +322,15 @@ def part_plugin(report: Report, work: Path) -> None:
     stepper = report_engine(report, lambda: tiny_engine(plugin=True))
     if stepper is None:
         return
-    ids = prompts()
+    ids, scores = prompts(), vllm_tokens.Scores()
+    scores.watch(POLICIES)
 
     def tokens(name: str, asked: dict[str, Any] | None) -> dict[str, Any]:
         before = stepper.runner.model_state.rows.evictions
-        ran = stepper.run([(one, params(TOKENS, asked, logprobs=2)) for one in ids])
-        (work / f"tokens-plugin-{name}.json").write_text(json.dumps(answers(ran)))
+        ran = stepper.run([(one, params(TOKENS, asked, logprobs=2, seed=seed)) for seed, one in enumerate(ids, 1)])
+        found = [answer | {"prompt": len(one)} for answer, one in zip(answers(ran), ids, strict=True)]
+        (work / f"tokens-plugin-{name}.json").write_text(json.dumps(found))
+        scores.take(work / f"scores-plugin-{name}.pt")
         return {"steps": len(ran["ends"]), "graph_replays": ran["graph_replays"],
                 "evictions_due": stepper.runner.model_state.rows.evictions - before}  # fmt: skip
 
@@ -418,15 +408,19 @@ def part_ours(report: Report, work: Path) -> None:
     model, tokenizer = load("tiny", device="cuda")
     report.found["dtype"] = str(next(model.parameters()).dtype)
     budget = Budget(slots=BUDGET["budget"], window=BUDGET["window"], interval=BUDGET["interval"])
+    scores = vllm_tokens.Scores()
+    scores.watch(POLICIES)
+    samplings = [Sampling(max_new_tokens=TOKENS, seed=seed) for seed in range(1, COUNT + 1)]
     for policy in ("full", *POLICIES):
 
         def run(policy: str = policy) -> dict[str, Any]:
             completions = generate(
                 model, tokenizer, prompts(), policy=policy, budget=None if policy == "full" else budget,
-                sampling=Sampling(max_new_tokens=TOKENS), max_rows=ROWS,
+                sampling=samplings, max_rows=ROWS,
             )  # fmt: skip
             found = [{"ids": list(one.token_ids), "evictions": one.evictions} for one in completions]
             (work / f"tokens-ours-{policy}.json").write_text(json.dumps(found))
+            scores.take(work / f"scores-ours-{policy}.pt")
             return {"evictions": sum(one.evictions for one in completions)}
 
         report.step(policy, run)
@@ -435,219 +429,95 @@ def part_ours(report: Report, work: Path) -> None:
 # An 8B shape.
 
 
-def shape_folder(work: Path) -> Path:
-    """A config of the shape, and random predictors for it: one set for all, and one for each kv head."""
-    import torch
-    from transformers import AutoConfig
-
-    from leanthink.engine.bench.shapes import SHAPES
-    from leanthink.models.predictor import Predictor, save_predictor
-
-    folder = work / "shape"
-    folder.mkdir(exist_ok=True)
-    kind, fields = SHAPES[SHAPE]
-    config = AutoConfig.for_model(kind, **fields)
-    config.architectures, config.dtype = ["LlamaForCausalLM"], "bfloat16"
-    config.bos_token_id, config.eos_token_id = 0, 1
-    config.save_pretrained(folder)
-    torch.manual_seed(0)
-    sets = config.num_hidden_layers * config.num_key_value_heads
-    for name, granularity, num_sets in (("shared", "model", 1), ("head", "head", sets)):
-        predictor = Predictor(
-            target="horizon", hidden_size=config.hidden_size, horizons=(16, 32, 64, 128, 256),
-            offsets=(0, 1, 2, 4, 8, 12), granularity=granularity, num_sets=num_sets, width=1024,
-        )  # fmt: skip
-        save_predictor(predictor, folder / f"{name}.safetensors", base_fingerprint="0" * 64, data={}, metrics={})
-    return folder
+def its_turn(report: Report, work: Path) -> None:
+    """Wait until nothing else is measured."""
+    while not (work / f"turn-{report.path.stem.removeprefix('part-')}").exists():
+        time.sleep(0.1)
 
 
-def shape_engine(work: Path, *, plugin: bool, cache_bytes: int) -> Stepper:
-    """Weights that were never loaded."""
-    from leanthink.models.tiny import weights_path
+def report_client(report: Report, work: Path, *, plugin: bool, cache_gib: int, most_rows: int = 64) -> Any:
+    """The engine, ready, when its turn has come; None if it did not start."""
+    report.step("folder", lambda: str(speed.shape_folder(work)))
+    held: list[Any] = []
 
-    return Stepper(
-        engine(
-            plugin=plugin,
-            model=str(work / "shape"),
-            tokenizer=str(weights_path()),
-            load_format="dummy",
-            max_model_len=8192,
-            max_num_seqs=64,
-            max_num_batched_tokens=8192,
-            kv_cache_memory_bytes=cache_bytes,
-            gpu_memory_utilization=0.8,
-        )
-    )
+    def start() -> Any:
+        given = {"plugin": plugin, "engine": engine, "cache_bytes": cache_gib * speed.GIB, "most_rows": most_rows}
+        held.append(speed.speed_client(work, **given))
+        return held[0].made_of
 
-
-def random_prompts(count: int, tokens: int, seed: int) -> list[list[int]]:
-    """Different from each other in every block."""
-    drawn = random.Random(seed)
-    return [[drawn.randrange(2, 250) for _ in range(tokens)] for _ in range(count)]
-
-
-def steps(
-    stepper: Stepper, rows: int, prompt: int, tokens: int, last: int, asked: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Milliseconds of the last so many steps, in which all rows decode."""
-    ids = random_prompts(rows, prompt, 100 * rows + prompt)
-    ran = stepper.run([(one, params(tokens, asked, ignore_eos=True)) for one in ids])
-    ends, running = ran["ends"], ran["running"]
-    full = [index for index in range(1, len(ends)) if running[index - 1] == running[index] == rows][-last - 4 : -4]
-    ms = [1e3 * (ends[index] - ends[index - 1]) for index in full]
-    return {
-        "rows": rows, "prompt": prompt, "tokens": tokens, "steps": len(ms), "graph_replays": ran["graph_replays"],
-        "mean_ms": round(statistics.mean(ms), 3), "median_ms": round(statistics.median(ms), 3),
-        "p95_ms": round(sorted(ms)[int(0.95 * len(ms))], 3), "most_ms": round(max(ms), 3),
-        "lengths": stepper_lengths(stepper, rows),
-    }  # fmt: skip
-
-
-def stepper_lengths(stepper: Stepper, rows: int) -> list[int] | None:
-    """Slots that attention read for each row in the last step."""
-    lengths = getattr(stepper.runner.model_state, "lengths_R", None)
-    return None if lengths is None else [int(lengths[:rows].min()), int(lengths[:rows].max())]
-
-
-def throughput(stepper: Stepper, asked: dict[str, Any] | None) -> dict[str, Any]:
-    """48 requests of 512 + 3072 tokens in whatever cache there is."""
-    ids = random_prompts(48, 512, 7)
-    ran = stepper.run([(one, params(3072, asked, ignore_eos=True)) for one in ids])
-    written = sum(len(output.outputs[0].token_ids) for output in ran["outputs"])
-    preemptions = sum(getattr(output, "num_preemptions", 0) or 0 for output in ran["outputs"])
-    return {"tokens": written, "seconds": round(ran["seconds"], 2), "tokens_per_s": round(written / ran["seconds"], 1),
-            "steps": len(ran["ends"]), "graph_replays": ran["graph_replays"], "preemptions": preemptions,
-            "running_mean": round(statistics.mean(ran["running"]), 2)}  # fmt: skip
-
-
-SMALL = 48 * 1024  # slots that throughput may use
-
-
-def shrunk(stepper: Stepper, slots: int, run: Callable[[], Any]) -> Any:
-    """With so many slots only: the other blocks are taken away meanwhile."""
-    stepper.llm.reset_prefix_cache()
-    pool = stepper.core.scheduler.kv_cache_manager.block_pool
-    taken = pool.get_new_blocks(pool.get_num_free_blocks() - slots // BLOCK)
-    try:
-        return run()
-    finally:
-        pool.free_blocks(taken)
+    report.step("start", start)
+    its_turn(report, work)
+    return held[0] if held else None
 
 
 def part_shape_alone(report: Report, work: Path) -> None:
     """VLLM without the plugin."""
-    report.step("folder", lambda: str(shape_folder(work)))
-    stepper = report_engine(report, lambda: shape_engine(work, plugin=False, cache_bytes=26 << 30))
-    if stepper is None:
+    client = report_client(report, work, plugin=False, cache_gib=26)
+    if client is None:
         return
-    stepper.run([(one, params(16, ignore_eos=True)) for one in random_prompts(20, 512, 1)])
-    report.step("20x4000", lambda: steps(stepper, 20, 3600, 660, 256, None))
-    report.step("64x3000", lambda: steps(stepper, 64, 2700, 460, 256, None))
-    report.step("throughput", lambda: shrunk(stepper, SMALL, lambda: throughput(stepper, None)))
+    report.step("20x4000", lambda: speed.full_steps(client, speed.FEW))
+    report.step("64x3000", lambda: speed.full_steps(client, speed.MANY))
+    report.step("20x4000 again", lambda: speed.full_steps(client, speed.FEW))
+    report.step("profile", lambda: speed.profile(client, speed.FEW, work / "profile-alone", None))
+    report.step("throughput", lambda: speed.throughput(client, 64 * 1024, 80, 512, 3072, None))
 
 
 def part_shape_plugin(report: Report, work: Path) -> None:
     """The plugin, first without a budget, then with evictions."""
-    report.step("folder", lambda: str(shape_folder(work)))
-    stepper = report_engine(report, lambda: shape_engine(work, plugin=True, cache_bytes=26 << 30))
-    if stepper is None:
+    client = report_client(report, work, plugin=True, cache_gib=26)
+    if client is None:
         return
-    stepper.run([(one, params(16, ignore_eos=True)) for one in random_prompts(20, 512, 1)])
-    report.step("20x4000 no budget", lambda: steps(stepper, 20, 3600, 660, 256, None))
-    report.step("64x3000 no budget", lambda: steps(stepper, 64, 2700, 460, 256, None))
-
-    def held(slots: int, policy: str = "horizon") -> dict[str, Any]:
-        return {"budget": slots, "window": 32, "interval": 64, "answer": 2, "policy": policy}
-
-    # The prompt never moves: in the first of each pair few slots do, in the second nearly all.
-    report.step("20x4000 long prompt", lambda: steps(stepper, 20, 3456, 832, 256, held(512)))
-    report.step("64x3000 long prompt", lambda: steps(stepper, 64, 2432, 832, 256, held(512)))
-    report.step("profile", lambda: profile(stepper, held(512), work))
-    report.step("throughput 1024", lambda: shrunk(stepper, SMALL, lambda: throughput(stepper, held(1024))))
-    report.step("20x4000 long thought", lambda: steps(stepper, 20, 256, 4100, 256, held(3712)))
-    report.step("20x4000 random", lambda: steps(stepper, 20, 3456, 832, 256, held(512, "random")))
+    report.step("20x4000 no budget", lambda: speed.full_steps(client, speed.FEW))
+    report.step("64x3000 no budget", lambda: speed.full_steps(client, speed.MANY))
+    # The prompt never moves: of these few slots do, of a long thought nearly all.
+    report.step("20x4000 long prompt", lambda: speed.bounded_steps(client, speed.FEW, 256))
+    report.step("64x3000 long prompt", lambda: speed.bounded_steps(client, speed.MANY, 256))
+    report.step("20x4000 random", lambda: speed.bounded_steps(client, speed.FEW, 256, "random"))
+    report.step("profile", lambda: speed.profile(client, speed.FEW, work / "profile-plugin", 256))
+    report.step("throughput 1024", lambda: speed.throughput(client, 64 * 1024, 80, 512, 3072, 1024))
+    report.step("20x4000 no budget again", lambda: speed.full_steps(client, speed.FEW))
+    report.step("20x4000 long thought", lambda: speed.bounded_steps(client, speed.FEW, 3712))
+    report.step("moves_speed", speed.moves_speed)
 
 
 def part_shape_head(report: Report, work: Path) -> None:
     """The plugin with a set for each kv head."""
-    report.step("folder", lambda: str(shape_folder(work)))
-    stepper = report_engine(report, lambda: shape_engine(work, plugin=True, cache_bytes=26 << 30))
-    if stepper is None:
+    client = report_client(report, work, plugin=True, cache_gib=26)
+    if client is None:
         return
-    asked = {"budget": 512, "window": 32, "interval": 64, "answer": 2, "policy": "horizon"}
-    report.step("20x4000 long prompt", lambda: steps(stepper, 20, 3456, 832, 256, asked))
-    report.step("profile", lambda: profile(stepper, asked, work, "head"))
-    report.step("64x3000 long prompt", lambda: steps(stepper, 64, 2432, 832, 256, asked))
+    report.step("20x4000 no budget", lambda: speed.full_steps(client, speed.FEW))
+    report.step("20x4000 long prompt", lambda: speed.bounded_steps(client, speed.FEW, 256))
+    report.step("profile", lambda: speed.profile(client, speed.FEW, work / "profile-head", 256))
+    report.step("64x3000 long prompt", lambda: speed.bounded_steps(client, speed.MANY, 256))
 
 
-def profile(stepper: Stepper, asked: dict[str, Any], work: Path, sets: str = "shared") -> dict[str, Any]:
-    """Where the time of 96 steps goes, one eviction of 20 rows and several stampings among them."""
-    import torch
-    from torch.profiler import ProfilerActivity
+def part_big_alone(report: Report, work: Path) -> None:
+    """Throughput of vLLM without the plugin."""
+    client = report_client(report, work, plugin=False, cache_gib=11)
+    if client is not None:
+        report.step("throughput", lambda: speed.throughput(client, 80 * 1024, 96, 512, 4096, None))
 
-    seen = {"step": 0}
-    profiler = torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
 
-    def after() -> None:
-        seen["step"] += 1
-        if seen["step"] == 700:
-            profiler.start()
-        if seen["step"] == 796:
-            profiler.stop()
-
-    ids = random_prompts(20, 3456, 5)
-    stepper.run([(one, params(832, asked, ignore_eos=True)) for one in ids], after)
-    averages = profiler.key_averages()
-    for name, key in (("cuda", "self_device_time_total"), ("cpu", "self_cpu_time_total")):
-        table = averages.table(sort_by=key, row_limit=45, max_name_column_width=70)
-        (work / f"profile-{sets}-{name}.txt").write_text(table)
-    ranked = sorted(averages, key=lambda event: -event.self_device_time_total)[:14]
-    return {event.key[:60]: [round(event.self_device_time_total / 96e3, 4), event.count] for event in ranked}
+def part_big_plugin(report: Report, work: Path) -> None:
+    """The same with budgets."""
+    client = report_client(report, work, plugin=True, cache_gib=11)
+    if client is None:
+        return
+    for budget in (1024, 2048):
+        report.step(
+            f"throughput {budget}",
+            lambda budget=budget: speed.throughput(client, 80 * 1024, 96, 512, 4096, budget),
+        )
 
 
 # All of it.
-
-
-def compared(work: Path) -> dict[str, Any]:
-    """Tokens beside tokens: how many answers are the same, and how near a choice the first was that is not."""
-
-    def read(name: str) -> list[dict[str, Any]] | None:
-        path = work / f"tokens-{name}.json"
-        return json.loads(path.read_text()) if path.exists() else None
-
-    pairs = {"plugin without a budget, vLLM alone": ("plugin-full", "alone-full"),
-             "vLLM alone, vLLM alone in another order": ("alone-again", "alone-full"),
-             "vLLM alone, ours": ("alone-full", "ours-full")}  # fmt: skip
-    pairs |= {f"plugin, ours: {policy}": (f"plugin-{policy}", f"ours-{policy}") for policy in POLICIES}
-    pairs |= {f"plugin with {policy}, without a budget": (f"plugin-{policy}", "plugin-full") for policy in POLICIES}
-    found: dict[str, Any] = {}
-    for name, (left_name, right_name) in pairs.items():
-        one, other = read(left_name), read(right_name)
-        if one is None or other is None:
-            found[name] = "missing"
-            continue
-        differ = []
-        for index, (a, b) in enumerate(zip(one, other, strict=True)):
-            if a["ids"] == b["ids"]:
-                continue
-            at = next((i for i, (x, y) in enumerate(zip(a["ids"], b["ids"], strict=False)) if x != y), None)
-            at = min(len(a["ids"]), len(b["ids"])) if at is None else at
-            gaps = a.get("gaps") or []
-            differ.append(
-                {"problem": index, "token": at, "of": len(b["ids"]), "gap": gaps[at] if at < len(gaps) else None}
-            )
-        gaps = sorted(row["gap"] for row in differ if row["gap"] is not None)
-        evictions = sum(answer.get("evictions", 0) for answer in other)
-        found[name] = {"same": len(one) - len(differ), "of": len(one), "evictions": evictions, "gaps": gaps,
-                       "first_differences": differ[:12]}  # fmt: skip
-    return found
 
 
 def main() -> None:
     """Run the parts, each in a process of its own, and put together what they found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--parts", default=",".join((*TOGETHER, "shape-plugin", "shape-alone")))
+    parser.add_argument("--parts", default=",".join(DEFAULT))
     parser.add_argument("--work", type=Path, default=Path("vllm_gpu_work"))
     parser.add_argument("--part", help="run this one here")
     options = parser.parse_args()
@@ -657,45 +527,70 @@ def main() -> None:
         globals()[f"part_{options.part.replace('-', '_')}"](report, options.work)
         return
     asked = options.parts.split(",")
-    groups = [[part for part in TOGETHER if part in asked], *([part] for part in IN_TURN if part in asked)]
-    for group in groups:
-        started = {part: start_part(part, options) for part in group}
-        for part, (process, end) in started.items():
-            try:
-                process.wait(max(1, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            print(f"[{part}] ended with {process.returncode}", flush=True)
-        write(options)
+    for turn in options.work.glob("turn-*"):
+        turn.unlink()
+    beside, in_turn = [part for part in TOGETHER if part in asked], [part for part in IN_TURN if part in asked]
+    early = in_turn[: 2 if memory_gib() >= BESIDE else 1]
+    started = {part: start_part(part, options) for part in beside}
+    if in_turn:
+        speed.shape_folder(options.work)
+    started |= {part: start_part(part, options) for part in early}
+    for part in beside:
+        wait_for(part, started[part], LIMITS[part], options)
+    for part in in_turn:
+        process = started.get(part) or start_part(part, options)
+        (options.work / f"turn-{part}").touch()
+        wait_for(part, process, MEASURES, options)
     print("all done", flush=True)
 
 
-def start_part(part: str, options: argparse.Namespace) -> tuple[subprocess.Popen[bytes], float]:
-    """The process, and when it must have ended."""
-    plugin = part in ("load", "plugin", "shape-plugin", "shape-head")
+def memory_gib() -> float:
+    """Of the first GPU; 0 where there is none."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return 0.0
+
+
+def wait_for(part: str, process: subprocess.Popen[bytes], seconds: float, options: argparse.Namespace) -> None:
+    """Until it has ended, or for so long; with it go the processes that it started."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    print(f"[{part}] ended with {process.returncode} after {time.monotonic() - BEGAN:.0f} s", flush=True)
+    write(options)
+
+
+def start_part(part: str, options: argparse.Namespace) -> subprocess.Popen[bytes]:
+    """The process, in a group of its own."""
+    timed = part in IN_TURN
     environment = os.environ | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if timed else "0",
         "VLLM_CACHE_ROOT": str((options.work / f"cache-{part}").resolve()),
         "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.resolve()), os.environ.get("PYTHONPATH", "")]),
     }
     environment.pop("LEANTHINK_VLLM", None)
-    if plugin:
+    if part in ("load", "plugin"):
         settings: dict[str, Any] = {"policies": list(POLICIES), "max_thought_slots": 512}
-        if part.startswith("shape"):
-            name = "head" if part == "shape-head" else "shared"
-            predictor = str((options.work / "shape" / f"{name}.safetensors").resolve())
-            settings = {"policies": ["horizon", "random"], "max_thought_slots": 4096,
-                        "predictors": {"horizon": predictor}, "ignore_predictor_mismatch": True}  # fmt: skip
+        environment["LEANTHINK_VLLM"] = json.dumps(settings)
+    elif timed and not part.endswith("alone"):
+        name = "head" if part == "shape-head" else "shared"
+        predictor = str((options.work / "shape" / f"{name}.safetensors").resolve())
+        settings = {"policies": ["horizon", "random"], "max_thought_slots": 4096,
+                    "predictors": {"horizon": predictor}, "ignore_predictor_mismatch": True}  # fmt: skip
         environment["LEANTHINK_VLLM"] = json.dumps(settings)
     log = (options.work / f"log-{part}.txt").open("wb")
     command = [sys.executable, __file__, "--out", str(options.out), "--work", str(options.work), "--part", part]
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=log), time.monotonic() + LIMITS[part]
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
 def write(options: argparse.Namespace) -> None:
     """All that is known by now."""
-    found: dict[str, Any] = {"compared": compared(options.work)}
+    found: dict[str, Any] = {"compared": vllm_tokens.compared(options.work, POLICIES, BUDGET)}
     for path in sorted(options.work.glob("part-*.json")):
         found[path.stem.removeprefix("part-")] = json.loads(path.read_text())
     options.out.write_text(json.dumps(found, indent=1))

@@ -16,12 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-INTERPRETED, ON_GPU = os.environ.get("TRITON_INTERPRET") == "1", os.environ.get("LEANTHINK_TEST_GPU") == "1"
-if not (INTERPRETED or ON_GPU):
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.importorskip("triton", minversion="3.7", reason="the interpreter of Triton 3.6 fails with NumPy 2.4")
+elif os.environ.get("LEANTHINK_TEST_GPU") != "1":
     pytest.skip("run by test_vllm_v2_parts.py, with TRITON_INTERPRET=1", allow_module_level=True)
-pytest.importorskip(
-    "triton", minversion=None if ON_GPU else "3.7", reason="the interpreter of Triton 3.6 fails with NumPy 2.4"
-)
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_vllm_v2_parts import numbered, policies, simulate
@@ -33,6 +31,7 @@ from leanthink.integrations.vllm.v2.fused_rows import FusedRows
 from leanthink.integrations.vllm.v2.moves import Caches
 from leanthink.policies import Policy
 
+ON_GPU = os.environ.get("TRITON_INTERPRET") != "1"
 BLOCK, REQUESTS, SLOTS_EACH, FEATURES, MEMORY = 4, 6, 40, 1030, 16
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 
@@ -193,8 +192,8 @@ def move_to_device(policy: Policy) -> Policy:
 def test_warm_up_changes_nothing(num_sets: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "kind_for", lambda _: FusedRows)
     made = rows.Rows(
-        requests=5, most_slots=24, policies=[move_to_device(one) for one in policies(num_sets)], state_size=16, dtype=torch.float32,
-        device=DEVICE,
+        requests=5, most_slots=24, policies=[move_to_device(one) for one in policies(num_sets)], state_size=16,
+        dtype=torch.float32, device=DEVICE,
     )  # fmt: skip
     before = {name: value.clone() for name, value in vars(made.device).items() if isinstance(value, Tensor)}
     counts = []
