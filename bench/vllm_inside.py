@@ -19,13 +19,16 @@ class Inside:
     def inside_start(self) -> dict[str, Any]:
         """Count graph replays, preemptions and seconds of the host from now on; say what the engine is made of."""
         runner, self.counts = self.model_runner, dict.fromkeys(("graphs", "preemptions", "steps"), 0)
-        self.host_seconds, self.taken, self.profiler = 0.0, [], None
+        self.seconds = dict.fromkeys(("runner", "schedule", "update"), 0.0)
+        self.taken, self.profiler = [], None
         self.core = _core()
         runner.cudagraph_manager.run_fullgraph = self._counted(runner.cudagraph_manager.run_fullgraph, "graphs")
         scheduler = self.core.scheduler
         scheduler._preempt_request = self._counted(scheduler._preempt_request, "preemptions")
-        runner.execute_model = self._timed(self._counted(runner.execute_model, "steps"))
-        runner.sample_tokens = self._timed(runner.sample_tokens)
+        runner.execute_model = self._timed(self._counted(runner.execute_model, "steps"), "runner")
+        runner.sample_tokens = self._timed(runner.sample_tokens, "runner")
+        scheduler.schedule = self._timed(scheduler.schedule, "schedule")
+        scheduler.update_from_output = self._timed(scheduler.update_from_output, "update")
         layer = next(iter(runner.compilation_config.static_forward_context.values()))
         return {
             "state": type(runner.model_state).__name__,
@@ -38,8 +41,10 @@ class Inside:
 
     def inside_read(self, rows: int) -> dict[str, Any]:
         """What was counted since it was read last, and how many slots attention read for these first rows."""
-        counted = {**self.counts, "host_ms": round(1e3 * self.host_seconds / max(1, self.counts["steps"]), 3)}
-        self.counts, self.host_seconds = dict.fromkeys(self.counts, 0), 0.0
+        steps = max(1, self.counts["steps"])
+        host_ms = {name: round(1e3 * seconds / steps, 3) for name, seconds in self.seconds.items()}
+        counted = {**self.counts, "host_ms_per_step": host_ms}
+        self.counts, self.seconds = dict.fromkeys(self.counts, 0), dict.fromkeys(self.seconds, 0.0)
         lengths = getattr(self.model_runner.model_state, "lengths_R", None)
         if lengths is not None and rows:
             counted["lengths"] = [int(lengths[:rows].min()), int(lengths[:rows].max())]
@@ -97,13 +102,13 @@ class Inside:
 
         return counted
 
-    def _timed(self, run: Callable[..., Any]) -> Callable[..., Any]:
+    def _timed(self, run: Callable[..., Any], name: str) -> Callable[..., Any]:
         def timed(*given: Any, **more: Any) -> Any:
             start = time.perf_counter()
             try:
                 return run(*given, **more)
             finally:
-                self.host_seconds += time.perf_counter() - start
+                self.seconds[name] += time.perf_counter() - start
 
         return timed
 

@@ -117,8 +117,10 @@ def _explained(
             mine, its = kept - kept_there, kept_there - kept
             ranked = [i for i in range(len(one)) if one[i] < 2.0**22]
             spread = statistics.pstdev([one[i] for i in ranked]) or 1.0
-            margins = [min(one[i] for i in mine) - max(one[i] for i in its),
-                       min(other[i] for i in its) - max(other[i] for i in mine)]  # fmt: skip
+            margins = [
+                max(one[i] for i in mine) - min(one[i] for i in its),
+                max(other[i] for i in its) - min(other[i] for i in mine),
+            ]
             noise = max(abs(one[i] - other[i]) for i in ranked)
             row |= {"eviction": times.index(after), "swapped": len(mine), "swap": round(max(margins) / spread, 4),
                     "noise": round(noise / spread, 4), "tied": len(one) - len(set(one))}  # fmt: skip
