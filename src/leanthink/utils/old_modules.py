@@ -16,6 +16,7 @@ NOW = {
     "leanthink.cli": "leanthink.entrypoints.cli",  # also where console scripts of older installations look
     "leanthink.tiny": "leanthink.models.tiny",
     "leanthink.tiny.tasks": "leanthink.data.tasks.registry",
+    "leanthink.models.tiny.tasks": "leanthink.data.tasks.registry",  # where `from leanthink.tiny import tasks` looks
     "leanthink.tiny.train": "leanthink.models.tiny.train",
 }
 

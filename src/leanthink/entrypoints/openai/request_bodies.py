@@ -5,6 +5,8 @@ That is work for another thread than the event loop's: a megabyte of JSON can be
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from email.message import Message
 from json import JSONDecodeError
 from typing import TypeVar
@@ -15,6 +17,9 @@ from leanthink.entrypoints.openai.error_responses import Refusal, of_validation
 from leanthink.utils.file_reading import parse_json
 
 Body = TypeVar("Body", bound=BaseModel)
+LARGE_BODY = 2**16  # bytes: what is made of it is worth giving back
+# Only glibc has it.
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 def is_json(content_type: str) -> bool:
@@ -43,3 +48,9 @@ def parse(kind: type[Body], body: bytes, content_type: str) -> Body:
         return kind.model_validate(given)
     except ValidationError as error:
         raise of_validation(error.errors(include_url=False)) from None
+
+
+def give_memory_back() -> None:
+    """Give the system what is freed: glibc keeps the many small pieces of a large body, other ones of each thread."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)

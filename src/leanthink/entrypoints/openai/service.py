@@ -24,7 +24,7 @@ from leanthink.entrypoints.openai.logs import log
 from leanthink.entrypoints.openai.metrics import Metrics
 from leanthink.entrypoints.openai.middleware import FACTS, KEY
 from leanthink.entrypoints.openai.protocol import ChatBody, TextBody
-from leanthink.entrypoints.openai.request_bodies import parse
+from leanthink.entrypoints.openai.request_bodies import LARGE_BODY, give_memory_back, parse
 from leanthink.entrypoints.openai.request_parsing import Reader
 from leanthink.entrypoints.openai.responses import DONE, Answer, event
 from leanthink.entrypoints.openai.settings import Settings
@@ -141,8 +141,12 @@ class Service:
         self, kind: type[ChatBody | TextBody], sent: bytes, asked: HTTPRequest
     ) -> tuple[ChatBody | TextBody, list[Request]]:
         """From bytes to requests, in the readers' thread: neither must hold up the streams."""
-        body = parse(kind, sent, asked.headers.get("content-type", ""))
-        return body, self.reader.read(body, self._salt(body, asked.scope[KEY]))
+        try:
+            body = parse(kind, sent, asked.headers.get("content-type", ""))
+            return body, self.reader.read(body, self._salt(body, asked.scope[KEY]))
+        finally:
+            if len(sent) > LARGE_BODY:
+                give_memory_back()
 
     def _check_room(self, choices: int) -> None:
         """Raise Refusal where no more choices are taken, or not so many."""
