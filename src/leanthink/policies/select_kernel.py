@@ -45,7 +45,7 @@ def _select(scores, kept, S, K, window, BLOCK: tl.constexpr):  # type: ignore[no
     tl.store(kept + row * K + at, s.to(tl.int64), mask=stays)
 
 
-@triton.jit(do_not_specialize=["most", "most_kept"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["slots", "interval", "window", "most", "most_kept"])  # type: ignore[untyped-decorator]
 def _select_ragged(scores, kept, slots, interval, window, most, most_kept, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """One program per request and index set."""
     row, place = tl.program_id(0), tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)

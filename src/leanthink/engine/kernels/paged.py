@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["kept_row", "kept_layer", "kept_head"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["first", "num_kept", "table_row", "kept_row", "kept_layer", "kept_head"])  # type: ignore[untyped-decorator]
 def move_slots(  # type: ignore[no-untyped-def]
     cache, apart, table, first, kept, num_kept, of_block, of_head, of_slot, table_row, kept_row, kept_layer, kept_head,
     E: tl.constexpr, EP: tl.constexpr, P: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,

@@ -2,6 +2,9 @@
 
 Each kernel does at once what `integrations.vllm.v2.device_rows` does in many operations; letters are the same there.
 A request's numbers lie in `asked`, five rows of R: prompt, slots, interval, seed, window.
+
+What is not specialised for differs from step to step: a number or an alignment that was not seen before would be
+compiled for in the middle of a step.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ def _thought(logical, prompt, slots, interval, answer_at):  # type: ignore[no-un
     return tl.where(thought < slots + interval, thought, slots + (thought - slots) % interval)
 
 
-@triton.jit(do_not_specialize=["n"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["before", "held", "n", "table_row"])  # type: ignore[untyped-decorator]
 def place_rows(  # type: ignore[no-untyped-def]
     indices, computed, starts, asked, answers, table, seq_lens, before, held, lengths, slots_N, n, R, table_row,
     P: tl.constexpr, BLOCK: tl.constexpr,
@@ -44,7 +47,7 @@ def place_rows(  # type: ignore[no-untyped-def]
         tl.store(lengths + row, tl.load(seq_lens + row))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["before", "held", "close_id"])  # type: ignore[untyped-decorator]
 def note_rows(  # type: ignore[no-untyped-def]
     indices, starts, asked, answers, before, held, positions, states, ring, tokens, counts,
     R, positions_row, positions_set, F, W, close_id, X: tl.constexpr, XP: tl.constexpr,
@@ -114,7 +117,7 @@ def stamp_rows(  # type: ignore[no-untyped-def]
     tl.store(own, new.to(held.dtype.element_ty), mask=both)
 
 
-@triton.jit(do_not_specialize=["g", "S"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["shown", "ages", "num_kept", "g", "S"])  # type: ignore[untyped-decorator]
 def show_rows(  # type: ignore[no-untyped-def]
     chosen, asked, answers, positions, held, shown, ages, stamps, asked_g, num_kept, g, S, R, positions_row,
     positions_set, held_row, held_set, held_slot, C: tl.constexpr, CP: tl.constexpr, BLOCK: tl.constexpr,
@@ -141,7 +144,7 @@ def show_rows(  # type: ignore[no-untyped-def]
         tl.store(stamps + to[:, None] * C + c[None, :], tl.load(stamp, mask=both, other=0).to(tl.float32), mask=both)
 
 
-@triton.jit(do_not_specialize=["K"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_kept", "K"])  # type: ignore[untyped-decorator]
 def keep_rows(  # type: ignore[no-untyped-def]
     chosen, num_kept, kept, positions, held, K, positions_row, positions_set, held_row, held_set, held_slot,
     OF: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BLOCK: tl.constexpr,

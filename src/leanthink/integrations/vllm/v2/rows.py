@@ -179,6 +179,7 @@ class Rows:
                 self._evict(policy, batch.table_n[rows_g], torch.stack(chosen), (most, most_kept), move)
         self.evictions += int(due.sum())
 
+    @torch.inference_mode()
     def warm_up(self, move: Move, block_size: int) -> None:
         """Do everything once, so that nothing is compiled or allocated later: on no request's slots.
 
@@ -203,16 +204,15 @@ class Rows:
         device.note(batch, before_n, held_n, states_NF, sampled)
         device.note(batch, before_n, held_n, None, sampled)
         for policy in self.policies:
-            for few in sorted({1, min(4, requests), requests}):
-                chosen_2g = torch.stack([nobody_n[:few], torch.zeros_like(nobody_n[:few])])
-                if policy.channels:
-                    self._stamp(policy, chosen_2g[:, : max(1, STAMPED_AT_ONCE // policy.stride)])
+            for few in {1, min(requests, max(1, STAMPED_AT_ONCE // policy.stride))} if policy.channels else ():
+                self._stamp(policy, torch.stack([nobody_n[:few], torch.zeros_like(nobody_n[:few])]))
             most = 2
             while most <= 2 * device.most_slots:
                 size = min(most, device.most_slots)
                 fit = max(1, min(requests, RANKED_AT_ONCE // (policy.num_sets * size)))
                 for few in {1, fit}:
-                    self._evict(policy, table_n[:few], chosen_2g[:, :few], (size, size - 1), move)
+                    chosen_2g = torch.stack([nobody_n[:few], torch.zeros_like(nobody_n[:few])])
+                    self._evict(policy, table_n[:few], chosen_2g, (size, size - 1), move)
                 most *= 2
         device.answer_at_R.fill_(NEVER)
 

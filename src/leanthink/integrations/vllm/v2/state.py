@@ -46,8 +46,8 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
         self._tags = think_tags(tokenizer_of(self.worker.tokenizer_name))
         if self._tags.in_text:
             raise UnsupportedModel(
-                f"{self._tags.close} is no single token of this model, and on model runner V2 only tokens are looked at: "
-                "serve it with `leanthink serve`"
+                f"{self._tags.close} is no single token of this model, and on model runner V2 only tokens are looked "
+                "at: serve it with `leanthink serve`"
             )
         self._batch: Batch | None = None  # of the step under way, if any of its requests has a budget
         self._before: tuple[Tensor, Tensor] | None = None  # tokens fed and slots held before it
