@@ -6,7 +6,8 @@ Needs vLLM's CUDA build, and the plugin installed so that vLLM finds it. Every p
 on its own what went wrong, and writes what it found as soon as it has it. `load`, `alone`, `plugin` and `ours` are
 about `tiny` and run side by side, as nothing is timed there. `shape-*` (bench/vllm_speed.py) are about random weights
 of the shape of an 8B model: they may start beside others, and measure one after the other with nothing beside them.
-`shape-head` (a set for each kv head), `big-alone` and `big-plugin` (throughput, longer) run when they are asked for.
+`shape-head` (a set for each kv head), `shape-long` (more slots move), `big-alone` and `big-plugin` (throughput, longer)
+run when they are asked for.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import vllm_speed as speed
 import vllm_tokens
 
 TOGETHER = ("load", "alone", "plugin", "ours")
-IN_TURN = ("shape-alone", "shape-plugin", "shape-head", "big-alone", "big-plugin")
+IN_TURN = ("shape-alone", "shape-plugin", "shape-head", "shape-long", "big-alone", "big-plugin")
 DEFAULT = (*TOGETHER, "shape-alone", "shape-plugin")
 LIMITS = {"load": 240, "alone": 300, "plugin": 360, "ours": 300}  # seconds
 MEASURES = 320  # seconds that a timed part may take when its turn has come, its start included
@@ -429,12 +430,6 @@ def part_ours(report: Report, work: Path) -> None:
 # An 8B shape.
 
 
-def its_turn(report: Report, work: Path) -> None:
-    """Wait until nothing else is measured."""
-    while not (work / f"turn-{report.path.stem.removeprefix('part-')}").exists():
-        time.sleep(0.1)
-
-
 def report_client(report: Report, work: Path, *, plugin: bool, cache_gib: int, most_rows: int = 64) -> Any:
     """The engine, ready, when its turn has come; None if it did not start."""
     report.step("folder", lambda: str(speed.shape_folder(work)))
@@ -446,7 +441,10 @@ def report_client(report: Report, work: Path, *, plugin: bool, cache_gib: int, m
         return held[0].made_of
 
     report.step("start", start)
-    its_turn(report, work)
+    name = report.path.stem.removeprefix("part-")
+    (work / f"ready-{name}").touch()
+    while not (work / f"turn-{name}").exists():  # nothing else is measured
+        time.sleep(0.1)
     return held[0] if held else None
 
 
@@ -459,7 +457,7 @@ def part_shape_alone(report: Report, work: Path) -> None:
     report.step("64x3000", lambda: speed.full_steps(client, speed.MANY))
     report.step("20x4000 again", lambda: speed.full_steps(client, speed.FEW))
     report.step("profile", lambda: speed.profile(client, speed.FEW, work / "profile-alone", None))
-    report.step("throughput", lambda: speed.throughput(client, 64 * 1024, 80, 512, 3072, None))
+    report.step("throughput", lambda: speed.throughput(client, 64 * 1024, 80, 512, 2560, None))
 
 
 def part_shape_plugin(report: Report, work: Path) -> None:
@@ -472,12 +470,22 @@ def part_shape_plugin(report: Report, work: Path) -> None:
     # The prompt never moves: of these few slots do, of a long thought nearly all.
     report.step("20x4000 long prompt", lambda: speed.bounded_steps(client, speed.FEW, 256))
     report.step("64x3000 long prompt", lambda: speed.bounded_steps(client, speed.MANY, 256))
-    report.step("20x4000 random", lambda: speed.bounded_steps(client, speed.FEW, 256, "random"))
     report.step("profile", lambda: speed.profile(client, speed.FEW, work / "profile-plugin", 256))
-    report.step("throughput 1024", lambda: speed.throughput(client, 64 * 1024, 80, 512, 3072, 1024))
+    report.step("throughput 1024", lambda: speed.throughput(client, 64 * 1024, 80, 512, 2560, 1024))
     report.step("20x4000 no budget again", lambda: speed.full_steps(client, speed.FEW))
-    report.step("20x4000 long thought", lambda: speed.bounded_steps(client, speed.FEW, 3712))
+    report.step("20x4000 half thought", lambda: speed.bounded_steps(client, speed.FEW, 1920))
     report.step("moves_speed", speed.moves_speed)
+
+
+def part_shape_long(report: Report, work: Path) -> None:
+    """More of the plugin: nearly all slots move; and a policy that predicts nothing."""
+    client = report_client(report, work, plugin=True, cache_gib=26)
+    if client is None:
+        return
+    report.step("20x4000 no budget", lambda: speed.full_steps(client, speed.FEW))
+    report.step("20x4000 random", lambda: speed.bounded_steps(client, speed.FEW, 256, "random"))
+    report.step("20x4000 long thought", lambda: speed.bounded_steps(client, speed.FEW, 3712))
+    report.step("64x3000 half thought", lambda: speed.bounded_steps(client, speed.MANY, 1408))
 
 
 def part_shape_head(report: Report, work: Path) -> None:
@@ -527,8 +535,8 @@ def main() -> None:
         globals()[f"part_{options.part.replace('-', '_')}"](report, options.work)
         return
     asked = options.parts.split(",")
-    for turn in options.work.glob("turn-*"):
-        turn.unlink()
+    for told in (*options.work.glob("turn-*"), *options.work.glob("ready-*")):
+        told.unlink()
     beside, in_turn = [part for part in TOGETHER if part in asked], [part for part in IN_TURN if part in asked]
     early = in_turn[: 2 if memory_gib() >= BESIDE else 1]
     started = {part: start_part(part, options) for part in beside}
@@ -537,6 +545,9 @@ def main() -> None:
     started |= {part: start_part(part, options) for part in early}
     for part in beside:
         wait_for(part, started[part], LIMITS[part], options)
+    for part in early:
+        while not (options.work / f"ready-{part}").exists() and started[part].poll() is None:
+            time.sleep(0.1)
     for part in in_turn:
         process = started.get(part) or start_part(part, options)
         (options.work / f"turn-{part}").touch()
