@@ -7,7 +7,7 @@ on its own what went wrong, and writes what it found as soon as it has it. `load
 about `tiny` and run side by side, as nothing is timed there. `shape-*` (bench/vllm_speed.py) are about random weights
 of the shape of an 8B model: they may start beside others, and measure one after the other with nothing beside them.
 `shape-head` (a set for each kv head), `shape-long` (more slots move), `big-alone` and `big-plugin` (throughput, longer)
-run when they are asked for.
+run when they are asked for, and so do `fp8` (FP8 weights and cache) and `http` (vLLM's server), which are about `tiny`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import vllm_http
 import vllm_speed as speed
 import vllm_tokens
 
-TOGETHER = ("load", "alone", "plugin", "ours")
+TOGETHER = ("load", "alone", "plugin", "ours", "fp8", "http")
 IN_TURN = ("shape-alone", "shape-plugin", "shape-head", "shape-long", "big-alone", "big-plugin")
-DEFAULT = (*TOGETHER, "shape-alone", "shape-plugin")
-LIMITS = {"load": 240, "alone": 300, "plugin": 360, "ours": 300}  # seconds
+DEFAULT = ("load", "alone", "plugin", "ours", "shape-alone", "shape-plugin")
+LIMITS = {"load": 240, "alone": 300, "plugin": 360, "ours": 300, "fp8": 360, "http": 360}  # seconds
 MEASURES = 320  # seconds that a timed part may take when its turn has come, its start included
 BESIDE = 110  # GiB of a GPU that holds two engines of the shape
 BUDGET = {"budget": 96, "window": 32, "interval": 32}
@@ -244,7 +245,7 @@ def fused_rows() -> dict[str, Any]:
     return {"tests": done.stdout.splitlines()[-1]}
 
 
-def tiny_engine(*, plugin: bool) -> Stepper:
+def tiny_engine(*, plugin: bool, **options: Any) -> Stepper:
     """The embedded reasoner in a small cache."""
     from leanthink.models.tiny import weights_path
 
@@ -257,6 +258,7 @@ def tiny_engine(*, plugin: bool) -> Stepper:
             max_num_batched_tokens=2048,
             kv_cache_memory_bytes=2 << 30,
             gpu_memory_utilization=0.2,
+            **options,
         )
     )
 
@@ -332,7 +334,7 @@ def part_plugin(report: Report, work: Path) -> None:
         found = [answer | {"prompt": len(one)} for answer, one in zip(answers(ran), ids, strict=True)]
         (work / f"tokens-plugin-{name}.json").write_text(json.dumps(found))
         scores.take(work / f"scores-plugin-{name}.pt")
-        return {"steps": len(ran["ends"]), "graph_replays": ran["graph_replays"],
+        return {"correct": correct(found), "steps": len(ran["ends"]), "graph_replays": ran["graph_replays"],
                 "evictions_due": stepper.runner.model_state.rows.evictions - before}  # fmt: skip
 
     report.step("full", lambda: tokens("full", None))
@@ -422,9 +424,59 @@ def part_ours(report: Report, work: Path) -> None:
             found = [{"ids": list(one.token_ids), "evictions": one.evictions} for one in completions]
             (work / f"tokens-ours-{policy}.json").write_text(json.dumps(found))
             scores.take(work / f"scores-ours-{policy}.pt")
-            return {"evictions": sum(one.evictions for one in completions)}
+            return {"correct": correct(found), "evictions": sum(one.evictions for one in completions)}
 
         report.step(policy, run)
+
+
+def part_fp8(report: Report, work: Path) -> None:
+    """Weights and cache in FP8, made so on the spot: without a budget, and with one."""
+    stepper = report_engine(report, lambda: tiny_engine(plugin=True, quantization="fp8", kv_cache_dtype="fp8"))
+    if stepper is None:
+        return
+    for name, asked in (("full", None), *((one, BUDGET | {"policy": one}) for one in ("horizon", "random"))):
+
+        def run(name: str = name, asked: dict[str, Any] | None = asked) -> dict[str, Any]:
+            ran = stepper.run([(one, params(TOKENS, asked, seed=seed)) for seed, one in enumerate(prompts(), 1)])
+            found = answers(ran)
+            (work / f"tokens-fp8-{name}.json").write_text(json.dumps(found))
+            return {"correct": correct(found), "of": len(found), "graph_replays": ran["graph_replays"]}
+
+        report.step(name, run)
+
+
+def correct(found: list[dict[str, Any]]) -> int:
+    """Answers that are right."""
+    from transformers import AutoTokenizer
+
+    from leanthink.data.grading.answer_extraction import last_boxed
+    from leanthink.data.tasks import registry
+    from leanthink.models.tiny import weights_path
+
+    tokenizer = AutoTokenizer.from_pretrained(weights_path())
+    texts = [tokenizer.decode(answer["ids"]) for answer in found]
+    return sum(registry.is_correct(one, last_boxed(text)) for one, text in zip(problems(), texts, strict=True))
+
+
+def part_http(report: Report, work: Path) -> None:
+    """VLLM's server beside `LLM()`: the same tokens, streams, refusals."""
+    ids, texts = prompts()[:24], [one.prompt for one in problems()[:24]]
+    asked = BUDGET | {"policy": "random"}
+    flags = ["--dtype", "bfloat16", "--max-model-len", "2048", "--block-size", str(BLOCK), "--max-num-seqs", str(ROWS),
+             "--kv-cache-memory-bytes", str(2 << 30), "--gpu-memory-utilization", "0.2",
+             "--logits-processors", CHECKS, "--scheduler-cls", SCHEDULER]  # fmt: skip
+    plain: list[list[int]] = []
+
+    def start() -> dict[str, int]:
+        stepper = tiny_engine(plugin=True)
+        ran = stepper.run([(one, params(TOKENS, asked)) for one in ids])
+        plain.extend(answer["ids"] for answer in answers(ran))
+        return {"answers": len(plain)}
+
+    report.step("LLM()", start)
+    with vllm_http.served(work, flags):
+        for name, run in vllm_http.checks(ids, texts, plain, asked).items():
+            report.step(name, run)
 
 
 # An 8B shape.
@@ -546,7 +598,10 @@ def main() -> None:
     for part in beside:
         wait_for(part, started[part], LIMITS[part], options)
     for part in early:
+        end = time.monotonic() + MEASURES
         while not (options.work / f"ready-{part}").exists() and started[part].poll() is None:
+            if time.monotonic() > end:
+                break
             time.sleep(0.1)
     for part in in_turn:
         process = started.get(part) or start_part(part, options)
@@ -585,7 +640,7 @@ def start_part(part: str, options: argparse.Namespace) -> subprocess.Popen[bytes
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.resolve()), os.environ.get("PYTHONPATH", "")]),
     }
     environment.pop("LEANTHINK_VLLM", None)
-    if part in ("load", "plugin"):
+    if part in ("load", "plugin", "fp8", "http"):
         settings: dict[str, Any] = {"policies": list(POLICIES), "max_thought_slots": 512}
         environment["LEANTHINK_VLLM"] = json.dumps(settings)
     elif timed and not part.endswith("alone"):

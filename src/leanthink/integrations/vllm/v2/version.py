@@ -9,6 +9,7 @@ from leanthink.models.loading import check_supported
 from leanthink.utils.errors import UsageError
 
 CHECKS = "leanthink.integrations.vllm.v2.checks:Checks"
+FP8 = ("fp8", "fp8_e4m3")  # with one scale for all slots of a layer, so that a slot is moved as it is
 SCHEDULERS = {
     True: "leanthink.integrations.vllm.v2.scheduler.BoundedAsyncScheduler",
     False: "leanthink.integrations.vllm.v2.scheduler.BoundedScheduler",
@@ -21,7 +22,7 @@ def check_config(config: Any) -> None:
     Args:
         config: vLLM's own, of the whole server.
     """
-    for name, given, allowed, why in [*_facts(config), *shared_facts(config)]:
+    for name, given, allowed, why in [*_facts(config), *shared_facts(config, *FP8)]:
         if given not in allowed:
             raise UsageError(f"vLLM's {name} is {given!r}, and LeanThink needs {allowed[0]!r}: {why}")
     if CHECKS not in list(config.model_config.logits_processors or ()):
