@@ -7,7 +7,8 @@ on its own what went wrong, and writes what it found as soon as it has it. `load
 about `tiny` and run side by side, as nothing is timed there. `shape-*` (bench/vllm_speed.py) are about random weights
 of the shape of an 8B model: they may start beside others, and measure one after the other with nothing beside them.
 `shape-head` (a set for each kv head), `shape-long` (more slots move), `big-alone` and `big-plugin` (throughput, longer)
-run when they are asked for, and so do `fp8` (FP8 weights and cache) and `http` (vLLM's server), which are about `tiny`.
+run when they are asked for, and so do `fp8` (FP8 weights and cache), `http` (vLLM's server) and `ranks` (two GPUs),
+which are about `tiny`.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ import vllm_http
 import vllm_speed as speed
 import vllm_tokens
 
-TOGETHER = ("load", "alone", "plugin", "ours", "fp8", "http")
+TOGETHER = ("load", "alone", "plugin", "ours", "fp8", "http", "ranks")
 IN_TURN = ("shape-alone", "shape-plugin", "shape-head", "shape-long", "big-alone", "big-plugin")
 DEFAULT = ("load", "alone", "plugin", "ours", "shape-alone", "shape-plugin")
-LIMITS = {"load": 240, "alone": 300, "plugin": 360, "ours": 300, "fp8": 360, "http": 360}  # seconds
+LIMITS = {"load": 240, "alone": 300, "plugin": 360, "ours": 300, "fp8": 360, "http": 360, "ranks": 360}  # seconds
 MEASURES = 320  # seconds that a timed part may take when its turn has come, its start included
 BESIDE = 110  # GiB of a GPU that holds two engines of the shape
 BUDGET = {"budget": 96, "window": 32, "interval": 32}
@@ -445,6 +446,38 @@ def part_fp8(report: Report, work: Path) -> None:
         report.step(name, run)
 
 
+def part_ranks(report: Report, work: Path) -> None:
+    """Tensor parallelism on two GPUs: both ranks keep the same slots; the tokens beside those of one."""
+    from vllm.sampling_params import RequestOutputKind
+
+    from leanthink.models.tiny import weights_path
+
+    held: list[Any] = []
+
+    def start() -> list[str]:
+        given = {"model": str(weights_path()), "max_model_len": 2048, "max_num_seqs": ROWS,
+                 "max_num_batched_tokens": 2048, "kv_cache_memory_bytes": 2 << 30, "gpu_memory_utilization": 0.2}  # fmt: skip
+        held.append(engine(plugin=True, tensor_parallel_size=2, worker_extension_cls="vllm_inside.Inside", **given))
+        return list(held[0].collective_rpc("inside_hash"))
+
+    report.step("start", start)
+    for policy in ("horizon", "dynts", "random") if held else ():
+
+        def run(policy: str = policy) -> dict[str, Any]:
+            given = [params(TOKENS, BUDGET | {"policy": policy}, seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
+                     for seed in range(1, COUNT + 1)]  # fmt: skip
+            begin = time.perf_counter()
+            outputs = held[0].generate([{"prompt_token_ids": one} for one in prompts()], given, use_tqdm=False)
+            seconds = time.perf_counter() - begin
+            found = [{"ids": list(output.outputs[0].token_ids)} for output in outputs]
+            (work / f"tokens-ranks-{policy}.json").write_text(json.dumps(found))
+            hashes = held[0].collective_rpc("inside_hash")
+            assert len(set(hashes)) == 1, hashes
+            return {"hashes": hashes, "requests": COUNT, "correct": correct(found), "seconds": round(seconds, 2)}
+
+        report.step(policy, run)
+
+
 def correct(found: list[dict[str, Any]]) -> int:
     """Answers that are right."""
     from transformers import AutoTokenizer
@@ -632,15 +665,15 @@ def wait_for(part: str, process: subprocess.Popen[bytes], seconds: float, option
 
 def start_part(part: str, options: argparse.Namespace) -> subprocess.Popen[bytes]:
     """The process, in a group of its own."""
-    timed = part in IN_TURN
+    timed, own = part in IN_TURN, part in (*IN_TURN, "ranks")
     environment = os.environ | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if timed else "0",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if own else "0",
         "VLLM_CACHE_ROOT": str((options.work / f"cache-{part}").resolve()),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.resolve()), os.environ.get("PYTHONPATH", "")]),
     }
     environment.pop("LEANTHINK_VLLM", None)
-    if part in ("load", "plugin", "fp8", "http"):
+    if part in ("load", "plugin", "fp8", "http", "ranks"):
         settings: dict[str, Any] = {"policies": list(POLICIES), "max_thought_slots": 512}
         environment["LEANTHINK_VLLM"] = json.dumps(settings)
     elif timed and not part.endswith("alone"):

@@ -5,6 +5,7 @@ vLLM makes its worker a subclass of `Inside` (`worker_extension_cls`) and calls 
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable
@@ -94,6 +95,21 @@ class Inside:
                 for key, event in own.items()
             },
         }
+
+    def inside_hash(self) -> str:
+        """Of all sets of kept slots since this was asked last, in the order of evictions; on this rank."""
+        state, before = self.model_runner.model_state, getattr(self, "kept_hash", None)
+        if before is None:
+            move = state._move
+
+            def noted(table: Any, first: Any, kept: Any, counts: Any) -> None:
+                for one, count in zip(kept.tolist(), counts.tolist(), strict=True):
+                    self.kept_hash.update(repr([of_set[:count] for of_set in one]).encode())
+                move(table, first, kept, counts)
+
+            state._move = noted
+        self.kept_hash = hashlib.sha256()
+        return "" if before is None else str(before.hexdigest())
 
     def _counted(self, run: Callable[..., Any], name: str) -> Callable[..., Any]:
         def counted(*given: Any, **more: Any) -> Any:

@@ -54,6 +54,7 @@ def compared(work: Path, policies: Sequence[str], budget: dict[str, int]) -> dic
     """How many answers are the same, and of the others how near a choice the first token was that is not."""
     pairs = PAIRS | {f"plugin, ours: {policy}": (f"plugin-{policy}", f"ours-{policy}") for policy in policies}
     pairs |= {f"plugin with {policy}, without a budget": (f"plugin-{policy}", "plugin-full") for policy in policies}
+    pairs |= {f"two ranks, one: {policy}": (f"ranks-{policy}", f"plugin-{policy}") for policy in policies}
     found: dict[str, Any] = {}
     for name, (left, right) in pairs.items():
         one, other = (_read(work / f"tokens-{side}.json") for side in (left, right))
