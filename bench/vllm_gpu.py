@@ -456,7 +456,8 @@ def part_ranks(report: Report, work: Path) -> None:
 
     def start() -> list[str]:
         given = {"model": str(weights_path()), "max_model_len": 2048, "max_num_seqs": ROWS,
-                 "max_num_batched_tokens": 2048, "kv_cache_memory_bytes": 2 << 30, "gpu_memory_utilization": 0.2}  # fmt: skip
+                 "max_num_batched_tokens": 2048, "kv_cache_memory_bytes": 2 << 30,
+                 "gpu_memory_utilization": 0.2}  # fmt: skip
         held.append(engine(plugin=True, tensor_parallel_size=2, worker_extension_cls="vllm_inside.Inside", **given))
         return list(held[0].collective_rpc("inside_hash"))
 
