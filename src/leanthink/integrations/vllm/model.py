@@ -6,21 +6,20 @@ n tokens of a wave   M hidden size   F = 2 M
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from copy import copy
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 from vllm.forward_context import get_forward_context, override_forward_context
 
 from leanthink.engine.hidden_states import joined
+from leanthink.integrations.vllm.checkpoint import fingerprint_of_samples, sampled
 from leanthink.integrations.vllm.step import Step, Wave, settle
 from leanthink.integrations.vllm.version import check_config
 from leanthink.integrations.vllm.worker import ARCHITECTURES, worker_of
-from leanthink.models.fingerprint import fingerprint_of, sample, weights_of
-from leanthink.utils.errors import UnsupportedModel, UsageError
+from leanthink.utils.errors import UnsupportedModel
 
 
 def __getattr__(name: str) -> Any:
@@ -52,9 +51,9 @@ def bounded(stock: Any) -> Any:
 
         def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
             samples: dict[str, Tensor] = {}
-            loaded: set[str] = super().load_weights(_sampled(weights, samples))
+            loaded: set[str] = super().load_weights(sampled(weights, samples))
             ignored = self.leanthink.settings.ignore_predictor_mismatch
-            self.leanthink.make_policies(self, _fingerprint(self.config, samples, ignored=ignored))
+            self.leanthink.make_policies(self, fingerprint_of_samples(self.config, samples, ignored=ignored))
             return loaded
 
         def forward(
@@ -104,29 +103,3 @@ def _context(wave: Wave) -> Any:
     context.attn_metadata = dict.fromkeys(context.attn_metadata, wave.metadata)
     context.slot_mapping = dict.fromkeys(context.slot_mapping, wave.slots_n)
     return context
-
-
-def _sampled(weights: Iterable[tuple[str, Tensor]], samples: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The same weights, of each of which the numbers are kept that the fingerprint follows."""
-    for name, weight in weights:
-        if weight.is_floating_point():
-            samples[name] = sample(weight)
-        yield name, weight
-
-
-def _fingerprint(config: Any, samples: dict[str, Tensor], *, ignored: bool) -> str:
-    """That of the model as transformers would load it; "unknown" where it cannot be told and a mismatch is ignored."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        names = weights_of(AutoModelForCausalLM.from_config(config))
-    missing = [name for name in names if name not in samples]
-    if missing and ignored:
-        return "unknown"
-    if missing:
-        raise UsageError(
-            f"the checkpoint has no weight {missing[0]!r} ({len(missing)} are missing), so that the model cannot be "
-            "told from others: give a checkpoint that is not quantised, with weights as transformers names them, or "
-            'predictors and "ignore_predictor_mismatch": true'
-        )
-    return fingerprint_of(config, [samples[name] for name in names])

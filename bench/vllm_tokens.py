@@ -1,0 +1,137 @@
+"""Tokens of two engines side by side, and why those differ that do: near choices of the model, or of its predictor."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+NEAR = 0.6  # nats: a choice of the model's that rounding in bfloat16 may turn
+PAIRS = {
+    "plugin without a budget, vLLM alone": ("plugin-full", "alone-full"),
+    "vLLM alone, vLLM alone in another order": ("alone-again", "alone-full"),
+    "vLLM alone, ours": ("alone-full", "ours-full"),
+}
+
+
+class Scores:
+    """What policies say of slots at every eviction, by the request's seed and the position that is next."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[int, int], tuple[list[int], list[float]]] = {}
+
+    def watch(self, policies: Sequence[str]) -> None:
+        """From now on, in this process."""
+        from leanthink.policies import POLICIES
+
+        for kind in {POLICIES[name] for name in policies}:
+            kind.score = self._noted(kind.score)
+
+    def take(self, path: Path) -> None:
+        """Write what was noted since the last time."""
+        import torch
+
+        torch.save(self.found, path)
+        self.found = {}
+
+    def _noted(self, score: Any) -> Any:
+        def noted(policy: Any, slots: Any) -> Any:
+            scores = score(policy, slots)
+            import torch
+
+            if not (scores.is_cuda and torch.cuda.is_current_stream_capturing()):
+                rows = zip(slots.seeds.tolist(), slots.next_position.tolist(), slots.positions.tolist(),
+                           scores.float().tolist(), strict=True)  # fmt: skip
+                self.found |= {(seed, after): (positions, values) for seed, after, positions, values in rows}
+            return scores
+
+        return noted
+
+
+def compared(work: Path, policies: Sequence[str], budget: dict[str, int]) -> dict[str, Any]:
+    """How many answers are the same, and of the others how near a choice the first token was that is not."""
+    pairs = PAIRS | {f"plugin, ours: {policy}": (f"plugin-{policy}", f"ours-{policy}") for policy in policies}
+    pairs |= {f"plugin with {policy}, without a budget": (f"plugin-{policy}", "plugin-full") for policy in policies}
+    pairs |= {f"two ranks, one: {policy}": (f"ranks-{policy}", f"plugin-{policy}") for policy in policies}
+    found: dict[str, Any] = {}
+    for name, (left, right) in pairs.items():
+        one, other = (_read(work / f"tokens-{side}.json") for side in (left, right))
+        if one is None or other is None:
+            continue
+        differ = [_difference(index, a, b) for index, (a, b) in enumerate(zip(one, other, strict=True))]
+        rows = [row for row in differ if row is not None]
+        tokens = sum(len(answer["ids"]) for answer in other)
+        before = tokens - sum(row["of"] - row["token"] for row in rows)
+        found[name] = {
+            "same": len(one) - len(rows), "of": len(one), "tokens": tokens, "before_differences": before,
+            "near": sum(row["gap"] is not None and row["gap"] <= NEAR for row in rows),
+            "evictions": sum(answer.get("evictions", 0) for answer in other),
+        }  # fmt: skip
+        if name.startswith("plugin, ours"):
+            found[name]["first_differences"] = _explained(rows, work / f"scores-{left}.pt", work / f"scores-{right}.pt",
+                                                          one, budget)  # fmt: skip
+    return found
+
+
+def _read(path: Path) -> list[dict[str, Any]] | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _difference(index: int, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any] | None:
+    if a["ids"] == b["ids"]:
+        return None
+    shorter = min(len(a["ids"]), len(b["ids"]))
+    at = next((i for i in range(shorter) if a["ids"][i] != b["ids"][i]), shorter)
+    gaps = a.get("gaps") or []
+    return {"problem": index, "token": at, "of": len(b["ids"]), "gap": gaps[at] if at < len(gaps) else None}
+
+
+def _explained(
+    rows: list[dict[str, Any]], left: Path, right: Path, answers: list[dict[str, Any]], budget: dict[str, int]
+) -> list[dict[str, Any]]:
+    """For each difference the first eviction before it at which the two kept other slots, if there is one.
+
+    `swap` is by how much, at most, either preferred what it kept to what it dropped; `noise` by how much the two differ
+    about any slot; both as shares of the spread of that eviction's scores.
+    """
+    import torch
+
+    if not (left.exists() and right.exists()):
+        return rows
+    ours, theirs = torch.load(left), torch.load(right)
+    for row in rows:
+        prompt, seed = answers[row["problem"]].get("prompt", 0), row["problem"] + 1
+        times = sorted(after for who, after in ours if who == seed and after <= prompt + row["token"])
+        for after in times:
+            if (seed, after) not in theirs:
+                row["swap"] = "other evictions"
+                break
+            (places, one), (same_places, other) = ours[seed, after], theirs[seed, after]
+            if places != same_places:
+                row["swap"] = "other slots"
+                break
+            kept, kept_there = _kept(one, budget), _kept(other, budget)
+            if kept == kept_there:
+                continue
+            mine, its = kept - kept_there, kept_there - kept
+            ranked = [i for i in range(len(one)) if one[i] < 2.0**22]
+            spread = statistics.pstdev([one[i] for i in ranked]) or 1.0
+            margins = [
+                max(one[i] for i in mine) - min(one[i] for i in its),
+                max(other[i] for i in its) - min(other[i] for i in mine),
+            ]
+            noise = max(abs(one[i] - other[i]) for i in ranked)
+            row |= {"eviction": times.index(after), "swapped": len(mine), "swap": round(max(margins) / spread, 4),
+                    "noise": round(noise / spread, 4), "tied": len(one) - len(set(one))}  # fmt: skip
+            break
+    return rows
+
+
+def _kept(scores: list[float], budget: dict[str, int]) -> set[int]:
+    import torch
+
+    from leanthink.policies.budget import keep_in_order
+
+    return set(keep_in_order(torch.tensor(scores), budget["budget"], budget["window"]).tolist())
