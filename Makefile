@@ -68,7 +68,7 @@ format: $(INSTALLED)
 	$(VENV)/bin/ruff format .
 
 # Both in one environment: what `make demo` installs is a part of what `make test` does.
-$(VENV)/installed-%: requirements/%.txt pyproject.toml
+$(VENV)/installed-%: requirements/%.txt requirements/demo.txt pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python $(PIP) --no-deps --require-hashes -r $<
 	$(VENV)/bin/python $(INSTALL_TORCH) "torch==$(TORCH)"
@@ -86,10 +86,16 @@ browser: $(INSTALLED)
 UV := $(LOCK_VENV)/bin/uv --quiet --config-file requirements/uv.toml
 EXPORT := $(UV) export --project requirements --frozen --no-annotate --no-header --no-emit-local --no-emit-package torch
 
+# What the markers of all packages say, as it is all that is locked for.
+EVERYWHERE := python_full_version < '3.14' and ((platform_machine == 'aarch64' and sys_platform == 'linux') \
+	or (platform_machine == 'x86_64' and sys_platform == 'linux'))
+
 lock: $(LOCK_VENV)/bin/uv
 	$(UV) lock --project requirements --upgrade --upgrade-package "torch==$(TORCH)"
-	$(EXPORT) --only-group test > requirements/test.txt
 	$(EXPORT) --only-group demo > requirements/demo.txt
+	echo "-r demo.txt" > requirements/test.txt
+	$(EXPORT) --only-group test $$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' requirements/demo.txt) >> requirements/test.txt
+	sed -i "s/ ; $(EVERYWHERE)//" requirements/demo.txt requirements/test.txt
 
 $(LOCK_VENV)/bin/uv:
 	$(PYTHON) -m venv $(LOCK_VENV)

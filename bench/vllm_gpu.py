@@ -411,7 +411,7 @@ def part_ours(report: Report, work: Path) -> None:
 
     model, tokenizer = load("tiny", device="cuda")
     report.found["dtype"] = str(next(model.parameters()).dtype)
-    budget = Budget(slots=BUDGET["budget"], window=BUDGET["window"], interval=BUDGET["interval"])
+    budget = Budget(slots=BUDGET["budget"], recent_window=BUDGET["window"], eviction_interval=BUDGET["interval"])
     scores = vllm_tokens.Scores()
     scores.watch(POLICIES)
     samplings = [Sampling(max_new_tokens=TOKENS, seed=seed) for seed in range(1, COUNT + 1)]

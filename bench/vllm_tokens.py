@@ -132,6 +132,6 @@ def _explained(
 def _kept(scores: list[float], budget: dict[str, int]) -> set[int]:
     import torch
 
-    from leanthink.policies.budget import keep_in_order
+    from leanthink.policies.budget import top_k_oldest_first
 
-    return set(keep_in_order(torch.tensor(scores), budget["budget"], budget["window"]).tolist())
+    return set(top_k_oldest_first(torch.tensor(scores), budget["budget"], budget["window"]).tolist())

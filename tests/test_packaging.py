@@ -37,6 +37,7 @@ MAY_NEED = {
     "integrations/ray.py": {"ray"},
     "integrations/verl/": {"verl"},
     "integrations/vllm/": {"vllm"},
+    "integrations/vllm/v2/": {"gpu"},  # and what is of vllm/
     "models/loading.py": {"gguf"},
     "policies/select_kernel.py": {"gpu"},
     "rl/": {"train"},
@@ -70,8 +71,11 @@ def imported(path: Path) -> set[str]:
 
 
 def locked(name: str) -> dict[str, str]:
-    """The versions in a file of `requirements/`, by distribution."""
-    return dict(re.findall(r"^([\w.-]+)==([^ ]+) ", (ROOT / "requirements" / f"{name}.txt").read_text(), re.MULTILINE))
+    """The versions in a file of `requirements/` and in the one that it begins with, by distribution."""
+    text = (ROOT / "requirements" / f"{name}.txt").read_text()
+    others = re.findall(r"^-r ([\w-]+)\.txt$", text, re.MULTILINE)
+    own = dict(re.findall(r"^([\w.-]+)==([^ ]+) ", text, re.MULTILINE))
+    return own | {one: version for other in others for one, version in locked(other).items()}
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))

@@ -39,10 +39,10 @@ def policies(num_sets: int = 1) -> list[Policy]:
 def test_physical_lengths_are_those_of_each_request_alone() -> None:
     drawn = random.Random(0)
     for _ in range(300):
-        budget = Budget(slots=drawn.randint(1, 20), window=0, interval=drawn.randint(1, 9))
+        budget = Budget(slots=drawn.randint(1, 20), recent_window=0, eviction_interval=drawn.randint(1, 9))
         prompt, logical = drawn.randint(1, 30), drawn.randint(0, 90)
         answer_at = drawn.choice([NEVER, prompt + drawn.randint(0, 50)])
-        numbers = [torch.tensor([n]) for n in (logical, prompt, budget.slots, budget.interval, answer_at)]
+        numbers = [torch.tensor([n]) for n in (logical, prompt, budget.slots, budget.eviction_interval, answer_at)]
         expected = Lengths(prompt=prompt, budget=budget, answer_at=answer_at).physical(logical)
         assert physical(*numbers).tolist() == [expected]
 
@@ -65,7 +65,7 @@ class Simulated:
         prompt = drawn.randint(1, 12)
         answer_at = drawn.choice([NEVER, prompt + drawn.randint(0, 60)])
         slots, policy = drawn.randint(2, 16), drawn.choice(self.policies)
-        given = Budget(slots=slots, window=drawn.randint(0, slots), interval=drawn.randint(1, 8))
+        given = Budget(slots=slots, recent_window=drawn.randint(0, slots), eviction_interval=drawn.randint(1, 8))
         watch: Any = SimpleNamespace(answer_at=lambda _: answer_at)
         row = Row(prompt_tokens=prompt, budget=given, policy=policy, seed=index, watch=watch, output_ids=[])
         request = Request(prompt=prompt, budget=given, policy=policy, seed=index,
@@ -141,7 +141,7 @@ class Simulated:
             one = self.requests[index]
             if one.row is not None:
                 (piece,) = one.row.pieces(one.fed, count)
-                one.row.note(states[first : first + count] if one.row.policy.channels else None, count)
+                one.row.note(states[first : first + count] if one.row.policy.score_dims else None, count)
                 if piece.evicts:
                     assert torch.equal(moved.pop(index), one.row.evict()), one.row.policy
                 held = self.rows.device.positions_RXS[index, 0, : one.row.thought].long()

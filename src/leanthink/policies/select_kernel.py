@@ -83,7 +83,7 @@ def select_ragged(scores_gXS: Tensor, slots_g: Tensor, interval_g: Tensor, windo
         most_kept: the largest of `slots_g`.
     """
     g, X, S = scores_gXS.shape
-    assert 0 < most_kept <= S <= MOST_SLOTS
+    assert 0 < most_kept <= S <= MAX_SLOTS
     kept_gXK = torch.empty(g, X, most_kept, dtype=torch.int64, device=scores_gXS.device)
     BLOCK = max(SLOTS_PER_WARP, triton.next_power_of_2(S))
     launch: Any = _select_ragged[(g, X)]

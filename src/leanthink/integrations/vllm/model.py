@@ -61,7 +61,7 @@ def bounded(stock: Any) -> Any:
             input_ids: Tensor | None,
             positions: Tensor,
             intermediate_tensors: Any = None,
-            inputs_embeds: Tensor | None = None,
+            inputs_embeds: Any = None,
         ) -> Any:
             step, self.leanthink.step = self.leanthink.step, None
             if step is None:

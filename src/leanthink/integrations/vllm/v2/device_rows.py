@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from leanthink.integrations.vllm.lengths import NEVER
-from leanthink.policies.budget import keep_in_order
+from leanthink.policies.budget import top_k_oldest_first
 from leanthink.utils.constants import constant
 
 ENDLESS = 2**40  # thought slots of a request without a budget
@@ -251,7 +251,7 @@ class DeviceRows:
         kept_gXK = torch.zeros(*scores_gXS.shape[:2], most_kept, dtype=torch.int64, device=self.device)
         sizes = torch.stack([due.asked_5g[SLOTS], due.asked_5g[INTERVAL], due.asked_5g[WINDOW]], dim=1).tolist()
         for row, (slots, interval, window) in enumerate(sizes):
-            kept_gXK[row, :, :slots] = keep_in_order(scores_gXS[row, :, : slots + interval], slots, window)
+            kept_gXK[row, :, :slots] = top_k_oldest_first(scores_gXS[row, :, : slots + interval], slots, window)
         return kept_gXK
 
     def keep(self, chosen_2g: Tensor, num_kept_g: Tensor, kept_gXK: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from leanthink.engine.kernels.paged_rows import keep_rows, note_rows, place_rows, recall_states, show_rows, stamp_rows
 from leanthink.integrations.vllm.v2.device_rows import ENDLESS, INTERVAL, SLOTS, WINDOW, Batch, DeviceRows, Due, Sampled
-from leanthink.policies.select_kernel import MOST_SLOTS, select_ragged
+from leanthink.policies.select_kernel import MAX_SLOTS, select_ragged
 from leanthink.utils.constants import constant
 
 TOKENS_AT_ONCE, NUMBERS_AT_ONCE, SLOTS_AT_ONCE = 256, 1024, 512  # that one program holds
@@ -96,7 +96,7 @@ class FusedRows(DeviceRows):
 
     def choose(self, due: Due, scores_gXS: Tensor, most_kept: int) -> Tensor:
         """As in DeviceRows."""
-        if scores_gXS.shape[-1] > MOST_SLOTS:
+        if scores_gXS.shape[-1] > MAX_SLOTS:
             return super().choose(due, scores_gXS, most_kept)
         asked = due.asked_5g
         return select_ragged(scores_gXS, asked[SLOTS], asked[INTERVAL], asked[WINDOW], most_kept)

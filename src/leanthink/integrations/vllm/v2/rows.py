@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leanthink.engine.model_runner import STAMPED_AT_ONCE
+from leanthink.engine.model_runner import MAX_SCORED_TOKENS
 from leanthink.integrations.vllm.lengths import NEVER
 from leanthink.integrations.vllm.v2.device_rows import (
     ENDLESS,
@@ -80,13 +80,13 @@ class Rows:
         device: torch.device,
     ) -> None:
         self.policies = list(policies)
-        stamping = [policy for policy in policies if policy.channels]
-        stamp_dtypes = {policy.stamp_dtype for policy in stamping}
+        stamping = [policy for policy in policies if policy.score_dims]
+        stamp_dtypes = {policy.score_dtype for policy in stamping}
         self.device = kind_for(device)(
             requests=requests,
             most_slots=most_slots,
             sets=max((policy.num_sets for policy in policies), default=1),
-            channels=max((policy.channels for policy in stamping), default=0),
+            channels=max((policy.score_dims for policy in stamping), default=0),
             memory=max((policy.stride + policy.offsets[-1] for policy in stamping), default=0),
             state_size=state_size,
             dtype=dtype,
@@ -111,8 +111,14 @@ class Rows:
             self._asked_5R[:, index], self._answer_R[index], self._policy_R[index] = NOBODY, 0, -1
         else:
             budget = request.budget
-            self._asked_5R[:, index] = request.prompt, budget.slots, budget.interval, request.seed, budget.window
-            self._answer_R[index] = budget.answer
+            self._asked_5R[:, index] = (
+                request.prompt,
+                budget.slots,
+                budget.eviction_interval,
+                request.seed,
+                budget.recent_window,
+            )
+            self._answer_R[index] = budget.max_answer_slots
             self._policy_R[index] = self.policies.index(request.policy)
         self._entered[index] = NEVER if request is None else request.answer_at
 
@@ -204,7 +210,7 @@ class Rows:
         device.note(batch, before_n, held_n, states_NF, sampled)
         device.note(batch, before_n, held_n, None, sampled)
         for policy in self.policies:
-            for few in {1, min(requests, max(1, STAMPED_AT_ONCE // policy.stride))} if policy.channels else ():
+            for few in {1, min(requests, max(1, MAX_SCORED_TOKENS // policy.stride))} if policy.score_dims else ():
                 self._stamp(policy, torch.stack([nobody_n[:few], torch.zeros_like(nobody_n[:few])]))
             most = 2
             while most <= 2 * device.most_slots:
@@ -235,7 +241,7 @@ class Rows:
     def _stamp_due(self, indices: np.ndarray, after: np.ndarray, thinks: np.ndarray) -> None:
         """Stamp the tokens of these requests that have all their followers, wherever a stride of them waits."""
         for policy, rows in self._due_stamps(indices, after, thinks):
-            for part in _parts(rows, STAMPED_AT_ONCE // policy.stride):
+            for part in _parts(rows, MAX_SCORED_TOKENS // policy.stride):
                 self._stamp(policy, self._sent(np.stack([indices[part], after[part]])))
 
     def _due_stamps(
@@ -244,7 +250,7 @@ class Rows:
         """Policies, and the rows that they stamp now: if one of them must, all that can, so that they fall in step."""
         thought = after - self._asked_5R[PROMPT, indices]
         for number, policy in enumerate(self.policies):
-            if not policy.channels:
+            if not policy.score_dims:
                 continue
             waits = thought - policy.offsets[-1] - self._stamped_R[indices]
             can = thinks & (self._policy_R[indices] == number) & (waits > 0)
@@ -255,12 +261,12 @@ class Rows:
 
     def _stamp(self, policy: Policy, chosen_2g: Tensor) -> None:
         states_MOF = self.device.recall(chosen_2g, policy.offsets, policy.stride)
-        stamps_MXC = policy.stamp(states_MOF).view(len(states_MOF), policy.num_sets, policy.channels)
+        stamps_MXC = policy.score_tokens(states_MOF).view(len(states_MOF), policy.num_sets, policy.score_dims)
         self.device.stamp(chosen_2g, stamps_MXC, policy.offsets[-1], policy.stride)
 
     def _evict(self, policy: Policy, table_gB: Tensor, chosen_2g: Tensor, most: tuple[int, int], move: Move) -> None:
         """`most` is how many slots the largest of these requests holds, and how many it keeps."""
-        due = self.device.show(chosen_2g, policy.num_sets, most[0], policy.channels)
+        due = self.device.show(chosen_2g, policy.num_sets, most[0], policy.score_dims)
         scores = policy.score(_slots(due, chosen_2g[1], shared=policy.num_sets == 1))
         kept_gXK = self.device.choose(due, scores.view(due.ages_gXS.shape), most[1])
         move(table_gB, due.asked_5g[PROMPT], kept_gXK, due.num_kept_g)
@@ -283,7 +289,7 @@ def _slots(due: Due, after_g: Tensor, *, shared: bool) -> Slots:
         next_position=after_g,
         prompt_tokens=due.asked_5g[PROMPT],
         seeds=due.asked_5g[SEED],
-        stamps=stamps if stamps is None or not shared else stamps[:, 0],
+        token_scores=stamps if stamps is None or not shared else stamps[:, 0],
     )
 
 
