@@ -48,8 +48,8 @@ FLAGS = {
     "--eviction-interval --requests --out --overwrite --device --json",
     "train": "--report --config --model --out --lora-r --set --resume --overwrite --tasks --levels --count --problems "
     f"--instruction {CHAT} --max-steps --num-generations --per-device-train-batch-size "
-    "--gradient-accumulation-steps --max-completion-length --temperature --learning-rate --rule --alpha --decay "
-    f"--start --mastered-weight --rollouts --policy --seed {BUDGET} --predictor --ignore-predictor-mismatch --json",
+    "--gradient-accumulation-steps --max-completion-length --temperature --learning-rate --length-reward-mode --alpha "
+    f"--ema-decay --ema-initial-value --all-correct-weight --rollouts --policy --seed {BUDGET} --predictor --ignore-predictor-mismatch --json",
     "eval": "--out --model --benchmarks --problems --tolerance --tasks --levels --gym --count --split --limit "
     f"--instruction {CHAT} --policies --budgets --ratios {BUDGET.partition(' ')[2]} --predictor "
     f"--ignore-predictor-mismatch --samples --max-num-seqs --together {SAMPLING} --overwrite --device --dtype --ray "
@@ -133,11 +133,12 @@ def test_help_of_train_tells_the_defaults_of_the_trainer(tmp_path):
         "--max-completion-length": "max_completion_length", "--learning-rate": "learning_rate",
         "--policy": "rollout_policy",
     }  # fmt: skip
-    names |= {"--" + name: name for name in ("temperature", "rule", "alpha", "decay", "start", "rollouts")}
+    same = ("temperature", "length_reward_mode", "alpha", "ema_decay", "ema_initial_value", "rollouts")
+    names |= {"--" + name.replace("_", "-"): name for name in same}
     told = {option.opts[0]: option.help or "" for option in commands()["train"].params}
     for flag, name in names.items():
         assert told[flag].endswith(f"[{getattr(defaults, name)}]"), flag
-    assert told["--mastered-weight"].endswith(f"[{defaults.mastered_weight} with the rule dual]")
+    assert told["--all-correct-weight"].endswith(f"[{defaults.all_correct_weight} with the mode dual]")
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -24,7 +24,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 SMALL = (
     "--tasks", "sums,equations", "--levels", "1", "--count", 8, "--num-generations", 4,
     "--per-device-train-batch-size", 4, "--max-completion-length", 96,
-    "--learning-rate", 1e-5, "--start", "observed", "--decay", 0.9,
+    "--learning-rate", 1e-5, "--ema-initial-value", "observed", "--ema-decay", 0.9,
 )  # fmt: skip
 SETS = ("max_num_gen_batches=1", "warmup_steps=0", "gradient_checkpointing=false", "overlong_buffer=0")
 
@@ -134,7 +134,9 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
         "train", "--config", config, "--max-steps", 1, "--out", out, "--overwrite", "--budget", 8, "--recent-window", 4
     )
     refused(over, 2, "policy 'full' keeps everything", "leave out --budget, --recent-window")
-    once = inside("train", "--config", config, "--max-steps", 1, "--out", out, "--overwrite", "--mastered-weight", 0.2)
+    once = inside(
+        "train", "--config", config, "--max-steps", 1, "--out", out, "--overwrite", "--all-correct-weight", 0.2
+    )
     assert once.code == 0, once.err
     assert not (out / "checkpoint-3").exists()
     assert [record["step"] for record in lines(out / "log.jsonl") if "loss" in record] == [1]
@@ -152,9 +154,9 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
         ((*SMALL, "--out", "OUT", "--resume", "--overwrite"), ["exclude each other"]),
         ((*SMALL, "--out", "OUT", "--num-generations", 1), ["num_generations=1", "2 or more"]),
         ((*SMALL, "--out", "OUT", "--per-device-train-batch-size", 6), ["generation batch of 6", "such as 8"]),
-        ((*SMALL, "--out", "OUT", "--decay", 2), ["decay=2"]),
-        ((*SMALL, "--out", "OUT", "--start", "seen"), ["observed"]),
-        ((*SMALL, "--out", "OUT", "--rule", "longer"), ["unknown length_reward_mode", "penalty"]),
+        ((*SMALL, "--out", "OUT", "--ema-decay", 2), ["decay=2"]),
+        ((*SMALL, "--out", "OUT", "--ema-initial-value", "seen"), ["observed"]),
+        ((*SMALL, "--out", "OUT", "--length-reward-mode", "longer"), ["unknown length_reward_mode", "penalty"]),
         ((*SMALL, "--out", "OUT", "--problems", "p.jsonl"), ["--tasks", "--problems"]),
         ((*SMALL, "--out", "OUT", "--levels", "one"), ["--levels 'one'"]),
         ((*SMALL, "--out", "OUT", "--levels", "9"), ["unknown level 9"]),

@@ -25,6 +25,10 @@ NEW_NAMES = {
     "--max-completion": "--max-completion-length",
     "--lr": "--learning-rate",
     "--lora-rank": "--lora-r",
+    "--rule": "--length-reward-mode",
+    "--decay": "--ema-decay",
+    "--start": "--ema-initial-value",
+    "--mastered-weight": "--all-correct-weight",
 }
 
 

@@ -54,18 +54,22 @@ MaxCompletionLength = Annotated[
     option("--max-completion-length", about="Tokens of the longest response.", default=10240, metavar="TOKENS"),
 ]
 LearningRate = Annotated[float | None, option("--learning-rate", about="Learning rate.", default=1e-6)]
-Rule = Annotated[str | None, option("--rule", about="dual, penalty, bonus or none.", default="dual", metavar="NAME")]
-Alpha = Annotated[float | None, option("--alpha", about="Largest length reward.", default=0.2)]
-Decay = Annotated[float | None, option("--decay", about="Of the average pass ratio.", default=0.99)]
-Start = Annotated[
-    str | None, option("--start", about="Of that average: a number or observed.", default="observed", metavar="RATIO")
+LengthRewardMode = Annotated[
+    str | None,
+    option("--length-reward-mode", about="dual, penalty, bonus or none.", default="dual", metavar="NAME"),
 ]
-MasteredWeight = Annotated[
+Alpha = Annotated[float | None, option("--alpha", about="Largest length reward.", default=0.2)]
+EmaDecay = Annotated[float | None, option("--ema-decay", about="Of the average pass ratio.", default=0.99)]
+EmaInitialValue = Annotated[
+    str | None,
+    option("--ema-initial-value", about="Of that average: a number or observed.", default="observed", metavar="RATIO"),
+]
+AllCorrectWeight = Annotated[
     float | None,
     option(
-        "--mastered-weight",
+        "--all-correct-weight",
         about="Ours: how much groups count that are all right; 0 drops them.",
-        default="0.15 with the rule dual",
+        default="0.15 with the mode dual",
     ),
 ]
 Rollouts = Annotated[
@@ -122,11 +126,11 @@ class Method:
     max_completion_length: MaxCompletionLength = None
     temperature: Temperature = None
     learning_rate: LearningRate = None
-    rule: Rule = None
+    length_reward_mode: LengthRewardMode = None
     alpha: Alpha = None
-    decay: Decay = None
-    start: Start = None
-    mastered_weight: MasteredWeight = None
+    ema_decay: EmaDecay = None
+    ema_initial_value: EmaInitialValue = None
+    all_correct_weight: AllCorrectWeight = None
     rollouts: Rollouts = None
     rollout_policy: RolloutPolicy = None
     seed: options.Seed = None
@@ -136,11 +140,9 @@ class Method:
         """What was given."""
         import yaml
 
-        from leanthink.rl.old_names import current_names
-
-        found = current_names(given(self), tell=False)
-        if self.start is not None:
-            found["ema_initial_value"] = yaml.safe_load(self.start)
+        found = given(self)
+        if self.ema_initial_value is not None:
+            found["ema_initial_value"] = yaml.safe_load(self.ema_initial_value)
         return found
 
 
