@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ elif os.environ.get("LEANTHINK_TEST_GPU") != "1":
     pytest.skip("run by test_vllm_v2_parts.py, with TRITON_INTERPRET=1", allow_module_level=True)
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_vllm_v2_parts import numbered, policies, simulate
+from test_vllm_v2_parts import Simulated, numbered, policies, simulate
 
+from leanthink.engine.kernels import paged_rows
 from leanthink.integrations.vllm.lengths import NEVER
 from leanthink.integrations.vllm.v2 import rows
 from leanthink.integrations.vllm.v2.device_rows import SLOTS, Batch, DeviceRows, Due, Sampled
@@ -47,6 +49,38 @@ def _tensors_lie_on_the_device() -> Iterator[None]:
 def test_fused_rows_keep_what_one_row_alone_keeps(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "kind_for", lambda _: FusedRows)
     assert simulate(seed, 130).rows.evictions > 20
+
+
+def compiled_for(kernel: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+    """What Triton compiles a launch for: dtypes, alignment, numbers that are 1 or divisible by 16, constants."""
+    free, found = kernel.kwargs["do_not_specialize"] or (), []
+    for name, one in zip(kernel.arg_names, given, strict=False):
+        if isinstance(one, Tensor):
+            found.append((name, one.dtype, name not in free and one.data_ptr() % 16 == 0))
+        else:
+            found.append((name, name not in free and (one == 1, one % 16 == 0)))
+    return kernel.__name__, *found, *sorted(named.items())
+
+
+@pytest.mark.skipif(ON_GPU, reason="V1's rows are on the CPU")
+def test_no_step_launches_what_warm_up_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "kind_for", lambda _: FusedRows)
+    launched: set[tuple[Any, ...]] = set()
+    for name in ("place_rows", "note_rows", "recall_states", "stamp_rows", "show_rows", "keep_rows"):
+        kernel = getattr(paged_rows, name)
+
+        def noted(*given: Any, kernel: Any = kernel, **named: Any) -> None:
+            launched.add(compiled_for(kernel, given, named))
+
+        monkeypatch.setattr(kernel, "pre_run_hooks", [noted])
+    simulated = Simulated(0)
+    simulated.rows.warm_up(lambda *_: None, BLOCK)
+    warm = launched.copy()
+    for index in range(5):
+        simulated.enter(index)
+    for _ in range(20):
+        simulated.step()
+    assert launched == warm
 
 
 def both(sets: int, channels: int, seed: int) -> tuple[DeviceRows, FusedRows]:
@@ -92,11 +126,11 @@ def test_a_step(sets: int, tokens: list[int]) -> None:
     computed = torch.tensor([50, 3, 61, 45, 44, 0], dtype=torch.int32)
     states = torch.randn(sum(tokens), FEATURES).bfloat16()
     sampled = Sampled(
-        tokens_R1=torch.tensor([[7], [1], [7], [7], [1], [1]]), counts_n=torch.tensor([1, 1, 1, 0]), close_id=7
+        tokens_R1=torch.tensor([[7], [1], [7], [7], [1], [1]]), counts_n=torch.tensor([1, 1, 1, 0]).int(), close_id=7
     )
     batch = Batch(
         indices=indices.cpu().numpy(), before=computed[indices].cpu().numpy().astype(np.int64), tokens=np.array(tokens),
-        indices_n=indices.int(), computed_R=computed, starts_n1=starts,
+        indices_n=indices, computed_R=computed, starts_n1=starts,
         table_n=torch.randperm(4 * 200).view(4, 200).int(),
     )  # fmt: skip
     found = []

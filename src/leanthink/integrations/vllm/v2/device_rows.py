@@ -34,7 +34,7 @@ class Batch:
         indices: of each row's request.
         before: tokens fed before the step.
         tokens: fed in it.
-        indices_n: the same indices on the device.
+        indices_n: the same indices on the device, int64.
         computed_R: fed before the step, of all requests, on the device; true until the step's tokens are sampled.
         starts_n1: where each row's tokens begin, and their end.
         table_n: blocks of each row.
@@ -55,7 +55,7 @@ class Sampled:
 
     Attributes:
         tokens_R1: the latest token of every request.
-        counts_n: how many each row got: none while it is fed its prompt.
+        counts_n: how many each row got, int32: none while it is fed its prompt.
         close_id: the token that ends a thought.
     """
 

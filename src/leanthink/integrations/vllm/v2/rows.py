@@ -189,6 +189,8 @@ class Rows:
     def warm_up(self, move: Move, block_size: int) -> None:
         """Do everything once, so that nothing is compiled or allocated later: on no request's slots.
 
+        Dtypes are those of vLLM's own tensors: kernels are compiled for them.
+
         Args:
             move: moves slots.
             block_size: slots of a block.
@@ -202,7 +204,7 @@ class Rows:
         states_NF = None if states is None else states.new_zeros(requests, states.shape[-1])
         batch = Batch(
             indices=np.arange(requests), before=np.zeros(requests, dtype=np.int64),
-            tokens=np.ones(requests, dtype=np.int64), indices_n=nobody_n.int(), computed_R=zeros_n,
+            tokens=np.ones(requests, dtype=np.int64), indices_n=nobody_n, computed_R=zeros_n,
             starts_n1=torch.arange(requests + 1, device=device.device).int(), table_n=table_n,
         )  # fmt: skip
         before_n, held_n = device.place(batch, zeros_n, zeros_n.clone(), nobody_n.clone(), block_size)
