@@ -21,7 +21,7 @@ class Inside:
         """Count graph replays, preemptions and seconds of the host from now on; say what the engine is made of."""
         runner, self.counts = self.model_runner, dict.fromkeys(("graphs", "preemptions", "steps"), 0)
         self.seconds = dict.fromkeys(("runner", "schedule", "update"), 0.0)
-        self.taken, self.profiler = [], None
+        self.taken, self.torch_profile = [], None  # vLLM's worker has a `profiler` of its own
         self.core = _core()
         runner.cudagraph_manager.run_fullgraph = self._counted(runner.cudagraph_manager.run_fullgraph, "graphs")
         scheduler = self.core.scheduler
@@ -70,15 +70,15 @@ class Inside:
 
         if path is None:
             self.counts = dict.fromkeys(self.counts, 0)
-            self.profiler = torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
-            self.profiler.start()
+            self.torch_profile = torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+            self.torch_profile.start()
             return None
-        assert self.profiler is not None
+        assert self.torch_profile is not None
         torch.cuda.synchronize()
         steps = self.counts["steps"]
-        self.profiler.stop()
-        averages = self.profiler.key_averages()
-        self.profiler = None
+        self.torch_profile.stop()
+        averages = self.torch_profile.key_averages()
+        self.torch_profile = None
         for name, key in (("cuda", "self_device_time_total"), ("cpu", "self_cpu_time_total")):
             with open(f"{path}-{name}.txt", "w") as file:
                 file.write(averages.table(sort_by=key, row_limit=60, max_name_column_width=70))
