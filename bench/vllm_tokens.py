@@ -70,9 +70,17 @@ def compared(work: Path, policies: Sequence[str], budget: dict[str, int]) -> dic
             "evictions": sum(answer.get("evictions", 0) for answer in other),
         }  # fmt: skip
         if name.startswith("plugin, ours"):
-            found[name]["first_differences"] = _explained(rows, work / f"scores-{left}.pt", work / f"scores-{right}.pt",
-                                                          one, budget)  # fmt: skip
+            rows = _explained(rows, work / f"scores-{left}.pt", work / f"scores-{right}.pt", one, budget)
+            found[name] |= _summary(rows) | {"first_differences": rows}
     return found
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many differences come after other slots were kept, by how much at most, and how near the others are."""
+    swapped = [row for row in rows if "noise" in row]
+    most = {f"{name}_most": max((row[name] for row in swapped), default=None) for name in ("swapped", "swap", "noise")}
+    gaps = [row["gap"] for row in rows if "swap" not in row and row["gap"] is not None]
+    return {"after_other_slots": len(swapped), **most, "largest_gap_else": max(gaps, default=None)}
 
 
 def _read(path: Path) -> list[dict[str, Any]] | None:
