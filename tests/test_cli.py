@@ -49,7 +49,8 @@ FLAGS = {
     "train": "--report --config --model --out --lora-r --set --resume --overwrite --tasks --levels --count --problems "
     f"--instruction {CHAT} --max-steps --num-generations --per-device-train-batch-size "
     "--gradient-accumulation-steps --max-completion-length --temperature --learning-rate --length-reward-mode --alpha "
-    f"--ema-decay --ema-initial-value --all-correct-weight --rollouts --policy --seed {BUDGET} --predictor --ignore-predictor-mismatch --json",
+    f"--ema-decay --ema-initial-value --all-correct-weight --rollouts --policy --seed {BUDGET} --predictor "
+    "--ignore-predictor-mismatch --json",
     "eval": "--out --model --benchmarks --problems --tolerance --tasks --levels --gym --count --split --limit "
     f"--instruction {CHAT} --policies --budgets --ratios {BUDGET.partition(' ')[2]} --predictor "
     f"--ignore-predictor-mismatch --samples --max-num-seqs --together {SAMPLING} --overwrite --device --dtype --ray "

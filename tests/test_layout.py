@@ -25,6 +25,8 @@ MAY_IMPORT = {
     "entrypoints": {"utils", "data", "policies", "models", "engine", "importance", "eval", "rl", "integrations"},
 }
 MOST_ENTRIES = 12
+MOST_FILE_LINES, MOST_FUNCTION_LINES = 400, 60
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def imports(path: Path, package: Path = PACKAGE) -> set[str]:
@@ -113,3 +115,19 @@ def test_every_module_can_be_the_first_that_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code, *first], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_and_no_function_is_long(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MOST_FILE_LINES
+    lengths = {node.name: lines_of(node) for node in ast.walk(ast.parse(text)) if isinstance(node, FUNCTIONS)}
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_FUNCTION_LINES} == {}
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many lines a function has without its docstring."""
+    assert function.end_lineno is not None
+    own, first = function.end_lineno - function.lineno + 1, function.body[0]
+    is_docstring = ast.get_docstring(function) is not None and first.end_lineno is not None
+    return own - (first.end_lineno - first.lineno + 1) if is_docstring else own

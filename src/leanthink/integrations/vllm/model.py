@@ -32,69 +32,75 @@ def __getattr__(name: str) -> Any:
 
 @cache
 def bounded(stock: Any) -> Any:
-    """A class that is `stock` in all but these methods; the registry wants it under the same name."""
+    """A class that is `stock` in all but the methods of `Bounded`; the registry wants it under the same name."""
+    return type(stock.__name__, (Bounded, stock), {})
 
-    class Bounded(stock):  # type: ignore[misc]
-        def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-            check_config(vllm_config)
-            super().__init__(vllm_config=vllm_config, prefix=prefix)
-            self.leanthink = worker_of(vllm_config)
-            self.middle: list[Tensor] = []  # what the middle layer made of the wave under way, if anybody wants it
+
+_Stock: Any = object  # stands for the class of vLLM's that comes next in the order of `bounded`'s
+
+
+class Bounded(_Stock):  # type: ignore[misc]
+    """What stands before a model's own methods."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        check_config(vllm_config)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.leanthink = worker_of(vllm_config)
+        self.middle: list[Tensor] = []  # what the middle layer made of the wave under way, if anybody wants it
+        self.catching = False
+        layers = self.model.layers
+        layers[len(layers) // 2].register_forward_hook(self._catch)
+
+    def _catch(self, _module: Any, _inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+        if self.catching:
+            added_nM, before_nM = output
+            self.middle.append(added_nM + before_nM)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """As of any model; what is sampled on the way tells which predictors fit it."""
+        samples: dict[str, Tensor] = {}
+        loaded: set[str] = super().load_weights(sampled(weights, samples))
+        ignored = self.leanthink.settings.ignore_predictor_mismatch
+        self.leanthink.make_policies(self, fingerprint_of_samples(self.config, samples, ignored=ignored))
+        return loaded
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Any = None,
+    ) -> Any:
+        """The final hidden states; where requests have budgets, wave by wave."""
+        step, self.leanthink.step = self.leanthink.step, None
+        if step is None:
+            return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
+        if inputs_embeds is not None or input_ids is None:
+            raise UnsupportedModel("requests with a budget are fed as token ids, and this model takes embeddings")
+        final_NM: Tensor | None = None
+        for wave in step.waves:
+            final_nM, states_nF = self._run(step, wave, input_ids, positions)
+            settle(step, wave, states_nF)
+            if wave.tokens_n is None:
+                return final_nM
+            if final_NM is None:
+                final_NM = final_nM.new_zeros(len(input_ids), final_nM.shape[-1])
+            final_NM[wave.tokens_n] = final_nM
+        return final_NM
+
+    def _run(self, step: Step, wave: Wave, ids_N: Tensor, positions_N: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The wave's final hidden states [n, M], and its states [n, F] if a policy stamps."""
+        if wave.tokens_n is not None:
+            ids_N, positions_N = ids_N[wave.tokens_n], positions_N[wave.tokens_n]
+        self.catching = step.stamps
+        try:
+            with override_forward_context(_context(wave)):
+                final_nM = super().forward(ids_N, positions_N)
+            states_nF = joined(final_nM, self.middle[0]) if self.catching else None
+        finally:
             self.catching = False
-            layers = self.model.layers
-            layers[len(layers) // 2].register_forward_hook(self._catch)
-
-        def _catch(self, _module: Any, _inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-            if self.catching:
-                added_nM, before_nM = output
-                self.middle.append(added_nM + before_nM)
-
-        def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-            samples: dict[str, Tensor] = {}
-            loaded: set[str] = super().load_weights(sampled(weights, samples))
-            ignored = self.leanthink.settings.ignore_predictor_mismatch
-            self.leanthink.make_policies(self, fingerprint_of_samples(self.config, samples, ignored=ignored))
-            return loaded
-
-        def forward(
-            self,
-            input_ids: Tensor | None,
-            positions: Tensor,
-            intermediate_tensors: Any = None,
-            inputs_embeds: Any = None,
-        ) -> Any:
-            step, self.leanthink.step = self.leanthink.step, None
-            if step is None:
-                return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
-            if inputs_embeds is not None or input_ids is None:
-                raise UnsupportedModel("requests with a budget are fed as token ids, and this model takes embeddings")
-            final_NM: Tensor | None = None
-            for wave in step.waves:
-                final_nM, states_nF = self._run(step, wave, input_ids, positions)
-                settle(step, wave, states_nF)
-                if wave.tokens_n is None:
-                    return final_nM
-                if final_NM is None:
-                    final_NM = final_nM.new_zeros(len(input_ids), final_nM.shape[-1])
-                final_NM[wave.tokens_n] = final_nM
-            return final_NM
-
-        def _run(self, step: Step, wave: Wave, ids_N: Tensor, positions_N: Tensor) -> tuple[Tensor, Tensor | None]:
-            """The wave's final hidden states [n, M], and its states [n, F] if a policy stamps."""
-            if wave.tokens_n is not None:
-                ids_N, positions_N = ids_N[wave.tokens_n], positions_N[wave.tokens_n]
-            self.catching = step.stamps
-            try:
-                with override_forward_context(_context(wave)):
-                    final_nM = super().forward(ids_N, positions_N)
-                states_nF = joined(final_nM, self.middle[0]) if self.catching else None
-            finally:
-                self.catching = False
-                self.middle.clear()
-            return final_nM, states_nF
-
-    Bounded.__name__ = Bounded.__qualname__ = stock.__name__
-    return Bounded
+            self.middle.clear()
+        return final_nM, states_nF
 
 
 def _context(wave: Wave) -> Any:
