@@ -516,14 +516,13 @@ def part_http(report: Report, work: Path) -> None:
 # An 8B shape.
 
 
-def report_client(report: Report, work: Path, *, plugin: bool, cache_gib: int, most_rows: int = 64) -> Any:
+def report_client(report: Report, work: Path, *, plugin: bool, cache_gib: int = 26) -> Any:
     """The engine, ready, when its turn has come; None if it did not start."""
     report.step("folder", lambda: str(speed.shape_folder(work)))
     held: list[Any] = []
 
     def start() -> Any:
-        given = {"plugin": plugin, "engine": engine, "cache_bytes": cache_gib * speed.GIB, "most_rows": most_rows}
-        held.append(speed.speed_client(work, **given))
+        held.append(speed.speed_client(work, plugin=plugin, engine=engine, cache_bytes=cache_gib * speed.GIB))
         return held[0].made_of
 
     report.step("start", start)
@@ -536,7 +535,7 @@ def report_client(report: Report, work: Path, *, plugin: bool, cache_gib: int, m
 
 def part_shape_alone(report: Report, work: Path) -> None:
     """VLLM without the plugin."""
-    client = report_client(report, work, plugin=False, cache_gib=26)
+    client = report_client(report, work, plugin=False)
     if client is None:
         return
     report.step("20x4000", lambda: speed.full_steps(client, speed.FEW))
@@ -548,7 +547,7 @@ def part_shape_alone(report: Report, work: Path) -> None:
 
 def part_shape_plugin(report: Report, work: Path) -> None:
     """The plugin, first without a budget, then with evictions."""
-    client = report_client(report, work, plugin=True, cache_gib=26)
+    client = report_client(report, work, plugin=True)
     if client is None:
         return
     report.step("20x4000 no budget", lambda: speed.full_steps(client, speed.FEW))
@@ -565,7 +564,7 @@ def part_shape_plugin(report: Report, work: Path) -> None:
 
 def part_shape_long(report: Report, work: Path) -> None:
     """More of the plugin: nearly all slots move; and a policy that predicts nothing."""
-    client = report_client(report, work, plugin=True, cache_gib=26)
+    client = report_client(report, work, plugin=True)
     if client is None:
         return
     report.step("20x4000 no budget", lambda: speed.full_steps(client, speed.FEW))
@@ -576,7 +575,7 @@ def part_shape_long(report: Report, work: Path) -> None:
 
 def part_shape_head(report: Report, work: Path) -> None:
     """The plugin with a set for each kv head."""
-    client = report_client(report, work, plugin=True, cache_gib=26)
+    client = report_client(report, work, plugin=True)
     if client is None:
         return
     report.step("20x4000 no budget", lambda: speed.full_steps(client, speed.FEW))
@@ -597,11 +596,8 @@ def part_big_plugin(report: Report, work: Path) -> None:
     client = report_client(report, work, plugin=True, cache_gib=11)
     if client is None:
         return
-    for budget in (1024, 2048):
-        report.step(
-            f"throughput {budget}",
-            lambda budget=budget: speed.throughput(client, 80 * 1024, 96, 512, 4096, budget),
-        )
+    for n in (1024, 2048):
+        report.step(f"throughput {n}", lambda n=n: speed.throughput(client, 80 * 1024, 96, 512, 4096, n))
 
 
 # All of it.

@@ -101,9 +101,7 @@ class Client:
         return {"seconds": seconds, "written": written, "inside": inside}
 
 
-def speed_client(
-    work: Path, *, plugin: bool, engine: Callable[..., Any], cache_bytes: int, most_rows: int = 64
-) -> Client:
+def speed_client(work: Path, *, plugin: bool, engine: Callable[..., Any], cache_bytes: int) -> Client:
     """Weights that were never loaded."""
     from leanthink.models.tiny import weights_path
 
@@ -114,7 +112,7 @@ def speed_client(
             tokenizer=str(weights_path()),
             load_format="dummy",
             max_model_len=8192,
-            max_num_seqs=most_rows,
+            max_num_seqs=MANY[0],
             max_num_batched_tokens=8192,
             kv_cache_memory_bytes=cache_bytes,
             gpu_memory_utilization=0.8,
