@@ -106,7 +106,7 @@ def test_an_installation_is_known_by_what_pip_noted_of_it_else_by_its_version(
 
 def test_the_environment_may_name_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMMIT", "abc")
-    assert provenance.certificate("cpu")["commit"] == "abc"
+    assert provenance.provenance_record("cpu")["commit"] == "abc"
 
 
 def test_without_git_there_is_no_commit_of_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
