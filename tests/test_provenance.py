@@ -36,9 +36,9 @@ def repository(folder: Path) -> Path:
 
 def copied(folder: Path) -> Path:
     """The part of the package that knows its provenance, in another place."""
-    (folder / "leanthink" / "utils").mkdir(parents=True)
-    for name in ("__init__.py", "utils/__init__.py", "utils/provenance.py"):
-        shutil.copy(PACKAGE / name, folder / "leanthink" / name)
+    (folder / "leanthink").mkdir(parents=True)
+    shutil.copy(PACKAGE / "__init__.py", folder / "leanthink")
+    shutil.copytree(PACKAGE / "utils", folder / "leanthink" / "utils", ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
