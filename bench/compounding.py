@@ -39,7 +39,7 @@ from leanthink.models.tiny import TINY, predictors_path
 from leanthink.policies import make_policy
 from leanthink.policies.budget import Budget
 from leanthink.utils.errors import UsageError
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 COLUMNS = ("model", "cache", "accuracy, %", "points to first row", "thought tokens", "answer tokens")
 COLUMNS += ("slot-steps per right answer", "times fewer than first row")
@@ -68,7 +68,7 @@ def main() -> None:
     ways = [replace(way, max_new_tokens=options.max_new_tokens) for way in samplings(options.samples, options.seed)]
     options.out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
-        "birth": certificate(options.device),
+        "birth": provenance_record(options.device),
         "n": len(problems),
         "samples": options.samples,
         "seed": options.seed,

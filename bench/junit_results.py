@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import one_a_line
 
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 
 def by_file(report: ElementTree.Element) -> list[dict[str, Any]]:
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     tests = by_file(ElementTree.parse(options.report).getroot())
     counts = {name: sum(len(one[name]) for one in tests) for name in ("passed", "others")}
     result = {
-        "birth": certificate(options.device),
+        "birth": provenance_record(options.device),
         "passed": counts["passed"],
         "not_passed": counts["others"],
         "tests": tests,

@@ -33,7 +33,7 @@ from leanthink.policies.observed import observed_attention
 from leanthink.policies.policy import Policy, Slots
 from leanthink.policies.snapkv import SnapKV
 from leanthink.policies.tova import TOVA
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 VOCABULARY = 300
 WINDOW = 8
@@ -199,7 +199,7 @@ def main() -> None:
         rows.append(row)
         print(f"{name:20} n {row['n']}  same sets {row['same_sets']:.3f}  overlap {row['overlap']:.3f}", flush=True)
     absent = "R-KV, VaSE and SepLLM: not in this kvpress; random per head draws from its own generator"
-    birth = certificate("cpu") | {"kvpress": version("kvpress")}
+    birth = provenance_record("cpu") | {"kvpress": version("kvpress")}
     result = {"birth": birth, "seeds": options.seeds, "not_compared": absent, "rows": rows}
     options.out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -18,7 +18,7 @@ from transformers import LlamaConfig
 
 from leanthink.engine.bench.weights import build
 from leanthink.importance.labels import HORIZONS, label_trace
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 ANSWER_TOKENS, PROMPT_TOKENS = 200, 100
 
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    result: dict[str, Any] = {"birth": certificate(options.device), "error_layers": options.error_layers}
+    result: dict[str, Any] = {"birth": provenance_record(options.device), "error_layers": options.error_layers}
     result["float32_error_at_1024_tokens"] = error(options.device, options.error_layers)
     if options.device != "cpu":
         torch.cuda.empty_cache()

@@ -49,7 +49,7 @@ from leanthink.models.prompt import encode_prompt
 from leanthink.models.tiny import predictors_path
 from leanthink.policies import Policy, make_policy, parse_spec
 from leanthink.policies.budget import Budget
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 OURS = ("horizon", "dynts", "dynts:wide", "oracle", "horizon:ceil", "horizon:one", "horizon:bare", "dynts:bare")
 PEERS = ("sinks", "snapkv", "h2o", "r-kv", "tova", "keydiff", "vase", "sepllm")
@@ -143,7 +143,7 @@ def main() -> None:
         write(options.out, join([json.loads((folder / "policies.json").read_text()) for folder in options.join]))
         return
     model, tokenizer = load("tiny", device=options.device)
-    birth = certificate(options.device)
+    birth = provenance_record(options.device)
     run = partial(complete, model, tokenizer)
     many = samplings(options.samples, options.seed)
     if options.baseline and options.baseline.exists():

@@ -31,7 +31,7 @@ from leanthink.importance.inference_backend import GenerationRequest, InferenceB
 from leanthink.integrations.ray import Engines, Source, connected
 from leanthink.models.loading import load
 from leanthink.models.prompt import encode_prompt
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def timed(backend: InferenceBackend, asked: list[GenerationRequest], rows: int, 
 
 
 def report(measured: dict[str, Measured], options: argparse.Namespace, requests: int) -> dict[str, Any]:
-    """Spreads, speed-ups against one thread of this process and against one engine, settings, birth certificate."""
+    """Spreads, speed-ups against one thread of this process and against one engine, settings, provenance."""
     (tokens,) = {count for way in measured.values() for count in way.tokens}  # the same tokens, wherever
     medians = {name: spread(way.seconds)["median"] for name, way in measured.items()}
     ways = {
@@ -144,7 +144,7 @@ def report(measured: dict[str, Measured], options: argparse.Namespace, requests:
     settings = {"requests": requests, "tokens": tokens, "max_new_tokens": options.tokens, "rows": options.rows,
                 "repeats": options.repeats, "cores": os.cpu_count(), "load_average": os.getloadavg(),
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}  # fmt: skip
-    return {"settings": settings, "ways": ways, "birth": certificate(device="cpu")}
+    return {"settings": settings, "ways": ways, "birth": provenance_record(device="cpu")}
 
 
 if __name__ == "__main__":

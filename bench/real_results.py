@@ -1,6 +1,6 @@
 """Puts finished evaluations of one model together: `bench/real_results.py --model-name NAME RUN [[NAME=]RUN ...]`.
 
-Writes bench/results/real/BENCHMARK.json for each benchmark of the first run: settings and birth certificates of all
+Writes bench/results/real/BENCHMARK.json for each benchmark of the first run: settings and provenance of all
 runs, and of each cell which answers are right, a digit for each problem (`digits` reads them), so that every paired
 interval can be computed from it. The policies of a run that is given as a folder keep their names; those of one that is
 given as NAME=RUN are called POLICY:NAME, such as `horizon:layer` for a run with another predictor. The full cache is

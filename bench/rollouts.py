@@ -24,7 +24,7 @@ from leanthink.models.loading import load
 from leanthink.rl.config import DeepCompressConfig
 from leanthink.rl.data import from_tasks
 from leanthink.rl.trainer import DeepCompressTrainer
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 Tokens = list[list[int]]
 
@@ -61,7 +61,7 @@ def main() -> None:
                 found[kind]["seconds"].append(spent)
                 found[kind]["tokens"].append(tokens)
     result = report(found, len(prompts)) | {
-        "birth": certificate(),
+        "birth": provenance_record(),
         "settings": vars(options) | {"out": str(options.out)},
     }
     options.out.mkdir(parents=True, exist_ok=True)

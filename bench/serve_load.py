@@ -38,7 +38,7 @@ from leanthink.engine.generation import generate
 from leanthink.engine.sampling import Sampling
 from leanthink.models.loading import load
 from leanthink.policies.budget import FILE_KEYS, Budget
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 POLICIES = ("full", "window", "sinks", "random", "random-heads", "snapkv", "dynts", "horizon")
 LEAVE, SLOW, MALFORMED = 0.2, 0.1, 0.05  # shares of the requests
@@ -310,7 +310,7 @@ def result_of(seen: Seen, options: argparse.Namespace) -> dict[str, Any]:
     load_, third, (before, after) = seen.load, max(1, len(seen.megabytes) // 3), seen.descriptors_around
     times = quantiles(seen.health, p50=0.5, p99=0.99)
     return {
-        "birth": certificate("cpu"),
+        "birth": provenance_record("cpu"),
         "cores": os.cpu_count(),
         "settings": {name: str(value) for name, value in vars(options).items()},
         "requests": dict(load_.kinds),

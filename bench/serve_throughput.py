@@ -27,7 +27,7 @@ from leanthink.engine.engine import Engine
 from leanthink.engine.sampling import Sampling
 from leanthink.models.loading import load
 from leanthink.policies.budget import Budget
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 BUDGET = Budget(slots=96, recent_window=32, eviction_interval=32, max_answer_slots=192)
 
@@ -78,7 +78,7 @@ def main() -> None:
                     costs[kind].append(cost)
     speed, cost_of = ({kind: spread(found) for kind, found in of.items()} for of in (rates, costs))
     result = {
-        "birth": certificate("cpu"),
+        "birth": provenance_record("cpu"),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg(),
         "settings": {name: str(value) for name, value in vars(options).items()},

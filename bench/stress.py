@@ -23,7 +23,7 @@ from leanthink.engine.outputs import Completion
 from leanthink.engine.sampling import Sampling
 from leanthink.models.loading import load
 from leanthink.policies.budget import Budget
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 POLICIES = ("full", "window", "sinks", "random", "random-heads", "snapkv", "dynts", "horizon")
 
@@ -89,7 +89,7 @@ def main() -> None:
     together = time.perf_counter() - start
     wrong = [i for i, done in finished.items() if generate(model, tokenizer, **asked[i])[0].token_ids != done.token_ids]
     result = {
-        "birth": certificate(None),
+        "birth": provenance_record(None),
         "seed": options.seed,
         "requests": len(asked),
         "finished": len(finished),

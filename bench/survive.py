@@ -1,7 +1,7 @@
-"""What is killed or has no room is gone on with: `python bench/survive.py kill|disk COMMAND... [--times 20] [--out F]`.
+"""What is killed or has no room is resumed: `python bench/survive.py kill|disk COMMAND... [--times 20] [--out F]`.
 
 Commands are collect, label, fit, eval and train, on the embedded reasoner. `kill`: each is killed (SIGKILL) so many
-times at random moments, half of them while a file is being written, and gone on with; what it comes to must be what an
+times at random moments, half of them while a file is being written, and resumed; what it comes to must be what an
 uninterrupted run writes. `disk` (root, for a tmpfs): each runs on a disk of half the room it needs; it must end in one
 line, and come to the same once there is room. Leaves with 1 where anything differs.
 """
@@ -32,7 +32,7 @@ from torch import Tensor
 from leanthink.data.traces.trace import read_traces, to_line
 from leanthink.entrypoints.cli import run
 from leanthink.utils.file_writing import write_json
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 NOT_OF_THE_RESULT = {"seconds", "start", "births", "birth", "train_runtime", "train_samples_per_second"}
 OF_TIME = ("seconds", "step_time", "runtime", "per_second")
@@ -314,7 +314,7 @@ def main() -> None:
             print(json.dumps(one), flush=True)
             found.append(one)
     if asked.out is not None:
-        write_json(asked.out, {"birth": certificate("cpu"), "seed": asked.seed, "found": found}, indent=1)
+        write_json(asked.out, {"birth": provenance_record("cpu"), "seed": asked.seed, "found": found}, indent=1)
     sys.exit(any(one["wrong"] for one in found))
 
 

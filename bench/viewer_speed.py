@@ -29,7 +29,7 @@ from leanthink.data.traces.token_scores import pack
 from leanthink.data.traces.trace import Trace, TraceWriter
 from leanthink.engine.bench.measure import spread
 from leanthink.entrypoints.viewer.server import address_of, list_traces, make_server
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 WORDS = [
     "yes\n",
@@ -168,7 +168,7 @@ def main() -> None:
         "frames": options.frames,
         "chromium": version,
     }
-    result = {"settings": settings, **found, "birth": certificate(device="cpu")}
+    result = {"settings": settings, **found, "birth": provenance_record(device="cpu")}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "viewer_speed.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(found, indent=1))

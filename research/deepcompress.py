@@ -80,7 +80,7 @@ from deepcompress_table import START, read, summary
 from leanthink.data.tasks.registry import FAMILIES, LEVELS
 from leanthink.rl.rewards import ALL_CORRECT_WEIGHT
 from leanthink.utils.errors import UsageError, unknown
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 GRACE_S = 20  # after its time a run is ended from outside
 SUMMARY = "summary.md"
@@ -295,7 +295,7 @@ def finished(job: Job, options: argparse.Namespace, seconds: float) -> bool:
         return True
     late = time.time() > job.until
     error = "killed: it was late" if late and status < 0 else f"status {status}: {last_line(options.work, job)}"
-    result = {"arm": job.arm, "seed": job.seed, "settings": told(options), "birth": certificate()}
+    result = {"arm": job.arm, "seed": job.seed, "settings": told(options), "birth": provenance_record()}
     result["curve"] = curve(options.work / job.name)
     known = json.loads(path.read_text()) if path.exists() else {}
     write(path, result | known | {"error": error})

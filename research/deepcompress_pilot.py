@@ -13,7 +13,7 @@ from leanthink.data.tasks import registry
 from leanthink.data.tasks.scratchpad import STYLES
 from leanthink.engine.bench.measure import spread
 from leanthink.models.loading import load
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 
 def pilot(options: argparse.Namespace) -> str:
@@ -31,7 +31,13 @@ def pilot(options: argparse.Namespace) -> str:
     names = [_style(done.thought) for done in completions]
     styles = [row for level in registry.LEVELS for row in _style_rows(found, names, level)]
     seconds = time.time() - started
-    result = {"settings": told(options), "birth": certificate(), "seconds": seconds, "rows": rows, "styles": styles}
+    result = {
+        "settings": told(options),
+        "birth": provenance_record(),
+        "seconds": seconds,
+        "rows": rows,
+        "styles": styles,
+    }
     write(options.out / "pilot.json", result)
     head = "| level | family | problems | pass ratio | p10 | median | p90 | all right | all wrong | tokens | p90 "
     lines = [f"{head}| unfinished |", "|---" * 12 + "|", *map(_pilot_line, rows), ""]

@@ -26,7 +26,7 @@ from leanthink.models.tiny.checkpoint import save_weights
 from leanthink.rl.run import train
 from leanthink.rl.run_log import LOG
 from leanthink.rl.trl_reward import SELF_CHECK
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 ARMS: dict[str, dict[str, Any]] = {
     START: {},
@@ -68,7 +68,7 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> None:
     """Train, evaluate, and write the result as far as it has come."""
     disable_progress_bar()  # the last line of a log is what is told of a run
     path = options.out / f"{arm}-{seed}.json"
-    result: dict[str, Any] = {"arm": arm, "seed": seed, "settings": told(options), "birth": certificate()}
+    result: dict[str, Any] = {"arm": arm, "seed": seed, "settings": told(options), "birth": provenance_record()}
     folder = options.start
     if arm != START:
         limit = TimeLimit(options.until - options.reserve_s)

@@ -21,7 +21,7 @@ def opened(folder: Path, settings: Any = SETTINGS, benchmarks: Any = BENCHMARKS,
     return RunFolder(folder, settings, benchmarks, BIRTH, **options)
 
 
-def test_a_run_is_resumed_and_each_start_has_its_birth_certificate(tmp_path: Path) -> None:
+def test_a_run_is_resumed_and_each_start_has_its_provenance_record(tmp_path: Path) -> None:
     with opened(tmp_path) as folder:
         folder.write(record("a"))
         folder.write(record("a", 1))

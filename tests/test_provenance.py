@@ -36,9 +36,9 @@ def repository(folder: Path) -> Path:
 
 def copied(folder: Path) -> Path:
     """The part of the package that knows its provenance, in another place."""
-    (folder / "leanthink" / "utils").mkdir(parents=True)
-    for name in ("__init__.py", "utils/__init__.py", "utils/provenance.py"):
-        shutil.copy(PACKAGE / name, folder / "leanthink" / name)
+    (folder / "leanthink").mkdir(parents=True)
+    shutil.copy(PACKAGE / "__init__.py", folder / "leanthink")
+    shutil.copytree(PACKAGE / "utils", folder / "leanthink" / "utils", ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
@@ -106,7 +106,7 @@ def test_an_installation_is_known_by_what_pip_noted_of_it_else_by_its_version(
 
 def test_the_environment_may_name_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMMIT", "abc")
-    assert provenance.certificate("cpu")["commit"] == "abc"
+    assert provenance.provenance_record("cpu")["commit"] == "abc"
 
 
 def test_without_git_there_is_no_commit_of_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -278,13 +278,13 @@ def test_training_ends_on_time_and_reports_its_data_wait():
     assert record.log[-1]["step"] == record.steps
 
 
-def test_training_lowers_the_loss_and_writes_its_birth_certificate(folder: Path):
-    certificate = json.loads((folder / "train.json").read_text())
-    losses = {entry["step"]: entry["loss"] for entry in certificate["log"]}
+def test_training_lowers_the_loss_and_writes_its_provenance_record(folder: Path):
+    provenance = json.loads((folder / "train.json").read_text())
+    losses = {entry["step"]: entry["loss"] for entry in provenance["log"]}
     assert losses[1] > 5
-    assert certificate["final_loss"] < 0.7 * losses[1]
-    assert (certificate["steps"], certificate["device"]) == (20, "cpu")
-    assert certificate["command"] == "python -m leanthink.models.tiny.train --steps 20"
+    assert provenance["final_loss"] < 0.7 * losses[1]
+    assert (provenance["steps"], provenance["device"]) == (20, "cpu")
+    assert provenance["command"] == "python -m leanthink.models.tiny.train --steps 20"
 
 
 def test_saved_folder_loads_with_plain_transformers_and_gives_the_trained_logits(folder: Path):

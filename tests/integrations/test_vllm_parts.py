@@ -24,7 +24,7 @@ from leanthink.integrations.vllm.lengths import NEVER, Lengths
 from leanthink.integrations.vllm.plugin import register
 from leanthink.integrations.vllm.row import Row
 from leanthink.integrations.vllm.settings import VARIABLE, Asked, Settings, asked_of, read_settings, settings_here
-from leanthink.integrations.vllm.step import Cut, waves_of
+from leanthink.integrations.vllm.step import TokenSpan, sub_batches_of
 from leanthink.integrations.vllm.thought import Watch
 from leanthink.integrations.vllm.version import check_version
 from leanthink.integrations.vllm.worker import Worker
@@ -74,10 +74,10 @@ def make_row(budget: Budget, prompt: int, answer_at: int = NEVER, policy: Any = 
     return Row(prompt_tokens=prompt, budget=budget, policy=policy, seed=0, watch=FixedWatch(answer_at), output_ids=[])
 
 
-def run(row: Row, states_TF: Tensor, cuts: list[int]) -> list[tuple[int, list[int]]]:
+def run(row: Row, states_TF: Tensor, spans: list[int]) -> list[tuple[int, list[int]]]:
     """Feed all tokens, in steps that end at these lengths; what is held of the thought after each eviction."""
     after = []
-    for start, end in pairwise([0, *cuts]):
+    for start, end in pairwise([0, *spans]):
         logical = start
         for piece in row.pieces(start, end - start):
             assert piece.first_slot == min(logical, row.prompt_tokens) + row.thought or logical > row.lengths.answer_at
@@ -227,14 +227,14 @@ def test_a_kernel_that_does_not_keep_numbers_as_they_are_is_refused() -> None:
         Layout(write, shape=(9, 1, 4, 4), block_size=4, head_dim=2, dtype=torch.float32)
 
 
-def test_waves_take_the_pieces_of_all_requests_in_turns() -> None:
+def test_sub_batches_take_the_pieces_of_all_requests_in_turns() -> None:
     lengths = Lengths(prompt=3, budget=Budget(slots=2, recent_window=0, eviction_interval=2))
     whole = Lengths(prompt=99, budget=lengths.budget).pieces(0, 4)
-    cuts = [
-        Cut(row=None, index=0, start=0, pieces=whole),
-        Cut(row=None, index=1, start=4, pieces=lengths.pieces(0, 10)),  # 7, 2 and 1 tokens
+    spans = [
+        TokenSpan(row=None, index=0, start=0, pieces=whole),
+        TokenSpan(row=None, index=1, start=4, pieces=lengths.pieces(0, 10)),  # 7, 2 and 1 tokens
     ]
-    (first, tokens), (second, later), (_, last) = waves_of(cuts)
+    (first, tokens), (second, later), (_, last) = sub_batches_of(spans)
     assert [(part.index, part.first, part.piece.tokens) for part in first] == [(0, 0, 4), (1, 4, 7)]
     assert tokens.tolist() == list(range(11))
     assert [(part.index, part.first, part.piece.first_slot) for part in second] == [(1, 0, 5)]

@@ -155,7 +155,7 @@ def _settings(runs: Sequence[FinishedRun]) -> Markup:
             }
         rows = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in facts.items()]
         parts.append(section(run.name, "", table(["setting", "value"], rows, words=True), folded=True))
-    return section("Settings and birth certificates", "", *parts)
+    return section("Settings and provenance", "", *parts)
 
 
 def _provenance(run: FinishedRun) -> str:

@@ -312,7 +312,7 @@ def _settings_section(runs: Sequence[RecordedRun]) -> Markup:
     note = (
         f"Not known of {', '.join(lacking)}: there is no {RUN}." if lacking else "Those left out have their defaults."
     )
-    return section("Settings and birth certificate", note, *parts)
+    return section("Settings and provenance", note, *parts)
 
 
 def _setting(value: Any) -> str:

@@ -305,9 +305,11 @@ def _origin(settings: Mapping[str, Any]) -> Any:
 
 
 def _write_run(out: Path, settings: Mapping[str, Any]) -> None:
-    from leanthink.utils.provenance import certificate
+    from leanthink.utils.provenance import provenance_record
 
-    write_json(out / RUN, {"settings": as_recorded({**settings, "out": str(out)}), "birth": certificate()}, indent=1)
+    write_json(
+        out / RUN, {"settings": as_recorded({**settings, "out": str(out)}), "birth": provenance_record()}, indent=1
+    )
 
 
 def _save_final(trainer: Any, folder: Path, *, adapters: bool) -> None:

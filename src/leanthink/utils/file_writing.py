@@ -16,7 +16,7 @@ from typing import Any
 from leanthink.utils.errors import CannotWrite, UsageError
 
 OF_TORCH = ("inline_container", "PytorchStreamWriter")  # in what torch.save raises where there is no room
-STAYS = "make room, or give another place; what was there before is unharmed, and can be gone on with"
+STAYS = "make room, or give another place; what was there before is unharmed, and can be resumed"
 
 
 @contextmanager

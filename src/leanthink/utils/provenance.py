@@ -23,7 +23,9 @@ SHORT = 7  # digits of a commit
 NO_HOOKS = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 
 
-def certificate(device: str | None = None, command: str | None = None, hardware: str | None = None) -> dict[str, str]:
+def provenance_record(
+    device: str | None = None, command: str | None = None, hardware: str | None = None
+) -> dict[str, str]:
     """Command, date, commit, hardware and versions; a commit with local changes says so.
 
     Args:

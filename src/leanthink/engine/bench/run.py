@@ -23,7 +23,7 @@ from leanthink.engine.bench.report import PICTURE, lines, write_result
 from leanthink.engine.bench.roofline import roofline
 from leanthink.engine.bench.sets import sets
 from leanthink.engine.bench.throughput import throughput
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 MEASURES: dict[str, Callable[[Fixture], dict[str, Any]]] = {
     "roofline": roofline,
@@ -63,7 +63,7 @@ def run(
 
     Args:
         options: what to measure; see `options_from`.
-        command: the command line, for the birth certificate; None: that of this process.
+        command: the command line, for the provenance; None: that of this process.
         on_start: called with a part's name before it is measured.
         on_part: called with a part's name and the document so far as soon as that part is there.
 
@@ -73,7 +73,7 @@ def run(
     logging.disable_progress_bar()
     fixture = Fixture(options)
     result: dict[str, Any] = {
-        "birth": certificate(options.device, command),
+        "birth": provenance_record(options.device, command),
         "options": asdict(options),
         "model": fixture.facts(),
         "parts": {},

@@ -54,7 +54,7 @@ PredictorFiles = Annotated[
 ]  # fmt: skip
 Samples = Annotated[int, option("--samples", about="Answers to each problem.", default=1)]
 Together = Annotated[bool, option("--together", about="All cells in one batch: faster on a GPU, without wall times.")]
-Out = Annotated[Path, option("--out", about="Folder of the run; an unfinished one is gone on with.", metavar="FOLDER")]
+Out = Annotated[Path, option("--out", about="Folder of the run; an unfinished one is resumed.", metavar="FOLDER")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def command(
     from leanthink.entrypoints.cli.progress import ProgressBar
     from leanthink.eval.records import RunFolder
     from leanthink.eval.run import Setup
-    from leanthink.utils.provenance import certificate
+    from leanthink.utils.provenance import provenance_record
 
     predictors: dict[str | None, Predictor] = {spec: files.get(spec) for spec in slots.policies}
     if compared.policies is None and not files:
@@ -144,7 +144,9 @@ def command(
             **_settings(backend, slots),
         }
         settings |= chat.given | ({} if prompt.think_tags is None else {"think_tags": list(prompt.think_tags)})
-        provenance = certificate(command=" ".join(["leanthink", *sys.argv[1:]]), hardware=backend.model_info.hardware)
+        provenance = provenance_record(
+            command=" ".join(["leanthink", *sys.argv[1:]]), hardware=backend.model_info.hardware
+        )
         folder = stack.enter_context(RunFolder(out, settings, about, provenance, overwrite=overwrite))
         setup = Setup(
             backend=backend,

@@ -21,7 +21,7 @@ from leanthink.integrations.vllm.layout import Layout
 from leanthink.integrations.vllm.lengths import Piece
 from leanthink.integrations.vllm.manager import BoundedSpec, bounded_spec
 from leanthink.integrations.vllm.row import Row
-from leanthink.integrations.vllm.step import Cut, Step, Wave, waves_of
+from leanthink.integrations.vllm.step import Step, SubBatch, TokenSpan, sub_batches_of
 from leanthink.integrations.vllm.worker import worker_here, worker_of
 from leanthink.utils.errors import UnsupportedModel
 
@@ -66,35 +66,39 @@ class BoundedBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]  # as a
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> CPUAttentionMetadata:
-        """Metadata of the first wave; all waves wait in `Worker.step` for the model's forward."""
+        """Metadata of the first sub-batch; all sub-batches wait in `Worker.step` for the model's forward."""
         rows = self.worker.rows
         if not rows:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
-        waves = waves_of(self._cuts(common_attn_metadata, rows))
-        built = [self._wave(common_attn_metadata, *wave, alone=len(waves) == 1) for wave in waves]
+        sub_batches = sub_batches_of(self._spans(common_attn_metadata, rows))
+        built = [
+            self._sub_batch(common_attn_metadata, *sub_batch, alone=len(sub_batches) == 1) for sub_batch in sub_batches
+        ]
         table = common_attn_metadata.block_table_tensor
 
         def compact(index: int, kept_K: Tensor, row: Row) -> None:
             self._compact(table[index], kept_K, row.prompt_tokens)
 
-        self.worker.step = Step(waves=built, compact=compact)
+        self.worker.step = Step(sub_batches=built, compact=compact)
         metadata: CPUAttentionMetadata = built[0].metadata
         return metadata
 
-    def _cuts(self, common: CommonAttentionMetadata, rows: dict[int, Row]) -> list[Cut]:
+    def _spans(self, common: CommonAttentionMetadata, rows: dict[int, Row]) -> list[TokenSpan]:
         """What each request of the batch feeds, in pieces that no eviction divides."""
         starts, lengths = common.query_start_loc_cpu.tolist(), common.seq_lens.tolist()
         assert max(rows) < common.num_reqs, "rows and batch do not agree"
-        cuts = []
+        spans = []
         for index in range(common.num_reqs):
             start, tokens = starts[index], starts[index + 1] - starts[index]
             logical, row = lengths[index] - tokens, rows.get(index)
             whole = [Piece(tokens=tokens, first_slot=logical, evicts=False)]
             pieces = whole if row is None else row.pieces(logical, tokens)
-            cuts.append(Cut(row=row, index=index, start=start, pieces=pieces))
-        return cuts
+            spans.append(TokenSpan(row=row, index=index, start=start, pieces=pieces))
+        return spans
 
-    def _wave(self, common: CommonAttentionMetadata, parts: list[Any], tokens_n: Tensor, *, alone: bool) -> Wave:
+    def _sub_batch(
+        self, common: CommonAttentionMetadata, parts: list[Any], tokens_n: Tensor, *, alone: bool
+    ) -> SubBatch:
         """One forward: physical lengths in place of logical ones, and the slots that are free in place of positions."""
         index = torch.tensor([part.index for part in parts])
         counts = [part.piece.tokens for part in parts]
@@ -121,7 +125,7 @@ class BoundedBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]  # as a
             slot_mapping=slots_n,
         )
         metadata = super().build(0, fed)
-        return Wave(parts=parts, tokens_n=None if alone else tokens_n, metadata=metadata, slots_n=slots_n)
+        return SubBatch(parts=parts, tokens_n=None if alone else tokens_n, metadata=metadata, slots_n=slots_n)
 
     def _compact(self, table: Tensor, kept_K: Tensor, prompt_tokens: int) -> None:
         """Move the kept thought slots of one request together, in every layer."""

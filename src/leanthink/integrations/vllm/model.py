@@ -1,6 +1,6 @@
-"""The model classes: vLLM's own, whose forward shows the plugin its hidden states and runs a step in its waves.
+"""The model classes: vLLM's own, whose forward shows the plugin its hidden states and runs a step in its sub-batches.
 
-n tokens of a wave   M hidden size   F = 2 M
+n tokens of a sub-batch   M hidden size   F = 2 M
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vllm.forward_context import get_forward_context, override_forward_context
 
 from leanthink.engine.hidden_states import joined
 from leanthink.integrations.vllm.checkpoint import fingerprint_of_samples, sampled
-from leanthink.integrations.vllm.step import Step, Wave, settle
+from leanthink.integrations.vllm.step import Step, SubBatch, settle
 from leanthink.integrations.vllm.version import check_config
 from leanthink.integrations.vllm.worker import ARCHITECTURES, worker_of
 from leanthink.utils.errors import UnsupportedModel
@@ -46,7 +46,7 @@ class Bounded(_Stock):  # type: ignore[misc]
         check_config(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.leanthink = worker_of(vllm_config)
-        self.middle: list[Tensor] = []  # what the middle layer made of the wave under way, if anybody wants it
+        self.middle: list[Tensor] = []  # what the middle layer made of the sub-batch under way, if anybody wants it
         self.catching = False
         layers = self.model.layers
         layers[len(layers) // 2].register_forward_hook(self._catch)
@@ -71,30 +71,30 @@ class Bounded(_Stock):  # type: ignore[misc]
         intermediate_tensors: Any = None,
         inputs_embeds: Any = None,
     ) -> Any:
-        """The final hidden states; where requests have budgets, wave by wave."""
+        """The final hidden states; where requests have budgets, sub-batch by sub-batch."""
         step, self.leanthink.step = self.leanthink.step, None
         if step is None:
             return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
         if inputs_embeds is not None or input_ids is None:
             raise UnsupportedModel("requests with a budget are fed as token ids, and this model takes embeddings")
         final_NM: Tensor | None = None
-        for wave in step.waves:
-            final_nM, states_nF = self._run(step, wave, input_ids, positions)
-            settle(step, wave, states_nF)
-            if wave.tokens_n is None:
+        for sub_batch in step.sub_batches:
+            final_nM, states_nF = self._run(step, sub_batch, input_ids, positions)
+            settle(step, sub_batch, states_nF)
+            if sub_batch.tokens_n is None:
                 return final_nM
             if final_NM is None:
                 final_NM = final_nM.new_zeros(len(input_ids), final_nM.shape[-1])
-            final_NM[wave.tokens_n] = final_nM
+            final_NM[sub_batch.tokens_n] = final_nM
         return final_NM
 
-    def _run(self, step: Step, wave: Wave, ids_N: Tensor, positions_N: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The wave's final hidden states [n, M], and its states [n, F] if a policy stamps."""
-        if wave.tokens_n is not None:
-            ids_N, positions_N = ids_N[wave.tokens_n], positions_N[wave.tokens_n]
+    def _run(self, step: Step, sub_batch: SubBatch, ids_N: Tensor, positions_N: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The sub-batch's final hidden states [n, M], and its states [n, F] if a policy stamps."""
+        if sub_batch.tokens_n is not None:
+            ids_N, positions_N = ids_N[sub_batch.tokens_n], positions_N[sub_batch.tokens_n]
         self.catching = step.stamps
         try:
-            with override_forward_context(_context(wave)):
+            with override_forward_context(_context(sub_batch)):
                 final_nM = super().forward(ids_N, positions_N)
             states_nF = joined(final_nM, self.middle[0]) if self.catching else None
         finally:
@@ -103,9 +103,9 @@ class Bounded(_Stock):  # type: ignore[misc]
         return final_nM, states_nF
 
 
-def _context(wave: Wave) -> Any:
-    """What vLLM says of the forward under way, with this wave's metadata and slots for every layer."""
+def _context(sub_batch: SubBatch) -> Any:
+    """What vLLM says of the forward under way, with this sub-batch's metadata and slots for every layer."""
     context = copy(get_forward_context())
-    context.attn_metadata = dict.fromkeys(context.attn_metadata, wave.metadata)
-    context.slot_mapping = dict.fromkeys(context.slot_mapping, wave.slots_n)
+    context.attn_metadata = dict.fromkeys(context.attn_metadata, sub_batch.metadata)
+    context.slot_mapping = dict.fromkeys(context.slot_mapping, sub_batch.slots_n)
     return context

@@ -1,6 +1,6 @@
 """One step of vLLM's batch as it is really run: in one forward, or in several where evictions fall inside a prompt.
 
-N tokens of the batch   n tokens of one wave
+N tokens of the batch   n tokens of one sub-batch
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from leanthink.integrations.vllm.row import Row
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one request feeds in one wave.
+    """What one request feeds in one sub-batch.
 
     Attributes:
         row: None for a request without a budget.
         index: of the request in the batch.
-        first: its first token, counted in the wave.
+        first: its first token, counted in the sub-batch.
         piece: its tokens.
     """
 
@@ -34,7 +34,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wave:
+class SubBatch:
     """Tokens that are fed in one forward.
 
     Attributes:
@@ -52,20 +52,20 @@ class Wave:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """All waves, and what evicts: (request's index in the batch, kept thought slots, row) → slots are moved."""
+    """All sub-batches, and what evicts: (request's index in the batch, kept thought slots, row) → slots are moved."""
 
-    waves: list[Wave]
+    sub_batches: list[SubBatch]
     compact: Callable[[int, Tensor, Row], None]
 
     @property
     def stamps(self) -> bool:
         """Whether any policy wants to be shown states."""
-        rows = [part.row for part in self.waves[0].parts]
+        rows = [part.row for part in self.sub_batches[0].parts]
         return any(row is not None and row.policy.score_dims for row in rows)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class TokenSpan:
     """One request's pieces, and where its tokens begin in the batch."""
 
     row: Row | None
@@ -74,26 +74,26 @@ class Cut:
     pieces: list[Piece]
 
 
-def waves_of(cuts: list[Cut]) -> list[tuple[list[Part], Tensor]]:
-    """The parts of each wave and the batch's tokens that it feeds: the n-th pieces of all requests go together."""
-    waves = []
-    for number in range(max(len(cut.pieces) for cut in cuts)):
+def sub_batches_of(spans: list[TokenSpan]) -> list[tuple[list[Part], Tensor]]:
+    """The parts of each sub-batch and the batch's tokens that it feeds: the n-th pieces of all requests go together."""
+    sub_batches = []
+    for number in range(max(len(span.pieces) for span in spans)):
         parts, tokens, first = [], [], 0
-        for cut in cuts:
-            if number >= len(cut.pieces):
+        for span in spans:
+            if number >= len(span.pieces):
                 continue
-            piece = cut.pieces[number]
-            start = cut.start + sum(earlier.tokens for earlier in cut.pieces[:number])
-            parts.append(Part(row=cut.row, index=cut.index, first=first, piece=piece))
+            piece = span.pieces[number]
+            start = span.start + sum(earlier.tokens for earlier in span.pieces[:number])
+            parts.append(Part(row=span.row, index=span.index, first=first, piece=piece))
             tokens.append(torch.arange(start, start + piece.tokens))
             first += piece.tokens
-        waves.append((parts, torch.cat(tokens)))
-    return waves
+        sub_batches.append((parts, torch.cat(tokens)))
+    return sub_batches
 
 
-def settle(step: Step, wave: Wave, states_nF: Tensor | None) -> None:
-    """The wave is fed: account for its tokens, and evict where that is due."""
-    for part in wave.parts:
+def settle(step: Step, sub_batch: SubBatch, states_nF: Tensor | None) -> None:
+    """The sub-batch is fed: account for its tokens, and evict where that is due."""
+    for part in sub_batch.parts:
         row, tokens = part.row, part.piece.tokens
         if row is None:
             continue

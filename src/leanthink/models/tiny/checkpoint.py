@@ -1,4 +1,4 @@
-"""Writes a trained embedded reasoner: weights, tokenizer, checksums, and the birth certificate of the run."""
+"""Writes a trained embedded reasoner: weights, tokenizer, checksums, and the provenance of the run."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def save_run(model: nn.Module, folder: Path, record: Record, options: Options, a
     """Fill `folder` with everything that `load_tiny` needs, and `train.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder)
-    certificate = birth_certificate(model, record, options, arguments)
-    (folder / "train.json").write_text(json.dumps(certificate, indent=1) + "\n")
+    provenance = training_provenance(model, record, options, arguments)
+    (folder / "train.json").write_text(json.dumps(provenance, indent=1) + "\n")
     write_sums(folder)
     print(f"step {record.steps}: loss {record.final_loss:.5f}, saved to {folder}", file=sys.stderr, flush=True)
 
@@ -39,7 +39,7 @@ def save_weights(model: nn.Module, folder: Path) -> None:
     save_tokenizer(folder)
 
 
-def birth_certificate(model: nn.Module, record: Record, options: Options, arguments: list[str]) -> dict[str, Any]:
+def training_provenance(model: nn.Module, record: Record, options: Options, arguments: list[str]) -> dict[str, Any]:
     """How these weights came to be, in plain JSON types."""
     on_gpu = next(model.parameters()).is_cuda
     return {

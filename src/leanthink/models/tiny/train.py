@@ -101,7 +101,7 @@ class Options:
 
 @dataclass(kw_only=True)
 class Record:
-    """What a run did, for its birth certificate."""
+    """What a run did, for its provenance."""
 
     steps: int = 0
     tokens: int = 0
