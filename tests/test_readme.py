@@ -34,8 +34,8 @@ PYTHON = (ROOT / "docs" / "python.md").read_text()
 TRANSFORMERS = (ROOT / "docs" / "transformers.md").read_text()
 DESIGN = (ROOT / "docs" / "design.md").read_text()
 MOST_LINES, MOST_WORDS, WIDEST = 110, 900, 120
-# The commands of README are for a GPU and thousands of problems. Here MODEL is the embedded reasoner, problems.jsonl
-# has four problems, and these options are added, so that everything is as small as it can be.
+# The commands of README are for a GPU and thousands of problems. Here MODEL is the embedded reasoner, fit.jsonl and
+# test.jsonl have four problems each, and these options are added, so that everything is as small as it can be.
 SMALLER = {
     "predictor": "--max-new-tokens 300 --steps 20 --batch 64 --width 16 --horizons 16,32 --device cpu",
     "eval": "--recent-window 4 --eviction-interval 8 --max-new-tokens 300 --device cpu",
@@ -101,17 +101,19 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     problems = [problem for seed in range(4) for problem in registry.sample("sums", 1, 1, seed)]
     records = [{"problem": problem.prompt, "answer": problem.answer} for problem in problems]
-    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for name in ("fit", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     for words in commands():
         if words[0] != "serve":
             assert cli.run(smaller(words)) == 0, capfd.readouterr().err
             printed = capfd.readouterr().out
             if words[0] == "eval":
-                assert "problems: the smallest budget of horizon within one point of full: " in printed
+                assert "test: the smallest budget of horizon within one point of full: " in printed
     assert {path.name for path in tmp_path.iterdir()} == {
         "predictor.safetensors",
         "predictor.safetensors.work",
-        "problems.jsonl",
+        "fit.jsonl",
+        "test.jsonl",
         "runs",
     }
 
@@ -176,7 +178,7 @@ def test_the_numbers_at_the_head_of_the_readme_are_those_of_the_results(monkeypa
         "keeps 96 % of its right answers with a quarter",
         "90 % with a sixth",
         "on MATH-500 99 % with either",
-        "With 2048 slots for each thought an H100 writes 4.4 times as many tokens per second as with a full cache",
+        "With 2048 slots for thoughts of 16384 tokens an H100 writes 4.4 times as many tokens per second as with a full cache",
         "with 1024 6.9 times as many (Llama-3.1-8B's shape, 40 GiB of cache)",
     ):
         assert told in head
