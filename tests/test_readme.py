@@ -178,7 +178,8 @@ def test_the_numbers_at_the_head_of_the_readme_are_those_of_the_results(monkeypa
         "keeps 96 % of its right answers with a quarter",
         "90 % with a sixth",
         "on MATH-500 99 % with either",
-        "With 2048 slots for thoughts of 16384 tokens an H100 writes 4.4 times as many tokens per second as with a full cache",
+        "With 2048 slots for thoughts of 16384 tokens an H100 writes 4.4 times as many tokens per second as with a "
+        "full cache",
         "with 1024 6.9 times as many (Llama-3.1-8B's shape, 40 GiB of cache)",
     ):
         assert told in head
