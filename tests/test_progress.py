@@ -73,8 +73,8 @@ def test_fewer_done_is_another_count_of_the_same_total(clock: list[float]) -> No
 
 def test_where_units_differ_the_share_of_the_work_tells_the_time_left(clock: list[float]) -> None:
     bar = ProgressBar()
-    bar.update("parts, floor", 0, 9, share=0.0)
-    assert bar.line() == "parts, floor: 0 of 9"
+    bar.update("parts, roofline", 0, 9, share=0.0)
+    assert bar.line() == "parts, roofline: 0 of 9"
     clock[0] = 20.0
     bar.update("parts, cpu", 8, 9, share=0.25)
     assert bar.line() == "parts, cpu: 8 of 9, about 60 s left"
@@ -140,12 +140,12 @@ def test_on_a_terminal_collect_shows_a_bar_and_no_lines_and_a_pipe_gets_its_docu
 
 @pytest.mark.slow
 def test_on_a_terminal_bench_tells_which_part_it_measures_and_its_lines_stay_data(tmp_path: Path) -> None:
-    words = ("bench", "--parts", "floor,memory", "--steps", "3", "--out", tmp_path / "b")
+    words = ("bench", "--parts", "roofline,memory", "--steps", "3", "--out", tmp_path / "b")
     done = on_terminal(*words, piped_out=True)
     assert done.code == 0, done.shown
-    assert "parts, floor" in done.shown
+    assert "parts, roofline" in done.shown
     assert "2/2" in done.shown
-    assert re.match(r"floor: .*\nfloor: ", done.out)
+    assert re.match(r"roofline: .*\nroofline: ", done.out)
 
 
 def test_without_a_terminal_collect_says_little(tmp_path: Path, inside: Any) -> None:
