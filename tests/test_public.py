@@ -64,8 +64,8 @@ def test_an_old_name_is_told_the_new_one_where_it_is_used():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "6\n"
     assert done.stderr.splitlines() == [
-        "<string>:1: FutureWarning: leanthink.tiny is called leanthink.models.tiny now: use that name",
-        "<string>:1: FutureWarning: leanthink.tiny.tasks is called leanthink.data.tasks.registry now: use that name",
+        "<string>:1: RenamedWarning: leanthink.tiny is called leanthink.models.tiny now: use that name",
+        "<string>:1: RenamedWarning: leanthink.tiny.tasks is called leanthink.data.tasks.registry now: use that name",
     ]
 
 

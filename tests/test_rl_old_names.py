@@ -109,7 +109,7 @@ def test_a_run_of_before_is_resumed_under_present_names(tmp_path: Path) -> None:
 
 def test_flags_win_over_a_file_of_settings_with_old_names() -> None:
     in_file = told(lambda: current_names({"decay": 0.9, "alpha": 0.1}))[0]
-    assert in_file | Method(decay=0.8, start="observed").settings == {
+    assert in_file | Method(ema_decay=0.8, ema_initial_value="observed").settings == {
         "ema_decay": 0.8,
         "alpha": 0.1,
         "ema_initial_value": "observed",

@@ -334,6 +334,7 @@ def test_events_mean_what_a_trace_means(client: openai.OpenAI) -> None:
 
 def test_the_page_on_serving_is_true(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
     page, readme = (path.read_text().replace("http://127.0.0.1:8000", server.url) for path in (PAGE, README))
+    readme = readme.replace("MODEL", "tiny")
     blocks = {
         language: re.findall(rf"^```{language}\n(.*?)^```", page, re.M | re.S)
         for language in ("bash", "python", "json")
