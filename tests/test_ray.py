@@ -73,8 +73,8 @@ def killing(told: list[str], after: int) -> Callable[[int, int], None]:
 
 
 def kill_after_a_record(folder: Path, told: list[str]) -> None:
-    """Whoever made the first record, each engine then has a second request in hand or just begun."""
-    while not (folder / "records.jsonl").exists() or not keys_so_far(folder):
+    """Whoever made the first record, each engine that is there then has a second request in hand or just begun."""
+    while len(processes(told)) < 2 or not (folder / "records.jsonl").exists() or not keys_so_far(folder):
         time.sleep(0.01)
     os.kill(processes(told)[0], signal.SIGKILL)
 
