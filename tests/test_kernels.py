@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from transformers.models.llama import modeling_llama
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
+from interpreted import assert_passes_interpreted
 from leanthink.engine.kernels.append import append
 from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import decode_attention, splits_for
@@ -33,13 +32,7 @@ HELD = [1, 2, 16, 17, 64, 65, 128, 500, 1000, 2049, 3000]
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="the tests that this would start run here already")
 def test_kernels_under_the_interpreter() -> None:
-    pytest.importorskip("triton", minversion="3.7", reason="the interpreter of Triton 3.6 fails with NumPy 2.4")
-    tests = Path(__file__).with_name("test_kernels_interpreted.py")
-    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", str(tests)]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
-    assert " skipped" not in done.stdout
+    assert_passes_interpreted(Path(__file__).with_name("test_kernels_interpreted.py"))
 
 
 def error(got: Tensor, wanted: Tensor) -> float:

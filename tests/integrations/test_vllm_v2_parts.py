@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from interpreted import assert_passes_interpreted
 from leanthink.integrations.vllm.lengths import NEVER, Lengths
 from leanthink.integrations.vllm.row import Row
 from leanthink.integrations.vllm.v2.device_rows import Batch, Sampled, physical
@@ -172,13 +170,7 @@ def test_rows_keep_what_one_row_alone_keeps(seed: int) -> None:
 
 @pytest.mark.slow
 def test_fused_rows_under_the_interpreter() -> None:
-    pytest.importorskip("triton", minversion="3.7", reason="the interpreter of Triton 3.6 fails with NumPy 2.4")
-    tests = Path(__file__).with_name("test_vllm_v2_interpreted.py")
-    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", str(tests)]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
-    assert " skipped" not in done.stdout
+    assert_passes_interpreted(Path(__file__).with_name("test_vllm_v2_interpreted.py"))
 
 
 def numbered(layers: int, blocks: int, heads: int) -> Tensor:
