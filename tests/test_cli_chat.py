@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from command_line import refused
+from leanthink.data.problems import STEP_BY_STEP
 from leanthink.data.think_tags import think_tags
 from leanthink.data.traces.trace import read_traces
 from leanthink.models.prompt import ChatOptions, encode_prompt
+from leanthink.utils.errors import UsageError
 from models import make_model
 from test_prompt import TOKENIZERS
 
@@ -50,10 +52,37 @@ def test_generate_writes_what_it_was_told_to_ask(chatty: Path, inside: Any, tmp_
 
 def test_collect_asks_so_and_goes_on_with_the_same_prompts_only(chatty: Path, inside: Any, tmp_path: Path) -> None:
     plain = ["collect", "--model", chatty, "--problems", chatty / "problems.jsonl", "--max-new-tokens", 3,
-             "--out", tmp_path / "t.jsonl"]  # fmt: skip
+             "--instruction", "", "--out", tmp_path / "t.jsonl"]  # fmt: skip
     assert inside(*plain, *WORDS).code == 0
     assert read_traces(tmp_path / "t.jsonl")[0].prompt_ids == prompt_ids()
     refused(inside(*plain, "--resume"), 2, "another prompt")
+
+
+def test_a_predictor_is_fitted_to_the_prompts_that_eval_asks(
+    chatty: Path, inside: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [json.dumps({"problem": PROBLEM, "answer": str(n)}) + "\n" for n in range(2)]
+    (tmp_path / "two.jsonl").write_text("".join(lines))
+    plain = ["--model", chatty, "--problems", tmp_path / "two.jsonl", "--max-new-tokens", 3]
+    asked: dict[str, tuple[int, ...]] = {}
+    for name, more in (("default", []), ("none", ["--instruction", ""])):
+        out = tmp_path / f"{name}.jsonl"
+        assert inside("collect", *plain, *more, "--out", out).code == 0
+        asked[name] = read_traces(out)[0].prompt_ids
+    assert len(asked["default"]) > len(asked["none"])
+    told: list[str] = []
+
+    def noted(plan: Any, *_: Any, **__: Any) -> None:
+        told.append(plan.instruction)
+        raise UsageError("seen")
+
+    monkeypatch.setattr("leanthink.entrypoints.cli.predictor._make", noted)
+    for more in ([], ["--instruction", ""]):
+        assert inside("predictor", *plain, *more, "--out", tmp_path / "p.safetensors").code == 2
+    assert told == [STEP_BY_STEP, ""]
+    assert inside("eval", *plain, "--policies", "full", "--out", tmp_path / "run", "--json").code == 0
+    first, _ = (json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines())
+    assert first["prompt_tokens"] == len(asked["default"])
 
 
 def test_eval_asks_so_and_goes_on_with_the_same_settings_only(chatty: Path, inside: Any, tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from leanthink.data.tasks.problem import Problem as Task
 from leanthink.utils.errors import UsageError
 from leanthink.utils.file_reading import is_text, parse_json
 
+# What is put after a problem of a file, unless something else is asked for: traces, fits and evaluations agree on it.
+STEP_BY_STEP = r"Please reason step by step, and put your final answer within \boxed{}."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:

@@ -13,13 +13,12 @@ from typing import Any
 from leanthink.data.grading.answer_normalisation import EXACT, Tolerance
 from leanthink.data.grading.grading import last_boxed
 from leanthink.data.gym import gym_problems
-from leanthink.data.problems import Problem, from_tasks, read_problems
+from leanthink.data.problems import STEP_BY_STEP, Problem, from_tasks, read_problems
 from leanthink.data.tasks import registry
 from leanthink.data.tasks.problem import Split
 from leanthink.eval.configurations import Benchmark
 from leanthink.utils.errors import UsageError, unknown
 
-STEP_BY_STEP = r"Please reason step by step, and put your final answer within \boxed{}."
 CHOOSE = r"Please reason step by step, and put the letter of your choice within \boxed{}."
 LETTERS = "ABCD"
 Row = Mapping[str, Any]

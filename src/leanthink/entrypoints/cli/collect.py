@@ -34,7 +34,15 @@ Problems = Annotated[
 ]
 Limit = Annotated[int | None, option("--limit", about="Take only so many problems from the head of the file.")]
 Samples = Annotated[int, option("--samples", about="Traces for each problem.", default=1)]
-Instruction = Annotated[str, option("--instruction", about="Text put after each problem.", metavar="TEXT")]
+Instruction = Annotated[
+    str | None,
+    option(
+        "--instruction",
+        about="Text put after each problem.",
+        default="for --problems that of eval: step by step, answer in a box",
+        metavar="TEXT",
+    ),
+]
 Out = Annotated[Path, option("--out", about="JSONL file for the traces.", metavar="FILE")]
 CollectPolicy = Annotated[
     str, option("--policy", about="What to generate under.", default="full", metavar=options.POLICY)
@@ -65,7 +73,7 @@ def command(
     *,
     source: Source,
     samples: Samples = 1,
-    instruction: Instruction = "",
+    instruction: Instruction = None,
     prompt: options.PromptOptions,
     picked: options.SamplingOptions,
     policy: CollectPolicy = "full",
@@ -105,7 +113,7 @@ def command(
                 out,
                 **asked,
                 model_name=model,
-                instruction=instruction,
+                instruction=as_instruction(instruction, from_files=source.problems is not None),
                 max_rows=max_num_seqs,
                 record=record,
                 resume=resume,
@@ -131,6 +139,15 @@ def check_samples(samples: int, temperature: float | None) -> None:
     """Refuse several greedy traces of a problem, which would be the same (UsageError)."""
     if samples > 1 and not temperature:
         raise UsageError(f"--samples {samples} at temperature 0 would be {samples} times the same: give --temperature")
+
+
+def as_instruction(given: str | None, *, from_files: bool) -> str:
+    """What was given, or for problems of files what `eval` puts after them; embedded tasks need nothing."""
+    from leanthink.data.problems import STEP_BY_STEP
+
+    if given is not None:
+        return given
+    return STEP_BY_STEP if from_files else ""
 
 
 def choose(
