@@ -98,10 +98,11 @@ def short_table(found: Sequence[Results]) -> str:
     """Right answers, marked against the full cache, of ours and of what is the best of the others anywhere."""
     leading = _leading(found)
     lines = _table(found, [FULL, OURS, *(name for name in _policies(found) if name in leading)])
+    births = [birth for one in found for run in one.document["runs"].values() for birth in run["births"]]
     told = (
-        f"Right answers in %, greedy; {BELOW} ({ABOVE}): below (above) the full cache beyond the paired 95 % interval. "
-        "[All policies, with intervals](docs/measurements.md#on-a-real-model). "
-        f"{_origin(found)}, [recipe](bench/real/README.md)."
+        f"Right answers in %, with so many times fewer slots; {BELOW} ({ABOVE}): below (above) `full` beyond chance. "
+        f"{_each(one.document['model'] for one in found)}, {_each(birth['hardware'] for birth in births)}. "
+        "[More](docs/measurements.md#on-a-real-model)."
     )
     return "\n".join([*lines, "", *wrapped(told, NARROW)]) + "\n"
 

@@ -258,9 +258,8 @@ def speed_table() -> str:
         name = f"{measured['options']['shape']}, {measured['options']['kv_gib']:g} GiB"
         lines.append(f"| {name} | {first['tokens_per_second']:.0f} | {' | '.join(cells)} |")
     told = (
-        f"Tokens per second under `horizon`, requests of {options['prompt']} + {options['output']} tokens, random "
-        f"weights. {birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}. "
-        "[Steps, and transformers beside them](docs/measurements.md#speed)."
+        f"Tokens per second, `horizon`, requests of {options['prompt']} + {options['output']}, random weights, "
+        f"{birth['hardware']}. [More](docs/measurements.md#speed)."
     )
     return "\n".join([*lines, "", *wrapped(told, NARROW)]) + "\n"
 

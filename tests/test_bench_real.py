@@ -111,8 +111,7 @@ def test_a_full_cache_that_answers_otherwise_is_told(tmp_path: Path, capsys: pyt
     other = [cell("full", None, MOST), cell("horizon", 48, HALF)]
     found = packed(tmp_path, write(tmp_path / "a", FIRST), f"layer={write(tmp_path / 'b', other)}")
     assert "full caches differ: {'layer': 1}" in capsys.readouterr().out
-    for table in (real_table.short_table(found), real_table.whole_tables(found)):
-        assert "another run: 1 of gsm8k (layer)." in " ".join(table.split())
+    assert "another run: 1 of gsm8k (layer)." in " ".join(real_table.whole_tables(found).split())
     alone = packed(tmp_path, write(tmp_path / "c", FIRST), f"x={write(tmp_path / 'd', [cell('horizon', 48, HALF)])}")
     assert alone[0].document["runs"]["x"]["full_differs"] is None
     assert "another run" not in real_table.short_table(alone)
@@ -201,8 +200,7 @@ def test_the_short_table_has_ours_and_the_best_of_the_others(tmp_path: Path) -> 
     assert shown["r-kv"][0] == "50.0▼"
     assert shown["sinks"][1] == shown["horizon"][1]
     told = " ".join(table.split())
-    for fact in ("M, Q4", "gsm8k: 40 problems, mean full thought 128 tokens", "window 16, interval 16", "cpu",
-                 "torch 2.11", "commit abc"):  # fmt: skip
+    for fact in ("M, Q4, cpu.", "docs/measurements.md#on-a-real-model"):
         assert fact in told, fact
 
 

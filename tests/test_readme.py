@@ -34,6 +34,7 @@ PYTHON = (ROOT / "docs" / "python.md").read_text()
 TRANSFORMERS = (ROOT / "docs" / "transformers.md").read_text()
 DESIGN = (ROOT / "docs" / "design.md").read_text()
 MOST_LINES, MOST_WORDS, WIDEST = 110, 900, 120
+MOST_SPOKEN = 320  # words outside of code and tables: two minutes of reading aloud
 # The commands of README are for a GPU and thousands of problems. Here MODEL is the embedded reasoner, fit.jsonl and
 # test.jsonl have four problems each, and these options are added, so that everything is as small as it can be.
 SMALLER = {
@@ -169,18 +170,15 @@ def test_the_numbers_at_the_head_of_the_readme_are_those_of_the_results(monkeypa
     for one in real_table.read():
         kept[one.name] = [100 * float(one.right["horizon"][slots].mean() / one.full.mean()) for slots in one.slots]
     assert [f"{share:.0f}" for share in kept["gsm8k"][1:]] == ["96", "90"]
-    assert min(kept["math-500"][1:]) >= 99.0 - 0.05
     found = json.loads((ROOT / "bench" / "results" / "engine-llama-3.1-8b" / "bench.json").read_text())
     ratios = {row["budget"]: f"{row['ratio_to_full']:.1f}" for row in found["parts"]["throughput"]["policies"]}
-    assert (ratios[2048], ratios[1024]) == ("4.4", "6.9")
+    assert ratios[2048] == "4.4"
     head = " ".join(README.split("## ")[0].split())
     for told in (
         "keeps 96 % of its right answers with a quarter",
         "90 % with a sixth",
-        "on MATH-500 99 % with either",
         "With 2048 slots for thoughts of 16384 tokens an H100 writes 4.4 times as many tokens per second as with a "
-        "full cache",
-        "with 1024 6.9 times as many (Llama-3.1-8B's shape, 40 GiB of cache)",
+        "full cache (Llama-3.1-8B's shape)",
     ):
         assert told in head
 
@@ -218,6 +216,8 @@ def test_the_readme_is_short_and_its_lines_are_read_once():
     assert len(README.splitlines()) <= MOST_LINES
     assert len(README.split()) <= MOST_WORDS
     assert max(map(len, README.splitlines())) <= WIDEST
+    spoken = re.sub(r"^```.*?^```$|^[|!].*?$|<!--.*?-->|\]\(.*?\)", "", README, flags=re.MULTILINE | re.DOTALL)
+    assert len(re.findall(r"\w[\w'.,-]*", spoken)) <= MOST_SPOKEN
 
 
 @pytest.mark.parametrize("word", ["slot", "budget", "interval", "window", "pinned", "predictor", "horizons"])
