@@ -39,7 +39,7 @@ from leanthink.rl.rewards import batch_pass_ratio
 from leanthink.utils.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
-WEIGHTS = ROOT / "src" / "leanthink" / "tiny" / "weights"
+WEIGHTS = ROOT / "src" / "leanthink" / "models" / "tiny" / "weights"
 GROUP = 4
 
 
