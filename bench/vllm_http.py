@@ -30,7 +30,7 @@ def served(work: Path, flags: Sequence[str], seconds: float = 240) -> Iterator[N
     """The server, ready; what it says goes to log-server.txt."""
     from leanthink.models.tiny import weights_path
 
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(weights_path()),
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(weights_path()),
                "--served-model-name", "tiny", "--port", str(PORT), *flags]  # fmt: skip
     environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     with (work / "log-server.txt").open("wb") as log:
@@ -72,10 +72,15 @@ def checks(ids: list[list[int]], texts: list[str], expected: list[list[int]], as
         body = {"messages": [{"role": "user", "content": texts[0]}], "vllm_xargs": extra, "max_tokens": most}
         whole = _post("/v1/chat/completions", body)
         events = _stream("/v1/chat/completions", {**body, "stream": True, "stream_options": {"include_usage": True}})
-        text = "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
-        assert text == (whole["choices"][0]["message"]["content"] or ""), "another text"
+        message, length = whole["choices"][0]["message"], {}
+        for name in ("reasoning", "content"):
+            text = "".join(choice["delta"].get(name) or "" for event in events for choice in event["choices"])
+            assert text == (message[name] or ""), f"another {name}"
+            length[name] = len(text)
+        assert length["reasoning"], message
+        assert "</think>" not in str(message), message
         assert events[-1]["usage"] == whole["usage"], (events[-1]["usage"], whole["usage"])
-        return {"events": len(events), "usage": whole["usage"]}
+        return {"events": len(events), "usage": whole["usage"], "characters": length}
 
     def refused() -> dict[str, str]:
         said = {name: _refusal({"prompt": "1", "vllm_xargs": wrong}) for name, wrong in WRONG.items()}

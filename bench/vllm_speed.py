@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_parts import SIZES
+
 SHAPE = "llama-3.1-8b"
 BLOCK = 16
 GIB = 1 << 30
@@ -73,9 +75,17 @@ class Client:
         return list(self.llm.collective_rpc(method, args=given))
 
     def run(
-        self, ids: Sequence[list[int]], tokens: int, asked: dict[str, Any] | None, at: dict[int, Callable[[], None]]
+        self,
+        ids: Sequence[list[int]],
+        tokens: int,
+        asked: dict[str, Any] | None,
+        at: dict[int, Callable[[], None]],
+        seconds: float = float("inf"),
     ) -> dict[str, Any]:
-        """All of these prompts, each with so many tokens; `at` is called after so many results."""
+        """All of these prompts, each with so many tokens; `at` is called after so many results.
+
+        What is not done after so many seconds is aborted.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -89,20 +99,25 @@ class Client:
             )  # fmt: skip
             self.engine.add_request(str(self.count), {"prompt_token_ids": one}, params)
             self.count += 1
-        written, seen = 0, 0
+        written, seen, first = 0, 0, self.count - len(ids)
         while self.engine.has_unfinished_requests():
+            if time.perf_counter() - start > seconds:
+                self.engine.abort_request([str(index) for index in range(first, self.count)])
+                break
             for output in self.engine.step():
                 written += len(output.outputs[0].token_ids)
             for step in range(seen, len(self.results)):
                 at.get(step, lambda: None)()
             seen = len(self.results)
-        seconds = time.perf_counter() - start
+        took = time.perf_counter() - start
         (inside,) = self.inside("inside_read", len(ids))
-        return {"seconds": seconds, "written": written, "inside": inside}
+        return {"seconds": took, "written": written, "inside": inside}
 
 
-def speed_client(work: Path, *, plugin: bool, engine: Callable[..., Any], cache_bytes: int) -> Client:
-    """Weights that were never loaded."""
+def speed_client(
+    work: Path, *, plugin: bool, engine: Callable[..., Any], cache_bytes: int, longest: int = 8192, rows: int = MANY[0]
+) -> Client:
+    """Weights that were never loaded; requests of at most `longest` tokens, `rows` at a time."""
     from leanthink.models.tiny import weights_path
 
     client = Client(
@@ -111,8 +126,9 @@ def speed_client(work: Path, *, plugin: bool, engine: Callable[..., Any], cache_
             model=str(work / "shape"),
             tokenizer=str(weights_path()),
             load_format="dummy",
-            max_model_len=8192,
-            max_num_seqs=MANY[0],
+            max_model_len=longest,
+            max_num_seqs=rows,
+            sizes=sorted({*SIZES, *range(64, rows + 1, 16)}),
             max_num_batched_tokens=8192,
             kv_cache_memory_bytes=cache_bytes,
             gpu_memory_utilization=0.8,
@@ -189,6 +205,34 @@ def throughput(
         "tokens": ran["written"], "seconds": round(ran["seconds"], 2),
         "tokens_per_s": round(ran["written"] / ran["seconds"], 1), "results": len(running),
         "rows_mean": round(statistics.mean(running), 2), "inside": ran["inside"],
+    }  # fmt: skip
+
+
+def long_throughput(
+    client: Client, requests: int, prompt: int, tokens: int, budget: int | None, seconds: float
+) -> dict[str, Any]:
+    """The same of requests that take longer than there is time: what is written in so many seconds."""
+    asked = None if budget is None else {"budget": budget, "policy": "horizon", **ASKED}
+    prompts = random_prompts(requests, prompt, 7)
+    start = time.monotonic()  # the clock of results
+    ran = client.run(prompts, tokens, asked, {}, seconds=seconds)
+    return {
+        "requests": requests, "prompt": prompt, "each": tokens, "budget": budget, "inside": ran["inside"],
+        **rates(start, client.results),
+    }  # fmt: skip
+
+
+def rates(start: float, results: Sequence[tuple[float, int]]) -> dict[str, Any]:
+    """Tokens a second over all of it, and over its second half, when what ends is replaced by what begins."""
+    ends, tokens = [end for end, _ in results], [count for _, count in results]
+    half = (start + ends[-1]) / 2
+    late = [(end, count) for end, count in results if end >= half]
+    in_late = sum(count for _, count in late[1:])
+    return {
+        "seconds": round(ends[-1] - start, 2), "tokens": sum(tokens), "steps": len(results),
+        "tokens_per_s": round(sum(tokens) / (ends[-1] - start), 1),
+        "second_half_tokens_per_s": round(in_late / (late[-1][0] - late[0][0]), 1),
+        "rows_mean": round(statistics.mean(tokens), 2), "second_half_rows": round(in_late / (len(late) - 1), 2),
     }  # fmt: skip
 
 

@@ -50,11 +50,19 @@ class Scores:
         return noted
 
 
-def compared(work: Path, policies: Sequence[str], budget: dict[str, int]) -> dict[str, Any]:
-    """How many answers are the same, and of the others how near a choice the first token was that is not."""
+def compared(work: Path, policies: Sequence[str], budget: dict[str, int], real: Any) -> dict[str, Any]:
+    """How many answers are the same, and of the others how near a choice the first token was that is not.
+
+    `real` is bench/vllm_real.py: what was asked of a real model.
+    """
     pairs = PAIRS | {f"plugin, ours: {policy}": (f"plugin-{policy}", f"ours-{policy}") for policy in policies}
     pairs |= {f"plugin with {policy}, without a budget": (f"plugin-{policy}", "plugin-full") for policy in policies}
     pairs |= {f"two ranks, one: {policy}": (f"ranks-{policy}", f"plugin-{policy}") for policy in policies}
+    asked = ["full", *(f"{policy}-{slots}" for policy in real.POLICIES for slots in real.BUDGETS)]
+    pairs |= {f"real plugin, ours: {name}": (f"real-plugin-{name}", f"real-ours-{name}") for name in asked}
+    pairs |= {f"real FP8, bfloat16: {name}": (f"real-fp8-{name}", f"real-plugin-{name}") for name in asked}
+    pairs["real plugin without a budget, vLLM alone"] = ("real-plugin-full", "real-alone-full")
+    pairs["real FP8 without a budget, vLLM alone"] = ("real-fp8-full", "real-fp8-alone-full")
     found: dict[str, Any] = {}
     for name, (left, right) in pairs.items():
         one, other = (_read(work / f"tokens-{side}.json") for side in (left, right))
@@ -69,6 +77,10 @@ def compared(work: Path, policies: Sequence[str], budget: dict[str, int]) -> dic
             "near": sum(row["gap"] is not None and row["gap"] <= NEAR for row in rows),
             "evictions": sum(answer.get("evictions", 0) for answer in other),
         }  # fmt: skip
+        if "right" in one[0]:
+            found[name] |= _paired([[answer["right"] for answer in side] for side in (one, other)])
+            gaps = [row["gap"] for row in rows if row["gap"] is not None]
+            found[name]["largest_gap"] = max(gaps, default=None)
         if name.startswith("plugin, ours"):
             rows = _explained(rows, work / f"scores-{left}.pt", work / f"scores-{right}.pt", one, budget)
             found[name] |= _summary(rows) | {"first_differences": rows}
@@ -81,6 +93,13 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     most = {f"{name}_most": max((row[name] for row in swapped), default=None) for name in ("swapped", "swap", "noise")}
     gaps = [row["gap"] for row in rows if "swap" not in row and row["gap"] is not None]
     return {"after_other_slots": len(swapped), **most, "largest_gap_else": max(gaps, default=None)}
+
+
+def _paired(right: list[list[bool]]) -> dict[str, Any]:
+    """Right answers of both sides, and the difference in points with its paired 95 % interval."""
+    differences = [100.0 * (a - b) for a, b in zip(*right, strict=True)]
+    mean, half = statistics.fmean(differences), 1.96 * statistics.pstdev(differences) / len(differences) ** 0.5
+    return {"right": [sum(side) for side in right], "points": [round(x, 2) for x in (mean, mean - half, mean + half)]}
 
 
 def _read(path: Path) -> list[dict[str, Any]] | None:

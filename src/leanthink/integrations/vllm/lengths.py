@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from leanthink.policies.budget import Budget
 
 NEVER = 2**62  # a position that no request reaches
+# On model runner V2 the host sees a token when the step that feeds it is under way, and knows of it in the one after.
+LATE = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,8 @@ class Lengths:
     Attributes:
         prompt: its tokens.
         budget: of its thought.
-        answer_at: position of `</think>`, or `prompt` where the prompt has closed the thought; NEVER while it thinks.
+        answer_at: position of `</think>`, or of a token soon after it where that is noticed late, or `prompt` where
+            the prompt has closed the thought; NEVER while it thinks.
     """
 
     prompt: int

@@ -13,9 +13,9 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.request import Request
 
 from leanthink.data.think_tags import think_tags
-from leanthink.integrations.vllm.lengths import NEVER, Lengths
+from leanthink.integrations.vllm.lengths import LATE, NEVER, Lengths
 from leanthink.integrations.vllm.settings import asked_of, settings_here
-from leanthink.integrations.vllm.thought import Watch, tokenizer_of
+from leanthink.integrations.vllm.thought import Watch, only_text_tells, tokenizer_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,8 @@ class BoundedManager(FullAttentionManager):  # type: ignore[misc]  # as above
         super().__init__(kv_cache_spec, **given)
         self.settings = settings_here()
         self._tokenizer = tokenizer_of(kv_cache_spec.tokenizer)
-        self._closes = think_tags(self._tokenizer).closes
+        self._tags = think_tags(self._tokenizer)
+        self._late = 0  # tokens by which a worker notices late that a thought is over
         # Both forget a request when the scheduler does, also while it waits after a preemption.
         self._requests: WeakValueDictionary[str, Request] = WeakValueDictionary()
         self._known: WeakKeyDictionary[Request, tuple[Lengths, Watch] | None] = WeakKeyDictionary()
@@ -58,8 +59,9 @@ class BoundedManager(FullAttentionManager):  # type: ignore[misc]  # as above
         return request_id in self._reserved and request_id in self.req_to_blocks
 
     def reserve(self, most_tokens: int) -> None:
-        """From now on a request with a budget that is known gets all that it can ever hold at once."""
+        """From now on a request with a budget that is known gets all that it can ever hold at once: model runner V2."""
         self._most_tokens = most_tokens
+        self._late = LATE if only_text_tells(self._tags) else 0
 
     def learn(self, request: Request) -> None:
         """A request that will ask for blocks."""
@@ -105,7 +107,8 @@ class BoundedManager(FullAttentionManager):  # type: ignore[misc]  # as above
             num_tokens = min(num_tokens, request.num_prompt_tokens)
             request.skip_reading_prefix_cache = True
             if lengths.answer_at != NEVER:  # a longer answer ends with finish reason "length"
-                most = lengths.answer_at - lengths.prompt + lengths.budget.max_answer_slots
+                late = self._late if lengths.answer_at > lengths.prompt else 0
+                most = lengths.answer_at - late - lengths.prompt + lengths.budget.max_answer_slots
                 request.max_tokens = min(request.max_tokens, most)
             if self.num_cached_block.get(request.request_id, -1) >= lengths.prompt // self.block_size:
                 return  # all of it is, and this is asked in every step
@@ -120,7 +123,7 @@ class BoundedManager(FullAttentionManager):  # type: ignore[misc]  # as above
         if self._most_tokens is None:
             return lengths.peak(num_tokens)
         budget, thinks = lengths.budget, lengths.answer_at > lengths.prompt
-        most = budget.bound(lengths.prompt, request.max_tokens, thinks=thinks, answers=self._closes)
+        most = budget.bound(lengths.prompt, request.max_tokens, thinks=thinks, answers=self._tags.closes)
         return min(max(most, lengths.peak(num_tokens)), self._most_tokens)
 
     def _lengths(self, request: Request) -> Lengths | None:
@@ -140,7 +143,7 @@ class BoundedManager(FullAttentionManager):  # type: ignore[misc]  # as above
         if asked is None or request.prompt_token_ids is None:
             return None
         lengths = Lengths(prompt=request.num_prompt_tokens, budget=asked.budget)
-        return lengths, Watch(request.prompt_token_ids, self._tokenizer)
+        return lengths, Watch(request.prompt_token_ids, self._tokenizer, late=self._late)
 
 
 def bounded_spec(spec: FullAttentionSpec, tokenizer: str) -> BoundedSpec:

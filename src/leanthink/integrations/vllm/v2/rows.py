@@ -122,8 +122,12 @@ class Rows:
             self._policy_R[index] = self.policies.index(request.policy)
         self._entered[index] = NEVER if request is None else request.answer_at
 
+    def end_thought(self, index: int, answer_at: int) -> None:
+        """The thought of the request that sits there is over: its answer begins at this position."""
+        self._entered[index] = answer_at
+
     def flush(self) -> None:
-        """Copy to the device what entered."""
+        """Copy to the device what entered, and whose thoughts are over."""
         if not self._entered:
             return
         self.device.asked_5R.copy_(self._sent(self._asked_5R))

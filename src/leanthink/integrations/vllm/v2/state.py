@@ -13,12 +13,14 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from leanthink.data.think_tags import think_tags
+from leanthink.integrations.vllm.lengths import LATE
 from leanthink.integrations.vllm.manager import BoundedSpec
 from leanthink.integrations.vllm.settings import asked_of
-from leanthink.integrations.vllm.thought import Watch, tokenizer_of
+from leanthink.integrations.vllm.thought import Watch, only_text_tells, tokenizer_of
 from leanthink.integrations.vllm.v2.device_rows import Batch, Sampled
 from leanthink.integrations.vllm.v2.platform import mover, shared_only
 from leanthink.integrations.vllm.v2.rows import Request, Rows
+from leanthink.integrations.vllm.v2.text_tags import TextTags
 from leanthink.integrations.vllm.worker import worker_of
 from leanthink.utils.errors import UnsupportedModel, UsageError
 
@@ -44,11 +46,7 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
         )
         self.lengths_R = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=device)
         self._tags = think_tags(tokenizer_of(self.worker.tokenizer_name))
-        if self._tags.in_text:
-            raise UnsupportedModel(
-                f"{self._tags.close} is no single token of this model, and on model runner V2 only tokens are looked "
-                "at: serve it with `leanthink serve`"
-            )
+        self._text_tags = TextTags() if only_text_tells(self._tags) else None
         self._batch: Batch | None = None  # of the step under way, if any of its requests has a budget
         self._before: tuple[Tensor, Tensor] | None = None  # tokens fed and slots held before it
         self._req_states: Any = None
@@ -80,11 +78,16 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
         asked = None if params is None else asked_of(params.extra_args, self.worker.settings)
         if asked is None:
             self.rows.enter(req_index, None)
+            if self._text_tags is not None:
+                self._text_tags.enter(req_index, None, [])
             return
         tokens, prompt = list(new_req_data.prefill_token_ids), new_req_data.prompt_len
         if new_req_data.num_computed_tokens > prompt:
             raise UsageError("generated tokens came out of the prefix cache: use the plugin's own scheduler class")
-        watch = Watch(tokens[:prompt], tokenizer_of(self.worker.tokenizer_name))
+        late = 0 if self._text_tags is None else LATE
+        watch = Watch(tokens[:prompt], tokenizer_of(self.worker.tokenizer_name), late=late)
+        if self._text_tags is not None:
+            self._text_tags.enter(req_index, watch, tokens[prompt:])
         self.rows.enter(
             req_index,
             Request(
@@ -113,6 +116,10 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
         """A real batch: what the host knows of it."""
         super().preprocess_state(input_batch, block_tables, kv_cache_config, num_computed_tokens)
         self._batch = self._before = None
+        if self._text_tags is not None:
+            for index, answer_at in self._text_tags.found():
+                self.rows.end_thought(index, answer_at)
+            self.rows.flush()
         if not self.rows.any_in(input_batch.idx_mapping_np):
             return
         rows = input_batch.num_reqs
@@ -163,8 +170,11 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
         if batch is None or self._before is None:
             return
         sampled = None
-        if self._tags.close_id is not None and isinstance(num_sampled, Tensor):
+        if self._tags.closes and isinstance(num_sampled, Tensor):
             tokens_R1 = self._req_states.last_sampled_tokens
-            sampled = Sampled(tokens_R1=tokens_R1, counts_n=num_sampled, close_id=self._tags.close_id)
+            if self._text_tags is not None:
+                self._text_tags.note(batch, tokens_R1, num_sampled)
+            elif self._tags.close_id is not None:
+                sampled = Sampled(tokens_R1=tokens_R1, counts_n=num_sampled, close_id=self._tags.close_id)
         self.rows.note(batch, *self._before, self.model.states_NF, sampled)
         self.rows.evict(batch, self._move)
