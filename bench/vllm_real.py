@@ -72,6 +72,9 @@ def part_real_ours(report: Report, work: Path) -> None:
     def start() -> str:
         real = given(work)
         held.extend(load(real["model"], device="cuda"))
+        if hasattr(held[0].config, "quantization_config"):  # of a GGUF file, whose weights are dense by now
+            del held[0].config.quantization_config
+            held[0].hf_quantizer = None
         held[0].save_pretrained(work / "real")
         held[1].save_pretrained(work / "real")
         (work / "real" / "done").touch()
