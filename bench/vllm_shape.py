@@ -157,7 +157,7 @@ def part_ranks_big(report: Report, work: Path, *, plugin: bool) -> None:
         held.append(
             engine(
                 plugin=plugin, model=shape, tokenizer=str(weights_path()), load_format="dummy", max_model_len=8192,
-                max_num_seqs=64, max_num_batched_tokens=8192, tensor_parallel_size=2, gpu_memory_utilization=0.8,
+                max_num_seqs=64, max_num_batched_tokens=8192, tensor_parallel_size=2, gpu_memory_utilization=0.5,
                 num_gpu_blocks_override=80 * 1024 // 16 + 1,
             )
         )  # fmt: skip
