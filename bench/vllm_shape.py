@@ -121,10 +121,11 @@ def part_long_ours(report: Report, work: Path) -> None:
 def ours(requests: int, prompt: int, tokens: int, budget: int | None, seconds: float) -> dict[str, Any]:
     """Tokens a second of our engine: the same requests, cache and interval as of the plugin."""
     from leanthink.engine.bench.fixture import Fixture, free_memory
-    from leanthink.engine.bench.options import Options
+    from leanthink.engine.bench.options import options_from
 
-    interval = speed.ASKED["interval"]
-    fixture = Fixture(Options(shape=speed.SHAPE, device="cuda", interval=interval, prompt=prompt, output=tokens))
+    flags = {"shape": speed.SHAPE, "device": "cuda", "interval": speed.ASKED["interval"], "prompt": prompt,
+             "output": tokens}  # fmt: skip
+    fixture = Fixture(options_from({name: str(value) for name, value in flags.items()}))
     slots = LONG_GIB * speed.GIB // fixture.bytes_per_slot
     asked = [fixture.request(index, prompt=prompt, output=tokens, slots=budget) for index in range(requests)]
     rows = min(requests, slots // asked[0].bound)
