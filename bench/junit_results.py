@@ -17,7 +17,7 @@ from leanthink.utils.provenance import provenance_record
 
 
 def by_file(report: ElementTree.Element) -> list[dict[str, Any]]:
-    """For each file the seconds of every test that passed, and the outcomes of the others."""
+    """For each file the cases of every test that passed and their seconds, and the outcomes of the other cases."""
     found: dict[str, dict[str, Any]] = {}
     for case in report.iter("testcase"):
         file = case.get("classname", "").replace(".", "/") + ".py"
@@ -26,7 +26,8 @@ def by_file(report: ElementTree.Element) -> list[dict[str, Any]]:
         if others:
             of_file["others"][case.get("name")] = others[0]
         else:
-            of_file["passed"][case.get("name")] = round(float(case.get("time", 0)), 2)
+            cases, seconds = of_file["passed"].get(test := case.get("name", "").partition("[")[0], (0, 0.0))
+            of_file["passed"][test] = (cases + 1, round(seconds + float(case.get("time", 0)), 2))
     return list(found.values())
 
 
@@ -37,11 +38,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     tests = by_file(ElementTree.parse(options.report).getroot())
-    counts = {name: sum(len(one[name]) for one in tests) for name in ("passed", "others")}
     result = {
         "birth": provenance_record(options.device),
-        "passed": counts["passed"],
-        "not_passed": counts["others"],
+        "passed": sum(cases for one in tests for cases, _ in one["passed"].values()),
+        "not_passed": sum(len(one["others"]) for one in tests),
         "tests": tests,
     }
     one_a_line.write(options.out, result, "tests")

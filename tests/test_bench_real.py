@@ -163,6 +163,7 @@ REPORT = """<?xml version="1.0" encoding="utf-8"?>
 <testcase classname="tests.test_a" name="test_x" time="1.504" />
 <testcase classname="tests.integrations.test_b" name="test_y" time="2.0"><failure message="m">t</failure></testcase>
 <testcase classname="tests.test_a" name="test_z[b.py::c]" time="0.1"><system-out>said</system-out></testcase>
+<testcase classname="tests.test_a" name="test_z[d]" time="0.2" />
 <testcase classname="tests.test_a" name="test_s" time="0.0"><skipped message="m">t</skipped></testcase>
 <testcase classname="tests.test_a" name="test_e" time="0.0"><error message="m">t</error></testcase>
 </testsuite></testsuites>
@@ -174,11 +175,11 @@ def test_a_junit_report_becomes_a_result_with_its_provenance(tmp_path: Path) -> 
     junit_results.main([str(tmp_path / "gpu.xml"), "--device", "cpu", "--out", str(tmp_path / "gpu.json")])
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["birth"].keys() >= {"command", "commit", "hardware", "torch"}
-    assert (found["passed"], found["not_passed"]) == (2, 3)
+    assert (found["passed"], found["not_passed"]) == (3, 3)
     assert found["tests"] == [
         {
             "file": "tests/test_a.py",
-            "passed": {"test_x": 1.5, "test_z[b.py::c]": 0.1},
+            "passed": {"test_x": [1, 1.5], "test_z": [2, 0.3]},
             "others": {"test_s": "skipped", "test_e": "error"},
         },
         {"file": "tests/integrations/test_b.py", "passed": {}, "others": {"test_y": "failure"}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,16 @@ import torch
 from torch import Tensor
 
 from interpreted import assert_passes_interpreted
-from leanthink.integrations.vllm.lengths import NEVER, Lengths
+from leanthink.data.think_tags import set_think_tags, think_tags
+from leanthink.integrations.vllm.lengths import LATE, NEVER, Lengths
 from leanthink.integrations.vllm.row import Row
+from leanthink.integrations.vllm.thought import Watch, only_text_tells
 from leanthink.integrations.vllm.v2.device_rows import Batch, Sampled, physical
 from leanthink.integrations.vllm.v2.moves import Caches
 from leanthink.integrations.vllm.v2.rows import Request, Rows
+from leanthink.integrations.vllm.v2.text_tags import TextTags
 from leanthink.models.predictor import Predictor
+from leanthink.models.tiny import weights_path
 from leanthink.policies import Policy, make_policy
 from leanthink.policies.budget import Budget
 
@@ -196,3 +201,80 @@ def test_slots_move_head_by_head(sets: int) -> None:
                         layer, table[row, source // BLOCK], head, source % BLOCK
                     ]
             assert torch.equal(raw[layer, :, head], expected)
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    """The embedded reasoner's, with a closing tag of several tokens."""
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(weights_path())
+    set_think_tags(loaded, "<think>", "</think>\nA")
+    return loaded
+
+
+def test_which_tags_only_the_text_shows(tokenizer: Any) -> None:
+    tags = think_tags(tokenizer)
+    assert only_text_tells(tags)
+    alone = replace(tags, close_id=7, in_text=False)
+    assert not only_text_tells(alone)
+    assert only_text_tells(replace(alone, must_open=True)), "a stray tag closes nothing that was not opened"
+    assert not only_text_tells(replace(alone, close_id=None)), "nothing closes"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_tag_in_the_text_is_known_when_the_second_token_after_it_is_fed(tokenizer: Any, seed: int) -> None:
+    drawn, tags = random.Random(seed), TextTags()
+    prompt, close = [5, 6, 7], tokenizer.encode("</think>\nA", add_special_tokens=False)
+    assert len(close) > 1
+    written: dict[int, list[int]] = {}
+    texts: dict[int, list[int]] = {}
+    found: dict[int, int] = {}
+    for index in range(4):
+        before = [drawn.randrange(97, 120) for _ in range(drawn.randint(0, 20))]
+        texts[index] = [*before, *close, *[drawn.randrange(97, 120) for _ in range(9)]]
+        resumed = drawn.choice([0, min(3, len(before))])  # what it had written before it was preempted
+        written[index] = texts[index][:resumed]
+        tags.enter(index, Watch(prompt, tokenizer, late=LATE), list(written[index]))
+    tags.enter(9, None, [])
+    while any(len(written[index]) < len(texts[index]) for index in texts):
+        found |= dict(tags.found())
+        chosen = [index for index in texts if len(written[index]) < len(texts[index]) and drawn.random() < 0.8]
+        for index in chosen:  # the step is prepared, and feeds the token that was sampled last
+            due = len(prompt) + len(texts[index]) - 9 - 1 + LATE
+            assert (index in found) == (found.get(index) == due)
+            if len(prompt) + len(written[index]) - 1 > due:
+                assert index in found, "an eviction at this length would be one too many"
+        if not chosen:
+            continue
+        latest = torch.zeros(10, 1, dtype=torch.int64)
+        counts = torch.tensor([drawn.random() < 0.9 for _ in chosen]).int()  # 0: its prompt is not fed yet
+        for index, count in zip(chosen, counts.tolist(), strict=True):
+            if count:
+                latest[index] = texts[index][len(written[index])]
+                written[index].append(int(latest[index]))
+        rows = [*chosen, 9]
+        batch: Any = SimpleNamespace(indices=np.array(rows), indices_n=torch.tensor(rows))
+        tags.note(batch, latest, torch.cat([counts, torch.ones(1).int()]))
+    assert dict(found) == {index: len(prompt) + len(text) - 9 - 1 + LATE for index, text in texts.items()}
+
+
+def test_what_was_sampled_for_one_that_left_is_not_read_for_another(tokenizer: Any) -> None:
+    tags, close = TextTags(), tokenizer.encode("</think>\nA", add_special_tokens=False)
+
+    def feed(token: int) -> None:
+        batch: Any = SimpleNamespace(indices=np.array([0]), indices_n=torch.tensor([0]))
+        tags.note(batch, torch.tensor([[token]]), torch.ones(1).int())
+
+    tags.enter(0, Watch([5], tokenizer, late=LATE), [])
+    for token in close:
+        feed(token)
+    tags.enter(0, Watch([5, 6], tokenizer, late=LATE), [])  # before anybody read the tag of the first
+    feed(100)
+    feed(101)
+    assert not dict(tags.found())
+    for token in close:
+        feed(token)
+        assert not dict(tags.found())
+    feed(102)
+    assert dict(tags.found()) == {0: 2 + 2 + len(close) - 1 + LATE}
