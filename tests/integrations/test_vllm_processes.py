@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
 from leanthink import Budget, Sampling, generate, load
 from leanthink.data.tasks import registry
+from leanthink.data.think_tags import set_think_tags
 from leanthink.integrations.vllm.layout import Layout
+from leanthink.integrations.vllm.v2.version import CHECKS, SCHEDULERS
 from leanthink.integrations.vllm.version import ROWS
 from leanthink.models.fingerprint import fingerprint
 from leanthink.models.predictor import Predictor, save_predictor
@@ -181,6 +184,28 @@ def test_two_tensor_parallel_workers_keep_the_same_slots(tmp_path: Path) -> None
     )
     found = in_a_child(options, prompts, params, tmp_path / "out.json", variables)
     assert found == [done.token_ids for done in expected]
+
+
+@pytest.mark.parametrize("close", ["</think>", "</think>\nA"], ids=["a token", "a text"])
+def test_model_runner_v2_answers_as_our_engine(close: str, tmp_path: Path) -> None:
+    """What runs on a GPU, with its kernels interpreted; the tag is found on the device, or by the host in the text."""
+    model, tokenizer = load("tiny", device="cpu")
+    set_think_tags(tokenizer, "<think>", close)
+    folder = tmp_path / "model"
+    shutil.copytree(weights_path(), folder)
+    tokenizer.save_pretrained(folder)
+    problems = registry.sample("sums", 2, 3, 1)  # whose answers begin with "After"
+    prompts, policies = [encode_prompt(tokenizer, 0, one.prompt) for one in problems], ["horizon", "random", "sinks"]
+    params = [{"temperature": 0, "max_tokens": 500, "extra_args": ASKED | {"leanthink_policy": policy}}
+              for policy in policies]  # fmt: skip
+    options = {"model": str(folder), "logits_processors": [CHECKS], "scheduler_cls": SCHEDULERS[False],
+               "async_scheduling": False, "max_num_seqs": 4}  # fmt: skip
+    variables = environment({"policies": policies}, VLLM_USE_V2_MODEL_RUNNER="1", TRITON_INTERPRET="1")
+    expected = generate(
+        model, tokenizer, prompts, policy=policies, budget=BUDGET, sampling=Sampling(max_new_tokens=500)
+    )
+    assert all(one.evictions and one.answer for one in expected), "thoughts that lose something and end"
+    assert in_a_child(options, prompts, params, tmp_path / "out.json", variables) == [one.token_ids for one in expected]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2"])

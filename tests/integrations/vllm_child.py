@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+if os.environ.get("TRITON_INTERPRET") == "1":  # model runner V2 wants a Triton that knows this device
+    import triton.backends
+
+    triton.backends.backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True))
 
 from vllm import LLM, SamplingParams
 
