@@ -25,7 +25,8 @@ def drawing(name: str, size: tuple[float, float], folder: Path = RESULTS) -> Ite
         yield figure
         path = folder / f"{name}.svg"
         figure.savefig(path, metadata={"Date": None, "Creator": None})
-    path.write_text(_with_classes(lighter(path.read_text(encoding="utf-8"))) + "\n", encoding="utf-8")
+    drawn = lighter(path.read_text(encoding="utf-8"))
+    path.write_text(_with_short_names(_with_classes(drawn)) + "\n", encoding="utf-8")
 
 
 def _with_classes(svg: str) -> str:
@@ -35,3 +36,10 @@ def _with_classes(svg: str) -> str:
         svg = svg.replace(f' style="{style}"', f' class="s{number}"')
     head = "".join(f".s{number}{{{style}}}" for number, style in enumerate(styles))
     return svg.replace("</style>", f"{head}</style>", 1)
+
+
+def _with_short_names(svg: str) -> str:
+    """What is referred to is called i0, i1, ..., and references are those of SVG 2."""
+    for number, name in enumerate(dict.fromkeys(re.findall(r'(?:href="|url\()#(\w+)', svg))):
+        svg = re.sub(rf'(?<=["#]){name}(?=[")])', f"i{number}", svg)
+    return svg.replace("xlink:href", "href").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
