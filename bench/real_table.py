@@ -100,7 +100,8 @@ def short_table(found: Sequence[Results]) -> str:
     lines = _table(found, [FULL, OURS, *(name for name in _policies(found) if name in leading)])
     births = [birth for one in found for run in one.document["runs"].values() for birth in run["births"]]
     told = (
-        f"Right answers in %, with so many times fewer slots; {BELOW} ({ABOVE}): below (above) `full` beyond chance. "
+        "Right answers in %; columns: how many times fewer slots; "
+        f"{BELOW} ({ABOVE}): below (above) `full` beyond chance. "
         f"{_each(one.document['model'] for one in found)}, {_each(birth['hardware'] for birth in births)}. "
         "[More](docs/measurements.md#on-a-real-model)."
     )

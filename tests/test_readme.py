@@ -85,7 +85,7 @@ def test_the_python_of_the_readme_and_of_its_pages_runs(capsys):
 
 def test_every_line_for_a_shell_is_one_that_a_test_runs():
     assert {line.split()[0] for line in lines()} == {"pip", "leanthink", "curl", "make"}
-    assert [words[0] for words in commands()] == ["plan", "serve", "predictor", "eval", "generate"]
+    assert [words[0] for words in commands()] == ["plan", "serve", "predictor", "eval", "serve", "generate"]
     assert [line for line in lines() if line.startswith("make ")] == [
         "make demo  # two minutes on two cores, after the installation"
     ]
@@ -110,6 +110,10 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, ca
             printed = capfd.readouterr().out
             if words[0] == "eval":
                 assert "test: the smallest budget of horizon within one point of full: " in printed
+        elif "--predictor" in words:
+            with start(*smaller(words), "--port", free_port()) as process:
+                assert any("serving tiny" in line for line in process.stderr)
+                process.terminate()
     assert {path.name for path in tmp_path.iterdir()} == {
         "predictor.safetensors",
         "predictor.safetensors.work",
@@ -128,7 +132,7 @@ def test_what_the_plan_prints_is_what_the_readme_shows(capfd):
 
 @pytest.mark.slow
 def test_the_server_of_the_readme_answers_its_request():
-    (words,) = (words for words in commands() if words[0] == "serve")
+    words = next(words for words in commands() if words[0] == "serve")
     (asked,) = (line for line in lines() if line.startswith("curl "))
     port = free_port()
     with start(*smaller(words), "--port", port) as process:
