@@ -47,7 +47,7 @@ FLAGS = {
     "bench": "--shape --model --parts --batch --slots --cells --steps --prompt --output --kv-gib --budgets "
     "--eviction-interval --requests --out --overwrite --device --json",
     "train": "--report --config --model --out --lora-r --set --resume --overwrite --tasks --levels --count --problems "
-    f"--instruction {CHAT} --max-steps --num-generations --per-device-train-batch-size "
+    f"--dataset --instruction {CHAT} --max-steps --num-generations --per-device-train-batch-size "
     "--gradient-accumulation-steps --max-completion-length --temperature --learning-rate --length-reward-mode --alpha "
     f"--ema-decay --ema-initial-value --all-correct-weight --rollouts --policy --seed {BUDGET} --predictor "
     "--ignore-predictor-mismatch --json",

@@ -21,16 +21,19 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"problem": "Half?", "solution": "...", "answer": r"\frac{1}{2}", "subject": "Algebra", "level": 1,
          "unique_id": "test/algebra/1.json"},
     ],
-    "aime-2024": [{"id": 60, "problem": "How many?", "solution": "...", "answer": "025", "url": "u", "year": "2024"}],
+    "aime-2024": [{"id": 60, "problem": "How many?", "solution": "...", "answer": "025"}],
     "aime-2025": [{"problem": "How many?", "answer": "70", "id": "0"}],
-    "amc-2023": [{"id": 0, "answer": 27.0, "question": "How far?", "url": "u"}],
+    "amc-2023": [{"id": 0, "answer": 27.0, "question": "How far?"}],
     "gsm8k": [{"question": "How much?", "answer": "9 * 2 = <<9*2=18>>18\n#### 1,018"}],
     "gsm8k-train": [{"question": "How many?", "answer": "6 / 2 = <<6/2=3>>3\n#### 3"}],
+    "math-train": [{"problem": "Half?", "solution": r"No $\boxed{1}$: $\boxed{\frac{1}{2}}$."}],
+    "deepmath-103k": [{"question": "Limit?", "final_answer": r"\infty"}],
+    "dapo-17k": [{"prompt": "How many?", "solution": "34"}],
     "gaokao-2023-en": [{"question": "Which?", "answer": "$x=2$"}, {"question": "Which?", "answer": "C"}],
     "olympiadbench": [
-        {"id": 1606, "question": "Both?", "final_answer": ["$2$,$-2$"], "error": None, "unit": None},
-        {"id": 2592, "question": "Share?", "final_answer": ["56.1"], "error": "1e-1", "unit": "%"},
-        {"id": 1, "question": "Prove it.", "final_answer": [], "error": None, "unit": None},
+        {"id": 1606, "question": "Both?", "final_answer": ["$2$,$-2$"], "error": None},
+        {"id": 2592, "question": "Share?", "final_answer": ["56.1"], "error": "1e-1"},
+        {"id": 1, "question": "Prove it.", "final_answer": [], "error": None},
     ],
     "minerva": [{"question": "How wide?", "answer": "1.6"}, {"question": "Energy?", "answer": "4.5e33"}],
     "gpqa-diamond": [
@@ -119,7 +122,7 @@ def test_a_copy_with_other_columns_is_refused(tmp_path: Path) -> None:
 
 def test_a_copy_without_the_split_is_refused_and_says_what_datasets_said(tmp_path: Path) -> None:
     other = copy_of("aime-2024", tmp_path / "aime")  # its split is train
-    with pytest.raises(UsageError, match=r"the benchmark math-500 cannot be loaded .*test.*math-500=FOLDER"):
+    with pytest.raises(UsageError, match=r"aime cannot be loaded .*test.*NAME=FOLDER"):
         public("math-500", other)
 
 
@@ -127,13 +130,6 @@ def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError, match=r"needs datasets: pip install 'leanthink\[eval\]'"):
         public("math-500")
-
-
-def test_a_file_may_have_numbers_for_answers_and_no_ids(tmp_path: Path) -> None:
-    path = tmp_path / "mine.jsonl"
-    path.write_text('{"problem": "6 * 7?", "answer": 42}\n{"problem": "37/2?", "answer": 18.50}\n')
-    found = benchmarks.from_file(path)
-    assert [(problem.id, problem.answer) for problem in found.problems] == [("1", "42"), ("2", "18.50")]
 
 
 def test_embedded_tasks_are_one_benchmark_without_an_instruction() -> None:

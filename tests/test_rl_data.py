@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from leanthink.data.tasks import registry
 from leanthink.rl import data
+from leanthink.rl.model_card import public_name
 from leanthink.rl.run import make_data
 from leanthink.utils.errors import UsageError
+from test_eval_benchmarks import _own_cache, copy_of  # noqa: F401
 
 NAMES = ["prompt", "id", "problem", "answer", "family", "level", "grader", "facts"]
 
@@ -65,33 +68,76 @@ def test_a_file_of_problems_is_graded_as_mathematics_and_takes_an_instruction(tm
 def test_a_file_may_have_numbers_for_answers_and_no_ids(tmp_path: Path) -> None:
     path = tmp_path / "problems.jsonl"
     path.write_text('{"problem": "6 * 7?", "answer": 42}\n{"problem": "37/2?", "answer": 18.50}\n')
+    path.write_text(path.read_text() + '{"problem": "3?", "answer": "So\\n#### 3"}')
     rows = data.from_jsonl(path)
-    assert (rows["id"], rows["answer"]) == (["1", "2"], ["42", "18.50"])
+    assert (rows["id"], rows["answer"]) == (["1", "2", "3"], ["42", "18.50", "3"])
     assert judged(rows[0], "42")
     assert not judged(rows[0], "43")
 
 
 def test_columns_of_any_data_set_are_found_by_name() -> None:
-    raw = Dataset.from_dict({"question": ["1+1?"], "gold": ["2"], "name": ["sum"]})
-    row = data.from_columns(raw, problem="question", answer="gold", id="name")[0]
+    chat = [{"role": "system", "content": "Brief!"}, {"role": "user", "content": "1+1?"}]
+    raw = Dataset.from_dict({"chat": [chat], "rm": [{"gold": 2}], "name": ["sum"], "a": ["So 2.\n#### 1,002"]})
+    row = data.from_columns(raw, problem="chat", answer="rm.gold", id="name", instruction="Box it.")[0]
+    assert row["prompt"] == [chat[0], {"role": "user", "content": "1+1?\n\nBox it."}]
     assert (row["id"], row["answer"], judged(row, "2")) == ("sum", "2", True)
-    assert data.from_columns(raw, problem="question", answer="gold")[0]["id"] == "row-0"
-    with pytest.raises(UsageError, match=r"unknown column 'problem'.*question"):
+    row = data.from_columns(raw, problem="chat", answer="a")[0]
+    assert (row["id"], row["answer"], judged(row, "1002")) == ("row-0", "1,002", True)
+    with pytest.raises(UsageError, match=r"unknown column 'rm'.*rm\.gold"):
+        data.from_columns(raw, problem="chat", answer="rm")
+
+
+@pytest.mark.parametrize(
+    ("column", "given"),
+    [
+        *(("answer", it) for it in (None, " ", "1\n2", '["2"]', "[{'a': 2}]", ["2"], True, math.nan)),
+        *(("problem", it) for it in ([{"role": "assistant", "content": "2"}], [], " ", 3)),
+    ],
+)
+def test_what_is_no_problem_or_gold_is_refused(column: str, given: Any) -> None:
+    raw = Dataset.from_dict({"problem": ["1+1?"], "answer": ["[1, 2]"], column: [given]})
+    with pytest.raises(UsageError, match=f"row 0: the column '{column}' is"):
         data.from_columns(raw)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "disk"])
+def test_files_and_saved_folders_load_by_their_path(kind: str, tmp_path: Path) -> None:
+    raw, path = Dataset.from_dict({"q": ["6*7?"], "gold": [42]}), tmp_path / f"rows.{kind}"
+    getattr(raw, f"to_{kind.removesuffix('l')}", raw.save_to_disk)(path)
+    DatasetDict(dev=raw).save_to_disk(tmp_path / "splits")
+    for source in ({"dataset": path}, {"dataset": tmp_path / "splits", "split": "dev"}):
+        row = make_data({**source, "problem": "q", "answer": "gold"})[0]
+        assert (row["id"], row["problem"], row["answer"]) == ("row-0", "6*7?", "42")
+
+
+def test_a_configuration_is_named(tmp_path: Path) -> None:
+    source = {"dataset": str(copy_of("gsm8k-train", tmp_path / "copy")), "problem": "question"}
+    assert make_data({**source, "name": "main"})[0]["answer"] == "3"
+    with pytest.raises(UsageError, match=r"'b' not found.*main"):
+        make_data({**source, "name": "b"})
+
+
+@pytest.mark.parametrize(
+    ("public", "right"),
+    [
+        ("gsm8k-train", "3"),
+        ("math-train", "1/2"),
+        ("deepmath-103k", "\\infty"),
+        ("dapo-17k", "34"),
+        ("minerva", "1.61"),
+    ],
+)
+def test_public_sets_have_names(public: str, right: str, tmp_path: Path) -> None:
+    source = f"{public.removesuffix('-train')}={copy_of(public, tmp_path / 'copy')}"
+    row = make_data({"dataset": source})[0]
+    assert (judged(row, right), judged(row, "7"), row["problem"][-8:]) == (True, False, "boxed{}.")
+    assert public_name(source) in public
 
 
 @pytest.mark.parametrize("answer", [None, "", "  "])
 def test_a_row_without_an_answer_is_refused(answer: str | None) -> None:
-    raw = Dataset.from_dict({"problem": ["1+1?", "1+2?"], "answer": ["2", answer]})
-    with pytest.raises(UsageError, match="problem 'row-1' has no answer"):
-        data.from_columns(raw)
     with pytest.raises(UsageError, match="row 1 of the data has answer"):
-        data.check_answers(raw)
-
-
-def test_data_without_an_answer_column_are_refused() -> None:
-    with pytest.raises(UsageError, match="no column 'answer', only problem"):
-        data.check_answers(Dataset.from_dict({"problem": ["1+1?"]}))
+        data.check_answers(Dataset.from_dict({"problem": ["1+1?", "1+2?"], "answer": ["2", answer]}))
 
 
 def test_environments_of_reasoning_gym_score_their_own_entries() -> None:

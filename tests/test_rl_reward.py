@@ -12,6 +12,7 @@ from leanthink.rl.rewards import deepcompress_reward
 from leanthink.rl.trl_reward import STATE, DeepCompressReward, metrics
 from leanthink.utils.errors import UsageError
 from models import END, make_tokenizer
+from test_tags import make_tokenizer as without_tags
 
 RIGHT, WRONG, UNKNOWN = "right", "wrong", "?"
 
@@ -77,6 +78,10 @@ def test_a_response_that_leaves_its_thought_open_is_wrong() -> None:
     ids = [response(RIGHT, closed=False), response(RIGHT)]
     assert attached().score(*ids)[0] == -1
     assert attached(think_tags=False).score(*ids)[0] == 1
+    one, tokenizer = attached(), without_tags(pieces=())
+    one.trainer.processing_class = tokenizer
+    ids = [tokenizer(text).input_ids for text in ("<think>a</think>right", "right", "<think>right", "wrong")]
+    assert [reward > 0 for reward in one.score(*ids)] == [True, True, False, False]
 
 
 def test_what_could_not_be_graded_gets_no_reward_and_is_in_no_statistics() -> None:

@@ -356,13 +356,12 @@ def test_data_that_cannot_be_trained_on_are_refused(tmp_path: Path) -> None:
         module.check_data(iter(()), args)
 
 
-def test_a_chat_template_without_think_tags_is_refused(tmp_path: Path) -> None:
+def test_a_chat_template_after_which_no_thought_can_close_is_refused(tmp_path: Path) -> None:
     prompt = [{"role": "user", "content": "hi"}]
     plain = TEMPLATE.replace("<think>", "")
     with pytest.raises(UsageError, match="no chat template"):
         module.check_template(make_tokenizer(), prompt, settings(tmp_path))
-    with pytest.raises(UsageError, match=r"has no think tags.*think_tags=False"):
-        module.check_template(make_tokenizer(plain), prompt, settings(tmp_path))
+    module.check_template(make_tokenizer(plain), prompt, settings(tmp_path))  # the model may write its tags itself
     with pytest.raises(UsageError, match="enable_thinking"):
         module.check_template(make_tokenizer(TEMPLATE + "</think>"), prompt, settings(tmp_path))
     module.check_template(make_tokenizer(plain), prompt, settings(tmp_path, think_tags=False))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +19,9 @@ from leanthink.utils.file_reading import is_text, parse_json
 
 # What is put after a problem of a file, unless something else is asked for: traces, fits and evaluations agree on it.
 STEP_BY_STEP = r"Please reason step by step, and put your final answer within \boxed{}."
+
+
+STRUCTURE = re.compile(r"""(?:[\[({]\s*)+["']""")  # a mapping or a list of texts, written out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,21 @@ def from_tasks(problems: Iterable[Task]) -> list[Problem]:
         Problem(id=task.id, problem=task.prompt, answer=task.answer, check=partial(registry.is_correct, task))
         for task in problems
     ]
+
+
+def read_gold(value: object, where: str) -> str:
+    """A text or a number as gold; of a solution as GSM8K has it what follows the last ####.
+
+    Raises UsageError, which begins with `where`: it is neither, empty, of several lines, or a structure.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    gold = str(value).rpartition("####")[2].strip() if is_number or isinstance(value, str) else ""
+    if not gold or "\n" in gold or STRUCTURE.match(gold):
+        raise UsageError(
+            f"{where} is {value!r}, no final answer: give a text or a number (of a structure "
+            "the field: reward_model.ground_truth), or drop the row"
+        )
+    return gold
 
 
 def read_problems(path: str | os.PathLike[str]) -> list[Problem]:
@@ -87,7 +107,8 @@ def _from_line(line: bytes, number: int, *, where: str) -> Problem:
             raise UsageError(f"{where}: the field {name!r} {given}; it must be {wanted} that is not empty")
         if not is_text(value):
             raise UsageError(f"{where}: the field {name!r} has half of a surrogate pair, which is no text")
-    return Problem(id=str(record["id"]), problem=record["problem"], answer=str(record["answer"]))
+    answer = read_gold(str(record["answer"]), f"{where}: the field 'answer'")
+    return Problem(id=str(record["id"]), problem=record["problem"], answer=answer)
 
 
 class _Written(str):

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leanthink.data.grading.answer_normalisation import Tolerance
 from leanthink.data.grading.grading import check_gold, is_solved
 from leanthink.data.gym import gym_facts, gym_problems, scores_one
-from leanthink.data.problems import Problem, read_problems
+from leanthink.data.problems import Problem, read_gold, read_problems
+from leanthink.data.public_datasets import PUBLIC, load_rows, read_public
 from leanthink.data.tasks import registry
 from leanthink.data.tasks.problem import Problem as Task
 from leanthink.data.tasks.problem import Split
@@ -33,23 +36,47 @@ def from_jsonl(path: str | Path, *, instruction: str = "") -> Dataset:
     Raises:
         UsageError: no such file, a bad line, or an answer that cannot be graded.
     """
-    records = ((problem.id, problem.problem, problem.answer) for problem in read_problems(path))
-    return _graded_by_gold(records, instruction)
+    return _dataset(_gold_row(problem, instruction) for problem in read_problems(path))
+
+
+def from_dataset(
+    source: str, *, name: str | None = None, split: str | None = None, instruction: str | None = None, **columns: str
+) -> Dataset:
+    """One of `PUBLIC` (its training split; NAME=FOLDER: a copy), or a file, a folder or a name of the hub.
+
+    With `name` (the configuration) or `columns` (as of `from_columns`) it is none of `PUBLIC`. Raises UsageError.
+    """
+    public, _, folder = source.partition("=")
+    known = PUBLIC.get(f"{public}-{split or 'train'}") or PUBLIC.get(public)
+    if known is None or name or columns:
+        return from_columns(load_rows(source, name, split or "train"), instruction=instruction or "", **columns)
+    problems = read_public(public, replace(known, split=split or known.split), folder or None)
+    text = known.instruction if instruction is None else instruction
+    return _dataset(_gold_row(problem, text) for problem in problems if problem.answer)
 
 
 def from_columns(
     dataset: Dataset, *, problem: str = "problem", answer: str = "answer", id: str | None = None, instruction: str = ""
 ) -> Dataset:
-    """Any data set with a column of problems and one of answers; without ids they are row-0, row-1, ...
+    """Any data set with columns of problems (texts or chats) and answers; without ids they are row-0, row-1, ...
+
+    `reward_model.ground_truth` is the column that is a field of another.
 
     Raises:
-        UsageError: a column is not there, or a row has no answer, or one that cannot be graded.
+        UsageError: a column is not there, or a row's problem is none, or its answer cannot be graded.
     """
-    for name in filter(None, (problem, answer, id)):
-        if name not in dataset.column_names:
-            raise unknown("column", name, dataset.column_names)
-    ids = [f"row-{index}" for index in range(len(dataset))] if id is None else [str(value) for value in dataset[id]]
-    return _graded_by_gold(zip(ids, dataset[problem], dataset[answer], strict=True), instruction)
+    flat = dataset.flatten()
+    names = [problem, answer, *filter(None, (id,))]
+    for name in names:
+        if name not in flat.column_names:
+            raise unknown("column", name, flat.column_names)
+    rows = []
+    for index, row in enumerate(flat.select_columns(names)):
+        *before, last = _messages(row[problem], f"row {index}: the column {problem!r}")
+        gold = read_gold(row[answer], f"row {index}: the column {answer!r}")
+        given = f"row-{index}" if id is None or row[id] is None else str(row[id])
+        rows.append(_gold_row(Problem(id=given, problem=last["content"], answer=gold), instruction, before))
+    return _dataset(rows)
 
 
 def from_tasks(
@@ -100,8 +127,7 @@ def check_answers(dataset: Dataset) -> None:
     """Raise UsageError unless every row has an answer to grade by."""
     if "answer" not in dataset.column_names:
         raise UsageError(
-            f"the data have no column 'answer', only {', '.join(dataset.column_names)}: nothing could be graded; "
-            "name the column of the right answers, or make the data with leanthink.rl.data"
+            f"the data have no column 'answer', only {', '.join(dataset.column_names)}: name it to `from_columns`"
         )
     for index, answer in enumerate(dataset["answer"]):
         if not isinstance(answer, str) or not answer.strip():
@@ -132,19 +158,24 @@ def problem_of(columns: Mapping[str, Any]) -> Problem:
         check = partial(registry.is_correct, Task(family=columns["family"], level=columns["level"], **fields))
     elif grader == GYM:
         check = partial(scores_one, columns["facts"])
-    text = columns.get("problem") or ""
-    return Problem(id=str(columns.get("id") or ""), problem=text, answer=columns["answer"], check=check)
+    allowed = grader == GOLD and json.loads(columns.get("facts") or "null")
+    fields = {"id": str(columns.get("id") or ""), "problem": columns.get("problem") or "", "answer": columns["answer"]}
+    return Problem(**fields, tolerance=Tolerance(**(allowed or {})), check=check)
 
 
-def _graded_by_gold(records: Iterable[tuple[str, str, str]], instruction: str) -> Dataset:
-    rows = []
-    for id, problem, answer in records:
-        if answer is None or not str(answer).strip():
-            raise UsageError(f"problem {id!r} has no answer to grade by: give one, or drop the problem")
-        check_gold(str(answer))
-        text = f"{problem}\n\n{instruction}" if instruction else problem
-        rows.append(_row(id, text, str(answer), grader=GOLD))
-    return _dataset(rows)
+def _messages(asked: Any, where: str) -> list[dict[str, str]]:
+    """A problem as chat messages, the user's last. Raises UsageError."""
+    chat = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    last = chat[-1] if isinstance(chat, list) and chat else None
+    if not isinstance(last, dict) or last.get("role") != "user" or not str(last.get("content") or "").strip():
+        raise UsageError(f"{where} is {asked!r}: give a text, or messages of role and content, the user's last")
+    return [{"role": one["role"], "content": one["content"]} for one in chat]
+
+
+def _gold_row(problem: Problem, instruction: str, before: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
+    check_gold(problem.answer)
+    text = f"{problem.problem}\n\n{instruction}" if instruction else problem.problem
+    return _row(problem.id, text, problem.answer, grader=GOLD, facts=vars(problem.tolerance), before=before)
 
 
 def _row(
@@ -156,8 +187,9 @@ def _row(
     facts: Any = None,
     family: str | None = None,
     level: int | None = None,
+    before: Sequence[dict[str, str]] = (),
 ) -> dict[str, Any]:
-    messages = [{"role": "user", "content": problem}]
+    messages = [*before, {"role": "user", "content": problem}]
     columns = {"prompt": messages, "id": id, "problem": problem, "answer": answer, "family": family, "level": level}
     return {**columns, "grader": grader, "facts": json.dumps(facts)}
 

@@ -78,8 +78,8 @@ class Origin:
 
 
 def public_name(name: str) -> str:
-    """A folder or file is named by its last part: where it lies is nobody's business."""
-    return Path(name).name if Path(name).exists() else name
+    """A folder or file is named by its last part, NAME=FOLDER by NAME: where it lies is nobody's business."""
+    return Path(name).name if Path(name).exists() else name.partition("=")[0]
 
 
 def model_card(

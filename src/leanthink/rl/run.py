@@ -29,7 +29,7 @@ SECTIONS = ("model", "dtype", "chat_template", "data", "eval_data", "lora", "out
 SOURCES: dict[str, tuple[str, ...]] = {
     "tasks": ("levels", "count", "seed", "split"),
     "problems": ("instruction",),
-    "dataset": ("split", "problem", "answer", "id", "instruction"),
+    "dataset": ("name", "split", "problem", "answer", "id", "instruction"),
     "gym": ("count", "seed", "instruction"),
 }
 LORA_RANK, LORA_ALPHA = 16, 32
@@ -204,7 +204,7 @@ def make_data(source: Mapping[str, Any]) -> Dataset:
     - `tasks`: families of the embedded tasks, or "all"; levels, count (of each family and level), seed, split; levels
       may be a mapping of each level to a count of its own.
     - `problems`: a JSONL file of {id, problem, answer}; instruction.
-    - `dataset`: a data set's name or folder; split, the columns problem, answer and id, instruction.
+    - `dataset`: as of `leanthink.rl.data.from_dataset`; its arguments.
     - `gym`: environments of reasoning-gym with their settings; count, seed, instruction.
 
     Raises:
@@ -231,10 +231,7 @@ def make_data(source: Mapping[str, Any]) -> Dataset:
     if kind == "gym":
         environments = {wanted: {}} if isinstance(wanted, str) else wanted
         return data.from_gym(environments, **{"count": 256, **options})
-    from datasets import load_dataset
-
-    split = options.pop("split", "train")
-    return data.from_columns(load_dataset(wanted, split=split), **options)
+    return data.from_dataset(str(wanted), **options)
 
 
 def clear(out: Path) -> None:

@@ -103,7 +103,8 @@ class DeepCompressReward:
             advantages are bounded: see `check_bounded`.
         buffer: tokens before `max_length` over which the penalty grows; None for no penalty.
         factor: the penalty at `max_length`.
-        think_tags: whether a thought must be closed; False grades the whole text of a model without think tags.
+        think_tags: whether a thought must be closed; False grades the whole text of a model without think tags, as
+            happens to a text without the opening tag where nothing announces the tags.
         grader: from a row's columns, the text and `think_tags` to right, wrong or None (nobody can tell); in the text
             the tags are `<think>` and `</think>`, whatever the model's are.
 
@@ -189,9 +190,10 @@ class DeepCompressReward:
 
     def _judge(self, row: Mapping[str, Any], ids: Sequence[int], tokenizer: Any, tags: ThinkTags) -> Judged:
         """Decodes the tokens itself: TRL leaves out special tokens, and of a parsed response the thought."""
-        text = tags.usual(decode(tokenizer, ids, tags))
+        raw = decode(tokenizer, ids, tags)
+        text = tags.usual(raw)
         thought, closing, _ = text.partition(CLOSE_TAG)
-        correct = self.grader(row, text, think_tags=self.think_tags)
+        correct = self.grader(row, text, think_tags=self.think_tags and tags.must_close(raw))
         ends = close_index(tags, ids)
         return Judged(
             id=str(row.get("id", "")),

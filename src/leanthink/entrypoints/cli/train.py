@@ -35,6 +35,9 @@ Model = Annotated[
 ]
 Out = Annotated[Path | None, option("--out", about="Folder of the run, or of the report.", metavar="FOLDER")]
 Tasks = Annotated[str | None, option("--tasks", about="Families of embedded tasks, or all.", metavar="A,B,...")]
+DataSet = Annotated[
+    str | None, option("--dataset", about="gsm8k, math, deepmath-103k, ...; a file, folder or hub id.", metavar="NAME")
+]
 OptionalLevels = Annotated[str | None, *Levels.__metadata__]
 Count = Annotated[int | None, option("--count", about="Problems for each family and level.", default=64)]
 Problems = Annotated[
@@ -95,12 +98,13 @@ class Source:
     levels: OptionalLevels = None
     count: Count = None
     problems: Problems = None
+    dataset: DataSet = None
     instruction: OptionalInstruction = None
 
     def over(self, configured: Any) -> dict[str, Any] | None:
         """The data as these options say, over what is configured; None for none at all. Raises UsageError."""
-        if self.tasks is not None and self.problems is not None:
-            raise UsageError("give either --tasks (embedded tasks) or --problems (a JSONL file)")
+        if sum(kind is not None for kind in (self.tasks, self.problems, self.dataset)) > 1:
+            raise UsageError("give one of --tasks (embedded tasks), --problems (a JSONL file) and --dataset")
         source: dict[str, Any] = {} if configured is None else dict(configured)
         if self.tasks is not None:
             source = source if "tasks" in source else {}
@@ -108,6 +112,8 @@ class Source:
             source["tasks"] = "all" if self.tasks == "all" else names
         if self.problems is not None:
             source = {"problems": str(self.problems)}
+        if self.dataset is not None:
+            source = {"dataset": self.dataset}
         if self.levels is not None:
             source["levels"] = list(whole_numbers("--levels", self.levels))
         details = {"count": self.count, "instruction": self.instruction}
