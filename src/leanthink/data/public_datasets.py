@@ -144,7 +144,7 @@ def read_public(name: str, known: PublicSet, where: str | Path | None = None) ->
 
 
 def load_rows(source: str, config: str | None, split: str) -> Any:
-    """Of a file, of what `save_to_disk` wrote, or of a folder or name on the hub. Raises UsageError."""
+    """Of a file, what `save_to_disk` wrote, a folder or a name of the hub. Raises UsageError."""
     try:
         import datasets
     except ImportError as error:
@@ -158,9 +158,9 @@ def load_rows(source: str, config: str | None, split: str) -> Any:
             kind = path.suffix[1:].replace("jsonl", "json")
             return datasets.load_dataset(kind, data_files=source, split=split)
         return datasets.load_dataset(source, config, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         told = " ".join(f"{error} {error.__cause__ or ''}".split())[:300]
         raise UsageError(
-            f"{source} cannot be loaded ({told}): check network, access and configuration (`name`), or give a "
-            "file or a folder (of a public set NAME=FOLDER)"
+            f"{source} cannot be loaded ({told}): check spelling, network and configuration (`name`), or give "
+            "a file or a folder (of a public set NAME=FOLDER)"
         ) from error
