@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 import sys
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +16,22 @@ import torch
 from transformers.quantizers.base import HfQuantizer
 
 from command_line import refused
+from leanthink.entrypoints.cli import train as command
 from leanthink.models.loading import load
+from leanthink.rl import run
+from leanthink.rl.config import DeepCompressConfig
 from leanthink.rl.run_log import progress_line, truncate
 from leanthink.rl.trl_reward import STATE
 from leanthink.utils.provenance import commit
 from models import make_model, make_tokenizer
 from rl_runs import ENDS, TEMPLATE
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *EXAMPLES.glob("*.*")]
+TEXT = "".join(re.sub(r"\\\n#? *", "", page.read_text()) for page in PAGES) + "\n".join(command.EXAMPLES)
+WRITTEN = {words.strip() for words in re.findall(r"leanthink train ([^`\n#(]+)", TEXT)}
+WRITTEN |= {f"--config {path} --rollouts engine" for path in EXAMPLES.glob("deepcompress-*")}
 SMALL = (
     "--tasks", "sums,equations", "--levels", "1", "--count", 8, "--num-generations", 4,
     "--per-device-train-batch-size", 4, "--max-completion-length", 96,
@@ -42,19 +53,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_twenty_steps_on_the_embedded_reasoner_can_be_resumed(tmp_path: Path, inside: Any) -> None:
     out = tmp_path / "run"
-    mixed_up = (
-        "--tasks",
-        "equations",
-        "--temperature",
-        1.5,
-        "--max-completion-length",
-        104,
-        "--num-generations",
-        2,
-        "--per-device-train-batch-size",
-        2,
-    )
-    mixed_up += ("--set", "save_steps=20")
+    mixed_up = shlex.split("--tasks equations --temperature 1.5 --max-completion-length 104 --num-generations 2")
+    mixed_up += ["--per-device-train-batch-size", "2", "--set", "save_steps=20"]
     done = inside(*run_of(out, 20, *mixed_up, "--json"))
     assert done.code == 0, done.err
     document = json.loads(done.out)
@@ -153,7 +153,10 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
         ((*SMALL, "--out", "OUT", "--resume"), ["no checkpoint in", "without resume"]),
         ((*SMALL, "--out", "OUT", "--resume", "--overwrite"), ["exclude each other"]),
         ((*SMALL, "--out", "OUT", "--num-generations", 1), ["num_generations=1", "2 or more"]),
-        ((*SMALL, "--out", "OUT", "--per-device-train-batch-size", 6), ["generation batch of 6", "such as 8"]),
+        ((*SMALL, "--out", "OUT", "--set", "generation_batch_size=6"), ["generation batch of 6", "such as 8"]),
+        ((*SMALL, "--out", "OUT", "--set", "report_to=flyte"), ["report_to='flyte'", "pip install flytekit"]),
+        ((*SMALL, "--out", "OUT", "--set", "model_init_kwargs={a: b}"), ["are not read"]),
+        ((*SMALL, "--out", "OUT", "--set", "lora={r: 4"), ["--set 'lora={r: 4' is no YAML"]),
         ((*SMALL, "--out", "OUT", "--ema-decay", 2), ["decay=2"]),
         ((*SMALL, "--out", "OUT", "--ema-initial-value", "seen"), ["observed"]),
         ((*SMALL, "--out", "OUT", "--length-reward-mode", "longer"), ["unknown length_reward_mode", "penalty"]),
@@ -185,23 +188,55 @@ def test_files_that_hold_no_settings_are_refused(tmp_path: Path, inside: Any, te
     refused(inside("train", "--config", config), 2, said)
 
 
-def test_a_model_without_think_tags_is_refused(tmp_path: Path, inside: Any, random_llama: Path) -> None:
+def test_a_model_without_think_tags_is_refused_before_anything_is_loaded_or_deleted(
+    tmp_path: Path, inside: Any, random_llama: Path, monkeypatch: Any
+) -> None:
     template = tmp_path / "plain.jinja"
     template.write_text(TEMPLATE.replace("<think>", ""))
     words = run_of(tmp_path / "run", 1, "--model", random_llama, "--set", f"chat_template={template}")
-    refused(inside(*words), 2, "no think tags", "think_tags=False")
-    assert inside(*words, "--set", "think_tags=false", "--max-completion-length", 8).code == 0
+    kept = tmp_path / "run" / "checkpoint-9"
+    kept.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["leanthink.models.loading"], "load", None)
+        refused(inside(*words, "--overwrite"), 2, "no think tags", "think_tags=False")
+    assert kept.is_dir()
+    assert inside(*words, "--overwrite", "--set", "think_tags=false", "--max-completion-length", 8).code == 0
+    assert not kept.exists()
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("deepcompress-*.yaml")), ids=lambda path: path.stem)
-def test_the_settings_in_the_examples_are_known_and_go_together(path: Path, tmp_path: Path) -> None:
-    import yaml
+@pytest.mark.parametrize("words", sorted(WRITTEN))
+def test_every_command_that_is_written_down_is_taken(words: str, tmp_path: Path, inside: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(EXAMPLES)
+    Path("settings.yaml").write_text("data: {tasks: sums}\nout: runs/some\n")
+    for module, name in ((command, "_report"), (run, "_train"), (run, "make_data"), (run, "_checkpoint")):
+        monkeypatch.setattr(module, name, lambda *_, **__: None)
+    assert inside("train", *shlex.split(words)).code == 0
 
-    from leanthink.rl.run import check_settings, make_config
 
-    settings = {**yaml.safe_load(path.read_text()), "out": str(tmp_path / "run")}
-    check_settings(settings, resume=False, overwrite=False)
-    make_config({**settings, "bf16": False})
+def test_default_batches_are_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    args: Any = SimpleNamespace(**{field.name: field.default for field in fields(DeepCompressConfig)})
+    DeepCompressConfig._check_group(args)
+    assert (args.gradient_accumulation_steps, args.per_device_eval_batch_size) == (2, 16)
+
+
+def test_a_run_of_defaults_says_that_nothing_is_learnt(tmp_path: Path, inside: Any, random_llama: Path) -> None:
+    out, few = tmp_path / "run", ("--max-steps", 1, "--max-completion-length", 8)
+    done = inside("train", "--model", random_llama, "--tasks", "sums", *few, "--set", "save_strategy=no", "--out", out)
+    assert (done.code, done.err.count("no thought closed in max_completion_length=8")) == (0, 1), done.err
+    assert not list(out.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("word", ["no", "Off", "YES", "on", "y"])
+def test_only_true_and_false_are_booleans(word: str) -> None:
+    assert command._yaml(f"[{word}, true, False]", "") == [word, True, False]
+
+
+def test_lora_needs_whole_weights(tmp_path: Path, inside: Any, random_llama: Path, monkeypatch: Any) -> None:
+    spread = lambda trainer, _: setattr(trainer, "is_fsdp_enabled", True)  # noqa: E731 (called once it is made)
+    monkeypatch.setattr("leanthink.rl.trainer.DeepCompressTrainer.remove_callback", spread)
+    refused(inside(*run_of(tmp_path, 1, "--model", random_llama, "--lora-r", 4)), 2, "merging LoRA", "DDP")
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("accelerate-*.yaml")), ids=lambda path: path.stem)
@@ -242,14 +277,12 @@ def test_a_run_of_before_is_resumed_under_the_new_names(
 
 
 def test_weights_of_a_gguf_file_are_trained_as_the_whole_weights_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    from leanthink.rl import run
-
     model = make_model()
     model.is_quantized, model.quantization_method = True, "gguf"
     remove = partial(HfQuantizer.remove_quantization_config, None)
     model.hf_quantizer = SimpleNamespace(remove_quantization_config=remove)
     monkeypatch.setattr(sys.modules["leanthink.models.loading"], "load", lambda *_, **__: (model, make_tokenizer()))
-    loaded, _ = run._load({"model": "some.gguf"})
+    loaded = run._load({"model": "some.gguf"})
     assert not loaded.is_quantized
     assert not hasattr(loaded, "hf_quantizer")
 
