@@ -344,6 +344,7 @@ def test_ours_is_the_default_of_the_dual_rule_alone(tmp_path: Path) -> None:
         ({"rollout_ratio_cap": 0.5}, "rollout_ratio_cap=0.5"),
         ({"steps_per_generation": 4, "save_steps": 2}, "multiple of 4"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
+        ({"model_init_kwargs": {"a": 1}}, "are not read"),
     ],
 )
 def test_bad_settings_are_refused_with_the_fix(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

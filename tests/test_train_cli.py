@@ -145,40 +145,42 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--out", "OUT"), ["lack 'data'", "tasks"]),
-        (("--tasks", "sums"), ["lack 'out'", "folder"]),
-        ((*SMALL, "--out", "OUT", "--set", "alfa=1"), ["unknown setting 'alfa'", "Did you mean 'alpha'"]),
-        ((*SMALL, "--out", "OUT", "--set", "output_dir=x"), ["unknown setting 'output_dir'"]),
-        ((*SMALL, "--out", "OUT", "--set", "alpha"), ["NAME=VALUE"]),
-        ((*SMALL, "--out", "OUT", "--resume"), ["no checkpoint in", "without resume"]),
-        ((*SMALL, "--out", "OUT", "--resume", "--overwrite"), ["exclude each other"]),
-        ((*SMALL, "--out", "OUT", "--num-generations", 1), ["num_generations=1", "2 or more"]),
-        ((*SMALL, "--out", "OUT", "--set", "generation_batch_size=6"), ["generation batch of 6", "such as 8"]),
-        ((*SMALL, "--out", "OUT", "--set", "report_to=flyte"), ["report_to='flyte'", "pip install flytekit"]),
-        ((*SMALL, "--out", "OUT", "--set", "model_init_kwargs={a: b}"), ["are not read"]),
-        ((*SMALL, "--out", "OUT", "--set", "lora={r: 4"), ["--set 'lora={r: 4' is no YAML"]),
-        ((*SMALL, "--out", "OUT", "--ema-decay", 2), ["decay=2"]),
-        ((*SMALL, "--out", "OUT", "--ema-initial-value", "seen"), ["observed"]),
-        ((*SMALL, "--out", "OUT", "--length-reward-mode", "longer"), ["unknown length_reward_mode", "penalty"]),
-        ((*SMALL, "--out", "OUT", "--problems", "p.jsonl"), ["--tasks", "--problems"]),
-        ((*SMALL, "--out", "OUT", "--levels", "one"), ["--levels 'one'"]),
-        ((*SMALL, "--out", "OUT", "--levels", "9"), ["unknown level 9"]),
-        ((*SMALL, "--out", "OUT", "--count", "0"), ["no problem"]),
-        ((*SMALL, "--out", "OUT", "--set", "dtype=int8"), ["unknown dtype 'int8'"]),
-        ((*SMALL, "--out", "OUT", "--set", "learning_rate=fast"), ["learning_rate='fast'"]),
-        ((*SMALL, "--out", "OUT", "--set", "max_num_gen_batches=many"), ["max_num_gen_batches='many'", "a number"]),
-        ((*SMALL, "--out", "OUT", "--set", "max_num_gen_batches=true"), ["max_num_gen_batches=True", "a number"]),
-        ((*SMALL, "--out", "OUT", "--set", "dynamic_sampling=1"), ["dynamic_sampling=1", "true or false"]),
-        ((*SMALL, "--out", "OUT", "--set", "num_generations_eval=1"), ["num_generations_eval=1"]),
-        ((*SMALL, "--out", "OUT", "--set", "lora={rank: 4}"), ["unknown key of lora 'rank'"]),
-        ((*SMALL, "--out", "OUT", "--set", "chat_template=no.jinja"), ["no chat template 'no.jinja'"]),
-        (("--config", "no.yaml"), ["no file of settings"]),
+        ("--set alfa=1", ["unknown setting 'alfa'", "Did you mean 'alpha'"]),
+        ("--set output_dir=x", ["unknown setting 'output_dir'"]),
+        ("--set alpha", ["NAME=VALUE"]),
+        ("--resume", ["no checkpoint in", "without resume"]),
+        ("--resume --overwrite", ["exclude each other"]),
+        ("--num-generations 1", ["num_generations=1", "2 or more"]),
+        ("--set generation_batch_size=6", ["generation batch of 6", "such as 8"]),
+        ("--set report_to=flyte", ["report_to='flyte'", "pip install flytekit"]),
+        ("--set 'lora={r: 4'", ["--set 'lora={r: 4' is no YAML"]),
+        ("--ema-decay 2", ["decay=2"]),
+        ("--ema-initial-value seen", ["observed"]),
+        ("--length-reward-mode longer", ["unknown length_reward_mode", "penalty"]),
+        ("--problems p.jsonl", ["--tasks", "--problems"]),
+        ("--levels one", ["--levels 'one'"]),
+        ("--levels 9", ["unknown level 9"]),
+        ("--count 0", ["no problem"]),
+        ("--set dtype=int8", ["unknown dtype 'int8'"]),
+        ("--set learning_rate=fast", ["learning_rate='fast'"]),
+        ("--set max_num_gen_batches=many", ["max_num_gen_batches='many'", "a number"]),
+        ("--set max_num_gen_batches=true", ["max_num_gen_batches=True", "a number"]),
+        ("--set dynamic_sampling=1", ["dynamic_sampling=1", "true or false"]),
+        ("--set num_generations_eval=1", ["num_generations_eval=1"]),
+        ("--set 'lora={rank: 4}'", ["unknown key of lora 'rank'"]),
+        ("--set chat_template=no.jinja", ["no chat template 'no.jinja'"]),
     ],
 )
-def test_bad_commands_are_refused_with_the_fix(tmp_path: Path, inside: Any, words: Any, said: list[str]) -> None:
+def test_bad_commands_are_refused_with_the_fix(tmp_path: Path, inside: Any, words: str, said: list[str]) -> None:
     out = tmp_path / "run"
-    refused(inside("train", *(out if word == "OUT" else word for word in words)), 2, *said)
+    refused(inside("train", *SMALL, "--out", out, *shlex.split(words)), 2, *said)
     assert not (out / "log.jsonl").exists()
+
+
+def test_what_is_missing_is_told(inside: Any) -> None:
+    refused(inside("train", "--out", "run"), 2, "lack 'data'", "tasks")
+    refused(inside("train", "--tasks", "sums"), 2, "lack 'out'", "folder")
+    refused(inside("train", "--config", "no.yaml"), 2, "no file of settings")
 
 
 @pytest.mark.parametrize(("text", "said"), [("a: [", "is no YAML"), ("- a", "holds no settings"), ("", "no settings")])
