@@ -96,6 +96,7 @@ lock: $(LOCK_VENV)/bin/uv
 	echo "-r demo.txt" > requirements/test.txt
 	$(EXPORT) --only-group test $$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' requirements/demo.txt) >> requirements/test.txt
 	sed -i "s/ ; $(EVERYWHERE)//" requirements/demo.txt requirements/test.txt
+	$(LOCK_VENV)/bin/python requirements/trim.py requirements/uv.lock requirements/demo.txt requirements/test.txt
 
 $(LOCK_VENV)/bin/uv:
 	$(PYTHON) -m venv $(LOCK_VENV)

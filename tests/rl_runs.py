@@ -92,6 +92,7 @@ def main(folder: str, responses: str) -> None:
     trainer.train()
     if trainer.accelerator.is_main_process:
         print(json.dumps({"seen": seen, "average": average(trainer), "weights": weights(trainer)}))
+    trainer.accelerator.end_training()  # a rank that ends after another could abort
 
 
 if __name__ == "__main__":

@@ -154,3 +154,23 @@ def test_the_wheel_is_light_and_has_what_belongs_beside_the_code(tmp_path: Path)
         *(f"leanthink/models/tiny/{name}" for name in tiny),
     } <= names
     assert not [name for name in names if "brief" in name]
+
+
+def test_a_lock_keeps_the_hashes_of_what_is_installed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "requirements")
+    import trim
+
+    names = {
+        "aa": "a-1.0-cp311-cp311-manylinux_2_28_x86_64.whl", "ab": "a-1.0-cp314-cp314-manylinux_2_28_x86_64.whl",
+        "ac": "a-1.0-cp313-cp313t-manylinux_2_28_aarch64.whl", "ad": "a-1.0-cp313-cp313-musllinux_1_2_x86_64.whl",
+        "ae": "a-1.0.tar.gz", "ba": "b-2-py3-none-any.whl", "bb": "b-2-cp39-abi3-manylinux_2_28_aarch64.whl",
+        "bc": "b-2-py312-none-any.whl", "bd": "b-2-cp314-abi3-manylinux_2_28_aarch64.whl",
+    }  # fmt: skip
+
+    def written(version: str, hashes: str) -> str:
+        return " \\\n".join([version, *(f"    --hash=sha256:{one}" for one in hashes.split())]) + "\n"
+
+    text = "-r demo.txt\n" + written("a==1.0", "aa ab ac ad ae") + written("b==2", "ba bb bc bd")
+    kept = "-r demo.txt\n" + written("a==1.0", "aa ae") + written("b==2", "ba bb bc")
+    assert trim.trimmed(text, names) == kept
+    assert trim.trimmed(kept, names) == kept

@@ -256,6 +256,7 @@ def _report(runs: list[Path], out: Path | None, *, as_json: bool) -> None:
 
 def _train(settings: dict[str, Any], *, resume: bool, overwrite: bool, as_json: bool) -> None:
     from rich.console import Console
+    from torch import distributed
     from transformers.utils import logging
 
     from leanthink.rl.run import train
@@ -263,6 +264,8 @@ def _train(settings: dict[str, Any], *, resume: bool, overwrite: bool, as_json: 
     logging.disable_progress_bar()
     console = Console(stderr=True, highlight=True, soft_wrap=True)
     found = train(settings, resume=resume, overwrite=overwrite, tell=console.print)
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()  # a rank that ends after another could abort
     if found is None:
         return
     if as_json:
