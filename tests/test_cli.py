@@ -128,7 +128,7 @@ def test_help_tells_the_defaults_of_the_python_interface(settings):
 
 def test_help_of_train_tells_the_defaults_of_the_trainer(tmp_path):
     config = pytest.importorskip("leanthink.rl.config", reason="TRL is not installed: pip install 'leanthink[train]'")
-    defaults = config.DeepCompressConfig(str(tmp_path), use_cpu=True, bf16=False, gradient_accumulation_steps=2)
+    defaults = config.DeepCompressConfig(str(tmp_path), use_cpu=True, bf16=False)
     names = {
         "--num-generations": "num_generations", "--per-device-train-batch-size": "per_device_train_batch_size",
         "--max-completion-length": "max_completion_length", "--learning-rate": "learning_rate",

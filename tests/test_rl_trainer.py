@@ -26,6 +26,7 @@ from models import END, make_model, make_tokenizer
 from rl_runs import PROBLEMS, TEMPLATE, average, likes, make_policy, make_trainer, settings, weights
 
 SCRIPT = Path(__file__).parent / "rl_runs.py"
+pytestmark = pytest.mark.filterwarnings("ignore:nothing to learn")
 
 
 def ranks(folder: Path, count: int, responses: int) -> dict[str, Any]:
@@ -191,6 +192,19 @@ def test_a_batch_with_nothing_to_learn_from_has_advantages_of_zero_whatever_the_
     assert int(batch["num_items_in_batch"]) == 0
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_a_batch_that_teaches_nothing_is_told_of_and_passed_over(
+    tmp_path: Path, beta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, _ = make_trainer(tmp_path, grader=Judge(9, 6), max_num_gen_batches=1, max_steps=2, beta=beta)
+    losses, compute, before = [], GRPOTrainer._compute_loss, weights(trainer)
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", lambda *given: losses.append(1) or compute(*given))
+    with pytest.warns(match="of 3 groups 3 all right, 0 all wrong"):
+        trainer.train()
+    assert len(losses) == (2 if beta else 0), "beta is a term of its own, of a copy of the starting model"
+    assert beta or weights(trainer) == before
+
+
 def test_without_dynamic_sampling_a_batch_is_taken_as_it_comes(tmp_path: Path) -> None:
     trainer, seen = make_trainer(tmp_path, grader=Judge(9, 6), dynamic_sampling=False)
     batch = full_batch(trainer)
@@ -291,7 +305,7 @@ def test_lora_trains_the_adapters_and_generates_with_them(tmp_path: Path) -> Non
 
 
 def test_ours_is_the_default_of_the_dual_rule_alone(tmp_path: Path) -> None:
-    plain = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "per_device_train_batch_size": 16}
+    plain = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False}
     ours = DeepCompressConfig(**plain)
     assert (ours.length_reward_mode, ours.ema_initial_value) == ("dual", "observed")
     assert ours.all_correct_weight == ALL_CORRECT_WEIGHT
@@ -304,7 +318,7 @@ def test_ours_is_the_default_of_the_dual_rule_alone(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"num_generations": 1}, "num_generations=1: a group of one"),
-        ({"per_device_train_batch_size": 5}, "generation batch of 5.*such as 6"),
+        ({"per_device_train_batch_size": 5, "gradient_accumulation_steps": 1}, "generation batch of 5.*such as 6"),
         ({"ema_decay": 1.5}, "ema_decay=1.5"),
         ({"ema_initial_value": "first"}, '"observed"'),
         ({"length_reward_mode": "longer"}, "unknown length_reward_mode"),
@@ -330,6 +344,7 @@ def test_ours_is_the_default_of_the_dual_rule_alone(tmp_path: Path) -> None:
         ({"rollout_ratio_cap": 0.5}, "rollout_ratio_cap=0.5"),
         ({"steps_per_generation": 4, "save_steps": 2}, "multiple of 4"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
+        ({"model_init_kwargs": {"a": 1}}, "are not read"),
     ],
 )
 def test_bad_settings_are_refused_with_the_fix(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -338,7 +353,7 @@ def test_bad_settings_are_refused_with_the_fix(tmp_path: Path, changes: dict[str
 
 
 def test_published_defaults(tmp_path: Path) -> None:
-    args = module.DeepCompressConfig(str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=16)
+    args = module.DeepCompressConfig(str(tmp_path), use_cpu=True, bf16=False)
     assert (args.epsilon, args.epsilon_high, args.beta, args.loss_type) == (0.2, 0.28, 0.0, "dapo")
     assert (args.scale_rewards, args.multi_objective_aggregation) == ("group", "sum_then_normalize")
     assert (args.alpha, args.ema_decay, args.length_reward_mode, args.max_num_gen_batches) == (0.2, 0.99, "dual", 10)

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 import sys
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +16,22 @@ import torch
 from transformers.quantizers.base import HfQuantizer
 
 from command_line import refused
+from leanthink.entrypoints.cli import train as command
 from leanthink.models.loading import load
+from leanthink.rl import run
+from leanthink.rl.config import DeepCompressConfig
 from leanthink.rl.run_log import progress_line, truncate
 from leanthink.rl.trl_reward import STATE
 from leanthink.utils.provenance import commit
 from models import make_model, make_tokenizer
 from rl_runs import ENDS, TEMPLATE
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *EXAMPLES.glob("*.*")]
+TEXT = "".join(re.sub(r"\\\n#? *", "", page.read_text()) for page in PAGES) + "\n".join(command.EXAMPLES)
+WRITTEN = {words.strip() for words in re.findall(r"leanthink train ([^`\n#(]+)", TEXT)}
+WRITTEN |= {f"--config {path} --rollouts engine" for path in EXAMPLES.glob("deepcompress-*")}
 SMALL = (
     "--tasks", "sums,equations", "--levels", "1", "--count", 8, "--num-generations", 4,
     "--per-device-train-batch-size", 4, "--max-completion-length", 96,
@@ -42,8 +53,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_twenty_steps_on_the_embedded_reasoner_can_be_resumed(tmp_path: Path, inside: Any) -> None:
     out = tmp_path / "run"
-    mixed_up: tuple[object, ...] = ("--tasks", "equations", "--temperature", 1.5, "--max-completion-length", 104)
-    mixed_up += ("--num-generations", 2, "--per-device-train-batch-size", 2, "--set", "save_steps=20")
+    mixed_up = shlex.split("--tasks equations --temperature 1.5 --max-completion-length 104 --num-generations 2")
+    mixed_up += ["--per-device-train-batch-size", "2", "--set", "save_steps=20"]
     done = inside(*run_of(out, 20, *mixed_up, "--json"))
     assert done.code == 0, done.err
     document = json.loads(done.out)
@@ -134,38 +145,43 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--out", "OUT"), ["lack 'data'", "tasks"]),
-        (("--tasks", "sums"), ["lack 'out'", "folder"]),
-        ((*SMALL, "--out", "OUT", "--set", "alfa=1"), ["unknown setting 'alfa'", "Did you mean 'alpha'"]),
-        ((*SMALL, "--out", "OUT", "--set", "output_dir=x"), ["unknown setting 'output_dir'"]),
-        ((*SMALL, "--out", "OUT", "--set", "alpha"), ["NAME=VALUE"]),
-        ((*SMALL, "--out", "OUT", "--resume"), ["no checkpoint in", "without resume"]),
-        ((*SMALL, "--out", "OUT", "--resume", "--overwrite"), ["exclude each other"]),
-        ((*SMALL, "--out", "OUT", "--num-generations", 1), ["num_generations=1", "2 or more"]),
-        ((*SMALL, "--out", "OUT", "--per-device-train-batch-size", 6), ["generation batch of 6", "such as 8"]),
-        ((*SMALL, "--out", "OUT", "--ema-decay", 2), ["decay=2"]),
-        ((*SMALL, "--out", "OUT", "--ema-initial-value", "seen"), ["observed"]),
-        ((*SMALL, "--out", "OUT", "--length-reward-mode", "longer"), ["unknown length_reward_mode", "penalty"]),
-        ((*SMALL, "--out", "OUT", "--problems", "p.jsonl"), ["--tasks", "--problems"]),
-        (("--dataset", "gsm8k=none", "--out", "OUT"), ["no folder 'none'", "openai/gsm8k"]),
-        ((*SMALL, "--out", "OUT", "--levels", "one"), ["--levels 'one'"]),
-        ((*SMALL, "--out", "OUT", "--levels", "9"), ["unknown level 9"]),
-        ((*SMALL, "--out", "OUT", "--count", "0"), ["no problem"]),
-        ((*SMALL, "--out", "OUT", "--set", "dtype=int8"), ["unknown dtype 'int8'"]),
-        ((*SMALL, "--out", "OUT", "--set", "learning_rate=fast"), ["learning_rate='fast'"]),
-        ((*SMALL, "--out", "OUT", "--set", "max_num_gen_batches=many"), ["max_num_gen_batches='many'", "a number"]),
-        ((*SMALL, "--out", "OUT", "--set", "max_num_gen_batches=true"), ["max_num_gen_batches=True", "a number"]),
-        ((*SMALL, "--out", "OUT", "--set", "dynamic_sampling=1"), ["dynamic_sampling=1", "true or false"]),
-        ((*SMALL, "--out", "OUT", "--set", "num_generations_eval=1"), ["num_generations_eval=1"]),
-        ((*SMALL, "--out", "OUT", "--set", "lora={rank: 4}"), ["unknown key of lora 'rank'"]),
-        ((*SMALL, "--out", "OUT", "--set", "chat_template=no.jinja"), ["no chat template 'no.jinja'"]),
-        (("--config", "no.yaml"), ["no file of settings"]),
+        ("--set alfa=1", ["unknown setting 'alfa'", "Did you mean 'alpha'"]),
+        ("--set output_dir=x", ["unknown setting 'output_dir'"]),
+        ("--set alpha", ["NAME=VALUE"]),
+        ("--resume", ["no checkpoint in", "without resume"]),
+        ("--resume --overwrite", ["exclude each other"]),
+        ("--num-generations 1", ["num_generations=1", "2 or more"]),
+        ("--set generation_batch_size=6", ["generation batch of 6", "such as 8"]),
+        ("--set report_to=flyte", ["report_to='flyte'", "pip install flytekit"]),
+        ("--set 'lora={r: 4'", ["--set 'lora={r: 4' is no YAML"]),
+        ("--ema-decay 2", ["decay=2"]),
+        ("--ema-initial-value seen", ["observed"]),
+        ("--length-reward-mode longer", ["unknown length_reward_mode", "penalty"]),
+        ("--problems p.jsonl", ["--tasks", "--problems"]),
+        ("--levels one", ["--levels 'one'"]),
+        ("--levels 9", ["unknown level 9"]),
+        ("--count 0", ["no problem"]),
+        ("--set dtype=int8", ["unknown dtype 'int8'"]),
+        ("--set learning_rate=fast", ["learning_rate='fast'"]),
+        ("--set max_num_gen_batches=many", ["max_num_gen_batches='many'", "a number"]),
+        ("--set max_num_gen_batches=true", ["max_num_gen_batches=True", "a number"]),
+        ("--set dynamic_sampling=1", ["dynamic_sampling=1", "true or false"]),
+        ("--set num_generations_eval=1", ["num_generations_eval=1"]),
+        ("--set 'lora={rank: 4}'", ["unknown key of lora 'rank'"]),
+        ("--set chat_template=no.jinja", ["no chat template 'no.jinja'"]),
     ],
 )
-def test_bad_commands_are_refused_with_the_fix(tmp_path: Path, inside: Any, words: Any, said: list[str]) -> None:
+def test_bad_commands_are_refused_with_the_fix(tmp_path: Path, inside: Any, words: str, said: list[str]) -> None:
     out = tmp_path / "run"
-    refused(inside("train", *(out if word == "OUT" else word for word in words)), 2, *said)
+    refused(inside("train", *SMALL, "--out", out, *shlex.split(words)), 2, *said)
     assert not (out / "log.jsonl").exists()
+
+
+def test_what_is_missing_is_told(inside: Any) -> None:
+    refused(inside("train", "--out", "run"), 2, "lack 'data'", "tasks")
+    refused(inside("train", "--tasks", "sums"), 2, "lack 'out'", "folder")
+    refused(inside("train", "--config", "no.yaml"), 2, "no file of settings")
+    refused(inside("train", "--dataset", "gsm8k=none", "--out", "run"), 2, "no folder 'none'", "openai/gsm8k")
 
 
 @pytest.mark.parametrize(("text", "said"), [("a: [", "is no YAML"), ("- a", "holds no settings"), ("", "no settings")])
@@ -182,15 +198,55 @@ def test_a_model_may_write_its_think_tags_itself(tmp_path: Path, inside: Any, ra
     assert inside(*words, "--max-completion-length", 8).code == 0
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("deepcompress-*.yaml")), ids=lambda path: path.stem)
-def test_the_settings_in_the_examples_are_known_and_go_together(path: Path, tmp_path: Path) -> None:
-    import yaml
+def test_a_refused_template_is_told_before_anything_is_loaded_or_deleted(
+    tmp_path: Path, inside: Any, random_llama: Path, monkeypatch: Any
+) -> None:
+    template = tmp_path / "closed.jinja"
+    template.write_text(TEMPLATE.replace("<think>", "<think></think>"))
+    words = run_of(tmp_path / "run", 1, "--model", random_llama, "--set", f"chat_template={template}")
+    kept = tmp_path / "run" / "checkpoint-9"
+    kept.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["leanthink.models.loading"], "load", None)
+        refused(inside(*words, "--overwrite"), 2, "closes the thought", "think_tags=False")
+    assert kept.is_dir()
+    assert inside(*words, "--overwrite", "--set", "think_tags=false", "--max-completion-length", 8).code == 0
+    assert not kept.exists()
 
-    from leanthink.rl.run import check_settings, make_config
 
-    settings = {**yaml.safe_load(path.read_text()), "out": str(tmp_path / "run")}
-    check_settings(settings, resume=False, overwrite=False)
-    make_config({**settings, "bf16": False})
+@pytest.mark.parametrize("words", sorted(WRITTEN))
+def test_every_command_that_is_written_down_is_taken(words: str, tmp_path: Path, inside: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(EXAMPLES)
+    Path("settings.yaml").write_text("data: {tasks: sums}\nout: runs/some\n")
+    for module, name in ((command, "_report"), (run, "_train"), (run, "make_data"), (run, "_checkpoint")):
+        monkeypatch.setattr(module, name, lambda *_, **__: None)
+    assert inside("train", *shlex.split(words)).code == 0
+
+
+def test_default_batches_are_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    args: Any = SimpleNamespace(**{field.name: field.default for field in fields(DeepCompressConfig)})
+    DeepCompressConfig._check_group(args)
+    assert (args.gradient_accumulation_steps, args.per_device_eval_batch_size) == (2, 16)
+
+
+def test_a_run_of_defaults_says_that_nothing_is_learnt(tmp_path: Path, inside: Any, random_llama: Path) -> None:
+    out, few = tmp_path / "run", ("--max-steps", 1, "--max-completion-length", 8)
+    done = inside("train", "--model", random_llama, "--tasks", "sums", *few, "--set", "save_strategy=no", "--out", out)
+    assert (done.code, done.err.count("no thought closed in max_completion_length=8")) == (0, 1), done.err
+    assert not list(out.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("word", ["no", "Off", "YES", "on", "y"])
+def test_only_true_and_false_are_booleans(word: str) -> None:
+    assert command._yaml(f"[{word}, true, False]", "") == [word, True, False]
+
+
+def test_lora_needs_whole_weights(tmp_path: Path, inside: Any, random_llama: Path, monkeypatch: Any) -> None:
+    spread = lambda trainer, _: setattr(trainer, "is_fsdp_enabled", True)  # noqa: E731 (called once it is made)
+    monkeypatch.setattr("leanthink.rl.trainer.DeepCompressTrainer.remove_callback", spread)
+    refused(inside(*run_of(tmp_path, 1, "--model", random_llama, "--lora-r", 4)), 2, "merging LoRA", "DDP")
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("accelerate-*.yaml")), ids=lambda path: path.stem)
@@ -231,14 +287,12 @@ def test_a_run_of_before_is_resumed_under_the_new_names(
 
 
 def test_weights_of_a_gguf_file_are_trained_as_the_whole_weights_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    from leanthink.rl import run
-
     model = make_model()
     model.is_quantized, model.quantization_method = True, "gguf"
     remove = partial(HfQuantizer.remove_quantization_config, None)
     model.hf_quantizer = SimpleNamespace(remove_quantization_config=remove)
     monkeypatch.setattr(sys.modules["leanthink.models.loading"], "load", lambda *_, **__: (model, make_tokenizer()))
-    loaded, _ = run._load({"model": "some.gguf"})
+    loaded = run._load({"model": "some.gguf"})
     assert not loaded.is_quantized
     assert not hasattr(loaded, "hf_quantizer")
 

@@ -57,6 +57,14 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: DType = Non
     return model.to(device).eval(), tokenizer
 
 
+def load_tokenizer(name_or_path: str | Path) -> Any:
+    """The tokenizer that `load` returns, without the weights; raises what `load` does."""
+    given = str(weights_path() if str(name_or_path) == TINY else name_or_path)
+    name, options = _locate(given)
+    with _told(given):
+        return _load_tokenizer(name, given, options)
+
+
 def load_config(name_or_path: str | Path, *, also: Sequence[str] = ()) -> Any:
     """The config of a model alone: of a folder that may lack weights, a GGUF file's header, a hub id or "tiny".
 

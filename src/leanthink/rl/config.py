@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from trl import GRPOConfig
 
 from leanthink.data.think_tags import check_pair
@@ -32,6 +35,7 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     depend on the machine: published are 512 prompts of 16 responses a step, in 16 optimiser updates.
 
     Attributes:
+        gradient_accumulation_steps, per_device_eval_batch_size: None: as whole groups need it.
         length_reward_mode: "dual", or to compare with "penalty" (β = 1), "bonus" (β = -1), "none".
         alpha: the largest length reward.
         ema_decay: λ of the exponential moving average (EMA) of the pass ratio. Its initial value is half forgotten
@@ -70,6 +74,8 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     weight_decay: float = 0.1
     num_generations: int = 16
     max_completion_length: int = 10240
+    gradient_accumulation_steps: int | None = None
+    per_device_eval_batch_size: int | None = None
     epsilon_high: float | None = 0.28
 
     length_reward_mode: str = "dual"
@@ -108,7 +114,10 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         except ValueError as error:
             batch, group = self.generation_batch_size, self.num_generations
             if isinstance(batch, int) and batch % group:
-                raise UsageError(_no_whole_groups(batch, group)) from error
+                raise UsageError(
+                    f"a generation batch of {batch} responses is no whole number of groups of num_generations={group}: "
+                    f"leave gradient_accumulation_steps out, or take a multiple, such as {-(-batch // group) * group}"
+                ) from error
             raise UsageError(str(error)) from error
         self._check_checkpoints()
 
@@ -140,9 +149,17 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
                 raise UsageError(
                     f"{name}={size}: a group of one has nothing to be compared with; give 2 or more (published: 16)"
                 )
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}: at least 1")
+        processes = int(os.environ.get("WORLD_SIZE", "1"))  # TRL counts them later
+        rows, group = processes * self.per_device_train_batch_size, self.num_generations
+        if self.gradient_accumulation_steps is None:
+            given = rows < 1 or self.steps_per_generation or self.generation_batch_size
+            self.gradient_accumulation_steps = 1 if given else math.lcm(rows, group) // rows
+        if self.per_device_eval_batch_size is None:
+            self.per_device_eval_batch_size = math.lcm(8 * processes, self.num_generations_eval or group) // processes
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name}={value!r}: a number, at least 1")
 
     def _check_method(self) -> None:
         check_settings(
@@ -150,6 +167,8 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             ema_decay=self.ema_decay,
             ema_initial_value=self.ema_initial_value,
         )
+        if self.model_init_kwargs:
+            raise UsageError("model_init_kwargs are not read: give the trainer a model made with them")
         if not isinstance(self.think_tags, bool):
             check_pair(self.think_tags)
         self.chat_options  # noqa: B018 (checks itself)
@@ -237,18 +256,15 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             )
 
 
-def check_vllm(args: DeepCompressConfig) -> None:
-    """Raise UsageError where vLLM is to generate and is not installed: not where settings are only read."""
+def check_installed(args: DeepCompressConfig) -> None:
+    """Raise UsageError where vLLM or a logger is needed and not installed: not where settings are only read."""
+    for name in args.report_to:
+        try:
+            get_reporting_integration_callbacks([name])[0]()
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise UsageError(f"report_to={name!r}: {error}") from error
     if args.use_vllm and importlib.util.find_spec("vllm") is None:
         raise UsageError(
             "rollouts='vllm' needs vLLM, and it is not installed: pip install 'trl[vllm]'; or give "
             "rollouts='engine', which needs nothing more"
         )
-
-
-def _no_whole_groups(batch: int, group: int) -> str:
-    return (
-        f"a generation batch of {batch} responses holds no whole number of groups of num_generations={group}: make "
-        "per_device_train_batch_size * number of processes * steps_per_generation a multiple of it, such as "
-        f"{-(-batch // group) * group}"
-    )

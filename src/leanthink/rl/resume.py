@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from torch.utils.data import Sampler
 
 from leanthink.policies.budget import file_keys
 from leanthink.policies.policy_spec import canonical
@@ -107,3 +108,17 @@ def check_whole(folder: Path) -> None:
         for path in sorted(folder.glob(pattern)):
             if not zipfile.is_zipfile(path):  # as torch has written files since 1.6: what they hold is told at the end
                 raise DamagedFile(f"{path} cannot be read, it is truncated or no file of torch: {CURE}")
+
+
+class SeededByEpoch(Sampler[int]):
+    """TRL's sampler, seeded for each epoch: its own generator goes on, and a resumed run would start it anew."""
+
+    def __init__(self, sampler: Any, seed: int, epoch: Callable[[], int]) -> None:
+        self._sampler, self._seed, self._epoch = sampler, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self._sampler.generator.manual_seed(self._seed + self._epoch())
+        return iter(self._sampler)

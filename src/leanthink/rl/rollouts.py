@@ -148,19 +148,33 @@ class EngineRollouts:
         return self._engine
 
 
+def rollouts_of(model: Any, args: Any) -> EngineRollouts | None:
+    """Those that the settings ask for; None for TRL's own."""
+    if args.rollouts != "engine":
+        return None
+    return EngineRollouts(
+        model.to(args.device),
+        policy=args.rollout_policy,
+        budget=args.budget,
+        predictor=args.rollout_predictor,
+        rows=args.rollout_rows,
+        ignore_predictor_mismatch=args.ignore_predictor_mismatch,
+    )
+
+
 def response_seed(seed: int, when: str, prompt_ids: Sequence[int], sample: int) -> int:
     """The sampling seed of one response, 0 <= seed < 2^48."""
     digest = hashlib.sha256(f"{seed}/{when}/{sample}/{','.join(map(str, prompt_ids))}".encode()).digest()
     return int.from_bytes(digest[:6])
 
 
-def check_whole(trainer: Any) -> None:
-    """Raise UsageError if the weights are spread over ranks: the engine needs them whole on each."""
+def check_whole(trainer: Any, what: str = "rollouts='engine'") -> None:
+    """Raise UsageError if the weights are spread over ranks: what is named needs them whole on each."""
     sharded = trainer.is_fsdp_enabled or getattr(trainer.args.deepspeed_plugin, "zero_stage", 0) == 3
     if sharded:
         raise UsageError(
-            "rollouts='engine' needs the whole model on each device, and FSDP and ZeRO-3 spread it: "
-            "give rollouts='transformers' or 'vllm', or train with DDP"
+            f"{what} needs the whole model on each device, and FSDP and ZeRO-3 spread it: "
+            "give rollouts='transformers' or 'vllm' and no LoRA, or train with DDP"
         )
 
 

@@ -71,7 +71,7 @@ def train(
         CannotWrite: there is no room for a checkpoint, a log or the model; the checkpoints before stay.
         UnsupportedModel: the bounded cache cannot serve the model.
     """
-    from leanthink.rl.config import check_vllm
+    from leanthink.rl.config import check_installed
 
     settings = current_names(settings)
     if isinstance(settings.get("rollout_budget"), Mapping):
@@ -81,7 +81,7 @@ def train(
     dataset = make_data(settings["data"])  # before all that rests on what machine and batch allow
     eval_dataset = make_data(settings["eval_data"]) if "eval_data" in settings else None
     args = make_config(settings)
-    check_vllm(args)
+    check_installed(args)
     with held(out / RUN) if args.process_index == 0 else nullcontext():
         return _train(settings, args, dataset, eval_dataset, checkpoint, overwrite, tell, callbacks)
 
@@ -100,16 +100,19 @@ def _train(
     from transformers import ProgressCallback
     from transformers.trainer_callback import PrinterCallback
 
+    from leanthink.rl.rollouts import check_whole
     from leanthink.rl.run_log import RunLog
     from leanthink.rl.trainer import DeepCompressTrainer
+    from leanthink.rl.trainer_checks import check_template
     from leanthink.rl.trl_reward import STATE
 
     out, writes = Path(settings["out"]), args.process_index == 0
-    if writes and overwrite:
-        clear(out)
-    model, tokenizer = _load(settings)
-    log = RunLog(out, writes=writes, tell=tell if writes else None)
     lora = settings.get("lora")
+    adapters = None if lora is None else _lora(lora)
+    tokenizer = _tokenizer(settings)
+    check_template(tokenizer, dataset[0]["prompt"], args)  # before weights are read
+    model = _load(settings)
+    log = RunLog(out, writes=writes, tell=tell if writes else None)
     with old_names():
         trainer = DeepCompressTrainer(
             model,
@@ -120,10 +123,14 @@ def _train(
             on_scored=log.on_scored,
             origin=_origin(settings),
             callbacks=[log, *callbacks],
-            peft_config=None if lora is None else _lora(lora),
+            peft_config=adapters,
         )
         trainer.remove_callback(PrinterCallback)  # both write among what we print
         trainer.remove_callback(ProgressCallback)
+        if lora is not None:
+            check_whole(trainer, "merging LoRA")
+        if writes and overwrite:  # nothing is refused any more
+            clear(out)
         if writes and checkpoint is None:
             _write_run(out, settings)
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -257,24 +264,31 @@ def _of_kind(name: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _load(settings: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Model and tokenizer, on the host: the trainer knows which device is this process's own."""
+def _load(settings: Mapping[str, Any]) -> Any:
+    """The model, on the host: the trainer knows which device is this process's own."""
     from leanthink.models.loading import load
 
     name = settings.get("dtype", "float32")
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name not in dtypes:
         raise unknown("dtype", name, dtypes)
-    model, tokenizer = load(settings.get("model", "tiny"), device="cpu", dtype=dtypes[name])
+    model, _ = load(settings.get("model", "tiny"), device="cpu", dtype=dtypes[name])
     if getattr(model, "quantization_method", None) == "gguf":
         # Its weights are whole once they are loaded; transformers goes on calling them quantised and refuses to train.
         model.hf_quantizer.remove_quantization_config(model)
+    return model
+
+
+def _tokenizer(settings: Mapping[str, Any]) -> Any:
+    from leanthink.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(settings.get("model", "tiny"))
     template = settings.get("chat_template")
     if template is not None:
         if not Path(template).is_file():
             raise UsageError(f"there is no chat template {template!r}: give the path of a file")
         tokenizer.chat_template = Path(template).read_text()
-    return model, tokenizer
+    return tokenizer
 
 
 def _lora(options: Mapping[str, Any]) -> Any:

@@ -28,29 +28,32 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import Sampler
 from trl import GRPOTrainer
+from trl.trainer import grpo_trainer
 
 from leanthink.data.think_tags import set_think_tags
 from leanthink.engine.sdpa import for_any_length
 from leanthink.models.prompt import encode_chat
-from leanthink.rl.config import DeepCompressConfig, check_vllm
+from leanthink.rl.config import DeepCompressConfig, check_installed
 from leanthink.rl.length_bucketing import bucket_by_length, is_text, stacked_rows
 from leanthink.rl.log_probs import left_aligned
 from leanthink.rl.model_card import CARD, Origin, model_card, public_name
+from leanthink.rl.resume import SeededByEpoch
 from leanthink.rl.rewards import group_weights
-from leanthink.rl.rollouts import EngineRollouts, check_whole
+from leanthink.rl.rollouts import check_whole, rollouts_of
 from leanthink.rl.trainer_checks import check_data, check_template, check_version
-from leanthink.rl.trl_reward import DeepCompressReward, Grader, Scored
+from leanthink.rl.trl_reward import DeepCompressReward, Grader, Scored, warn
 from leanthink.utils.errors import UsageError
 from leanthink.utils.file_writing import writing
 
@@ -104,7 +107,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         **others: Any,
     ) -> None:
         check_version()
-        check_vllm(args)
+        check_installed(args)
         if isinstance(model, str):
             raise UsageError(
                 f"model={model!r} is a name: give what leanthink.load({model!r}) returns, and its tokenizer"
@@ -112,18 +115,21 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         check_data(train_dataset, args)
         self.reward = _reward(args, grader)
         self.on_scored = on_scored
+        self._teaches = True  # whether the latest generation batch does
         base = str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
         self.origin = origin or Origin(base=public_name(base))
-        rollouts = _rollouts(model, args)  # before adapters are put in: predictors know their model by plain weights
-        super().__init__(
-            model=model,
-            reward_funcs=[self.reward, *reward_funcs],
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            **others,
-        )
+        rollouts = rollouts_of(model, args)  # before adapters are put in: predictors know their model by plain weights
+        # The reference of beta: TRL would ask a hub for the name.
+        with patch.object(grpo_trainer, "create_model_from_path", lambda *_, **__: deepcopy(model)):
+            super().__init__(
+                model=model,
+                reward_funcs=[self.reward, *reward_funcs],
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                **others,
+            )
         if rollouts is not None:
             check_whole(self)
             self.rollout_func = rollouts
@@ -183,7 +189,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         sampler = super()._get_train_sampler(dataset)
         if not sampler.shuffle:
             return sampler
-        return _SeededByEpoch(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
+        return SeededByEpoch(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         before: Any = self._buffered_inputs
@@ -230,7 +236,8 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
                 output = model(input_ids=rows.ids_NW, labels=rows.labels_NW, fused_lm_head=True)
             # What is returned of a token stands one column before it; the first one is never scored.
             log_probs.append(rows.back(pad(output.log_probs, (1, 0)))[:, -logits_to_keep:])
-            entropies.append(rows.back(pad(output.entropy, (1, 0)))[:, -logits_to_keep:])
+            if compute_entropy:  # the reference model returns none
+                entropies.append(rows.back(pad(output.entropy, (1, 0)))[:, -logits_to_keep:])
         return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -247,6 +254,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         if not self.model.training or not (args.dynamic_sampling or args.all_correct_weight):
             plain: dict[str, Any] = super()._generate_and_score_completions(inputs)
             self._report(0)
+            self._note(any(gather_object([bool(plain["advantages"].any())])))
             return self._weighed(plain)
         wanted = args.generation_batch_size
         mixed: list[Row] = []  # of all ranks, group after group
@@ -265,11 +273,30 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         logged["dynamic_sampling/rounds"].append(number + 1)
         logged["dynamic_sampling/kept"].append(len(kept) / (wanted * args.oversample * (number + 1)))
         logged["dynamic_sampling/filled"].append(len(fillers) / wanted)
+        self._note(any(bool(row["advantages"].any()) for row in kept[:wanted]))
         return self._weighed(self._batch(kept[:wanted], fillers, size))
 
     def _report(self, number: int) -> None:
         if self.on_scored is not None and self.model.training and self.reward.scored is not None:
             self.on_scored(self.state.global_step, number, self.reward.scored)
+        self._note(teaches=True)
+
+    def _note(self, teaches: bool) -> None:
+        if self.model.training:
+            self._teaches = teaches
+            if self.is_world_process_zero() and self.reward.scored is not None:
+                warn(self.reward.scored, self.args, teaches=teaches)
+
+    def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **others: Any) -> Tensor:
+        """TRL's; 0 without a forward for a batch that teaches nothing, where all ranks can leave it out alike."""
+        args, ranks = self.args, self.accelerator
+        whole = ranks.num_processes == 1 or args.steps_per_generation % args.gradient_accumulation_steps == 0
+        more = self.beta or self._entropy_bonus_enabled or self.aux_loss_enabled or ranks.scaler
+        more = more or self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.model.training and not self._teaches and whole and not more:
+            return torch.zeros((), device=ranks.device, requires_grad=True)
+        loss: Tensor = super().compute_loss(model, inputs, *arguments, **others)
+        return loss
 
     def _round_inputs(self, number: int, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """This rank's part of the prompts of a round; those of the first one begin with the batch itself.
@@ -331,7 +358,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         Each token weighs as much as the whole cache makes it likelier, up to a cap: truncated importance sampling, as
         TRL does it for vLLM. Logged are the mean weight and the KL divergence of the sampling policy from the other.
         """
-        if self.args.rollout_policy == "full" or not self.model.training:
+        if self.args.rollout_policy == "full" or not self.model.training or not self._teaches:
             return batch
         sampled, mask = batch["sampling_per_token_logps"], batch["completion_mask"]
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
@@ -362,30 +389,3 @@ def _reward(args: DeepCompressConfig, grader: Grader | None) -> DeepCompressRewa
         think_tags=bool(args.think_tags),
         **chosen,
     )
-
-
-def _rollouts(model: Any, args: DeepCompressConfig) -> EngineRollouts | None:
-    if args.rollouts != "engine":
-        return None
-    return EngineRollouts(
-        model.to(args.device),
-        policy=args.rollout_policy,
-        budget=args.budget,
-        predictor=args.rollout_predictor,
-        rows=args.rollout_rows,
-        ignore_predictor_mismatch=args.ignore_predictor_mismatch,
-    )
-
-
-class _SeededByEpoch(Sampler[int]):
-    """TRL's sampler, seeded for each epoch: its own generator goes on, and a resumed run would start it anew."""
-
-    def __init__(self, sampler: Any, seed: int, epoch: Callable[[], int]) -> None:
-        self._sampler, self._seed, self._epoch = sampler, seed, epoch
-
-    def __len__(self) -> int:
-        return len(self._sampler)
-
-    def __iter__(self) -> Iterator[int]:
-        self._sampler.generator.manual_seed(self._seed + self._epoch())
-        return iter(self._sampler)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -39,7 +40,7 @@ from leanthink.rl.rewards import (
     pass_ratio,
     soft_overlong,
 )
-from leanthink.utils.errors import UsageError
+from leanthink.utils.errors import LeanThinkWarning, UsageError
 from leanthink.utils.renamed_fields import renamed_fields
 
 STATE = "DeepCompressReward"
@@ -272,6 +273,18 @@ def check_bounded(*, keep_all_correct: bool, bounded: bool, scale_rewards: str) 
             "signal of a group that is all right would count as much as correctness; give "
             'scale_rewards="batch", or train with DeepCompressTrainer and all_correct_weight'
         )
+
+
+def warn(scored: Scored, args: Any, *, teaches: bool) -> None:
+    """Warn where no thought is closed or no group teaches; Python shows equal texts once."""
+    ratios = pass_ratio(scored.correct_BG).tolist()
+    if args.think_tags and not any(ratios) and not any(one.closed for one in scored.judged):
+        why = f"no thought closed in max_completion_length={args.max_completion_length}: raise it, or think_tags=False"
+    elif teaches:
+        return
+    else:
+        why = f"of {len(ratios)} groups {ratios.count(1)} all right, {ratios.count(0)} all wrong: take other problems"
+    warnings.warn(f"nothing to learn from: {why}", LeanThinkWarning, stacklevel=1)
 
 
 def metrics(scored: Scored) -> dict[str, float]:

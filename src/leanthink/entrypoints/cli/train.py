@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ EXAMPLES = (
     "leanthink train --config examples/deepcompress-tiny.yaml --resume",
     "leanthink train --report runs/deepcompress-tiny runs/half",
 )
+BOOLEAN = re.compile("(?i:true|false)$")
 Runs = Annotated[
     list[Path] | None, typer.Argument(metavar="FOLDER", help="Runs to compare, with --report.", show_default=False)
 ]
@@ -50,7 +52,7 @@ TrainBatchSize = Annotated[
     int | None, option("--per-device-train-batch-size", about="Responses of a forward on one device.", default=8)
 ]
 AccumulationSteps = Annotated[
-    int | None, option("--gradient-accumulation-steps", about="Forwards of an optimiser step.", default=1)
+    int | None, option("--gradient-accumulation-steps", about="Forwards of an optimiser step.", default="whole groups")
 ]
 MaxCompletionLength = Annotated[
     int | None,
@@ -144,11 +146,9 @@ class Method:
     @property
     def settings(self) -> dict[str, Any]:
         """What was given."""
-        import yaml
-
         found = given(self)
         if self.ema_initial_value is not None:
-            found["ema_initial_value"] = yaml.safe_load(self.ema_initial_value)
+            found["ema_initial_value"] = _yaml(self.ema_initial_value, "--ema-initial-value")
         return found
 
 
@@ -282,14 +282,9 @@ def _train(settings: dict[str, Any], *, resume: bool, overwrite: bool, as_json: 
 
 def _read(path: Path) -> dict[str, Any]:
     """The settings of a YAML file. Raises UsageError for a file that is not there, or is no mapping."""
-    import yaml
-
     if not path.is_file():
         raise UsageError(f"there is no file of settings at {path}: check the path")
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    settings = _yaml(path.read_text(), str(path))
     if not isinstance(settings, dict):
         raise UsageError(f"{path} holds no settings: lines such as `alpha: 0.2` were expected")
     return settings
@@ -309,9 +304,24 @@ def _budget(slots: options.BudgetOptions, settings: dict[str, Any]) -> dict[str,
 
 def _assignment(text: str) -> tuple[str, Any]:
     """Name and value of NAME=VALUE."""
-    import yaml
-
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise UsageError(f"--set {text!r}: give NAME=VALUE, such as --set max_num_gen_batches=4")
-    return name.strip(), yaml.safe_load(value)
+    return name.strip(), _yaml(value, f"--set {text!r}")
+
+
+def _yaml(text: str, name: str) -> Any:
+    """What it says; `no` and `on` are words, as in YAML 1.2. Raises UsageError, by this name, for what is no YAML."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+        pass
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, BOOLEAN if tag.endswith(":bool") else pattern) for tag, pattern in pairs]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{name} is no YAML: {' '.join(str(error).split())}") from error
