@@ -27,6 +27,7 @@ MEGABYTE = 10**6
 MAY_NEED = {
     "data/grading/": {"eval"},
     "data/gym.py": {"gym"},
+    "data/public_datasets.py": {"eval"},
     "engine/bench/plot.py": {"plot"},
     "engine/kernels/": {"gpu"},
     "entrypoints/cli/serve.py": {"serve"},
