@@ -19,8 +19,6 @@ from leanthink.utils.file_reading import is_text, parse_json
 
 # What is put after a problem of a file, unless something else is asked for: traces, fits and evaluations agree on it.
 STEP_BY_STEP = r"Please reason step by step, and put your final answer within \boxed{}."
-
-
 STRUCTURE = re.compile(r"""(?:[\[({]\s*)+["']""")  # a mapping or a list of texts, written out
 
 
