@@ -17,7 +17,7 @@ from interpreted import assert_passes_interpreted
 from leanthink.data.think_tags import set_think_tags, think_tags
 from leanthink.integrations.vllm.lengths import LATE, NEVER, Lengths
 from leanthink.integrations.vllm.row import Row
-from leanthink.integrations.vllm.thought import Watch, only_text_tells
+from leanthink.integrations.vllm.thought import Watch
 from leanthink.integrations.vllm.v2.device_rows import Batch, Sampled, physical
 from leanthink.integrations.vllm.v2.moves import Caches
 from leanthink.integrations.vllm.v2.rows import Request, Rows
@@ -215,11 +215,11 @@ def tokenizer() -> Any:
 
 def test_which_tags_only_the_text_shows(tokenizer: Any) -> None:
     tags = think_tags(tokenizer)
-    assert only_text_tells(tags)
+    assert tags.only_in_text
     alone = replace(tags, close_id=7, in_text=False)
-    assert not only_text_tells(alone)
-    assert only_text_tells(replace(alone, must_open=True)), "a stray tag closes nothing that was not opened"
-    assert not only_text_tells(replace(alone, close_id=None)), "nothing closes"
+    assert not alone.only_in_text
+    assert replace(alone, must_open=True).only_in_text, "a stray tag closes nothing that was not opened"
+    assert not replace(alone, close_id=None).only_in_text, "nothing closes"
 
 
 @pytest.mark.parametrize("seed", range(5))

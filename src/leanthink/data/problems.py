@@ -45,13 +45,18 @@ def from_tasks(problems: Iterable[Task]) -> list[Problem]:
     ]
 
 
+def after_hashes(text: str) -> str:
+    """What follows the last #### of a solution as GSM8K has it; all of any other text."""
+    return text.rpartition("####")[2].strip()
+
+
 def read_gold(value: object, where: str) -> str:
     """A text or a number as gold; of a solution as GSM8K has it what follows the last ####.
 
     Raises UsageError, which begins with `where`: it is neither, empty, of several lines, or a structure.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    gold = str(value).rpartition("####")[2].strip() if is_number or isinstance(value, str) else ""
+    gold = after_hashes(str(value)) if is_number or isinstance(value, str) else ""
     if not gold or "\n" in gold or STRUCTURE.match(gold):
         raise UsageError(
             f"{where} is {value!r}, no final answer: give a text or a number (of a structure "

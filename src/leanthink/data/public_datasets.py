@@ -11,7 +11,7 @@ from typing import Any
 
 from leanthink.data.grading.answer_normalisation import EXACT, Tolerance
 from leanthink.data.grading.grading import last_boxed
-from leanthink.data.problems import STEP_BY_STEP, Problem
+from leanthink.data.problems import STEP_BY_STEP, Problem, after_hashes
 from leanthink.utils.errors import UsageError
 
 CHOOSE = r"Please reason step by step, and put the letter of your choice within \boxed{}."
@@ -50,8 +50,8 @@ def _number(text: str) -> str:
 
 
 def _after_hashes(text: str) -> str:
-    """What follows the last #### of a solution."""
-    return text.rpartition("####")[2].strip().replace(",", "")
+    """Without the commas of thousands."""
+    return after_hashes(text).replace(",", "")
 
 
 def _columns(

@@ -48,6 +48,11 @@ class ThinkTags:
         return self.close_id is not None or self.in_text
 
     @property
+    def only_in_text(self) -> bool:
+        """Whether no single token ends a thought: the tag is a text of several, or counts only if it was opened."""
+        return self.closes and (self.in_text or self.must_open)
+
+    @property
     def reach(self) -> int:
         """How many tokens before the one that completes it the closing tag can begin at most."""
         return len(self.close.encode()) - 1 if self.in_text else 0

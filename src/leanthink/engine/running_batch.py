@@ -63,7 +63,7 @@ class RunningBatch:
         self.max_answer_tokens = columns[4]
         self.peak, self.slot_steps, self.evictions, self.ended, self.policy, self.watched = columns[5:11]
         self.alternatives, self.recorded, self.tag = columns[11:]
-        self._reader, self._reads = TagReader(tags), tags.closes and (tags.in_text or tags.must_open)
+        self._reader, self._reads = TagReader(tags), tags.only_in_text
         self.unread: dict[int, Exception] = {}
         self._decided: set[int] = set()  # rows of which this step has told whether they think
         self.ids = torch.zeros(rows, 256, dtype=torch.int64)

@@ -15,7 +15,7 @@ from vllm.v1.request import Request
 from leanthink.data.think_tags import think_tags
 from leanthink.integrations.vllm.lengths import LATE, NEVER, Lengths
 from leanthink.integrations.vllm.settings import asked_of, settings_here
-from leanthink.integrations.vllm.thought import Watch, only_text_tells, tokenizer_of
+from leanthink.integrations.vllm.thought import Watch, tokenizer_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class BoundedManager(FullAttentionManager):  # type: ignore[misc]  # as above
     def reserve(self, most_tokens: int) -> None:
         """From now on a request with a budget that is known gets all that it can ever hold at once: model runner V2."""
         self._most_tokens = most_tokens
-        self._late = LATE if only_text_tells(self._tags) else 0
+        self._late = LATE if self._tags.only_in_text else 0
 
     def learn(self, request: Request) -> None:
         """A request that will ask for blocks."""

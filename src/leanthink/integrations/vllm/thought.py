@@ -6,13 +6,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from leanthink.data.think_tags import TagReader, ThinkTags, beginning, think_tags
+from leanthink.data.think_tags import TagReader, beginning, think_tags
 from leanthink.integrations.vllm.lengths import NEVER
-
-
-def only_text_tells(tags: ThinkTags) -> bool:
-    """Whether no single token ends a thought: the tag is a text of several, or counts only if the text opened it."""
-    return tags.closes and (tags.in_text or tags.must_open)
 
 
 class Watch:

@@ -16,7 +16,7 @@ from leanthink.data.think_tags import think_tags
 from leanthink.integrations.vllm.lengths import LATE
 from leanthink.integrations.vllm.manager import BoundedSpec
 from leanthink.integrations.vllm.settings import asked_of
-from leanthink.integrations.vllm.thought import Watch, only_text_tells, tokenizer_of
+from leanthink.integrations.vllm.thought import Watch, tokenizer_of
 from leanthink.integrations.vllm.v2.device_rows import Batch, Sampled
 from leanthink.integrations.vllm.v2.platform import mover, shared_only
 from leanthink.integrations.vllm.v2.rows import Request, Rows
@@ -46,7 +46,7 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
         )
         self.lengths_R = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=device)
         self._tags = think_tags(tokenizer_of(self.worker.tokenizer_name))
-        self._text_tags = TextTags() if only_text_tells(self._tags) else None
+        self._text_tags = TextTags() if self._tags.only_in_text else None
         self._batch: Batch | None = None  # of the step under way, if any of its requests has a budget
         self._before: tuple[Tensor, Tensor] | None = None  # tokens fed and slots held before it
         self._req_states: Any = None
