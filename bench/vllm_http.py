@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vllm_parts import extra_args
+
 PORT = 8117
 URL = f"http://127.0.0.1:{PORT}"
 WRONG = {
@@ -56,7 +58,7 @@ def checks(ids: list[list[int]], texts: list[str], expected: list[list[int]], as
         expected: tokens that `LLM()` gave.
         asked: budget, window, interval and policy.
     """
-    extra = {f"leanthink_{name}": value for name, value in asked.items()}
+    extra = extra_args(asked)
     most = max(map(len, expected))
 
     def tokens() -> dict[str, int]:

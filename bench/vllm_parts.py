@@ -111,11 +111,24 @@ class Stepper:
         }
 
 
+def extra_args(asked: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a request asks of the plugin, under the names that vLLM passes on."""
+    return None if asked is None else {f"leanthink_{name}": value for name, value in asked.items()}
+
+
+def await_turn(report: Report, work: Path) -> None:
+    """Say that the part is ready, and wait until nothing else is measured."""
+    name = report.path.stem.removeprefix("part-")
+    (work / f"ready-{name}").touch()
+    while not (work / f"turn-{name}").exists():
+        time.sleep(0.1)
+
+
 def params(tokens: int, asked: dict[str, Any] | None = None, **more: Any) -> Any:
     """Greedy."""
     from vllm import SamplingParams
 
-    extra = None if asked is None else {f"leanthink_{name}": value for name, value in asked.items()}
+    extra = extra_args(asked)
     return SamplingParams(temperature=0, max_tokens=tokens, extra_args=extra, **more)
 
 

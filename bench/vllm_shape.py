@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import vllm_speed as speed
-from vllm_parts import Report, engine
+from vllm_parts import Report, await_turn, engine, extra_args
 
 LONG = (256, 512, 16384)  # requests, and tokens of each prompt and output
 LONG_GIB = 40  # of cache
@@ -25,10 +25,7 @@ def report_client(report: Report, work: Path, *, plugin: bool, cache_gib: int = 
         return held[0].made_of
 
     report.step("start", start)
-    name = report.path.stem.removeprefix("part-")
-    (work / f"ready-{name}").touch()
-    while not (work / f"turn-{name}").exists():  # nothing else is measured
-        time.sleep(0.1)
+    await_turn(report, work)
     return held[0] if held else None
 
 
@@ -165,8 +162,7 @@ def part_ranks_big(report: Report, work: Path, *, plugin: bool) -> None:
         return str(held[0].llm_engine.vllm_config.parallel_config.tensor_parallel_size)
 
     def run(budget: int | None) -> dict[str, Any]:
-        asked = None if budget is None else {"budget": budget, "policy": "horizon", **speed.ASKED}
-        extra = None if asked is None else {f"leanthink_{name}": value for name, value in asked.items()}
+        extra = extra_args(speed.asked_of(budget))
         given = SamplingParams(temperature=0, max_tokens=4096, ignore_eos=True, detokenize=False, extra_args=extra,
                                output_kind=RequestOutputKind.FINAL_ONLY)  # fmt: skip
         asked_ids = [{"prompt_token_ids": one} for one in speed.random_prompts(96, 512, 7)]
@@ -182,9 +178,6 @@ def part_ranks_big(report: Report, work: Path, *, plugin: bool) -> None:
         }
 
     report.step("start", start)
-    name = report.path.stem.removeprefix("part-")
-    (work / f"ready-{name}").touch()
-    while not (work / f"turn-{name}").exists():
-        time.sleep(0.1)
+    await_turn(report, work)
     if held:
         report.step("throughput", lambda: run(1024 if plugin else None))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_parts import SIZES
+from vllm_parts import SIZES, extra_args
 
 SHAPE = "llama-3.1-8b"
 BLOCK = 16
@@ -89,7 +89,7 @@ class Client:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        extra = None if asked is None else {f"leanthink_{name}": value for name, value in asked.items()}
+        extra = extra_args(asked)
         self.results, start = [], time.perf_counter()
         self.inside("inside_read", 0)
         for one in ids:
@@ -112,6 +112,11 @@ class Client:
         took = time.perf_counter() - start
         (inside,) = self.inside("inside_read", len(ids))
         return {"seconds": took, "written": written, "inside": inside}
+
+
+def asked_of(budget: int | None, policy: str = "horizon") -> dict[str, Any] | None:
+    """What a request says; None keeps everything."""
+    return None if budget is None else {"budget": budget, "policy": policy, **ASKED}
 
 
 def speed_client(
@@ -168,7 +173,7 @@ def full_steps(client: Client, held: tuple[int, int]) -> Any:
 
 def bounded_steps(client: Client, held: tuple[int, int], budget: int, policy: str = "horizon") -> Any:
     """Evictions in every one of the timed steps' intervals; the prompt fills what the budget leaves."""
-    asked = {"budget": budget, "policy": policy, **ASKED}
+    asked = asked_of(budget, policy)
     tokens = budget + ASKED["interval"] + STEPS + 20
     return steps(client, held, held[1] - budget - ASKED["interval"] // 2, tokens, asked)
 
@@ -181,7 +186,7 @@ def profile(client: Client, held: tuple[int, int], path: Path, budget: int | Non
     def stop() -> None:
         found.extend(client.inside("inside_profile", str(path)))
 
-    asked = None if budget is None else {"budget": budget, "policy": "horizon", **ASKED}
+    asked = asked_of(budget)
     prompt = held[1] - first - 64 if budget is None else held[1] - budget - ASKED["interval"] // 2
     at = {first: lambda: client.inside("inside_profile", None) and None, first + 128: stop}
     client.run(random_prompts(held[0], prompt, 5), first + 160, asked, at)
@@ -194,7 +199,7 @@ def throughput(
     """Tokens a second of requests that come all at once, in a cache of so many slots."""
     client.llm.reset_prefix_cache()
     (free,) = client.inside("inside_shrink", slots)
-    asked = None if budget is None else {"budget": budget, "policy": "horizon", **ASKED}
+    asked = asked_of(budget)
     try:
         ran = client.run(random_prompts(requests, prompt, 7), tokens, asked, {})
     finally:
@@ -212,7 +217,7 @@ def long_throughput(
     client: Client, requests: int, prompt: int, tokens: int, budget: int | None, seconds: float
 ) -> dict[str, Any]:
     """The same of requests that take longer than there is time: what is written in so many seconds."""
-    asked = None if budget is None else {"budget": budget, "policy": "horizon", **ASKED}
+    asked = asked_of(budget)
     prompts = random_prompts(requests, prompt, 7)
     start = time.monotonic()  # the clock of results
     ran = client.run(prompts, tokens, asked, {}, seconds=seconds)

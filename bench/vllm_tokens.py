@@ -97,9 +97,13 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _paired(right: list[list[bool]]) -> dict[str, Any]:
     """Right answers of both sides, and the difference in points with its paired 95 % interval."""
-    differences = [100.0 * (a - b) for a, b in zip(*right, strict=True)]
-    mean, half = statistics.fmean(differences), 1.96 * statistics.pstdev(differences) / len(differences) ** 0.5
-    return {"right": [sum(side) for side in right], "points": [round(x, 2) for x in (mean, mean - half, mean + half)]}
+    import torch
+
+    from leanthink.eval.statistics import estimate, mean
+
+    ours_P, theirs_P = torch.tensor(right, dtype=torch.float64)
+    found = estimate(mean(100 * (ours_P - theirs_P)), len(ours_P))
+    return {"right": [sum(side) for side in right], "points": [x and round(x, 2) for x in found.bounds]}
 
 
 def _read(path: Path) -> list[dict[str, Any]] | None:
