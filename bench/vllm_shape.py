@@ -37,7 +37,6 @@ def part_shape_alone(report: Report, work: Path) -> None:
     report.step("20x4000", lambda: speed.full_steps(client, speed.FEW))
     report.step("64x3000", lambda: speed.full_steps(client, speed.MANY))
     report.step("20x4000 again", lambda: speed.full_steps(client, speed.FEW))
-    report.step("throughput", lambda: speed.throughput(client, 64 * 1024, 80, 512, 2560, None))
     report.step("profile", lambda: speed.profile(client, speed.FEW, work / "profile-alone", None))
 
 
@@ -51,7 +50,6 @@ def part_shape_plugin(report: Report, work: Path) -> None:
     # The prompt never moves: of these few slots do, of a long thought nearly all.
     report.step("20x4000 long prompt", lambda: speed.bounded_steps(client, speed.FEW, 256))
     report.step("64x3000 long prompt", lambda: speed.bounded_steps(client, speed.MANY, 256))
-    report.step("throughput 1024", lambda: speed.throughput(client, 64 * 1024, 80, 512, 2560, 1024))
     report.step("20x4000 no budget again", lambda: speed.full_steps(client, speed.FEW))
     report.step("20x4000 half thought", lambda: speed.bounded_steps(client, speed.FEW, 1920))
     report.step("moves_speed", speed.moves_speed)
