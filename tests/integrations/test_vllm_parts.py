@@ -42,6 +42,7 @@ from leanthink.policies.horizon import Horizon
 from leanthink.policies.random import Random
 from leanthink.utils.errors import LeanThinkError, LeanThinkWarning, PredictorMismatch, UnsupportedModel, UsageError
 from models import CLOSE, OPEN, make_tokenizer
+from quantised import dequantised, parts_of
 from reference.bounded_row_slow import SlowRow
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
@@ -403,20 +404,6 @@ def test_a_worker_takes_the_predictor_of_a_relative_only_if_told_to(
 # -- quantised checkpoints -------------------------------------------------------------------------------------------
 
 
-def dequantised(parts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """A weight as it is meant, and the most that rounding may have changed of it, both [O, I]."""
-    if "qweight" in parts:
-        shifts_P = torch.arange(8, dtype=torch.int32) * 4
-        digits_IO = (parts["qweight"][:, None, :] >> shifts_P[None, :, None] & 15).flatten(0, 1)
-        zeros_GO = (parts["qzeros"][:, :, None] >> shifts_P & 15).flatten(1) + 1
-        scale_IO = parts["scales"].float()[parts["g_idx"]]
-        weight_IO = (digits_IO - zeros_GO[parts["g_idx"]]) * scale_IO
-        return weight_IO.t(), (scale_IO / 2 + weight_IO.abs() / 256).t()  # scales are bfloat16
-    weight, scale = parts["weight"], parts["weight_scale"].expand(len(parts["weight"]), -1)
-    meant = weight.float() * scale
-    return meant, (scale / 2 if weight.dtype == torch.int8 else meant.abs() / 15 + scale * 2**-10).expand_as(meant)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_quantised_checkpoint_holds_the_weights_rounded(kind: str, tmp_path: Path) -> None:
     assert write(weights_path(), tmp_path / "out", kind) == 8 * 7
@@ -428,9 +415,9 @@ def test_a_quantised_checkpoint_holds_the_weights_rounded(kind: str, tmp_path: P
         if ".layers." not in name or weight.dim() != 2:
             assert torch.equal(found.pop(name), weight)
             continue
-        stem = name.removesuffix("weight")
-        parts = {part.removeprefix(stem): found.pop(part) for part in list(found) if part.startswith(stem)}
-        meant, most = dequantised(parts)
+        meant, most = dequantised(parts := parts_of(name, found))
+        for part in parts:
+            del found[name.removesuffix("weight") + part]
         assert ((meant - weight.float()).abs() <= most * 1.001).all(), name
         assert 0 < most.max() < weight.float().abs().max() / 6
     assert not found
