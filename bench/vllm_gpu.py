@@ -162,8 +162,9 @@ def settings_of(part: str, options: argparse.Namespace) -> dict[str, Any] | None
         return {"policies": ["horizon", "random"], "max_thought_slots": 512,
                 "predictors": {"horizon": str(vllm_tiny.predictor())}, "ignore_predictor_mismatch": True}  # fmt: skip
     if part in ("real-plugin", "real-fp8"):
-        return {"policies": list(vllm_real.POLICIES), "max_thought_slots": 512,
-                "predictors": {"horizon": options.real["horizon"]}}  # fmt: skip
+        predictors = {"horizon": options.real["horizon"]} if "horizon" in options.real else {}
+        policies = list(vllm_real.policies(options.work))
+        return {"policy": policies[0], "policies": policies, "max_thought_slots": 512, "predictors": predictors}
     if not part.startswith(("shape", "big", "long", "ranks")) or part.endswith(("alone", "ours")):
         return None
     name = "head" if part == "shape-head" else "shared"
