@@ -456,12 +456,14 @@ def test_the_refusal_of_a_quantised_checkpoint_names_its_kind_and_what_to_set(mo
     worker, model = worker_of("awq_marlin"), SimpleNamespace(**vars(model), parameters=parameters_of_any)
     with pytest.warns(LeanThinkWarning, match="borrowed from another model"):
         worker.make_policies(model, {})
-    assert list(worker.policies) == ["horizon"]
+    (policy,) = worker.policies.values()
+    assert isinstance(policy, Horizon)
+    assert next(policy.predictor.parameters()).dtype == torch.bfloat16, "that of states, not of packed weights"
 
 
 def parameters_of_any() -> Iterator[Tensor]:
-    """Of a model whose first weight is packed."""
-    yield torch.zeros(1, dtype=torch.int32)
+    """Of a model that is not on a CPU, and whose first weight is packed."""
+    yield torch.zeros(1, dtype=torch.int32, device="meta")
 
 
 @pytest.mark.parametrize(
