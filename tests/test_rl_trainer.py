@@ -29,7 +29,7 @@ SCRIPT = Path(__file__).parent / "rl_runs.py"
 pytestmark = pytest.mark.filterwarnings("ignore:nothing to learn")
 
 
-def ranks(folder: Path, count: int, responses: int) -> dict[str, Any]:
+def ranks(folder: Path, count: int, **changes: Any) -> dict[str, Any]:
     """What rank 0 of so many processes prints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -37,7 +37,7 @@ def ranks(folder: Path, count: int, responses: int) -> dict[str, Any]:
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(folder), str(responses)],
+            [sys.executable, str(SCRIPT), str(folder), json.dumps(changes)],
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -52,9 +52,10 @@ def ranks(folder: Path, count: int, responses: int) -> dict[str, Any]:
 
 
 def test_two_ranks_whose_groups_straddle_them_are_one(tmp_path: Path) -> None:
-    alone, seen = make_trainer(tmp_path / "one")
+    two_batches = {"oversample": 2, "steps_per_generation": 1, "gradient_accumulation_steps": 2}
+    alone, seen = make_trainer(tmp_path / "one", **two_batches)
     alone.train()
-    two = ranks(tmp_path / "two", 2, 3)  # three responses a rank, groups of two
+    two = ranks(tmp_path / "two", 2, per_device_train_batch_size=3, **two_batches)  # a rank has one group and a half
     assert two["seen"] == seen
     assert any(record["round"] for record in seen), "no dynamic sampling to compare"
     assert len({tokens for record in seen for _, tokens, _ in record["judged"]}) > 2, "no lengths to compare"

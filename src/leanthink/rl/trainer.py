@@ -120,7 +120,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         base = str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
         self.origin = origin or Origin(base=public_name(base))
         rollouts = rollouts_of(model, args)  # before adapters are put in: predictors know their model by plain weights
-        # The reference of beta: TRL would ask a hub for the name.
+        # TRL takes no reference model for beta: it asks a hub for the name, and prepares what comes back for all ranks.
         with patch.object(grpo_trainer, "create_model_from_path", lambda *_, **__: deepcopy(model)):
             super().__init__(
                 model=model,
@@ -302,15 +302,15 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
 
     def _round_inputs(self, number: int, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """This rank's part of the prompts of a round; those of the first one begin with the batch itself."""
-        args, group = self.args, self.num_generations
+        args, group, rank = self.args, self.num_generations, self.accelerator.process_index
         if not args.dynamic_sampling:
             return inputs
         if number == 0:
-            self._round_prompts.begin(self.state.global_step, gather_object(inputs)[::group])
+            begun = -rank * len(inputs) % group  # the first group that begins on this rank
+            self._round_prompts.begin(self.state.global_step, gather_object(inputs[begun::group]))
         prompts = self._round_prompts.take(args.oversample * args.generation_batch_size // group)
         size = args.oversample * len(inputs)
-        first = self.accelerator.process_index * size
-        return [prompts[row // group] for row in range(first, first + size)]
+        return [prompts[row // group] for row in range(rank * size, (rank + 1) * size)]
 
     def _sorted_rows(self, output: dict[str, Any]) -> tuple[list[Row], list[Row], list[Row]]:
         """This rank's responses on the host: of mixed groups, of all-correct ones if they count, and of others.
