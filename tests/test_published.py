@@ -40,6 +40,7 @@ def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         ("alpha", 0.2),
         ("length_reward_mode", "dual"),
+        ("target_length", None),
         ("ema_initial_value", 1.0),
         ("ema_decay", 0.99),
         ("all_correct_weight", 0),
