@@ -155,8 +155,9 @@ def settings_of(part: str, options: argparse.Namespace) -> dict[str, Any] | None
     if part in ("load", "plugin", "fp8", "http", "ranks"):
         return {"policies": list(vllm_tiny.POLICIES), "max_thought_slots": 512}
     if part in ("real-plugin", "real-fp8"):
-        return {"policies": list(vllm_real.POLICIES), "max_thought_slots": 512,
-                "predictors": {"horizon": options.real["horizon"]}}  # fmt: skip
+        predictors = {"horizon": options.real["horizon"]} if "horizon" in options.real else {}
+        policies = list(vllm_real.policies(options.work))
+        return {"policy": policies[0], "policies": policies, "max_thought_slots": 512, "predictors": predictors}
     if not part.startswith(("shape", "big", "long", "ranks")) or part.endswith(("alone", "ours")):
         return None
     name = "head" if part == "shape-head" else "shared"
