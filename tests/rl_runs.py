@@ -1,7 +1,7 @@
 """Small DeepCompress runs for tests: a random model that writes a few bytes, and a judge who likes some of them.
 
-As a script it is one rank of a run: `python rl_runs.py FOLDER RESPONSES_PER_RANK`, with what torch.distributed wants in
-the environment; rank 0 prints what was scored, and what became of the weights, as JSON.
+As a script it is one rank of a run: `python rl_runs.py FOLDER SETTINGS`, the settings as JSON, with what
+torch.distributed wants in the environment; rank 0 prints what was scored, and what became of the weights, as JSON.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def weights(trainer: Any) -> list[float]:
     return [float(weight.detach().double().square().sum()) for weight in model.parameters()]
 
 
-def main(folder: str, responses: str) -> None:
+def main(folder: str, changes: str) -> None:
     """One rank of a run."""
-    trainer, seen = make_trainer(Path(folder), per_device_train_batch_size=int(responses))
+    trainer, seen = make_trainer(Path(folder), **json.loads(changes))
     trainer.train()
     if trainer.accelerator.is_main_process:
         print(json.dumps({"seen": seen, "average": average(trainer), "weights": weights(trainer)}))

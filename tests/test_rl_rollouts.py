@@ -48,7 +48,7 @@ def test_responses_are_those_of_generate_each_with_its_own_seed(tmp_path: Path) 
     trainer = make_trainer(tmp_path, temperature=0.9)
     found = trainer.rollout_func(prompts(trainer), trainer)
     ids = trainer._tokenize_prompts(prompts(trainer))[0]
-    seeds = [response_seed(42, "0/0", ids[i], i % 2) for i in range(6)]
+    seeds = [response_seed(42, "0/0", ids[i], i) for i in range(6)]
     choices = [Sampling(temperature=0.9, max_new_tokens=8, seed=seed) for seed in seeds]
     wanted = generate(trainer.model.eval(), trainer.processing_class, ids, policy="full", sampling=choices)
     assert found["prompt_ids"] == ids
@@ -96,6 +96,17 @@ def test_seeds_depend_on_step_and_call_in_training_and_on_neither_in_evaluation(
     assert fresh.rollout_func(prompts(fresh), fresh)["completion_ids"] != draw()
 
 
+def test_equal_prompts_of_one_call_get_other_responses(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    same = [trainer.train_dataset[0]["prompt"]] * 8  # of four groups
+    found = trainer.rollout_func(same, trainer)["completion_ids"]
+    assert len({tuple(response) for response in found}) == 8
+    trainer.model.eval()
+    evaluated = trainer.rollout_func(same, trainer)["completion_ids"]
+    trainer.accelerator = SimpleNamespace(process_index=3)  # a place in an evaluation is one in its group
+    assert trainer.rollout_func(same, trainer)["completion_ids"] == evaluated
+
+
 def test_the_engine_is_kept_and_follows_the_weights(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     trainer.rollout_func(prompts(trainer), trainer)
@@ -139,7 +150,7 @@ def test_a_budget_bounds_what_a_response_holds(tmp_path: Path) -> None:
     )
     found = trainer.rollout_func(prompts(trainer), trainer)
     ids = found["prompt_ids"]
-    seeds = [response_seed(42, "0/0", ids[i], i % 2) for i in range(6)]
+    seeds = [response_seed(42, "0/0", ids[i], i) for i in range(6)]
     choices = [Sampling(temperature=1.0, max_new_tokens=64, seed=seed) for seed in seeds]
     bounded = {"policy": "sinks", "budget": Budget.from_record(budget)}
     wanted = generate(trainer.model.eval(), trainer.processing_class, ids, sampling=choices, **bounded)

@@ -29,7 +29,7 @@ SCRIPT = Path(__file__).parent / "rl_runs.py"
 pytestmark = pytest.mark.filterwarnings("ignore:nothing to learn")
 
 
-def ranks(folder: Path, count: int, responses: int) -> dict[str, Any]:
+def ranks(folder: Path, count: int, **changes: Any) -> dict[str, Any]:
     """What rank 0 of so many processes prints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -37,7 +37,7 @@ def ranks(folder: Path, count: int, responses: int) -> dict[str, Any]:
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(folder), str(responses)],
+            [sys.executable, str(SCRIPT), str(folder), json.dumps(changes)],
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -52,9 +52,10 @@ def ranks(folder: Path, count: int, responses: int) -> dict[str, Any]:
 
 
 def test_two_ranks_whose_groups_straddle_them_are_one(tmp_path: Path) -> None:
-    alone, seen = make_trainer(tmp_path / "one")
+    two_batches = {"oversample": 2, "steps_per_generation": 1, "gradient_accumulation_steps": 2}
+    alone, seen = make_trainer(tmp_path / "one", **two_batches)
     alone.train()
-    two = ranks(tmp_path / "two", 2, 3)  # three responses a rank, groups of two
+    two = ranks(tmp_path / "two", 2, per_device_train_batch_size=3, **two_batches)  # a rank has one group and a half
     assert two["seen"] == seen
     assert any(record["round"] for record in seen), "no dynamic sampling to compare"
     assert len({tokens for record in seen for _, tokens, _ in record["judged"]}) > 2, "no lengths to compare"
@@ -93,19 +94,41 @@ def test_evaluation_leaves_average_and_later_steps_alone(tmp_path: Path) -> None
     assert len(found) == 3
 
 
-def test_epochs_and_rounds_bring_other_problems(tmp_path: Path) -> None:
+def test_epochs_bring_the_same_problems_in_another_order(tmp_path: Path) -> None:
     trainer, seen = make_trainer(tmp_path, max_steps=8)
     trainer.train()
     firsts = [[id for id, _, _ in record["judged"]] for record in seen if record["round"] == 0]
     assert len(firsts) == 8  # four batches an epoch
     assert sorted(chain(*firsts[:4])) == sorted(chain(*firsts[4:]))
     assert firsts[:4] != firsts[4:]
-    others = []
-    for step, number in ((0, 1), (0, 2), (1, 1)):
-        trainer.state.global_step = step
-        others.append([row["id"] for row in trainer._round_inputs(number, [{}] * 6)])
-    assert len({tuple(ids) for ids in others}) == 3
-    assert all(ids[::2] == ids[1::2] and len(set(ids)) == 3 for ids in others)
+
+
+def test_rounds_bring_every_problem_before_one_comes_again(tmp_path: Path) -> None:
+    trainer, seen = make_trainer(tmp_path, grader=Judge(9, 6), max_num_gen_batches=6)
+    full_batch(trainer)
+    rounds = [[id for id, _, _ in record["judged"]] for record in seen]
+    assert len(rounds) == 6
+    assert all(ids[::2] == ids[1::2] for ids in rounds)
+    assert sorted(chain(*(ids[::2] for ids in rounds[:4]))) == sorted(trainer.train_dataset["id"])
+    assert rounds[4:] == rounds[:2], "with other seeds"
+    assert [record["judged"] for record in seen[4:]] != [record["judged"] for record in seen[:2]]
+
+
+def test_generation_batches_of_one_step_get_other_problems_also_after_a_resume(tmp_path: Path) -> None:
+    changes = {"steps_per_generation": 1, "gradient_accumulation_steps": 2, "max_steps": 3, "max_num_gen_batches": 2}
+    never = {"grader": lambda *_, **__: False, "save_steps": 1}
+    trainer, seen = make_trainer(tmp_path, **changes, **never)
+    trainer.train()
+    groups = [[id for id, _, _ in record["judged"]][::2] for record in seen]
+    assert [(record["step"], record["round"]) for record in seen] == [
+        (step, number) for step in range(3) for _ in range(2) for number in range(2)
+    ]
+    for first, second, third, fourth in zip(*(groups[i::4] for i in range(4)), strict=True):
+        assert not {*first, *second} & {*fourth}, "replacements are of problems that the step has not had"
+        assert len({*third, *fourth}) == 6
+    resumed, again = make_trainer(tmp_path, **changes, **never)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert again == seen[4:]
 
 
 def test_rows_of_rounds_of_other_widths_are_padded_as_trl_pads() -> None:
@@ -177,9 +200,12 @@ def test_an_oversampled_round_begins_with_the_batch_and_may_fill_it_alone(tmp_pa
     mixed = [record["judged"][i] for i in (0, 1, 4, 5, 8, 9)]
     assert batch["completion_mask"].sum(1).tolist() == [tokens for _, tokens, _ in mixed]
     assert trainer._metrics["train"]["dynamic_sampling/kept"] == [0.5]
+    first = [id for id, _, _ in record["judged"]]
     trainer.state.global_step = 1
-    more = [row["id"] for row in trainer._round_inputs(0, [trainer.train_dataset[0]] * 6)]
-    assert more != [id for id, _, _ in record["judged"]]
+    full_batch(trainer)
+    more = [id for id, _, _ in seen[1]["judged"]]
+    assert more[:6] == first[:6]
+    assert more[6:] != first[6:]
     assert more[::2] == more[1::2]
 
 

@@ -31,8 +31,10 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     """Settings of `DeepCompressTrainer`; every field of TRL's GRPOConfig is one too.
 
     Defaults are those of the released training scripts (arXiv 2510.27419), but for `ema_initial_value` and
-    `all_correct_weight`, where ours are better (docs/training.md; as published: 1.0 and 0), and for batch sizes, which
-    depend on the machine: published are 512 prompts of 16 responses a step, in 16 optimiser updates.
+    `all_correct_weight`, where ours are better (docs/training.md; as published: 1.0 and 0), and for batch sizes and the
+    schedule of the rate, which depend on machine and length of the run: published are 512 prompts of 16 responses a
+    step, chosen from 2048 or more, 16 optimiser updates, and a constant rate after 160 of them. All of it as published:
+    examples/deepcompress-published.yaml.
 
     Attributes:
         gradient_accumulation_steps, per_device_eval_batch_size: None: as whole groups need it.

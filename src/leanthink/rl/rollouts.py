@@ -1,8 +1,8 @@
 """Rollouts of TRL by our engine: its `rollout_func`, on the full cache or within a budget.
 
 All responses to one prompt share its prefill. Each has a sampling seed of its own, made of the run's seed, the
-optimiser step, the call within that step, the prompt and the number of the response: a run that is resumed draws the
-same samples, on any number of ranks.
+optimiser step, the call within that step, the prompt and the place of the response in that call: equal prompts get
+other responses, and a run that is resumed draws the same samples, on any number of ranks.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class EngineRollouts:
 
     def _requests(self, prompts: Sequence[Any], trainer: Any) -> list[Request]:
         training = trainer.model.training
-        group = trainer.num_generations if training else trainer.num_generations_eval
+        group = trainer.num_generations_eval
         step = trainer.state.global_step
         known_step, calls = self._calls.get(training, (step, 0))
         call = calls if known_step == step else 0
@@ -100,6 +100,8 @@ class EngineRollouts:
         when = f"{step}/{call}" if training else "evaluation"  # each evaluation draws alike, to be compared with others
         prompt_ids, _, _ = trainer._tokenize_prompts(list(prompts))
         first = trainer.accelerator.process_index * len(prompts)
+        # Batches of an evaluation hold other prompts on other numbers of ranks: there a place is one in its group.
+        places = [place if training else place % group for place in range(first, first + len(prompts))]
         tokenizer, context = trainer.processing_class, context_of(trainer.model.config)
         tags = think_tags(tokenizer)
         knobs: dict[str, Any] = {"top_p": trainer.top_p, "top_k": trainer.top_k or 0, "min_p": trainer.min_p or 0.0}
@@ -114,7 +116,7 @@ class EngineRollouts:
                 sampling=Sampling(
                     temperature=trainer.temperature,
                     max_new_tokens=trainer.max_completion_length,
-                    seed=response_seed(trainer.args.seed, when, ids, (first + index) % group),
+                    seed=response_seed(trainer.args.seed, when, ids, places[index]),
                     logprobs=0 if plain and read else None,
                     **knobs,
                 ),
@@ -162,9 +164,9 @@ def rollouts_of(model: Any, args: Any) -> EngineRollouts | None:
     )
 
 
-def response_seed(seed: int, when: str, prompt_ids: Sequence[int], sample: int) -> int:
+def response_seed(seed: int, when: str, prompt_ids: Sequence[int], place: int) -> int:
     """The sampling seed of one response, 0 <= seed < 2^48."""
-    digest = hashlib.sha256(f"{seed}/{when}/{sample}/{','.join(map(str, prompt_ids))}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{when}/{place}/{','.join(map(str, prompt_ids))}".encode()).digest()
     return int.from_bytes(digest[:6])
 
 

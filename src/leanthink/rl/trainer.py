@@ -24,7 +24,6 @@ B groups of G responses   N responses of this rank   T tokens of the longest of 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
@@ -52,6 +51,7 @@ from leanthink.rl.model_card import CARD, Origin, model_card, public_name
 from leanthink.rl.resume import SeededByEpoch
 from leanthink.rl.rewards import group_weights
 from leanthink.rl.rollouts import check_whole, rollouts_of
+from leanthink.rl.round_prompts import RoundPrompts
 from leanthink.rl.trainer_checks import check_data, check_template, check_version
 from leanthink.rl.trl_reward import DeepCompressReward, Grader, Scored, warn
 from leanthink.utils.errors import UsageError
@@ -67,8 +67,9 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
     """GRPO with the DeepCompress reward and dynamic sampling.
 
     Dynamic sampling: a generation batch is scored, its groups that are all right or all wrong are dropped, and whole
-    batches of other prompts, drawn from the whole data set by seed, step and round, are generated until as many groups
-    as the batch holds are left, in at most `max_num_gen_batches` rounds, each of `oversample` times as many prompts.
+    batches of other prompts, drawn from the whole data set (`leanthink.rl.round_prompts`), are generated until as many
+    groups as the batch holds are left, in at most `max_num_gen_batches` rounds, each of `oversample` times as many
+    prompts.
     Statistics are of all prompts of a round, before any is dropped. With `all_correct_weight` all-correct groups fill
     what the mixed ones, which have right and wrong responses, leave of the batch. What is then still missing is filled
     up with dropped groups whose advantages are 0 and whose tokens do not count in the loss: the update is that of a
@@ -119,7 +120,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         base = str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
         self.origin = origin or Origin(base=public_name(base))
         rollouts = rollouts_of(model, args)  # before adapters are put in: predictors know their model by plain weights
-        # The reference of beta: TRL would ask a hub for the name.
+        # TRL takes no reference model for beta: it asks a hub for the name, and prepares what comes back for all ranks.
         with patch.object(grpo_trainer, "create_model_from_path", lambda *_, **__: deepcopy(model)):
             super().__init__(
                 model=model,
@@ -135,6 +136,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
             self.rollout_func = rollouts
         if not isinstance(args.think_tags, bool):
             set_think_tags(self.processing_class, *args.think_tags)
+        self._round_prompts = RoundPrompts(self.train_dataset, args.seed)
         self.reward.attach(self, bounded=True)
         check_template(self.processing_class, train_dataset[0]["prompt"], args)
 
@@ -299,22 +301,16 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         return loss
 
     def _round_inputs(self, number: int, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """This rank's part of the prompts of a round; those of the first one begin with the batch itself.
-
-        The others are the same for the same seed, step and round, on any number of ranks.
-        """
-        size = self.args.oversample * len(inputs)
-        if number == 0 and size == len(inputs):
+        """This rank's part of the prompts of a round; those of the first one begin with the batch itself."""
+        args, group, rank = self.args, self.num_generations, self.accelerator.process_index
+        if not args.dynamic_sampling:
             return inputs
-        given = gather_object(inputs) if number == 0 else []
-        digest = hashlib.sha256(f"{self.args.seed}/{self.state.global_step}/{number}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:6]))
-        drawn = torch.randperm(len(self.train_dataset), generator=generator).tolist()
-        missing = range(self.args.oversample * self.args.generation_batch_size - len(given))
-        others = [drawn[row // self.num_generations % len(drawn)] for row in missing]
-        first = self.accelerator.process_index * size
-        rows = [*given, *others][first : first + size]
-        return [self.train_dataset[row] if isinstance(row, int) else row for row in rows]
+        if number == 0:
+            begun = -rank * len(inputs) % group  # the first group that begins on this rank
+            self._round_prompts.begin(self.state.global_step, gather_object(inputs[begun::group]))
+        prompts = self._round_prompts.take(args.oversample * args.generation_batch_size // group)
+        size = args.oversample * len(inputs)
+        return [prompts[row // group] for row in range(rank * size, (rank + 1) * size)]
 
     def _sorted_rows(self, output: dict[str, Any]) -> tuple[list[Row], list[Row], list[Row]]:
         """This rank's responses on the host: of mixed groups, of all-correct ones if they count, and of others.
