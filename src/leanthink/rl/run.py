@@ -285,6 +285,8 @@ def _write_run(out: Path, settings: Mapping[str, Any]) -> None:
 
 def _save_final(trainer: Any, folder: Path, *, adapters: bool) -> None:
     """Write model, tokenizer and model card."""
+    if trainer.is_fsdp_enabled:  # where checkpoints are shards, transformers writes no weights of a model beside them
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     with writing(folder):
         if not adapters:
             trainer.save_model(str(folder))
