@@ -73,6 +73,13 @@ def test_a_budget_bounds_the_slots_and_rows_are_at_most_those_that_are_generated
     assert learned.slots > 16 * 512 * (2 * 8 * 2 * 64 * 4 + 8), "it remembers numbers of each token"
 
 
+def test_quantized_weights_by_hand() -> None:
+    model, products = shape_of({}, lora_config({}, rollouts="vllm"), rollouts="vllm"), LAYER - 2 * 64 - 2 * 384
+    for name, number in (("load_in_4bit", 0.5 + 4 / 64), ("load_in_8bit", 1.0)):
+        wanted = TINY_WEIGHTS + ADAPTERS - 8 * int(products * (4 - number))
+        assert close(run_needs._weight_bytes(model, {name: True}), wanted)
+
+
 def test_other_rollouts_and_a_reference_model(tmp_path: Path) -> None:
     theirs = tiny_needs(tmp_path, rollouts="transformers", beta=0.1)
     assert close(theirs.weights, 2 * TINY_WEIGHTS)
@@ -213,10 +220,12 @@ def test_a_run_that_cannot_fit_is_refused_before_weights_are_read(
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-@pytest.mark.parametrize("sleeps", [False, True])
+@pytest.mark.parametrize(("sleeps", "policy"), [(False, "full"), (True, "full"), (True, "snapkv"), (True, "sinks")])
 def test_an_engine_that_sleeps_holds_no_slots_during_an_update(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sleeps: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sleeps: bool, policy: str
 ) -> None:
+    bounded = {"slots": 40, "recent_window": 4, "eviction_interval": 4}
+    given: dict[str, Any] = {"rollout_policy": policy, "rollout_budget": None if policy == "full" else bounded}
     caches: list[Any] = []
     held: list[bool] = []
     rollouts, loss = EngineRollouts.__call__, GRPOTrainer.compute_loss
@@ -230,11 +239,11 @@ def test_an_engine_that_sleeps_holds_no_slots_during_an_update(
         held.append(any(cache() is not None for cache in caches))
         return loss(self, *given, **more)
 
-    wanted, seen_before = make_trainer(tmp_path / "before")
+    wanted, seen_before = make_trainer(tmp_path / "before", **given)
     wanted.train()
     monkeypatch.setattr(EngineRollouts, "__call__", generate)
     monkeypatch.setattr(GRPOTrainer, "compute_loss", update)
-    trainer, seen = make_trainer(tmp_path / "run", rollout_enable_sleep_mode=sleeps)
+    trainer, seen = make_trainer(tmp_path / "run", rollout_enable_sleep_mode=sleeps, **given)
     trainer.train()
     assert held == [not sleeps] * 3
     assert seen == seen_before

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -50,7 +52,7 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: DType = Non
         return load_tiny(device=device, dtype=None if dtype == "auto" else dtype)
     name, located = _locate(str(weights_path()) if str(name_or_path) == TINY else str(name_or_path))
     with _told(str(name_or_path)):
-        config = AutoConfig.from_pretrained(name, **located)
+        config = _read_config(name, located)
         check_supported(config)
         tokenizer = _load_tokenizer(name, str(name_or_path), located)
         chosen = dtype_for(dtype, device, config)
@@ -82,9 +84,23 @@ def load_config(name_or_path: str | Path, *, also: Sequence[str] = ()) -> Any:
     given = str(weights_path()) if str(name_or_path) == TINY else str(name_or_path)
     name, options = _locate(given, needs_weights=False, also=also)
     with _told(given):
-        config = AutoConfig.from_pretrained(name, **options)
+        config = _read_config(name, options)
         check_supported(config)
     return config
+
+
+def _read_config(name: str, options: dict[str, Any]) -> Any:
+    file = options.get("gguf_file")
+    if file is None:
+        return AutoConfig.from_pretrained(name, **options)
+    modified = (Path(name) / file).stat().st_mtime_ns
+    return deepcopy(_gguf_config(name, modified, **options))
+
+
+@lru_cache(maxsize=1)
+def _gguf_config(name: str, modified: int, **options: Any) -> Any:
+    """Of the latest GGUF file, as it was then: transformers takes seconds to read it, and a run asks more than once."""
+    return AutoConfig.from_pretrained(name, **options)
 
 
 @contextmanager

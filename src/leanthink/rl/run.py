@@ -114,7 +114,7 @@ def _train(
     adapters = None if lora is None else lora_config(lora, rollouts=args.rollouts)
     tokenizer = make_tokenizer(settings)
     check_template(tokenizer, dataset[0]["prompt"], args)  # before weights are read
-    announce(settings, args, adapters, tokenizer, dataset, evaluates=eval_dataset is not None, tell=tell)
+    announce(settings, args, adapters, tokenizer, dataset, eval_dataset, tell=tell)
     model = load_model(settings, args.device)
     log = RunLog(out, writes=writes, tell=tell)
     with old_names():

@@ -39,8 +39,8 @@ def announce(
     adapters: LoraConfig | None,
     tokenizer: Any,
     dataset: Dataset,
+    eval_dataset: Dataset | None,
     *,
-    evaluates: bool,
     tell: Callable[[str], None] | None,
 ) -> None:
     """Say in a few lines what a run needs and what a step does.
@@ -51,7 +51,7 @@ def announce(
         adapters: that are trained; None: all weights are.
         tokenizer: of the model.
         dataset: what is trained on.
-        evaluates: whether the engine generates for evaluations, too.
+        eval_dataset: what is evaluated on; None: nothing is.
         tell: is told each line; None for silence.
 
     Raises:
@@ -60,7 +60,9 @@ def announce(
     model = shape_of(settings, adapters, rollouts=args.rollouts)
     device: torch.device = args.device
     memory, where, sharing = _memory(device)
-    prompt = longest_prompt(dataset, tokenizer, args)
+    datasets = [dataset] if eval_dataset is None else [dataset, eval_dataset]
+    prompt = max(longest_prompt(one, tokenizer, args) for one in datasets)
+    evaluates = eval_dataset is not None
     needs = needs_of(settings, args, model, tokenizer, prompt, evaluates=evaluates, memory=memory or 0)
     step = step_size(args)
     if memory is not None:
