@@ -98,6 +98,16 @@ def test_groups_that_are_all_right_or_all_wrong_get_no_length_reward_unless_mast
     close(kept[1], [0, 0])
 
 
+def test_below_the_target_length_nothing_is_gained_by_being_shorter() -> None:
+    # at a target of 20 the lengths count as 20, 20, 40: mean 80 / 3, deviation sqrt(800) / 3
+    lengths, right = [[10, 20, 40], [5, 10, 20]], [[1, 1, 1], [1, 1, 1]]
+    found = deepcompress_reward(lengths, right, 1.0, 0.2, keep_all_correct=True, target_length=20)
+    close(found[0], [1 + 0.2 / (1 + math.exp(-math.sqrt(0.5)))] * 2 + [1 + 0.2 / (1 + math.exp(math.sqrt(2)))])
+    close(found[1], [1.1, 1.1, 1.1])
+    without = deepcompress_reward(lengths, right, 1.0, 0.2, keep_all_correct=True)
+    assert without[1, 0] > without[1, 1] > without[1, 2]
+
+
 def test_the_overlong_penalty_of_the_paper() -> None:
     lengths = [[100, 8192, 8193, 9216, 10240]]
     close(soft_overlong(lengths, 10240, 2048), [[0, 0, -1 / 2048, -0.5, -1]])

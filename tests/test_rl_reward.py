@@ -153,6 +153,13 @@ def test_mastered_groups_keep_a_length_signal_if_asked_for() -> None:
     assert long == pytest.approx(1 + 0.2 / (1 + math.exp(1)))
 
 
+def test_responses_below_the_target_length_are_rewarded_alike() -> None:
+    ids = [response(RIGHT, 2), response(RIGHT, 9)]
+    options = {"ema_initial_value": 0.0, "keep_all_correct": True, "scale_rewards": "batch"}
+    assert attached(**options, target_length=50).score(*ids) == [1.1, 1.1]
+    assert attached(**options, target_length=1).score(*ids) == attached(**options).score(*ids)
+
+
 def test_metrics_have_the_same_names_whatever_there_is_and_say_what_they_say() -> None:
     logged: dict[str, float] = {}
     one = attached(ema_decay=0.0)

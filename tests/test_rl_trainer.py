@@ -326,6 +326,8 @@ def test_ours_is_the_default_of_the_dual_rule_alone(tmp_path: Path) -> None:
         ({"all_correct_weight": "much"}, "all_correct_weight='much': a number from 0"),
         ({"all_correct_weight": 0.5, "scale_rewards": "batch"}, 'scale_rewards="group"'),
         ({"overlong_buffer": 9}, "buffer=9"),
+        ({"target_length": 0}, "target_length=0: from 1 to below max_completion_length"),
+        ({"target_length": 100_000}, "target_length=100000"),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "sum_then_normalize"),
         ({"max_num_gen_batches": 0}, "max_num_gen_batches=0"),
         ({"oversample": 0}, "oversample=0"),

@@ -45,6 +45,7 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         all_correct_weight: ours: groups that are all right fill what those with right and wrong responses leave of the
             batch, with a length reward of β = 1 and this share of their advantages, which are of the size of 1, as in
             every group; 0: they are dropped, as published. None: 0.15 in the mode "dual", 0 in the others.
+        target_length: ours: tokens below which nothing is gained by being shorter; None: shorter always pays.
         overlong_buffer: tokens before max_completion_length over which a penalty grows; None: a fifth of it; 0: none.
         overlong_factor: that penalty at max_completion_length.
         think_tags: whether a response must close its thought to be right; or the opening and the closing tag, where the
@@ -85,6 +86,7 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     ema_decay: float = 0.99
     ema_initial_value: Any = "observed"  # or a float, which TrainingArguments cannot spell
     all_correct_weight: float | None = None
+    target_length: int | None = None
     overlong_buffer: int | None = None
     overlong_factor: float = 1.0
     think_tags: Any = True  # or a pair of tags, which TrainingArguments cannot spell
@@ -185,6 +187,11 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
                 f"all_correct_weight={self.all_correct_weight} with scale_rewards={self.scale_rewards!r}: it is a "
                 'share of advantages that are divided by the deviation of their group; give scale_rewards="group", or '
                 "all_correct_weight=0"
+            )
+        if self.target_length is not None and not 1 <= self.target_length < self.max_completion_length:
+            raise UsageError(
+                f"target_length={self.target_length}: from 1 to below max_completion_length="
+                f"{self.max_completion_length}, or left out"
             )
         if self.buffer is not None:
             soft_overlong([[1]], self.max_completion_length, self.buffer, self.overlong_factor)

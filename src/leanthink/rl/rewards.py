@@ -157,6 +157,7 @@ def deepcompress_reward(
     *,
     length_reward_mode: LengthRewardMode = "dual",
     keep_all_correct: bool = False,
+    target_length: int | None = None,
     max_length: int | None = None,
     buffer: int = 2048,
     factor: float = 1.0,
@@ -170,6 +171,8 @@ def deepcompress_reward(
         alpha: the largest length reward.
         length_reward_mode: "dual" (β from difficulty), or for comparison "penalty" (β = 1), "bonus" (β = -1), "none".
         keep_all_correct: see `dual_length_reward`; under "dual" β = 1 for those groups, as nothing is simpler.
+        target_length: tokens below which nothing is gained: shorter responses get the length reward of this length.
+            Not in the paper. None: shorter always pays.
         max_length: where the overlong penalty is whole; None for no penalty.
         buffer: over how many tokens before that it grows.
         factor: how large it is.
@@ -190,8 +193,9 @@ def deepcompress_reward(
         beta_B = difficulty(ratio_B, batch_pass_ratio) if fixed is None else torch.full_like(ratio_B, fixed)
         if fixed is None and keep_all_correct:
             beta_B = beta_B.where(ratio_B < 1, 1)
+        counted_BG = lengths_BG if target_length is None else lengths_BG.clamp(min=target_length)
         keep = {"keep_all_correct": keep_all_correct}
-        reward_BG = reward_BG + dual_length_reward(lengths_BG, correct_BG, beta_B, alpha, **keep)
+        reward_BG = reward_BG + dual_length_reward(counted_BG, correct_BG, beta_B, alpha, **keep)
     if max_length is not None:
         reward_BG = reward_BG + soft_overlong(lengths_BG, max_length, buffer, factor)
     return reward_BG

@@ -386,6 +386,7 @@ def _reward(args: DeepCompressConfig, grader: Grader | None) -> DeepCompressRewa
         ema_decay=args.ema_decay,
         ema_initial_value=args.ema_initial_value,
         keep_all_correct=bool(args.all_correct_weight),
+        target_length=args.target_length,
         buffer=args.buffer,
         factor=args.overlong_factor,
         think_tags=bool(args.think_tags),

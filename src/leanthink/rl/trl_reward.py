@@ -102,6 +102,7 @@ class DeepCompressReward:
             Published: 1.0.
         keep_all_correct: groups that are all right get a length reward too. Not as published, and only where their
             advantages are bounded: see `check_bounded`.
+        target_length: tokens below which nothing is gained by being shorter; None: shorter always pays.
         buffer: tokens before `max_length` over which the penalty grows; None for no penalty.
         factor: the penalty at `max_length`.
         think_tags: whether a thought must be closed; False grades the whole text of a model without think tags, as
@@ -122,6 +123,7 @@ class DeepCompressReward:
         ema_decay: float = 0.99,
         ema_initial_value: float | Literal["observed"] = 1.0,
         keep_all_correct: bool = False,
+        target_length: int | None = None,
         buffer: int | None = None,
         factor: float = 1.0,
         think_tags: bool = True,
@@ -132,7 +134,8 @@ class DeepCompressReward:
         self.length_reward_mode, self.alpha = length_reward_mode, alpha
         self.ema_decay, self.ema_initial_value = ema_decay, ema_initial_value
         self.max_length, self.buffer, self.factor = max_length, buffer, factor
-        self.keep_all_correct, self.think_tags, self.grader = keep_all_correct, think_tags, grader
+        self.keep_all_correct, self.target_length = keep_all_correct, target_length
+        self.think_tags, self.grader = think_tags, grader
         self.scored: Scored | None = None  # the latest generation batch
         self._trainer: Any = None
         self._score(torch.ones(1, 2), torch.ones(1, 2), 0.5)  # refuses what the pure functions refuse, before a rollout
@@ -232,6 +235,7 @@ class DeepCompressReward:
             self.alpha,
             length_reward_mode=self.length_reward_mode,
             keep_all_correct=self.keep_all_correct,
+            target_length=self.target_length,
         )
         length_BG = reward_BG - outcome_reward(correct_BG)
         if self.buffer is not None:
