@@ -5,8 +5,9 @@
 Needs vLLM's CUDA build, and the plugin installed so that vLLM finds it. Every part runs in a process of its own, says
 on its own what went wrong, and writes what it found as soon as it has it.
 
-- `load`, `alone`, `plugin`, `ours`, `fp8` (FP8 weights and cache), `http` (vLLM's server) and `ranks` (two GPUs) are
-  about `tiny`, `real-...` about a real model (`--real`). They run side by side, as nothing is timed there.
+- `load`, `alone`, `plugin`, `ours`, `fp8` (FP8 weights and cache), `fp8-checkpoint` (weights that are in FP8 before,
+  `-cache`: the cache too, `-channel`: a scale a row), `http` (vLLM's server) and `ranks` (two GPUs) are about `tiny`,
+  `real-...` about a real model (`--real`). They run side by side, as nothing is timed there.
 - `shape-...` (steps), `big-...` (throughput), `long-...` (longer thoughts in 40 GiB; a number is the budget) and
   `ranks-big-...` (throughput on two GPUs) are about random weights of the shape of an 8B model. They may start beside
   others, and measure one after the other with nothing beside them.
@@ -39,6 +40,9 @@ TOGETHER: dict[str, Callable[[Report, Path], None]] = {
     "plugin": vllm_tiny.part_plugin,
     "ours": vllm_tiny.part_ours,
     "fp8": vllm_tiny.part_fp8,
+    "fp8-checkpoint": partial(vllm_tiny.part_fp8_checkpoint, kind="fp8", cache="auto"),
+    "fp8-checkpoint-cache": partial(vllm_tiny.part_fp8_checkpoint, kind="fp8", cache="fp8"),
+    "fp8-checkpoint-channel": partial(vllm_tiny.part_fp8_checkpoint, kind="fp8-channel", cache="auto"),
     "http": vllm_tiny.part_http,
     "ranks": vllm_tiny.part_ranks,
     "real-ours": vllm_real.part_real_ours,
@@ -154,9 +158,13 @@ def settings_of(part: str, options: argparse.Namespace) -> dict[str, Any] | None
     """What the plugin is told; None where it is not used."""
     if part in ("load", "plugin", "fp8", "http", "ranks"):
         return {"policies": list(vllm_tiny.POLICIES), "max_thought_slots": 512}
+    if part.startswith("fp8-checkpoint"):
+        return {"policies": ["horizon", "random"], "max_thought_slots": 512,
+                "predictors": {"horizon": str(vllm_tiny.predictor())}, "ignore_predictor_mismatch": True}  # fmt: skip
     if part in ("real-plugin", "real-fp8"):
-        return {"policies": list(vllm_real.POLICIES), "max_thought_slots": 512,
-                "predictors": {"horizon": options.real["horizon"]}}  # fmt: skip
+        predictors = {"horizon": options.real["horizon"]} if "horizon" in options.real else {}
+        policies = list(vllm_real.policies(options.work))
+        return {"policy": policies[0], "policies": policies, "max_thought_slots": 512, "predictors": predictors}
     if not part.startswith(("shape", "big", "long", "ranks")) or part.endswith(("alone", "ours")):
         return None
     name = "head" if part == "shape-head" else "shared"

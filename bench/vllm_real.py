@@ -1,7 +1,8 @@
 """The parts of bench/vllm_gpu.py about a real model: right answers and equal tokens, in vLLM and in our engine.
 
 `real-ours` writes the model as a folder that vLLM reads; the others wait for it. What is given to `--real` is a JSON
-object: `model` (a GGUF file), `problems` (a JSONL file), `horizon` (a predictor of it), `count`.
+object: `model` (a GGUF file), `problems` (a JSONL file), `horizon` (a predictor of it), `count`, `policies` (of
+POLICIES; all if left out).
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ def given(work: Path) -> dict[str, Any]:
     """What `--real` says."""
     found: dict[str, Any] = json.loads((work / "asked.json").read_text())["real"]
     return found
+
+
+def policies(work: Path) -> tuple[str, ...]:
+    """Those that are asked for."""
+    return tuple(given(work).get("policies", POLICIES))
 
 
 def problems(work: Path) -> list[Any]:
@@ -96,14 +102,14 @@ def part_real_ours(report: Report, work: Path) -> None:
         return noted(work, f"ours-{name}", tokenizer, found)
 
     report.step("full", lambda: run("full", "full", None))
-    for policy in POLICIES:
+    for policy in policies(work):
         for label, slots in BUDGETS.items():
             name = f"{policy}-{label}"
             report.step(name, lambda name=name, policy=policy, slots=slots: run(name, policy, slots))
 
 
 def vllm_answers(
-    report: Report, work: Path, name: str, *, plugin: bool, policies: tuple[str, ...] = (), **more: Any
+    report: Report, work: Path, name: str, *, plugin: bool, asked_policies: tuple[str, ...] = (), **more: Any
 ) -> None:
     """Without a budget, and with each."""
     from transformers import AutoTokenizer
@@ -130,7 +136,7 @@ def vllm_answers(
         return told | {"steps": len(ran["ends"]), "graph_replays": ran["graph_replays"]}
 
     report.step("full", lambda: run("full", None))
-    for policy in policies:
+    for policy in asked_policies:
         for label, slots in BUDGETS.items():
             asked = asked_of(policy, slots)
             report.step(f"{policy}-{label}", lambda label=f"{policy}-{label}", asked=asked: run(label, asked))
@@ -143,13 +149,13 @@ def part_real_alone(report: Report, work: Path) -> None:
 
 def part_real_plugin(report: Report, work: Path) -> None:
     """The plugin."""
-    vllm_answers(report, work, "plugin", plugin=True, policies=POLICIES)
+    vllm_answers(report, work, "plugin", plugin=True, asked_policies=policies(work))
 
 
 def part_real_fp8(report: Report, work: Path) -> None:
     """The plugin with weights and cache in FP8, made so on the spot."""
     more = {"quantization": "fp8", "kv_cache_dtype": "fp8"}
-    vllm_answers(report, work, "fp8", plugin=True, policies=("horizon",), **more)
+    vllm_answers(report, work, "fp8", plugin=True, asked_policies=("horizon",), **more)
 
 
 def part_real_fp8_alone(report: Report, work: Path) -> None:

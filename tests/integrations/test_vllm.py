@@ -405,5 +405,6 @@ def test_model_runner_v2_is_refused(served: Served, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_predictor_of_another_model_ends_the_start(served: Served) -> None:
-    with pytest.raises(PredictorMismatch):
-        worker_here().make_policies(SimpleNamespace(config=SimpleNamespace(hidden_size=384)), "0" * 64)
+    config = served.engine.vllm_config.model_config.hf_config
+    with pytest.raises(PredictorMismatch, match=r"has no weight 'model\.layers\.0"):
+        worker_here().make_policies(SimpleNamespace(config=config), {})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,9 +18,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoConfig
 
 from leanthink import load
+from leanthink.integrations.vllm.checkpoint import identity_of, sampled
 from leanthink.integrations.vllm.layout import Layout
 from leanthink.integrations.vllm.lengths import NEVER, Lengths
 from leanthink.integrations.vllm.plugin import register
@@ -29,14 +34,19 @@ from leanthink.integrations.vllm.thought import Watch
 from leanthink.integrations.vllm.version import check_version
 from leanthink.integrations.vllm.worker import Worker
 from leanthink.models.fingerprint import fingerprint, fingerprint_of, sample, weights_of
-from leanthink.models.predictor import predictor_of
+from leanthink.models.predictor import Predictor, predictor_of, save_predictor
+from leanthink.models.predictor_compatibility import base_shape
 from leanthink.models.tiny import predictors_path, weights_path
 from leanthink.policies.budget import Budget
 from leanthink.policies.horizon import Horizon
 from leanthink.policies.random import Random
 from leanthink.utils.errors import LeanThinkError, LeanThinkWarning, PredictorMismatch, UnsupportedModel, UsageError
 from models import CLOSE, OPEN, make_tokenizer
+from quantised import dequantised, parts_of
 from reference.bounded_row_slow import SlowRow
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
+from quantised_checkpoint import KINDS, write
 
 HORIZONS, OFFSETS = (6, 9, 20), (0, 1, 3)  # so that three tokens are stamped at a time
 budgets = st.builds(
@@ -370,18 +380,121 @@ def test_the_fingerprint_of_a_checkpoint_is_that_of_its_model() -> None:
         predictor_of(shipped, "0" * 64, model.config)
 
 
+def worker_of(quantization: str | None = None) -> Worker:
+    about = SimpleNamespace(tokenizer="tiny", dtype=torch.bfloat16, quantization=quantization)
+    return Worker(SimpleNamespace(model_config=about))
+
+
 def test_a_worker_takes_the_predictor_of_a_relative_only_if_told_to(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, _ = load(folder, device="cpu")
+    samples = {name: sample(weight) for name, weight in weights_of(model).items()}
     given: dict[str, Any] = {"predictors": {"horizon": str(folder / "other.safetensors")}}
     for ignored in (False, True):
         monkeypatch.setenv(VARIABLE, json.dumps(given | {"ignore_predictor_mismatch": ignored}))
-        worker = Worker(SimpleNamespace(model_config=SimpleNamespace(tokenizer="tiny")))
+        worker = worker_of()
         expected: Any = pytest.warns(LeanThinkWarning, match="borrowed from another model")
-        with expected if ignored else pytest.raises(PredictorMismatch, match="ignore_predictor_mismatch"):
-            worker.make_policies(model, fingerprint(model))
+        ours = f"this model has fingerprint {fingerprint(model)[:12]}.*ignore_predictor_mismatch"
+        with expected if ignored else pytest.raises(PredictorMismatch, match=ours):
+            worker.make_policies(model, samples)
         assert list(worker.policies) == ["horizon"] * ignored
+
+
+# -- quantised checkpoints -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantised_checkpoint_holds_the_weights_rounded(kind: str, tmp_path: Path) -> None:
+    assert write(weights_path(), tmp_path / "out", kind) == 8 * 7
+    whole: dict[str, Tensor] = {}
+    for file in weights_path().glob("*.safetensors"):
+        whole |= load_file(file)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    for name, weight in whole.items():
+        if ".layers." not in name or weight.dim() != 2:
+            assert torch.equal(found.pop(name), weight)
+            continue
+        meant, most = dequantised(parts := parts_of(name, found))
+        for part in parts:
+            del found[name.removesuffix("weight") + part]
+        assert ((meant - weight.float()).abs() <= most * 1.001).all(), name
+        assert 0 < most.max() < weight.float().abs().max() / 6
+    assert not found
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"] == KINDS[kind][1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantised_checkpoint_is_no_known_model(kind: str, tmp_path: Path) -> None:
+    write(weights_path(), tmp_path / "out", kind)
+    samples: dict[str, Tensor] = {}
+    stream = load_file(tmp_path / "out" / "model.safetensors")
+    passed = dict(sampled(stream.items(), samples))
+    assert passed.keys() == stream.keys()
+    identity = identity_of(AutoConfig.from_pretrained(weights_path()), samples, kind)
+    assert identity.fingerprint == "unknown"
+    assert f"is quantised ({kind})" in identity.told
+
+
+def test_a_checkpoint_that_vllm_quantises_itself_is_the_model_that_it_was() -> None:
+    samples: dict[str, Tensor] = {}
+    for file in weights_path().glob("*.safetensors"):
+        dict(sampled(load_file(file).items(), samples))
+    model, _ = load("tiny", device="cpu")
+    assert identity_of(model.config, samples, "fp8").fingerprint == fingerprint(model)
+
+
+def test_the_refusal_of_a_quantised_checkpoint_names_its_kind_and_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "{}")
+    model = SimpleNamespace(config=AutoConfig.from_pretrained(weights_path()))
+    with pytest.raises(PredictorMismatch, match=r"is quantised \(awq_marlin\)") as refused:
+        worker_of("awq_marlin").make_policies(model, {})
+    told = f'"predictors": {json.dumps({"horizon": str(predictors_path() / "horizon.safetensors")})}'
+    setting = f'{told} and "ignore_predictor_mismatch": true'
+    assert f"set {setting} in {VARIABLE}" in str(refused.value)
+    monkeypatch.setenv(VARIABLE, f"{{{setting.replace(' and', ',')}}}")
+    worker, model = worker_of("awq_marlin"), SimpleNamespace(**vars(model), parameters=parameters_of_any)
+    with pytest.warns(LeanThinkWarning, match="borrowed from another model"):
+        worker.make_policies(model, {})
+    assert list(worker.policies) == ["horizon"]
+
+
+def parameters_of_any() -> Iterator[Tensor]:
+    """Of a model whose first weight is packed."""
+    yield torch.zeros(1, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 512}, "reads hidden states of size 384"),
+        ({"num_hidden_layers": 9}, "ranks a set for each head, 16 in all .8 layers of 2 kv heads"),
+        ({"num_key_value_heads": 3}, "has 8 layers of 3 kv heads"),
+        ({"vocab_size": 400}, "has a vocabulary of 264 tokens"),
+    ],
+)
+def test_whoever_ignores_a_mismatch_must_have_a_model_of_that_shape(
+    changes: dict[str, int], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, file = AutoConfig.from_pretrained(weights_path()), tmp_path / "heads.safetensors"
+    heads = Predictor(target="horizon", hidden_size=384, horizons=(4, 16), granularity="head", num_sets=16)
+    save_predictor(heads, file, base_fingerprint="0" * 64, base_shape=base_shape(config), data={}, metrics={})
+    settings = {"predictors": {"horizon": str(file)}, "ignore_predictor_mismatch": True}
+    monkeypatch.setenv(VARIABLE, json.dumps(settings))
+    for name, value in changes.items():
+        setattr(config, name, value)
+    if "num_hidden_layers" in changes:
+        config.layer_types = ["full_attention"] * 9
+    with pytest.raises(PredictorMismatch, match=message):
+        worker_of("fp8").make_policies(SimpleNamespace(config=config), {}, shared=False)
+
+
+def test_policies_without_predictor_do_not_ask_which_model_a_checkpoint_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    policies = ["random", "window", "sinks"]
+    monkeypatch.setenv(VARIABLE, json.dumps({"policy": "random", "policies": policies}))
+    worker = worker_of("gptq_marlin")
+    worker.make_policies(None, {})
+    assert sorted(worker.policies) == sorted(policies)
 
 
 def test_two_ranks_that_hold_different_heads_keep_the_same_slots() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("vllm", reason="vLLM is not installed: `make test-vllm` runs this in an environment of its own")
 
@@ -32,8 +33,12 @@ from leanthink.integrations.vllm.version import ROWS
 from leanthink.models.fingerprint import fingerprint
 from leanthink.models.predictor import Predictor, save_predictor
 from leanthink.models.prompt import encode_prompt
-from leanthink.models.tiny import weights_path
+from leanthink.models.tiny import predictors_path, weights_path
 from models import make_model, make_tokenizer
+from quantised import take_rounded
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
+from quantised_checkpoint import write
 
 BUDGET = Budget(slots=96, recent_window=32, eviction_interval=32)
 ASKED = {"leanthink_budget": 96, "leanthink_recent_window": 32, "leanthink_eviction_interval": 32}
@@ -206,6 +211,28 @@ def test_model_runner_v2_answers_as_our_engine(close: str, tmp_path: Path) -> No
     )
     assert all(one.evictions and one.answer for one in expected), "thoughts that lose something and end"
     assert in_a_child(options, prompts, params, tmp_path / "out.json", variables) == [one.token_ids for one in expected]
+
+
+def test_a_quantised_checkpoint_answers_as_our_engine_with_its_rounded_weights(tmp_path: Path) -> None:
+    """In four bits, whose inputs stay whole. States in bfloat16 may turn a near choice: in one answer of the eight."""
+    folder, file = tmp_path / "model", predictors_path() / "horizon.safetensors"
+    write(weights_path(), folder, "gptq")
+    model, tokenizer = load("tiny", device="cpu")
+    take_rounded(model.named_parameters(), load_file(folder / "model.safetensors"))
+    problems = [problem for family in list(registry.FAMILIES)[:2] for problem in registry.sample(family, 2, 2, 1)]
+    policies = ["random"] * 4 + ["horizon"] * 4
+    prompts = [encode_prompt(tokenizer, 0, one.prompt) for one in problems] * 2
+    params = [{"temperature": 0, "max_tokens": 400, "extra_args": ASKED | {"leanthink_policy": policy}}
+              for policy in policies]  # fmt: skip
+    settings = {"policies": ["random", "horizon"], "predictors": {"horizon": str(file)},
+                "ignore_predictor_mismatch": True}  # fmt: skip
+    found = in_a_child({"model": str(folder), "dtype": "bfloat16"}, prompts, params, tmp_path / "out.json",
+                       environment(settings))  # fmt: skip
+    expected = generate(model, tokenizer, prompts, policy=policies, budget=BUDGET, predictor=file,
+                        ignore_predictor_mismatch=True, sampling=Sampling(max_new_tokens=400))  # fmt: skip
+    assert all(done.evictions for done in expected)
+    same = [tokens == done.token_ids for tokens, done in zip(found, expected, strict=True)]
+    assert sum(same) >= 7, same
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2"])

@@ -2,37 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leanthink.models.fingerprint import fingerprint_of, sample, weights_of
-from leanthink.utils.errors import UsageError
+
+WHOLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # those of eight bits and less need their scales
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What is known of a checkpoint.
+
+    Attributes:
+        fingerprint: of the model as transformers would load it; "unknown" where the checkpoint does not tell.
+        told: the same as a clause of a refusal.
+    """
+
+    fingerprint: str
+    told: str
 
 
 def sampled(weights: Iterable[tuple[str, Tensor]], samples: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The same weights, of each of which the numbers are kept that the fingerprint follows."""
+    """The same weights, of each whole one of which the numbers are kept that the fingerprint follows."""
     for name, weight in weights:
-        if weight.is_floating_point():
+        if weight.dtype in WHOLE and type(weight) in (Tensor, nn.Parameter):  # other classes pack what they show
             samples[name] = sample(weight)
         yield name, weight
 
 
-def fingerprint_of_samples(config: Any, samples: dict[str, Tensor], *, ignored: bool) -> str:
-    """That of the model as transformers would load it; "unknown" where it cannot be told and a mismatch is ignored."""
+def identity_of(config: Any, samples: Mapping[str, Tensor], quantization: str | None) -> Identity:
+    """Of the checkpoint with these samples, of the model with this config.
+
+    Rounded weights are no model's own: of which it is a copy their hash cannot tell.
+
+    Args:
+        config: transformers' own.
+        samples: of `sampled`.
+        quantization: vLLM's name for how the weights are quantised, here or in the checkpoint; None: not.
+    """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         names = weights_of(AutoModelForCausalLM.from_config(config))
     missing = [name for name in names if name not in samples]
-    if missing and ignored:
-        return "unknown"
-    if missing:
-        raise UsageError(
-            f"the checkpoint has no weight {missing[0]!r} ({len(missing)} are missing), so that the model cannot be "
-            "told from others: give a checkpoint that is not quantised, with weights as transformers names them, or "
-            'predictors and "ignore_predictor_mismatch": true'
-        )
-    return fingerprint_of(config, [samples[name] for name in names])
+    if not missing:
+        ours = fingerprint_of(config, [samples[name] for name in names])
+        return Identity(ours, f"this model has fingerprint {ours[:12]}")
+    if quantization is not None:
+        why = f"this checkpoint is quantised ({quantization})"
+    else:
+        why = f"this checkpoint has no weight {missing[0]!r}, as transformers names it ({len(missing)} are missing)"
+    return Identity("unknown", f"{why}, so that it cannot be compared with that model")

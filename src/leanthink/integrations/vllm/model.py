@@ -15,7 +15,7 @@ from torch import Tensor
 from vllm.forward_context import get_forward_context, override_forward_context
 
 from leanthink.engine.hidden_states import joined
-from leanthink.integrations.vllm.checkpoint import fingerprint_of_samples, sampled
+from leanthink.integrations.vllm.checkpoint import sampled
 from leanthink.integrations.vllm.step import Step, SubBatch, settle
 from leanthink.integrations.vllm.version import check_config
 from leanthink.integrations.vllm.worker import ARCHITECTURES, worker_of
@@ -60,8 +60,7 @@ class Bounded(_Stock):  # type: ignore[misc]
         """As of any model; what is sampled on the way tells which predictors fit it."""
         samples: dict[str, Tensor] = {}
         loaded: set[str] = super().load_weights(sampled(weights, samples))
-        ignored = self.leanthink.settings.ignore_predictor_mismatch
-        self.leanthink.make_policies(self, fingerprint_of_samples(self.config, samples, ignored=ignored))
+        self.leanthink.make_policies(self, samples)
         return loaded
 
     def forward(

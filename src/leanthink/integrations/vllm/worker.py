@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+import torch
+from torch import Tensor
+
+from leanthink.integrations.vllm.checkpoint import Identity, identity_of
 from leanthink.integrations.vllm.row import Row
-from leanthink.integrations.vllm.settings import asked_of, settings_here
+from leanthink.integrations.vllm.settings import VARIABLE, asked_of, settings_here
 from leanthink.integrations.vllm.thought import Watch, tokenizer_of
-from leanthink.models.predictor import made_ready, predictor_of, shipped_predictor
+from leanthink.models.predictor import Predictor, made_ready, predictor_of, shipped_predictor
 from leanthink.models.predictor_compatibility import borrowed_note
 from leanthink.models.tiny import predictors_path
 from leanthink.policies import Policy, make_policy, parse_spec
-from leanthink.utils.errors import LeanThinkWarning, UnsupportedModel, UsageError
+from leanthink.utils.errors import LeanThinkWarning, PredictorMismatch, UnsupportedModel, UsageError
 
 if TYPE_CHECKING:
     from leanthink.integrations.vllm.step import Step
@@ -46,12 +51,12 @@ class Worker:
         self.step: Step | None = None
         self._config = vllm_config  # as long as it lives, its id is nobody else's
 
-    def make_policies(self, model: Any, fingerprint: str, *, shared: bool = True) -> None:
-        """Make every policy on offer, for the model with this fingerprint.
+    def make_policies(self, model: Any, samples: Mapping[str, Tensor], *, shared: bool = True) -> None:
+        """Make every policy on offer.
 
         Args:
             model: with its config and weights.
-            fingerprint: its own.
+            samples: of its checkpoint's weights; nobody looks at them where no policy has a predictor.
             shared: whether all layers and heads must keep the same tokens.
 
         Raises:
@@ -59,23 +64,38 @@ class Worker:
             PredictorMismatch: it was fitted for another model.
             DamagedFile: it cannot be read.
         """
-        for spec in map(parse_spec, self.settings.offered):
-            name, text = spec.name, str(spec)
-            if spec.kind.target is None:
-                self.policies[text] = make_policy(text)
-                continue
-            given = self.settings.predictors.get(name) or shipped_predictor(name, fingerprint)
-            path = given or predictors_path() / f"{name}.safetensors"  # which says that it is of another model
-            ignored = self.settings.ignore_predictor_mismatch and name in self.settings.predictors
-            predictor = predictor_of(path, fingerprint, model.config, ignore_predictor_mismatch=ignored)
-            if predictor.borrowed_from is not None:
-                warnings.warn(borrowed_note(path, predictor.borrowed_from), LeanThinkWarning, stacklevel=2)
-            if predictor.num_sets > 1 and shared:
-                raise UsageError(
-                    f"{path} ranks a set for each {predictor.granularity}, and here all heads hold the same tokens: "
-                    "fit one with --granularity model"
+        specs = [parse_spec(text) for text in self.settings.offered]
+        self.policies |= {str(spec): make_policy(str(spec)) for spec in specs if spec.kind.target is None}
+        fitted = [spec for spec in specs if spec.kind.target is not None]
+        if not fitted:
+            return
+        about = self._config.model_config
+        identity = identity_of(model.config, samples, about.quantization)
+        for spec in fitted:
+            predictor = self._predictor_of(spec.name, identity, model.config, shared=shared)
+            self.policies[str(spec)] = make_policy(str(spec), made_ready(predictor, _Placed(model, about.dtype)))
+
+    def _predictor_of(self, name: str, identity: Identity, config: Any, *, shared: bool) -> Predictor:
+        """That of a policy, for this checkpoint; raises as `make_policies`."""
+        given = self.settings.predictors.get(name)
+        shipped = predictors_path() / f"{name}.safetensors"  # which may say that it is of another model
+        path = given or shipped_predictor(name, identity.fingerprint) or shipped
+        predictor = predictor_of(path, identity.fingerprint, config, ignore_predictor_mismatch=True)  # shapes must fit
+        if predictor.borrowed_from is not None:
+            if not (given and self.settings.ignore_predictor_mismatch):
+                raise PredictorMismatch(
+                    f"{path} was fitted for a model with fingerprint {predictor.borrowed_from[:12]}, and "
+                    f"{identity.told}: load that model, or fit one for this with `leanthink fit`. If this is a "
+                    f"relative of that model, such as its quantised copy or a light fine-tune, set "
+                    f'"predictors": {json.dumps({name: str(path)})} and "ignore_predictor_mismatch": true in {VARIABLE}'
                 )
-            self.policies[text] = make_policy(text, made_ready(predictor, _Placed(model)))
+            warnings.warn(borrowed_note(path, predictor.borrowed_from), LeanThinkWarning, stacklevel=2)
+        if predictor.num_sets > 1 and shared:
+            raise UsageError(
+                f"{path} ranks a set for each {predictor.granularity}, and here all heads hold the same tokens: "
+                "fit one with --granularity model"
+            )
+        return predictor
 
     def row_of(self, params: Any, prompt_ids: Sequence[int] | None, output_ids: Sequence[int]) -> Row | None:
         """The row of a request that enters the batch; a new one unless it was here before. None without a budget.
@@ -106,11 +126,10 @@ class Worker:
 
 
 class _Placed:
-    """A model's device and dtype, by the names that transformers gives them."""
+    """A model's device and the dtype of its states, by the names that transformers gives them."""
 
-    def __init__(self, model: Any) -> None:
-        weight = next(model.parameters())
-        self.device, self.dtype = weight.device, weight.dtype
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        self.device, self.dtype = next(model.parameters()).device, dtype  # of weights it may be another
 
 
 _WORKERS: WeakValueDictionary[int, Worker] = WeakValueDictionary()  # by the id of vLLM's configuration

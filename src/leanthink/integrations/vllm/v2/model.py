@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.integrations.vllm.checkpoint import fingerprint_of_samples, sampled
+from leanthink.integrations.vllm.checkpoint import sampled
 from leanthink.integrations.vllm.v2.platform import shared_only
 from leanthink.integrations.vllm.v2.version import check_config
 from leanthink.integrations.vllm.worker import ARCHITECTURES, worker_of
@@ -51,9 +51,7 @@ def bounded(stock: Any) -> Any:
         def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
             samples: dict[str, Tensor] = {}
             loaded: set[str] = super().load_weights(sampled(weights, samples))
-            ignored = self.leanthink.settings.ignore_predictor_mismatch
-            ours = fingerprint_of_samples(self.config, samples, ignored=ignored)
-            self.leanthink.make_policies(self, ours, shared=self.shared_only)
+            self.leanthink.make_policies(self, samples, shared=self.shared_only)
             return loaded
 
         def forward(self, *given: Any, **more: Any) -> Any:

@@ -34,7 +34,7 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
             raise UnsupportedModel("a model that takes more than tokens is not served")
         self.worker = worker_of(vllm_config)
         if not self.worker.policies:  # weights that were never loaded
-            self.worker.make_policies(model, "unknown", shared=shared_only(vllm_config))
+            self.worker.make_policies(model, {}, shared=shared_only(vllm_config))
         settings = self.worker.settings
         self.rows = Rows(
             requests=self.max_num_reqs,
