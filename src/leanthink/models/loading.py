@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -27,7 +29,7 @@ def as_dtype(name: str | None) -> DType:
     return cast(DType, name if name is None or name == "auto" else getattr(torch, name))
 
 
-def load(name_or_path: str | Path, device: str | None = None, dtype: DType = None) -> tuple[Any, Any]:
+def load(name_or_path: str | Path, device: str | None = None, dtype: DType = None, **options: Any) -> tuple[Any, Any]:
     """The model, in evaluation mode, and its tokenizer.
 
     Args:
@@ -35,6 +37,8 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: DType = Non
         device: where to put it; default "cuda" where there is one, else "cpu".
         dtype: of the weights; default bfloat16 on CUDA, float32 elsewhere. "auto" is the same, but for a checkpoint in
             float16, which stays so on CUDA.
+        options: further ones of transformers' `from_pretrained`, such as quantization_config; with device_map among
+            them the weights stay where it says.
 
     Raises:
         UsageError: there is no such model, folder, file or device, or it lacks a part.
@@ -44,17 +48,17 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: DType = Non
     if device is not None:
         check_device(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if str(name_or_path) == TINY:
+    if str(name_or_path) == TINY and not options:
         return load_tiny(device=device, dtype=None if dtype == "auto" else dtype)
-    name, options = _locate(str(name_or_path))
+    name, located = _locate(str(weights_path()) if str(name_or_path) == TINY else str(name_or_path))
     with _told(str(name_or_path)):
-        config = AutoConfig.from_pretrained(name, **options)
+        config = _read_config(name, located)
         check_supported(config)
-        tokenizer = _load_tokenizer(name, str(name_or_path), options)
+        tokenizer = _load_tokenizer(name, str(name_or_path), located)
         chosen = dtype_for(dtype, device, config)
-        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=chosen, **options)
+        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=chosen, **located, **options)
     model.config._name_or_path = str(name_or_path)  # a GGUF file's is else its folder
-    return model.to(device).eval(), tokenizer
+    return model.eval() if "device_map" in options else model.to(device).eval(), tokenizer
 
 
 def load_tokenizer(name_or_path: str | Path) -> Any:
@@ -80,9 +84,23 @@ def load_config(name_or_path: str | Path, *, also: Sequence[str] = ()) -> Any:
     given = str(weights_path()) if str(name_or_path) == TINY else str(name_or_path)
     name, options = _locate(given, needs_weights=False, also=also)
     with _told(given):
-        config = AutoConfig.from_pretrained(name, **options)
+        config = _read_config(name, options)
         check_supported(config)
     return config
+
+
+def _read_config(name: str, options: dict[str, Any]) -> Any:
+    file = options.get("gguf_file")
+    if file is None:
+        return AutoConfig.from_pretrained(name, **options)
+    modified = (Path(name) / file).stat().st_mtime_ns
+    return deepcopy(_gguf_config(name, modified, **options))
+
+
+@lru_cache(maxsize=1)
+def _gguf_config(name: str, modified: int, **options: Any) -> Any:
+    """Of the latest GGUF file, as it was then: transformers takes seconds to read it, and a run asks more than once."""
+    return AutoConfig.from_pretrained(name, **options)
 
 
 @contextmanager

@@ -67,6 +67,8 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         rollout_ratio_cap: with a budget, the largest weight of a token: how much likelier the whole cache makes it than
             the bounded one that it was sampled under. TRL has 3.0 for the same purpose with vLLM.
         rollout_rows: most responses that the engine generates at a time on one device.
+        rollout_enable_sleep_mode: whether the engine gives its slots and CUDA graphs back before each update and makes
+            them anew for the next rollouts: less memory, and on a GPU seconds of each generation batch.
 
     Raises:
         UsageError: a value out of range, or values that do not go together; the message names the fix.
@@ -102,6 +104,7 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     ignore_predictor_mismatch: bool = False
     rollout_ratio_cap: float = 3.0
     rollout_rows: int = 64
+    rollout_enable_sleep_mode: bool = False
 
     def __post_init__(self) -> None:
         """Check our fields first: TRL's own check would otherwise report the same fault in other words."""
@@ -239,6 +242,9 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             raise UsageError(f"rollout_ratio_cap={self.rollout_ratio_cap}: 1 or more, or every token would weigh less")
         if self.rollout_rows < 1:
             raise UsageError(f"rollout_rows={self.rollout_rows}: at least 1 response at a time")
+        for name, needed in (("rollout_enable_sleep_mode", "engine"), ("vllm_enable_sleep_mode", "vllm")):
+            if getattr(self, name) and self.rollouts != needed:
+                raise UsageError(f"{name} with rollouts={self.rollouts!r}: it is of rollouts={needed!r}")
         if self.rollouts == "vllm":
             self.use_vllm = True
 

@@ -22,7 +22,8 @@ from leanthink.utils.file_reading import INTEGER, check_kinds, parse_json, readi
 STATE = "trainer_state.json"  # transformers writes it last
 CURE = "go on from another checkpoint"
 # Settings that may change from start to start: what they decide is how long, how watched and where, not what is learnt.
-FREE = ("out", "max_steps", "num_train_epochs", "report_to", "run_name", "disable_tqdm", "rollout_rows", "push_to_hub")
+FREE = ("out", "max_steps", "num_train_epochs", "report_to", "run_name", "disable_tqdm", "rollout_rows", "push_to_hub",
+        "rollout_enable_sleep_mode")  # fmt: skip
 FREE_KINDS = ("save_", "logging_", "log_", "eval_", "hub_", "dataloader_")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanthink.rl.adapters import check_foldable
 from leanthink.utils.errors import UsageError
 
 
@@ -37,7 +38,9 @@ class RolloutModel:
         device = next(self._base.parameters()).device
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), device:  # its random weights are overwritten at once
-            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+            # The engine brings its own attention: which one the policy is trained with is no matter here.
+            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        self.model.eval().requires_grad_(False)
         self._copy(only_trained=False)
 
     def sync_weights(self) -> None:
@@ -63,17 +66,12 @@ class RolloutModel:
 
 
 def _base_of(model: Any) -> Any:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
 
     if not isinstance(model, PeftModel):
         return model
     for name, config in model.peft_config.items():
-        plain = isinstance(config, LoraConfig) and not config.use_dora and not config.modules_to_save
-        if not plain or config.bias != "none":
-            raise UsageError(
-                f"adapter {name!r} cannot be folded into weights for our engine: use LoRA without DoRA, "
-                "modules_to_save and bias, or rollouts='transformers'"
-            )
+        check_foldable(f"adapter {name!r}:", config)
     return model.get_base_model()
 
 

@@ -28,7 +28,8 @@ ROUNDED_TO = 256  # slots: a somewhat longer prompt than any before must not mak
 
 
 class EngineRollouts:
-    """For `rollout_func` of a GRPOTrainer. The engine is made at the first call and kept, with its CUDA graphs.
+    """For `rollout_func` of a GRPOTrainer. The engine is made at the first call and kept, with its CUDA graphs, or till
+    it is told to `sleep`.
 
     The log-probabilities that it returns are those of the sampled tokens, where somebody reads them (a bounded cache
     samples from another policy than the one that is trained; TRL's off-policy mask) and the sampling is plain
@@ -90,6 +91,13 @@ class EngineRollouts:
             "logprobs": [list(completion.logprobs or ()) for completion in done] if with_logprobs else None,
         }
 
+    def sleep(self) -> None:
+        """Give the engine's slots and CUDA graphs back; the next call makes them anew. The copy of the policy stays."""
+        if self._engine is not None:
+            self._engine = None
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # graphs keep their memory apart from what others may take
+
     def _requests(self, prompts: Sequence[Any], trainer: Any) -> list[Request]:
         training = trainer.model.training
         group = trainer.num_generations_eval
@@ -129,7 +137,8 @@ class EngineRollouts:
     def _ready_engine(self, requests: Sequence[Request], trainer: Any) -> Engine:
         """The engine on current weights; a new one only if these requests do not fit the old one."""
         if self._rollout_model is None:
-            self._rollout_model = RolloutModel(trainer.accelerator.unwrap_model(trainer.model), _dtype(trainer))
+            policy = trainer.accelerator.unwrap_model(trainer.model)
+            self._rollout_model = RolloutModel(policy, rollout_dtype(trainer.args, policy.dtype))
         else:
             self._rollout_model.sync_weights()
         rows = min(self._rows, len(requests))
@@ -180,12 +189,7 @@ def check_whole(trainer: Any, what: str = "rollouts='engine'") -> None:
         )
 
 
-def _dtype(trainer: Any) -> torch.dtype:
+def rollout_dtype(args: Any, dtype: torch.dtype) -> torch.dtype:
     """Mixed precision generates in its low precision on a GPU, as its forward computes; else as the weights are."""
-    on_gpu = trainer.accelerator.device.type == "cuda"
-    if on_gpu and trainer.args.bf16:
-        return torch.bfloat16
-    if on_gpu and trainer.args.fp16:
-        return torch.float16
-    dtype: torch.dtype = trainer.accelerator.unwrap_model(trainer.model).dtype
-    return dtype
+    on_gpu = args.device.type == "cuda"
+    return torch.bfloat16 if on_gpu and args.bf16 else torch.float16 if on_gpu and args.fp16 else dtype

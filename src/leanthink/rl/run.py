@@ -15,9 +15,11 @@ import torch
 from leanthink.models.transformers_versions import old_names
 from leanthink.policies.budget import FILE_KEYS
 from leanthink.rl import data
+from leanthink.rl.adapters import DEFAULTS, OF_TRL, USE, lora_config, with_lora_section
 from leanthink.rl.old_names import current_names
 from leanthink.rl.resume import as_recorded, check_same, last_whole_checkpoint
 from leanthink.rl.run_files import FINAL, LOG, REPORT, ROLLOUTS, RUN
+from leanthink.rl.run_model import OPTIONS, check_options, load_model, make_tokenizer
 from leanthink.utils.errors import LeanThinkWarning, UsageError, unknown
 from leanthink.utils.file_writing import held, write_json, writing
 from leanthink.utils.renamed_fields import new_keys
@@ -25,15 +27,13 @@ from leanthink.utils.renamed_fields import new_keys
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SECTIONS = ("model", "dtype", "chat_template", "data", "eval_data", "lora", "out")
+SECTIONS = ("model", "dtype", *OPTIONS, "chat_template", "data", "eval_data", "lora", "out")
 SOURCES: dict[str, tuple[str, ...]] = {
     "tasks": ("levels", "count", "seed", "split"),
     "problems": ("instruction",),
     "dataset": ("name", "split", "problem", "answer", "id", "instruction"),
     "gym": ("count", "seed", "instruction"),
 }
-LORA_RANK, LORA_ALPHA = 16, 32
-LORA = ("r", "alpha", "dropout", "target_modules")
 
 
 def train(
@@ -53,12 +53,13 @@ def train(
     Args:
         settings: `model` (as of `leanthink.load`), `dtype` (of its weights, default float32), `chat_template` (a file,
             in place of the tokenizer's), `data` and `eval_data` (see `make_data`), `lora` ({} for its defaults, r 16
-            and alpha 32 on all linear layers; left out: all weights are trained), `out` (a folder), and any field
-            of `DeepCompressConfig`.
+            and alpha 32 on all linear layers, or keys of peft's LoraConfig; left out: all weights are trained), `out`
+            (a folder), TRL's options of models (`attn_implementation`, `load_in_4bit`, `load_in_8bit`, `use_peft`,
+            `lora_r`, ...), and any field of `DeepCompressConfig`.
         resume: go on from the last checkpoint in `out` that is whole, with the settings it was started with; how long,
             what is saved, logged and evaluated may differ.
         overwrite: remove what an earlier run left in `out`.
-        tell: is told how it goes, a line for each logging step.
+        tell: is told what the run needs, then how it goes, a line for each logging step.
         callbacks: further ones of transformers, such as one that stops the run.
 
     Returns:
@@ -67,13 +68,13 @@ def train(
 
     Raises:
         UsageError: an unknown setting or one out of range, nothing to resume or with other settings, an earlier run in
-            `out`, or another process that writes there.
+            `out`, another process that writes there, or a run that cannot fit into the device's memory.
         CannotWrite: there is no room for a checkpoint, a log or the model; the checkpoints before stay.
         UnsupportedModel: the bounded cache cannot serve the model.
     """
     from leanthink.rl.config import check_installed
 
-    settings = current_names(settings)
+    settings = with_lora_section(current_names(settings))
     if isinstance(settings.get("rollout_budget"), Mapping):
         parts = new_keys("rollout_budget", settings["rollout_budget"], FILE_KEYS)
         settings = {**settings, "rollout_budget": parts}
@@ -81,6 +82,7 @@ def train(
     dataset = make_data(settings["data"])  # before all that rests on what machine and batch allow
     eval_dataset = make_data(settings["eval_data"]) if "eval_data" in settings else None
     args = make_config(settings)
+    check_options(settings, rollouts=args.rollouts)
     check_installed(args)
     with held(out / RUN) if args.process_index == 0 else nullcontext():
         return _train(settings, args, dataset, eval_dataset, checkpoint, overwrite, tell, callbacks)
@@ -102,17 +104,19 @@ def _train(
 
     from leanthink.rl.rollouts import check_whole
     from leanthink.rl.run_log import RunLog
+    from leanthink.rl.run_needs import announce
     from leanthink.rl.trainer import DeepCompressTrainer
     from leanthink.rl.trainer_checks import check_template
     from leanthink.rl.trl_reward import STATE
 
     out, writes = Path(settings["out"]), args.process_index == 0
-    lora = settings.get("lora")
-    adapters = None if lora is None else _lora(lora)
-    tokenizer = _tokenizer(settings)
+    lora, tell = settings.get("lora"), tell if writes else None
+    adapters = None if lora is None else lora_config(lora, rollouts=args.rollouts)
+    tokenizer = make_tokenizer(settings)
     check_template(tokenizer, dataset[0]["prompt"], args)  # before weights are read
-    model = _load(settings)
-    log = RunLog(out, writes=writes, tell=tell if writes else None)
+    announce(settings, args, adapters, tokenizer, dataset, eval_dataset, tell=tell)
+    model = load_model(settings, args.device)
+    log = RunLog(out, writes=writes, tell=tell)
     with old_names():
         trainer = DeepCompressTrainer(
             model,
@@ -134,9 +138,7 @@ def _train(
         if writes and checkpoint is None:
             _write_run(out, settings)
         trainer.train(resume_from_checkpoint=checkpoint)
-        with writing(out / FINAL):
-            _save_final(trainer, out / FINAL, adapters=lora is not None)
-            trainer.write_card(out / FINAL)
+        _save_final(trainer, out / FINAL, adapters=lora is not None)
     if not writes:
         return None
     kept = trainer.state.stateful_callbacks.get(STATE, {}).get("attributes", {})
@@ -153,7 +155,7 @@ def check_settings(settings: Mapping[str, Any], *, resume: bool, overwrite: bool
     """The folder of the run and the checkpoint to go on from. Raises UsageError before anything is loaded."""
     from leanthink.rl.config import DeepCompressConfig
 
-    known = [*SECTIONS, *(field.name for field in fields(DeepCompressConfig) if field.init)]
+    known = [*SECTIONS, USE, *OF_TRL, *(field.name for field in fields(DeepCompressConfig) if field.init)]
     for name in settings:
         if name not in known or name == "output_dir":
             see = "docs/training.md tells of ours, TRL's page of GRPOConfig of the others"
@@ -264,54 +266,12 @@ def _of_kind(name: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _load(settings: Mapping[str, Any]) -> Any:
-    """The model, on the host: the trainer knows which device is this process's own."""
-    from leanthink.models.loading import load
-
-    name = settings.get("dtype", "float32")
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in dtypes:
-        raise unknown("dtype", name, dtypes)
-    model, _ = load(settings.get("model", "tiny"), device="cpu", dtype=dtypes[name])
-    if getattr(model, "quantization_method", None) == "gguf":
-        # Its weights are whole once they are loaded; transformers goes on calling them quantised and refuses to train.
-        model.hf_quantizer.remove_quantization_config(model)
-    return model
-
-
-def _tokenizer(settings: Mapping[str, Any]) -> Any:
-    from leanthink.models.loading import load_tokenizer
-
-    tokenizer = load_tokenizer(settings.get("model", "tiny"))
-    template = settings.get("chat_template")
-    if template is not None:
-        if not Path(template).is_file():
-            raise UsageError(f"there is no chat template {template!r}: give the path of a file")
-        tokenizer.chat_template = Path(template).read_text()
-    return tokenizer
-
-
-def _lora(options: Mapping[str, Any]) -> Any:
-    from peft import LoraConfig
-
-    for name in options:
-        if name not in LORA:
-            raise unknown("key of lora", name, LORA)
-    return LoraConfig(
-        r=options.get("r", LORA_RANK),
-        lora_alpha=options.get("alpha", LORA_ALPHA),
-        lora_dropout=options.get("dropout", 0.0),
-        target_modules=options.get("target_modules", "all-linear"),
-        task_type="CAUSAL_LM",
-    )
-
-
 def _origin(settings: Mapping[str, Any]) -> Any:
     """What the model card says of base, data and adapters."""
     from leanthink.rl.model_card import Origin, public_name
 
     lora = settings.get("lora")
-    adapters = {} if lora is None else {"lora": {"r": LORA_RANK, "alpha": LORA_ALPHA, **lora}}
+    adapters = {} if lora is None else {"lora": {"r": DEFAULTS["r"], "alpha": DEFAULTS["alpha"], **lora}}
     return Origin(base=public_name(str(settings.get("model", "tiny"))), data=settings["data"], more=adapters)
 
 
@@ -324,10 +284,16 @@ def _write_run(out: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _save_final(trainer: Any, folder: Path, *, adapters: bool) -> None:
-    if not adapters:
-        trainer.save_model(str(folder))
-        return
-    if trainer.args.process_index == 0:
-        merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-        merged.save_pretrained(folder)
-        trainer.processing_class.save_pretrained(folder)
+    """Write model, tokenizer and model card."""
+    if trainer.is_fsdp_enabled:  # where checkpoints are shards, transformers writes no weights of a model beside them
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    with writing(folder):
+        if not adapters:
+            trainer.save_model(str(folder))
+        elif trainer.args.process_index == 0:
+            policy = trainer.accelerator.unwrap_model(trainer.model)
+            # Adapters merged into quantized weights would be rounded with them: they stay adapters.
+            whole = policy if getattr(policy, "is_quantized", False) else policy.merge_and_unload()
+            whole.save_pretrained(folder)
+            trainer.processing_class.save_pretrained(folder)
+        trainer.write_card(folder)

@@ -297,6 +297,8 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         more = more or self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.model.training and not self._teaches and whole and not more:
             return torch.zeros((), device=ranks.device, requires_grad=True)
+        if args.rollout_enable_sleep_mode and self.model.training:
+            self.rollout_func.sleep()
         loss: Tensor = super().compute_loss(model, inputs, *arguments, **others)
         return loss
 

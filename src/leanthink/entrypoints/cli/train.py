@@ -214,6 +214,11 @@ def command(
     if data is not None:
         settings["data"] = data
     settings |= current_names(dict(_assignment(text) for text in run.set_ or ()))
+    if run.lora_r is not None:
+        from leanthink.rl.adapters import with_lora_section
+
+        settings = with_lora_section(settings)  # what the file says of adapters beside rank and alpha stays
+        settings["lora"] = {**settings.get("lora", {}), "r": run.lora_r, "alpha": 2 * run.lora_r}
     _train(settings, resume=run.resume, overwrite=run.overwrite, as_json=as_json)
 
 
@@ -228,7 +233,6 @@ def _settings(run: Run, prompt: options.PromptOptions, learned: Learned) -> dict
         "think_tags": None if prompt.think_tags is None else list(prompt.think_tags),
         "rollout_predictor": None if learned.predictor is None else str(learned.predictor),
         "ignore_predictor_mismatch": learned.ignore_predictor_mismatch or None,
-        "lora": None if run.lora_r is None else {"r": run.lora_r, "alpha": 2 * run.lora_r},
     }
     return {name: value for name, value in found.items() if value is not None}
 
