@@ -238,6 +238,20 @@ def test_a_run_of_defaults_says_that_nothing_is_learnt(tmp_path: Path, inside: A
     assert not list(out.glob("checkpoint-*"))
 
 
+@pytest.mark.parametrize("model", ["tiny", "random"])
+def test_the_tokenizer_is_loaded_once(
+    model: str, tmp_path: Path, inside: Any, random_llama: Path, monkeypatch: Any
+) -> None:
+    from transformers import AutoTokenizer
+
+    load, loaded = AutoTokenizer.from_pretrained, []
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *given, **how: loaded.append(1) or load(*given, **how))
+    few = ("--set", "save_strategy=no", "--max-completion-length", 8)
+    words = run_of(tmp_path / "run", 1, "--model", "tiny" if model == "tiny" else random_llama, *few)
+    assert inside(*words).code == 0
+    assert len(loaded) == 1
+
+
 @pytest.mark.parametrize("word", ["no", "Off", "YES", "on", "y"])
 def test_only_true_and_false_are_booleans(word: str) -> None:
     assert command._yaml(f"[{word}, true, False]", "") == [word, True, False]

@@ -29,7 +29,9 @@ def as_dtype(name: str | None) -> DType:
     return cast(DType, name if name is None or name == "auto" else getattr(torch, name))
 
 
-def load(name_or_path: str | Path, device: str | None = None, dtype: DType = None, **options: Any) -> tuple[Any, Any]:
+def load(
+    name_or_path: str | Path, device: str | None = None, dtype: DType = None, *, tokenizer: Any = None, **options: Any
+) -> tuple[Any, Any]:
     """The model, in evaluation mode, and its tokenizer.
 
     Args:
@@ -37,6 +39,7 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: DType = Non
         device: where to put it; default "cuda" where there is one, else "cpu".
         dtype: of the weights; default bfloat16 on CUDA, float32 elsewhere. "auto" is the same, but for a checkpoint in
             float16, which stays so on CUDA.
+        tokenizer: what `load_tokenizer` has returned, to be taken as it is; None: it is loaded.
         options: further ones of transformers' `from_pretrained`, such as quantization_config; with device_map among
             them the weights stay where it says.
 
@@ -49,12 +52,13 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: DType = Non
         check_device(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if str(name_or_path) == TINY and not options:
-        return load_tiny(device=device, dtype=None if dtype == "auto" else dtype)
+        return load_tiny(device=device, dtype=None if dtype == "auto" else dtype, tokenizer=tokenizer)
     name, located = _locate(str(weights_path()) if str(name_or_path) == TINY else str(name_or_path))
     with _told(str(name_or_path)):
         config = _read_config(name, located)
         check_supported(config)
-        tokenizer = _load_tokenizer(name, str(name_or_path), located)
+        if tokenizer is None:
+            tokenizer = _load_tokenizer(name, str(name_or_path), located)
         chosen = dtype_for(dtype, device, config)
         model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=chosen, **located, **options)
     model.config._name_or_path = str(name_or_path)  # a GGUF file's is else its folder

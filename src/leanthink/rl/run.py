@@ -115,7 +115,7 @@ def _train(
     tokenizer = make_tokenizer(settings)
     check_template(tokenizer, dataset[0]["prompt"], args)  # before weights are read
     announce(settings, args, adapters, tokenizer, dataset, eval_dataset, tell=tell)
-    model = load_model(settings, args.device)
+    model = load_model(settings, args.device, tokenizer)
     log = RunLog(out, writes=writes, tell=tell)
     with old_names():
         trainer = DeepCompressTrainer(

@@ -50,14 +50,14 @@ def check_options(settings: Mapping[str, Any], *, rollouts: str) -> None:
         raise UsageError(f"{chosen[0]} needs bitsandbytes, and it is not installed: pip install bitsandbytes")
 
 
-def load_model(settings: Mapping[str, Any], device: torch.device | None = None) -> Any:
+def load_model(settings: Mapping[str, Any], device: torch.device | None = None, tokenizer: Any = None) -> Any:
     """The model: on the host, as the trainer knows which device is this process's own; quantized, on that device."""
     from leanthink.models.loading import load
 
     quantized = quantization(settings)
     placed = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": str(device)}}
     dtype = DTYPES[settings.get("dtype", "float32")]
-    model, _ = load(settings.get("model", "tiny"), device="cpu", dtype=dtype, **placed)
+    model, _ = load(settings.get("model", "tiny"), device="cpu", dtype=dtype, tokenizer=tokenizer, **placed)
     if getattr(model, "quantization_method", None) == "gguf":
         # Its weights are whole once they are loaded; transformers goes on calling them quantised and refuses to train.
         model.hf_quantizer.remove_quantization_config(model)

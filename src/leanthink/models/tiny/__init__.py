@@ -28,6 +28,7 @@ def load_tiny(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     folder: Path | None = None,
+    tokenizer: Any = None,
 ) -> tuple[Any, Any]:
     """The model, in evaluation mode, and its tokenizer.
 
@@ -35,6 +36,7 @@ def load_tiny(
         device: where the model goes.
         dtype: of the weights; None means fp32 on the CPU and bf16 elsewhere.
         folder: another folder written by `leanthink.models.tiny.train`; None means the shipped one.
+        tokenizer: one that was loaded before; None: it is loaded.
 
     Raises:
         DamagedFile: a file is missing or fails its SHA-256.
@@ -49,5 +51,6 @@ def load_tiny(
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     if shipped:
         model.config._name_or_path = TINY  # what traces and predictors say of their model: a name, not where it lies
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return model.to(device).eval(), tokenizer
