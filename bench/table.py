@@ -21,7 +21,7 @@ RESULTS = ROOT / "bench" / "results"
 RESEARCH = ROOT / "research"
 EXPERIMENTS = RESEARCH / "results" / "deepcompress" / "runs.tar.xz"
 sys.path.append(str(RESEARCH))
-from deepcompress_table import BASE, OURS, SCOPES, by_arm, compared, percent, read_archived, tokens  # noqa: E402
+from deepcompress_table import BASE, SCOPES, by_arm, compared, percent, read_archived, tokens  # noqa: E402
 
 ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
 SMALLER, STOCK = "llama-3.1-8b-16gib", "llama-3.1-8b-stock"
