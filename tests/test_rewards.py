@@ -128,22 +128,22 @@ def test_the_whole_reward_of_a_batch_worked_out_by_hand() -> None:
     rule=st.sampled_from(["dual", "penalty", "bonus", "none"]),
     keep=st.booleans(),
     overlong=st.sampled_from([None, (60, 20, 1.0), (100, 100, 0.5)]),
+    target=st.sampled_from([None, 30]),
 )
 @settings(max_examples=200, deadline=None)
 def test_every_batch_is_rewarded_as_by_the_reference_implementation(
-    B: int, G: int, seed: int, rule: Any, keep: bool, overlong: tuple[int, int, float] | None
+    B: int, G: int, seed: int, rule: Any, keep: bool, overlong: tuple[int, int, float] | None, target: int | None
 ) -> None:
     draws = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 60, (B, G), generator=draws)
     verdicts = torch.tensor([0.0, 1.0, 1.0, NAN])[torch.randint(4, (B, G), generator=draws)]
     average = float(torch.rand((), generator=draws))
     limits = {} if overlong is None else dict(zip(("max_length", "buffer", "factor"), overlong, strict=True))
-    found = deepcompress_reward(
-        lengths, verdicts, average, 0.3, length_reward_mode=rule, keep_all_correct=keep, **limits
-    )
-    options: dict[str, Any] = {"alpha": 0.3, "length_reward_mode": rule, "keep_all_correct": keep, "overlong": overlong}
+    options: dict[str, Any] = {"alpha": 0.3, "length_reward_mode": rule, "keep_all_correct": keep}
+    options["target_length"] = None if rule == "none" else target
+    found = deepcompress_reward(lengths, verdicts, average, **options, **limits)
     wanted = [
-        [reward_slowly(row, right, i, average, **options) for i in range(G)]
+        [reward_slowly(row, right, i, average, overlong=overlong, **options) for i in range(G)]
         for row, right in zip(lengths.tolist(), verdicts.tolist(), strict=True)
     ]
     close(found, wanted)

@@ -30,6 +30,7 @@ from rl_runs import TEMPLATE, make_policy, make_trainer
         ({"lora_r": 8, "lora_alpha": 8}, {"r": 8, "alpha": 8}),
         ({"use_peft": True}, {}),
         ({"use_peft": True, "lora": {"lora_alpha": 4}}, {"alpha": 4}),
+        ({"lora_target_modules": ["all-linear"]}, {"target_modules": "all-linear"}),
         ({"lora": {"r": 4}, "lora_target_modules": ["q_proj"]}, {"r": 4, "target_modules": ["q_proj"]}),
         ({"lora": {"lora_dropout": 0.1, "use_rslora": True}}, {"dropout": 0.1, "use_rslora": True}),
         ({"lora_modules_to_save": ["embed_tokens"]}, {"modules_to_save": ["embed_tokens"]}),
@@ -73,7 +74,16 @@ def test_what_says_two_things_of_lora_is_refused(given: dict[str, Any], said: st
         ({"modules_to_save": ["embed_tokens"]}, "modules_to_save cannot be folded"),
         ({"lora_bias": True}, "lora_bias cannot be folded"),
         ({"target_modules": ["nothing"]}, "does not fit this model.*nothing"),
-        ({"r": "many"}, "does not fit this model"),
+        ({"r": "many"}, "r='many': must be a whole number"),
+        ({"r": True}, "r=True: must be a whole number"),
+        ({"use_rslora": "no"}, "use_rslora='no': must be true or false"),
+        ({"rank_pattern": 3}, "rank_pattern=3: must be a mapping"),
+        ({"bias": "some"}, "bias"),
+        ({"target_modules": ["q_proj", 3]}, "does not fit this model"),
+        ({"target_modules": "("}, "does not fit this model"),
+        ({"init_lora_weights": "nonsense"}, "init_lora_weights='nonsense': true, false, gaussian"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights='corda'"),
+        ({"layers_to_transform": [0]}, "needs target_modules as a list"),
         ({"target_modules": ["lm_head"]}, "one table for both"),
         ({"layers_pattern": "h"}, "lora: .*layers_pattern"),
     ],
@@ -86,6 +96,10 @@ def test_adapters_that_cannot_be_are_refused_before_weights_are_read(section: di
 def test_other_rollouts_take_all_of_peft_s_lora() -> None:
     for section in ({"use_dora": True}, {"bias": "all"}, {"target_modules": ["q_proj", "lm_head"]}):
         shape_of({}, lora_config(section, rollouts="transformers"), rollouts="transformers")
+    with pytest.raises(UsageError, match="modules_to_save='lm_head': must be a list"):
+        lora_config({"modules_to_save": "lm_head"}, rollouts="transformers")
+    with pytest.raises(UsageError, match="bias: some"):
+        shape_of({}, lora_config({"bias": "some"}, rollouts="transformers"), rollouts="transformers")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import warnings
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,6 +151,27 @@ def test_a_trace_without_memory_finds_what_a_forward_keeps(
     assert found.peak(checkpointed=False) == pytest.approx(wanted, rel=0.01)
     assert found.layer_input == 3 * 100 * 64 * 4
     assert found.layers == 4
+
+
+def test_what_cannot_be_traced_ends_no_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    given = {"rollouts": "transformers", "gradient_checkpointing": False}
+    found = tiny_needs(tmp_path, {"alora_invocation_tokens": [1]}, **given)  # it looks at the prompts' words
+    assert found.update is None
+    assert found.peak == found.held + found.growing - found.gradients
+    assert told(found, step_size(settings(tmp_path)), None, "mps", optim="sgd")[1].startswith("what an update keeps is")
+    check_fits(found, 8 * GIB, "mps", run_needs._lower({"lora": {}}, settings(tmp_path, **given), found))
+    assert capfd.readouterr().err == ""
+
+
+def test_parts_that_may_lie_on_the_host_are_no_reason_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain: dict[str, Any] = {"deepspeed_plugin": None, "fsdp_config": {}}
+    assert not run_needs.may_offload(SimpleNamespace(**plain))
+    for elsewhere in ({"deepspeed_plugin": object()}, {"fsdp_config": {"cpu_offload": True}}):
+        assert run_needs.may_offload(SimpleNamespace(**plain | elsewhere))
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    assert run_needs.may_offload(SimpleNamespace(**plain))
+    with pytest.warns(LeanThinkWarning, match="may not fit"):
+        check_fits(NEEDS, 16 * GIB, "cuda:0", "lower rollout_rows", certain=False)
 
 
 def test_the_longest_prompt_is_found(tmp_path: Path) -> None:

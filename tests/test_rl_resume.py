@@ -43,6 +43,7 @@ def begun(folder: Path, **more: Any) -> dict[str, Any]:
         ("model", "other"),
         ("data", {"tasks": ["bases"]}),
         ("lora", {}),
+        ("target_length", 64),
     ],
 )
 def test_a_run_is_not_resumed_under_other_settings(name: str, value: Any, tmp_path: Path) -> None:
@@ -56,6 +57,10 @@ def test_how_long_and_how_watched_may_change_and_what_is_left_out_is_its_default
     check_same({**settings, "max_steps": 30, "save_steps": 7, "logging_steps": 2, "out": "elsewhere"}, tmp_path)
     del settings["temperature"]
     check_same(settings, tmp_path)
+    adapted = begun(tmp_path, lora={"r": 16, "alpha": 32})
+    check_same({**adapted, "lora": {}}, tmp_path)
+    with pytest.raises(UsageError, match=r'lora: {"r": 16, "alpha": 32.*"r": 8'):
+        check_same({**adapted, "lora": {"r": 8}}, tmp_path)
 
 
 def half(path: Path) -> None:

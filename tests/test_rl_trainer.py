@@ -188,7 +188,7 @@ def test_what_is_missing_after_the_last_round_is_filled_with_what_teaches_nothin
     assert batch["advantages"][4:].tolist() == [0, 0]
     assert batch["advantages"][:4].abs().min() > 0.5
     assert int(batch["num_items_in_batch"]) == int(batch["completion_mask"][:4].sum())
-    assert trainer._metrics["train"]["dynamic_sampling/filled"] == [1 / 3]
+    assert trainer._metrics["train"]["dynamic_sampling/filled"] == [pytest.approx(1 / 3)]
 
 
 def test_an_oversampled_round_begins_with_the_batch_and_may_fill_it_alone(tmp_path: Path) -> None:
@@ -255,6 +255,15 @@ def test_mastered_groups_stay_with_a_share_of_their_advantages(tmp_path: Path) -
     wrong, rounds = make_trainer(tmp_path / "wrong", grader=Judge(9, 6, right=False), max_num_gen_batches=2, **ours)
     assert full_batch(wrong)["advantages"].tolist() == [0] * 6  # all wrong is still dropped
     assert len(rounds) == 2
+
+
+def test_groups_that_are_all_right_and_short_enough_teach_nothing_and_are_told_as_that(tmp_path: Path) -> None:
+    given = {"all_correct_weight": 0.25, "target_length": 7}
+    trainer, seen = make_trainer(tmp_path, grader=Judge(9, 6), **given)
+    batch = full_batch(trainer)
+    silent = sum(left == right for left, right in torch.tensor(seen[0]["reward"]).view(3, 2).tolist())
+    assert 0 < silent == sum(not row.any() for row in batch["advantages"].view(3, 2))
+    assert trainer._metrics["train"]["dynamic_sampling/filled"] == [pytest.approx(silent / 3)]
 
 
 def test_what_is_mastered_takes_no_place_from_what_tells_right_from_wrong(tmp_path: Path) -> None:
@@ -352,8 +361,11 @@ def test_ours_is_the_default_of_the_dual_rule_alone(tmp_path: Path) -> None:
         ({"all_correct_weight": "much"}, "all_correct_weight='much': a number from 0"),
         ({"all_correct_weight": 0.5, "scale_rewards": "batch"}, 'scale_rewards="group"'),
         ({"overlong_buffer": 9}, "buffer=9"),
-        ({"target_length": 0}, "target_length=0: from 1 to below max_completion_length"),
+        ({"target_length": 0}, "target_length=0: a whole number of tokens, from 1 to below the longest"),
         ({"target_length": 100_000}, "target_length=100000"),
+        ({"target_length": "many"}, "target_length='many'"),
+        ({"target_length": 2.5}, "target_length=2.5"),
+        ({"target_length": 4, "length_reward_mode": "none"}, "leave one of them out"),
         ({"multi_objective_aggregation": "normalize_then_sum"}, "sum_then_normalize"),
         ({"max_num_gen_batches": 0}, "max_num_gen_batches=0"),
         ({"oversample": 0}, "oversample=0"),

@@ -164,6 +164,7 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
         ("--set dtype=int8", ["unknown dtype 'int8'"]),
         ("--set learning_rate=fast", ["learning_rate='fast'"]),
         ("--set max_num_gen_batches=many", ["max_num_gen_batches='many'", "a number"]),
+        ("--set overlong_buffer=few", ["overlong_buffer='few'", "a number"]),
         ("--set max_num_gen_batches=true", ["max_num_gen_batches=True", "a number"]),
         ("--set dynamic_sampling=1", ["dynamic_sampling=1", "true or false"]),
         ("--set num_generations_eval=1", ["num_generations_eval=1"]),

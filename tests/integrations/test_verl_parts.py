@@ -84,14 +84,15 @@ def batches(draw: st.DrawFn) -> dict[str, Any]:
     buffer=st.sampled_from([0, 7, None]),
     before=st.sampled_from([None, 0.3]),
     start=st.sampled_from([1.0, "observed"]),
+    target=st.sampled_from([None, 9]),
 )
 def test_advantages_are_those_of_the_reference_implementation_for_ragged_shuffled_and_padded_batches(
-    rows: dict[str, Any], rule: Any, weight: float, buffer: int | None, before: float | None, start: Any
+    rows: dict[str, Any], rule: Any, weight: float, buffer: int | None, before: float | None, start: Any, target: Any
 ) -> None:
     keys, tokens, right = rows["keys"], rows["tokens"], rows["right"]
     estimator = begun(
         before, responses=5, max_length=24, length_reward_mode=rule, all_correct_weight=weight, overlong_buffer=buffer,
-        ema_decay=0.9, ema_initial_value=start,
+        ema_decay=0.9, ema_initial_value=start, target_length=None if rule == "none" else target,
     )  # fmt: skip
     rewards, mask = batch(tokens, right, width=24)
     found, _ = estimator(rewards, mask, keys)
@@ -168,6 +169,7 @@ def test_what_the_method_depends_on_must_be_as_it_is(path: str) -> None:
         ({"ema_initial_value": "now"}, "ema_initial_value='now'"),
         ({"all_correct_weight": 2}, "all_correct_weight=2"),
         ({"overlong_buffer": 20000}, "buffer=20000"),
+        ({"target_length": 10240}, "target_length=10240: .*below the longest response"),
     ],
 )
 def test_bad_settings_are_refused_by_name(given: dict[str, Any], message: str) -> None:

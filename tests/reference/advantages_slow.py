@@ -22,6 +22,7 @@ def advantage_slowly(
         "alpha": settings.alpha,
         "length_reward_mode": settings.length_reward_mode,
         "overlong": overlong,
+        "target_length": settings.target_length,
     }
     rewards = [
         reward_slowly(lengths, correct, i, average, keep_all_correct=settings.all_correct_weight > 0, **options)

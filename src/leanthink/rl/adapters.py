@@ -26,6 +26,9 @@ OF_TRL = {
     "use_dora": "use_dora",
 }
 USE = "use_peft"
+# What LoraConfig takes besides True and False for init_lora_weights; its others must see data or gradients first.
+INITS = ("gaussian", "olora", "orthogonal", "pissa", "loftq")  # and pissa_niter_N
+LISTS = ("modules_to_save", "target_parameters")  # of names: peft takes a text for its letters
 # Fields of LoraConfig that say whose adapters they are, not what: they are no settings of a run.
 ABOUT = (
     "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
@@ -60,6 +63,7 @@ def with_lora_section(settings: Mapping[str, Any]) -> dict[str, Any]:
         return found
     merged: dict[str, Any] = {}
     of_trl = [(OF_TRL[name], value) for name, value in given.items()]
+    of_trl = [(name, value[0] if value == ["all-linear"] else value) for name, value in of_trl]  # as TRL does
     for name, value in [*(section or {}).items(), *of_trl]:
         key = SHORT.get(str(name), str(name))
         if key in merged:
@@ -81,20 +85,40 @@ def lora_config(section: Mapping[str, Any], *, rollouts: str) -> LoraConfig:
     from peft import LoraConfig
 
     long = {short: name for name, short in SHORT.items()}
-    names = [field.name for field in fields(LoraConfig) if field.init and field.name not in ABOUT]
-    for name in section:
-        if long.get(name, name) not in names:
-            raise unknown("key of lora", name, [SHORT.get(known, known) for known in names])
+    defaults = {one.name: _default(one) for one in fields(LoraConfig) if one.init and one.name not in ABOUT}
+    for name, value in section.items():
+        if long.get(name, name) not in defaults:
+            raise unknown("key of lora", name, [SHORT.get(known, known) for known in defaults])
+        _check_kind(name, value, defaults[long.get(name, name)])
+    whole = isinstance(section.get("target_modules", DEFAULTS["target_modules"]), str)
+    if whole and section.get("layers_to_transform") is not None:
+        raise UsageError("lora: layers_to_transform needs target_modules as a list, such as [q_proj, v_proj]")
     chosen = {long.get(name, name): value for name, value in {**DEFAULTS, **section}.items()}
     if chosen.setdefault("task_type", "CAUSAL_LM") != "CAUSAL_LM":
         raise UsageError(f"lora: task_type={chosen['task_type']!r}: only CAUSAL_LM is trained here; leave it out")
     try:
         config = LoraConfig(**chosen)
-    except (TypeError, ValueError, ImportError) as error:
+    except Exception as error:  # peft checks some values and trips over others
         raise UsageError(f"lora: {' '.join(str(error).split())}") from error
     if rollouts == "engine":
         check_foldable("lora:", config)
     return config
+
+
+def _check_kind(name: str, value: Any, default: Any) -> None:
+    """Raise UsageError for a value that peft would take for another one, or find out about late."""
+    if name == "init_lora_weights":
+        known = isinstance(value, str) and (value in INITS or value.removeprefix("pissa_niter_").isdecimal())
+        if not known and not isinstance(value, bool):
+            raise UsageError(f"lora: init_lora_weights={value!r}: true, false, {', '.join(INITS)} or pissa_niter_N")
+    elif isinstance(default, bool) and not isinstance(value, bool):
+        raise UsageError(f"lora: {name}={value!r}: must be true or false")
+    elif name == "r" and type(value) is not int:
+        raise UsageError(f"lora: r={value!r}: must be a whole number")
+    elif isinstance(default, dict) and not isinstance(value, dict):
+        raise UsageError(f"lora: {name}={value!r}: must be a mapping")
+    elif name in LISTS and isinstance(value, str):
+        raise UsageError(f"lora: {name}={value!r}: must be a list of names")
 
 
 def check_foldable(what: str, config: Any) -> None:

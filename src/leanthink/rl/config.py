@@ -17,7 +17,13 @@ from leanthink.models.transformers_versions import old_names
 from leanthink.policies.budget import FILE_KEYS, Budget, file_keys
 from leanthink.policies.policy_spec import canonical
 from leanthink.rl.old_names import NOW
-from leanthink.rl.rewards import ALL_CORRECT_WEIGHT, PUBLISHED_ALL_CORRECT_WEIGHT, PUBLISHED_BUFFER, soft_overlong
+from leanthink.rl.rewards import (
+    ALL_CORRECT_WEIGHT,
+    PUBLISHED_ALL_CORRECT_WEIGHT,
+    PUBLISHED_BUFFER,
+    check_target_length,
+    soft_overlong,
+)
 from leanthink.rl.trl_reward import check_settings
 from leanthink.utils.errors import UsageError, unknown
 from leanthink.utils.renamed_fields import renamed_fields
@@ -190,11 +196,7 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
                 'share of advantages that are divided by the deviation of their group; give scale_rewards="group", or '
                 "all_correct_weight=0"
             )
-        if self.target_length is not None and not 1 <= self.target_length < self.max_completion_length:
-            raise UsageError(
-                f"target_length={self.target_length}: from 1 to below max_completion_length="
-                f"{self.max_completion_length}, or left out"
-            )
+        check_target_length(self.target_length, self.length_reward_mode, self.max_completion_length)
         if self.buffer is not None:
             soft_overlong([[1]], self.max_completion_length, self.buffer, self.overlong_factor)
         if self.multi_objective_aggregation != "sum_then_normalize":

@@ -26,7 +26,8 @@ class RunNeeds:
         rollout_copy: of the weights that our engine generates with.
         slots: of the engine, or the share that vLLM takes.
         growing: of the cache of rollouts="transformers" when each response is as long as it may be.
-        update: about what the forward of one micro-batch keeps for its backward pass, and the tiles of its logits.
+        update: about what the forward of one micro-batch keeps for its backward pass, and the tiles of its logits; None
+            where it could not be traced.
         slots_of: what `slots` are, in words.
         sleeps: whether the slots are given back before an update.
     """
@@ -37,7 +38,7 @@ class RunNeeds:
     rollout_copy: int = 0
     slots: int = 0
     growing: int = 0
-    update: int = 0
+    update: int | None = 0
     slots_of: str = ""
     sleeps: bool = False
 
@@ -52,7 +53,7 @@ class RunNeeds:
     def peak(self) -> int:
         """`held`, or more where a cache grows to its end, or an update keeps all that it may."""
         always = self.weights + self.optimizer + self.rollout_copy
-        updating = self.gradients + self.update + (0 if self.sleeps else self.slots)
+        updating = self.gradients + (self.update or 0) + (0 if self.sleeps else self.slots)
         return always + max(self.slots, self.growing, updating)
 
     def times(self, processes: int) -> RunNeeds:
@@ -139,7 +140,9 @@ def told(needs: RunNeeds, step: StepSize, memory: int | None, where: str, *, opt
     line = f"memory: {size(needs.held)}{of} on {where}: {parts}"
     if needs.sleeps:
         line += " (given back before an update)"
-    more = f"an update keeps about {size(needs.update)} more"
+    more = "what an update keeps is not known for this model"
+    if needs.update is not None:
+        more = f"an update keeps about {size(needs.update)} more"
     if needs.growing:
         more += f"; rollouts, whose cache grows, up to {size(needs.growing)}"
     if optim not in STATES and optim not in NO_STATES:
@@ -147,7 +150,7 @@ def told(needs: RunNeeds, step: StepSize, memory: int | None, where: str, *, opt
     return [line, more, step.told]
 
 
-def check_fits(needs: RunNeeds, memory: int, where: str, lower: str) -> None:
+def check_fits(needs: RunNeeds, memory: int, where: str, lower: str, *, certain: bool = True) -> None:
     """Refuse a run that cannot fit, and warn of one that hardly does.
 
     Args:
@@ -155,11 +158,12 @@ def check_fits(needs: RunNeeds, memory: int, where: str, lower: str) -> None:
         memory: of the device in all, in bytes.
         where: the device.
         lower: the settings that would lower it, in words.
+        certain: whether all of it lies on the device; else a part may be elsewhere, and a warning has to do.
 
     Raises:
         UsageError: what is needed for certain, activations not among it, is more than the memory.
     """
-    if needs.held > memory:
+    if certain and needs.held > memory:
         parts = ", ".join(f"{name} {size(count)}" for name, count in needs.parts.items())
         raise UsageError(
             f"the run cannot fit: it needs {size(needs.held)} without activations, and {where} has {size(memory)} "

@@ -14,6 +14,7 @@ from torch.utils.data import Sampler
 
 from leanthink.policies.budget import file_keys
 from leanthink.policies.policy_spec import canonical
+from leanthink.rl.adapters import DEFAULTS
 from leanthink.rl.old_names import IN_FILES, current_names
 from leanthink.rl.run_files import RUN, about_run
 from leanthink.utils.errors import DamagedFile, UsageError
@@ -62,8 +63,9 @@ def as_recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(settings: Mapping[str, Any], name: str) -> Any:
-    """As given, or what a setting is that was left out."""
-    return settings[name] if name in settings else _defaults().get(name)
+    """As given, or what a setting is that was left out; of adapters also a key that was."""
+    value = settings[name] if name in settings else _defaults().get(name)
+    return {**DEFAULTS, **value} if name == "lora" and isinstance(value, Mapping) else value
 
 
 def _defaults() -> dict[str, Any]:

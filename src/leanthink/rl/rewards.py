@@ -7,6 +7,7 @@ response tokens, the end token included. Everything may be nested lists, arrays 
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -181,6 +182,7 @@ def deepcompress_reward(
         UsageError: an argument out of range, or groups of fewer than two responses.
     """
     check_mode(length_reward_mode)
+    check_target_length(target_length, length_reward_mode)
     lengths_BG, correct_BG = _numbers(lengths_BG), _graded(correct_BG)
     if lengths_BG.shape != correct_BG.shape or lengths_BG.dim() != 2 or lengths_BG.shape[1] < 2:
         raise UsageError(
@@ -205,6 +207,18 @@ def check_mode(length_reward_mode: str) -> None:
     """Raise UsageError for a mode that nobody knows."""
     if length_reward_mode not in FIXED_BETA:
         raise unknown("length_reward_mode", length_reward_mode, FIXED_BETA)
+
+
+def check_target_length(target_length: int | None, length_reward_mode: str, max_length: int | None = None) -> None:
+    """Raise UsageError for a target that is no number of tokens below the longest response, or that nothing uses."""
+    if target_length is None:
+        return
+    whole = isinstance(target_length, int) and not isinstance(target_length, bool)
+    if not whole or not 1 <= target_length < (max_length or math.inf):
+        below = "" if max_length is None else f" to below the longest response, which has {max_length}"
+        raise UsageError(f"target_length={target_length!r}: a whole number of tokens, from 1{below}, or left out")
+    if length_reward_mode == "none":
+        raise UsageError(f"target_length={target_length} with length_reward_mode='none': leave one of them out")
 
 
 def _numbers(values: Numbers) -> Tensor:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SECTIONS = ("model", "dtype", *OPTIONS, "chat_template", "data", "eval_data", "lora", "out")
+NUMBERS_OR_NONE = ("int | None", "float | None")
 SOURCES: dict[str, tuple[str, ...]] = {
     "tasks": ("levels", "count", "seed", "split"),
     "problems": ("instruction",),
@@ -200,7 +201,7 @@ def make_config(settings: Mapping[str, Any]) -> Any:
     typed = {field.name: field for field in fields(DeepCompressConfig)}
     for name, value in chosen.items():
         if name not in ("ema_initial_value", "think_tags"):
-            chosen[name] = _of_kind(name, value, typed[name].default)
+            chosen[name] = _of_kind(name, value, typed[name])
     on_gpu = torch.cuda.is_available()
     defaults: dict[str, Any] = {"logging_steps": 1, "report_to": "none", "bf16": on_gpu, "use_cpu": not on_gpu}
     defaults |= {"disable_tqdm": True, "seed": 0}
@@ -252,8 +253,13 @@ def clear(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _of_kind(name: str, value: Any, default: Any) -> Any:
+def _of_kind(name: str, value: Any, field: Any) -> Any:
     """The value, if it is of its default's kind. Raises UsageError: TRL would find out late, or never."""
+    default = field.default
+    if default is None and str(field.type) in NUMBERS_OR_NONE:
+        if value is None:
+            return None
+        default = 0.0 if "float" in str(field.type) else 0
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise UsageError(f"{name}={value!r}: must be true or false")

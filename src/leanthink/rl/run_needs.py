@@ -66,7 +66,8 @@ def announce(
     needs = needs_of(settings, args, model, tokenizer, prompt, evaluates=evaluates, memory=memory or 0)
     step = step_size(args)
     if memory is not None:
-        check_fits(needs.times(sharing), memory, where, _lower(settings, args, needs))
+        certain = not may_offload(args)
+        check_fits(needs.times(sharing), memory, where, _lower(settings, args, needs), certain=certain)
     if tell is not None:
         for line in told(needs, step, memory, where, optim=str(getattr(args.optim, "value", args.optim))):
             tell(line)
@@ -143,11 +144,21 @@ def longest_prompt(dataset: Dataset, tokenizer: Any, args: Any) -> int:
 
 def is_sharded(args: Any) -> bool:
     """Whether weights, gradients and optimizer are spread over the processes."""
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1") or bool(args.fsdp)
-    return fsdp or getattr(args.deepspeed_plugin, "zero_stage", 0) == 3
+    return _is_on("ACCELERATE_USE_FSDP") or bool(args.fsdp) or getattr(args.deepspeed_plugin, "zero_stage", 0) == 3
 
 
-def _update_bytes(args: Any, model: Any, base: Any, tokens: int) -> int:
+def may_offload(args: Any) -> bool:
+    """Whether parts of weights, gradients or optimizer may be on the host, or spread in ways that are not counted."""
+    offloaded = _is_on("FSDP_OFFLOAD_PARAMS") or bool((args.fsdp_config or {}).get("cpu_offload"))
+    return offloaded or args.deepspeed_plugin is not None
+
+
+def _is_on(name: str) -> bool:
+    """What `accelerate launch` says by the environment."""
+    return os.environ.get(name, "false").lower() in ("true", "1")
+
+
+def _update_bytes(args: Any, model: Any, base: Any, tokens: int) -> int | None:
     autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     rows, head = args.per_device_train_batch_size, base.get_output_embeddings().weight
     of_head = head_bytes(
@@ -157,7 +168,10 @@ def _update_bytes(args: Any, model: Any, base: Any, tokens: int) -> int:
         number=(autocast or base.dtype).itemsize,
         trained=head.requires_grad,
     )
-    kept = trace_activations(model, rows=rows, tokens=tokens, autocast=autocast)
+    try:
+        kept = trace_activations(model, rows=rows, tokens=tokens, autocast=autocast)
+    except Exception:  # whatever a model's code cannot do without memory: an estimate ends no run
+        return None
     return kept.peak(checkpointed=args.gradient_checkpointing) + of_head
 
 
@@ -217,8 +231,8 @@ def _lower(settings: Mapping[str, Any], args: Any, needs: RunNeeds) -> str:
         "give dtype: bfloat16": (
             needs.weights // 2 * (settings.get("lora") is not None and settings.get("dtype", "float32") == "float32")
         ),
-        f"lower per_device_train_batch_size (now {args.per_device_train_batch_size})": max(1, needs.update),
-        "give gradient_checkpointing: true": needs.update * (not args.gradient_checkpointing),
+        f"lower per_device_train_batch_size (now {args.per_device_train_batch_size})": max(1, needs.update or 0),
+        "give gradient_checkpointing: true": (needs.update or 0) * (not args.gradient_checkpointing),
     }
     found = sorted((name for name in cures if cures[name]), key=lambda name: -cures[name])
     return ", ".join(found)

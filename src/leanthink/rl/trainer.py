@@ -274,8 +274,11 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         logged = self._metrics["train"]
         logged["dynamic_sampling/rounds"].append(number + 1)
         logged["dynamic_sampling/kept"].append(len(kept) / (wanted * args.oversample * (number + 1)))
-        logged["dynamic_sampling/filled"].append(len(fillers) / wanted)
-        self._note(any(bool(row["advantages"].any()) for row in kept[:wanted]))
+        teaches = [bool(row["advantages"].any()) for row in kept[:wanted]]  # not where all are right and rewarded alike
+        group = self.num_generations
+        taught = sum(any(teaches[first : first + group]) for first in range(0, len(teaches), group)) * group
+        logged["dynamic_sampling/filled"].append(1 - taught / wanted)
+        self._note(any(teaches))
         return self._weighed(self._batch(kept[:wanted], fillers, size))
 
     def _report(self, number: int) -> None:

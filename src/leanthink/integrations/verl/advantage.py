@@ -91,6 +91,7 @@ def group_advantages(tokens_BG: Tensor, correct_BG: Tensor, average: float, sett
         settings.alpha,
         length_reward_mode=settings.length_reward_mode,
         keep_all_correct=settings.all_correct_weight > 0,
+        target_length=settings.target_length,
         max_length=settings.max_length if settings.buffer is not None else None,
         buffer=settings.buffer or 1,
         factor=settings.overlong_factor,

@@ -11,6 +11,7 @@ from leanthink.rl.rewards import (
     PUBLISHED_ALL_CORRECT_WEIGHT,
     PUBLISHED_BUFFER,
     LengthRewardMode,
+    check_target_length,
     soft_overlong,
 )
 from leanthink.rl.trl_reward import check_settings
@@ -57,6 +58,7 @@ class Settings:
         ema_initial_value: the average before the first batch, or "observed" for the first batch's own ratio.
         all_correct_weight: ours: groups that are all right get a length reward of β = 1 and this share of their
             advantages; 0: their advantages are 0, as published.
+        target_length: ours: tokens below which nothing is gained by being shorter; None: shorter always pays.
         overlong_buffer: tokens before max_length over which a penalty grows; None: a fifth of it; 0: none.
         overlong_factor: that penalty at max_length.
         think_tags: whether a response must close its thought to be right.
@@ -72,6 +74,7 @@ class Settings:
     ema_decay: float = 0.99
     ema_initial_value: float | Literal["observed"] = 1.0
     all_correct_weight: float = PUBLISHED_ALL_CORRECT_WEIGHT
+    target_length: int | None = None
     overlong_buffer: int | None = None
     overlong_factor: float = 1.0
     think_tags: bool = True
@@ -93,6 +96,7 @@ class Settings:
             raise UsageError(
                 f"all_correct_weight={self.all_correct_weight}: from 0, as published, to 1, as correctness counts"
             )
+        check_target_length(self.target_length, self.length_reward_mode, self.max_length)
         if self.buffer is not None:
             soft_overlong([[1]], self.max_length, self.buffer, self.overlong_factor)
 
