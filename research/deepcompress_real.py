@@ -141,10 +141,10 @@ def run(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Greedy and `--samples` samples at temperature 1 of each problem; the result joins that of the training."""
     model, tokenizer = load(options.model, device=options.device, dtype=torch.bfloat16)
-    if options.arm != START:
-        merge(model, options.work / f"{options.name}.pt")
     path = result_of(options)
     found = json.loads(path.read_text()) if path.exists() else {"arm": options.arm, "name": options.name}
+    if options.arm != START:
+        merge(model, options.work / f"{options.name}.pt", found["settings"]["lora"])
     for file in options.problems:
         found.setdefault("evaluation", {})[file.stem] = asked(model, tokenizer, file, options)
         write(path, found)
@@ -187,9 +187,9 @@ def asked(model: Any, tokenizer: Any, file: Path, options: argparse.Namespace) -
     }
 
 
-def merge(model: Any, path: Path) -> None:
-    """Fold the adapters of a run into the model's weights."""
-    scale = SETTINGS["lora"]["alpha"] / SETTINGS["lora"]["r"]
+def merge(model: Any, path: Path, lora: dict[str, Any]) -> None:
+    """Fold the adapters of a run into the model's weights; `lora` are those settings of it."""
+    scale = lora["alpha"] / lora["r"]
     found = torch.load(path, weights_only=True)
     for name in [name for name in found if "lora_A" in name]:
         module = name.removeprefix("base_model.model.").split(".lora_A")[0]

@@ -30,11 +30,11 @@ COLUMNS: dict[str, Column] = {
 
 
 def arms_of(runs: list[Run]) -> dict[str, list[Run]]:
-    """The evaluated runs of each arm: the start first, then plain GRPO, then the others by name."""
+    """The evaluated runs of each arm, whose name is theirs but for the seed at its end: the start, plain GRPO, others."""
     found: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run["arm"] != START, run["arm"] != BASE, run["name"])):
         if "evaluation" in run:
-            found.setdefault(run["name"].rpartition("-")[0] or run["name"], []).append(run)
+            found.setdefault(run["name"].removesuffix(f"-{run.get('seed')}"), []).append(run)
     return found
 
 

@@ -68,7 +68,7 @@ def test_adapters_that_were_kept_are_folded_in_as_peft_folds_them(tmp_path: Path
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(tiny_config(layers=2, hidden=64, heads=2, kv_heads=1, mlp=64))
     plain = {name: weight.clone() for name, weight in model.state_dict().items()}
-    lora = real.SETTINGS["lora"]
+    lora = {"r": 8, "alpha": 4}  # as changed by --set
     trained = get_peft_model(
         model, LoraConfig(r=lora["r"], lora_alpha=lora["alpha"], target_modules="all-linear", init_lora_weights=False)
     )
@@ -79,7 +79,7 @@ def test_adapters_that_were_kept_are_folded_in_as_peft_folds_them(tmp_path: Path
     wanted = trained.merge_and_unload().state_dict()
     again = Qwen3ForCausalLM(tiny_config(layers=2, hidden=64, heads=2, kv_heads=1, mlp=64))
     again.load_state_dict(plain)
-    real.merge(again, tmp_path / "a.pt")
+    real.merge(again, tmp_path / "a.pt", lora)
     assert any(not torch.equal(plain[name], wanted[name]) for name in plain)
     for name, weight in again.state_dict().items():
         torch.testing.assert_close(weight, wanted[name], atol=1e-6, rtol=1e-5)
@@ -96,6 +96,9 @@ def test_intervals_hold_the_problems_and_the_seeds() -> None:
             run_of("ours", 1, [1, 0, 1, 1], [5, 5, 5, 5]), run_of("ours", 2, [1, 0, 1, 1], [5, 5, 5, 5])]  # fmt: skip
     arms = table.arms_of(runs)
     assert list(arms) == ["grpo", "ours"]
+    assert list(table.arms_of([run_of("ours", 1, [1], [1]) | {"name": "ours-x"}, run_of("ours", 1, [1], [1])])) == [
+        "ours", "ours-x"
+    ], "not another seed of it"  # fmt: skip
     # means of the seeds: 0.5 and 1.0; 0.75 and 0.75: squares 0.125 and 0, two degrees of freedom
     assert table.seed_variance(arms, "math", "greedy right") == pytest.approx(0.0625)
     same = torch.ones(4).double()
