@@ -30,7 +30,7 @@ COLUMNS: dict[str, Column] = {
 
 
 def arms_of(runs: list[Run]) -> dict[str, list[Run]]:
-    """The evaluated runs of each arm, whose name is theirs but for the seed at its end: the start, plain GRPO, others."""
+    """The evaluated runs of each arm, which are called by it and their seed: start, plain GRPO, others by name."""
     found: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run["arm"] != START, run["arm"] != BASE, run["name"])):
         if "evaluation" in run:
