@@ -264,4 +264,4 @@ def test_a_batch_that_teaches_nothing_is_told_why(tokenizer: Any, texts: list[st
     run.score(*([*tokenizer()(text).input_ids, END] for text in texts))
     with pytest.warns(LeanThinkWarning) as told:
         warn(run.reward.scored, SimpleNamespace(max_completion_length=9), teaches=False)
-    assert [str(one.message) for one in told][0].startswith(f"nothing to learn from: {words}")
+    assert str(told[0].message).startswith(f"nothing to learn from: {words}")

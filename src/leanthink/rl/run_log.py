@@ -135,7 +135,7 @@ def progress_line(record: dict[str, Any], steps: int) -> str:
 def round_line(step: int, number: int, scored: Scored) -> str:
     """What a round of generation for this step brought, in one line."""
     mixed, groups = int(scored.mixed_B.sum()), len(scored.mixed_B)
-    told = f"step {step}: round {number + 1} generated, {mixed} of {groups} groups right and wrong"
+    told = f"step {step}: round {number + 1} generated, {mixed} of {groups} groups with right and wrong responses"
     return f"{told}  accuracy {scored.observed:.3f}"
 
 
