@@ -342,7 +342,8 @@ def test_rounds_that_take_long_are_told_of(tmp_path: Path, monkeypatch: pytest.M
     for number, now in enumerate((1029.0, 1031.0, 1060.0, 1061.0)):  # noqa: B007 (the clock reads it)
         log.on_scored(0, number, scored)
     assert told == [
-        f"step 1: round {number} generated, 1 of 2 groups with right and wrong responses  accuracy 0.250" for number in (2, 4)
+        f"step 1: round {number} generated, 1 of 2 groups with right and wrong responses  accuracy 0.250"
+        for number in (2, 4)
     ]
 
 
