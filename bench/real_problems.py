@@ -4,6 +4,7 @@ fit-gsm8k.jsonl    what predictors are fitted to: problems 1 to 7000 of GSM8K's 
 fit-gaokao.jsonl   1 to 235 of Gaokao 2023 in English,
 fit-olympiad.jsonl 1 to 674 of OlympiadBench,
 fit-minerva.jsonl  and Minerva's 272
+choose-gsm8k.jsonl what settings of training are chosen on: 7001 to 7400 of GSM8K's training set
 gsm8k.jsonl        what is measured on: all of GSM8K's test set
 math-500.jsonl     and all of MATH-500
 long.jsonl         problems 1 to 300 of GSM8K's test set, to be asked for several attempts in one answer
@@ -58,6 +59,7 @@ FITTED = {
     "fit-minerva": Part(source="minerva", first=1, last=272),
 }
 MEASURED = {
+    "choose-gsm8k": Part(source="gsm8k-train", first=7001, last=7400),
     "gsm8k": Part(source="gsm8k", first=1, last=1319),
     "math-500": Part(source="math-500", first=1, last=500),
     "long": Part(source="gsm8k", first=1, last=300),

@@ -21,7 +21,7 @@ RESULTS = ROOT / "bench" / "results"
 RESEARCH = ROOT / "research"
 EXPERIMENTS = RESEARCH / "results" / "deepcompress" / "runs.tar.xz"
 sys.path.append(str(RESEARCH))
-from deepcompress_table import BASE, OURS, SCOPES, by_arm, compared, percent, read_archived, tokens  # noqa: E402
+from deepcompress_table import BASE, SCOPES, by_arm, compared, percent, read_archived, tokens  # noqa: E402
 
 ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
 SMALLER, STOCK = "llama-3.1-8b-16gib", "llama-3.1-8b-stock"
@@ -29,13 +29,8 @@ WORTH_SHOWING, BEST = 0.2, 0.5  # of the problems right at some ratio: in the pl
 STARTS = {  # of the experiments with DeepCompress, by folder
     "seeing": "The start is `tiny`, trained on to be right when brief, to choose how to write by the kind of problem, "
     "and to err where it checks nothing",
-    "brisk": "This start knows a style that is short and checked, too, and errs without checks at level 5 alone; the "
-    "learning rate is 1.8e-4, not 1.2e-4 as from the starts seeing and blind",
-    "hot": "The start is brisk once more, sampled in training at temperature 1.3; the learning rate is 1.5e-4, "
-    "gradients are clipped at a norm of 0.02, and most runs ended for time after 82 to 86 steps",
     "blind": "This start errs more often, and chooses how to write without looking at the problem",
 }
-SHOWN_FIRST = "seeing"  # where what is the default was measured
 COMPOUNDING = ("4", "2.8")  # ratios, the first with the rows of the full cache
 
 
@@ -110,11 +105,8 @@ def _matrix(found: dict[str, Any], names: list[str]) -> list[str]:
     return lines + [f"| {name} | {' | '.join(_cell(by_policy[name].get(r)) for r in ratios)} |" for name in names]
 
 
-def deepcompress_table(start: str, results: str) -> str:
-    """The arms of DeepCompress from this start: right answers and thought tokens, each against plain GRPO.
-
-    `results` is where these lie, as seen from the page.
-    """
+def deepcompress_table(start: str) -> str:
+    """The arms of DeepCompress from this start: right answers and thought tokens, each against plain GRPO."""
     runs = read_archived(EXPERIMENTS, start)
     arms = by_arm(runs)
     lines = [f"| arm | {' | '.join(f'{scope}: right, % | thought tokens' for scope in SCOPES)} |"]
@@ -136,22 +128,9 @@ def deepcompress_table(start: str, results: str) -> str:
         f"temperature {evaluation['temperature']:g} [95 % interval]; in per cent: tokens against `none`, "
         "which is GRPO without a length reward; behind `ours` stands its `mastered_weight`. "
         f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}, `research/deepcompress.py`: "
-        f"[results]({results}/deepcompress/{start})."
+        f"[results](results/deepcompress/{start})."
     )
     return "\n".join([*lines, "", *wrapped(text)]) + "\n"
-
-
-def trade_table() -> str:
-    """What ours saves and costs against plain GRPO in each experiment."""
-    head = [f"{what}, {scope}" for what in ("tokens, %", "points") for scope in SCOPES]
-    lines = [f"| experiment, arm | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|"]
-    for start in STARTS:
-        arms = by_arm(read_archived(EXPERIMENTS, start))
-        for arm in (name for name in arms if name.startswith(OURS)):
-            found = [compared(arms[arm], arms[BASE], levels) for levels in SCOPES.values()]
-            changes = [one[name] for name in ("tokens_against", "right_against") for one in found]
-            lines.append(f"| {start}, {arm} | {' | '.join(percent(change, sign='+') for change in changes)} |")
-    return "\n".join(lines) + "\n"
 
 
 def compounding_table() -> str:
@@ -330,13 +309,9 @@ def main() -> None:
             "matrix": matrix_table(),
             "engine": steps_table() + "\n" + stock_lines() + "\n" + throughput_lines(),
         },
-        "docs/training.md": {
-            f"deepcompress-{SHOWN_FIRST}": deepcompress_table(SHOWN_FIRST, "../research/results"),
-            "deepcompress-trade": trade_table(),
-            "compounding": compounding_table(),
-        },
         "research/deepcompress.md": {
-            f"deepcompress-{start}": deepcompress_table(start, "results") for start in STARTS if start != SHOWN_FIRST
+            **{f"deepcompress-{start}": deepcompress_table(start) for start in STARTS},
+            "compounding": compounding_table(),
         },
         "docs/ray.md": {"ray-speedup": ray_lines()},
         "docs/evaluation.md": {"eval-tiny": first_table(RESULTS / "eval-tiny" / "report.md")},

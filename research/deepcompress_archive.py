@@ -2,7 +2,7 @@
 
 A folder is an experiment and is called in the archive as it is here. Of each run there goes in what a table, a plot or
 a test reads: all settings, every problem of the evaluation, and of the training curve the metrics in CURVES for each
-step and those in LAST for the last steps, six digits of each.
+step, four digits of each, and those in LAST, too, for the last steps, six digits of each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from deepcompress_table import LAST_STEPS, SHOWN, Run
 
 CURVES = ("step", "accuracy", "thought_tokens", "self_checks", "rollout_seconds", "update_seconds")
 LAST = tuple(name for name in SHOWN if name not in CURVES)
-DIGITS = 6
+DIGITS, LAST_DIGITS = 4, 6
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -44,7 +44,8 @@ def archived(run: Run) -> Run:
     if "curve" in run:
         steps = run["curve"]
         whole, last = steps[:-LAST_STEPS], steps[-LAST_STEPS:]
-        kept["curve"] = [_only(step, CURVES) for step in whole] + [_only(step, CURVES + LAST) for step in last]
+        kept["curve"] = [_only(step, CURVES, DIGITS) for step in whole]
+        kept["curve"] += [_only(step, CURVES + LAST, LAST_DIGITS) for step in last]
     if "evaluation" in run:
         problems = {name: [_short(value) for value in values] for name, values in run["evaluation"]["problems"].items()}
         kept["evaluation"] = {**run["evaluation"], "problems": problems}
@@ -52,12 +53,12 @@ def archived(run: Run) -> Run:
     return kept
 
 
-def _only(step: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: _rounded(step[name]) for name in names if name in step}
+def _only(step: dict[str, Any], names: Sequence[str], digits: int) -> dict[str, Any]:
+    return {name: _rounded(step[name], digits) for name in names if name in step}
 
 
-def _rounded(value: Any) -> Any:
-    return _short(float(f"{value:.{DIGITS}g}")) if isinstance(value, float) else value
+def _rounded(value: Any, digits: int) -> Any:
+    return _short(float(f"{value:.{digits}g}")) if isinstance(value, float) else value
 
 
 def _short(value: Any) -> Any:

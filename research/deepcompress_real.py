@@ -7,7 +7,7 @@ r"""DeepCompress on a real model: Qwen2.5-Coder-1.5B-Instruct with LoRA on GSM8K
 - cap: what is longer than a limit is wrong; advantages over the deviation of the batch (DLER, arXiv 2510.15110)
 
 All arms learn from as many groups: a run ends when --groups groups have taught it, or at --seconds. The problems are
-rows 1 to 7000 of GSM8K's training set; settings were chosen on the other 473, of which 400 are asked:
+rows 1 to 7000 of GSM8K's training set; settings are chosen on rows 7001 to 7400 (choose-gsm8k.jsonl):
 
     python bench/real_problems.py --out problems
     python research/deepcompress_real.py train ours --seed 1 --model qwen-1.5b.gguf \

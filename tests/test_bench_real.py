@@ -255,7 +255,7 @@ def test_what_eval_writes_becomes_a_table(inside: Any, folder: Path, tmp_path: P
 def sets(folder: Path, test: int = 1319, same: bool = False) -> Path:
     folder.mkdir()
     for name, file, count in (
-        ("t", "gsm8k_train.jsonl", 7000),
+        ("t", "gsm8k_train.jsonl", 7400),
         ("g", "gaokao2023en.jsonl", 235),
         ("o", "olympiadbench.jsonl", 674),
         ("i", "minerva_math.jsonl", 272),
@@ -280,6 +280,7 @@ def test_problems_to_fit_to_and_to_measure_on_are_written_apart(tmp_path: Path) 
         "fit-gaokao": (235, "gaokao-2023-en-1", "gaokao-2023-en-235"),
         "fit-olympiad": (674, "olympiadbench-1", "olympiadbench-674"),
         "fit-minerva": (272, "minerva-1", "minerva-272"),
+        "choose-gsm8k": (400, "gsm8k-train-7001", "gsm8k-train-7400"),
         "gsm8k": (1319, "gsm8k-1", "gsm8k-1319"),
         "math-500": (500, "math-500-1", "math-500-500"),
         "long": (300, "gsm8k-1", "gsm8k-300"),

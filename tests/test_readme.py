@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from command_line import start
 from leanthink.data.tasks import registry
 from leanthink.data.think_tags import KNOWN_TAGS
-from leanthink.entrypoints import cli
+from leanthink.entrypoints import cli, demo
 from leanthink.eval.benchmarks import PUBLIC
 from leanthink.eval.tables import shown
 from leanthink.models.tiny import predictors_path, weights_path
@@ -188,7 +189,8 @@ def test_the_numbers_at_the_head_of_the_readme_are_those_of_the_results(monkeypa
 
 
 @pytest.mark.slow
-def test_the_demonstration_runs_on_the_shipped_weights(tmp_path, capfd):
+def test_the_demonstration_runs_on_the_shipped_weights(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(demo, "Plan", partial(demo.Plan, count=2))  # half of what `make demo` asks
     assert cli.run(["demo", "--out", str(tmp_path / "demo")]) == 0
     out, err = capfd.readouterr()
     assert {path.suffix for path in (tmp_path / "demo").iterdir()} == {".jsonl", ".png"}

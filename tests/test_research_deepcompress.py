@@ -203,7 +203,7 @@ def test_results_of_different_problems_are_not_compared(tmp_path: Path) -> None:
         table.read(tmp_path)
 
 
-@pytest.mark.parametrize("start", ["blind", "brisk", "hot", "seeing"])
+@pytest.mark.parametrize("start", ["blind", "seeing"])
 def test_the_archive_holds_the_runs_that_the_summary_beside_it_tells_of(start: str) -> None:
     runs = table.read_archived(ARCHIVE, start)
     assert len(runs) == 13
@@ -225,7 +225,7 @@ def test_what_is_archived_makes_the_same_summary_and_the_same_bytes(tmp_path: Pa
     kept = table.read_archived(tmp_path / "a.tar.xz", "hot")
     assert table.summary(kept) == table.summary(table.read(tmp_path / "hot"))
     first, last = kept[0]["curve"][0], kept[0]["curve"][-1]
-    assert (first["accuracy"], first.keys() & {"loss", "entropy"}) == (0.142857, set())
+    assert (first["accuracy"], first.keys() & {"loss", "entropy"}) == (0.1429, set())
     assert (last["entropy"], "loss" in last) == (2, False)
     assert "levels" not in kept[0]["evaluation"]
 
