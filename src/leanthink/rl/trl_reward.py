@@ -292,7 +292,7 @@ def warn(scored: Scored, args: Any, *, teaches: bool) -> None:
     else:
         right, wrong = ratios.count(1), ratios.count(0)
         cut = sum(one.tokens >= most for one in judged)
-        why = f"of {len(ratios)} groups {right} all right, {wrong} all wrong"
+        why = f"of {len(ratios)} group{'s' * (len(ratios) != 1)} {right} all right, {wrong} all wrong"
         if wrong and 2 * cut > len(judged):
             why += f", and max_completion_length={most} cuts off {cut} of {len(judged)} responses: raise it"
         else:
