@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,15 @@ def test_options_are_in_an_order_of_their_own_question_and_the_gold_is_where_the
         assert is_solved(problem, f"</think>The answer is ({problem.answer}).", think_tags=True)
     assert len({problem.answer for problem in found}) > 1
     assert found == public("gpqa-diamond", tmp_path / "gpqa").problems
+
+
+@pytest.mark.parametrize("part", ["", "train.jsonl"])
+def test_the_rows_of_a_set_alone_are_a_copy_too(part: str, tmp_path: Path) -> None:
+    copied = copy_of("gsm8k-train", tmp_path / "gsm8k")
+    (copied / "README.md").unlink()  # which names the configuration
+    (copied / "data" / "rows.jsonl").rename(copied / "train.jsonl")
+    shutil.rmtree(copied / "data")
+    assert [problem.answer for problem in public("gsm8k-train", copied / part).problems] == ["3"]
 
 
 def test_a_copy_with_other_columns_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -194,3 +195,15 @@ def test_what_ends_a_text_is_what_the_model_and_the_tokenizer_say_together() -> 
     assert end_ids(model, tokenizer) == ()
     model.config.eos_token_id = [2, 259]
     assert end_ids(model, tokenizer) == (259,)
+
+
+def test_packed_weights_of_a_gguf_file_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    asked: dict[str, Any] = {}
+    for name, found in (("_read_config", make_model().config), ("_load_tokenizer", make_tokenizer())):
+        monkeypatch.setattr(f"leanthink.models.loading.{name}", lambda *_, found=found: found)
+    take = lambda *_, **options: asked.update(options) or make_model()  # noqa: E731 (it is a call)
+    monkeypatch.setattr("leanthink.models.loading.AutoModelForCausalLM", SimpleNamespace(from_pretrained=take))
+    load(tmp_path / "m.gguf", device="cpu")
+    assert asked["quantization_config"].dequantize

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from leanthink.rl.rewards import deepcompress_reward
-from leanthink.rl.trl_reward import STATE, DeepCompressReward, metrics
-from leanthink.utils.errors import UsageError
+from leanthink.rl.trl_reward import STATE, DeepCompressReward, metrics, warn
+from leanthink.utils.errors import LeanThinkWarning, UsageError
 from models import END, make_tokenizer
 from test_tags import make_tokenizer as without_tags
 
@@ -242,3 +242,26 @@ def test_told_apart_are_groups_with_both_and_mastered_those_all_right() -> None:
     assert one.reward.scored.mixed_B.tolist() == [True, False, False]
     assert one.reward.scored.all_correct_B.tolist() == [False, True, False]
     assert torch.equal(one.reward.scored.correct_BG, torch.tensor([[1, 0], [1, 1], [0, 0]]).double())
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "texts", "words"),
+    [
+        (make_tokenizer, ["aaawrong"] * 4, "no thought closed in max_completion_length=9: raise it"),
+        (without_tags, ["wrong"] * 4, "of 2 groups 0 all right, 2 all wrong: take easier problems"),
+        (without_tags, ["right"] * 4, "of 2 groups 2 all right, 0 all wrong: take harder problems"),
+        (without_tags, ["right"] * 2 + ["wrong"] * 2, "of 2 groups 1 all right, 1 all wrong: take other problems"),
+        (
+            without_tags,
+            ["right"] + ["aaaaaaawrong"] * 3,
+            "of 2 groups 0 all right, 1 all wrong, and max_completion_length=9 cuts off 3 of 4 responses: raise it",
+        ),
+    ],
+)
+def test_a_batch_that_teaches_nothing_is_told_why(tokenizer: Any, texts: list[str], words: str) -> None:
+    run = attached()
+    run.trainer.processing_class = tokenizer()
+    run.score(*([*tokenizer()(text).input_ids, END] for text in texts))
+    with pytest.warns(LeanThinkWarning) as told:
+        warn(run.reward.scored, SimpleNamespace(max_completion_length=9), teaches=False)
+    assert str(told[0].message).startswith(f"nothing to learn from: {words}")

@@ -20,7 +20,7 @@ from leanthink.entrypoints.cli import train as command
 from leanthink.models.loading import load
 from leanthink.rl import run, run_model
 from leanthink.rl.config import DeepCompressConfig
-from leanthink.rl.run_log import progress_line, truncate
+from leanthink.rl.run_log import RunLog, progress_line, truncate
 from leanthink.rl.trl_reward import STATE
 from leanthink.utils.provenance import commit
 from models import make_model, make_tokenizer
@@ -323,11 +323,64 @@ def test_the_log_is_cut_to_what_the_checkpoint_knows(tmp_path: Path) -> None:
     assert path.read_text() == ""
 
 
-def test_the_progress_line_tells_what_is_not_there_with_a_dash() -> None:
-    record = {"step": 3, "reward": 0.5, "accuracy": None, "simple/thought_tokens": 41.6, "beta": -0.25}
-    assert progress_line(record, 9) == (
-        "step 3/9  reward 0.500  accuracy -  thought tokens, simple 42  hard -  β -0.250"
-    )
+def test_the_progress_line_leaves_out_what_is_not_known() -> None:
+    record = {"step": 3, "reward": 0.5, "accuracy": None, "simple/thought_tokens": 41.6, "beta": -0.25, "loss": 0.1}
+    assert progress_line(record, 9) == "step 3/9  reward 0.500  thought tokens, simple 42  β -0.250"
+
+
+def test_a_step_without_a_generation_tells_loss_and_rate() -> None:
+    record = {"step": 4, "loss": 0.0123, "learning_rate": 4e-7, "step_time": 2.34, "entropy": 1.0}
+    assert progress_line(record, 9) == "step 4/9  loss 0.0123  rate 4e-07  seconds 2.3"
+
+
+def test_rounds_that_take_long_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    log, now = RunLog(tmp_path, writes=True, tell=told.append), 1000.0
+    monkeypatch.setattr("leanthink.rl.run_log.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("leanthink.rl.run_log.group_records", lambda *_: [])
+    log.on_train_begin(None, SimpleNamespace(global_step=0), None)
+    scored: Any = SimpleNamespace(mixed_B=torch.tensor([True, False]), observed=0.25)
+    for number, now in enumerate((1029.0, 1031.0, 1060.0, 1061.0)):  # noqa: B007 (the clock reads it)
+        log.on_scored(0, number, scored)
+    assert told == [
+        f"step 1: round {number} generated, 1 of 2 groups with right and wrong responses  accuracy 0.250"
+        for number in (2, 4)
+    ]
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    tmp_path: Path, inside: Any, random_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+
+    def interrupt(log: Any, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunLog, "on_step_begin", interrupt)
+    words = run_of(out, 3, "--model", random_llama, "--max-completion-length", 8)
+    done = inside(*words)
+    assert (done.code, "run has no checkpoint yet" in done.err) == (130, True), done.err
+    done = inside(*words, "--set", "save_steps=1", "--overwrite")
+    assert (done.code, f"--resume goes on from {out}/checkpoint-2" in done.err) == (130, True), done.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ((), ["learning_rate=1e-06 is the published one", "warmup_steps=10 of max_steps=5"]),
+        (("--learning-rate", 1e-4, "--set", "warmup_steps=4"), []),
+    ],
+)
+def test_a_rate_at_which_nothing_is_learnt_is_told_of(
+    settings: Any, told: list[str], tmp_path: Path, inside: Any, random_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leanthink.rl.trainer.DeepCompressTrainer.train", lambda *_, **__: None)
+    words = ("--tasks", "sums", "--lora-r", 4, "--max-steps", 5, "--max-completion-length", 8)
+    done = inside("train", "--model", random_llama, *words, *settings, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    for text in ("learning_rate=1e-06 is the published one", "warmup_steps=10 of max_steps=5"):
+        assert (text in done.err) == (text in told), done.err
 
 
 def test_training_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch, inside: Any) -> None:

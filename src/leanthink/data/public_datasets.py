@@ -126,13 +126,16 @@ PUBLIC: dict[str, PublicSet] = {
 
 
 def read_public(name: str, known: PublicSet, where: str | Path | None = None) -> list[Problem]:
-    """The problems of a public set, from the hub or a copy of its repository in a folder. Raises UsageError."""
+    """The problems of a public set, from the hub or a copy of it: the repository, or a file or a folder of its rows.
+
+    Raises UsageError.
+    """
     source = known.hub_id if where is None else str(where)
-    if where is not None and not Path(where).is_dir():
+    if where is not None and not Path(where).exists():
         raise UsageError(
-            f"there is no folder {source!r}: give a copy of the repository {known.hub_id}, or {name} alone"
+            f"there is no file or folder {source!r}: give a copy of the repository {known.hub_id}, or {name} alone"
         )
-    rows = load_rows(source, known.config, known.split)
+    rows = load_rows(source, known.config, known.split, is_copy=where is not None)
     missing = [column for column in known.columns if column not in rows.column_names]
     if missing:
         raise UsageError(
@@ -143,8 +146,11 @@ def read_public(name: str, known: PublicSet, where: str | Path | None = None) ->
     return [problem for number, row in enumerate(rows) if (problem := known.read(row, number)) is not None]
 
 
-def load_rows(source: str, config: str | None, split: str) -> Any:
-    """Of a file, what `save_to_disk` wrote, a folder or a name of the hub. Raises UsageError."""
+def load_rows(source: str, config: str | None, split: str, *, is_copy: bool = False) -> Any:
+    """Of a file, what `save_to_disk` wrote, a folder or a name of the hub. Raises UsageError.
+
+    A copy may be the rows alone: a file, which has no splits, or a folder of files, which has no configurations.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -156,7 +162,9 @@ def load_rows(source: str, config: str | None, split: str) -> Any:
             return datasets.load_from_disk(saved)
         if path.is_file():
             kind = path.suffix[1:].replace("jsonl", "json")
-            return datasets.load_dataset(kind, data_files=source, split=split)
+            return datasets.load_dataset(kind, data_files=source, split="train" if is_copy else split)
+        if is_copy and config not in datasets.get_dataset_config_names(source):
+            config = None
         return datasets.load_dataset(source, config, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         told = " ".join(f"{error} {error.__cause__ or ''}".split())[:300]

@@ -107,7 +107,7 @@ def _train(
     from leanthink.rl.run_log import RunLog
     from leanthink.rl.run_needs import announce
     from leanthink.rl.trainer import DeepCompressTrainer
-    from leanthink.rl.trainer_checks import check_template
+    from leanthink.rl.trainer_checks import check_template, warn_of_rate
     from leanthink.rl.trl_reward import STATE
 
     out, writes = Path(settings["out"]), args.process_index == 0
@@ -116,6 +116,8 @@ def _train(
     tokenizer = make_tokenizer(settings)
     check_template(tokenizer, dataset[0]["prompt"], args)  # before weights are read
     announce(settings, args, adapters, tokenizer, dataset, eval_dataset, tell=tell)
+    if writes:
+        warn_of_rate(args, adapters=adapters is not None)
     model = load_model(settings, args.device, tokenizer)
     log = RunLog(out, writes=writes, tell=tell)
     with old_names():

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from leanthink.rl.trl_reward import Scored
 from leanthink.utils.file_reading import parse_json, reading
 from leanthink.utils.file_writing import LineFile, replacing
 
+QUIET_S = 30  # how long nothing is told at most, where rounds of generation take that long
+
 
 class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     """Writes both files, on the main process only.
@@ -37,15 +40,17 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no type
     Args:
         folder: of the run.
         writes: whether this is the main process.
-        tell: is told a line for each logging step; None for silence.
+        tell: is told a line for each logging step, and while a batch is slow to fill; None for silence.
     """
 
     def __init__(self, folder: Path, *, writes: bool, tell: Callable[[str], None] | None = None) -> None:
         self.folder, self.writes, self.tell = folder, writes, tell
         self.latest: dict[str, Any] = {}  # the latest metrics of training
+        self._told_at = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Start both files, or cut them to what the checkpoint knows."""
+        self._told_at = time.monotonic()
         if not self.writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -60,13 +65,19 @@ class RunLog(TrainerCallback):  # type: ignore[misc]  # transformers has no type
         self._append(LOG, [record])
         if "loss" in record:
             self.latest = record
-            if self.tell is not None:
-                self.tell(progress_line(record, state.max_steps))
+            self._say(progress_line(record, state.max_steps))
 
     def on_scored(self, step: int, number: int, scored: Scored) -> None:
         """Write the groups of a generation batch."""
         if self.writes:
             self._append(ROLLOUTS, group_records(step + 1, number, scored))
+            if time.monotonic() - self._told_at >= QUIET_S:
+                self._say(round_line(step + 1, number, scored))
+
+    def _say(self, line: str) -> None:
+        self._told_at = time.monotonic()
+        if self.tell is not None:
+            self.tell(line)
 
     def _append(self, name: str, records: list[dict[str, Any]]) -> None:
         file = LineFile(self.folder / name)
@@ -100,18 +111,32 @@ def group_records(step: int, number: int, scored: Scored) -> list[dict[str, Any]
 
 
 def progress_line(record: dict[str, Any], steps: int) -> str:
-    """Reward, accuracy, thought tokens on simple and hard problems, and β, in one line."""
+    """Reward, accuracy, thought tokens on simple and hard problems, β and seconds, as far as they are known.
+
+    A step that goes on with the responses of an earlier one has loss and rate alone.
+    """
+    loss = [("loss", "loss", ".4f"), ("rate", "learning_rate", ".2g")] if record.get("reward") is None else []
     told = [f"step {record['step']}/{steps}"]
     for words, name, digits in (
-        ("reward", "reward", 3),
-        ("accuracy", "accuracy", 3),
-        ("thought tokens, simple", "simple/thought_tokens", 0),
-        ("hard", "hard/thought_tokens", 0),
-        ("β", "beta", 3),
+        ("reward", "reward", ".3f"),
+        ("accuracy", "accuracy", ".3f"),
+        ("thought tokens, simple", "simple/thought_tokens", ".0f"),
+        ("thought tokens, hard", "hard/thought_tokens", ".0f"),
+        ("β", "beta", ".3f"),
+        *loss,
+        ("seconds", "step_time", ".1f"),
     ):
         value = record.get(name)
-        told.append(f"{words} {'-' if value is None else format(value, f'.{digits}f')}")
+        if value is not None:
+            told.append(f"{words} {value:{digits}}")
     return "  ".join(told)
+
+
+def round_line(step: int, number: int, scored: Scored) -> str:
+    """What a round of generation for this step brought, in one line."""
+    mixed, groups = int(scored.mixed_B.sum()), len(scored.mixed_B)
+    told = f"step {step}: round {number + 1} generated, {mixed} of {groups} groups with right and wrong responses"
+    return f"{told}  accuracy {scored.observed:.3f}"
 
 
 def truncate(path: Path, step: int) -> None:

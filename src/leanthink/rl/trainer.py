@@ -27,6 +27,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
@@ -147,7 +148,8 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
             # What is left of an earlier attempt would make a mixture of both look whole.
             shutil.rmtree(folder, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        with writing(folder):
+        with writing(folder), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Could not find a config file", module="peft")  # of a GGUF file
             super()._save_checkpoint(model, trial)
 
     def _send_telemetry(self) -> None:

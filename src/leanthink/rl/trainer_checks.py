@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import version
 from typing import Any
 
@@ -11,8 +12,9 @@ from leanthink.data.think_tags import think_tags, thought_is_over
 from leanthink.models.prompt import encode_chat
 from leanthink.rl.config import DeepCompressConfig
 from leanthink.rl.data import check_answers
-from leanthink.utils.errors import UsageError
+from leanthink.utils.errors import LeanThinkWarning, UsageError
 
+WHOLE_MODEL_RATE = 1e-6  # the default of `DeepCompressConfig`
 TRL = SpecifierSet(">=1.16,<1.17")
 
 
@@ -38,6 +40,23 @@ def check_data(dataset: Any, args: DeepCompressConfig) -> None:
             f"{len(dataset)} problems are fewer than the {prompts} prompts of one generation batch: give more, or a "
             "smaller generation batch"
         )
+
+
+def warn_of_rate(args: DeepCompressConfig, *, adapters: bool) -> None:
+    """Warn of a learning rate at which next to nothing is learnt."""
+    told = []
+    if adapters and args.learning_rate <= WHOLE_MODEL_RATE:
+        told.append(
+            f"learning_rate={args.learning_rate:g} is the published one, of whole models: LoRA hardly learns at it, "
+            "try 1e-4"
+        )
+    if 0 < args.max_steps <= args.warmup_steps:
+        told.append(
+            f"warmup_steps={args.warmup_steps:g} of max_steps={args.max_steps}: learning_rate is never reached, give "
+            f"fewer, such as {args.max_steps // 10}"
+        )
+    for text in told:
+        warnings.warn(text, LeanThinkWarning, stacklevel=2)
 
 
 def check_template(tokenizer: Any, prompt: Any, args: DeepCompressConfig) -> None:

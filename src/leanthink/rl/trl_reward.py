@@ -59,6 +59,7 @@ class Judged(NamedTuple):
     closed: bool  # whether </think> came
     correct: float  # 1, 0, or NaN where nobody can tell
     checks: int  # how often the thought says that it checks itself
+    must_close: bool  # whether it is a thought until a closing tag comes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +198,8 @@ class DeepCompressReward:
         raw = decode(tokenizer, ids, tags)
         text = tags.usual(raw)
         thought, closing, _ = text.partition(CLOSE_TAG)
-        correct = self.grader(row, text, think_tags=self.think_tags and tags.must_close(raw))
+        must_close = self.think_tags and tags.must_close(raw)
+        correct = self.grader(row, text, think_tags=must_close)
         ends = close_index(tags, ids)
         return Judged(
             id=str(row.get("id", "")),
@@ -208,6 +210,7 @@ class DeepCompressReward:
             closed=bool(closing),
             correct=math.nan if correct is None else float(correct),
             checks=len(SELF_CHECK.findall(thought)),
+            must_close=must_close,
         )
 
     def _score_batch(self, judged: list[Judged], group: int, state: Any, *, training: bool) -> Scored:
@@ -281,13 +284,19 @@ def check_bounded(*, keep_all_correct: bool, bounded: bool, scale_rewards: str) 
 
 def warn(scored: Scored, args: Any, *, teaches: bool) -> None:
     """Warn where no thought is closed or no group teaches; Python shows equal texts once."""
-    ratios = pass_ratio(scored.correct_BG).tolist()
-    if args.think_tags and not any(ratios) and not any(one.closed for one in scored.judged):
-        why = f"no thought closed in max_completion_length={args.max_completion_length}: raise it, or think_tags=False"
+    ratios, judged, most = pass_ratio(scored.correct_BG).tolist(), scored.judged, args.max_completion_length
+    if not any(ratios) and all(one.must_close and not one.closed for one in judged):
+        why = f"no thought closed in max_completion_length={most}: raise it, or think_tags=False"
     elif teaches:
         return
     else:
-        why = f"of {len(ratios)} groups {ratios.count(1)} all right, {ratios.count(0)} all wrong: take other problems"
+        right, wrong = ratios.count(1), ratios.count(0)
+        cut = sum(one.tokens >= most for one in judged)
+        why = f"of {len(ratios)} group{'s' * (len(ratios) != 1)} {right} all right, {wrong} all wrong"
+        if wrong and 2 * cut > len(judged):
+            why += f", and max_completion_length={most} cuts off {cut} of {len(judged)} responses: raise it"
+        else:
+            why += f": take {'harder' if not wrong else 'easier' if not right else 'other'} problems"
     warnings.warn(f"nothing to learn from: {why}", LeanThinkWarning, stacklevel=1)
 
 

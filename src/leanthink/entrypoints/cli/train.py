@@ -13,7 +13,7 @@ from leanthink.entrypoints.cli import options
 from leanthink.entrypoints.cli.collect import Instruction, Levels, whole_numbers
 from leanthink.entrypoints.cli.grouped import add_command, given
 from leanthink.entrypoints.cli.help import option
-from leanthink.entrypoints.cli.output import print_json
+from leanthink.entrypoints.cli.output import print_json, say
 from leanthink.utils.errors import UsageError
 from leanthink.utils.renamed_fields import new_keys
 
@@ -273,7 +273,11 @@ def _train(settings: dict[str, Any], *, resume: bool, overwrite: bool, as_json: 
 
     logging.disable_progress_bar()
     console = Console(stderr=True, highlight=True, soft_wrap=True)
-    found = train(settings, resume=resume, overwrite=overwrite, tell=console.print)
+    try:
+        found = train(settings, resume=resume, overwrite=overwrite, tell=console.print)
+    except KeyboardInterrupt:
+        _say_what_is_kept(Path(settings["out"]))
+        raise
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()  # a rank that ends after another could abort
     if found is None:
@@ -282,6 +286,18 @@ def _train(settings: dict[str, Any], *, resume: bool, overwrite: bool, as_json: 
         print_json(found)
     else:
         print(f"{found['steps']} steps; the model is in {found['final']}")
+
+
+def _say_what_is_kept(out: Path) -> None:
+    """After Ctrl-C, where there is a run."""
+    from leanthink.rl.resume import last_whole_checkpoint
+    from leanthink.rl.run_files import RUN
+
+    last, _ = last_whole_checkpoint(out)
+    if last is not None:
+        say(f"the same command with --resume goes on from {last}")
+    elif (out / RUN).exists():
+        say(f"{out} has no checkpoint yet: --overwrite starts anew, and --set save_steps=N saves every N steps")
 
 
 def _read(path: Path) -> dict[str, Any]:
