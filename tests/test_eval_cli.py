@@ -162,7 +162,7 @@ def test_a_file_of_problems_is_asked_with_an_instruction(inside: Any, folder: Pa
         (["--tasks", "sums", "--policies", "full,sinks", "--predictor", "x"], ["no policy of this run"]),
         (["--tasks", "sums", "--predictor", "nowhere"], ["there is no predictor at nowhere"]),
         (["--benchmarks", "math500"], ["unknown benchmark 'math500'", "Did you mean 'math-500'"]),
-        (["--benchmarks", "gsm8k=nowhere"], ["no folder 'nowhere'", "openai/gsm8k"]),
+        (["--benchmarks", "gsm8k=nowhere"], ["no file or folder 'nowhere'", "openai/gsm8k"]),
         (["--problems", "nowhere.jsonl"], ["no file of problems"]),
         (["--gym", "chain_sun"], ["unknown reasoning-gym environment", "chain_sum"]),
     ],

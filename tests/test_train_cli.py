@@ -72,7 +72,9 @@ def test_twenty_steps_on_the_embedded_reasoner_can_be_resumed(tmp_path: Path, in
     mixed = [group for group in groups if len(set(group["right"])) == 2]
     assert len(mixed) > 2
     assert all(len(group["tokens"]) == 2 and group["level"] == 1 for group in groups)
-    assert done.err.count("thought tokens, simple") == 20
+    told = [line for line in done.err.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in told] == [f"{step}/20" for step in range(1, 21)]
+    assert all("thought tokens, " in line for line in told)
     state = json.loads((out / "checkpoint-20" / "trainer_state.json").read_text())
     assert state["stateful_callbacks"][STATE]["attributes"]["average"] == document["average"]
     trained, tokenizer = load(out / "final", device="cpu")
@@ -182,7 +184,7 @@ def test_what_is_missing_is_told(inside: Any) -> None:
     refused(inside("train", "--out", "run"), 2, "lack 'data'", "tasks")
     refused(inside("train", "--tasks", "sums"), 2, "lack 'out'", "folder")
     refused(inside("train", "--config", "no.yaml"), 2, "no file of settings")
-    refused(inside("train", "--dataset", "gsm8k=none", "--out", "run"), 2, "no folder 'none'", "openai/gsm8k")
+    refused(inside("train", "--dataset", "gsm8k=none", "--out", "run"), 2, "no file or folder 'none'", "openai/gsm8k")
 
 
 @pytest.mark.parametrize(("text", "said"), [("a: [", "is no YAML"), ("- a", "holds no settings"), ("", "no settings")])

@@ -74,6 +74,7 @@ def train(
         UnsupportedModel: the bounded cache cannot serve the model.
     """
     from leanthink.rl.config import check_installed
+    from leanthink.rl.trainer_checks import warn_of_rate
 
     settings = with_lora_section(current_names(settings))
     if isinstance(settings.get("rollout_budget"), Mapping):
@@ -85,6 +86,8 @@ def train(
     args = make_config(settings)
     check_options(settings, rollouts=args.rollouts)
     check_installed(args)
+    if args.process_index == 0:
+        warn_of_rate(args, adapters=settings.get("lora") is not None)
     with held(out / RUN) if args.process_index == 0 else nullcontext():
         return _train(settings, args, dataset, eval_dataset, checkpoint, overwrite, tell, callbacks)
 
@@ -107,7 +110,7 @@ def _train(
     from leanthink.rl.run_log import RunLog
     from leanthink.rl.run_needs import announce
     from leanthink.rl.trainer import DeepCompressTrainer
-    from leanthink.rl.trainer_checks import check_template, warn_of_rate
+    from leanthink.rl.trainer_checks import check_template
     from leanthink.rl.trl_reward import STATE
 
     out, writes = Path(settings["out"]), args.process_index == 0
@@ -116,8 +119,6 @@ def _train(
     tokenizer = make_tokenizer(settings)
     check_template(tokenizer, dataset[0]["prompt"], args)  # before weights are read
     announce(settings, args, adapters, tokenizer, dataset, eval_dataset, tell=tell)
-    if writes:
-        warn_of_rate(args, adapters=adapters is not None)
     model = load_model(settings, args.device, tokenizer)
     log = RunLog(out, writes=writes, tell=tell)
     with old_names():
