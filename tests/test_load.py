@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordLevel
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
@@ -197,7 +199,9 @@ def test_what_ends_a_text_is_what_the_model_and_the_tokenizer_say_together() -> 
     assert end_ids(model, tokenizer) == (259,)
 
 
-def test_packed_weights_of_a_gguf_file_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def asked_of_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Any]]:
+    """Loads a GGUF file and returns what transformers is told of it."""
     pytest.importorskip("gguf")
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     asked: dict[str, Any] = {}
@@ -205,5 +209,16 @@ def test_packed_weights_of_a_gguf_file_are_unpacked(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(f"leanthink.models.loading.{name}", lambda *_, found=found: found)
     take = lambda *_, **options: asked.update(options) or make_model()  # noqa: E731 (it is a call)
     monkeypatch.setattr("leanthink.models.loading.AutoModelForCausalLM", SimpleNamespace(from_pretrained=take))
-    load(tmp_path / "m.gguf", device="cpu")
-    assert asked["quantization_config"].dequantize
+    return lambda: load(tmp_path / "m.gguf", device="cpu") and asked
+
+
+@pytest.mark.skipif(not hasattr(transformers, "GgufConfig"), reason="this release never leaves weights packed")
+def test_packed_weights_of_a_gguf_file_are_unpacked(asked_of_gguf: Callable[[], dict[str, Any]]) -> None:
+    assert asked_of_gguf()["quantization_config"].dequantize
+
+
+def test_a_release_that_packs_no_weights_is_told_nothing_of_them(
+    asked_of_gguf: Callable[[], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leanthink.models.transformers_versions.transformers", SimpleNamespace())
+    assert "quantization_config" not in asked_of_gguf()

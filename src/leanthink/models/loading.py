@@ -11,11 +11,12 @@ from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from leanthink.models.context import context_of
 from leanthink.models.kv_shape import KVShape
 from leanthink.models.tiny import TINY, load_tiny, weights_path
+from leanthink.models.transformers_versions import unpacked_gguf
 from leanthink.utils.device import check_device
 from leanthink.utils.errors import DamagedFile, LeanThinkError, UnsupportedModel, UsageError, unknown
 from leanthink.utils.file_reading import said
@@ -60,8 +61,8 @@ def load(
         if tokenizer is None:
             tokenizer = _load_tokenizer(name, str(name_or_path), located)
         chosen = dtype_for(dtype, device, config)
-        if "gguf_file" in located:  # packed blocks can neither be trained nor put side by side
-            options = {"quantization_config": GgufConfig(dequantize=True), **options}
+        if "gguf_file" in located:
+            options = {**unpacked_gguf(), **options}
         model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=chosen, **located, **options)
     model.config._name_or_path = str(name_or_path)  # a GGUF file's is else its folder
     return model.eval() if "device_map" in options else model.to(device).eval(), tokenizer

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import transformers
+
 CACHE_NAMES = ("cache", "past_key_values")  # what generate() calls its cache: since 5.24, and before
 
 
@@ -17,6 +19,15 @@ def filled_cache(model_kwargs: Mapping[str, Any]) -> str | None:
         if cache is not None and int(cache.get_seq_length()) > 0:
             return name
     return None
+
+
+def unpacked_gguf() -> dict[str, Any]:
+    """What `from_pretrained` is told to unpack a GGUF file's weights: newer releases leave them packed, others never.
+
+    Packed blocks can neither be trained nor put side by side.
+    """
+    kind = getattr(transformers, "GgufConfig", None)
+    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
 
 
 @contextmanager
