@@ -14,7 +14,6 @@ from leanthink.rl.config import DeepCompressConfig
 from leanthink.rl.data import check_answers
 from leanthink.utils.errors import LeanThinkWarning, UsageError
 
-WHOLE_MODEL_RATE = 1e-6  # the default of `DeepCompressConfig`
 TRL = SpecifierSet(">=1.16,<1.17")
 
 
@@ -45,7 +44,7 @@ def check_data(dataset: Any, args: DeepCompressConfig) -> None:
 def warn_of_rate(args: DeepCompressConfig, *, adapters: bool) -> None:
     """Warn of a learning rate at which next to nothing is learnt."""
     told = []
-    if adapters and args.learning_rate <= WHOLE_MODEL_RATE:
+    if adapters and args.learning_rate <= DeepCompressConfig.learning_rate:  # the default
         told.append(
             f"learning_rate={args.learning_rate:g} is the published one, of whole models: LoRA hardly learns at it, "
             "try 1e-4"
