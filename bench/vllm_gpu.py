@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import vllm_fp8
 import vllm_real
 import vllm_shape
 import vllm_speed as speed
@@ -39,10 +40,10 @@ TOGETHER: dict[str, Callable[[Report, Path], None]] = {
     "alone": vllm_tiny.part_alone,
     "plugin": vllm_tiny.part_plugin,
     "ours": vllm_tiny.part_ours,
-    "fp8": vllm_tiny.part_fp8,
-    "fp8-checkpoint": partial(vllm_tiny.part_fp8_checkpoint, kind="fp8", cache="auto"),
-    "fp8-checkpoint-cache": partial(vllm_tiny.part_fp8_checkpoint, kind="fp8", cache="fp8"),
-    "fp8-checkpoint-channel": partial(vllm_tiny.part_fp8_checkpoint, kind="fp8-channel", cache="auto"),
+    "fp8": vllm_fp8.part_fp8,
+    "fp8-checkpoint": partial(vllm_fp8.part_fp8_checkpoint, kind="fp8", cache="auto"),
+    "fp8-checkpoint-cache": partial(vllm_fp8.part_fp8_checkpoint, kind="fp8", cache="fp8"),
+    "fp8-checkpoint-channel": partial(vllm_fp8.part_fp8_checkpoint, kind="fp8-channel", cache="auto"),
     "http": vllm_tiny.part_http,
     "ranks": vllm_tiny.part_ranks,
     "real-ours": vllm_real.part_real_ours,
@@ -160,7 +161,7 @@ def settings_of(part: str, options: argparse.Namespace) -> dict[str, Any] | None
         return {"policies": list(vllm_tiny.POLICIES), "max_thought_slots": 512}
     if part.startswith("fp8-checkpoint"):
         return {"policies": ["horizon", "random"], "max_thought_slots": 512,
-                "predictors": {"horizon": str(vllm_tiny.predictor())}, "ignore_predictor_mismatch": True}  # fmt: skip
+                "predictors": {"horizon": str(vllm_fp8.predictor())}, "ignore_predictor_mismatch": True}  # fmt: skip
     if part in ("real-plugin", "real-fp8"):
         predictors = {"horizon": options.real["horizon"]} if "horizon" in options.real else {}
         policies = list(vllm_real.policies(options.work))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import quantised_checkpoint
 import vllm_http
 import vllm_tokens
 from vllm_parts import BLOCK, CHECKS, SCHEDULER, Report, Stepper, answers, engine, params, report_engine
@@ -41,13 +39,6 @@ def prompts() -> list[list[int]]:
 
     tokenizer = AutoTokenizer.from_pretrained(weights_path())
     return [list(encode_prompt(tokenizer, 0, problem.prompt)) for problem in problems()]
-
-
-def predictor() -> Path:
-    """Of `horizon`, which a quantised copy borrows."""
-    from leanthink.models.tiny import predictors_path
-
-    return predictors_path() / "horizon.safetensors"
 
 
 def tiny_engine(*, plugin: bool, model: Path | None = None, **options: Any) -> Stepper:
@@ -301,39 +292,6 @@ def part_ours(report: Report, work: Path) -> None:
             return {"correct": correct(found), "evictions": sum(one.evictions for one in completions)}
 
         report.step(policy, run)
-
-
-def part_fp8(report: Report, work: Path) -> None:
-    """Weights and cache in FP8, made so on the spot: without a budget, and with one."""
-    fp8_answers(report, work, {"quantization": "fp8", "kv_cache_dtype": "fp8"})
-
-
-def part_fp8_checkpoint(report: Report, work: Path, *, kind: str, cache: str) -> None:
-    """The same of a checkpoint that is in FP8, written here; its predictor is borrowed."""
-    from leanthink.models.tiny import weights_path
-
-    folder = work / report.path.stem
-    shutil.rmtree(folder, ignore_errors=True)
-    report.step("write", lambda: {"weights": quantised_checkpoint.write(weights_path(), folder, kind)})
-    fp8_answers(report, work, {"model": folder, "kv_cache_dtype": cache})
-
-
-def fp8_answers(report: Report, work: Path, options: dict[str, Any]) -> None:
-    """What an engine with these options answers without a budget, and with one."""
-    part = report.path.stem.removeprefix("part-")
-    stepper = report_engine(report, lambda: tiny_engine(plugin=True, **options))
-    if stepper is None:
-        return
-    report.found["quantization"] = stepper.engine.vllm_config.model_config.quantization
-    for name, asked in (("full", None), *((one, BUDGET | {"policy": one}) for one in ("horizon", "random"))):
-
-        def run(name: str = name, asked: dict[str, Any] | None = asked) -> dict[str, Any]:
-            ran = stepper.run([(one, params(TOKENS, asked, seed=seed)) for seed, one in enumerate(prompts(), 1)])
-            found = answers(ran)
-            (work / f"tokens-{part}-{name}.json").write_text(json.dumps(found))
-            return {"correct": correct(found), "of": len(found), "graph_replays": ran["graph_replays"]}
-
-        report.step(name, run)
 
 
 def part_ranks(report: Report, work: Path) -> None:
