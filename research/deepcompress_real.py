@@ -14,10 +14,15 @@ rows 1 to 7000 of GSM8K's training set; settings are chosen on rows 7001 to 7400
         --problems problems/fit-gsm8k.jsonl --out results --work work
     python research/deepcompress_real.py evaluate ours --seed 1 --model qwen-1.5b.gguf \
         --problems problems/gsm8k.jsonl,problems/math-500.jsonl --out results --work work
+    python research/deepcompress_real.py budgets ours --seed 1 --model qwen-1.5b.gguf \
+        --problems problems/gsm8k.jsonl --predictor-problems problems/fit-gsm8k.jsonl --out results --work work
     python research/deepcompress_real.py table --out results
 
-`evaluate start` asks the model as it is. --set changes a setting of the arm (as `leanthink train --set` does), and --as
-gives the run another name. What stays of a run is one JSON in --out, and in --work its adapters.
+A run that was cut goes on from its last checkpoint, which --save-steps asks for, by the same command and --resume.
+`evaluate start` and `budgets start` ask the model as it is. --set changes a setting of the arm (as `leanthink train
+--set` does), and --as gives the run another name. What stays of a run is one JSON in --out, and in --work its adapters;
+after `budgets` also the merged model, NAME.merged, and its predictor, NAME.safetensors, with traces, labels and answers
+from which --resume goes on.
 """
 
 from __future__ import annotations
@@ -26,19 +31,24 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from deepcompress_real_budgets import answered, fitted
+from deepcompress_real_budgets import summary as budgets_summary
 from deepcompress_real_table import START, summary
 from deepcompress_run import write
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from leanthink.data.grading.grading import is_solved
 from leanthink.data.problems import STEP_BY_STEP, read_problems
 from leanthink.engine.generation import generate
 from leanthink.engine.sampling import Sampling
+from leanthink.importance.fit_config import FitConfig
 from leanthink.models.loading import load
 from leanthink.models.prompt import encode_prompt
 from leanthink.rl.run import train
@@ -53,7 +63,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "cap": FILLED | {"length_reward_mode": "none", "max_completion_length": 200, "overlong_buffer": 0,
                      "scale_rewards": "batch"},
 }  # fmt: skip
-GROUPS, ROLLOUTS = 32, 8  # groups of a generation batch, in two updates, and responses of each
+GROUPS, ROLLOUTS = 32, 8  # groups of a generation batch, and responses of each
+UPDATES = 2  # of a generation batch
 SETTINGS: dict[str, Any] = {
     "dtype": "bfloat16",
     "lora": {"r": 16, "alpha": 32},
@@ -63,7 +74,7 @@ SETTINGS: dict[str, Any] = {
     "weight_decay": 0.0,
     "num_generations": ROLLOUTS,
     "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": GROUPS * ROLLOUTS // 8 // 2,
+    "gradient_accumulation_steps": GROUPS * ROLLOUTS // 8 // UPDATES,
     "steps_per_generation": GROUPS * ROLLOUTS // 8,
     "max_completion_length": 768,
     "overlong_buffer": 128,
@@ -79,11 +90,35 @@ CURVE = ("accuracy", "thought_tokens", "groups/all_right", "groups/all_wrong", "
          "dynamic_sampling/filled", "entropy", "rollouts/seconds", "step_time")  # fmt: skip
 
 
-class Enough(TrainerCallback):  # type: ignore[misc]  # transformers has no types
-    """Ends a run when so many groups have taught it, or when its time is up."""
+class Enough(ExportableState, TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Ends a run when so many groups have taught it, or when its time is up.
 
-    def __init__(self, groups: int, seconds: float) -> None:
-        self.groups, self.until, self.taught = groups, time.time() + seconds, 0.0
+    Its counts are in each checkpoint, and a run that goes on from one counts on from there.
+
+    Args:
+        groups: that teach.
+        seconds: of all starts together, each counted up to the checkpoint that the next went on from.
+        saves: the end is a checkpoint, too, from which a longer run can go on.
+    """
+
+    def __init__(self, groups: int, seconds: float, *, saves: bool = False) -> None:
+        self.groups, self.limit, self.saves, self.began = groups, seconds, saves, time.time()
+        self.taught, self.before, self.resumed = 0.0, 0.0, 0
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far."""
+        return self.before + time.time() - self.began
+
+    def state(self) -> dict[str, Any]:
+        """What transformers writes into a checkpoint."""
+        return {"args": {}, "attributes": {"taught": self.taught, "before": self.seconds, "resumed": self.resumed}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Count on from the checkpoint, if this run goes on from one."""
+        if state.global_step:
+            vars(self).update(state.stateful_callbacks["Enough"]["attributes"])
+            self.resumed += 1
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **others: Any) -> None:
         """Count the groups of a generation batch that were not put there to fill it."""
@@ -92,9 +127,11 @@ class Enough(TrainerCallback):  # type: ignore[misc]  # transformers has no type
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """A generation batch is used up before the run ends."""
-        whole = state.global_step % 2 == 0
-        if whole and (self.taught >= self.groups or time.time() > self.until):
+        whole = state.global_step % UPDATES == 0
+        if whole and (self.taught >= self.groups or self.seconds > self.limit):
             control.should_training_stop = True
+            if self.saves:
+                control.should_save = True
 
 
 class Adapters(TrainerCallback):  # type: ignore[misc]  # transformers has no types
@@ -116,38 +153,62 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     data = {"problems": str(options.problems[0]), "instruction": STEP_BY_STEP}
     own = {"model": options.model, "data": data, "seed": options.seed, "out": str(options.work / options.name)}
     given = dict(pair.split("=", 1) for pair in options.set)
+    if options.save_steps:
+        own |= {"save_strategy": "steps", "save_steps": options.save_steps, "save_total_limit": 1}
     return SETTINGS | ARMS[options.arm] | own | {name: yaml.safe_load(value) for name, value in given.items()}
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train one arm; what came of it is written."""
+    """Train one arm, or go on with it; what came of it is written."""
     settings = settings_of(options)
-    enough, began = Enough(options.groups, options.seconds), time.time()
+    enough = Enough(options.groups, options.seconds, saves=options.save_steps is not None)
     options.work.mkdir(parents=True, exist_ok=True)
     callbacks = [enough, Adapters(options.work / f"{options.name}.pt")]
-    done = train(settings, overwrite=True, tell=lambda line: print(line, flush=True), callbacks=callbacks)
+    how = {"resume": options.resume, "overwrite": not options.resume}
+    done = train(settings, **how, tell=lambda line: print(line, flush=True), callbacks=callbacks)
     assert done is not None
     records = [json.loads(line) for line in (Path(done["out"]) / "log.jsonl").read_text().splitlines()]
     curve = [[record.get(name) for name in CURVE] for record in records if "accuracy" in record]
     told = {name: value for name, value in settings.items() if name not in ("out", "model", "data")}
     result = {
         "arm": options.arm, "name": options.name, "seed": options.seed, "settings": told, "taught": enough.taught,
-        "steps": done["steps"], "seconds": round(time.time() - began), "names": CURVE, "curve": curve,
-        "birth": provenance_record(),
+        "steps": done["steps"], "seconds": round(enough.seconds), "resumed": enough.resumed, "names": CURVE,
+        "curve": curve, "birth": provenance_record(),
     }  # fmt: skip
     write(result_of(options), result)
 
 
 def evaluate(options: argparse.Namespace) -> None:
     """Greedy and `--samples` samples at temperature 1 of each problem; the result joins that of the training."""
+    model, tokenizer, found = merged(options)
+    for file in options.problems:
+        found.setdefault("evaluation", {})[file.stem] = asked(model, tokenizer, file, options)
+        write(result_of(options), found)
+
+
+def budgets(options: argparse.Namespace) -> None:
+    """Greedy with the full cache and under `horizon`, whose predictor is fitted to this model first."""
+    model, tokenizer, found = merged(options)
+    if options.arm != START:
+        for part in (model, tokenizer):
+            part.save_pretrained(options.work / f"{options.name}.merged")
+    predictor = options.work / f"{options.name}.safetensors"
+    made = asdict(fitted(model, tokenizer, predictor, options, TOKENS))
+    found["predictor"] = {name: value for name, value in made.items() if name not in ("out", "work")}
+    for file in options.problems:
+        answers = answered(model, tokenizer, predictor, file, options, TOKENS)
+        found.setdefault("budgets", {})[file.stem] = answers
+        write(result_of(options), found)
+
+
+def merged(options: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
+    """The model with the run's adapters in its weights, its tokenizer, and what is known of the run."""
     model, tokenizer = load(options.model, device=options.device, dtype=torch.bfloat16)
     path = result_of(options)
     found = json.loads(path.read_text()) if path.exists() else {"arm": options.arm, "name": options.name}
     if options.arm != START:
         merge(model, options.work / f"{options.name}.pt", found["settings"]["lora"])
-    for file in options.problems:
-        found.setdefault("evaluation", {})[file.stem] = asked(model, tokenizer, file, options)
-        write(path, found)
+    return model, tokenizer, found
 
 
 def asked(model: Any, tokenizer: Any, file: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -203,17 +264,39 @@ def result_of(options: argparse.Namespace) -> Path:
     return Path(options.out) / f"{options.name}.json"
 
 
+def files(text: str) -> list[Path]:
+    """With commas between them."""
+    return [Path(name) for name in text.split(",")]
+
+
+def numbers(text: str) -> list[float]:
+    """With commas between them."""
+    return [float(number) for number in text.split(",")]
+
+
+def whole_batches(text: str) -> int:
+    """Updates. In the middle of a generation batch a checkpoint lacks its responses: others would be generated."""
+    if int(text) < 1 or int(text) % UPDATES:
+        raise argparse.ArgumentTypeError(f"{text}: must be a multiple of {UPDATES}, the updates of a generation batch")
+    return int(text)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """All options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("what", choices=("train", "evaluate", "table"))
+    add("what", choices=("train", "evaluate", "budgets", "table"))
     add("arm", nargs="?", choices=(START, *ARMS), default=START)
     add("--seed", type=int, default=1)
     add("--as", dest="name", help="of the run; default: ARM-SEED")
     add("--model", default="qwen-1.5b.gguf")
     add("--device", default="cuda")
-    add("--problems", default="problems/fit-gsm8k.jsonl", help="a file to train on, or several to ask, with commas")
+    add(
+        "--problems",
+        type=files,
+        default="problems/fit-gsm8k.jsonl",
+        help="a file to train on, or several to ask, with commas",
+    )
     add("--out", type=Path, default=Path("results"))
     add("--work", type=Path, default=Path("work"))
     add("--groups", type=int, default=1920, help="that teach")
@@ -221,6 +304,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--samples", type=int, default=4)
     add("--count", type=int, help="of problems of each file to ask; default: all")
     add("--rows", type=int, default=512, help="responses at a time in the evaluation")
+    add("--predictor-problems", type=files, default="problems/fit-gsm8k.jsonl", help="what a predictor is fitted to")
+    add("--predictor-limit", type=int, help="of problems of each of these files; default: all")
+    add("--predictor-steps", type=int, default=FitConfig.steps)
+    add("--ratios", type=numbers, default="2,4", help="mean thought by the most thought slots")
+    add("--save-steps", type=whole_batches, help="updates from checkpoint to checkpoint; default: none is written")
+    add("--resume", action="store_true", help="go on from the last checkpoint")
     add("--set", action="append", default=[], metavar="NAME=VALUE")
     return parser
 
@@ -228,12 +317,11 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> None:
     """The command line."""
     options = make_parser().parse_args(arguments)
-    options.problems = [Path(name) for name in options.problems.split(",")]
     options.name = options.name or (START if options.arm == START else f"{options.arm}-{options.seed}")
     if options.what == "table":
-        print(summary(options.out), end="")
+        print(summary(options.out), budgets_summary(options.out), sep="\n", end="")
     else:
-        {"train": run, "evaluate": evaluate}[options.what](options)
+        {"train": run, "evaluate": evaluate, "budgets": budgets}[options.what](options)
 
 
 if __name__ == "__main__":

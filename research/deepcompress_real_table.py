@@ -29,11 +29,11 @@ COLUMNS: dict[str, Column] = {
 }
 
 
-def arms_of(runs: list[Run]) -> dict[str, list[Run]]:
-    """The evaluated runs of each arm, which are called by it and their seed: start, plain GRPO, others by name."""
+def arms_of(runs: list[Run], part: str = "evaluation") -> dict[str, list[Run]]:
+    """The runs of each arm that have this part, called by it and their seed: start, plain GRPO, others by name."""
     found: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run["arm"] != START, run["arm"] != BASE, run["name"])):
-        if "evaluation" in run:
+        if part in run:
             found.setdefault(run["name"].removesuffix(f"-{run.get('seed')}"), []).append(run)
     return found
 
