@@ -132,8 +132,17 @@ def test_a_copy_with_other_columns_is_refused(tmp_path: Path) -> None:
 
 def test_a_copy_without_the_split_is_refused_and_says_what_datasets_said(tmp_path: Path) -> None:
     other = copy_of("aime-2024", tmp_path / "aime")  # its split is train
-    with pytest.raises(UsageError, match=r"aime cannot be loaded .*test.*NAME=FOLDER"):
+    with pytest.raises(
+        UsageError, match=r"aime cannot be loaded .*test.*give math-500=FOLDER.*split test with the columns problem"
+    ):
         public("math-500", other)
+
+
+def test_a_benchmark_is_found_in_any_case_and_a_copy_must_be_named(tmp_path: Path) -> None:
+    found = public("GSM8K-train", copy_of("gsm8k-train", tmp_path / "copy"))
+    assert (found.name, found.problems[0].answer) == ("gsm8k-train", "3")
+    with pytest.raises(UsageError, match=r"no file or folder ''.*gsm8k alone"):
+        public("gsm8k", "")
 
 
 def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,47 @@ def test_public_sets_have_names(public: str, right: str, tmp_path: Path) -> None
     assert public_name(source) in public
 
 
+def test_a_public_set_is_found_in_any_case_and_with_any_split(tmp_path: Path) -> None:
+    for name, public in (("GSM8K", "gsm8k-train"), ("DeepMath-103K", "deepmath-103k"), ("DAPO-17k", "dapo-17k")):
+        assert make_data({"dataset": f"{name}={copy_of(public, tmp_path / public)}"})[0]["id"].startswith(
+            name[:4].lower()
+        )
+    rows = tmp_path / "math.jsonl"
+    rows.write_text("".join(json.dumps({"problem": f"{n}?", "solution": rf"\\boxed{{{n}}}"}) + "\n" for n in range(3)))
+    for split, left in (("test", 3), ("test[1:]", 2), ("test[:1]+test[2:]", 2), ("train[:1]", 1)):
+        assert len(make_data({"dataset": f"MATH={rows}", "split": split})) == left
+    Dataset.from_dict({"problem": ["1?"], "answer": ["1"]}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UsageError, match=r"split='train\[:1\]'.*whole"):
+        make_data({"dataset": str(tmp_path / "saved"), "split": "train[:1]"})
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            {"dataset": "GSM8K"},
+            r"^openai/gsm8k cannot be loaded .*give gsm8k=FOLDER.*no network.*columns question, answer",
+        ),
+        ({"dataset": "math", "split": "test"}, r"^DigitalLearningGmbH/MATH-lighteval .*math=FOLDER.*split test"),
+        ({"dataset": "deepmath-103k"}, r"^zwhe99/DeepMath-103K .*deepmath-103k=FOLDER"),
+        ({"dataset": "dapo-17k"}, r"^open-r1/DAPO-Math-17k-Processed .*dapo-17k=FOLDER"),
+        ({"dataset": "gsmk8"}, r"^gsmk8 cannot be loaded .*public sets by name are .*gsm8k"),
+        ({"dataset": "some/set"}, r"^some/set cannot be loaded .*network"),
+        ({"dataset": "gsmk8=."}, r"unknown public set 'gsmk8'.*Did you mean 'gsm8k'"),
+        ({"dataset": "gsm8k="}, r"no file or folder ''.*gsm8k alone"),
+        ({"dataset": "gsm8k=.", "name": "main"}, r"with name: .*dataset='\.'"),
+    ],
+)
+def test_without_network_it_is_said_what_to_give(source: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UsageError, match=said):
+        make_data(source)
+
+
 @pytest.mark.parametrize("answer", [None, "", "  "])
 def test_a_row_without_an_answer_is_refused(answer: str | None) -> None:
     with pytest.raises(UsageError, match="row 1 of the data has answer"):

@@ -6,6 +6,7 @@ import sys
 import warnings
 import weakref
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
 from command_line import refused
 from leanthink.models.prompt import encode_chat
@@ -21,7 +23,17 @@ from leanthink.rl import run_needs
 from leanthink.rl.activations import Activations, trace_activations
 from leanthink.rl.adapters import lora_config
 from leanthink.rl.data import from_tasks
-from leanthink.rl.memory import GIB, MIB, RunNeeds, StepSize, check_fits, head_bytes, optimizer_bytes, told
+from leanthink.rl.memory import (
+    GIB,
+    MIB,
+    TILE_WORDS,
+    RunNeeds,
+    StepSize,
+    check_fits,
+    head_bytes,
+    optimizer_bytes,
+    told,
+)
 from leanthink.rl.rollouts import EngineRollouts
 from leanthink.rl.run_model import shape_of
 from leanthink.rl.run_needs import longest_prompt, needs_of, step_size
@@ -95,8 +107,25 @@ def test_numbers_of_optimizers_and_heads_by_hand() -> None:
     given: dict[str, Any] = {"tokens": 8000, "hidden_size": 1536, "words": 151_936, "number": 2}
     assert head_bytes(**given, trained=False) == 4096 * 32768 * 2 + 8000 * 1536 * 4
     assert head_bytes(**given, trained=True) == 4096 * 32768 * 2 + 8000 * 1536 * 4 + 151_936 * 1536 * 4
+    assert head_bytes(**given, trained=False, in_torch=True) == 4096 * 32768 * (2 + 29) + 8000 * 1536 * 4
     kept = Activations(layer=100, ends=7, layer_input=10, layers=4)
     assert (kept.peak(checkpointed=False), kept.peak(checkpointed=True)) == (407, 147)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("words", [3000, 40_000])
+def test_the_head_takes_on_a_cpu_what_is_said(dtype: torch.dtype, words: int) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    hidden = torch.randn(300, 16, dtype=dtype, requires_grad=True)
+    head, targets = torch.randn(words, 16, dtype=dtype), torch.zeros(300, dtype=torch.long)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        found = ChunkedLogProbFunction.apply(hidden, head, None, targets, 1.0, min(words, TILE_WORDS))
+        found[0].sum().backward()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    peak = max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    said = head_bytes(tokens=300, hidden_size=16, words=words, number=dtype.itemsize, trained=False, in_torch=True)
+    assert 0.98 < said / peak < 1.05
 
 
 def test_what_is_told_is_what_tensors_take(tmp_path: Path) -> None:

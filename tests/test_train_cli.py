@@ -217,6 +217,12 @@ def test_a_refused_template_is_told_before_anything_is_loaded_or_deleted(
     assert not kept.exists()
 
 
+def test_the_help_says_what_stands_after_a_problem(tmp_path: Path, inside: Any) -> None:
+    (tmp_path / "problems.jsonl").write_text('{"problem": "6*7?", "answer": 42}')
+    assert run.make_data({"problems": tmp_path / "problems.jsonl"})[0]["problem"] == "6*7?"
+    assert "[that of a public set or gym, else none]" in " ".join(inside("train", "--help").out.split())
+
+
 @pytest.mark.parametrize("words", sorted(WRITTEN))
 def test_every_command_that_is_written_down_is_taken(words: str, tmp_path: Path, inside: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,50 +125,74 @@ PUBLIC: dict[str, PublicSet] = {
 }  # fmt: skip
 
 
+NAMES = tuple(dict.fromkeys(name.removesuffix("-train") for name in PUBLIC))  # as `training_set` takes them
+OTHERWISE = (
+    "check spelling, network and configuration (`name`), or give a file or a folder; "
+    f"public sets by name are {', '.join(NAMES)}"
+)
+
+
+def training_set(name: str, split: str | None = None) -> PublicSet | None:
+    """The public set of this name, in any case, and of its splits that for training or the one asked for."""
+    name, whole = name.lower(), (split or "train").partition("[")[0]
+    known = PUBLIC.get(f"{name}-{whole}") or PUBLIC.get(name) or PUBLIC.get(f"{name}-train")
+    return known and replace(known, split=split or known.split)
+
+
 def read_public(name: str, known: PublicSet, where: str | Path | None = None) -> list[Problem]:
     """The problems of a public set, from the hub or a copy of it: the repository, or a file or a folder of its rows.
 
     Raises UsageError.
     """
     source = known.hub_id if where is None else str(where)
-    if where is not None and not Path(where).exists():
+    columns = f"the columns {', '.join(known.columns)}"
+    if where is not None and not (source and Path(source).exists()):
         raise UsageError(
             f"there is no file or folder {source!r}: give a copy of the repository {known.hub_id}, or {name} alone"
         )
-    rows = load_rows(source, known.config, known.split, is_copy=where is not None)
+    rows = load_rows(
+        source,
+        known.config,
+        known.split,
+        is_copy=where is not None,
+        cure=f"give {name}=FOLDER, which needs no network: a copy of the repository {known.hub_id}, or files of its "
+        f"split {known.split} with {columns}",
+    )
     missing = [column for column in known.columns if column not in rows.column_names]
     if missing:
         raise UsageError(
             f"{source} is no copy of {known.hub_id}: it has no column {missing[0]!r}, "
-            f"only {', '.join(rows.column_names)}"
+            f"only {', '.join(rows.column_names)}; give a copy with {columns}, or rows of your own by their path alone"
         )
     rows = rows.select_columns([*known.columns])
     return [problem for number, row in enumerate(rows) if (problem := known.read(row, number)) is not None]
 
 
-def load_rows(source: str, config: str | None, split: str, *, is_copy: bool = False) -> Any:
-    """Of a file, what `save_to_disk` wrote, a folder or a name of the hub. Raises UsageError.
+def load_rows(source: str, config: str | None, split: str, *, is_copy: bool = False, cure: str = "") -> Any:
+    """Of a file, what `save_to_disk` wrote, a folder or a name of the hub. Raises UsageError, which ends in the cure.
 
     A copy may be the rows alone: a file, which has no splits, or a folder of files, which has no configurations.
+    `split` may be parts of one, as `datasets` writes them: train[:100], train[1:3]+train[7:8].
     """
     try:
         import datasets
     except ImportError as error:
         raise UsageError(f"{source} needs datasets: pip install 'leanthink[eval]'") from error
-    path = Path(source)
-    saved = path / split if (path / "dataset_dict.json").is_file() else path
+    path, whole = Path(source), split.partition("[")[0]
+    saved = path / whole if (path / "dataset_dict.json").is_file() else path
+    if (saved / "state.json").is_file() and whole != split:
+        raise UsageError(f"split={split!r} of {source}: what `save_to_disk` wrote is read whole; give split={whole!r}")
     try:
         if (saved / "state.json").is_file():
             return datasets.load_from_disk(saved)
         if path.is_file():
             kind = path.suffix[1:].replace("jsonl", "json")
-            return datasets.load_dataset(kind, data_files=source, split="train" if is_copy else split)
+            if is_copy:
+                split = split.replace(whole, "train")
+            return datasets.load_dataset(kind, data_files=source, split=split)
         if is_copy and config not in datasets.get_dataset_config_names(source):
             config = None
         return datasets.load_dataset(source, config, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         told = " ".join(f"{error} {error.__cause__ or ''}".split())[:300]
-        raise UsageError(
-            f"{source} cannot be loaded ({told}): check spelling, network and configuration (`name`), or give "
-            "a file or a folder (of a public set NAME=FOLDER)"
-        ) from error
+        raise UsageError(f"{source} cannot be loaded ({told}): {cure or OTHERWISE}") from error

@@ -17,11 +17,12 @@ from leanthink.utils.errors import unknown
 
 
 def public(name: str, where: str | Path | None = None) -> Benchmark:
-    """A public data set, from the hub or from a copy of its repository in a folder.
+    """A public data set by its name, in any case, from the hub or from a copy of its repository in a folder.
 
     Raises:
         UsageError: an unknown name, no `datasets`, a set that cannot be had, or one with other columns.
     """
+    name = name.lower()
     if name not in PUBLIC:
         raise unknown("benchmark", name, PUBLIC)
     known = PUBLIC[name]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from leanthink.data.grading.answer_normalisation import Tolerance
 from leanthink.data.grading.grading import check_gold, is_solved
 from leanthink.data.gym import gym_facts, gym_problems, scores_one
 from leanthink.data.problems import Problem, read_gold, read_problems
-from leanthink.data.public_datasets import PUBLIC, load_rows, read_public
+from leanthink.data.public_datasets import NAMES, PUBLIC, load_rows, read_public, training_set
 from leanthink.data.tasks import registry
 from leanthink.data.tasks.problem import Problem as Task
 from leanthink.data.tasks.problem import Split
@@ -46,11 +45,18 @@ def from_dataset(
 
     With `name` (the configuration) or `columns` (as of `from_columns`) it is none of `PUBLIC`. Raises UsageError.
     """
-    public, _, folder = source.partition("=")
-    known = PUBLIC.get(f"{public}-{split or 'train'}") or PUBLIC.get(public)
+    public, is_copy, folder = source.partition("=")
+    exists = Path(source).exists()
+    known = None if exists and public not in PUBLIC else training_set(public, split)
+    if is_copy and not exists:
+        if known is None:
+            raise unknown("public set", public, NAMES)
+        if name or columns:
+            given = ", ".join([*(["name"] if name else []), *columns])
+            raise UsageError(f"{source} with {given}: of rows of your own give the folder alone, dataset={folder!r}")
     if known is None or name or columns:
         return from_columns(load_rows(source, name, split or "train"), instruction=instruction or "", **columns)
-    problems = read_public(public, replace(known, split=split or known.split), folder or None)
+    problems = read_public(public.lower(), known, folder if is_copy else None)
     text = known.instruction if instruction is None else instruction
     return _dataset(_gold_row(problem, text) for problem in problems if problem.answer)
 

@@ -13,6 +13,7 @@ NEAR = 0.9  # of the memory: a warning is due, as the rest is needed for what no
 STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "adamw_apex_fused": 2, "adagrad": 1, "rmsprop": 1}
 NO_STATES = ("adafactor", "sgd")
 TILE_TOKENS, TILE_WORDS = 4096, 32768  # of the logits that TRL's fused head has at a time
+TORCH_COPIES = 7 * 4 + 1  # bytes of a logit beside itself: seven tensors in float32 and a mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ def optimizer_bytes(optim: str, trained_bytes: int) -> int:
     return STATES.get(optim, 0) * trained_bytes
 
 
-def head_bytes(*, tokens: int, hidden_size: int, words: int, number: int, trained: bool) -> int:
+def head_bytes(*, tokens: int, hidden_size: int, words: int, number: int, trained: bool, in_torch: bool = False) -> int:
     """What the fused head takes for the backward pass of so many scored tokens: no logits but a tile.
 
     Args:
@@ -123,8 +124,10 @@ def head_bytes(*, tokens: int, hidden_size: int, words: int, number: int, traine
         words: of the vocabulary.
         number: bytes of a number of the forward pass.
         trained: whether the head's own weights are, whose gradient is made in float32 first.
+        in_torch: whether a tile's gradient is made of whole tensors, as on a CPU, and not in place by a kernel.
     """
-    tile = min(tokens, TILE_TOKENS) * min(words, TILE_WORDS) * number
+    copies = TORCH_COPIES if in_torch else 0
+    tile = min(tokens, TILE_TOKENS) * min(words, TILE_WORDS) * (number + copies)
     return tile + 4 * hidden_size * (tokens + words * trained)
 
 

@@ -161,12 +161,14 @@ def _is_on(name: str) -> bool:
 def _update_bytes(args: Any, model: Any, base: Any, tokens: int) -> int | None:
     autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     rows, head = args.per_device_train_batch_size, base.get_output_embeddings().weight
+    in_torch = args.device.type == "cpu"  # there TRL's head scores prompts too
     of_head = head_bytes(
-        tokens=rows * min(tokens, args.max_completion_length),
+        tokens=rows * (tokens if in_torch else min(tokens, args.max_completion_length)),
         hidden_size=base.config.hidden_size,
         words=base.config.vocab_size,
         number=(autocast or base.dtype).itemsize,
         trained=head.requires_grad,
+        in_torch=in_torch,
     )
     try:
         kept = trace_activations(model, rows=rows, tokens=tokens, autocast=autocast)

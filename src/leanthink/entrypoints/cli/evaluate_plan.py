@@ -172,8 +172,8 @@ class Sources:
 
         found = []
         for text in self.benchmarks.split(",") if self.benchmarks else []:
-            name, _, where = text.strip().partition("=")
-            found.append(known.public(name, where or None))
+            name, is_copy, where = text.strip().partition("=")
+            found.append(known.public(name, where if is_copy else None))
         found += [known.from_file(path, Tolerance(relative=self.tolerance)) for path in self.problems or []]
         if self.tasks is not None:
             families = list(FAMILIES) if self.tasks == "all" else [name.strip() for name in self.tasks.split(",")]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from leanthink.entrypoints.cli import options
-from leanthink.entrypoints.cli.collect import Instruction, Levels, whole_numbers
+from leanthink.entrypoints.cli.collect import Levels, whole_numbers
 from leanthink.entrypoints.cli.grouped import add_command, given
 from leanthink.entrypoints.cli.help import option
 from leanthink.entrypoints.cli.output import print_json, say
@@ -38,14 +38,27 @@ Model = Annotated[
 Out = Annotated[Path | None, option("--out", about="Folder of the run, or of the report.", metavar="FOLDER")]
 Tasks = Annotated[str | None, option("--tasks", about="Families of embedded tasks, or all.", metavar="A,B,...")]
 DataSet = Annotated[
-    str | None, option("--dataset", about="gsm8k, math, deepmath-103k, ...; a file, folder or hub id.", metavar="NAME")
+    str | None,
+    option(
+        "--dataset",
+        about="gsm8k, math, deepmath-103k, dapo-17k, NAME=FOLDER; a file, folder or hub id.",
+        metavar="NAME",
+    ),
 ]
 OptionalLevels = Annotated[str | None, *Levels.__metadata__]
 Count = Annotated[int | None, option("--count", about="Problems for each family and level.", default=64)]
 Problems = Annotated[
     Path | None, option("--problems", about="JSONL file with the fields id, problem, answer.", metavar="FILE")
 ]
-OptionalInstruction = Annotated[str | None, *Instruction.__metadata__]
+Instruction = Annotated[
+    str | None,
+    option(
+        "--instruction",
+        about="Text put after each problem.",
+        default="that of a public set or gym, else none",
+        metavar="TEXT",
+    ),
+]
 MaxSteps = Annotated[int | None, option("--max-steps", about="Optimiser steps.", default="3 epochs")]
 NumGenerations = Annotated[int | None, option("--num-generations", about="Responses to each prompt.", default=16)]
 TrainBatchSize = Annotated[
@@ -101,7 +114,7 @@ class Source:
     count: Count = None
     problems: Problems = None
     dataset: DataSet = None
-    instruction: OptionalInstruction = None
+    instruction: Instruction = None
 
     def over(self, configured: Any) -> dict[str, Any] | None:
         """The data as these options say, over what is configured; None for none at all. Raises UsageError."""
