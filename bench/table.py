@@ -29,7 +29,6 @@ WORTH_SHOWING, BEST = 0.2, 0.5  # of the problems right at some ratio: in the pl
 STARTS = {  # of the experiments with DeepCompress, by folder
     "seeing": "The start is `tiny`, trained on to be right when brief, to choose how to write by the kind of problem, "
     "and to err where it checks nothing",
-    "blind": "This start errs more often, and chooses how to write without looking at the problem",
 }
 COMPOUNDING = ("4", "2.8")  # ratios, the first with the rows of the full cache
 

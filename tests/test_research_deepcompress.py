@@ -203,11 +203,10 @@ def test_results_of_different_problems_are_not_compared(tmp_path: Path) -> None:
         table.read(tmp_path)
 
 
-@pytest.mark.parametrize("start", ["blind", "seeing"])
-def test_the_archive_holds_the_runs_that_the_summary_beside_it_tells_of(start: str) -> None:
-    runs = table.read_archived(ARCHIVE, start)
+def test_the_archive_holds_the_runs_that_the_summary_beside_it_tells_of() -> None:
+    runs = table.read_archived(ARCHIVE, "seeing")
     assert len(runs) == 13
-    assert (ARCHIVE.parent / start / "summary.md").read_text() == table.summary(runs)
+    assert (ARCHIVE.parent / "seeing" / "summary.md").read_text() == table.summary(runs)
 
 
 def test_what_is_archived_makes_the_same_summary_and_the_same_bytes(tmp_path: Path) -> None:
@@ -253,8 +252,7 @@ def test_the_recipe_of_the_brief_model_gives_every_command_what_it_takes(
     monkeypatch.chdir(tmp_path)
     options = deepcompress.make_parser().parse_args(said[2][1:])
     deepcompress.check(options)
-    (wanted,) = (r for r in table.read_archived(ARCHIVE, "blind") if (r["arm"], r["seed"]) == ("ours", 1)
-                 and r["settings"]["mastered_weight"] == 0.5)  # fmt: skip
+    wanted = json.loads((ARCHIVE.parent / "blind" / "ours-1.json").read_text())
     recorded = current_names(wanted["training"], tell=False)  # by a version whose settings had other names
     trained = {name: value for name, value in recorded.items() if name not in ("model", "out")}
     ours = deepcompress_run.settings_of("ours", 1, options)
