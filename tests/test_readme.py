@@ -190,7 +190,7 @@ def test_the_numbers_at_the_head_of_the_readme_are_those_of_the_results(monkeypa
 
 @pytest.mark.slow
 def test_the_demonstration_runs_on_the_shipped_weights(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(demo, "Plan", partial(demo.Plan, count=2))  # half of what `make demo` asks
+    monkeypatch.setattr(demo, "Plan", partial(demo.Plan, count=2, policies=("full", "horizon")))  # of 4, and of five
     assert cli.run(["demo", "--out", str(tmp_path / "demo")]) == 0
     out, err = capfd.readouterr()
     assert {path.suffix for path in (tmp_path / "demo").iterdir()} == {".jsonl", ".png"}
