@@ -96,7 +96,7 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint_as_if_it_had_not_been(
     def run(folder: str, *more: str) -> dict[str, Any]:
         out = tmp_path / folder
         words = ["--model", "tiny", "--problems", problems, "--out", out, "--work", out, "--save-steps", 2, *sets]
-        words += ["--seconds", 300]  # where nothing teaches it would go on
+        words += ["--seconds", 1300]  # where nothing teaches it would go on
         real.main(["train", "ours", *map(str, words), *more])
         found: dict[str, Any] = json.loads((out / "ours-1.json").read_text())
         return found | {"weights": torch.load(out / "ours-1.pt")}
