@@ -16,10 +16,11 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
-from deepcompress_real_table import START, Run, arms_of, told
+from deepcompress_real_table import START, Run, arms_of, interval, told
 from torch import Tensor
 
 from leanthink.data.problems import STEP_BY_STEP, read_problems
@@ -29,7 +30,7 @@ from leanthink.eval.benchmarks import from_file
 from leanthink.eval.configurations import FULL, Configuration, budget_at_ratio
 from leanthink.eval.records import RunFolder
 from leanthink.eval.run import Setup, complete, finish, mean_thought
-from leanthink.eval.statistics import Statistic, estimate, mean, ratio
+from leanthink.eval.statistics import Statistic, mean, ratio
 from leanthink.importance.fit_config import FitConfig
 from leanthink.importance.inference_backend import LoadedModel
 from leanthink.importance.make_predictor import Made, Plan, make_predictor
@@ -144,7 +145,7 @@ def cells(runs: list[Run], base: list[Run] | None, problems: str, cache: str) ->
     """Slots, right %, points to the start's full cache, tokens, slot-steps per right answer, times fewer than there."""
     right_P, tokens_P, steps_P = (column(runs, problems, cache, name) for name in ("right", "tokens", "slot_steps"))
     budgets = [run["budgets"][problems]["caches"][cache]["budget"] for run in runs]
-    slots = "" if cache == FULL else f"{mean_of([one['slots'] + one['interval'] for one in budgets]):.0f}"
+    slots = "" if cache == FULL else f"{fmean(one['slots'] + one['interval'] for one in budgets):.0f}"
     cost = ratio(steps_P, right_P)
     points = fewer = ""
     if base and not (runs is base and cache == FULL):
@@ -164,11 +165,5 @@ def column(runs: list[Run], problems: str, cache: str, name: str) -> Tensor:
 
 
 def bounded(statistic: Statistic, problems: int, scale: float, form: str) -> str:
-    """Value and interval."""
-    value, low, high = (float("nan") if bound is None else bound for bound in estimate(statistic, problems).bounds)
-    return told((value, low, high), scale, form)
-
-
-def mean_of(values: list[int]) -> float:
-    """Their mean."""
-    return sum(values) / len(values)
+    """Value and interval over problems alone."""
+    return told(interval(statistic, problems, 0.0), scale, form)
