@@ -22,7 +22,7 @@ A run that was cut goes on from its last checkpoint, which --save-steps asks for
 `evaluate start` and `budgets start` ask the model as it is. --set changes a setting of the arm (as `leanthink train
 --set` does), and --as gives the run another name. What stays of a run is one JSON in --out, and in --work its adapters;
 after `budgets` also the merged model, NAME.merged, and its predictor, NAME.safetensors, with traces, labels and answers
-from which --resume goes on.
+from which --resume goes on. `merge` writes the merged model alone, and with --model a second training begins there.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "grpo": FILLED | {"length_reward_mode": "none"},
     "penalty": FILLED | {"length_reward_mode": "penalty"},
     "published": FILLED | {"ema_initial_value": 1.0},
-    "ours": {"all_correct_weight": 0.5, "target_length": 128, "max_num_gen_batches": 1},
+    "ours": {"all_correct_weight": 0.5, "target_length": 140, "max_num_gen_batches": 1},
     "cap": FILLED | {"length_reward_mode": "none", "max_completion_length": 200, "overlong_buffer": 0,
                      "scale_rewards": "batch"},
 }  # fmt: skip
@@ -190,8 +190,7 @@ def budgets(options: argparse.Namespace) -> None:
     """Greedy with the full cache and under `horizon`, whose predictor is fitted to this model first."""
     model, tokenizer, found = merged(options)
     if options.arm != START:
-        for part in (model, tokenizer):
-            part.save_pretrained(options.work / f"{options.name}.merged")
+        save(model, tokenizer, options)
     predictor = options.work / f"{options.name}.safetensors"
     made = asdict(fitted(model, tokenizer, predictor, options, TOKENS))
     found["predictor"] = {name: value for name, value in made.items() if name not in ("out", "work")}
@@ -199,6 +198,18 @@ def budgets(options: argparse.Namespace) -> None:
         answers = answered(model, tokenizer, predictor, file, options, TOKENS)
         found.setdefault("budgets", {})[file.stem] = answers
         write(result_of(options), found)
+
+
+def merge_alone(options: argparse.Namespace) -> None:
+    """Write the model with the run's adapters in its weights: a second training can begin with it."""
+    model, tokenizer, _ = merged(options)
+    save(model, tokenizer, options)
+
+
+def save(model: Any, tokenizer: Any, options: argparse.Namespace) -> None:
+    """As a folder in --work."""
+    for part in (model, tokenizer):
+        part.save_pretrained(options.work / f"{options.name}.merged")
 
 
 def merged(options: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
@@ -285,7 +296,7 @@ def make_parser() -> argparse.ArgumentParser:
     """All options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("what", choices=("train", "evaluate", "budgets", "table"))
+    add("what", choices=("train", "evaluate", "budgets", "merge", "table"))
     add("arm", nargs="?", choices=(START, *ARMS), default=START)
     add("--seed", type=int, default=1)
     add("--as", dest="name", help="of the run; default: ARM-SEED")
@@ -321,7 +332,7 @@ def main(arguments: list[str]) -> None:
     if options.what == "table":
         print(summary(options.out), budgets_summary(options.out), sep="\n", end="")
     else:
-        {"train": run, "evaluate": evaluate, "budgets": budgets}[options.what](options)
+        {"train": run, "evaluate": evaluate, "budgets": budgets, "merge": merge_alone}[options.what](options)
 
 
 if __name__ == "__main__":

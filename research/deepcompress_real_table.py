@@ -19,6 +19,7 @@ from leanthink.eval.statistics import Statistic, estimate, mean, ratio
 
 BASE, START = "grpo", "start"
 NORMAL = 1.96
+GREEDY, SAMPLED = ("greedy", "greedy right", "greedy tokens"), ("sampled", "right", "tokens")
 Run = dict[str, Any]
 Column = Callable[[dict[str, Any]], Tensor]
 COLUMNS: dict[str, Column] = {
@@ -94,13 +95,14 @@ def told(found: tuple[float, float, float], scale: float, form: str) -> str:
 
 
 def summary(folder: Path) -> str:
-    """Markdown: a table for each set of problems and way to answer."""
+    """Markdown: a table for each set of problems and way to answer; none of samples where a run has none."""
     arms = arms_of([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))])
     lines: list[str] = []
     for problems in sorted({name for runs in arms.values() for run in runs for name in run["evaluation"]}):
         some = {arm: [run for run in runs if problems in run["evaluation"]] for arm, runs in arms.items()}
         some = {arm: runs for arm, runs in some.items() if runs}
-        for how, right, tokens in (("greedy", "greedy right", "greedy tokens"), ("sampled", "right", "tokens")):
+        sampled = all(run["evaluation"][problems]["samples"] for runs in some.values() for run in runs)
+        for how, right, tokens in (GREEDY, SAMPLED)[: 1 + sampled]:
             lines += [f"{problems}, {how}:", "", "| arm | seeds | right, % | points to GRPO | tokens | to GRPO, % |"]
             lines.append("|---|---|---|---|---|---|")
             for arm, runs in some.items():

@@ -202,6 +202,10 @@ def test_the_table_has_a_row_for_each_arm_and_the_start_has_no_seeds(tmp_path: P
     assert [row[0].strip("| ") for row in rows] == ["start", "grpo", "cap"] * 2, "greedy, then sampled"
     assert rows[0][1:3] == ["", "25.0 [0.0, 75.0]"]
     assert rows[2][5].startswith("-60.0")
+    start["evaluation"]["math"] |= {"samples": 0, "right": [0] * 4, "tokens": [0] * 4}
+    (tmp_path / "start.json").write_text(json.dumps(start))
+    assert "math, greedy:" in table.summary(tmp_path)
+    assert "sampled" not in table.summary(tmp_path), "one of them has no samples"
 
 
 def test_a_quarter_of_what_is_held_is_window_and_another_is_the_interval() -> None:
@@ -242,6 +246,11 @@ def test_the_start_and_an_arm_are_answered_in_less_memory_by_predictors_of_their
     with pytest.raises(PredictorMismatch):
         load_predictor(tmp_path / "start.safetensors", trained)
 
+    for file in (merged := tmp_path / "ours-1.merged").iterdir():
+        file.unlink()
+    real.main(["merge", "ours", *map(str, words)])
+    for name, weight in load(merged, device="cpu", dtype=torch.bfloat16)[0].state_dict().items():
+        torch.testing.assert_close(weight, trained.state_dict()[name])
     made = (tmp_path / "ours-1.safetensors").stat().st_mtime_ns
     real.main(["budgets", "ours", *map(str, words), "--resume"])
     again = json.loads((tmp_path / "ours-1.json").read_text())
