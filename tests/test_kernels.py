@@ -15,14 +15,17 @@ from transformers.models.llama import modeling_llama
 pytest.importorskip("triton", reason="Triton is for Linux")
 
 from interpreted import assert_passes_interpreted
+from leanthink.engine import sampling
 from leanthink.engine.kernels.append import append
 from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import decode_attention, splits_for
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
 from leanthink.engine.kernels.place import place
+from leanthink.engine.kernels.sample import draw
 from leanthink.policies.budget import top_k_oldest_first
 from leanthink.policies.select_kernel import MAX_SLOTS
 from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow
+from reference.sampling_slow import bounds_of
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -251,3 +254,19 @@ def test_silu_mul_equals_the_stock_operations(shape: tuple[int, ...], dtype: tor
     torch.manual_seed(0)
     gate, up = (5 * torch.randn(*shape[:-1], 2 * shape[-1], device="cuda")).to(dtype).chunk(2, dim=-1)
     assert error(silu_mul(gate, up), F.silu(gate) * up) < bound(dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(1, 151936), (512, 151936), (64, 128256), (3, 50)])
+def test_draws_fall_where_the_uniform_numbers_lie(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(*shape, device="cuda")).to(dtype)
+    temperature_N = torch.linspace(0.1, 2, shape[0], device="cuda")
+    uniforms_N = torch.rand(shape[0], dtype=torch.float64, device="cuda")
+    largest_N1 = logits.amax(dim=1, keepdim=True)
+    ids_N = draw(logits, largest_N1, temperature_N, uniforms_N)
+    first_N, end_N = bounds_of(logits, temperature_N, ids_N)
+    assert bool(((first_N - 1e-6 <= uniforms_N) & (uniforms_N <= end_N + 1e-6)).all())
+    plain_N = sampling.draw((logits.float() - largest_N1.float()) / temperature_N[:, None], uniforms_N)
+    assert int((ids_N != plain_N).sum()) <= shape[0] // 64, "but for a draw at the edge of two tokens"

@@ -27,8 +27,10 @@ from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import MAX_SPLITS, MIN_SPLIT, PROGRAMS_PER_SM, decode_attention, splits_for
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
 from leanthink.engine.kernels.place import place
+from leanthink.engine.kernels.sample import BLOCK, draw
 from leanthink.policies.select_kernel import select_in_order
 from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow
+from reference.sampling_slow import bounds_of
 from reference.select_slow import select_slow
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -306,3 +308,32 @@ def test_silu_mul_takes_halves_of_one_tensor(
     torch.manual_seed(seed)
     gate, up = (10 * torch.randn(*shape, 2 * features)).to(dtype).chunk(2, dim=-1)
     assert error(silu_mul(gate, up), F.silu(gate) * up) < BOUNDS[dtype]
+
+
+@few
+@given(
+    vocabulary=st.sampled_from([1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK - 5]),
+    temperatures=st.lists(st.sampled_from([0.05, 0.7, 1.0, 4.0]), min_size=1, max_size=4),
+    ruled_out=st.sampled_from([0.0, 0.5, 0.99]),
+    uniform=st.sampled_from([0.0, 0.5, 1 - 2.0**-53]) | st.floats(0, 1 - 2.0**-53),
+    dtype=st.sampled_from(FLOATS),
+    seed=SEEDS,
+)
+def test_a_draw_falls_on_the_token_in_whose_share_the_uniform_number_lies(
+    vocabulary: int, temperatures: list[float], ruled_out: float, uniform: float, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    logits = (4 * torch.randn(len(temperatures), vocabulary)).to(dtype)
+    logits[:, 1:].masked_fill_(torch.rand(logits[:, 1:].shape) < ruled_out, -torch.inf)
+    temperature_N = torch.tensor(temperatures)
+    uniforms_N = torch.full(temperature_N.shape, uniform, dtype=torch.float64)
+    ids_N = draw(logits, logits.amax(dim=1, keepdim=True), temperature_N, uniforms_N)
+    first_N, end_N = bounds_of(logits, temperature_N, ids_N)
+    assert bool(((first_N - 1e-6 <= uniforms_N) & (uniforms_N <= end_N + 1e-6)).all())
+    assert bool(logits.gather(1, ids_N[:, None]).isfinite().all()), "not one that is ruled out"
+
+
+def test_a_draw_among_nan_is_a_token() -> None:
+    logits = torch.full((1, BLOCK + 7), torch.nan)
+    ids_N = draw(logits, logits.amax(dim=1, keepdim=True), torch.ones(1), torch.full((1,), 0.5, dtype=torch.float64))
+    assert 0 <= int(ids_N) < BLOCK + 7

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import torch
+from torch import Tensor
+
 from leanthink.engine.sampling import Sampling
 
 WORD = 2**64 - 1
@@ -44,3 +47,11 @@ def sample_slowly(logits: list[float], sampling: Sampling, count: int) -> int:
         if target < 0:
             return token
     return allowed[-1]
+
+
+def bounds_of(logits_NV: Tensor, temperature_N: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row, the share of probability in front of this token and up to its end, float64 [N]."""
+    ends_NV = (logits_NV.double() / temperature_N[:, None]).softmax(dim=1).cumsum(dim=1)
+    starts_NV = torch.cat([torch.zeros_like(ends_NV[:, :1]), ends_NV[:, :-1]], dim=1)
+    row = torch.arange(len(ids_N), device=ids_N.device)
+    return starts_NV[row, ids_N], ends_NV[row, ids_N]

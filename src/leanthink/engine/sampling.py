@@ -34,6 +34,9 @@ class Uses(NamedTuple):
     min_p: bool
 
 
+PLAIN = Uses(short=False, long=True, top_k=False, top_p=False, min_p=False)  # a temperature and nothing else
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How one request picks its tokens; `temperature` below 1e-5 is greedy. Raises UsageError for values out of range.
@@ -141,20 +144,28 @@ class Sampler:
         rows = slice(0, len(logits_NV))
         temperature_N = self._knobs[rows, 0]
         is_greedy_N = temperature_N == 0
-        # At most 0, so that no temperature makes them infinite but for those that it rules out.
-        scaled_NV = logits_NV.float() - largest_N1.float()
-        scaled_NV /= temperature_N.masked_fill(is_greedy_N, 1)[:, None].float()
+        temperature_N = temperature_N.masked_fill(is_greedy_N, 1).float()
         uniform_N = uniform(self.seeds[rows], counts_N)
-        if logits_NV.shape[1] <= SHORTLIST or not uses.short:
-            drawn_N = self._drawn(scaled_NV, uniform_N, uses)
+        if logits_NV.is_cuda and uses == PLAIN:
+            from leanthink.engine.kernels import sample
+
+            drawn_N = sample.draw(logits_NV, largest_N1, temperature_N, uniform_N)
         else:
-            drawn_N = self._drawn_from_shortlist(scaled_NV, uniform_N, uses)
-            if uses.long:
-                top_k_N = self._top_k[rows]
-                is_short_N = (top_k_N > 0) & (top_k_N <= SHORT_TOP_K)
-                long_N = self._drawn(scaled_NV, uniform_N, uses._replace(short=False))
-                drawn_N = torch.where(is_short_N, drawn_N, long_N)
+            # At most 0, so that no temperature makes them infinite but for those that it rules out.
+            scaled_NV = (logits_NV.float() - largest_N1.float()).div_(temperature_N[:, None])
+            drawn_N = self._drawn_by_length(scaled_NV, uniform_N, uses)
         return torch.where(is_greedy_N, greedy_N, drawn_N).where(is_finite_N, NO_TOKEN)
+
+    def _drawn_by_length(self, scaled_NV: Tensor, uniform_N: Tensor, uses: Uses) -> Tensor:
+        """The draw of each row: from a shortlist or from the whole vocabulary."""
+        if scaled_NV.shape[1] <= SHORTLIST or not uses.short:
+            return self._drawn(scaled_NV, uniform_N, uses)
+        drawn_N = self._drawn_from_shortlist(scaled_NV, uniform_N, uses)
+        if not uses.long:
+            return drawn_N
+        top_k_N = self._top_k[: len(scaled_NV)]
+        is_short_N = (top_k_N > 0) & (top_k_N <= SHORT_TOP_K)
+        return drawn_N.where(is_short_N, self._drawn(scaled_NV, uniform_N, uses._replace(short=False)))
 
     def _drawn_from_shortlist(self, scaled_NV: Tensor, uniform_N: Tensor, uses: Uses) -> Tensor:
         """The draw among each row's SHORTLIST likeliest tokens, in vocabulary order as in `_drawn`."""
