@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -282,3 +283,35 @@ def test_slot_steps_per_right_answer_are_compared_with_the_starts_full_cache() -
     assert (slots, right.split()[0], points) == ("28", "50.0", "+0.0 [+0.0, +0.0]")
     assert (tokens, cost.split()[0], fewer.split()[0]) == ("5 [5, 5]", "10", "8.00")
     assert budgets.cells(ours, None, "math", "full")[2::3] == ["", ""]
+
+
+def test_all_runs_share_the_gpus_and_only_what_is_missing_is_run_again(tmp_path: Path) -> None:
+    python, log = tmp_path / "python", tmp_path / "log"
+    python.write_text(
+        f'#!/bin/bash\necho "begin $CUDA_VISIBLE_DEVICES $2 $*" >> {log}; sleep 0.1; echo "end $CUDA_VISIBLE_DEVICES" '
+        f'>> {log}; [[ "$*" != *"train cap "*"--seed 2"* || -e {tmp_path}/mended ]]'
+    )
+    python.chmod(0o755)
+    command = ["make", "-k", "-j", "7", "-f", str(RESEARCH / "deepcompress_real.mk"), f"OUT={tmp_path}/out"]
+    command += [f"PYTHON={python}", "GPUS=2", "SLOTS=2"]
+
+    def done() -> list[str]:
+        log.write_text("")
+        subprocess.run(command, capture_output=True, timeout=60)
+        lines, held = [line.split(" ", 3) for line in log.read_text().splitlines()], [0, 0]
+        for what, gpu, *_ in lines:
+            held[int(gpu)] += 1 if what == "begin" else -1
+            assert max(held) <= 2, "slots of a GPU"
+        words = [line[3].split() for line in lines if line[0] == "begin"]
+        return [f"{line[1]} {line[line.index('--as') + 1]}" for line in words]
+
+    first = done()
+    names = [f"{arm}-{seed}" for arm in real.ARMS for seed in (1, 2)]
+    assert len(first) == len(set(first))
+    assert set(first) >= {f"train {name}" for name in (*names, "half-1", "ours-late-1")}
+    for before, after in (("train grpo-1", "evaluate grpo-1"), ("merge half-1", "train ours-late-1"),
+                          ("evaluate start", "budgets start"), ("evaluate ours-1", "budgets ours-1")):  # fmt: skip
+        assert first.index(before) < first.index(after)
+    assert "evaluate cap-2" not in first, "its training failed"
+    (tmp_path / "mended").touch()
+    assert done() == ["train cap-2", "evaluate cap-2"]
