@@ -27,6 +27,7 @@ SIZES: dict[str, Any] = {
     "eos_token_id": END,
     "pad_token_id": 259,
 }
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
@@ -40,7 +41,39 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 24,
         "tie_word_embeddings": False,
     },
+    "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "dots1": {**EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "ernie4_5": {},
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "moe_layer_start_index": 1},
+    "glm4": {"head_dim": 16},
+    "glm4_moe": {**EXPERTS, "head_dim": 16, "n_routed_experts": 4, "first_k_dense_replace": 1},
+    "granite": {},
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_multiplier": 0.25},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2, "moe_intermediate_size": 32},
+    "ministral3": {
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 64.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+    "mixtral": {"num_local_experts": 4},
+    "olmo2": {},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
+    "qwen3_moe": {**EXPERTS, "num_experts": 4, "head_dim": 24},
+    "seed_oss": {"head_dim": 16, "attention_dropout": 0.0, "residual_dropout": 0.0},
 }
+MIXTURES = [name for name in ARCHITECTURES if name.endswith("moe") or name in ("dots1", "mixtral", "olmoe")]
 
 
 def make_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> Any:
@@ -50,8 +83,8 @@ def make_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> An
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(std=1.6 * parameter.shape[1] ** -0.5)
+            if parameter.dim() >= 2:  # of experts, all of a layer are one
+                parameter.normal_(std=1.6 * parameter.shape[-1] ** -0.5)
     model.generation_config.eos_token_id = END
     model.generation_config.pad_token_id = 259
     return model

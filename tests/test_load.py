@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -16,9 +17,10 @@ from tokenizers.models import BPE, WordLevel
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
 from leanthink.data.think_tags import think_tags
-from leanthink.models.loading import check_supported, end_ids, kv_shape, load
+from leanthink.engine.decoder import is_llama_like
+from leanthink.models.loading import MODEL_TYPES, check_supported, end_ids, kv_shape, load
 from leanthink.utils.errors import DamagedFile, UnsupportedModel, UsageError
-from models import ARCHITECTURES, CLOSE, END, OPEN, make_model, make_tokenizer
+from models import ARCHITECTURES, CLOSE, END, MIXTURES, OPEN, make_model, make_tokenizer
 
 
 def config_of(model_type: str, **facts: Any) -> Any:
@@ -40,6 +42,19 @@ def test_the_listed_architectures_are_supported(architecture: str) -> None:
     assert shape.layers == len(model.model.layers)
     assert shape.group == layer.num_key_value_groups
     assert shape.head_dim == layer.head_dim
+
+
+def test_what_the_docs_list_is_served_and_tested() -> None:
+    root = Path(__file__).parent.parent
+    section = (root / "docs" / "python.md").read_text().partition("## Models")[2].partition("\n## ")[0]
+    found = re.findall(r"^\| (dense|mixtures of experts) \|(.*)$", section, re.MULTILINE)
+    rows = {kind: re.findall(r"`(\w+)`", cells) for kind, cells in found}
+    assert rows["mixtures of experts"] == sorted(MIXTURES)
+    assert rows["dense"] == sorted(set(MODEL_TYPES) - set(MIXTURES))
+    assert set(MODEL_TYPES) == set(ARCHITECTURES)
+    assert f"[{len(MODEL_TYPES)} types]" in (root / "README.md").read_text()
+    lean = re.findall(r"`(\w+)`", section.partition("|\n\n")[2].partition(" decode by")[0])
+    assert sorted(lean) == [name for name in sorted(MODEL_TYPES) if is_llama_like(make_model(name))]
 
 
 @pytest.mark.parametrize(

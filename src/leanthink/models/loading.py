@@ -21,7 +21,11 @@ from leanthink.utils.device import check_device
 from leanthink.utils.errors import DamagedFile, LeanThinkError, UnsupportedModel, UsageError, unknown
 from leanthink.utils.file_reading import said
 
-MODEL_TYPES = ("gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
+MODEL_TYPES = (  # each of them stands among the architectures of tests/models.py, which all tests of models go through
+    "apertus", "dots1", "ernie4_5", "ernie4_5_moe", "gemma3_text", "glm4", "glm4_moe", "granite", "granitemoe",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "llama", "ministral3", "mistral", "mixtral", "olmo2", "olmoe", "phi3",
+    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
+)  # fmt: skip
 DType = torch.dtype | Literal["auto"] | None
 
 

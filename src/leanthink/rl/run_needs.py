@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -170,10 +171,15 @@ def _update_bytes(args: Any, model: Any, base: Any, tokens: int) -> int | None:
         trained=head.requires_grad,
         in_torch=in_torch,
     )
+    logger = logging.getLogger("torch._subclasses.fake_tensor")  # which tells of each operation that has no trace
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         kept = trace_activations(model, rows=rows, tokens=tokens, autocast=autocast)
     except Exception:  # whatever a model's code cannot do without memory: an estimate ends no run
         return None
+    finally:
+        logger.setLevel(level)
     return kept.peak(checkpointed=args.gradient_checkpointing) + of_head
 
 
