@@ -4,13 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from leanthink.engine import attention, decoder
 from leanthink.engine.cache import SlotCache
 from leanthink.engine.forward_batch import PromptChunk
+from leanthink.engine.generation import generate
 from leanthink.engine.hidden_states import hidden_state_size
+from leanthink.engine.sampling import Sampling
 from leanthink.models.loading import kv_shape
-from models import make_model
+from models import make_model, make_tokenizer
 
 
 def cache_with_prompts(model: Any, lengths: list[int]) -> SlotCache:
@@ -53,6 +56,42 @@ def test_half_precision_is_rounded_where_the_modules_round() -> None:
     x = torch.randn(4, 64).bfloat16()
     norm = model.model.layers[0].input_layernorm
     assert torch.equal(decoder._Plain.norm(x, norm.weight, norm.variance_epsilon), norm(x))
+
+
+class Int8Weight(torch.Tensor):
+    """A weight of whole numbers and a scale for each row that has no memory of its own, as torchao's are."""
+
+    @staticmethod
+    def __new__(cls, codes: Tensor, scale: Tensor) -> Int8Weight:
+        return cls._make_wrapper_subclass(cls, codes.shape, dtype=scale.dtype)  # type: ignore[attr-defined, no-any-return]
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        self.codes, self.scale = codes, scale
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].codes, args[0].scale)
+        plain = [one.codes * one.scale if isinstance(one, cls) else one for one in args]
+        return func(*plain, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_weights_of_another_type_in_plain_modules_go_through_the_module() -> None:
+    model, rounded = make_model("qwen3"), make_model("qwen3")
+    for layer, own in zip(model.model.layers, rounded.model.layers, strict=True):
+        for part, same in zip(layer.modules(), own.modules(), strict=True):
+            if isinstance(part, torch.nn.Linear):
+                scale = part.weight.abs().amax(dim=1, keepdim=True) / 127
+                codes = (part.weight / scale).round().to(torch.int8)
+                same.weight.copy_(codes * scale)
+                part.weight = torch.nn.Parameter(Int8Weight(codes, scale), requires_grad=False)
+    assert not decoder.is_llama_like(model)
+    assert decoder.is_llama_like(rounded)
+    how: dict[str, Any] = {"policy": "full", "sampling": Sampling(max_new_tokens=40)}
+    prompts = [[5, 6, 7], [9] * 20]
+    tokens = [[one.token_ids for one in generate(m, make_tokenizer(), prompts, **how)] for m in (model, rounded)]
+    assert tokens[0] == tokens[1]
 
 
 def test_other_families_changed_classes_and_hooked_layers_keep_their_own_forward() -> None:

@@ -33,7 +33,8 @@ def is_llama_like(model: Any) -> bool:
         return False
     modules = [model, model.model, *(part for layer in model.model.layers for part in layer.modules())]
     linear = [part for part in modules if hasattr(part, "in_features")]
-    plain = all(type(part) is nn.Linear for part in linear)  # neither quantised nor adapted
+    # Neither adapted nor quantised: torchao leaves the module as it is, and its weight is a tensor of another type.
+    plain = all(type(part) is nn.Linear and type(part.weight) is nn.Parameter for part in linear)
     return plain and not any(part._forward_hooks or part._forward_pre_hooks for part in modules)
 
 
