@@ -61,7 +61,6 @@ report: $(INSTALLED)
 	$(VENV)/bin/python bench/table.py
 	$(VENV)/bin/python bench/policies_plot.py
 	$(VENV)/bin/python bench/real_plot.py
-	$(VENV)/bin/python research/deepcompress_plot.py
 
 format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -15,15 +14,15 @@ from leanthink.utils.svg import FONTS, lighter
 
 
 @contextmanager
-def drawing(name: str, size: tuple[float, float], folder: Path = RESULTS) -> Iterator[Figure]:
-    """A figure of this size in inches, written to NAME.svg in the folder once it is drawn.
+def drawing(name: str, size: tuple[float, float]) -> Iterator[Figure]:
+    """A figure of this size in inches, written to NAME.svg among the results once it is drawn.
 
     The same numbers give the same file, wherever it is drawn.
     """
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, **FONTS}):
         figure = Figure(figsize=size, layout="constrained")
         yield figure
-        path = folder / f"{name}.svg"
+        path = RESULTS / f"{name}.svg"
         figure.savefig(path, metadata={"Date": None, "Creator": None})
     drawn = lighter(path.read_text(encoding="utf-8"))
     path.write_text(_with_short_names(_with_classes(drawn)) + "\n", encoding="utf-8")

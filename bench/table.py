@@ -18,18 +18,9 @@ from real_table import NARROW, wrapped
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-RESEARCH = ROOT / "research"
-EXPERIMENTS = RESEARCH / "results" / "deepcompress" / "runs.tar.xz"
-sys.path.append(str(RESEARCH))
-from deepcompress_table import BASE, SCOPES, by_arm, compared, percent, read_archived, tokens  # noqa: E402
-
 ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
 SMALLER, STOCK = "llama-3.1-8b-16gib", "llama-3.1-8b-stock"
 WORTH_SHOWING, BEST = 0.2, 0.5  # of the problems right at some ratio: in the plot, in the first table
-STARTS = {  # of the experiments with DeepCompress, by folder
-    "seeing": "The start is `tiny`, trained on to be right when brief, to choose how to write by the kind of problem, "
-    "and to err where it checks nothing",
-}
 COMPOUNDING = ("4", "2.8")  # ratios, the first with the rows of the full cache
 
 
@@ -102,34 +93,6 @@ def _matrix(found: dict[str, Any], names: list[str]) -> list[str]:
     lines = [f"| policy | {' | '.join(head)} |", "|---" * (len(ratios) + 1) + "|"]
     lines.append(f"| full | {' | '.join([_cell(by_policy['full'][1.0])] * len(ratios))} |")
     return lines + [f"| {name} | {' | '.join(_cell(by_policy[name].get(r)) for r in ratios)} |" for name in names]
-
-
-def deepcompress_table(start: str) -> str:
-    """The arms of DeepCompress from this start: right answers and thought tokens, each against plain GRPO."""
-    runs = read_archived(EXPERIMENTS, start)
-    arms = by_arm(runs)
-    lines = [f"| arm | {' | '.join(f'{scope}: right, % | thought tokens' for scope in SCOPES)} |"]
-    lines.append("|---" * (1 + 2 * len(SCOPES)) + "|")
-    for arm, of_arm in arms.items():
-        cells = []
-        for levels in SCOPES.values():
-            found = compared(of_arm, arms[BASE], levels)
-            saved = "" if found["tokens_against"] is None else f", {100 * (found['tokens_against'][0] or 0):+.0f} %"
-            cells += [percent(found["right"]), tokens(found["thought_tokens"]) + saved]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    settings, birth, evaluation = (runs[0][name] for name in ("settings", "birth", "evaluation"))
-    times = settings["oversample"] * settings["max_rounds"]
-    chosen = f", chosen from {times} times as many by dynamic sampling" if times > 1 else ""
-    text = (
-        f"{STARTS[start]}. {settings['steps']} steps of {settings['prompts']} prompts x {settings['group']} "
-        f"responses{chosen}, two seeds. "
-        f"n = {len(evaluation['problems']['id'])} held-out problems, {evaluation['samples']} samples each at "
-        f"temperature {evaluation['temperature']:g} [95 % interval]; in per cent: tokens against `none`, "
-        "which is GRPO without a length reward; behind `ours` stands its `mastered_weight`. "
-        f"{birth['hardware']}, torch {birth['torch']}, commit {birth['commit']}, `research/deepcompress.py`: "
-        f"[results](results/deepcompress/{start})."
-    )
-    return "\n".join([*lines, "", *wrapped(text)]) + "\n"
 
 
 def compounding_table() -> str:
@@ -308,10 +271,7 @@ def main() -> None:
             "matrix": matrix_table(),
             "engine": steps_table() + "\n" + stock_lines() + "\n" + throughput_lines(),
         },
-        "research/deepcompress.md": {
-            **{f"deepcompress-{start}": deepcompress_table(start) for start in STARTS},
-            "compounding": compounding_table(),
-        },
+        "research/deepcompress.md": {"compounding": compounding_table()},
         "docs/ray.md": {"ray-speedup": ray_lines()},
         "docs/evaluation.md": {"eval-tiny": first_table(RESULTS / "eval-tiny" / "report.md")},
     }

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import tarfile
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,23 +52,10 @@ def by_level(problems: dict[str, list[Any]]) -> list[dict[str, Any]]:
 
 def read(folder: Path) -> list[Run]:
     """The results of all runs in a folder. Raises UsageError if there are none, or of different problems."""
-    return checked([json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))], str(folder))
-
-
-@cache
-def read_archived(archive: Path, start: str) -> list[Run]:
-    """The same of the experiment from this start in the archive of all of them; do not change what you get."""
-    with tarfile.open(archive) as opened:
-        names = sorted(name for name in opened.getnames() if name.startswith(f"{start}/"))
-        files = [opened.extractfile(name) for name in names]
-        return checked([json.load(file) for file in files if file is not None], f"{archive}, {start}/,")
-
-
-def checked(found: list[dict[str, Any]], where: str) -> list[Run]:
-    """The runs among what was found. Raises UsageError if there are none, or of different problems."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     runs: list[Run] = [run for run in found if "arm" in run]
     if not runs:
-        raise UsageError(f"{where} holds no result of a run: give the --out of the experiment")
+        raise UsageError(f"{folder} holds no result of a run: give the --out of the experiment")
     evaluated = [run for run in runs if "evaluation" in run]
     for run in evaluated[1:]:
         if run["evaluation"]["problems"]["id"] != evaluated[0]["evaluation"]["problems"]["id"]:

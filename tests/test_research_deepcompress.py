@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,12 +22,10 @@ from leanthink.rl.old_names import current_names
 RESEARCH = Path(__file__).parent.parent / "research"
 sys.path.insert(0, str(RESEARCH))
 import deepcompress  # noqa: E402
-import deepcompress_archive  # noqa: E402
 import deepcompress_pilot  # noqa: E402
 import deepcompress_run  # noqa: E402
 import deepcompress_table as table  # noqa: E402
 
-ARCHIVE = RESEARCH / "results" / "deepcompress" / "runs.tar.xz"
 STAND_IN = """#!/bin/sh
 echo "$@" >> said
 mkdir -p brief.work/start brief.work/predictors brief.work/weights/ours-1
@@ -203,39 +200,6 @@ def test_results_of_different_problems_are_not_compared(tmp_path: Path) -> None:
         table.read(tmp_path)
 
 
-def test_the_archive_holds_the_runs_that_the_summary_beside_it_tells_of() -> None:
-    runs = table.read_archived(ARCHIVE, "seeing")
-    assert len(runs) == 13
-    assert (ARCHIVE.parent / "seeing" / "summary.md").read_text() == table.summary(runs)
-
-
-def test_what_is_archived_makes_the_same_summary_and_the_same_bytes(tmp_path: Path) -> None:
-    names = (*table.SHOWN, "self_checks", "rollout_seconds", "update_seconds")
-    steps = [{"step": at, "loss": at / 7, **{name: (at + place) / 7 for place, name in enumerate(names)}}
-             for at in range(1, 13)]  # fmt: skip
-    run = run_of("ours", 1, [1.0, 0.5, 1, 0], [10.25, 20.0, 30, 50], curve=steps)
-    run["evaluation"]["levels"] = table.by_level(run["evaluation"]["problems"])
-    (tmp_path / "hot").mkdir()
-    for arm in ("ours", "none"):
-        (tmp_path / "hot" / f"{arm}-1.json").write_text(json.dumps(run | {"arm": arm}))
-    for name in ("a.tar.xz", "b.tar.xz"):
-        deepcompress_archive.main([str(tmp_path / name), str(tmp_path / "hot")])
-    assert (tmp_path / "a.tar.xz").read_bytes() == (tmp_path / "b.tar.xz").read_bytes()
-    kept = table.read_archived(tmp_path / "a.tar.xz", "hot")
-    assert table.summary(kept) == table.summary(table.read(tmp_path / "hot"))
-    first, last = kept[0]["curve"][0], kept[0]["curve"][-1]
-    assert (first["accuracy"], first.keys() & {"loss", "entropy"}) == (0.1429, set())
-    assert (last["entropy"], "loss" in last) == (2, False)
-    assert "levels" not in kept[0]["evaluation"]
-
-
-def test_an_experiment_that_is_not_in_the_archive_is_named(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "runs.tar.xz", "w:xz"):
-        pass
-    with pytest.raises(table.UsageError, match="cold/, holds no result"):
-        table.read_archived(tmp_path / "runs.tar.xz", "cold")
-
-
 def test_the_recipe_of_the_brief_model_gives_every_command_what_it_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,7 +216,7 @@ def test_the_recipe_of_the_brief_model_gives_every_command_what_it_takes(
     monkeypatch.chdir(tmp_path)
     options = deepcompress.make_parser().parse_args(said[2][1:])
     deepcompress.check(options)
-    wanted = json.loads((ARCHIVE.parent / "blind" / "ours-1.json").read_text())
+    wanted = json.loads((RESEARCH / "results" / "deepcompress" / "blind" / "ours-1.json").read_text())
     recorded = current_names(wanted["training"], tell=False)  # by a version whose settings had other names
     trained = {name: value for name, value in recorded.items() if name not in ("model", "out")}
     ours = deepcompress_run.settings_of("ours", 1, options)
