@@ -26,9 +26,13 @@ from leanthink.engine.kernels.append import append
 from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import MAX_SPLITS, MIN_SPLIT, PROGRAMS_PER_SM, decode_attention, splits_for
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
+from leanthink.engine.forward_batch import PromptChunk, prefill_batch
 from leanthink.engine.kernels.place import place
+from leanthink.engine.kernels.prefill import prefill_attention
+from leanthink.engine.kernels.prefill_blocks import block_shape
+from leanthink.engine.slot_allocator import Allocation
 from leanthink.policies.select_kernel import select_in_order
-from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow
+from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow, prefill_attention_slow
 from reference.select_slow import select_slow
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -103,6 +107,46 @@ def test_a_row_does_not_depend_on_its_neighbours(splits: int) -> None:
         one = slice(row, row + 1)
         alone = decode_attention(q[one], keys, values, starts[one], last[one], 0.1, splits=splits)
         assert torch.equal(alone[0], together[row])
+
+
+def attend_prompts(q: Tensor, kv: Tensor, chunks: list[tuple[int, int, int]]) -> Tensor:
+    """The kernel over chunks of (tokens, first slot, slots before)."""
+    rows, group = block_shape(q.shape[-1], q.dtype).rows, q.shape[1] // kv.shape[1]
+    pieces = [
+        PromptChunk(allocation=Allocation(start=start, size=done + tokens), done=done, tokens=tokens)
+        for tokens, start, done in chunks
+    ]
+    batch = prefill_batch(pieces, q.device, rows, group)
+    assert batch.chunks_C4 is not None
+    assert batch.blocks_B2 is not None
+    return prefill_attention(q, kv[0], kv[1], batch.chunks_C4, batch.blocks_B2, q.shape[-1] ** -0.5)
+
+
+@few
+@given(
+    chunks=st.lists(
+        st.tuples(st.sampled_from(EDGES) | st.integers(1, 200), st.sampled_from([0, *EDGES])), min_size=1, max_size=3
+    ),
+    heads=st.integers(1, 2),
+    group=st.sampled_from([1, 3, 4, 7]),
+    dim=st.sampled_from([*DIMS, 512]),
+    dtype=st.sampled_from(FLOATS[:2]),  # the interpreter multiplies the bits of bfloat16 matrices
+    seed=SEEDS,
+)
+def test_prompts_attend_to_exactly_the_slots_up_to_themselves(
+    chunks: list[tuple[int, int]], heads: int, group: int, dim: int, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    starts, slots = allocations([tokens + done for tokens, done in chunks])
+    placed = [(tokens, start, done) for (tokens, done), start in zip(chunks, starts.tolist(), strict=True)]
+    kv = torch.full((2, heads, slots, dim), torch.nan, dtype=dtype)
+    for tokens, start, done in placed:
+        kv[:, :, start : start + done + tokens] = torch.randn(2, heads, done + tokens, dim)
+    total = sum(tokens for tokens, _ in chunks)
+    q = torch.randn(group * heads, total, dim).to(dtype).transpose(0, 1)
+    got = attend_prompts(q, kv, placed)
+    assert got.dtype == dtype
+    assert error(got, prefill_attention_slow(q, kv[0], kv[1], placed, dim**-0.5)) < BOUNDS[dtype]
 
 
 @given(pairs=st.integers(1, 10_000), slots=st.integers(1, 200_000), sms=st.integers(1, 200))

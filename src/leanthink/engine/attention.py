@@ -74,8 +74,22 @@ def multiprocessors(device: torch.device) -> int:
     return count
 
 
+def packed_attention(q_SAD: Tensor, slot_cache: SlotCache, layer: int, batch: PrefillBatch, scaling: float) -> Tensor:
+    """Each chunk's tokens over the slots of its own allocation up to themselves, [S, A, D] for A = H*G query heads.
+
+    On a GPU one kernel for all chunks, elsewhere a call for each.
+    """
+    if batch.chunks_C4 is None or batch.blocks_B2 is None:
+        query = q_SAD.transpose(0, 1)[None]
+        return prefill_attention(query, slot_cache, layer, batch, scaling)[0].transpose(0, 1)
+    from leanthink.engine.kernels import prefill
+
+    keys_HTD, values_HTD = slot_cache.keys(layer), slot_cache.values(layer)
+    return prefill.prefill_attention(q_SAD, keys_HTD, values_HTD, batch.chunks_C4, batch.blocks_B2, scaling)
+
+
 def prefill_attention(query: Tensor, slot_cache: SlotCache, layer: int, batch: PrefillBatch, scaling: float) -> Tensor:
-    """Each chunk's tokens over the slots of its own allocation up to themselves, [1, H*G, tokens, D]."""
+    """The same by PyTorch, a call for each chunk, [1, H*G, S, D]."""
     outs, first = [], 0
     for chunk in batch.chunks:
         q = query[:, :, first : first + chunk.tokens]
@@ -137,7 +151,8 @@ def slot_attention(
     slot_cache.scaling = scaling
     slot_cache.write(module.layer_idx, query, key, value)
     if isinstance(batch, PrefillBatch):
-        return prefill_attention(query, slot_cache, module.layer_idx, batch, scaling).transpose(1, 2), None
+        q_SAD = query[0].transpose(0, 1)
+        return packed_attention(q_SAD, slot_cache, module.layer_idx, batch, scaling)[None], None
     packed_NHGD = query.reshape(key.shape[0], key.shape[1], -1, query.shape[-1])
     out_NHGD = decode_attention(packed_NHGD, slot_cache, module.layer_idx, batch, scaling)
     return out_NHGD.flatten(1, 2)[:, None], None

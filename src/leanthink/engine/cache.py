@@ -16,7 +16,7 @@ from torch import Tensor
 from leanthink.engine import attention_sums
 from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.engine.compaction import compact, move
-from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch, PromptChunk, by_allocation
+from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch, PromptChunk, by_allocation, prefill_batch
 from leanthink.engine.integrity import check_cache
 from leanthink.engine.rings import larger_ring
 from leanthink.engine.slot_allocator import Allocation, SlotAllocator
@@ -144,9 +144,13 @@ class SlotCache:
         """Announce a forward over these chunks of prompts, as one sequence; returns its positions [1, tokens]."""
         assert self.forward_batch is None
         assert all(0 < chunk.done + chunk.tokens <= chunk.allocation.size for chunk in chunks)
-        self.forward_batch = PrefillBatch(chunks=tuple(chunks))
-        positions = [torch.arange(chunk.done, chunk.done + chunk.tokens) for chunk in chunks]
-        return torch.cat(positions)[None].to(self.starts.device)
+        rows = 0
+        if self.starts.is_cuda:
+            from leanthink.engine.kernels.prefill_blocks import block_shape
+
+            rows = block_shape(self.shape.head_dim, self.kv_LPHTD.dtype).rows
+        self.forward_batch = prefill_batch(chunks, self.starts.device, rows, self.shape.group)
+        return self.forward_batch.positions_S[None]
 
     def copy_prompt(self, source: Allocation, target: Allocation, tokens: int) -> None:
         """The first `tokens` slots of an allocation get the keys and values of another's: both prompts begin alike."""
@@ -210,20 +214,13 @@ class SlotCache:
         assert batch is not None, "announce the forward first: start_prefill or start_step"
         if isinstance(batch, DecodeBatch):
             self.append(layer, batch, keys[:, :, 0], values[:, :, 0])
-            self.store_queries(layer, batch, queries[:, :, 0])
+            self.note_queries(layer, batch, queries[:, :, 0])
             return
-        first = 0
-        for chunk in batch.chunks:
-            fed = slice(first, first + chunk.tokens)
-            held = slice(chunk.allocation.start + chunk.done, chunk.allocation.start + chunk.done + chunk.tokens)
-            self.keys(layer)[:, held] = keys[0, :, fed]
-            self.values(layer)[:, held] = values[0, :, fed]
-            if self.requirements.prompt_attention:
-                attention_sums.add_prompt(self, layer, chunk, queries[0, :, fed])
-            first += chunk.tokens
+        self.append(layer, batch, keys[0].transpose(0, 1), values[0].transpose(0, 1))
+        self.note_queries(layer, batch, queries[0].transpose(0, 1))
 
-    def append(self, layer: int, batch: DecodeBatch, keys_NHD: Tensor, values_NHD: Tensor) -> None:
-        """Write one token of every row."""
+    def append(self, layer: int, batch: DecodeBatch | PrefillBatch, keys_NHD: Tensor, values_NHD: Tensor) -> None:
+        """Write one token of every row, or each token of the chunks."""
         if keys_NHD.is_cuda:
             from leanthink.engine.kernels.append import append
 
@@ -241,9 +238,15 @@ class SlotCache:
         assert isinstance(self.forward_batch, DecodeBatch)
         self.token_ids[self.forward_batch.write_N] = ids_N
 
-    def store_queries(self, layer: int, batch: DecodeBatch, queries_NAD: Tensor) -> None:
-        """Keep the queries of one token of every row, A = H*G heads, in a ring for each row, if any are required."""
-        if self.requirements.queries:
+    def note_queries(self, layer: int, batch: DecodeBatch | PrefillBatch, queries_NAD: Tensor) -> None:
+        """Keep the queries of one token of every row, A = H*G heads, in a ring for each row, if any are required.
+
+        Of chunks, whose keys are written, add up the attention instead, if that is required.
+        """
+        if isinstance(batch, PrefillBatch):
+            if self.requirements.prompt_attention:
+                attention_sums.add_prompts(self, layer, batch, queries_NAD)
+        elif self.requirements.queries:
             at_N = self.next_positions[: len(queries_NAD)] % self.requirements.queries
             packed_NHGD = queries_NAD.reshape(-1, self.shape.kv_heads, self.shape.group, self.shape.head_dim)
             self.queries[:, layer][self._rows(batch), :, :, at_N] = packed_NHGD

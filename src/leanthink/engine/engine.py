@@ -38,7 +38,7 @@ from leanthink.policies.budget import Budget
 from leanthink.utils.deprecated import warn_renamed
 from leanthink.utils.errors import RequestFailed, UsageError
 
-PREFILL_TOKENS = 2048
+PREFILL_TOKENS = {"cpu": 2048, "cuda": 8192}  # by the kind of device
 
 
 class Engine:
@@ -60,7 +60,7 @@ class Engine:
         rows: most requests that decode at a time.
         row_slots: None: a request reserves its bound. A number: every request reserves so many slots, which on a CPU
             lets one attention call serve all rows.
-        prefill_tokens: most prompt tokens that one step feeds.
+        prefill_tokens: most prompt tokens that one step feeds; None: 8192 on a GPU, 2048 elsewhere.
         tags: where thoughts begin and end; None: the tokenizer's.
         ends: token ids that end a request; None: the model's.
         record: fill `evicted_at`, `token_chars` and `scores` of every Completion, whether or not a request asks for it.
@@ -79,12 +79,14 @@ class Engine:
         slots: int,
         rows: int = 64,
         row_slots: int | None = None,
-        prefill_tokens: int = PREFILL_TOKENS,
+        prefill_tokens: int | None = None,
         tags: ThinkTags | None = None,
         ends: Sequence[int] | None = None,
         record: bool = False,
         graphs: bool | None = None,
     ) -> None:
+        if prefill_tokens is None:
+            prefill_tokens = PREFILL_TOKENS.get(model.device.type, PREFILL_TOKENS["cpu"])
         for name, given in (("slots", slots), ("rows", rows), ("prefill_tokens", prefill_tokens)):
             if isinstance(given, bool) or not isinstance(given, int) or given < 1:
                 raise UsageError(f"Engine: {name}={given!r}: must be a whole number of at least 1")

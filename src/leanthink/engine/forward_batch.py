@@ -1,10 +1,12 @@
 """What the next forward pass is: the cache is told before it runs, and attention layers read it while it does.
 
 N rows   U allocations in use, where all have one size   T slots of the cache
+C chunks of prompts   S their tokens together   B blocks of rows of their attention
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +26,17 @@ class PromptChunk:
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillBatch:
-    """The next forward feeds the tokens of these chunks, one after the other, as one sequence."""
+    """The next forward feeds the tokens of these chunks, one after the other, as one sequence.
+
+    What kernels need of it is told once, for all layers: `chunks_C4` and `blocks_B2` as of
+    `leanthink.engine.kernels.prefill`, and None where none of them runs.
+    """
 
     chunks: tuple[PromptChunk, ...]
+    positions_S: Tensor
+    write_N: Tensor  # the slot of the cache that each of the S tokens writes
+    chunks_C4: Tensor | None = None
+    blocks_B2: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +50,45 @@ class DecodeBatch:
     longest: int  # slots that attention has to read of the longest row, the new one included; 0 in a CUDA graph
     bias_U11T: Tensor | None = None  # with a fixed size: 0 where an allocation holds a slot, -inf elsewhere
     allocation_N: Tensor | None = None  # and which of the U in use is each row's; None where row n has the n-th
+
+
+def prefill_batch(chunks: Sequence[PromptChunk], device: torch.device, rows: int = 0, group: int = 1) -> PrefillBatch:
+    """The forward over these chunks; with `rows`, in blocks of so many rows of `group` for each token."""
+    tokens_C, start_C, done_C = torch.tensor(
+        [(chunk.tokens, chunk.allocation.start, chunk.done) for chunk in chunks], dtype=torch.int64
+    ).unbind(1)
+    first_C = tokens_C.cumsum(0) - tokens_C
+    positions_S = torch.arange(int(tokens_C.sum())) + (done_C - first_C).repeat_interleave(tokens_C)
+    write_S = positions_S + start_C.repeat_interleave(tokens_C)
+    tables = [torch.zeros(0, dtype=torch.int64)] * 2
+    if rows:
+        chunks_C4 = torch.stack([first_C, tokens_C, start_C, done_C], dim=1)
+        tables = [chunks_C4.flatten(), in_blocks(tokens_C, done_C, rows, group).flatten()]
+    # One copy to the device, that does not wait for it. Each but the last begins at a multiple of 16 bytes whatever the
+    # chunks are: kernels are compiled anew for another alignment.
+    told = [*tables, write_S, positions_S]
+    together = torch.cat(told)
+    on_device = together.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else together.to(device)
+    chunks_X, blocks_X, write_S, positions_S = torch.split(on_device, [len(part) for part in told])
+    return PrefillBatch(
+        chunks=tuple(chunks),
+        positions_S=positions_S,
+        write_N=write_S,
+        chunks_C4=chunks_X.view(-1, 4) if rows else None,
+        blocks_B2=blocks_X.view(-1, 2) if rows else None,
+    )
+
+
+def in_blocks(tokens_C: Tensor, done_C: Tensor, rows: int, group: int) -> Tensor:
+    """Chunk and first row of each block of `rows` rows, a chunk having `group` for each token, int64 [B, 2].
+
+    Those that see most slots come first, so that none of them is still at work when all others have ended.
+    """
+    blocks_C = -(-tokens_C * group // rows)
+    chunk_B = torch.arange(len(tokens_C)).repeat_interleave(blocks_C)
+    first_row_B = (torch.arange(len(chunk_B)) - (blocks_C.cumsum(0) - blocks_C)[chunk_B]) * rows
+    order_B = (done_C[chunk_B] + first_row_B // group).argsort(descending=True, stable=True)
+    return torch.stack([chunk_B, first_row_B], dim=1)[order_B]
 
 
 def by_allocation(

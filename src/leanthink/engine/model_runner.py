@@ -49,8 +49,10 @@ class ModelRunner:
     def __init__(self, model: Any, cache: SlotCache, sampler: Sampler, *, graphs: bool | None = None) -> None:
         self.model, self.cache, self.sampler = model, cache, sampler
         lean = decoder.is_llama_like(model)
-        self._decode = decoder.LeanDecoder(model) if lean else partial(attention.decode, model)
-        device = model.device
+        device, forward = model.device, decoder.LeanDecoder(model) if lean else None
+        self._decode = forward or partial(attention.decode, model)
+        # On a CPU transformers' own forward is the faster one for so many tokens.
+        self._lean_prefill = forward.prefill if forward and device.type == "cuda" else None
         self.graphs = device.type == "cuda" if graphs is None else graphs
         rows = cache.max_rows + 1
         self.last_ids = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -127,8 +129,11 @@ class ModelRunner:
 
     def prefill(self, token_ids: Sequence[int], chunks: Sequence[PromptChunk]) -> None:
         """One forward over these chunks of prompts, whose tokens follow one another."""
-        ids_1S = torch.tensor([token_ids], device=self.last_ids.device)
-        attention.prefill(self.model, self.cache, ids_1S, self.cache.start_prefill(chunks))
+        ids_1S, positions_1S = self.cache.indices(token_ids)[None], self.cache.start_prefill(chunks)
+        if self._lean_prefill is not None:
+            self._lean_prefill(self.cache, ids_1S, positions_1S)
+        else:
+            attention.prefill(self.model, self.cache, ids_1S, positions_1S)
 
     def ids(self, rows: int) -> Tensor:
         """The sampled tokens of the step, [N] on the host; waits for the device.
