@@ -361,6 +361,45 @@ def test_graphs_give_the_tokens_of_plain_steps_and_of_the_cpu() -> None:
     assert outcomes[2][3].logprobs == pytest.approx(outcomes[1][3].logprobs, abs=1e-3)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("prefill_tokens", [None, 100, 7])
+def test_prompts_fed_on_a_gpu_give_the_tokens_of_transformers(prefill_tokens: int | None) -> None:
+    from leanthink.data.tasks import registry
+    from leanthink.models.loading import load
+    from leanthink.models.prompt import encode_prompt
+
+    model, tokenizer = load("tiny", device="cuda", dtype=torch.float32)
+    problems = [p for family in registry.FAMILIES for p in registry.sample(family, 2, 3, 7)]
+    prompts = [encode_prompt(tokenizer, i, problem.prompt) for i, problem in enumerate(problems)]
+    engine = Engine(model, tokenizer, slots=12_000, rows=8, prefill_tokens=prefill_tokens, ends=())
+    for prompt in prompts:
+        engine.add(prompt, policy="full", sampling=Sampling(max_new_tokens=24))
+    finished = run(engine)
+    for i, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt], device="cuda")
+        wanted = model.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
+        assert list(finished[i].token_ids) == wanted[0, len(prompt) :].tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "smollm3", "phi3"])
+def test_prompts_packed_into_one_call_are_those_of_a_call_each(architecture: str) -> None:
+    model = endless(architecture=architecture).cuda()
+    made = []
+    for packed in (True, False):
+        engine = Engine(model, TOKENIZER, slots=400, rows=5, prefill_tokens=16)
+        assert engine.model_runner.packs_prompts
+        engine.model_runner.packs_prompts = packed
+        for i, length in enumerate((1, 2, 40, 17, 33)):
+            engine.add(list(range(i, i + length)), policy="h2o", budget=BUDGET, sampling=Sampling(max_new_tokens=20))
+        made.append((run(engine), engine.cache.kv_LPHTD))
+    (packed_done, packed_kv), (each_done, each_kv) = made
+    assert [done.token_ids for _, done in sorted(packed_done.items())] == [
+        done.token_ids for _, done in sorted(each_done.items())
+    ]
+    torch.testing.assert_close(packed_kv[..., :-1, :], each_kv[..., :-1, :], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 4, 5, 20])
 def test_a_request_that_is_finished_early_brings_what_it_has_and_frees_its_slots(steps: int) -> None:
     model = endless()

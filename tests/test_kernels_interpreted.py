@@ -22,14 +22,13 @@ pytest.importorskip("triton", minversion="3.7", reason="the interpreter of Trito
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by tests/test_kernels.py, with TRITON_INTERPRET=1", allow_module_level=True)
 
+from leanthink.engine.forward_batch import PromptChunk, prefill_batch
 from leanthink.engine.kernels.append import append
 from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import MAX_SPLITS, MIN_SPLIT, PROGRAMS_PER_SM, decode_attention, splits_for
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
-from leanthink.engine.forward_batch import PromptChunk, prefill_batch
 from leanthink.engine.kernels.place import place
 from leanthink.engine.kernels.prefill import prefill_attention
-from leanthink.engine.kernels.prefill_blocks import block_shape
 from leanthink.engine.slot_allocator import Allocation
 from leanthink.policies.select_kernel import select_in_order
 from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow, prefill_attention_slow
@@ -111,12 +110,11 @@ def test_a_row_does_not_depend_on_its_neighbours(splits: int) -> None:
 
 def attend_prompts(q: Tensor, kv: Tensor, chunks: list[tuple[int, int, int]]) -> Tensor:
     """The kernel over chunks of (tokens, first slot, slots before)."""
-    rows, group = block_shape(q.shape[-1], q.dtype).rows, q.shape[1] // kv.shape[1]
     pieces = [
         PromptChunk(allocation=Allocation(start=start, size=done + tokens), done=done, tokens=tokens)
         for tokens, start, done in chunks
     ]
-    batch = prefill_batch(pieces, q.device, rows, group)
+    batch = prefill_batch(pieces, kv[None], q.shape[1] // kv.shape[1])
     assert batch.chunks_C4 is not None
     assert batch.blocks_B2 is not None
     return prefill_attention(q, kv[0], kv[1], batch.chunks_C4, batch.blocks_B2, q.shape[-1] ** -0.5)

@@ -112,8 +112,9 @@ def _of_waiting(
 
 def add_prompts(cache: SlotCache, layer: int, batch: PrefillBatch, queries_SAD: Tensor) -> None:
     """Add the attention of the tokens of all chunks, whose keys are written, to the slots that they saw."""
-    for chunk, queries in zip(batch.chunks, queries_SAD.split([c.tokens for c in batch.chunks]), strict=True):
-        add_prompt(cache, layer, chunk, queries.transpose(0, 1))
+    each = torch.split(queries_SAD.transpose(0, 1), [chunk.tokens for chunk in batch.chunks], dim=1)
+    for chunk, queries_AWD in zip(batch.chunks, each, strict=True):
+        add_prompt(cache, layer, chunk, queries_AWD)
 
 
 def add_prompt(cache: SlotCache, layer: int, chunk: PromptChunk, queries_AWD: Tensor) -> None:

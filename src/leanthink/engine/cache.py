@@ -140,16 +140,14 @@ class SlotCache:
 
     # -- prompts ---------------------------------------------------------------------------------------------------
 
-    def start_prefill(self, chunks: Sequence[PromptChunk]) -> Tensor:
-        """Announce a forward over these chunks of prompts, as one sequence; returns its positions [1, tokens]."""
+    def start_prefill(self, chunks: Sequence[PromptChunk], *, packed: bool = False) -> Tensor:
+        """Announce a forward over these chunks of prompts, as one sequence; returns its positions [1, tokens].
+
+        `packed`: one attention call a layer serves all of them, which takes a GPU.
+        """
         assert self.forward_batch is None
         assert all(0 < chunk.done + chunk.tokens <= chunk.allocation.size for chunk in chunks)
-        rows = 0
-        if self.starts.is_cuda:
-            from leanthink.engine.kernels.prefill_blocks import block_shape
-
-            rows = block_shape(self.shape.head_dim, self.kv_LPHTD.dtype).rows
-        self.forward_batch = prefill_batch(chunks, self.starts.device, rows, self.shape.group)
+        self.forward_batch = prefill_batch(chunks, self.kv_LPHTD, self.shape.group if packed else None)
         return self.forward_batch.positions_S[None]
 
     def copy_prompt(self, source: Allocation, target: Allocation, tokens: int) -> None:

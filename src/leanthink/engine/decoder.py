@@ -3,7 +3,8 @@
 transformers' own forward serves any length and any option, and for one token most of its time goes into doing so. Here
 the same weights are applied in the same order, and rounded where the modules round. Prompts are fed this way on a GPU.
 
-N rows, or tokens of prompts   M model width   A query heads (H * G)   H kv heads   G query heads per kv head   D head dim   V vocabulary
+N rows, or tokens of prompts   M model width   A query heads (H * G)   H kv heads   G query heads per kv head
+D head dim   V vocabulary
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class LeanDecoder:
                 if layer.index == self.middle + 1:
                     middle_NM = x_NM
                 q_NAD = self._place(layer, slot_cache, batch, normed_NM, angles_ND)
-                q_NHGD = q_NAD.unflatten(1, (slot_cache.shape.kv_heads, -1))
+                q_NHGD = q_NAD.view(len(x_NM), slot_cache.shape.kv_heads, -1, slot_cache.shape.head_dim)
                 out_NHGD = decode_attention(q_NHGD, slot_cache, layer.index, batch, layer.scaling)
                 x_NM, added_NM = self._finish(layer, x_NM, out_NHGD)
             x_NM, final_NM = ops.add_norm(x_NM, added_NM, self.norm, eps)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from leanthink.engine.kernels.prefill_blocks import block_shape
 from leanthink.engine.slot_allocator import Allocation, SlotAllocator
 
 
@@ -52,8 +53,9 @@ class DecodeBatch:
     allocation_N: Tensor | None = None  # and which of the U in use is each row's; None where row n has the n-th
 
 
-def prefill_batch(chunks: Sequence[PromptChunk], device: torch.device, rows: int = 0, group: int = 1) -> PrefillBatch:
-    """The forward over these chunks; with `rows`, in blocks of so many rows of `group` for each token."""
+def prefill_batch(chunks: Sequence[PromptChunk], kv_LPHTD: Tensor, group: int | None) -> PrefillBatch:
+    """The forward over these chunks, with tables for the kernel if a group of query heads is given."""
+    device = kv_LPHTD.device
     tokens_C, start_C, done_C = torch.tensor(
         [(chunk.tokens, chunk.allocation.start, chunk.done) for chunk in chunks], dtype=torch.int64
     ).unbind(1)
@@ -61,7 +63,8 @@ def prefill_batch(chunks: Sequence[PromptChunk], device: torch.device, rows: int
     positions_S = torch.arange(int(tokens_C.sum())) + (done_C - first_C).repeat_interleave(tokens_C)
     write_S = positions_S + start_C.repeat_interleave(tokens_C)
     tables = [torch.zeros(0, dtype=torch.int64)] * 2
-    if rows:
+    if group is not None:
+        rows = block_shape(kv_LPHTD.shape[-1], kv_LPHTD.dtype).rows
         chunks_C4 = torch.stack([first_C, tokens_C, start_C, done_C], dim=1)
         tables = [chunks_C4.flatten(), in_blocks(tokens_C, done_C, rows, group).flatten()]
     # One copy to the device, that does not wait for it. Each but the last begins at a multiple of 16 bytes whatever the
@@ -74,8 +77,8 @@ def prefill_batch(chunks: Sequence[PromptChunk], device: torch.device, rows: int
         chunks=tuple(chunks),
         positions_S=positions_S,
         write_N=write_S,
-        chunks_C4=chunks_X.view(-1, 4) if rows else None,
-        blocks_B2=blocks_X.view(-1, 2) if rows else None,
+        chunks_C4=chunks_X.view(-1, 4) if group else None,
+        blocks_B2=blocks_X.view(-1, 2) if group else None,
     )
 
 

@@ -44,15 +44,18 @@ class ModelRunner:
         cache: told of each forward, given token scores and accounted for here.
         sampler: picks the tokens.
         graphs: None: CUDA graphs on a GPU.
+
+    Attributes:
+        packs_prompts: whether one attention call a layer serves all prompts of a step, through our own forward where
+            there is one for the model; on a GPU.
     """
 
     def __init__(self, model: Any, cache: SlotCache, sampler: Sampler, *, graphs: bool | None = None) -> None:
         self.model, self.cache, self.sampler = model, cache, sampler
         lean = decoder.is_llama_like(model)
-        device, forward = model.device, decoder.LeanDecoder(model) if lean else None
-        self._decode = forward or partial(attention.decode, model)
-        # On a CPU transformers' own forward is the faster one for so many tokens.
-        self._lean_prefill = forward.prefill if forward and device.type == "cuda" else None
+        device, self._lean = model.device, decoder.LeanDecoder(model) if lean else None
+        self._decode = self._lean or partial(attention.decode, model)
+        self.packs_prompts = device.type == "cuda"  # on a CPU transformers' own forward feeds prompts faster
         self.graphs = device.type == "cuda" if graphs is None else graphs
         rows = cache.max_rows + 1
         self.last_ids = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -129,9 +132,10 @@ class ModelRunner:
 
     def prefill(self, token_ids: Sequence[int], chunks: Sequence[PromptChunk]) -> None:
         """One forward over these chunks of prompts, whose tokens follow one another."""
-        ids_1S, positions_1S = self.cache.indices(token_ids)[None], self.cache.start_prefill(chunks)
-        if self._lean_prefill is not None:
-            self._lean_prefill(self.cache, ids_1S, positions_1S)
+        ids_1S = self.cache.indices(token_ids)[None]
+        positions_1S = self.cache.start_prefill(chunks, packed=self.packs_prompts)
+        if self._lean is not None and self.packs_prompts:
+            self._lean.prefill(self.cache, ids_1S, positions_1S)
         else:
             attention.prefill(self.model, self.cache, ids_1S, positions_1S)
 

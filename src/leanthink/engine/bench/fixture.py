@@ -121,7 +121,7 @@ class Fixture:
             context=context,
         )
 
-    def engine(self, bounds: Sequence[int], *, slots: int | None = None) -> Engine:
+    def engine(self, bounds: Sequence[int], *, slots: int | None = None, prefill_tokens: int | None = None) -> Engine:
         """An engine for requests of these bounds, with `slots` slots, None for just enough.
 
         On a CPU allocations have one size, as `leanthink.generate` has them.
@@ -130,7 +130,14 @@ class Fixture:
         fixed_size = largest if self.device.type == "cpu" else None
         room = slots or (sum(bounds) if fixed_size is None else largest * len(bounds))
         return Engine(
-            self.model, self.tokenizer, slots=room, rows=len(bounds), row_slots=fixed_size, tags=NO_TAGS, ends=()
+            self.model,
+            self.tokenizer,
+            slots=room,
+            rows=len(bounds),
+            row_slots=fixed_size,
+            prefill_tokens=prefill_tokens,
+            tags=NO_TAGS,
+            ends=(),
         )
 
 
