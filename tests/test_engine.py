@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -384,14 +384,14 @@ def test_prompts_fed_on_a_gpu_give_the_tokens_of_transformers(prefill_tokens: in
 @pytest.mark.gpu
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "smollm3", "phi3"])
 def test_prompts_packed_into_one_call_are_those_of_a_call_each(architecture: str) -> None:
-    model = endless(architecture=architecture).cuda()
-    made = []
+    model, made = endless(architecture=architecture).cuda(), []
+    policy, budget = H2O(waiting=3, pins_prompt=False), replace(BUDGET, slots=48)  # it adds up the prompt's attention
     for packed in (True, False):
         engine = Engine(model, TOKENIZER, slots=400, rows=5, prefill_tokens=16)
         assert engine.model_runner.packs_prompts
         engine.model_runner.packs_prompts = packed
         for i, length in enumerate((1, 2, 40, 17, 33)):
-            engine.add(list(range(i, i + length)), policy="h2o", budget=BUDGET, sampling=Sampling(max_new_tokens=20))
+            engine.add(list(range(i, i + length)), policy=policy, budget=budget, sampling=Sampling(max_new_tokens=40))
         made.append((run(engine), engine.cache.kv_LPHTD))
     (packed_done, packed_kv), (each_done, each_kv) = made
     assert [done.token_ids for _, done in sorted(packed_done.items())] == [
