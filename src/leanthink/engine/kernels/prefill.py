@@ -75,13 +75,17 @@ def _attend(  # type: ignore[no-untyped-def]
     total = tl.zeros([ROWS], tl.float32)
     highest = tl.full([ROWS], -float("inf"), tl.float32)
     position = done + token
-    whole = (done + first_row // G + 1) // BLOCK * BLOCK  # slots that every row sees, in whole blocks
+    whole = (
+        (done + first_row // G) // BLOCK * BLOCK
+    )  # whole blocks that every row sees, which all see the next slot too
     stop = done + tl.minimum((first_row + ROWS - 1) // G + 1, tokens)
-    weighted, total, highest = _over(
-        query, k, v, weighted, total, highest, position, 0, whole, stop, scale, k_slot, v_slot, D, DP, BLOCK, False
-    )
+    # The masked ones first, each row's maximum being finite ever after; in the other order the compiler for Hopper has
+    # the two loops' tensor-core products wait for each other (its warning C7515).
     weighted, total, highest = _over(
         query, k, v, weighted, total, highest, position, whole, stop, stop, scale, k_slot, v_slot, D, DP, BLOCK, True
+    )
+    weighted, total, highest = _over(
+        query, k, v, weighted, total, highest, position, 0, whole, stop, scale, k_slot, v_slot, D, DP, BLOCK, False
     )
     result = (weighted / total[:, None]).to(out.dtype.element_ty)
     tl.store(out + packed[:, None] * out_token + of_head[:, None] * out_head + d[None, :], result, mask=real)
