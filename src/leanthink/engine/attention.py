@@ -90,9 +90,9 @@ def packed_attention(q_SAD: Tensor, slot_cache: SlotCache, layer: int, batch: Pr
 
 def prefill_attention(query: Tensor, slot_cache: SlotCache, layer: int, batch: PrefillBatch, scaling: float) -> Tensor:
     """The same by PyTorch, a call for each chunk, [1, H*G, S, D]."""
-    outs, first = [], 0
-    for chunk in batch.chunks:
-        q = query[:, :, first : first + chunk.tokens]
+    outs = []
+    for chunk, (_, fed) in zip(batch.chunks, batch.spans, strict=True):
+        q = query[:, :, fed]
         held = slice(chunk.allocation.start, chunk.allocation.start + chunk.done + chunk.tokens)
         keys, values = slot_cache.keys(layer)[None, :, held], slot_cache.values(layer)[None, :, held]
         if chunk.done == 0:
@@ -104,7 +104,6 @@ def prefill_attention(query: Tensor, slot_cache: SlotCache, layer: int, batch: P
             mask = causal_lower_right(chunk.tokens, chunk.done + chunk.tokens)
             out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scaling)
         outs.append(out)
-        first += chunk.tokens
     return torch.cat(outs, dim=2)
 
 

@@ -112,9 +112,8 @@ def _of_waiting(
 
 def add_prompts(cache: SlotCache, layer: int, batch: PrefillBatch, queries_SAD: Tensor) -> None:
     """Add the attention of the tokens of all chunks, whose keys are written, to the slots that they saw."""
-    each = torch.split(queries_SAD.transpose(0, 1), [chunk.tokens for chunk in batch.chunks], dim=1)
-    for chunk, queries_AWD in zip(batch.chunks, each, strict=True):
-        add_prompt(cache, layer, chunk, queries_AWD)
+    for chunk, (_, fed) in zip(batch.chunks, batch.spans, strict=True):
+        add_prompt(cache, layer, chunk, queries_SAD[fed].transpose(0, 1))
 
 
 def add_prompt(cache: SlotCache, layer: int, chunk: PromptChunk, queries_AWD: Tensor) -> None:

@@ -143,7 +143,7 @@ class SlotCache:
     def start_prefill(self, chunks: Sequence[PromptChunk], *, packed: bool = False) -> Tensor:
         """Announce a forward over these chunks of prompts, as one sequence; returns its positions [1, tokens].
 
-        `packed`: one attention call a layer serves all of them, which takes a GPU.
+        `packed`: with what one kernel for all of them has to know, on a GPU.
         """
         assert self.forward_batch is None
         assert all(0 < chunk.done + chunk.tokens <= chunk.allocation.size for chunk in chunks)
@@ -210,12 +210,10 @@ class SlotCache:
         """Store what a layer computed: keys and values [rows, H, tokens, D], queries [rows, H*G, tokens, D]."""
         batch = self.forward_batch
         assert batch is not None, "announce the forward first: start_prefill or start_step"
-        if isinstance(batch, DecodeBatch):
-            self.append(layer, batch, keys[:, :, 0], values[:, :, 0])
-            self.note_queries(layer, batch, queries[:, :, 0])
-            return
-        self.append(layer, batch, keys[0].transpose(0, 1), values[0].transpose(0, 1))
-        self.note_queries(layer, batch, queries[0].transpose(0, 1))
+        decodes = isinstance(batch, DecodeBatch)
+        each = [of_all[:, :, 0] if decodes else of_all[0].transpose(0, 1) for of_all in (queries, keys, values)]
+        self.append(layer, batch, *each[1:])
+        self.note_queries(layer, batch, each[0])
 
     def append(self, layer: int, batch: DecodeBatch | PrefillBatch, keys_NHD: Tensor, values_NHD: Tensor) -> None:
         """Write one token of every row, or each token of the chunks."""
@@ -224,8 +222,9 @@ class SlotCache:
 
             append(self.keys(layer), self.values(layer), batch.write_N, keys_NHD, values_NHD)
             return
-        self.keys(layer)[:, batch.write_N] = keys_NHD.transpose(0, 1)
-        self.values(layer)[:, batch.write_N] = values_NHD.transpose(0, 1)
+        for slots, fed in batch.spans if isinstance(batch, PrefillBatch) else [(batch.write_N, slice(None))]:
+            self.keys(layer)[:, slots] = keys_NHD[fed].transpose(0, 1)
+            self.values(layer)[:, slots] = values_NHD[fed].transpose(0, 1)
 
     def _rows(self, batch: DecodeBatch) -> Tensor:
         """Row numbers, [N]; the free one for rows without a request."""

@@ -6,7 +6,7 @@ C chunks of prompts   S their tokens together   B blocks of rows of their attent
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,15 @@ class PrefillBatch:
     write_N: Tensor  # the slot of the cache that each of the S tokens writes
     chunks_C4: Tensor | None = None
     blocks_B2: Tensor | None = None
+
+    @property
+    def spans(self) -> Iterator[tuple[slice, slice]]:
+        """Of each chunk, the slots that it writes, and which of the S tokens they are."""
+        first = 0
+        for chunk in self.chunks:
+            start = chunk.allocation.start + chunk.done
+            yield slice(start, start + chunk.tokens), slice(first, first + chunk.tokens)
+            first += chunk.tokens
 
 
 @dataclass(frozen=True, kw_only=True)
