@@ -15,17 +15,22 @@ from transformers.models.llama import modeling_llama
 pytest.importorskip("triton", reason="Triton is for Linux")
 
 from interpreted import assert_passes_interpreted
-from leanthink.engine.forward_batch import PromptChunk, prefill_batch
 from leanthink.engine.kernels.append import append
 from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import decode_attention, splits_for
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
 from leanthink.engine.kernels.place import place
 from leanthink.engine.kernels.prefill import prefill_attention
-from leanthink.engine.slot_allocator import Allocation
 from leanthink.policies.budget import top_k_oldest_first
 from leanthink.policies.select_kernel import MAX_SLOTS
-from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow, prefill_attention_slow
+from reference.kernels_slow import (
+    append_slow,
+    batch_of,
+    compact_slow,
+    decode_attention_slow,
+    place_slow,
+    prefill_attention_slow,
+)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -72,18 +77,6 @@ def test_decode_attention_reads_exactly_the_held_slots(
         assert error(got[row], wanted[row]) < bound(dtype), f"row of {HELD[row]} slots"
 
 
-def attend_prompts(q: Tensor, kv: Tensor, chunks: list[tuple[int, int, int]]) -> Tensor:
-    """The kernel over chunks of (tokens, first slot, slots before)."""
-    pieces = [
-        PromptChunk(allocation=Allocation(start=start, size=done + tokens), done=done, tokens=tokens)
-        for tokens, start, done in chunks
-    ]
-    batch = prefill_batch(pieces, kv[None], q.shape[1] // kv.shape[1])
-    assert batch.chunks_C4 is not None
-    assert batch.blocks_B2 is not None
-    return prefill_attention(q, kv[0], kv[1], batch.chunks_C4, batch.blocks_B2, q.shape[-1] ** -0.5)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("heads", "group", "dim", "dtype"),
@@ -108,7 +101,7 @@ def test_prompts_attend_to_exactly_the_slots_up_to_themselves(
     starts, kv = made_cache(tokens + done, heads, dim, dtype)
     placed = [(tokens, start, done) for (tokens, done), start in zip(chunks, starts.tolist(), strict=True)]
     q = torch.randn(int(tokens.sum()), heads * group, dim, dtype=dtype, device="cuda")
-    got = attend_prompts(q, kv, placed).split(tokens.tolist())
+    got = prefill_attention(q, kv[0], kv[1], batch_of(placed, kv, group), dim**-0.5).split(tokens.tolist())
     wanted = prefill_attention_slow(q, kv[0], kv[1], placed, dim**-0.5).split(tokens.tolist())
     for ours, theirs, chunk in zip(got, wanted, chunks, strict=True):
         assert error(ours, theirs) < bound(dtype), f"{chunk[0]} tokens behind {chunk[1]}"
@@ -231,7 +224,7 @@ def test_a_cache_may_have_more_numbers_than_32_bits_count() -> None:
         assert error(got, decode_attention_slow(q, kv[0, 0], kv[0, 1], starts, last, 0.1)) < 1e-2
     chunks = [(held, int(starts[0]), 0), (held - 100, int(starts[1]), 100)]
     q = torch.randn(2 * held - 100, heads * 4, dim, dtype=torch.bfloat16, device="cuda")
-    got = attend_prompts(q, kv[0], chunks)
+    got = prefill_attention(q, kv[0, 0], kv[0, 1], batch_of(chunks, kv[0], 4), dim**-0.5)
     assert error(got, prefill_attention_slow(q, kv[0, 0], kv[0, 1], chunks, dim**-0.5)) < 1e-2
     tail = kv[..., -1100:, :]
     wanted, inside = tail.clone(), starts - (slots - 1100)

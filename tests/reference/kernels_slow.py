@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from transformers.models.llama import modeling_llama
 
+from leanthink.engine.forward_batch import PrefillBatch, PromptChunk, prefill_batch
+from leanthink.engine.slot_allocator import Allocation
+
 
 def decode_attention_slow(
     q_NHGD: Tensor, keys_HTD: Tensor, values_HTD: Tensor, starts_N: Tensor, last_N: Tensor, scaling: float
@@ -38,6 +41,15 @@ def prefill_attention_slow(
         logits = q.double().transpose(0, 1) @ keys.transpose(1, 2) * scaling
         outs.append((logits.masked_fill(unseen, -torch.inf).softmax(-1) @ values).transpose(0, 1))
     return torch.cat(outs)
+
+
+def batch_of(placed: list[tuple[int, int, int]], kv: Tensor, group: int | None) -> PrefillBatch:
+    """The forward over chunks of (tokens, first slot, slots before)."""
+    chunks = [
+        PromptChunk(allocation=Allocation(start=start, size=done + tokens), done=done, tokens=tokens)
+        for tokens, start, done in placed
+    ]
+    return prefill_batch(chunks, kv[None], group)
 
 
 def append_slow(keys_HTD: Tensor, values_HTD: Tensor, write_N: Tensor, key_NHD: Tensor, value_NHD: Tensor) -> None:

@@ -79,13 +79,12 @@ def packed_attention(q_SAD: Tensor, slot_cache: SlotCache, layer: int, batch: Pr
 
     On a GPU one kernel for all chunks, elsewhere a call for each.
     """
-    if batch.chunks_C4 is None or batch.blocks_B2 is None:
+    if batch.blocks_B2 is None:
         query = q_SAD.transpose(0, 1)[None]
         return prefill_attention(query, slot_cache, layer, batch, scaling)[0].transpose(0, 1)
     from leanthink.engine.kernels import prefill
 
-    keys_HTD, values_HTD = slot_cache.keys(layer), slot_cache.values(layer)
-    return prefill.prefill_attention(q_SAD, keys_HTD, values_HTD, batch.chunks_C4, batch.blocks_B2, scaling)
+    return prefill.prefill_attention(q_SAD, slot_cache.keys(layer), slot_cache.values(layer), batch, scaling)
 
 
 def prefill_attention(query: Tensor, slot_cache: SlotCache, layer: int, batch: PrefillBatch, scaling: float) -> Tensor:

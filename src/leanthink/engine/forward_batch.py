@@ -29,15 +29,15 @@ class PromptChunk:
 class PrefillBatch:
     """The next forward feeds the tokens of these chunks, one after the other, as one sequence.
 
-    What kernels need of it is told once, for all layers: `chunks_C4` and `blocks_B2` as of
-    `leanthink.engine.kernels.prefill`, and None where none of them runs.
+    What is told of it is told once, for all layers. The tables of the kernel that attends to all chunks at once are
+    None where it does not run.
     """
 
     chunks: tuple[PromptChunk, ...]
     positions_S: Tensor
     write_N: Tensor  # the slot of the cache that each of the S tokens writes
-    chunks_C4: Tensor | None = None
-    blocks_B2: Tensor | None = None
+    chunks_C4: Tensor | None = None  # first of the S tokens, tokens, first slot of the allocation, slots written before
+    blocks_B2: Tensor | None = None  # as of `in_blocks`
 
     @property
     def spans(self) -> Iterator[tuple[slice, slice]]:

@@ -46,15 +46,16 @@ class ModelRunner:
         graphs: None: CUDA graphs on a GPU.
 
     Attributes:
-        packs_prompts: whether one attention call a layer serves all prompts of a step, through our own forward where
-            there is one for the model; on a GPU.
+        lean: our own forward; None for a model that has to use transformers'.
+        packs_prompts: whether a layer's attention to all prompts of a step is one call, and `lean` feeds them if it is
+            there; on a GPU.
     """
 
     def __init__(self, model: Any, cache: SlotCache, sampler: Sampler, *, graphs: bool | None = None) -> None:
         self.model, self.cache, self.sampler = model, cache, sampler
         lean = decoder.is_llama_like(model)
-        device, self._lean = model.device, decoder.LeanDecoder(model) if lean else None
-        self._decode = self._lean or partial(attention.decode, model)
+        device, self.lean = model.device, decoder.LeanDecoder(model) if lean else None
+        self._decode = self.lean or partial(attention.decode, model)
         self.packs_prompts = device.type == "cuda"  # on a CPU transformers' own forward feeds prompts faster
         self.graphs = device.type == "cuda" if graphs is None else graphs
         rows = cache.max_rows + 1
@@ -134,8 +135,8 @@ class ModelRunner:
         """One forward over these chunks of prompts, whose tokens follow one another."""
         ids_1S = self.cache.indices(token_ids)[None]
         positions_1S = self.cache.start_prefill(chunks, packed=self.packs_prompts)
-        if self._lean is not None and self.packs_prompts:
-            self._lean.prefill(self.cache, ids_1S, positions_1S)
+        if self.lean is not None and self.packs_prompts:
+            self.lean.prefill(self.cache, ids_1S, positions_1S)
         else:
             attention.prefill(self.model, self.cache, ids_1S, positions_1S)
 

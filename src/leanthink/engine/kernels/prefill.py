@@ -3,8 +3,8 @@
 Online softmax, block by block, in powers of two (FlashAttention-2, arXiv 2307.08691). The query heads of a kv head lie
 side by side in a block: row r of a chunk is query head r % G of its token r // G, so that keys are read once for all.
 
-S tokens of all chunks together   C chunks   B blocks of rows   A query heads (H * G)   H kv heads
-G query heads per kv head   D head dim   T slots of the cache
+S tokens of all chunks together   A query heads (H * G)   H kv heads   G query heads per kv head   D head dim
+T slots of the cache
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from leanthink.engine.forward_batch import PrefillBatch
 from leanthink.engine.kernels.prefill_blocks import block_shape
 
 LOG2_E = 1.4426950408889634
@@ -92,7 +93,7 @@ def _attend(  # type: ignore[no-untyped-def]
 
 
 def prefill_attention(
-    q_SAD: Tensor, keys_HTD: Tensor, values_HTD: Tensor, chunks_C4: Tensor, blocks_B2: Tensor, scaling: float
+    q_SAD: Tensor, keys_HTD: Tensor, values_HTD: Tensor, batch: PrefillBatch, scaling: float
 ) -> Tensor:
     """Attention of each chunk's tokens over the slots of its own allocation up to themselves, [S, A, D].
 
@@ -102,24 +103,20 @@ def prefill_attention(
         q_SAD: the queries of all chunks, one after the other.
         keys_HTD: one layer's keys, those of these chunks written already.
         values_HTD: and its values.
-        chunks_C4: int64, of each chunk its first token among the S, how many it has, the first slot of its allocation,
-            and how many slots of it were written before.
-        blocks_B2: int64, of each block of `block_shape(...).rows` rows its chunk and its first row; see
-            `leanthink.engine.forward_batch.in_blocks`.
+        batch: the chunks, with tables for this kernel.
         scaling: factor on the dot products, above 0.
     """
-    S, A, D = q_SAD.shape
-    H = len(keys_HTD)
+    (S, A, D), H = q_SAD.shape, len(keys_HTD)
     assert q_SAD.dtype == keys_HTD.dtype == values_HTD.dtype
     assert q_SAD.stride(-1) == keys_HTD.stride(-1) == values_HTD.stride(-1) == 1
-    assert chunks_C4.is_contiguous()
-    assert blocks_B2.is_contiguous()
+    assert batch.chunks_C4 is not None
+    assert batch.blocks_B2 is not None
     assert scaling > 0
     out_SAD = torch.empty((S, A, D), dtype=q_SAD.dtype, device=q_SAD.device)
     shape = block_shape(D, q_SAD.dtype)
-    launch: Any = _attend[(len(blocks_B2), H)]
+    launch: Any = _attend[(len(batch.blocks_B2), H)]
     launch(
-        q_SAD, keys_HTD, values_HTD, chunks_C4, blocks_B2, out_SAD, scaling * LOG2_E,
+        q_SAD, keys_HTD, values_HTD, batch.chunks_C4, batch.blocks_B2, out_SAD, scaling * LOG2_E,
         *q_SAD.stride()[:2], *out_SAD.stride()[:2], *keys_HTD.stride()[:2], *values_HTD.stride()[:2],
         G=A // H, D=D, DP=max(16, triton.next_power_of_2(D)), ROWS=shape.rows, BLOCK=shape.slots,
         num_warps=shape.warps, num_stages=shape.stages,
