@@ -356,7 +356,7 @@ def test_latency_counts_every_token(folder: Path) -> None:
     assert found["tokens"] == 5 * 6
     assert found["first_token_ms"]["n"] == 5
     assert found["between_tokens_ms"]["n"] == 5 * 5
-    assert found["first_token_ms"]["median"] <= found["first_token_ms"]["p99"] <= found["first_token_ms"]["most"]
+    assert found["first_token_ms"]["median"] <= found["first_token_ms"]["p99"]
     assert found["tokens_per_second"] == pytest.approx(30 / found["seconds"])
     assert found["most_at_a_time"] == 5
 

@@ -19,6 +19,7 @@ from leanthink.engine.compaction import compact, move
 from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch, PromptChunk, by_allocation, prefill_batch
 from leanthink.engine.integrity import check_cache
 from leanthink.engine.rings import larger_ring
+from leanthink.engine.row_assignment import FedPrompt, assign_rows
 from leanthink.engine.slot_allocator import Allocation, SlotAllocator
 from leanthink.models.kv_shape import KVShape
 from leanthink.policies import Policy
@@ -158,25 +159,9 @@ class SlotCache:
     def assign_row(
         self, allocation: Allocation, prompt: int, *, pinned: bool = True, token_ids: Sequence[int] = ()
     ) -> int:
-        """The next row decodes on this allocation, which holds all but the last of `prompt` tokens; returns the row.
-
-        The last prompt token is fed with the decoding steps, so that all logits come out of these. A prompt that is
-        not pinned counts as thought. `token_ids` are the prompt's, where they are kept.
-        """
-        row, start, device = self.active, allocation.start, self.starts.device
-        assert row < self.max_rows
-        allocation.row = row
-        self.allocations.append(allocation)
-        fixed = prompt if pinned else 0
-        self.host_lengths[row], self.host_pinned[row], self.host_sizes[row] = prompt - 1, fixed, allocation.size
-        self.host_waiting[row] = 0
-        facts = [start, prompt - 1, prompt, prompt - 1, 1, fixed, prompt - 1]
-        self.table[:, row] = torch.tensor(facts, device=device)
-        self.positions[:, :, start : start + prompt] = torch.arange(prompt, device=device)
-        if self.requirements.token_ids:
-            self.token_ids[start : start + len(token_ids)] = torch.tensor(token_ids, dtype=torch.int64, device=device)
-        self.queries[row] = 0  # of the row's former owner; the prompt's own are not kept
-        return row
+        """The next row decodes on this allocation of a prompt of so many tokens, see `assign_rows`; returns the row."""
+        assign_rows(self, [FedPrompt(allocation, prompt, pinned, token_ids)])
+        return self.active - 1
 
     # -- decoding --------------------------------------------------------------------------------------------------
 
@@ -311,9 +296,9 @@ class SlotCache:
 
     # -- evicting --------------------------------------------------------------------------------------------------
 
-    def indices(self, rows: Sequence[int]) -> Tensor:
-        """These rows as an index on the device, copied from page-locked memory: any other copy would wait for it."""
-        rows_R = torch.tensor(rows)
+    def indices(self, rows: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        """These numbers, such as rows, on the device, copied from page-locked memory: any other copy would wait."""
+        rows_R = torch.tensor(rows, dtype=torch.int64)
         on_gpu = self.starts.is_cuda
         return rows_R.pin_memory().to(self.starts.device, non_blocking=True) if on_gpu else rows_R
 

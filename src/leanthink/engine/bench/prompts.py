@@ -5,21 +5,23 @@ N prompts   L tokens of each   M model width
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from leanthink.engine.bench.fixture import Fixture, attempt
-from leanthink.engine.bench.latency import serve
-from leanthink.engine.bench.measure import seconds, spread
+from leanthink.engine.bench.measure import now, quantiles, seconds, spread
+from leanthink.engine.engine import Engine
+from leanthink.engine.generation import raise_first
+from leanthink.engine.request import Request
 from leanthink.models.loading import kv_shape
 
 METHOD = (
-    "all prompts at once into an idle engine, until each has its first token; policy full, other prompts every round, "
-    "the first round not counted. per-chunk: the same with an attention call for each prompt and layer, through "
-    "transformers' forward. transformers: its own forward over as many prompts as fit into --prefill-tokens, in turn. "
-    "floor: floating-point operations over the rate of one large matrix product"
+    "all prompts at once into an idle engine, until each has its first token, while those that have it decode; policy "
+    "full, not streamed, other prompts every round, the first round not counted. per-chunk: the same with an attention "
+    "call for each prompt and layer, through transformers' forward. transformers: its own forward over as many prompts "
+    "as fit into --prefill-tokens, in turn. floor: floating-point operations over the rate of one large matrix product"
 )
 MATRIX = {"cuda": 8192, "cpu": 512}  # side of the matrices whose product tells the rate
 
@@ -75,17 +77,35 @@ def _told(many: int, tokens: int, ms: list[float]) -> dict[str, Any]:
 
 def _engine(fixture: Fixture, many: int, tokens: int, *, packed: bool | None) -> dict[str, Any]:
     """Rounds of an engine; `packed` as of `ModelRunner.packs_prompts`, None as the engine has it."""
+    steps = -(-many * (tokens - 1) // fixture.options.prefill_tokens)
     requests = [
-        [fixture.request(at * many + i, prompt=tokens, output=2, slots=None) for i in range(many)]
+        [fixture.request(at * many + i, prompt=tokens, output=steps + 2, slots=None) for i in range(many)]
         for at in range(fixture.options.repeats + 1)
     ]
     bounds = [request.bound for request in requests[0]]
     engine = fixture.engine(bounds, prefill_tokens=fixture.options.prefill_tokens)
     if packed is not None:
         engine.model_runner.packs_prompts = packed
-    firsts = [serve(engine, of_round)["first_token_ms"] for of_round in requests][1:]
+    firsts = [quantiles(first_tokens_ms(engine, of_round), median=0.5, p99=0.99, most=1.0) for of_round in requests][1:]
     spreads = {f"first_token_{name}_ms": spread([first[name] for first in firsts]) for name in ("median", "p99")}
     return _told(many, tokens, [first["most"] for first in firsts]) | spreads
+
+
+def first_tokens_ms(engine: Engine, requests: Sequence[Request]) -> list[float]:
+    """Milliseconds from the arrival of all requests to the first token of each; then they are served to their ends.
+
+    None may end before all have begun.
+    """
+    start = now(engine.device)
+    for request in requests:
+        engine.add_request(request)
+    came: dict[int, float] = {}
+    while engine.unfinished:
+        raise_first(engine.step().failed, len(requests))
+        if len(came) < len(requests):
+            moment = 1e3 * (now(engine.device) - start)
+            came |= {request.index: moment for request in engine.running_batch.requests if request.index not in came}
+    return list(came.values())
 
 
 @torch.inference_mode()
