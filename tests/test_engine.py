@@ -362,23 +362,23 @@ def test_graphs_give_the_tokens_of_plain_steps_and_of_the_cpu() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("prefill_tokens", [None, 100, 7])
-def test_prompts_fed_on_a_gpu_give_the_tokens_of_transformers(prefill_tokens: int | None) -> None:
+def test_prompts_fed_on_a_gpu_whole_or_in_pieces_give_the_tokens_of_transformers() -> None:
     from leanthink.data.tasks import registry
     from leanthink.models.loading import load
     from leanthink.models.prompt import encode_prompt
 
     model, tokenizer = load("tiny", device="cuda", dtype=torch.float32)
-    problems = [p for family in registry.FAMILIES for p in registry.sample(family, 2, 3, 7)]
+    problems = [problem for family in registry.FAMILIES for problem in registry.sample(family, 2, 1, 7)]
     prompts = [encode_prompt(tokenizer, i, problem.prompt) for i, problem in enumerate(problems)]
-    engine = Engine(model, tokenizer, slots=12_000, rows=8, prefill_tokens=prefill_tokens, ends=())
-    for prompt in prompts:
-        engine.add(prompt, policy="full", sampling=Sampling(max_new_tokens=24))
-    finished = run(engine)
-    for i, prompt in enumerate(prompts):
-        ids = torch.tensor([prompt], device="cuda")
-        wanted = model.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
-        assert list(finished[i].token_ids) == wanted[0, len(prompt) :].tolist()
+    config = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    wanted = [model.generate(torch.tensor([prompt], device="cuda"), **config)[0, len(prompt) :] for prompt in prompts]
+    for prefill_tokens in (None, 100, 7):
+        engine = Engine(model, tokenizer, slots=12_000, rows=8, prefill_tokens=prefill_tokens, ends=(), graphs=False)
+        assert engine.scheduler.prefill_tokens == (prefill_tokens or 8192)
+        for prompt in prompts:
+            engine.add(prompt, policy="full", sampling=Sampling(max_new_tokens=24))
+        finished = run(engine)
+        assert [list(finished[i].token_ids) for i in range(len(prompts))] == [ids.tolist() for ids in wanted]
 
 
 @pytest.mark.gpu
@@ -387,7 +387,7 @@ def test_prompts_packed_into_one_call_are_those_of_a_call_each(architecture: str
     model, made = endless(architecture=architecture).cuda(), []
     policy, budget = H2O(waiting=3, pins_prompt=False), replace(BUDGET, slots=48)  # it adds up the prompt's attention
     for packed in (True, False):
-        engine = Engine(model, TOKENIZER, slots=400, rows=5, prefill_tokens=16)
+        engine = Engine(model, TOKENIZER, slots=400, rows=5, prefill_tokens=16, graphs=False)
         assert engine.model_runner.packs_prompts
         engine.model_runner.packs_prompts = packed
         for i, length in enumerate((1, 2, 40, 17, 33)):
