@@ -76,12 +76,11 @@ def _attend(  # type: ignore[no-untyped-def]
     total = tl.zeros([ROWS], tl.float32)
     highest = tl.full([ROWS], -float("inf"), tl.float32)
     position = done + token
-    whole = (
-        (done + first_row // G) // BLOCK * BLOCK
-    )  # whole blocks that every row sees, which all see the next slot too
+    # Whole blocks that every row sees; as all see the next slot too, no row of the first masked block is without any.
+    whole = (done + first_row // G) // BLOCK * BLOCK
     stop = done + tl.minimum((first_row + ROWS - 1) // G + 1, tokens)
-    # The masked ones first, each row's maximum being finite ever after; in the other order the compiler for Hopper has
-    # the two loops' tensor-core products wait for each other (its warning C7515).
+    # The masked blocks first: in the other order ptxas has all tensor-core products on a Hopper GPU wait for one another
+    # (its warning C7515).
     weighted, total, highest = _over(
         query, k, v, weighted, total, highest, position, whole, stop, stop, scale, k_slot, v_slot, D, DP, BLOCK, True
     )

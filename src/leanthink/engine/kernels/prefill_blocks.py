@@ -16,8 +16,8 @@ class BlockShape(NamedTuple):
     stages: int
 
 
-# By the largest head dim that each is for. Queries, and keys and values of all stages, lie in shared memory: at most 128
-# of the 227 KiB that a program has on an H100, and 96 KiB on GPUs that have 99 and keep queries in registers.
+# By the largest head dim that each is for. Queries, and keys and values of all stages, lie in shared memory: at most
+# 128 of the 227 KiB that a program has on an H100, 96 on GPUs that have 99 and keep queries in registers.
 HALF = {64: BlockShape(128, 64, 8, 3), 128: BlockShape(128, 64, 8, 3), 256: BlockShape(64, 32, 8, 2)}
 FLOAT = {64: BlockShape(32, 32, 4, 2), 128: BlockShape(32, 16, 8, 2), 256: BlockShape(32, 16, 8, 2)}
 WIDER = BlockShape(16, 16, 4, 1)
