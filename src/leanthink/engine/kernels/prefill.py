@@ -79,7 +79,7 @@ def _attend(  # type: ignore[no-untyped-def]
     # Whole blocks that every row sees; as all see the next slot too, no row of the first masked block is without any.
     whole = (done + first_row // G) // BLOCK * BLOCK
     stop = done + tl.minimum((first_row + ROWS - 1) // G + 1, tokens)
-    # The masked blocks first: in the other order ptxas has all tensor-core products on a Hopper GPU wait for one another
+    # The masked blocks first: in the other order ptxas has all products of tensor cores on Hopper wait for one another
     # (its warning C7515).
     weighted, total, highest = _over(
         query, k, v, weighted, total, highest, position, whole, stop, stop, scale, k_slot, v_slot, D, DP, BLOCK, True
