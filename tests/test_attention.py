@@ -12,7 +12,8 @@ from torch import Tensor
 
 from leanthink.engine.attention import decode, prefill, slot_attention
 from leanthink.engine.cache import SlotCache
-from leanthink.engine.forward_batch import PromptChunk
+from leanthink.engine.forward_batch import PromptChunk, in_blocks, prefill_batch
+from leanthink.engine.kernels.prefill_blocks import block_shape
 from leanthink.engine.slot_allocator import Allocation
 from leanthink.models.kv_shape import KVShape
 from leanthink.models.loading import kv_shape
@@ -96,6 +97,41 @@ def test_decode_equals_the_reference_implementation_over_ragged_rows(
         assert torch.equal(cache.keys(0)[:, held][:, -1], key[row, :, 0])
         slow = attend_all_slowly(query[row], cache.keys(0)[:, held], cache.values(0)[:, held], scaling or 0.5)
         torch.testing.assert_close(out[row], slow, rtol=1e-4, atol=1e-5)
+
+
+@given(
+    chunks=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 50)), min_size=1, max_size=5),
+    rows=st.sampled_from([1, 4, 16, 64]),
+    group=st.integers(1, 7),
+)
+def test_blocks_take_every_row_of_a_prompt_once_those_that_see_most_first(
+    chunks: list[tuple[int, int]], rows: int, group: int
+) -> None:
+    tokens_C, done_C = (torch.tensor(numbers) for numbers in zip(*chunks, strict=True))
+    blocks = in_blocks(tokens_C, done_C, rows, group).tolist()
+    wanted = [(chunk, row) for chunk, (tokens, _) in enumerate(chunks) for row in range(0, tokens * group, rows)]
+    assert sorted(map(tuple, blocks)) == wanted
+    seen = [chunks[chunk][1] + row // group for chunk, row in blocks]
+    assert seen == sorted(seen, reverse=True)
+
+
+def test_what_a_forward_over_prompts_is_told_of_them() -> None:
+    chunks = [
+        PromptChunk(allocation=Allocation(start=start, size=9), done=done, tokens=tokens)
+        for start, done, tokens in ((30, 2, 3), (7, 0, 2))
+    ]
+    kv_LPHTD, rows = torch.zeros(1, 2, 2, 40, 4), block_shape(4, torch.float32).rows
+    plain, packed = (prefill_batch(chunks, kv_LPHTD, group) for group in (None, rows))
+    for batch in (plain, packed):
+        assert batch.positions_S.tolist() == [2, 3, 4, 0, 1]
+        assert batch.write_N.tolist() == [32, 33, 34, 7, 8]
+        assert list(batch.spans) == [(slice(32, 35), slice(0, 3)), (slice(7, 9), slice(3, 5))]
+    assert plain.chunks_C4 is None
+    assert plain.blocks_B2 is None
+    assert packed.chunks_C4 is not None
+    assert packed.blocks_B2 is not None
+    assert packed.chunks_C4.tolist() == [[0, 3, 30, 2], [3, 2, 7, 0]]
+    assert packed.blocks_B2.tolist() == [[0, 2 * rows], [0, rows], [0, 0], [1, rows], [1, 0]]
 
 
 @given(

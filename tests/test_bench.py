@@ -20,6 +20,7 @@ from leanthink.engine.bench.measure import Steps, spread, timed_steps
 from leanthink.engine.bench.memory import predicted_bytes
 from leanthink.engine.bench.options import LARGE, PARTS, SMALL, Options, options_from
 from leanthink.engine.bench.plot import draw, roofline_shares, speeds
+from leanthink.engine.bench.prompts import MATRIX, flop
 from leanthink.engine.bench.roofline import COPY_BYTES
 from leanthink.engine.bench.run import run
 from leanthink.engine.bench.sets import shares
@@ -27,6 +28,7 @@ from leanthink.engine.bench.throughput import places_of
 from leanthink.engine.bench.warm_start import Place, warm_start
 from leanthink.engine.bench.weights import all_bytes, build, config_of, never_ending, step_bytes
 from leanthink.engine.engine import Engine
+from leanthink.engine.model_runner import ModelRunner
 from leanthink.engine.request import make_request
 from leanthink.engine.sampling import Sampling
 from leanthink.models.loading import kv_shape
@@ -43,6 +45,7 @@ TOKENIZER = make_tokenizer()
 @pytest.fixture(autouse=True)
 def _small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(COPY_BYTES, "cpu", 2**20)
+    monkeypatch.setitem(MATRIX, "cpu", 32)
 
 
 def small(folder: Path, *parts: str, **changes: Any) -> Options:
@@ -51,6 +54,8 @@ def small(folder: Path, *parts: str, **changes: Any) -> Options:
         "cells": ((3, 40), (2, 24)),
         "steps": 5,
         "prompt": 8,
+        "prompts": ((5, 20), (1, 2)),
+        "prefill_tokens": 48,
         "output": 90,
         "kv_gib": 0.001,
         "budgets": (24, 12),
@@ -83,6 +88,8 @@ def weights_of(shape: str) -> Any:
         ("llama-3.1-8b", 8_030_261_248, 131072),
         ("qwen2.5-7b", 7_615_616_512, 57344),
         ("qwen3-8b", 8_190_735_360, 147456),
+        ("qwen2.5-1.5b", 1_543_714_304 + 151936 * 1536, 28672),  # as published, and a head of its own
+        ("qwen3-4b", 4_022_468_096 + 151936 * 2560, 147456),
     ],
 )
 def test_shapes_have_the_published_sizes(shape: str, weights: int, per_slot: int) -> None:
@@ -362,6 +369,39 @@ def test_latency_of_requests_that_wait_for_room(folder: Path) -> None:
     assert found["tokens"] == 24
 
 
+def test_prompts_are_measured_to_their_first_tokens_beside_transformers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed: list[list[int]] = []
+    feed = ModelRunner.prefill
+
+    def noted(self: ModelRunner, ids: Any, chunks: Any) -> None:
+        fed.append([chunk.tokens for chunk in chunks])
+        feed(self, ids, chunks)
+
+    monkeypatch.setattr(ModelRunner, "prefill", noted)
+    found = measured(folder, "prompts")
+    assert fed == [[19, 19, 10], [9, 19, 19]] * 3 + [[1]] * 3  # five prompts of 20, then one of 2, each in three rounds
+    for cell, (many, tokens) in zip(found["cells"], ((5, 20), (1, 2)), strict=True):
+        assert (cell["prompts"], cell["tokens"]) == (many, tokens)
+        assert "per-chunk" not in cell
+        ours = cell["leanthink"]
+        assert ours["first_token_median_ms"]["n"] == 2
+        assert ours["first_token_median_ms"]["median"] <= ours["first_token_p99_ms"]["median"] <= ours["ms"]["median"]
+        assert cell["share_of_floor"] == pytest.approx(cell["floor_ms"] / ours["ms"]["median"])
+        for kind in (ours, cell["transformers"]):
+            assert kind["prompts_per_second"] == pytest.approx(1e3 * many / kind["ms"]["median"])
+            assert kind["prompt_tokens_per_second"] == pytest.approx(tokens * kind["prompts_per_second"])
+
+
+def test_operations_of_prompts_are_those_of_their_products(folder: Path) -> None:
+    fixture = Fixture(small(folder))
+    layer = 64 * (2 + 1 + 1) * 64 + 2 * 64 * 64 + 3 * 64 * 96  # queries, keys and values; output; the MLP
+    norms, head = 4 * 64, fixture.model.config.vocab_size * 64
+    of_one = 2 * 5 * (2 * (layer + norms) + 64) + 2 * head + 2 * 4 * (1 + 2 + 3 + 4 + 5) * 2 * 64
+    assert flop(fixture, 3, 5) == 3 * of_one
+
+
 def test_memory_told_beforehand_is_what_is_allocated(folder: Path) -> None:
     found = measured(folder, "memory")
     assert found["slots"] == 3 * (8 + 40 + 6 + 1)
@@ -435,6 +475,9 @@ def test_the_picture_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
         ({"steps": "3,4"}, ["--steps '3,4'", "one number"]),
         ({"kv-gib": "0"}, ["--kv-gib"]),
         ({"output": "20"}, ["--output 20"]),
+        ({"prompts": "256"}, ["--prompts '256'", "256x128,64x2048"]),
+        ({"prompts": "4x1"}, ["--prompts ((4, 1),)", "2 tokens"]),
+        ({"prefill-tokens": "0"}, ["--prefill-tokens 0", "at least 1"]),
         ({"device": "cuda:7"}, ["'cuda:7'"]),
     ],
 )
@@ -453,6 +496,8 @@ def test_defaults_depend_on_the_size_of_the_model() -> None:
     assert grid.cells == ((1, 8), (1, 9), (2, 8), (2, 9))
     assert grid.budgets == (5, 6)
     assert options_from({"device": "cpu", "cells": "20x40,64x30"}).cells == ((20, 40), (64, 30))
+    prompts = options_from({"device": "cpu", "prompts": "4x8", "prefill-tokens": "16"})
+    assert (prompts.prompts, prompts.prefill_tokens) == (((4, 8),), 16)
     assert replace(found, steps=33, interval=32).whole_intervals == 64
 
 

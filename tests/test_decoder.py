@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from leanthink.engine import attention, decoder
 from leanthink.engine.cache import SlotCache
+from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.engine.forward_batch import PromptChunk
 from leanthink.engine.generation import generate
 from leanthink.engine.hidden_states import hidden_state_size
@@ -47,6 +49,32 @@ def test_the_lean_forward_says_what_the_models_own_says(architecture: str, layer
         for ours, theirs in zip(got, wanted, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(lean.kv_LPHTD, stock.kv_LPHTD, rtol=1e-4, atol=1e-4)
+    assert lean.scaling == stock.scaling
+
+
+@pytest.mark.parametrize("architecture", decoder.FAMILIES)
+@pytest.mark.parametrize("layers", [1, 3])
+@torch.no_grad()
+def test_prompts_fed_by_the_lean_forward_leave_what_the_models_own_leaves(architecture: str, layers: int) -> None:
+    model = make_model(architecture, num_hidden_layers=layers)
+    stock, lean = cache_with_prompts(model, []), cache_with_prompts(model, [])
+    forwards = (partial(attention.prefill, model), decoder.LeanDecoder(model).prefill)
+    ids = torch.randint(0, 250, (1, 23))
+    for cache, forward in zip((stock, lean), forwards, strict=True):
+        cache.require(CacheRequirements(prompt_attention=True, accumulated_attention=True))
+        first, second = (cache.allocator.allocate(20) for _ in range(2))
+        assert first is not None
+        assert second is not None
+        for fed in ([(first, 0, 9), (second, 0, 1)], [(second, 1, 6), (first, 9, 7)]):
+            chunks = [PromptChunk(allocation=to, done=done, tokens=tokens) for to, done, tokens in fed]
+            tokens = sum(chunk.tokens for chunk in chunks)
+            forward(cache, ids[:, :tokens], cache.start_prefill(chunks))
+            ids = ids.roll(-tokens, 1)
+        assert cache.forward_batch is None
+    assert lean.kv_LPHTD.any()
+    assert lean.accumulated_attention_LHT.any()
+    torch.testing.assert_close(lean.kv_LPHTD, stock.kv_LPHTD, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lean.accumulated_attention_LHT, stock.accumulated_attention_LHT, rtol=1e-4, atol=1e-4)
     assert lean.scaling == stock.scaling
 
 
@@ -120,6 +148,11 @@ def test_a_failed_forward_is_called_off() -> None:
     cache = cache_with_prompts(model, [3])
     with pytest.raises(IndexError), torch.no_grad():
         decoder.LeanDecoder(model)(cache, torch.tensor([10**6]), cache.start_step())
+    allocation = cache.allocator.allocate(5)
+    assert allocation is not None
+    chunk = PromptChunk(allocation=allocation, done=0, tokens=1)
+    with pytest.raises(IndexError), torch.no_grad():
+        decoder.LeanDecoder(model).prefill(cache, torch.tensor([[10**6]]), cache.start_prefill([chunk]))
     with torch.no_grad():
         decoder.LeanDecoder(model)(cache, torch.tensor([1]), cache.start_step())
     cache.advance()

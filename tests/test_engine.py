@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -359,6 +359,44 @@ def test_graphs_give_the_tokens_of_plain_steps_and_of_the_cpu() -> None:
     assert graphed == plain
     assert sum(a == b for a, b in zip(cpu, plain, strict=True)) >= len(problems) - 2  # rounding may turn a near tie
     assert outcomes[2][3].logprobs == pytest.approx(outcomes[1][3].logprobs, abs=1e-3)
+
+
+@pytest.mark.gpu
+def test_prompts_fed_on_a_gpu_whole_or_in_pieces_give_the_tokens_of_transformers() -> None:
+    from leanthink.data.tasks import registry
+    from leanthink.models.loading import load
+    from leanthink.models.prompt import encode_prompt
+
+    model, tokenizer = load("tiny", device="cuda", dtype=torch.float32)
+    problems = [problem for family in registry.FAMILIES for problem in registry.sample(family, 2, 1, 7)]
+    prompts = [encode_prompt(tokenizer, i, problem.prompt) for i, problem in enumerate(problems)]
+    config = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    wanted = [model.generate(torch.tensor([prompt], device="cuda"), **config)[0, len(prompt) :] for prompt in prompts]
+    for prefill_tokens, packed in ((8192, True), (100, True), (7, True), (100, False)):
+        engine = Engine(model, tokenizer, slots=12_000, rows=8, prefill_tokens=prefill_tokens, ends=(), graphs=False)
+        engine.model_runner.packs_prompts = packed
+        for prompt in prompts:
+            engine.add(prompt, policy="full", sampling=Sampling(max_new_tokens=24))
+        finished = run(engine)
+        assert [list(finished[i].token_ids) for i in range(len(prompts))] == [ids.tolist() for ids in wanted]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "smollm3", "phi3"])
+def test_prompts_packed_into_one_call_are_those_of_a_call_each(architecture: str) -> None:
+    model, made = endless(architecture=architecture).cuda(), []
+    policy, budget = H2O(waiting=3, pins_prompt=False), replace(BUDGET, slots=48)  # it adds up the prompt's attention
+    for packed in (True, False):
+        engine = Engine(model, TOKENIZER, slots=400, rows=5, prefill_tokens=16, graphs=False)
+        engine.model_runner.packs_prompts = packed
+        for i, length in enumerate((1, 2, 40, 17, 33)):
+            engine.add(list(range(i, i + length)), policy=policy, budget=budget, sampling=Sampling(max_new_tokens=40))
+        made.append((run(engine), engine.cache.kv_LPHTD))
+    (packed_done, packed_kv), (each_done, each_kv) = made
+    assert [done.token_ids for _, done in sorted(packed_done.items())] == [
+        done.token_ids for _, done in sorted(each_done.items())
+    ]
+    torch.testing.assert_close(packed_kv[..., :-1, :], each_kv[..., :-1, :], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 5, 20])

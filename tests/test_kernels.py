@@ -21,10 +21,18 @@ from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import decode_attention, splits_for
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
 from leanthink.engine.kernels.place import place
+from leanthink.engine.kernels.prefill import prefill_attention
 from leanthink.engine.kernels.sample import draw
 from leanthink.policies.budget import top_k_oldest_first
 from leanthink.policies.select_kernel import MAX_SLOTS
-from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow
+from reference.kernels_slow import (
+    append_slow,
+    batch_of,
+    compact_slow,
+    decode_attention_slow,
+    place_slow,
+    prefill_attention_slow,
+)
 from reference.sampling_slow import bounds_of
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -70,6 +78,36 @@ def test_decode_attention_reads_exactly_the_held_slots(
     wanted = decode_attention_slow(q, kv[0], kv[1], starts, held - 1, dim**-0.5)
     for row in range(len(held)):
         assert error(got[row], wanted[row]) < bound(dtype), f"row of {HELD[row]} slots"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("heads", "group", "dim", "dtype"),
+    [
+        (2, 6, 128, torch.bfloat16),
+        (8, 4, 128, torch.float16),
+        (2, 6, 128, torch.float32),
+        (4, 7, 96, torch.bfloat16),
+        (2, 3, 64, torch.bfloat16),
+        (2, 3, 64, torch.float32),
+        (1, 8, 256, torch.bfloat16),
+        (1, 1, 256, torch.float32),
+        (1, 2, 512, torch.bfloat16),
+    ],
+)
+def test_prompts_attend_to_exactly_the_slots_up_to_themselves(
+    heads: int, group: int, dim: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(dim)
+    chunks = [(1, 0), (1, 700), (17, 5), (64, 0), (65, 63), (127, 1), (128, 128), (300, 0), (500, 1000)]
+    tokens, done = (torch.tensor(numbers, device="cuda") for numbers in zip(*chunks, strict=True))
+    starts, kv = made_cache(tokens + done, heads, dim, dtype)
+    placed = [(tokens, start, done) for (tokens, done), start in zip(chunks, starts.tolist(), strict=True)]
+    q = torch.randn(int(tokens.sum()), heads * group, dim, dtype=dtype, device="cuda")
+    got = prefill_attention(q, kv[0], kv[1], batch_of(placed, kv, group), dim**-0.5).split(tokens.tolist())
+    wanted = prefill_attention_slow(q, kv[0], kv[1], placed, dim**-0.5).split(tokens.tolist())
+    for ours, theirs, chunk in zip(got, wanted, chunks, strict=True):
+        assert error(ours, theirs) < bound(dtype), f"{chunk[0]} tokens behind {chunk[1]}"
 
 
 @pytest.mark.gpu
@@ -187,6 +225,10 @@ def test_a_cache_may_have_more_numbers_than_32_bits_count() -> None:
     for splits in (1, 3):
         got = decode_attention(q, kv[0, 0], kv[0, 1], starts, last, 0.1, splits=splits)
         assert error(got, decode_attention_slow(q, kv[0, 0], kv[0, 1], starts, last, 0.1)) < 1e-2
+    chunks = [(held, int(starts[0]), 0), (held - 100, int(starts[1]), 100)]
+    q = torch.randn(2 * held - 100, heads * 4, dim, dtype=torch.bfloat16, device="cuda")
+    got = prefill_attention(q, kv[0, 0], kv[0, 1], batch_of(chunks, kv[0], 4), dim**-0.5)
+    assert error(got, prefill_attention_slow(q, kv[0, 0], kv[0, 1], chunks, dim**-0.5)) < 1e-2
     tail = kv[..., -1100:, :]
     wanted, inside = tail.clone(), starts - (slots - 1100)
     kept = kept_of(held, 300, (2,))

@@ -22,14 +22,27 @@ pytest.importorskip("triton", minversion="3.7", reason="the interpreter of Trito
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("run by tests/test_kernels.py, with TRITON_INTERPRET=1", allow_module_level=True)
 
+from leanthink.engine.decoder import _Fused
+from leanthink.engine.engine import Engine
 from leanthink.engine.kernels.append import append
 from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import MAX_SPLITS, MIN_SPLIT, PROGRAMS_PER_SM, decode_attention, splits_for
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
 from leanthink.engine.kernels.place import place
+from leanthink.engine.kernels.prefill import prefill_attention
 from leanthink.engine.kernels.sample import BLOCK, draw
+from leanthink.engine.outputs import Completion
+from leanthink.engine.sampling import Sampling
 from leanthink.policies.select_kernel import select_in_order
-from reference.kernels_slow import append_slow, compact_slow, decode_attention_slow, place_slow
+from models import make_model, make_tokenizer
+from reference.kernels_slow import (
+    append_slow,
+    batch_of,
+    compact_slow,
+    decode_attention_slow,
+    place_slow,
+    prefill_attention_slow,
+)
 from reference.sampling_slow import bounds_of
 from reference.select_slow import select_slow
 
@@ -105,6 +118,51 @@ def test_a_row_does_not_depend_on_its_neighbours(splits: int) -> None:
         one = slice(row, row + 1)
         alone = decode_attention(q[one], keys, values, starts[one], last[one], 0.1, splits=splits)
         assert torch.equal(alone[0], together[row])
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    chunks=st.lists(
+        st.tuples(st.sampled_from(EDGES) | st.integers(1, 200), st.sampled_from([0, *EDGES])), min_size=1, max_size=3
+    ),
+    heads=st.integers(1, 2),
+    group=st.sampled_from([1, 3, 4, 7]),
+    dim=st.sampled_from([*DIMS, 512]),
+    dtype=st.sampled_from(FLOATS[:2]),  # the interpreter multiplies the bits of bfloat16 matrices
+    seed=SEEDS,
+)
+def test_prompts_attend_to_exactly_the_slots_up_to_themselves(
+    chunks: list[tuple[int, int]], heads: int, group: int, dim: int, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    starts, slots = allocations([tokens + done for tokens, done in chunks])
+    placed = [(tokens, start, done) for (tokens, done), start in zip(chunks, starts.tolist(), strict=True)]
+    kv = torch.full((2, heads, slots, dim), torch.nan, dtype=dtype)
+    for tokens, start, done in placed:
+        kv[:, :, start : start + done + tokens] = torch.randn(2, heads, done + tokens, dim)
+    total = sum(tokens for tokens, _ in chunks)
+    q = torch.randn(group * heads, total, dim).to(dtype).transpose(0, 1)
+    got = prefill_attention(q, kv[0], kv[1], batch_of(placed, kv, group), dim**-0.5)
+    assert got.dtype == dtype
+    assert error(got, prefill_attention_slow(q, kv[0], kv[1], placed, dim**-0.5)) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "phi3"])  # by our forward, and by transformers'
+def test_an_engine_that_feeds_prompts_by_kernels_writes_the_same(architecture: str) -> None:
+    model, made = make_model(architecture), []
+    for packed in (True, False):
+        engine = Engine(model, make_tokenizer(), slots=300, rows=4, prefill_tokens=16, ends=())
+        engine.model_runner.packs_prompts = packed
+        if packed and engine.model_runner.lean is not None:
+            engine.model_runner.lean.ops = _Fused()
+        for i, length in enumerate((1, 2, 25, 17)):
+            engine.add(list(range(i, i + length)), policy="full", sampling=Sampling(max_new_tokens=3))
+        finished: dict[int, Completion] = {}
+        while engine.unfinished:
+            finished |= engine.step().finished
+        made.append(([finished[i].token_ids for i in range(4)], engine.cache.kv_LPHTD[..., :-1, :]))
+    assert made[0][0] == made[1][0]
+    torch.testing.assert_close(made[0][1], made[1][1], rtol=1e-4, atol=1e-4)
 
 
 @given(pairs=st.integers(1, 10_000), slots=st.integers(1, 200_000), sms=st.integers(1, 200))

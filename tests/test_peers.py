@@ -108,22 +108,24 @@ class Followed:
         self.shape = engine.cache.shape
         self.asked: dict[int, Tensor] = {}
         self.written: dict[int, tuple[Tensor, Tensor]] = {}
-        append, store_queries, write = self.cache.append, self.cache.store_queries, self.cache.write
+        append, note_queries, write = self.cache.append, self.cache.note_queries, self.cache.write
 
-        def spy_append(layer: int, batch: DecodeBatch, keys: Tensor, values: Tensor) -> None:
+        def spy_append(layer: int, batch: DecodeBatch | PrefillBatch, keys: Tensor, values: Tensor) -> None:
             append(layer, batch, keys, values)
-            self.written[layer] = (keys.clone(), values.clone())
+            if isinstance(batch, DecodeBatch):
+                self.written[layer] = (keys.clone(), values.clone())
 
-        def spy_queries(layer: int, batch: DecodeBatch, queries: Tensor) -> None:
-            store_queries(layer, batch, queries)
-            self.asked[layer] = queries.clone()
+        def spy_queries(layer: int, batch: DecodeBatch | PrefillBatch, queries: Tensor) -> None:
+            note_queries(layer, batch, queries)
+            if isinstance(batch, DecodeBatch):
+                self.asked[layer] = queries.clone()
 
         def spy_write(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> None:
             write(layer, queries, keys, values)
             if isinstance(self.cache.forward_batch, PrefillBatch):
                 self._feed_prompts(layer, self.cache.forward_batch, queries[0], keys[0], values[0])
 
-        self.cache.append, self.cache.store_queries, self.cache.write = spy_append, spy_queries, spy_write  # type: ignore[method-assign]
+        self.cache.append, self.cache.note_queries, self.cache.write = spy_append, spy_queries, spy_write  # type: ignore[method-assign]
 
     def _feed_prompts(self, layer: int, batch: PrefillBatch, queries: Tensor, keys: Tensor, values: Tensor) -> None:
         owner = {id(entry.allocation): entry.request.index for entry in self.engine.scheduler.prefilling}

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from transformers.models.llama import modeling_llama
 
+from leanthink.engine.forward_batch import PrefillBatch, PromptChunk, prefill_batch
+from leanthink.engine.slot_allocator import Allocation
+
 
 def decode_attention_slow(
     q_NHGD: Tensor, keys_HTD: Tensor, values_HTD: Tensor, starts_N: Tensor, last_N: Tensor, scaling: float
@@ -24,6 +27,29 @@ def decode_attention_slow(
                 weights = (keys @ q_NHGD[row, head, group].double() * scaling).softmax(0)
                 out_NHGD[row, head, group] = weights @ values
     return out_NHGD
+
+
+def prefill_attention_slow(
+    q_SAD: Tensor, keys_HTD: Tensor, values_HTD: Tensor, chunks: list[tuple[int, int, int]], scaling: float
+) -> Tensor:
+    """Softmax over the slots up to each token's own, in float64; chunks are (tokens, first slot, slots before)."""
+    outs, group = [], q_SAD.shape[1] // len(keys_HTD)
+    for q, (tokens, start, done) in zip(q_SAD.split([tokens for tokens, _, _ in chunks]), chunks, strict=True):
+        held = slice(start, start + done + tokens)
+        keys, values = (kv[:, held].double().repeat_interleave(group, 0) for kv in (keys_HTD, values_HTD))
+        unseen = torch.ones(tokens, done + tokens, dtype=torch.bool, device=q.device).triu(done + 1)
+        logits = q.double().transpose(0, 1) @ keys.transpose(1, 2) * scaling
+        outs.append((logits.masked_fill(unseen, -torch.inf).softmax(-1) @ values).transpose(0, 1))
+    return torch.cat(outs)
+
+
+def batch_of(placed: list[tuple[int, int, int]], kv: Tensor, group: int | None) -> PrefillBatch:
+    """The forward over chunks of (tokens, first slot, slots before)."""
+    chunks = [
+        PromptChunk(allocation=Allocation(start=start, size=done + tokens), done=done, tokens=tokens)
+        for tokens, start, done in placed
+    ]
+    return prefill_batch(chunks, kv[None], group)
 
 
 def append_slow(keys_HTD: Tensor, values_HTD: Tensor, write_N: Tensor, key_NHD: Tensor, value_NHD: Tensor) -> None:

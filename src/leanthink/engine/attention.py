@@ -74,11 +74,24 @@ def multiprocessors(device: torch.device) -> int:
     return count
 
 
+def packed_attention(q_SAD: Tensor, slot_cache: SlotCache, layer: int, batch: PrefillBatch, scaling: float) -> Tensor:
+    """Each chunk's tokens over the slots of its own allocation up to themselves, [S, A, D] for A = H*G query heads.
+
+    On a GPU one kernel for all chunks, elsewhere a call for each.
+    """
+    if batch.blocks_B2 is None:
+        query = q_SAD.transpose(0, 1)[None]
+        return prefill_attention(query, slot_cache, layer, batch, scaling)[0].transpose(0, 1)
+    from leanthink.engine.kernels import prefill
+
+    return prefill.prefill_attention(q_SAD, slot_cache.keys(layer), slot_cache.values(layer), batch, scaling)
+
+
 def prefill_attention(query: Tensor, slot_cache: SlotCache, layer: int, batch: PrefillBatch, scaling: float) -> Tensor:
-    """Each chunk's tokens over the slots of its own allocation up to themselves, [1, H*G, tokens, D]."""
-    outs, first = [], 0
-    for chunk in batch.chunks:
-        q = query[:, :, first : first + chunk.tokens]
+    """The same by PyTorch, a call for each chunk, [1, H*G, S, D]."""
+    outs = []
+    for chunk, (_, fed) in zip(batch.chunks, batch.spans, strict=True):
+        q = query[:, :, fed]
         held = slice(chunk.allocation.start, chunk.allocation.start + chunk.done + chunk.tokens)
         keys, values = slot_cache.keys(layer)[None, :, held], slot_cache.values(layer)[None, :, held]
         if chunk.done == 0:
@@ -90,7 +103,6 @@ def prefill_attention(query: Tensor, slot_cache: SlotCache, layer: int, batch: P
             mask = causal_lower_right(chunk.tokens, chunk.done + chunk.tokens)
             out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scaling)
         outs.append(out)
-        first += chunk.tokens
     return torch.cat(outs, dim=2)
 
 
@@ -137,7 +149,8 @@ def slot_attention(
     slot_cache.scaling = scaling
     slot_cache.write(module.layer_idx, query, key, value)
     if isinstance(batch, PrefillBatch):
-        return prefill_attention(query, slot_cache, module.layer_idx, batch, scaling).transpose(1, 2), None
+        q_SAD = query[0].transpose(0, 1)
+        return packed_attention(q_SAD, slot_cache, module.layer_idx, batch, scaling)[None], None
     packed_NHGD = query.reshape(key.shape[0], key.shape[1], -1, query.shape[-1])
     out_NHGD = decode_attention(packed_NHGD, slot_cache, module.layer_idx, batch, scaling)
     return out_NHGD.flatten(1, 2)[:, None], None

@@ -20,7 +20,7 @@ from leanthink.policies.observed import products
 
 if TYPE_CHECKING:
     from leanthink.engine.cache import SlotCache
-    from leanthink.engine.forward_batch import PromptChunk
+    from leanthink.engine.forward_batch import PrefillBatch, PromptChunk
 
 SCRATCH_BYTES = 1 << 30  # about what ranking per head, or adding attention up, may take at one time
 CACHED_BYTES = 1 << 20  # about what stays in the caches of a CPU meanwhile
@@ -108,6 +108,12 @@ def _of_waiting(
     seen_RLHWS = (positions_RLHS[..., None, :] <= asked_RW[:, None, None, :, None]) & may_RWS[:, None, None]
     queries_RLHGWD = latest_queries(cache, layers, rows_R, num_queries)
     return _sums(cache, queries_RLHGWD, keys_held(cache, layers, slots_RS), seen_RLHWS)
+
+
+def add_prompts(cache: SlotCache, layer: int, batch: PrefillBatch, queries_SAD: Tensor) -> None:
+    """Add the attention of the tokens of all chunks, whose keys are written, to the slots that they saw."""
+    for chunk, (_, fed) in zip(batch.chunks, batch.spans, strict=True):
+        add_prompt(cache, layer, chunk, queries_SAD[fed].transpose(0, 1))
 
 
 def add_prompt(cache: SlotCache, layer: int, chunk: PromptChunk, queries_AWD: Tensor) -> None:

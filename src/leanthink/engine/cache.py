@@ -16,9 +16,10 @@ from torch import Tensor
 from leanthink.engine import attention_sums
 from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.engine.compaction import compact, move
-from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch, PromptChunk, by_allocation
+from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch, PromptChunk, by_allocation, prefill_batch
 from leanthink.engine.integrity import check_cache
 from leanthink.engine.rings import larger_ring
+from leanthink.engine.row_assignment import FedPrompt, assign_rows
 from leanthink.engine.slot_allocator import Allocation, SlotAllocator
 from leanthink.models.kv_shape import KVShape
 from leanthink.policies import Policy
@@ -140,13 +141,15 @@ class SlotCache:
 
     # -- prompts ---------------------------------------------------------------------------------------------------
 
-    def start_prefill(self, chunks: Sequence[PromptChunk]) -> Tensor:
-        """Announce a forward over these chunks of prompts, as one sequence; returns its positions [1, tokens]."""
+    def start_prefill(self, chunks: Sequence[PromptChunk], *, packed: bool = False) -> Tensor:
+        """Announce a forward over these chunks of prompts, as one sequence; returns its positions [1, tokens].
+
+        `packed`: with what one kernel for all of them has to know, on a GPU.
+        """
         assert self.forward_batch is None
         assert all(0 < chunk.done + chunk.tokens <= chunk.allocation.size for chunk in chunks)
-        self.forward_batch = PrefillBatch(chunks=tuple(chunks))
-        positions = [torch.arange(chunk.done, chunk.done + chunk.tokens) for chunk in chunks]
-        return torch.cat(positions)[None].to(self.starts.device)
+        self.forward_batch = prefill_batch(chunks, self.kv_LPHTD, self.shape.group if packed else None)
+        return self.forward_batch.positions_S[None]
 
     def copy_prompt(self, source: Allocation, target: Allocation, tokens: int) -> None:
         """The first `tokens` slots of an allocation get the keys and values of another's: both prompts begin alike."""
@@ -156,25 +159,9 @@ class SlotCache:
     def assign_row(
         self, allocation: Allocation, prompt: int, *, pinned: bool = True, token_ids: Sequence[int] = ()
     ) -> int:
-        """The next row decodes on this allocation, which holds all but the last of `prompt` tokens; returns the row.
-
-        The last prompt token is fed with the decoding steps, so that all logits come out of these. A prompt that is
-        not pinned counts as thought. `token_ids` are the prompt's, where they are kept.
-        """
-        row, start, device = self.active, allocation.start, self.starts.device
-        assert row < self.max_rows
-        allocation.row = row
-        self.allocations.append(allocation)
-        fixed = prompt if pinned else 0
-        self.host_lengths[row], self.host_pinned[row], self.host_sizes[row] = prompt - 1, fixed, allocation.size
-        self.host_waiting[row] = 0
-        facts = [start, prompt - 1, prompt, prompt - 1, 1, fixed, prompt - 1]
-        self.table[:, row] = torch.tensor(facts, device=device)
-        self.positions[:, :, start : start + prompt] = torch.arange(prompt, device=device)
-        if self.requirements.token_ids:
-            self.token_ids[start : start + len(token_ids)] = torch.tensor(token_ids, dtype=torch.int64, device=device)
-        self.queries[row] = 0  # of the row's former owner; the prompt's own are not kept
-        return row
+        """The next row decodes on this allocation of a prompt of so many tokens, see `assign_rows`; returns the row."""
+        assign_rows(self, [FedPrompt(allocation, prompt, pinned, token_ids)])
+        return self.active - 1
 
     # -- decoding --------------------------------------------------------------------------------------------------
 
@@ -208,29 +195,21 @@ class SlotCache:
         """Store what a layer computed: keys and values [rows, H, tokens, D], queries [rows, H*G, tokens, D]."""
         batch = self.forward_batch
         assert batch is not None, "announce the forward first: start_prefill or start_step"
-        if isinstance(batch, DecodeBatch):
-            self.append(layer, batch, keys[:, :, 0], values[:, :, 0])
-            self.store_queries(layer, batch, queries[:, :, 0])
-            return
-        first = 0
-        for chunk in batch.chunks:
-            fed = slice(first, first + chunk.tokens)
-            held = slice(chunk.allocation.start + chunk.done, chunk.allocation.start + chunk.done + chunk.tokens)
-            self.keys(layer)[:, held] = keys[0, :, fed]
-            self.values(layer)[:, held] = values[0, :, fed]
-            if self.requirements.prompt_attention:
-                attention_sums.add_prompt(self, layer, chunk, queries[0, :, fed])
-            first += chunk.tokens
+        decodes = isinstance(batch, DecodeBatch)
+        each = [of_all[:, :, 0] if decodes else of_all[0].transpose(0, 1) for of_all in (queries, keys, values)]
+        self.append(layer, batch, *each[1:])
+        self.note_queries(layer, batch, each[0])
 
-    def append(self, layer: int, batch: DecodeBatch, keys_NHD: Tensor, values_NHD: Tensor) -> None:
-        """Write one token of every row."""
+    def append(self, layer: int, batch: DecodeBatch | PrefillBatch, keys_NHD: Tensor, values_NHD: Tensor) -> None:
+        """Write one token of every row, or each token of the chunks."""
         if keys_NHD.is_cuda:
             from leanthink.engine.kernels.append import append
 
             append(self.keys(layer), self.values(layer), batch.write_N, keys_NHD, values_NHD)
             return
-        self.keys(layer)[:, batch.write_N] = keys_NHD.transpose(0, 1)
-        self.values(layer)[:, batch.write_N] = values_NHD.transpose(0, 1)
+        for slots, fed in batch.spans if isinstance(batch, PrefillBatch) else [(batch.write_N, slice(None))]:
+            self.keys(layer)[:, slots] = keys_NHD[fed].transpose(0, 1)
+            self.values(layer)[:, slots] = values_NHD[fed].transpose(0, 1)
 
     def _rows(self, batch: DecodeBatch) -> Tensor:
         """Row numbers, [N]; the free one for rows without a request."""
@@ -241,9 +220,15 @@ class SlotCache:
         assert isinstance(self.forward_batch, DecodeBatch)
         self.token_ids[self.forward_batch.write_N] = ids_N
 
-    def store_queries(self, layer: int, batch: DecodeBatch, queries_NAD: Tensor) -> None:
-        """Keep the queries of one token of every row, A = H*G heads, in a ring for each row, if any are required."""
-        if self.requirements.queries:
+    def note_queries(self, layer: int, batch: DecodeBatch | PrefillBatch, queries_NAD: Tensor) -> None:
+        """Keep the queries of one token of every row, A = H*G heads, in a ring for each row, if any are required.
+
+        Of chunks, whose keys are written, add up the attention instead, if that is required.
+        """
+        if isinstance(batch, PrefillBatch):
+            if self.requirements.prompt_attention:
+                attention_sums.add_prompts(self, layer, batch, queries_NAD)
+        elif self.requirements.queries:
             at_N = self.next_positions[: len(queries_NAD)] % self.requirements.queries
             packed_NHGD = queries_NAD.reshape(-1, self.shape.kv_heads, self.shape.group, self.shape.head_dim)
             self.queries[:, layer][self._rows(batch), :, :, at_N] = packed_NHGD
@@ -311,9 +296,9 @@ class SlotCache:
 
     # -- evicting --------------------------------------------------------------------------------------------------
 
-    def indices(self, rows: Sequence[int]) -> Tensor:
-        """These rows as an index on the device, copied from page-locked memory: any other copy would wait for it."""
-        rows_R = torch.tensor(rows)
+    def indices(self, rows: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        """These numbers, such as rows, on the device, copied from page-locked memory: any other copy would wait."""
+        rows_R = torch.tensor(rows, dtype=torch.int64)
         on_gpu = self.starts.is_cuda
         return rows_R.pin_memory().to(self.starts.device, non_blocking=True) if on_gpu else rows_R
 

@@ -1,9 +1,10 @@
-"""The decoding forward of Llama-like models, from their own weights, in as few operations as one token a row needs.
+"""The forward of Llama-like models, from their own weights, in as few operations as one token a row needs.
 
 transformers' own forward serves any length and any option, and for one token most of its time goes into doing so. Here
-the same weights are applied in the same order, and rounded where the modules round.
+the same weights are applied in the same order, and rounded where the modules round. Prompts can be fed this way, too.
 
-N rows   M model width   A query heads (H * G)   H kv heads   G query heads per kv head   D head dim   V vocabulary
+N rows, or tokens of prompts   M model width   A query heads (H * G)   H kv heads   G query heads per kv head
+D head dim   V vocabulary
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanthink.engine.attention import decode_attention
+from leanthink.engine.attention import decode_attention, packed_attention
 from leanthink.engine.cache import SlotCache
-from leanthink.engine.forward_batch import DecodeBatch
+from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch
 from leanthink.engine.fused_weights import fuse
 from leanthink.engine.hidden_states import joined
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 Linear = tuple[Tensor, Tensor | None]  # weight and bias
+Batch = DecodeBatch | PrefillBatch
 Angles = tuple[Tensor, ...] | None  # cosines and sines [N, D]
 
 
@@ -55,7 +57,7 @@ class _Layer:
 
 
 class LeanDecoder:
-    """Feeds one token to each row of a Llama-like model.
+    """Feeds one token to each row of a Llama-like model, or prompts.
 
     Args:
         model: for which `is_llama_like` holds; its weights must not be replaced afterwards, only changed in place.
@@ -81,27 +83,45 @@ class LeanDecoder:
                 x_NM, normed_NM = ops.add_norm(x_NM, added_NM, layer.before, eps)
                 if layer.index == self.middle + 1:
                     middle_NM = x_NM
-                attended_NM = self._attend(layer, slot_cache, batch, normed_NM, angles_ND)
-                x_NM, normed_NM = ops.add_norm(x_NM, attended_NM, layer.after, eps)
-                gate, up = F.linear(normed_NM, *layer.gate_up).chunk(2, dim=-1)
-                added_NM = F.linear(ops.silu_mul(gate, up), *layer.down)
+                q_NAD = self._place(layer, slot_cache, batch, normed_NM, angles_ND)
+                q_NHGD = q_NAD.view(len(x_NM), slot_cache.shape.kv_heads, -1, slot_cache.shape.head_dim)
+                out_NHGD = decode_attention(q_NHGD, slot_cache, layer.index, batch, layer.scaling)
+                x_NM, added_NM = self._finish(layer, x_NM, out_NHGD)
             x_NM, final_NM = ops.add_norm(x_NM, added_NM, self.norm, eps)
             if self.middle + 1 == len(self.layers):
                 middle_NM = x_NM
             logits_NV = self.head(final_NM)
         return joined(final_NM, middle_NM), logits_NV
 
-    def _attend(
-        self, layer: _Layer, slot_cache: SlotCache, batch: DecodeBatch, x_NM: Tensor, angles_ND: tuple[Tensor, ...]
+    def prefill(self, slot_cache: SlotCache, ids_1S: Tensor, positions_1S: Tensor) -> None:
+        """Feed chunks of prompts, announced by `start_prefill`: only their keys and values are wanted."""
+        batch = slot_cache.forward_batch
+        assert isinstance(batch, PrefillBatch)
+        with slot_cache.accounted():
+            x_NM, added_NM = self.embed(ids_1S[0]), None
+            angles_ND = tuple(angle_1ND[0] for angle_1ND in self.rotary(x_NM[None], positions_1S))
+            for layer in self.layers:
+                x_NM, normed_NM = self.ops.add_norm(x_NM, added_NM, layer.before, self.eps)
+                q_NAD = self._place(layer, slot_cache, batch, normed_NM, angles_ND)
+                if layer is self.layers[-1]:
+                    return  # its keys and values are written, and nobody asks what comes after
+                out_NAD = packed_attention(q_NAD, slot_cache, layer.index, batch, layer.scaling)
+                x_NM, added_NM = self._finish(layer, x_NM, out_NAD)
+
+    def _place(
+        self, layer: _Layer, slot_cache: SlotCache, batch: Batch, x_NM: Tensor, angles_ND: tuple[Tensor, ...]
     ) -> Tensor:
-        """Project, norm where the family does, rotate, write, attend, project."""
-        shape, N = slot_cache.shape, len(x_NM)
+        """Project, norm where the family does, rotate, write; returns the queries [N, A, D]."""
         slot_cache.scaling = layer.scaling
         qkv_NX = F.linear(x_NM, *layer.qkv)
-        q_NAD = self.ops.place(layer, slot_cache, batch, qkv_NX, angles_ND if layer.rotates else None, self.eps)
-        q_NHGD = q_NAD.view(N, shape.kv_heads, shape.group, shape.head_dim)
-        out_NHGD = decode_attention(q_NHGD, slot_cache, layer.index, batch, layer.scaling)
-        return F.linear(out_NHGD.reshape(N, -1), *layer.o)
+        return self.ops.place(layer, slot_cache, batch, qkv_NX, angles_ND if layer.rotates else None, self.eps)
+
+    def _finish(self, layer: _Layer, x_NM: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        """What follows attention: the residual stream, and what the MLP adds to it."""
+        attended_NM = F.linear(out.reshape(len(x_NM), -1), *layer.o)
+        x_NM, normed_NM = self.ops.add_norm(x_NM, attended_NM, layer.after, self.eps)
+        gate, up = F.linear(normed_NM, *layer.gate_up).chunk(2, dim=-1)
+        return x_NM, F.linear(self.ops.silu_mul(gate, up), *layer.down)
 
 
 def _layer(layer: Any) -> _Layer:
@@ -144,7 +164,7 @@ class _Plain:
 
     @staticmethod
     def place(
-        layer: _Layer, slot_cache: SlotCache, batch: DecodeBatch, qkv_NX: Tensor, angles_ND: Angles, eps: float
+        layer: _Layer, slot_cache: SlotCache, batch: Batch, qkv_NX: Tensor, angles_ND: Angles, eps: float
     ) -> Tensor:
         """Queries and keys normed and rotated, keys and values written; returns the queries [N, A, D]."""
         H, D = slot_cache.shape.kv_heads, slot_cache.shape.head_dim
@@ -158,7 +178,7 @@ class _Plain:
             cos_N1D, sin_N1D = (angle_ND[:, None] for angle_ND in angles_ND)
             both_NXD = both_NXD * cos_N1D + torch.cat([-right, left], dim=-1) * sin_N1D
         slot_cache.append(layer.index, batch, both_NXD[:, -H:], v_NHD)
-        slot_cache.store_queries(layer.index, batch, both_NXD[:, :-H])
+        slot_cache.note_queries(layer.index, batch, both_NXD[:, :-H])
         return both_NXD[:, :-H]
 
     @staticmethod
@@ -181,10 +201,10 @@ class _Fused:
         return self._add_norm(x_NM, added_NM, weight, eps)
 
     def place(
-        self, layer: _Layer, slot_cache: SlotCache, batch: DecodeBatch, qkv_NX: Tensor, angles_ND: Angles, eps: float
+        self, layer: _Layer, slot_cache: SlotCache, batch: Batch, qkv_NX: Tensor, angles_ND: Angles, eps: float
     ) -> Tensor:
         keys_HTD, values_HTD = slot_cache.keys(layer.index), slot_cache.values(layer.index)
         how: dict[str, Any] = {"norms": layer.qk_norms, "angles": angles_ND, "eps": eps}
         q_NAD = self._place(qkv_NX, keys_HTD, values_HTD, batch.write_N, **how)
-        slot_cache.store_queries(layer.index, batch, q_NAD)
+        slot_cache.note_queries(layer.index, batch, q_NAD)
         return q_NAD

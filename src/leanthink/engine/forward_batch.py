@@ -1,15 +1,18 @@
 """What the next forward pass is: the cache is told before it runs, and attention layers read it while it does.
 
 N rows   U allocations in use, where all have one size   T slots of the cache
+C chunks of prompts   S their tokens together   B blocks of rows of their attention
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from leanthink.engine.kernels.prefill_blocks import block_shape
 from leanthink.engine.slot_allocator import Allocation, SlotAllocator
 
 
@@ -24,9 +27,26 @@ class PromptChunk:
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillBatch:
-    """The next forward feeds the tokens of these chunks, one after the other, as one sequence."""
+    """The next forward feeds the tokens of these chunks, one after the other, as one sequence.
+
+    What is told of it is told once, for all layers. The tables of the kernel that attends to all chunks at once are
+    None where it does not run.
+    """
 
     chunks: tuple[PromptChunk, ...]
+    positions_S: Tensor
+    write_N: Tensor  # the slot of the cache that each of the S tokens writes
+    chunks_C4: Tensor | None = None  # first of the S tokens, tokens, first slot of the allocation, slots written before
+    blocks_B2: Tensor | None = None  # as of `in_blocks`
+
+    @property
+    def spans(self) -> Iterator[tuple[slice, slice]]:
+        """Of each chunk, the slots that it writes, and which of the S tokens they are."""
+        first = 0
+        for chunk in self.chunks:
+            start = chunk.allocation.start + chunk.done
+            yield slice(start, start + chunk.tokens), slice(first, first + chunk.tokens)
+            first += chunk.tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +60,47 @@ class DecodeBatch:
     longest: int  # slots that attention has to read of the longest row, the new one included; 0 in a CUDA graph
     bias_U11T: Tensor | None = None  # with a fixed size: 0 where an allocation holds a slot, -inf elsewhere
     allocation_N: Tensor | None = None  # and which of the U in use is each row's; None where row n has the n-th
+
+
+def prefill_batch(chunks: Sequence[PromptChunk], kv_LPHTD: Tensor, group: int | None) -> PrefillBatch:
+    """The forward over these chunks, with tables for the kernel if a group of query heads is given."""
+    device = kv_LPHTD.device
+    tokens_C, start_C, done_C = torch.tensor(
+        [(chunk.tokens, chunk.allocation.start, chunk.done) for chunk in chunks], dtype=torch.int64
+    ).unbind(1)
+    first_C = tokens_C.cumsum(0) - tokens_C
+    positions_S = torch.arange(int(tokens_C.sum())) + (done_C - first_C).repeat_interleave(tokens_C)
+    write_S = positions_S + start_C.repeat_interleave(tokens_C)
+    tables = [torch.zeros(0, dtype=torch.int64)] * 2
+    if group is not None:
+        rows = block_shape(kv_LPHTD.shape[-1], kv_LPHTD.dtype).rows
+        chunks_C4 = torch.stack([first_C, tokens_C, start_C, done_C], dim=1)
+        tables = [chunks_C4.flatten(), in_blocks(tokens_C, done_C, rows, group).flatten()]
+    # One copy to the device, that does not wait for it. Each but the last begins at a multiple of 16 bytes whatever the
+    # chunks are: kernels are compiled anew for another alignment.
+    told = [*tables, write_S, positions_S]
+    together = torch.cat(told)
+    on_device = together.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else together.to(device)
+    chunks_X, blocks_X, write_S, positions_S = torch.split(on_device, [len(part) for part in told])
+    return PrefillBatch(
+        chunks=tuple(chunks),
+        positions_S=positions_S,
+        write_N=write_S,
+        chunks_C4=chunks_X.view(-1, 4) if group else None,
+        blocks_B2=blocks_X.view(-1, 2) if group else None,
+    )
+
+
+def in_blocks(tokens_C: Tensor, done_C: Tensor, rows: int, group: int) -> Tensor:
+    """Chunk and first row of each block of `rows` rows, a chunk having `group` for each token, int64 [B, 2].
+
+    Those that see most slots come first, so that none of them is still at work when all others have ended.
+    """
+    blocks_C = -(-tokens_C * group // rows)
+    chunk_B = torch.arange(len(tokens_C)).repeat_interleave(blocks_C)
+    first_row_B = (torch.arange(len(chunk_B)) - (blocks_C.cumsum(0) - blocks_C)[chunk_B]) * rows
+    order_B = (done_C[chunk_B] + first_row_B // group).argsort(descending=True, stable=True)
+    return torch.stack([chunk_B, first_row_B], dim=1)[order_B]
 
 
 def by_allocation(

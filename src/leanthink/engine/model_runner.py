@@ -44,13 +44,19 @@ class ModelRunner:
         cache: told of each forward, given token scores and accounted for here.
         sampler: picks the tokens.
         graphs: None: CUDA graphs on a GPU.
+
+    Attributes:
+        lean: our own forward; None for a model that has to use transformers'.
+        packs_prompts: whether a layer's attention to all prompts of a step is one call, and `lean` feeds them if it is
+            there; for a GPU. Off until it has been measured on one, which `leanthink bench --parts prompts` does.
     """
 
     def __init__(self, model: Any, cache: SlotCache, sampler: Sampler, *, graphs: bool | None = None) -> None:
         self.model, self.cache, self.sampler = model, cache, sampler
         lean = decoder.is_llama_like(model)
-        self._decode = decoder.LeanDecoder(model) if lean else partial(attention.decode, model)
-        device = model.device
+        device, self.lean = model.device, decoder.LeanDecoder(model) if lean else None
+        self._decode = self.lean or partial(attention.decode, model)
+        self.packs_prompts = False
         self.graphs = device.type == "cuda" if graphs is None else graphs
         rows = cache.max_rows + 1
         self.last_ids = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -127,8 +133,12 @@ class ModelRunner:
 
     def prefill(self, token_ids: Sequence[int], chunks: Sequence[PromptChunk]) -> None:
         """One forward over these chunks of prompts, whose tokens follow one another."""
-        ids_1S = torch.tensor([token_ids], device=self.last_ids.device)
-        attention.prefill(self.model, self.cache, ids_1S, self.cache.start_prefill(chunks))
+        ids_1S = self.cache.indices(token_ids)[None]
+        positions_1S = self.cache.start_prefill(chunks, packed=self.packs_prompts)
+        if self.lean is not None and self.packs_prompts:
+            self.lean.prefill(self.cache, ids_1S, positions_1S)
+        else:
+            attention.prefill(self.model, self.cache, ids_1S, positions_1S)
 
     def ids(self, rows: int) -> Tensor:
         """The sampled tokens of the step, [N] on the host; waits for the device.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from leanthink.engine.cache import SlotCache
 from leanthink.engine.model_runner import ModelRunner
 from leanthink.engine.request import Request
+from leanthink.engine.row_assignment import FedPrompt, assign_rows
 from leanthink.engine.running_batch import RunningBatch
 from leanthink.engine.sampling import Sampler
 from leanthink.engine.slot_allocator import Allocation
@@ -29,9 +30,11 @@ class Rows:
     def assign(self, ready: Sequence[tuple[Request, Allocation]]) -> None:
         """The next rows go to these requests, whose allocations hold all but the last token of their prompts."""
         first, requests = self.cache.active, [request for request, _ in ready]
-        for request, allocation in ready:
-            ids, pinned = request.prompt_ids, request.policy.pins_prompt
-            self.cache.assign_row(allocation, len(ids), pinned=pinned, token_ids=ids)
+        prompts = [
+            FedPrompt(allocation, len(request.prompt_ids), request.policy.pins_prompt, request.prompt_ids)
+            for request, allocation in ready
+        ]
+        assign_rows(self.cache, prompts)
         self.batch.add(requests)
         self.sampler.assign_rows(first, [request.sampling for request in requests])
         self.model_runner.assign_rows(first, [request.prompt_ids[-1] for request in requests])

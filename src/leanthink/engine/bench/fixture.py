@@ -14,7 +14,7 @@ from leanthink.data.think_tags import ThinkTags
 from leanthink.engine.bench.options import Options
 from leanthink.engine.bench.roofline import copy_bandwidth
 from leanthink.engine.bench.weights import build, config_of, never_ending, step_bytes
-from leanthink.engine.engine import Engine
+from leanthink.engine.engine import PREFILL_TOKENS, Engine
 from leanthink.engine.request import Request, make_request
 from leanthink.engine.sampling import Sampling
 from leanthink.models.context import context_of
@@ -121,7 +121,9 @@ class Fixture:
             context=context,
         )
 
-    def engine(self, bounds: Sequence[int], *, slots: int | None = None) -> Engine:
+    def engine(
+        self, bounds: Sequence[int], *, slots: int | None = None, prefill_tokens: int = PREFILL_TOKENS
+    ) -> Engine:
         """An engine for requests of these bounds, with `slots` slots, None for just enough.
 
         On a CPU allocations have one size, as `leanthink.generate` has them.
@@ -130,7 +132,14 @@ class Fixture:
         fixed_size = largest if self.device.type == "cpu" else None
         room = slots or (sum(bounds) if fixed_size is None else largest * len(bounds))
         return Engine(
-            self.model, self.tokenizer, slots=room, rows=len(bounds), row_slots=fixed_size, tags=NO_TAGS, ends=()
+            self.model,
+            self.tokenizer,
+            slots=room,
+            rows=len(bounds),
+            row_slots=fixed_size,
+            prefill_tokens=prefill_tokens,
+            tags=NO_TAGS,
+            ends=(),
         )
 
 

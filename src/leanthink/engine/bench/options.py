@@ -11,7 +11,10 @@ from leanthink.engine.bench.shapes import SHAPES
 from leanthink.utils.deprecated import warn_renamed
 from leanthink.utils.errors import UsageError, unknown
 
-PARTS = ("roofline", "decode", "breakdown", "eviction", "sets", "throughput", "hf-baseline", "latency", "memory", "cpu")
+PARTS = (
+    *("roofline", "decode", "prompts", "breakdown", "eviction", "sets", "throughput", "hf-baseline", "latency"),
+    *("memory", "cpu"),
+)
 OLD_PARTS = {"floor": "roofline", "stock": "hf-baseline"}  # as they were called once, and are in older results
 FLAGS = {
     "shape": f"Random weights of a known shape: {', '.join(SHAPES)}; or the embedded reasoner: tiny.",
@@ -22,6 +25,8 @@ FLAGS = {
     "cells": "Instead of --batch and --slots: chosen pairs of them, such as 20x4000,64x3000.",
     "steps": "Measured steps.",
     "prompt": "Tokens of a prompt.",
+    "prompts": "For prompts: pairs of how many at once and of how many tokens, such as 256x128,64x2048.",
+    "prefill-tokens": "Prompt tokens that a step feeds at most, for prompts.",
     "output": "Tokens of an output, for throughput.",
     "kv-gib": "Memory for keys and values, for throughput and latency.",
     "budgets": "Thought slots that stay, for throughput.",
@@ -30,10 +35,16 @@ FLAGS = {
     "device": "cpu, cuda or cuda:N.",
 }
 FLAG_OF = {"interval": "eviction-interval"}  # where an option is called otherwise than its field
+PAIRS = {
+    "cells": "of rows and slots such as 20x4000,64x3000",
+    "prompts": "of prompts and tokens of each such as 256x128,64x2048",
+}
 LARGE: dict[str, Any] = {
     "cells": ((20, 4000), (20, 8000), (64, 3000)),
     "steps": 50,
     "prompt": 512,
+    "prompts": ((256, 128), (64, 2048)),
+    "prefill_tokens": 8192,
     "output": 16384,
     "kv_gib": 40.0,
     "budgets": (4096, 2048, 1024),
@@ -44,6 +55,8 @@ SMALL: dict[str, Any] = {  # for the embedded reasoner, and for any model on a C
     "cells": ((4, 200), (16, 400)),
     "steps": 20,
     "prompt": 64,
+    "prompts": ((16, 64), (4, 256)),
+    "prefill_tokens": 2048,
     "output": 1024,
     "kv_gib": 0.05,
     "budgets": (256, 128, 64),
@@ -64,6 +77,8 @@ class Options:
         cells: pairs of rows that decode together and slots that each holds.
         steps: measured steps.
         prompt: tokens of a prompt.
+        prompts: pairs of prompts that come at once and the tokens of each, in `prompts`.
+        prefill_tokens: prompt tokens that a step feeds at most, in `prompts`.
         output: tokens of an output, in `throughput`.
         kv_gib: memory for keys and values, in `throughput` and `latency`.
         budgets: thought slots that stay, in `throughput`.
@@ -84,6 +99,8 @@ class Options:
     cells: tuple[tuple[int, int], ...]
     steps: int
     prompt: int
+    prompts: tuple[tuple[int, int], ...]
+    prefill_tokens: int
     output: int
     kv_gib: float
     budgets: tuple[int, ...]
@@ -104,12 +121,14 @@ class Options:
             raise UsageError(f"--shape {self.shape} and --model {self.model}: give exactly one of them")
         if self.shape not in (None, "tiny", *SHAPES):
             raise unknown("shape", self.shape, (*SHAPES, "tiny"))
-        least = {"steps": 3, "prompt": 2, "output": 2, "interval": 2, "requests": 1}
+        least = {"steps": 3, "prompt": 2, "prefill_tokens": 1, "output": 2, "interval": 2, "requests": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
-                raise UsageError(f"--{FLAG_OF.get(name, name)} {getattr(self, name)}: must be at least {bound}")
+                raise UsageError(f"--{_flag(name)} {getattr(self, name)}: must be at least {bound}")
         if self.kv_gib <= 0 or min(self.budgets) < 1 or min(map(min, self.cells)) < 1:
             raise UsageError(f"--kv-gib {self.kv_gib}, --budgets {self.budgets}, cells {self.cells}: must be above 0")
+        if any(many < 1 or tokens < 2 for many, tokens in self.prompts):
+            raise UsageError(f"--prompts {self.prompts}: must be at least 1 prompt of 2 tokens")
         if "throughput" in self.parts and self.output <= self.steps + self.warm_up:
             raise UsageError(
                 f"--output {self.output}: must be more than --steps {self.steps} and {self.warm_up} before"
@@ -143,17 +162,17 @@ def options_from(flags: Mapping[str, str | None]) -> Options:
     chosen = dict(SMALL if device == "cpu" or shape == "tiny" else LARGE)
     if ("batch" in given) != ("slots" in given):
         raise UsageError("--batch and --slots belong together: give both, or none of them")
-    if "cells" in given:
-        if "batch" in given:
-            raise UsageError("--cells and --batch both say which rows: give one of them")
-        chosen["cells"] = _pairs(given.pop("cells"))
+    if "cells" in given and "batch" in given:
+        raise UsageError("--cells and --batch both say which rows: give one of them")
+    for name in {"cells", "prompts"} & set(given):
+        chosen[name] = _pairs(name, given.pop(name))
     if "batch" in given:
         pairs = product(_numbers("batch", given.pop("batch")), _numbers("slots", given.pop("slots")))
         chosen["cells"] = tuple(pairs)
     for name, text in given.items():
         numbers = _numbers(name, text, float if name == "kv_gib" else int)
         if name != "budgets" and len(numbers) != 1:
-            raise UsageError(f"--{FLAG_OF.get(name, name)} {text!r}: give one number")
+            raise UsageError(f"--{_flag(name)} {text!r}: give one number")
         chosen[name] = numbers if name == "budgets" else numbers[0]
     names = PARTS if parts is None else tuple(map(_part, parts.split(",")))
     return Options(shape=shape, model=model, device=device, parts=names, **chosen)
@@ -170,14 +189,17 @@ def _numbers(name: str, text: str, kind: type = int) -> tuple[Any, ...]:
     try:
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(
-            f"--{FLAG_OF.get(name, name.replace('_', '-'))} {text!r}: give numbers with commas between them"
-        ) from None
+        raise UsageError(f"--{_flag(name)} {text!r}: give numbers with commas between them") from None
 
 
-def _pairs(text: str) -> tuple[tuple[int, int], ...]:
+def _pairs(name: str, text: str) -> tuple[tuple[int, int], ...]:
     try:
         pairs = [tuple(map(int, pair.split("x"))) for pair in text.split(",")]
-        return tuple((rows, slots) for rows, slots in pairs)
+        return tuple((many, each) for many, each in pairs)
     except ValueError:
-        raise UsageError(f"--cells {text!r}: give pairs of rows and slots such as 20x4000,64x3000") from None
+        raise UsageError(f"--{name} {text!r}: give pairs {PAIRS[name]}") from None
+
+
+def _flag(name: str) -> str:
+    """The option of this field, as it is written."""
+    return FLAG_OF.get(name, name.replace("_", "-"))

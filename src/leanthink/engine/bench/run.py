@@ -19,6 +19,7 @@ from leanthink.engine.bench.latency import latency
 from leanthink.engine.bench.memory import memory
 from leanthink.engine.bench.options import Options
 from leanthink.engine.bench.plot import can_draw, draw
+from leanthink.engine.bench.prompts import prompts
 from leanthink.engine.bench.report import PICTURE, lines, write_result
 from leanthink.engine.bench.roofline import roofline
 from leanthink.engine.bench.sets import sets
@@ -28,6 +29,7 @@ from leanthink.utils.provenance import provenance_record
 MEASURES: dict[str, Callable[[Fixture], dict[str, Any]]] = {
     "roofline": roofline,
     "decode": decode,
+    "prompts": prompts,
     "breakdown": breakdown,
     "eviction": eviction,
     "sets": sets,
@@ -41,6 +43,7 @@ MEASURES: dict[str, Callable[[Fixture], dict[str, Any]]] = {
 SECONDS = {
     "roofline": 1,
     "decode": 3,
+    "prompts": 12,
     "breakdown": 3,
     "eviction": 11,
     "sets": 40,

@@ -19,6 +19,7 @@ from leanthink.entrypoints.cli.progress import ProgressBar
 
 EXAMPLES = (
     "leanthink bench --parts roofline,decode,cpu",
+    "leanthink bench --shape qwen2.5-1.5b --parts prompts --prompts 256x128,64x2048",
     "leanthink bench --shape llama-3.1-8b --batch 20 --slots 4000,8000 --out bench-llama",
 )
 
@@ -27,10 +28,16 @@ def _flag(name: str, default: object = None, metavar: str | None = None) -> Any:
     return option(f"--{FLAG_OF.get(name, name)}", about=FLAGS[name], default=default, metavar=metavar)
 
 
+def _told(value: Any) -> Any:
+    """A default as it would be written on the command line."""
+    parts = [part if isinstance(part, tuple) else (part,) for part in value] if isinstance(value, tuple) else [(value,)]
+    return ",".join("x".join(map(str, part)) for part in parts)
+
+
 def _sized(name: str, metavar: str) -> Any:
     """A flag whose default depends on the model's size."""
     large, small = (defaults[name.replace("-", "_")] for defaults in (LARGE, SMALL))
-    told = [",".join(map(str, value)) if isinstance(value, tuple) else value for value in (large, small)]
+    told = [_told(value) for value in (large, small)]
     return _flag(name, f"{told[0]}; tiny or on a CPU {told[1]}", metavar)
 
 
@@ -51,6 +58,8 @@ def command(
     cells: Annotated[str | None, _flag("cells", None, "NxN,...")] = None,
     steps: Annotated[str | None, _sized("steps", "N")] = None,
     prompt: Annotated[str | None, _sized("prompt", "TOKENS")] = None,
+    prompts: Annotated[str | None, _sized("prompts", "NxN,...")] = None,
+    prefill_tokens: Annotated[str | None, _sized("prefill-tokens", "TOKENS")] = None,
     output: Annotated[str | None, _sized("output", "TOKENS")] = None,
     kv_gib: Annotated[str | None, _sized("kv-gib", "GIB")] = None,
     budgets: Annotated[str | None, _sized("budgets", "N,...")] = None,
@@ -64,7 +73,8 @@ def command(
     """Check the flags and the outputs, then measure; the result is written after every part."""
     check_new(out, overwrite=overwrite)
     given = {"shape": shape, "model": model, "parts": parts, "batch": batch, "slots": slots, "cells": cells,
-             "steps": steps, "prompt": prompt, "output": output, "kv-gib": kv_gib, "budgets": budgets,
+             "steps": steps, "prompt": prompt, "prompts": prompts,
+             "prefill-tokens": prefill_tokens, "output": output, "kv-gib": kv_gib, "budgets": budgets,
              "interval": interval, "requests": requests, "device": device}  # fmt: skip
     chosen = options_from(given)
     from leanthink.engine.bench.run import run_into
