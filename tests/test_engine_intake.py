@@ -204,6 +204,7 @@ def fed_tokens(engine: Engine, *salts: str | None) -> int:
         engine.step()
     finished = run(engine)
     engine.scheduler.forward = forward  # type: ignore[method-assign]
+    engine.reset_prefix_cache()
     assert len({done.token_ids for done in finished.values()}) == 1, "a salt changes no token"
     return sum(computed)
 

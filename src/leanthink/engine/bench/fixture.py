@@ -124,13 +124,20 @@ class Fixture:
     def engine(self, bounds: Sequence[int], *, slots: int | None = None) -> Engine:
         """An engine for requests of these bounds, with `slots` slots, None for just enough.
 
-        On a CPU allocations have one size, as `leanthink.generate` has them.
+        On a CPU allocations have one size, as `leanthink.generate` has them. A repeated prompt is fed every time.
         """
         largest = max(bounds)
         fixed_size = largest if self.device.type == "cpu" else None
         room = slots or (sum(bounds) if fixed_size is None else largest * len(bounds))
         return Engine(
-            self.model, self.tokenizer, slots=room, rows=len(bounds), row_slots=fixed_size, tags=NO_TAGS, ends=()
+            self.model,
+            self.tokenizer,
+            slots=room,
+            rows=len(bounds),
+            row_slots=fixed_size,
+            tags=NO_TAGS,
+            ends=(),
+            enable_prefix_caching=False,
         )
 
 

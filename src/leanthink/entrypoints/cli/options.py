@@ -116,6 +116,14 @@ SplitSpecialTokens = Annotated[
         default="on",
     ),
 ]
+EnablePrefixCaching = Annotated[
+    bool,
+    option(
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+        about="Feed what prompts begin with alike once.",
+        default="on",
+    ),
+]
 Json = Annotated[bool, option("--json", about="Print one JSON document on standard output.")]
 Ray = Annotated[
     str | None, option("--ray", about="Work on engines of this Ray cluster; local starts one.", metavar="ADDRESS")
