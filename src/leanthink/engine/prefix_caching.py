@@ -1,8 +1,8 @@
 """Automatic prefix caching: the head that a prompt has in common with one that lies in the cache is copied, not fed.
 
-A prompt is cut into chunks, each known by a digest of itself and all before it, as in vLLM. Whole chunks are shared by
-whoever begins alike, what is left behind them by equal prompts alone; all within one `cache_salt`. The prompt of a
-request that has ended serves until something else is given its slots.
+A prompt is cut into chunks, each known by a digest of itself, all before it and the `cache_salt`, as in vLLM. Whole
+chunks are shared by whoever begins alike, what is left behind them by equal prompts. What has ended serves until its
+slots are given to another: no memory is kept for it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ CHUNK_TOKENS = 16  # as the blocks of vLLM
 
 
 def chunk_keys(request: Request) -> tuple[bytes, ...]:
-    """A digest for each chunk of what is fed of a prompt, which is all but its last token; it covers all before, too.
+    """A digest for each chunk of what is fed of a prompt: all but its last token.
 
-    That of a last chunk that is not whole covers the last token as well, so that equal prompts alone have it.
+    That of a last chunk that is not whole covers the last token, too, so that equal prompts alone have it.
     """
     ids, keys = request.prompt_ids, [sha256(repr(request.cache_salt).encode()).digest()]
     for first in range(0, len(ids) - 1, CHUNK_TOKENS):
@@ -38,18 +38,13 @@ def chunk_keys(request: Request) -> tuple[bytes, ...]:
 
 
 class PrefixCache:
-    """Knows whose slots hold which heads of prompts, and copies them to requests whose prompts begin alike.
+    """Knows which heads of prompts lie where, and copies them to requests whose prompts begin alike.
 
-    Not every policy takes part. One that adds up the attention among the prompt's own tokens needs all of it fed. One
-    that does not pin its prompt takes from others and gives to nobody, as it may lose any of its slots.
-
-    Args:
-        cache: whose slots they are.
-        enabled: False: every prompt is fed from its beginning.
+    A policy that adds up the attention within its prompt has all of it fed. One that does not pin its prompt takes from
+    others and gives to nobody, as it may lose any slot.
 
     Attributes:
-        queries: tokens of all prompts that were made ready to decode.
-        hits: those of them that were copied.
+        queries, hits: as of `EngineStats`.
     """
 
     def __init__(self, cache: SlotCache, *, enabled: bool) -> None:
@@ -57,7 +52,7 @@ class PrefixCache:
         self.queries = self.hits = 0
         self._keys: dict[Allocation, list[bytes]] = {}  # of the chunks that lie there, in their order
         self._holders: dict[bytes, dict[Allocation, None]] = {}  # and who has each; with one all before it
-        self._ended: list[Allocation] = []  # those of them that are given back and not yet written again
+        self._ended: list[Allocation] = []  # those of them that are given back and not given out again
 
     def admit(self, entry: Prefilling) -> None:
         """A request has got its slots: it begins with what lies in the cache, which may be in these very slots."""
@@ -65,12 +60,12 @@ class PrefixCache:
             entry.keys = chunk_keys(entry.request)
         overwritten = [ended for ended in self._ended if _overlap(ended, entry.allocation)]
         for ended in overwritten:
+            self._ended.remove(ended)
             if ended.start != entry.allocation.start:
-                self.forget(ended)  # no source: it would be read while it is written
+                self.forget(ended)  # it would be read while it is written
         self.reuse(entry)
         for ended in overwritten:
             self.forget(ended)
-            self._ended.remove(ended)
 
     def reuse(self, entry: Prefilling, being_fed: Container[bytes] = ()) -> bool:
         """Copy the longest head that lies in the cache; False, and nothing yet, while a longer one is `being_fed`."""
@@ -87,23 +82,22 @@ class PrefixCache:
             self.note(entry)
         return True
 
+    def offered(self, entry: Prefilling) -> tuple[bytes, ...]:
+        """Keys of what others may have of this prompt once it is fed."""
+        return entry.keys if entry.request.policy.pins_prompt else ()
+
     def note(self, entry: Prefilling) -> None:
-        """More of this prompt lies in its slots: others may have it."""
+        """More of this prompt lies in its slots."""
         offered = self.offered(entry)[: entry.done // CHUNK_TOKENS if entry.left else None]
         known = self._keys.setdefault(entry.allocation, []) if offered else []
         for key in offered[len(known) :]:
             self._holders.setdefault(key, {})[entry.allocation] = None
             known.append(key)
 
-    def offered(self, entry: Prefilling) -> tuple[bytes, ...]:
-        """Keys of the chunks that others may have of this request once they are fed."""
-        return entry.keys if entry.request.policy.pins_prompt else ()
-
     def count(self, entry: Prefilling) -> None:
         """All that is to be fed of this prompt is there."""
-        if self.enabled:
-            self.queries += len(entry.request.prompt_ids)
-            self.hits += entry.allocation.cached_tokens
+        self.queries += len(entry.request.prompt_ids)
+        self.hits += entry.allocation.cached_tokens
 
     def end(self, freed: Iterable[Allocation]) -> None:
         """These are given back: what is intact stays known."""
@@ -114,13 +108,12 @@ class PrefixCache:
                 self.forget(allocation)
 
     def reset(self) -> None:
-        """Forget the prompts of all requests that have ended; no other is there."""
-        for allocation in self._ended:
-            self.forget(allocation)
-        self._ended.clear()
+        """Forget what has ended."""
+        while self._ended:
+            self.forget(self._ended.pop())
 
     def forget(self, allocation: Allocation) -> None:
-        """Nobody may copy from it any more."""
+        """Nobody copies from it any more."""
         for key in self._keys.pop(allocation, ()):
             del self._holders[key][allocation]
             if not self._holders[key]:
@@ -130,13 +123,10 @@ class PrefixCache:
         """Raise AssertionError unless what it knows lies in slots that are `held` by that request, or by nobody now."""
         for allocation, keys in self._keys.items():
             assert (allocation in held) != (allocation in self._ended), "a prompt lies nowhere"
-            assert all(allocation in self._holders[key] for key in keys), "a chunk is lost"
-            if allocation in held:
-                assert tuple(keys) == chunk_keys(held[allocation])[: len(keys)], "a chunk is another's"
-        assert sum(map(len, self._holders.values())) == sum(map(len, self._keys.values())), "a chunk is nobody's"
-        for ended in self._ended:
-            assert ended in self._keys, "a prompt is lost"
-            assert not any(_overlap(ended, allocation) for allocation in held), "a prompt is overwritten"
+            assert allocation not in held or tuple(keys) == chunk_keys(held[allocation])[: len(keys)]
+        lying = {(key, allocation) for allocation, keys in self._keys.items() for key in keys}
+        assert lying == {(key, holder) for key, holders in self._holders.items() for holder in holders}
+        assert not any(_overlap(ended, allocation) for ended in self._ended for allocation in held)
 
 
 def _overlap(one: Allocation, other: Allocation) -> bool:

@@ -19,8 +19,8 @@ class EngineStats:
         slots_of_full: slots that full caches would hold in their place.
         max_slots_per_request: most slots that one request can have.
         evictions: of all requests so far.
-        prefix_cache_queries: prompt tokens of all requests that have begun to decode, with prefix caching.
-        prefix_cache_hits: those of them that were copied, as another prompt in the cache began alike.
+        prefix_cache_queries: prompt tokens of all requests that began to decode so far.
+        prefix_cache_hits: those of them that were copied from other prompts.
     """
 
     waiting: int = 0

@@ -157,12 +157,8 @@ def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: b
 
     with ThreadPoolExecutor(MOST_WORKERS) as threads:
         try:
-            finished = setup.backend.complete(
-                [job.request for job in jobs],
-                max_rows=setup.max_rows,
-                enable_prefix_caching=setup.enable_prefix_caching,
-            )
-            for index, completion in finished:
+            requests, how = [job.request for job in jobs], {"enable_prefix_caching": setup.enable_prefix_caching}
+            for index, completion in setup.backend.complete(requests, max_rows=setup.max_rows, **how):
                 finish_one(jobs[index], completion)
         except RequestFailed as failure:
             job = jobs[failure.request_id]

@@ -116,14 +116,8 @@ SplitSpecialTokens = Annotated[
         default="on",
     ),
 ]
-EnablePrefixCaching = Annotated[
-    bool,
-    option(
-        "--enable-prefix-caching/--no-enable-prefix-caching",
-        about="Feed what prompts begin with alike once.",
-        default="on",
-    ),
-]
+CACHING = "--enable-prefix-caching/--no-enable-prefix-caching"
+EnablePrefixCaching = Annotated[bool, option(CACHING, about="Compute what prompts share once.", default="on")]
 Json = Annotated[bool, option("--json", about="Print one JSON document on standard output.")]
 Ray = Annotated[
     str | None, option("--ray", about="Work on engines of this Ray cluster; local starts one.", metavar="ADDRESS")

@@ -24,8 +24,8 @@ class Metrics:
         self.tokens = Counter("leanthink_tokens", "Tokens of choices that ended", ["kind"], **own)
         self.of_engine = {
             "evictions": Counter("leanthink_evictions", "Evictions", **own),
-            "prefix_cache_queries": Counter("leanthink_prefix_cache_queries", "Prompt tokens looked for", **own),
-            "prefix_cache_hits": Counter("leanthink_prefix_cache_hits", "Prompt tokens found, not fed", **own),
+            "prefix_cache_queries": Counter("leanthink_prefix_cache_queries", "Prompt tokens", **own),
+            "prefix_cache_hits": Counter("leanthink_prefix_cache_hits", "Of these copied", **own),
         }
         self.first_token = Histogram("leanthink_first_token_seconds", "To the first token", buckets=SECONDS, **own)
         self.between = Histogram("leanthink_between_tokens_seconds", "Between two tokens", buckets=SECONDS, **own)
