@@ -51,8 +51,8 @@ class PrefixCache:
         self.cache, self.enabled = cache, enabled
         self.queries = self.hits = 0
         self._keys: dict[Allocation, list[bytes]] = {}  # of the chunks that lie there, in their order
-        self._holders: dict[bytes, dict[Allocation, None]] = {}  # and who has each; with one all before it
-        self._ended: list[Allocation] = []  # those of them that are given back and not given out again
+        self._holders: dict[bytes, dict[Allocation, None]] = {}  # who has each, and with it all before it
+        self._ended: list[Allocation] = []  # those of them that are given back
 
     def admit(self, entry: Prefilling) -> None:
         """A request has got its slots: it begins with what lies in the cache, which may be in these very slots."""
@@ -87,7 +87,7 @@ class PrefixCache:
         return entry.keys if entry.request.policy.pins_prompt else ()
 
     def note(self, entry: Prefilling) -> None:
-        """More of this prompt lies in its slots."""
+        """More of this prompt lies there."""
         offered = self.offered(entry)[: entry.done // CHUNK_TOKENS if entry.left else None]
         known = self._keys.setdefault(entry.allocation, []) if offered else []
         for key in offered[len(known) :]:
@@ -122,7 +122,7 @@ class PrefixCache:
     def check_integrity(self, held: Mapping[Allocation, Request]) -> None:
         """Raise AssertionError unless what it knows lies in slots that are `held` by that request, or by nobody now."""
         for allocation, keys in self._keys.items():
-            assert (allocation in held) != (allocation in self._ended), "a prompt lies nowhere"
+            assert (allocation in held) != (allocation in self._ended)
             assert allocation not in held or tuple(keys) == chunk_keys(held[allocation])[: len(keys)]
         lying = {(key, allocation) for allocation, keys in self._keys.items() for key in keys}
         assert lying == {(key, holder) for key, holders in self._holders.items() for holder in holders}

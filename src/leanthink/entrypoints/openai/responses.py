@@ -20,12 +20,11 @@ DONE = b"data: [DONE]\n\n"
 
 def usage(requests: Sequence[Request], completions: Mapping[int, Completion], tags: ThinkTags) -> Document:
     """What a request cost: each prompt once, and everything of all choices together, which go by their numbers."""
-    done, prompts = list(completions.values()), {request.prompt_ids for request in requests}
+    done = list(completions.values())
+    prompts = {request.prompt_ids for request in requests}
     prompt_tokens, generated = sum(map(len, prompts)), sum(len(completion.token_ids) for completion in done)
-    cached: dict[tuple[int, ...], int] = {}  # of each prompt what not even its first choice had to compute
-    for i, completion in completions.items():
-        ids = requests[i].prompt_ids
-        cached[ids] = min(completion.cached_tokens, cached.get(ids, completion.cached_tokens))
+    fewest_last = sorted(completions, key=lambda i: -completions[i].cached_tokens)
+    cached = {requests[i].prompt_ids: completions[i].cached_tokens for i in fewest_last}  # for all choices of a prompt
     names = ("peak_slots", "kept_slots", "evictions", "peak_kv_bytes", "full_kv_bytes", "reserved_kv_bytes")
     thought = sum(done.thought_tokens for i, done in completions.items() if requests[i].has_thought(done.text, tags))
     return {
