@@ -1,4 +1,4 @@
-"""What an engine takes in: tokens of its vocabulary, ids of its own, policies without end, prompts apart by salt."""
+"""What an engine takes in: tokens of its vocabulary, ids of its own, policies without end."""
 
 from __future__ import annotations
 
@@ -189,31 +189,8 @@ def test_the_first_gap_that_is_large_enough_is_taken() -> None:
     assert first_gap([(0, 5), (6, 8)], 2) == 8
 
 
-def fed_tokens(engine: Engine, *salts: str | None) -> int:
-    """How many prompt tokens are computed for one prompt under each of these salts in turn."""
-    computed = []
-    forward = engine.scheduler.forward
-
-    def counted(chunks: Any) -> None:
-        computed.append(sum(chunk.tokens for _, chunk in chunks))
-        forward(chunks)
-
-    engine.scheduler.forward = counted  # type: ignore[method-assign]
-    for salt in salts:
-        engine.add(list(range(30)), policy="full", sampling=Sampling(max_new_tokens=20), cache_salt=salt)
-        engine.step()
-    finished = run(engine)
-    engine.scheduler.forward = forward  # type: ignore[method-assign]
-    assert len({done.token_ids for done in finished.values()}) == 1, "a salt changes no token"
-    return sum(computed)
-
-
-def test_equal_prompts_share_a_prefill_within_a_salt_and_not_beyond() -> None:
-    engine = Engine(endless().double(), TOKENIZER, slots=400, rows=6)
-    assert fed_tokens(engine, None, None, None) == 29
-    assert fed_tokens(engine, "a", "a", "a") == 29
-    assert fed_tokens(engine, "a", "b", "a", None, "b", None) == 3 * 29
-    assert_empty(engine)
+def test_a_salt_that_is_no_text_or_empty_is_refused() -> None:
+    engine = Engine(make_model(), TOKENIZER, slots=200)
     for salt in ("", 5):
         with pytest.raises(UsageError, match=r"cache_salt=.*must be a non-empty string"):
             engine.add_request(replace(checked((1,)), cache_salt=salt))  # type: ignore[arg-type]

@@ -105,11 +105,22 @@ def test_the_table_of_a_run_and_its_files(inside: Any, folder: Path, tmp_path: P
         assert cell["most_slots"] <= 60 + cell["budget"]["slots"] + cell["budget"]["interval"]
 
 
-def test_all_cells_together_give_the_same_answers_and_no_times(inside: Any, folder: Path, tmp_path: Path) -> None:
+def test_all_cells_together_give_the_same_answers_and_no_times(
+    inside: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, complete = list[bool](), LoadedModel.complete
+
+    def noted(*given: Any, **how: Any) -> Any:
+        seen.append(how["enable_prefix_caching"])
+        return complete(*given, **how)
+
+    monkeypatch.setattr(LoadedModel, "complete", noted)
     common = [*SMALL, "--policies", "full,sinks,random", "--budgets", 8, "--model", folder, "--json"]
     apart = inside("eval", *common, "--out", tmp_path / "apart")
-    together = inside("eval", *common, "--together", "--max-num-seqs", 2, "--out", tmp_path / "together")
+    common += ["--together", "--max-num-seqs", 2, "--no-enable-prefix-caching"]
+    together = inside("eval", *common, "--out", tmp_path / "together")
     assert together.code == 0, together.err
+    assert seen == [True] * 3 + [False] * 2
     assert table(together.out) == table(apart.out)
     seconds = [cell["seconds"] for cell in json.loads(together.out)["cells"]]
     assert seconds[0] is not None, "the full cache ran by itself"

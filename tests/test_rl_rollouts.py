@@ -112,6 +112,11 @@ def test_the_engine_is_kept_and_follows_the_weights(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     trainer.rollout_func(prompts(trainer), trainer)
     engine = trainer.rollout_func._engine
+    trainer.rollout_func(prompts(trainer), trainer)
+    stats = engine.stats()
+    assert stats.prefix_cache_hits < stats.prefix_cache_queries / 2, (
+        "each prompt, there twice, is computed in each call"
+    )
     with torch.no_grad():
         trainer.model.lm_head.weight.zero_()
         trainer.model.lm_head.weight[7] = 1e3 * trainer.model.model.norm.weight

@@ -524,6 +524,15 @@ def test_who_leaves_frees_the_slots_at_once(server: Server, client: openai.OpenA
     wait_until(lambda: server.metrics()["leanthink_slots_reserved"] == 0)
 
 
+def test_what_prompts_begin_with_alike_is_computed_once_and_told(server: Server, client: openai.OpenAI) -> None:
+    before, names = server.metrics(), [f"leanthink_prefix_cache_{kind}_total" for kind in ("queries", "hits")]
+    ask: Any = {"model": "tiny", "max_tokens": 5, "extra_body": {"cache_salt": "two"}}
+    done: Any = [client.completions.create(prompt=[USER] * 50 + [last], **ask) for last in (USER, THINK)]
+    assert [one.usage.prompt_tokens_details.cached_tokens for one in done] == [0, 48]
+    after = server.metrics()
+    assert [after[name] - before[name] for name in names] == [102, 48]
+
+
 def test_metrics_count_and_the_log_keeps_texts_to_itself(server: Server, client: openai.OpenAI) -> None:
     before = server.metrics()
     done = client.chat.completions.create(model="tiny", messages=MESSAGES, temperature=0, extra_body=TIGHT)

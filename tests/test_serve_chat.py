@@ -145,14 +145,15 @@ def test_stop_strings_of_a_chat_are_looked_for_in_the_answer_unless_that_is_aske
 def test_tokens_of_a_text_without_a_thought_are_not_told_as_thought() -> None:
     tags, names = think_tags(make_tokenizer()), ("peak_slots", "kept_slots", "slot_steps", "evictions")
     counts: Any = dict.fromkeys((*names, "peak_kv_bytes", "full_kv_bytes", "reserved_kv_bytes"), 0)
-    ends: Any = {"answer_tokens": 0, "finish_reason": "stop", "prompt_tokens": 1}
+    ends: Any = {"answer_tokens": 0, "finish_reason": "stop", "prompt_tokens": 1, "answer": "", "thought_tokens": 2}
     done = {
-        i: Completion(text=text, thought=text, answer="", token_ids=(1, 2), thought_tokens=2, **ends, **counts)
+        i: Completion(text=text, thought=text, token_ids=(1, 2), cached_tokens=5 - i, **ends, **counts)
         for i, text in enumerate(("yes", "<think>so"))
     }
     parser = make_parser(make_tokenizer(template="{{ messages[0].content }}"))
     told = usage([read(parser), read(parser)], done, tags)
     assert told["completion_tokens_details"] == {"reasoning_tokens": 2}
+    assert told["prompt_tokens_details"] == {"cached_tokens": 4}, "what no choice had to compute, each prompt once"
 
 
 def told(text: str, *, stream: bool) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Whose equal prompts share slots: everybody's, those of one salt, or those of one API key."""
+"""Whose prompts share slots: everybody's, those of one salt, or those of one API key."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from leanthink.engine.engine import Engine
 from leanthink.entrypoints.openai.app import make_app
+from leanthink.entrypoints.openai.run import make_engine
 from leanthink.entrypoints.openai.service import Service
 from leanthink.entrypoints.openai.settings import Settings
 from models import make_model, make_tokenizer
@@ -18,22 +18,23 @@ ASKED = [("sk-a", None), ("sk-a", None), ("sk-b", None), ("sk-b", "x"), ("sk-a",
 
 
 @pytest.mark.parametrize(
-    ("options", "sharing"),
+    ("options", "cached"),
     [
-        ({"keys": ("sk-a", "sk-b")}, [{0, 1, 2}, {3, 4, 5}]),
-        ({"keys": ("sk-a", "sk-b"), "cache_salt_per_key": True}, [{0, 1}, {2}, {3}, {4, 5}]),
-        ({}, [{0, 1, 2}, {3, 4, 5}]),
+        ({"keys": ("sk-a", "sk-b")}, [0, 2, 2, 0, 2, 2]),
+        ({"keys": ("sk-a", "sk-b"), "cache_salt_per_key": True}, [0, 2, 0, 0, 0, 2]),
+        ({}, [0, 2, 2, 0, 2, 2]),
+        ({"enable_prefix_caching": False}, [0] * 6),
     ],
 )
 def test_requests_share_slots_within_a_salt_and_if_told_so_within_a_key(
-    options: dict[str, Any], sharing: list[set[int]]
+    options: dict[str, Any], cached: list[int]
 ) -> None:
-    settings = Settings(name="tiny", policy="full", budget=None, **options)
-    engine, prefixes = Engine(make_model(), make_tokenizer(), slots=400, rows=2), list[Any]()
+    settings = Settings(name="tiny", policy="full", budget=None, kv_gib=0.001, **options)
+    engine, salts, found = make_engine(make_model(), make_tokenizer(), settings), list[Any](), list[int]()
     add_request = engine.add_request
 
     def noted(request: Any, **how: Any) -> int:
-        prefixes.append(request.prefix)
+        salts.append(request.cache_salt)
         return add_request(request, **how)
 
     engine.add_request = noted  # type: ignore[method-assign]
@@ -47,10 +48,10 @@ def test_requests_share_slots_within_a_salt_and_if_told_so_within_a_key(
                 headers = {"authorization": f"Bearer {key}"}
                 answer = await client.post("/v1/completions", json=body, headers=headers)
                 assert answer.status_code == 200, answer.text
+                found.append(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
         service.stop()
 
     asyncio.run(ask())
-    assert len(prefixes) == len(ASKED)
-    found = [{i for i, other in enumerate(prefixes) if other == prefix} for prefix in dict.fromkeys(prefixes)]
-    assert found == sharing
-    assert not any("sk-" in str(prefix) for prefix in prefixes), "a key does not travel further than it must"
+    assert found == cached
+    assert len(salts) == len(ASKED)
+    assert not any("sk-" in str(salt) for salt in salts), "a key does not travel further than it must"

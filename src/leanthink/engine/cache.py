@@ -341,6 +341,7 @@ class SlotCache:
 
         For those that a NaN may lie in: attention multiplies what lies behind a row's length by 0, which it survives.
         """
+        allocation.intact = False
         scrubbed = slice(allocation.start, allocation.end if slots is None else allocation.start + slots)
         self.kv_LPHTD[:, :, :, scrubbed] = 0
         self.token_scores[scrubbed] = 0
@@ -349,8 +350,7 @@ class SlotCache:
 
     def free(self, allocation: Allocation) -> None:
         """Give an allocation back; of those of fixed size another may move into its place, with all that it holds."""
-        moved = self.allocator.free(allocation)
-        if moved is None:
+        if (moved := self.allocator.free(allocation)) is None:
             return
         other, was = moved
         to_T, from_T = slice(other.start, other.end), slice(was, was + other.size)

@@ -47,8 +47,7 @@ class Engine:
     A request is admitted, first come first served, when a row is free and the cache has room for its bound: at most
     prompt + budget + interval + answer, or everything it may write for policy "full". Nothing is ever over-committed,
     so nothing is ever preempted. A step feeds at most `prefill_tokens` of prompts, then one token to each row that
-    decodes. Requests with equal prompts, and an equal `cache_salt`, share one prefill. Not safe for use from several
-    threads at a time.
+    decodes. What prompts of one `cache_salt` begin with alike is fed once. Not safe for several threads at a time.
 
     Args:
         model: a causal language model of transformers, in evaluation mode.
@@ -65,6 +64,7 @@ class Engine:
         ends: token ids that end a request; None: the model's.
         record: fill `evicted_at`, `token_chars` and `scores` of every Completion, whether or not a request asks for it.
         graphs: whether steps are replayed as CUDA graphs; None: on a GPU.
+        enable_prefix_caching: whether that is so (see `leanthink.engine.prefix_caching`).
 
     Raises:
         UsageError: an argument is out of range, or the device has no room for the slots.
@@ -84,6 +84,7 @@ class Engine:
         ends: Sequence[int] | None = None,
         record: bool = False,
         graphs: bool | None = None,
+        enable_prefix_caching: bool = True,
     ) -> None:
         for name, given in (("slots", slots), ("rows", rows), ("prefill_tokens", prefill_tokens)):
             if isinstance(given, bool) or not isinstance(given, int) or given < 1:
@@ -110,7 +111,9 @@ class Engine:
         self.model_runner = ModelRunner(model, self.cache, self.sampler, graphs=graphs)
         self.rows = Rows(self.cache, self.running_batch, self.sampler, self.model_runner)
         self.faults = Faults(self.cache, self.running_batch, self.model_runner)
-        self.scheduler = Scheduler(self.rows, self.faults, prefill_tokens=prefill_tokens)
+        self.scheduler = Scheduler(
+            self.rows, self.faults, prefill_tokens=prefill_tokens, enable_prefix_caching=enable_prefix_caching
+        )
         self.streams = Streams(tokenizer, self.tags, self.rows, self.faults)
         self.recorder = Recorder(self.cache, self.running_batch, self.sampler, self.columns, self.streams.texts)
         self.evictor = Evictor(self.rows, self._known_policies, self.recorder, self.faults)
@@ -138,8 +141,8 @@ class Engine:
     ) -> int:
         """Queue a request; returns its id. Arguments and errors as of `leanthink.generate`.
 
-        `options` say how a chat becomes a prompt. As in vLLM, a request shares the prefill of an equal prompt only with
-        requests of the same `cache_salt`: whoever does not know it cannot tell from the time whether there was one.
+        `options` say how a chat becomes a prompt. As in vLLM, only requests of one `cache_salt` share what their
+        prompts begin with: whoever does not know it cannot tell from the time what was asked.
 
         With `streamed`, `step` reports each of its tokens, with `record` too what each eviction took.
 
@@ -220,6 +223,12 @@ class Engine:
         self._free([row])
         return True
 
+    def reset_prefix_cache(self) -> None:
+        """Forget the prompts that lie in the cache, as the weights have changed; UsageError while requests run."""
+        if self.unfinished:
+            raise UsageError(f"{self.unfinished} requests are unfinished: change weights when all have ended")
+        self.scheduler.prefix_cache.reset()
+
     @property
     def unfinished(self) -> int:
         """Requests that wait, are fed or decode."""
@@ -239,6 +248,8 @@ class Engine:
             slots_of_full=sum(len(request.prompt_ids) for request in batch.requests) + generated - n,
             max_slots_per_request=cache.allocator.max_allocation,
             evictions=self.evictor.evictions,
+            prefix_cache_queries=self.scheduler.prefix_cache.queries,
+            prefix_cache_hits=self.scheduler.prefix_cache.hits,
         )
 
     # -- steps -----------------------------------------------------------------------------------------------------
@@ -338,8 +349,8 @@ class Engine:
         done |= {self.running_batch.requests[row].index: self._complete(row) for row in rows}
 
     def _complete(self, row: int) -> Completion:
-        held, size = int(self.cache.host_lengths[row]), self.cache.allocations[row].size
-        return self.running_batch.complete(row, held=held, reserved=size, bytes_per_slot=self.cache.bytes_per_slot)
+        held, allocation = int(self.cache.host_lengths[row]), self.cache.allocations[row]
+        return self.running_batch.complete(row, allocation, held=held, bytes_per_slot=self.cache.bytes_per_slot)
 
     def _free(self, rows: list[int]) -> None:
         """Free these rows and their slots, and forget their requests."""

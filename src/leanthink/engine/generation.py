@@ -41,6 +41,7 @@ def generate(
     record: bool = False,
     on_finish: OnFinish | None = None,
     ignore_predictor_mismatch: bool = False,
+    enable_prefix_caching: bool = True,
 ) -> list[Completion]:
     """Generate for each prompt, in its order; a request's tokens do not depend on what else is in the batch.
 
@@ -66,6 +67,7 @@ def generate(
         on_finish: called with a prompt's index and its completion as soon as it has finished.
         ignore_predictor_mismatch: let the predictor's file be one of another model, of which this is a relative: the
             same in another precision, quantized, or lightly trained on. A LeanThinkWarning says that it is borrowed.
+        enable_prefix_caching: whether what prompts begin with alike is fed once, as far as they run at a time.
 
     Raises:
         UsageError: an argument is out of range, or a prompt is empty or longer than the model's context.
@@ -79,7 +81,8 @@ def generate(
     choices["ignore_predictor_mismatch"] = ignore_predictor_mismatch
     options = _options(system_prompt, chat_template_kwargs, split_special_tokens)
     requests = make_requests(model, tokenizer, tags, asked, options=options, **choices)
-    finished = each_finished(model, tokenizer, requests, tags=tags, max_rows=max_rows, record=record)
+    how: dict[str, Any] = {"record": record, "enable_prefix_caching": enable_prefix_caching}
+    finished = each_finished(model, tokenizer, requests, tags=tags, max_rows=max_rows, **how)
     return in_order(finished, on_finish)
 
 
@@ -92,6 +95,7 @@ def each_finished(
     ends: Sequence[int] | None = None,
     max_rows: int = 64,
     record: bool = False,
+    enable_prefix_caching: bool = True,
 ) -> Iterator[tuple[int, Completion]]:
     """Complete these requests; yields the index and the completion of each as it finishes.
 
@@ -119,6 +123,7 @@ def each_finished(
             tags=tags,
             ends=ends,
             record=record,
+            enable_prefix_caching=enable_prefix_caching,
         )
         for request in group:
             engine.add_request(request)

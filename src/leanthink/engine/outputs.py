@@ -25,6 +25,7 @@ class Completion:
         answer: the text after it, stripped.
         token_ids: every generated token, the end token included.
         prompt_tokens: tokens of the prompt.
+        cached_tokens: those of them that were copied from another prompt.
         thought_tokens: generated tokens before `</think>`; before the last token of a tag that is several.
         answer_tokens: generated tokens from that one on.
         finish_reason: "stop" at an end token or stop string, "length" at `max_new_tokens`, at the end of the
@@ -65,6 +66,7 @@ class Completion:
     evicted_at: tuple[int | None, ...] | None = None
     token_chars: tuple[int, ...] | None = None
     scores: Scores | None = None
+    cached_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ class Request:
     """One checked request; `bound` is the number of slots it can ever hold, which is what it reserves.
 
     `record` says that its evictions are to be told, and `must_open` that its text is a thought only if it begins with
-    the opening tag. Only requests of one `cache_salt` share the slots of equal prompts.
+    the opening tag. Only requests of one `cache_salt` share what their prompts begin with.
     """
 
     index: int
@@ -49,11 +49,6 @@ class Request:
     must_open: bool = False
     record: bool = False
     cache_salt: str | None = None
-
-    @property
-    def prefix(self) -> tuple[str | None, tuple[int, ...]]:
-        """What two requests have in common that may share the slots of their prompts."""
-        return self.cache_salt, self.prompt_ids
 
     def has_thought(self, text: str, tags: ThinkTags) -> bool:
         """Whether something in this generated text may be thought; else all of it is answer."""

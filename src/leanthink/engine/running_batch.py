@@ -12,6 +12,7 @@ from leanthink.data.think_tags import TagReader, ThinkTags
 from leanthink.data.traces.token_scores import Scores, pack
 from leanthink.engine.outputs import Completion, TopLogprobs, decode, token_chars, truncate_at_stop
 from leanthink.engine.request import Request
+from leanthink.engine.slot_allocator import Allocation
 from leanthink.policies import Policy
 
 NEVER = 2**62  # a count that no request reaches
@@ -262,8 +263,8 @@ class RunningBatch:
         ids: list[int] = self.ids[row, : int(self.generated[row])].tolist()
         return ids
 
-    def complete(self, row: int, *, held: int, reserved: int, bytes_per_slot: int) -> Completion:
-        """The result of a finished row that holds `held` slots of the `reserved` ones."""
+    def complete(self, row: int, allocation: Allocation, *, held: int, bytes_per_slot: int) -> Completion:
+        """The result of a finished row that holds `held` slots of its allocation."""
         request, ids = self.requests[row], self.tokens(row)
         end = set(self._ends.tolist())
         written = ids[:-1] if ids[-1] in end else ids
@@ -282,6 +283,7 @@ class RunningBatch:
             answer=text[answer_starts:].strip(),
             token_ids=tuple(ids),
             prompt_tokens=len(request.prompt_ids),
+            cached_tokens=allocation.cached_tokens,
             thought_tokens=thought_tokens,
             answer_tokens=len(ids) - thought_tokens,
             finish_reason="stop" if int(self.ended[row]) == STOP else "length",
@@ -291,7 +293,7 @@ class RunningBatch:
             evictions=int(self.evictions[row]),
             peak_kv_bytes=peak * bytes_per_slot,
             full_kv_bytes=(len(request.prompt_ids) + len(ids) - 1) * bytes_per_slot,
-            reserved_kv_bytes=reserved * bytes_per_slot,
+            reserved_kv_bytes=allocation.size * bytes_per_slot,
             logprobs=None if likeliest is None else tuple(self.own[row, : len(ids)].tolist()),
             top_logprobs=None if likeliest is None else tuple(likeliest or [()] * len(ids)),
             evicted_at=None if evicted_at is None else tuple(None if at < 0 else at for at in evicted_at),

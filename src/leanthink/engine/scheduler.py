@@ -1,4 +1,4 @@
-"""Which requests hold slots and rows: admission in order, prompts fed in chunks, one prefill for equal prompts."""
+"""Which requests hold slots and rows: admission in order, prompts fed in chunks, what they begin with alike once."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from itertools import chain
 
 from leanthink.engine.faults import Faults
 from leanthink.engine.forward_batch import PromptChunk
+from leanthink.engine.prefix_caching import PrefixCache
 from leanthink.engine.request import Request
 from leanthink.engine.rows import Rows
 from leanthink.engine.slot_allocator import Allocation
 
-Prefix = tuple[str | None, tuple[int, ...]]  # salt and prompt, as of `Request.prefix`
-
 
 @dataclass(eq=False)
 class Prefilling:
-    """A request that holds its allocation, and `done` tokens of whose prompt are fed."""
+    """A request that holds its allocation, and `done` tokens of whose prompt are fed or copied.
+
+    `keys` are those of its prompt's chunks, none where it shares nothing (see `leanthink.engine.prefix_caching`).
+    """
 
     request: Request
     allocation: Allocation
     done: int = 0
+    keys: tuple[bytes, ...] = ()
 
     @property
     def left(self) -> int:
@@ -39,18 +42,19 @@ class Scheduler:
         rows: of the engine.
         faults: of the engine.
         prefill_tokens: most prompt tokens that one step feeds.
+        enable_prefix_caching: whether what prompts begin with alike is fed once.
 
     Attributes:
         waiting: requests that hold nothing yet.
         prefilling: requests that hold their slots, and whose prompts are being fed.
-        prefixes: where each prompt of a decoding request lies whole.
+        prefix_cache: knows what prompts lie in the cache.
     """
 
-    def __init__(self, rows: Rows, faults: Faults, *, prefill_tokens: int) -> None:
+    def __init__(self, rows: Rows, faults: Faults, *, prefill_tokens: int, enable_prefix_caching: bool) -> None:
         self.rows, self.cache, self.faults, self.prefill_tokens = rows, rows.cache, faults, prefill_tokens
         self.waiting: deque[Request] = deque()
         self.prefilling: deque[Prefilling] = deque()
-        self.prefixes: dict[Prefix, list[Allocation]] = {}
+        self.prefix_cache = PrefixCache(self.cache, enabled=enable_prefix_caching)
 
     @property
     def unfinished(self) -> int:
@@ -74,22 +78,22 @@ class Scheduler:
             allocation = self.cache.allocator.allocate(self.waiting[0].bound)
             if allocation is None:
                 return
-            self.prefilling.append(Prefilling(request=self.waiting.popleft(), allocation=allocation))
+            entry = Prefilling(request=self.waiting.popleft(), allocation=allocation)
+            self.prefix_cache.admit(entry)
+            self.prefilling.append(entry)
 
     def _prefill(self) -> None:
         """Feed up to `prefill_tokens` tokens of the prompts that wait, all but the last token of each."""
         chunks: list[tuple[Prefilling, PromptChunk]] = []
-        room, fed_now = self.prefill_tokens, set()
+        room, being_fed = self.prefill_tokens, set[bytes]()
         for entry in self.prefilling:
-            prefix = entry.request.prefix
-            if entry.done == 0 and prefix in self.prefixes and entry.request.policy.pins_prompt:
-                self.cache.copy_prompt(self.prefixes[prefix][0], entry.allocation, entry.left)
-                entry.done += entry.left
+            if not self.prefix_cache.reuse(entry, being_fed):
+                continue  # it waits for one that begins alike
             tokens = min(room, entry.left)
-            if tokens and prefix not in fed_now:  # an equal prompt waits for the one that is being fed
+            if tokens:
                 chunks.append((entry, PromptChunk(allocation=entry.allocation, done=entry.done, tokens=tokens)))
-                fed_now.add(prefix)
                 room -= tokens
+                being_fed.update(self.prefix_cache.offered(entry))
             if not room:
                 break
         if not chunks:
@@ -103,7 +107,8 @@ class Scheduler:
     def _forward_alone(self, entries: Sequence[Prefilling]) -> None:
         """Each prompt from its beginning, as nobody knows how far the last forward came; those that raise fail."""
         for entry in entries:
-            entry.done = 0
+            entry.done = entry.allocation.cached_tokens = 0
+            self.prefix_cache.forget(entry.allocation)
             tokens = min(self.prefill_tokens, entry.left)
             try:
                 self.forward([(entry, PromptChunk(allocation=entry.allocation, done=0, tokens=tokens))])
@@ -118,6 +123,7 @@ class Scheduler:
         self.rows.model_runner.prefill(list(chain(*ids)), [chunk for _, chunk in chunks])
         for entry, chunk in chunks:
             entry.done += chunk.tokens
+            self.prefix_cache.note(entry)
 
     def _start_decoding(self) -> None:
         """Prompts that are fed take the next rows, in their order; a longer one that is still fed is overtaken."""
@@ -126,8 +132,7 @@ class Scheduler:
             return
         for entry in ready:
             self.prefilling.remove(entry)
-            if entry.request.policy.pins_prompt:  # any other may lose slots of its prompt
-                self.prefixes.setdefault(entry.request.prefix, []).append(entry.allocation)
+            self.prefix_cache.count(entry)
         self.rows.assign([(entry.request, entry.allocation) for entry in ready])
 
     def drop(self, request_id: int) -> bool:
@@ -146,6 +151,7 @@ class Scheduler:
         self.prefilling.remove(entry)
         self.cache.scrub(entry.allocation)  # nobody has looked at its numbers
         self.cache.free(entry.allocation)
+        self.prefix_cache.end([entry.allocation])
 
     def fail_prefilling(self, error: Exception) -> None:
         """Every request whose prompt is being fed ends with this error."""
@@ -154,21 +160,15 @@ class Scheduler:
             self._drop(entry)
 
     def free(self, rows: Sequence[int]) -> None:
-        """Free these rows and their slots, which nobody shares any more."""
-        for row in rows:
-            request, allocation = self.rows.batch.requests[row], self.cache.allocations[row]
-            if request.policy.pins_prompt:
-                self.prefixes[request.prefix].remove(allocation)
-                if not self.prefixes[request.prefix]:
-                    del self.prefixes[request.prefix]
+        """Free these rows and their slots."""
+        freed = [self.cache.allocations[row] for row in rows]
         self.rows.free(rows)
+        self.prefix_cache.end(freed)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless all tables agree and no slot is held for nobody."""
         self.rows.check_integrity()
-        prefilling = {entry.allocation for entry in self.prefilling}
-        in_use = set(self.cache.allocator.allocations)
-        assert prefilling | set(self.cache.allocations) == in_use, "an allocation belongs to nobody"
-        assigned = zip(self.rows.batch.requests, self.cache.allocations, strict=True)
-        whole = [allocation for request, allocation in assigned if request.policy.pins_prompt]
-        assert sorted(map(id, chain(*self.prefixes.values()))) == sorted(map(id, whole)), "a prompt is lost"
+        held = {entry.allocation: entry.request for entry in self.prefilling}
+        held |= dict(zip(self.cache.allocations, self.rows.batch.requests, strict=True))
+        assert held.keys() == set(self.cache.allocator.allocations), "an allocation belongs to nobody"
+        self.prefix_cache.check_integrity(held)

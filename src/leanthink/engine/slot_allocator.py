@@ -8,11 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(eq=False)
 class Allocation:
-    """Slots [start, start + size) of the cache; `row` is the row that decodes on them, None while the prompt is fed."""
+    """Slots [start, start + size) of the cache; `row` is the row that decodes on them, None while the prompt is fed.
+
+    `cached_tokens` of the prompt are copied from another. `intact`: what was written into the slots still lies there.
+    """
 
     start: int
     size: int
     row: int | None = None
+    cached_tokens: int = 0
+    intact: bool = True
 
     @property
     def end(self) -> int:
@@ -67,7 +72,7 @@ class SlotAllocator:
         if self.fixed_size is None or not self.allocations or self.allocations[-1].start < allocation.start:
             return None
         last = self.allocations.pop()
-        was, last.start = last.start, allocation.start
+        was, last.start, allocation.intact = last.start, allocation.start, False
         insort(self.allocations, last, key=lambda other: other.start)
         return last, was
 

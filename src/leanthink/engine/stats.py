@@ -19,6 +19,8 @@ class EngineStats:
         slots_of_full: slots that full caches would hold in their place.
         max_slots_per_request: most slots that one request can have.
         evictions: of all requests so far.
+        prefix_cache_queries: prompt tokens of all requests that began to decode so far.
+        prefix_cache_hits: those of them that were copied from other prompts.
     """
 
     waiting: int = 0
@@ -30,3 +32,5 @@ class EngineStats:
     slots_of_full: int = 0
     max_slots_per_request: int = 0
     evictions: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0

@@ -47,6 +47,7 @@ class Setup:
         max_rows: most requests at a time.
         progress: told of every record.
         options: how problems become prompts.
+        enable_prefix_caching: as of `leanthink.generate`.
     """
 
     backend: InferenceBackend
@@ -56,6 +57,7 @@ class Setup:
     max_rows: int
     progress: Progress
     options: ChatOptions = PLAIN
+    enable_prefix_caching: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,8 @@ def _generate(setup: Setup, folder: RunFolder, jobs: Sequence[_Job], *, alone: b
 
     with ThreadPoolExecutor(MOST_WORKERS) as threads:
         try:
-            for index, completion in setup.backend.complete([job.request for job in jobs], max_rows=setup.max_rows):
+            requests, how = [job.request for job in jobs], {"enable_prefix_caching": setup.enable_prefix_caching}
+            for index, completion in setup.backend.complete(requests, max_rows=setup.max_rows, **how):
                 finish_one(jobs[index], completion)
         except RequestFailed as failure:
             job = jobs[failure.request_id]

@@ -70,7 +70,12 @@ class InferenceBackend(Protocol):
         """What decides its results."""
 
     def complete(
-        self, requests: Sequence[GenerationRequest], *, max_rows: int, record: bool = False
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        max_rows: int,
+        record: bool = False,
+        enable_prefix_caching: bool = True,
     ) -> Iterator[tuple[int, Completion]]:
         """Each request's index and completion, as it finishes; arguments and errors are those of `generate`."""
 
@@ -122,9 +127,9 @@ class LoadedModel:
         )
 
     def complete(
-        self, requests: Sequence[GenerationRequest], *, max_rows: int, record: bool = False
+        self, requests: Sequence[GenerationRequest], *, max_rows: int, **how: Any
     ) -> Iterator[tuple[int, Completion]]:
-        """Each request's index and completion, as it finishes; arguments and errors are those of `generate`."""
+        """As of `InferenceBackend`; `how` are its other arguments."""
         check_model(self.model)
         tags = think_tags(self.tokenizer)
         made = make_requests(
@@ -137,7 +142,7 @@ class LoadedModel:
             predictor=None,
             sampling=[request.sampling for request in requests],
         )
-        return each_finished(self.model, self.tokenizer, made, tags=tags, max_rows=max_rows, record=record)
+        return each_finished(self.model, self.tokenizer, made, tags=tags, max_rows=max_rows, **how)
 
     def label(
         self, thoughts: Sequence[Thought], horizons: tuple[int, ...], granularity: Granularity

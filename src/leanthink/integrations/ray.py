@@ -214,10 +214,10 @@ class Engines:
         return self._model_info
 
     def complete(
-        self, requests: Sequence[GenerationRequest], *, max_rows: int, record: bool = False
+        self, requests: Sequence[GenerationRequest], *, max_rows: int, **how: Any
     ) -> Iterator[tuple[int, Completion]]:
-        """Each request's index and completion, as it finishes; `max_rows` is of each engine."""
-        return self._each("complete", requests, at_once=max_rows, max_rows=max_rows, record=record)
+        """As of `InferenceBackend`; `max_rows` is of each engine, `how` are its other arguments."""
+        return self._each("complete", requests, at_once=max_rows, max_rows=max_rows, **how)
 
     def label(
         self, thoughts: Sequence[Thought], horizons: tuple[int, ...], granularity: Granularity

@@ -141,6 +141,8 @@ class EngineRollouts:
             self._rollout_model = RolloutModel(policy, rollout_dtype(trainer.args, policy.dtype))
         else:
             self._rollout_model.sync_weights()
+            if self._engine is not None:
+                self._engine.reset_prefix_cache()
         rows = min(self._rows, len(requests))
         bound = max(request.bound for request in requests)
         if self._engine is None or rows > self._room[0] or bound > self._room[1]:

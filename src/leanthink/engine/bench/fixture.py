@@ -126,7 +126,7 @@ class Fixture:
     ) -> Engine:
         """An engine for requests of these bounds, with `slots` slots, None for just enough.
 
-        On a CPU allocations have one size, as `leanthink.generate` has them.
+        On a CPU allocations have one size, as `leanthink.generate` has them. A repeated prompt is fed every time.
         """
         largest = max(bounds)
         fixed_size = largest if self.device.type == "cpu" else None
@@ -140,6 +140,7 @@ class Fixture:
             prefill_tokens=prefill_tokens,
             tags=NO_TAGS,
             ends=(),
+            enable_prefix_caching=False,
         )
 
 

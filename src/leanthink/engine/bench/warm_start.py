@@ -42,7 +42,6 @@ def warm_start(engine: Engine, places: Sequence[Place], seed: int = 0) -> None:
     for place in places:
         allocation = cache.allocator.allocate(place.request.bound)
         assert allocation is not None, "there are not slots enough for all of them"
-        engine.scheduler.prefixes.setdefault(place.request.prefix, []).append(allocation)
         ready.append((place.request, allocation))
     engine.rows.assign(ready)
     for row, (place, (_, allocation)) in enumerate(zip(places, ready, strict=True), first):

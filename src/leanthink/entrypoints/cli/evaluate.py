@@ -90,6 +90,7 @@ class Effort:
     samples: Samples = 1
     max_num_seqs: options.MaxNumSeqs = 64
     together: Together = False
+    enable_prefix_caching: options.EnablePrefixCaching = True
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.max_num_seqs < 1:
@@ -156,6 +157,7 @@ def command(
             max_rows=effort.max_num_seqs,
             progress=stack.enter_context(ProgressBar(requests)),
             options=chat,
+            enable_prefix_caching=effort.enable_prefix_caching,
         )
         found = _finish(setup, folder, slots, together=effort.together)
     _print(found, folder.header, out, as_json=as_json)

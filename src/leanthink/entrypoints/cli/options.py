@@ -116,6 +116,8 @@ SplitSpecialTokens = Annotated[
         default="on",
     ),
 ]
+CACHING = "--enable-prefix-caching/--no-enable-prefix-caching"
+EnablePrefixCaching = Annotated[bool, option(CACHING, about="Compute what prompts share once.", default="on")]
 Json = Annotated[bool, option("--json", about="Print one JSON document on standard output.")]
 Ray = Annotated[
     str | None, option("--ray", about="Work on engines of this Ray cluster; local starts one.", metavar="ADDRESS")

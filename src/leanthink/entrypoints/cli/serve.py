@@ -32,7 +32,7 @@ Keys = Annotated[
     Path | None, option("--keys", about=f"API keys, one a line; else {KEY_VARIABLE} holds one.", metavar="FILE")
 ]
 CacheSaltPerKey = Annotated[
-    bool, option("--cache-salt-per-key", about="Share the slots of equal prompts within an API key only.")
+    bool, option("--cache-salt-per-key", about="Share what prompts begin with within an API key only.")
 ]
 Origins = Annotated[
     str | None,
@@ -152,6 +152,7 @@ class Limits:
     timeout_seconds: Timeout = None
     grace_seconds: Grace = None
     log_text: LogText = False
+    enable_prefix_caching: options.EnablePrefixCaching = True
     gpu_memory_utilization: GPUMemoryUtilization = None
     max_model_len: MaxModelLen = None
 

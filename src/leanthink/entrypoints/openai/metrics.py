@@ -22,7 +22,11 @@ class Metrics:
         self.seconds = Histogram("leanthink_request_seconds", "From request to end of answer", buckets=SECONDS, **own)
         self.choices = Counter("leanthink_choices", "Choices that ended, by why", ["finish_reason"], **own)
         self.tokens = Counter("leanthink_tokens", "Tokens of choices that ended", ["kind"], **own)
-        self.evictions = Counter("leanthink_evictions", "Evictions", **own)
+        self.of_engine = {
+            "evictions": Counter("leanthink_evictions", "Evictions", **own),
+            "prefix_cache_queries": Counter("leanthink_prefix_cache_queries", "Prompt tokens", **own),
+            "prefix_cache_hits": Counter("leanthink_prefix_cache_hits", "Of these copied", **own),
+        }
         self.first_token = Histogram("leanthink_first_token_seconds", "To the first token", buckets=SECONDS, **own)
         self.between = Histogram("leanthink_between_tokens_seconds", "Between two tokens", buckets=SECONDS, **own)
         self.queue = Gauge("leanthink_queue", "Choices that wait for a row", **own)
@@ -32,7 +36,7 @@ class Metrics:
         self.reserved = Gauge("leanthink_slots_reserved", "Slots that running choices have reserved", **own)
         self.saved = Gauge("leanthink_slots_saved", "Slots that full caches would hold beside these", **own)
         self.slots_total.set(slots)
-        self._evictions_so_far = 0
+        self._shown = EngineStats()
 
     def show(self, stats: EngineStats) -> None:
         """Take in what the engine holds."""
@@ -41,8 +45,9 @@ class Metrics:
         self.held.set(stats.slots_held)
         self.reserved.set(stats.slots_reserved)
         self.saved.set(stats.slots_of_full - stats.slots_held)
-        self.evictions.inc(stats.evictions - self._evictions_so_far)
-        self._evictions_so_far = stats.evictions
+        for name, counter in self.of_engine.items():
+            counter.inc(getattr(stats, name) - getattr(self._shown, name))
+        self._shown = stats
 
     def ended(self, completion: Completion | None, reason: str) -> None:
         """Count a choice that ended, with what it has written."""

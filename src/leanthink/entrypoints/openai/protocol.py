@@ -123,7 +123,7 @@ class Asked(Strict):
     interval: Count | None = renamed_to("eviction_interval")
     answer: Count | None = renamed_to("max_answer_slots")
     cache_salt: (
-        Annotated[Text, Field(min_length=1, description="Equal prompts share slots within a salt only.")] | None
+        Annotated[Text, Field(min_length=1, description="What prompts begin with is shared within a salt only.")] | None
     ) = None
     kv_events: Annotated[bool, Field(description="Tell positions and evictions in the stream.")] | None = None
     # Others are ignored: slots bound what a thought keeps, not how long it grows; fewer would make it wrong, not short.
@@ -241,12 +241,19 @@ class TokenDetails(BaseModel):
     reasoning_tokens: int
 
 
+class PromptTokenDetails(BaseModel):
+    """What the prompt's tokens were."""
+
+    cached_tokens: int
+
+
 class Usage(BaseModel):
     """What a request cost."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokenDetails
     completion_tokens_details: TokenDetails
     kv: KV
 

@@ -23,12 +23,15 @@ def usage(requests: Sequence[Request], completions: Mapping[int, Completion], ta
     done = list(completions.values())
     prompts = {request.prompt_ids for request in requests}
     prompt_tokens, generated = sum(map(len, prompts)), sum(len(completion.token_ids) for completion in done)
+    fewest_last = sorted(completions, key=lambda i: -completions[i].cached_tokens)
+    cached = {requests[i].prompt_ids: completions[i].cached_tokens for i in fewest_last}  # for all choices of a prompt
     names = ("peak_slots", "kept_slots", "evictions", "peak_kv_bytes", "full_kv_bytes", "reserved_kv_bytes")
     thought = sum(done.thought_tokens for i, done in completions.items() if requests[i].has_thought(done.text, tags))
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated,
         "total_tokens": prompt_tokens + generated,
+        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
         "completion_tokens_details": {"reasoning_tokens": thought},
         "kv": {name: sum(getattr(completion, name) for completion in done) for name in names},
     }

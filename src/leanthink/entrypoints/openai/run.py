@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -51,10 +52,11 @@ def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
     slots, most = int(kv_bytes(model.device, settings)) // per_slot, settings.max_slots
     if slots < (most or 2):
         raise UsageError(f"there is memory for {slots} slots, and {most or 2} are needed: raise kv_gib")
+    engine = partial(Engine, model, tokenizer, enable_prefix_caching=settings.enable_prefix_caching)
     if most is None or model.device.type != "cpu":
-        return Engine(model, tokenizer, slots=slots, rows=settings.rows)
+        return engine(slots=slots, rows=settings.rows)
     rows = min(settings.rows, slots // most)
-    return Engine(model, tokenizer, slots=rows * most, rows=rows, row_slots=most)
+    return engine(slots=rows * most, rows=rows, row_slots=most)
 
 
 def kv_bytes(device: torch.device, settings: Settings) -> float:

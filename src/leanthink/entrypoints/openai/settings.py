@@ -26,8 +26,8 @@ class Settings:
     Attributes:
         name: of the model, as clients give it.
         host, port: where to listen; port 0 takes a free one.
-        cache_salt_per_key: requests share the slots of equal prompts only with those of the same key, so that nobody
-            can tell from the time of an answer what others have asked.
+        cache_salt_per_key: requests share what their prompts begin with only with those of the same key, so that
+            nobody can tell from the time of an answer what others have asked.
         allowed_origins: pages of these origins may ask from a browser, `("*",)`: of all; none by default.
         allowed_hosts: names that are answered for, as `leanthink.utils.hosts` says; none: on a loopback address
             that of this machine alone, elsewhere all.
@@ -59,6 +59,7 @@ class Settings:
         timeout_seconds: after which a request ends with what it has.
         grace_seconds: after the signal to stop, before what still runs is cut.
         log_text: whether prompts and answers are logged.
+        enable_prefix_caching: whether what prompts begin with alike is fed once.
         chat: how chats become prompts, where a request says nothing else.
 
     Raises:
@@ -93,6 +94,7 @@ class Settings:
     timeout_seconds: float = 600.0
     grace_seconds: float = 30.0
     log_text: bool = False
+    enable_prefix_caching: bool = True
     chat: ChatOptions = PLAIN
 
     def __post_init__(self) -> None:
