@@ -9,8 +9,10 @@ VERL_VENV ?= .venv-verl
 VLLM_VENV ?= .venv-vllm
 INSTALLED := $(VENV)/installed-test
 
-# Modules are compiled when they are first used, which halves the time of an installation.
+# Modules are compiled when they are first used, which halves the time of an installation. So what was compiled has to be kept:
+# each process that a test starts would else compile torch again.
 PIP := -m pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 # torch is pinned here, as each of its builds has a hash of its own. Where this index of builds for CPUs does not answer, pip
 # takes the build that it finds without it.
