@@ -25,18 +25,19 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "110"}
 def start(*arguments: object) -> subprocess.Popen[str]:
     """The command in a process of its own; a context manager.
 
-    A background job of a shell ignores Ctrl-C and hands that on; the command is started as if from a terminal.
+    A background job of a shell ignores Ctrl-C and hands that on; the command is started as if from a terminal. Its
+    environment has what Ray adds to that of a process that starts a cluster.
     """
     command = [sys.executable, "-m", "leanthink", *map(str, arguments)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, text=True, env=ENVIRONMENT, preexec_fn=hears, **pipes)
+    return subprocess.Popen(command, text=True, env={**os.environ, **ENVIRONMENT}, preexec_fn=hears, **pipes)
 
 
-def leanthink(*arguments: object, given: str = "") -> SimpleNamespace:
+def leanthink(*arguments: object) -> SimpleNamespace:
     """Exit code, standard output and standard error of one command line."""
     with start(*arguments) as process:
-        out, err = process.communicate(given, timeout=120)
+        out, err = process.communicate(timeout=120)
     return SimpleNamespace(code=process.returncode, out=out, err=err)
 
 
