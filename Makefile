@@ -9,8 +9,10 @@ VERL_VENV ?= .venv-verl
 VLLM_VENV ?= .venv-vllm
 INSTALLED := $(VENV)/installed-test
 
-# Modules are compiled when they are first used, which halves the time of an installation.
+# Modules are compiled when they are first used, which halves the time of an installation. So what was compiled has to be kept:
+# each process that a test starts would else compile torch again.
 PIP := -m pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 # torch is pinned here, as each of its builds has a hash of its own. Where this index of builds for CPUs does not answer, pip
 # takes the build that it finds without it.
@@ -23,16 +25,20 @@ INSTALL_TORCH = $(PIP) $(shell $(PYTHON) -c '$(ANSWERS)' $(TORCH_INDEX) 2> /dev/
 # One thread for each of two workers: more of them than cores would wait for each other.
 PYTEST := -m pytest -n 2 --dist worksteal -m "not gpu" -r s
 
-.PHONY: demo test test-newest test-oldest test-verl test-vllm browser lock report format
+.PHONY: demo test checks test-newest test-oldest test-verl test-vllm browser system-browser lock report format
 
 demo: $(VENV)/installed-demo
 	$(VENV)/bin/leanthink demo --out demo --overwrite
 
-test: $(INSTALLED) browser
+# apt fetches a browser while pip fetches packages.
+test:
+	$(MAKE) --no-print-directory --jobs=2 checks browser
+	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST)
+
+checks: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	OMP_NUM_THREADS=1 $(VENV)/bin/python $(PYTEST)
 
 # The newest of everything that the ranges in pyproject.toml allow today.
 test-newest: browser
@@ -75,10 +81,13 @@ $(VENV)/installed-%: requirements/%.txt requirements/demo.txt pyproject.toml
 	touch $@
 
 # One for the tests of the viewer: one that is here, else Debian's, else playwright's own.
-browser: $(INSTALLED)
-	@command -v chromium || command -v chromium-browser || command -v google-chrome \
-		|| { test "$$(id -u)" = 0 && apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq --yes install chromium; } \
-			> /dev/null 2>&1 \
+FIND_BROWSER := command -v chromium || command -v chromium-browser || command -v google-chrome
+system-browser:
+	@$(FIND_BROWSER) > /dev/null || test "$$(id -u)" != 0 \
+		|| { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq --yes install chromium; } > /dev/null 2>&1 || true
+
+browser: system-browser $(INSTALLED)
+	@$(FIND_BROWSER) \
 		|| $(VENV)/bin/python -m playwright install chromium-headless-shell > /dev/null 2>&1 \
 		|| echo "NO BROWSER: the tests of the viewer will be skipped; install chromium to run them"
 

@@ -283,13 +283,13 @@ def prepared(work: Path) -> Path:
     return given
 
 
-def import_all() -> None:
-    """What the commands import, so that a fork starts at once."""
+def import_all(commands: list[str]) -> None:
+    """What these commands import, so that a fork starts at once."""
     import leanthink.eval.run
     import leanthink.importance.collect
     import leanthink.importance.fit
 
-    with contextlib.suppress(ImportError):
+    if "train" in commands:
         import leanthink.rl.run
         import leanthink.rl.trainer  # noqa: F401
 
@@ -303,10 +303,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    import_all()
+    import_all(asked.commands)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        given = prepared(work)
+        given = prepared(work) if {"label", "fit"} & set(asked.commands) else work
         found = []
         for command in asked.commands:
             is_kill = asked.how == "kill"

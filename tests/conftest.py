@@ -24,12 +24,19 @@ from leanthink.models.tiny.tokenizer import PAD
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests begin first: at the end one of them would keep a worker busy while the other has nothing to do.
 
-    Each of two workers begins with one half of the list, so each half has every other slow test in front.
+    Each of two workers begins with one half of the list, so each half has slow tests in front. Those of a file stay
+    together, as they may share what is slow to set up, and the largest files are dealt out first.
     """
-    slow = [item for item in items if item.get_closest_marker("slow")]
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow"):
+            files.setdefault(item.path, []).append(item)
     fast = [item for item in items if not item.get_closest_marker("slow")]
+    fronts: tuple[list[pytest.Item], list[pytest.Item]] = ([], [])
+    for tests in sorted(files.values(), key=len, reverse=True):
+        min(fronts, key=len).extend(tests)
     half = len(fast) // 2
-    items[:] = [*slow[::2], *fast[:half], *slow[1::2], *fast[half:]]
+    items[:] = [*fronts[0], *fast[:half], *fronts[1], *fast[half:]]
 
 
 @pytest.fixture(scope="session")

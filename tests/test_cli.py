@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -239,9 +240,10 @@ def test_streamed_text_is_the_same_text(folder, inside):
     assert beside.err.startswith(whole.out)
 
 
-def test_a_dash_reads_the_prompt_from_standard_input(folder):
+def test_a_dash_reads_the_prompt_from_standard_input(folder, inside, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is 2 + 2?\n"))
     plain = ["--model", folder, "--policy", "full", "--max-new-tokens", 5, "--json"]
-    piped = leanthink("generate", "-", *plain, given="What is 2 + 2?\n")
+    piped = inside("generate", "-", *plain)
     assert json.loads(piped.out)["prompt_tokens"] == len("What is 2 + 2?") + 4
 
 
@@ -311,7 +313,7 @@ def test_collect_label_and_fit_lead_to_a_predictor_that_generates(folder, inside
         refused(inside(command, *given, "--out", path, *common), 2, f"{path} exists", "--overwrite")
 
 
-def test_collect_goes_on_where_it_was_interrupted(folder, tmp_path):
+def test_collect_goes_on_where_it_was_interrupted(folder, inside, tmp_path):
     out = tmp_path / "traces.jsonl"
     slow = [
         "--tasks",
@@ -342,7 +344,7 @@ def test_collect_goes_on_where_it_was_interrupted(folder, tmp_path):
     ]
     finished = read_traces(out)
     assert 2 <= len(finished) < 12
-    resumed = leanthink("collect", *slow, "--out", out, "--resume", "--json")
+    resumed = inside("collect", *slow, "--out", out, "--resume", "--json")
     assert json.loads(resumed.out)["done_before"] == len(finished)
     assert read_traces(out)[: len(finished)] == finished
     assert len({trace.key for trace in read_traces(out)}) == 12

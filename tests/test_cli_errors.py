@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from command_line import leanthink, refused
+from command_line import refused
 from leanthink.data.traces.trace import to_line
 from leanthink.entrypoints import cli
 from leanthink.entrypoints.cli import view
@@ -40,8 +41,9 @@ from recorded import trace
         ("tasks sample --family multiply", ["--level"]),
     ],
 )
-def test_a_wrong_command_gets_one_clear_line(arguments, words):
-    refused(leanthink(*shlex.split(arguments)), 2, *words)
+def test_a_wrong_command_gets_one_clear_line(arguments, words, inside, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    refused(inside(*shlex.split(arguments)), 2, *words)
 
 
 @pytest.mark.parametrize(

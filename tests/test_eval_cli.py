@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from command_line import leanthink, refused, start
+from command_line import refused, start
 from leanthink.importance.inference_backend import LoadedModel
 from leanthink.policies import Slots
 from leanthink.policies.window import Window
@@ -51,7 +51,7 @@ def keys(folder: Path) -> list[tuple[str, str, int]]:
 
 @pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_table_with_nothing_twice(inside: Any, tmp_path: Path) -> None:
-    whole = leanthink("eval", *KILLED, "--out", tmp_path / "whole")
+    whole = inside("eval", *KILLED, "--out", tmp_path / "whole")
     assert whole.code == 0, whole.err
     killed = tmp_path / "killed"
     with start("eval", *KILLED, "--out", killed) as process:
@@ -67,7 +67,7 @@ def test_a_killed_run_ends_in_the_same_table_with_nothing_twice(inside: Any, tmp
     with (killed / "records.jsonl").open("ab") as file:
         file.write(b'{"cell": "tasks/full", "id": "su')  # as if it had been killed in the middle of a line
     assert 4 <= len(keys_so_far(killed)) < 8
-    finished = leanthink("eval", *KILLED, "--out", killed)
+    finished = inside("eval", *KILLED, "--out", killed)
     assert finished.code == 0, finished.err
     assert table(finished.out) == table(whole.out)
     assert len(set(keys(killed))) == len(keys(killed)) == 2 * 2 * 2

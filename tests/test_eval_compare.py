@@ -192,7 +192,6 @@ def test_a_second_run_prints_again(inside: Any, tmp_path: Path) -> None:
     assert (again.code, again.out, again.err) == (0, first.out, first.err)
 
 
-@pytest.mark.slow
 def test_a_terminal_gets_tables_and_a_pipe_markdown(tmp_path: Path) -> None:
     run = write(tmp_path / "a", CELLS)
     shown = on_terminal("compare", run)

@@ -127,7 +127,6 @@ def test_an_end_by_an_error_is_no_end_of_the_work(capfd: pytest.CaptureFixture[s
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.slow
 def test_on_a_terminal_collect_shows_a_bar_and_no_lines_and_a_pipe_gets_its_document_alone(tmp_path: Path) -> None:
     words = ("collect", "--tasks", "sums", "--levels", "1", "--count", "3", "--max-new-tokens", "40")
     done = on_terminal(*words, "--out", tmp_path / "t.jsonl", "--json", piped_out=True)
@@ -138,7 +137,6 @@ def test_on_a_terminal_collect_shows_a_bar_and_no_lines_and_a_pipe_gets_its_docu
     assert "leanthink:" not in done.shown
 
 
-@pytest.mark.slow
 def test_on_a_terminal_bench_tells_which_part_it_measures_and_its_lines_stay_data(tmp_path: Path) -> None:
     words = ("bench", "--parts", "roofline,memory", "--steps", "3", "--out", tmp_path / "b")
     done = on_terminal(*words, piped_out=True)

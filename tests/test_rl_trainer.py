@@ -51,6 +51,7 @@ def ranks(folder: Path, count: int, **changes: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_two_ranks_whose_groups_straddle_them_are_one(tmp_path: Path) -> None:
     two_batches = {"oversample": 2, "steps_per_generation": 1, "gradient_accumulation_steps": 2}
     alone, seen = make_trainer(tmp_path / "one", **two_batches)

@@ -634,6 +634,7 @@ def test_a_stream_that_ends_early_says_so_and_can_be_stopped(live: tuple[FakeSer
     page.locator("#message", has_text="ended before the request had finished").wait_for()
 
 
+@pytest.mark.slow
 def test_live_on_the_real_server_shows_what_the_server_did(visit: Any, tmp_path: Path) -> None:
     limits = [
         "--max-slots",
