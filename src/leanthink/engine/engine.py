@@ -22,6 +22,7 @@ from leanthink.engine.eviction_recorder import Recorder
 from leanthink.engine.faults import Faults
 from leanthink.engine.hidden_states import hidden_state_size
 from leanthink.engine.known_policies import KnownPolicies
+from leanthink.engine.kv_calibration import calibrated
 from leanthink.engine.model_runner import ModelRunner, TokenScoring
 from leanthink.engine.outputs import Completion, Progress, Step
 from leanthink.engine.request import PolicyMaker, Predictor, Request, check_ids, make_requests
@@ -65,6 +66,8 @@ class Engine:
         ends: token ids that end a request; None: the model's.
         record: fill `evicted_at`, `token_chars` and `scores` of every Completion, whether or not a request asks for it.
         graphs: whether steps are replayed as CUDA graphs; None: on a GPU.
+        kv_cache_dtype: "auto": keys and values are held in the model's dtype; "fp8": a byte each, with offsets and
+            scales that a forward over a fixed text finds now (see `leanthink.engine.quantized_kv`).
 
     Raises:
         UsageError: an argument is out of range, or the device has no room for the slots.
@@ -84,6 +87,7 @@ class Engine:
         ends: Sequence[int] | None = None,
         record: bool = False,
         graphs: bool | None = None,
+        kv_cache_dtype: str = "auto",
     ) -> None:
         if prefill_tokens is None:
             prefill_tokens = PREFILL_TOKENS.get(model.device.type, PREFILL_TOKENS["cpu"])
@@ -93,14 +97,16 @@ class Engine:
         check_model(model)
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.tags = think_tags(tokenizer) if tags is None else tags
+        shape = kv_shape(model.config)
         self.cache = SlotCache(
-            kv_shape(model.config),
+            shape,
             slots=slots,
             rows=rows,
             dtype=model.dtype,
             device=model.device,
             hidden_state_size=hidden_state_size(model),
             row_slots=row_slots,
+            quantization=calibrated(model, tokenizer, shape, kv_cache_dtype),
         )
         self._known_policies = KnownPolicies()
         self.policies, self.columns = self._known_policies.policies, self._known_policies.columns

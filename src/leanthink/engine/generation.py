@@ -13,6 +13,7 @@ from leanthink.data.think_tags import ThinkTags, think_tags
 from leanthink.engine.cache_requirements import bytes_per_slot
 from leanthink.engine.engine import Engine
 from leanthink.engine.outputs import Completion, Step
+from leanthink.engine.quantized_kv import kv_dtype
 from leanthink.engine.request import Predictor, Request, make_requests
 from leanthink.engine.sampling import Sampling
 from leanthink.models.loading import check_model, kv_shape
@@ -41,6 +42,7 @@ def generate(
     record: bool = False,
     on_finish: OnFinish | None = None,
     ignore_predictor_mismatch: bool = False,
+    kv_cache_dtype: str = "auto",
 ) -> list[Completion]:
     """Generate for each prompt, in its order; a request's tokens do not depend on what else is in the batch.
 
@@ -66,6 +68,7 @@ def generate(
         on_finish: called with a prompt's index and its completion as soon as it has finished.
         ignore_predictor_mismatch: let the predictor's file be one of another model, of which this is a relative: the
             same in another precision, quantized, or lightly trained on. A LeanThinkWarning says that it is borrowed.
+        kv_cache_dtype: "auto": keys and values are held in the model's dtype; "fp8": in a byte each, see `Engine`.
 
     Raises:
         UsageError: an argument is out of range, or a prompt is empty or longer than the model's context.
@@ -79,7 +82,8 @@ def generate(
     choices["ignore_predictor_mismatch"] = ignore_predictor_mismatch
     options = _options(system_prompt, chat_template_kwargs, split_special_tokens)
     requests = make_requests(model, tokenizer, tags, asked, options=options, **choices)
-    finished = each_finished(model, tokenizer, requests, tags=tags, max_rows=max_rows, record=record)
+    how: dict[str, Any] = {"max_rows": max_rows, "record": record, "kv_cache_dtype": kv_cache_dtype}
+    finished = each_finished(model, tokenizer, requests, tags=tags, **how)
     return in_order(finished, on_finish)
 
 
@@ -92,6 +96,7 @@ def each_finished(
     ends: Sequence[int] | None = None,
     max_rows: int = 64,
     record: bool = False,
+    kv_cache_dtype: str = "auto",
 ) -> Iterator[tuple[int, Completion]]:
     """Complete these requests; yields the index and the completion of each as it finishes.
 
@@ -109,7 +114,7 @@ def each_finished(
             continue
         bounds = sorted((request.bound for request in group), reverse=True)[:max_rows]
         policies = {id(request.policy): request.policy for request in group}.values()
-        bounds = bounds[: rows_that_fit(model, bounds, policies)]
+        bounds = bounds[: rows_that_fit(model, bounds, policies, kv_cache_dtype)]
         engine = Engine(
             model,
             tokenizer,
@@ -119,6 +124,7 @@ def each_finished(
             tags=tags,
             ends=ends,
             record=record,
+            kv_cache_dtype=kv_cache_dtype,
         )
         for request in group:
             engine.add_request(request)
@@ -142,14 +148,14 @@ def raise_first(failed: Mapping[int, RequestFailed], count: int) -> None:
     raise first
 
 
-def rows_that_fit(model: Any, bounds: Sequence[int], policies: Iterable[Policy]) -> int:
+def rows_that_fit(model: Any, bounds: Sequence[int], policies: Iterable[Policy], kv_cache_dtype: str = "auto") -> int:
     """How many requests of these bounds, the largest first, the free memory holds under these policies; at least 1."""
     if model.device.type == "cuda":
         room = GPU_SHARE * torch.cuda.mem_get_info(model.device)[0]
     else:
         room = CPU_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         bounds = [bounds[0]] * len(bounds)  # as allocations of one size
-    slots = room / bytes_per_slot(kv_shape(model.config), model.dtype, policies)
+    slots = room / bytes_per_slot(kv_shape(model.config), kv_dtype(kv_cache_dtype, model.dtype), policies)
     return max(1, sum(held <= slots for held in accumulate(bounds)))
 
 
@@ -188,6 +194,7 @@ def stream(
     split_special_tokens: bool = True,
     record: bool = False,
     ignore_predictor_mismatch: bool = False,
+    kv_cache_dtype: str = "auto",
 ) -> Iterator[Step]:
     """Generate for one prompt and yield each token as it comes; the last step carries the completion.
 
@@ -199,7 +206,8 @@ def stream(
     choices["ignore_predictor_mismatch"] = ignore_predictor_mismatch
     options = _options(system_prompt, chat_template_kwargs, split_special_tokens)
     (request,) = make_requests(model, tokenizer, tags, [prompt], options=options, **choices)
-    engine = Engine(model, tokenizer, slots=request.bound, rows=1, tags=tags, record=record)
+    how: dict[str, Any] = {"record": record, "kv_cache_dtype": kv_cache_dtype}
+    engine = Engine(model, tokenizer, slots=request.bound, rows=1, tags=tags, **how)
     return engine.stream_request(request)
 
 
