@@ -24,7 +24,7 @@ def _product(a, b):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _turned(  # type: ignore[no-untyped-def]
-    x, target, weight, cos, sin, eps, offsets, scale,
+    x, target, weight, cos, sin, eps, offsets, kv_scale,
     HALF: tl.constexpr, HALFP: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """One head of one row, normed and rotated; its two halves are the coordinates of HALF points."""
@@ -44,8 +44,8 @@ def _turned(  # type: ignore[no-untyped-def]
         b = (_product(b, cos_b) + _product(a, sin_b)).to(b.dtype)
         a = turned_a
     if FP8:
-        a = as_e4m3(a, offsets + d, scale, inside)
-        b = as_e4m3(b, offsets + HALF + d, scale, inside)
+        a = as_e4m3(a, offsets + d, kv_scale, inside)
+        b = as_e4m3(b, offsets + HALF + d, kv_scale, inside)
     tl.store(target + d, a, mask=inside)
     tl.store(target + HALF + d, b, mask=inside)
 
