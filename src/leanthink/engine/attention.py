@@ -33,26 +33,23 @@ def decode_attention(q_NHGD: Tensor, slot_cache: SlotCache, layer: int, batch: D
     On a GPU by Triton. Elsewhere by packed SDPA, one call over all allocations of a fixed size, else one call a row:
     the query heads that share a kv head are its G "tokens", so keys and values are read once and not repeated.
     """
-    keys_HTD, values_HTD = slot_cache.keys(layer), slot_cache.values(layer)
     if q_NHGD.is_cuda:
         from leanthink.engine.kernels import decode
 
+        keys_HTD, values_HTD, fp8 = slot_cache.keys(layer), slot_cache.values(layer), slot_cache.fp8(layer)
         splits = decode.splits_for(
             q_NHGD.shape[0] * q_NHGD.shape[1], slot_cache.allocator.largest_so_far, multiprocessors(q_NHGD.device)
         )
         return decode.decode_attention(
-            q_NHGD, keys_HTD, values_HTD, batch.starts_N, batch.last_N, scaling, splits=splits
+            q_NHGD, keys_HTD, values_HTD, batch.starts_N, batch.last_N, scaling, splits=splits, fp8=fp8
         )
     if batch.bias_U11T is None:
         rows = zip(q_NHGD, slot_cache.allocations, slot_cache.host_lengths[: len(q_NHGD)].tolist(), strict=True)
-        return torch.stack(
-            [_attend(q, keys_HTD, values_HTD, allocation, last, scaling) for q, allocation, last in rows]
-        )
+        return torch.stack([_attend(q, slot_cache, layer, allocation, last, scaling) for q, allocation, last in rows])
     U, size = len(batch.bias_U11T), slot_cache.allocator.max_allocation
-    slabs = [
-        kv_HTD[:, : U * size].reshape(-1, U, size, kv_HTD.shape[-1])[:, :, : batch.longest].transpose(0, 1)
-        for kv_HTD in (keys_HTD, values_HTD)
-    ]
+    slabs_PHTD = slot_cache.kv_LPHTD[layer, :, :, : U * size]
+    slabs_PHUTD = slabs_PHTD.reshape(2, -1, U, size, slabs_PHTD.shape[-1])[:, :, :, : batch.longest]
+    slabs = slot_cache.attended(layer, slabs_PHUTD).transpose(1, 2)
     q_UHGD = q_NHGD
     if batch.allocation_N is not None:
         q_UHGD = q_NHGD.new_zeros(U, *q_NHGD.shape[1:]).index_copy_(0, batch.allocation_N, q_NHGD)
@@ -61,10 +58,11 @@ def decode_attention(q_NHGD: Tensor, slot_cache: SlotCache, layer: int, batch: D
 
 
 def _attend(
-    q_HGD: Tensor, keys_HTD: Tensor, values_HTD: Tensor, allocation: Allocation, last: int, scaling: float
+    q_HGD: Tensor, slot_cache: SlotCache, layer: int, allocation: Allocation, last: int, scaling: float
 ) -> Tensor:
-    held = slice(allocation.start, allocation.start + last + 1)
-    return F.scaled_dot_product_attention(q_HGD, keys_HTD[:, held], values_HTD[:, held], scale=scaling)
+    held = slot_cache.kv_LPHTD[layer, :, :, allocation.start : allocation.start + last + 1]
+    keys_HSD, values_HSD = slot_cache.attended(layer, held)
+    return F.scaled_dot_product_attention(q_HGD, keys_HSD, values_HSD, scale=scaling)
 
 
 @cache
@@ -84,7 +82,8 @@ def packed_attention(q_SAD: Tensor, slot_cache: SlotCache, layer: int, batch: Pr
         return prefill_attention(query, slot_cache, layer, batch, scaling)[0].transpose(0, 1)
     from leanthink.engine.kernels import prefill
 
-    return prefill.prefill_attention(q_SAD, slot_cache.keys(layer), slot_cache.values(layer), batch, scaling)
+    keys_HTD, values_HTD = slot_cache.keys(layer), slot_cache.values(layer)
+    return prefill.prefill_attention(q_SAD, keys_HTD, values_HTD, batch, scaling, slot_cache.fp8(layer))
 
 
 def prefill_attention(query: Tensor, slot_cache: SlotCache, layer: int, batch: PrefillBatch, scaling: float) -> Tensor:
@@ -93,7 +92,7 @@ def prefill_attention(query: Tensor, slot_cache: SlotCache, layer: int, batch: P
     for chunk, (_, fed) in zip(batch.chunks, batch.spans, strict=True):
         q = query[:, :, fed]
         held = slice(chunk.allocation.start, chunk.allocation.start + chunk.done + chunk.tokens)
-        keys, values = slot_cache.keys(layer)[None, :, held], slot_cache.values(layer)[None, :, held]
+        keys, values = slot_cache.attended(layer, slot_cache.kv_LPHTD[layer, :, :, held])[:, None]
         if chunk.done == 0:
             out = F.scaled_dot_product_attention(q, keys, values, is_causal=True, scale=scaling, enable_gqa=True)
         else:

@@ -18,6 +18,7 @@ from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.engine.compaction import compact, move
 from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch, PromptChunk, by_allocation, prefill_batch
 from leanthink.engine.integrity import check_cache
+from leanthink.engine.quantized_kv import E4M3, KVQuantization, OfLayer
 from leanthink.engine.rings import larger_ring
 from leanthink.engine.row_assignment import FedPrompt, assign_rows
 from leanthink.engine.slot_allocator import Allocation, SlotAllocator
@@ -42,6 +43,7 @@ class SlotCache:
         device: where they lie.
         hidden_state_size: numbers of one token's hidden states (see `leanthink.engine.hidden_states`).
         row_slots: None, or the size that all allocations have (see `leanthink.engine.slot_allocator`).
+        quantization: how keys and values are held in FP8, a byte each; None: in `dtype`.
 
     Raises:
         UsageError: the device has no room for the slots.
@@ -57,16 +59,19 @@ class SlotCache:
         device: torch.device,
         hidden_state_size: int = 0,
         row_slots: int | None = None,
+        quantization: KVQuantization | None = None,
     ) -> None:
-        self.shape, self.slots = shape, slots
+        self.shape, self.slots, self.quantization = shape, slots, quantization
+        self.held_dtype = dtype if quantization is None else E4M3
+        kv_dtype = dtype if quantization is None else torch.uint8  # whoever moves slots moves bytes
         self.allocator = SlotAllocator(slots, fixed_size=row_slots)
         try:
             # Zeros, not empty: attention multiplies what lies behind a row's length by 0, and 0 * nan is nan.
             # One slot more than anyone is given: rows without a request write there.
             sizes = (shape.layers, 2, shape.kv_heads, slots + 1, shape.head_dim)
-            self.kv_LPHTD = torch.zeros(sizes, dtype=dtype, device=device)  # P: keys, values
+            self.kv_LPHTD = torch.zeros(sizes, dtype=kv_dtype, device=device)  # P: keys, values
         except RuntimeError as error:
-            size = slots * shape.bytes_per_slot(dtype) / 2**30
+            size = slots * shape.bytes_per_slot(kv_dtype) / 2**30
             raise UsageError(
                 f"{device} has no room for {slots} slots ({size:.1f} GiB of keys and values): "
                 "lower slots or max_rows, the budget or max_new_tokens"
@@ -106,14 +111,22 @@ class SlotCache:
         return self.shape.bytes_per_slot(self.kv_LPHTD.dtype)
 
     def keys(self, layer: int) -> Tensor:
-        """Keys of one layer, [H, T + 1, D]."""
-        keys_HTD: Tensor = self.kv_LPHTD[layer, 0]
+        """Keys of one layer, [H, T + 1, D], as they are held."""
+        keys_HTD: Tensor = self.kv_LPHTD[layer, 0].view(self.held_dtype)
         return keys_HTD
 
     def values(self, layer: int) -> Tensor:
-        """Values of one layer, [H, T + 1, D]."""
-        values_HTD: Tensor = self.kv_LPHTD[layer, 1]
+        """Values of one layer, [H, T + 1, D], as they are held."""
+        values_HTD: Tensor = self.kv_LPHTD[layer, 1].view(self.held_dtype)
         return values_HTD
+
+    def fp8(self, layer: int) -> OfLayer | None:
+        """By what a layer's keys and values are held in FP8, if they are."""
+        return None if self.quantization is None else self.quantization.layer(layer)
+
+    def attended(self, layer: int, kv_PHxD: Tensor) -> Tensor:
+        """What attention reads of a part of `kv_LPHTD[layer]`, or of its keys alone."""
+        return kv_PHxD if (fp8 := self.fp8(layer)) is None else fp8.shifted(kv_PHxD, self.queries.dtype)
 
     def require(self, requirements: CacheRequirements) -> None:
         """Make room for what a policy requires; what is held stays as it is."""
@@ -148,7 +161,7 @@ class SlotCache:
         """
         assert self.forward_batch is None
         assert all(0 < chunk.done + chunk.tokens <= chunk.allocation.size for chunk in chunks)
-        self.forward_batch = prefill_batch(chunks, self.kv_LPHTD, self.shape.group if packed else None)
+        self.forward_batch = prefill_batch(chunks, self.queries, self.shape.group if packed else None)
         return self.forward_batch.positions_S[None]
 
     def copy_prompt(self, source: Allocation, target: Allocation, tokens: int) -> None:
@@ -180,7 +193,7 @@ class SlotCache:
         fixed: dict[str, Tensor | None] = {}
         if self.allocator.fixed_size and not starts_N.is_cuda:
             held = (self.starts[: self.active], self.lengths[: self.active])
-            fixed = by_allocation(self.allocator, *held, longest=longest, dtype=self.kv_LPHTD.dtype)
+            fixed = by_allocation(self.allocator, *held, longest=longest, dtype=self.queries.dtype)
         self.forward_batch = DecodeBatch(
             starts_N=starts_N,
             last_N=lengths_N.clone(),
@@ -205,11 +218,13 @@ class SlotCache:
         if keys_NHD.is_cuda:
             from leanthink.engine.kernels.append import append
 
-            append(self.keys(layer), self.values(layer), batch.write_N, keys_NHD, values_NHD)
+            append(self.keys(layer), self.values(layer), batch.write_N, keys_NHD, values_NHD, self.fp8(layer))
             return
+        if (fp8 := self.fp8(layer)) is not None:
+            keys_NHD, values_NHD = fp8.stored(torch.stack([keys_NHD, values_NHD]))
         for slots, fed in batch.spans if isinstance(batch, PrefillBatch) else [(batch.write_N, slice(None))]:
-            self.keys(layer)[:, slots] = keys_NHD[fed].transpose(0, 1)
-            self.values(layer)[:, slots] = values_NHD[fed].transpose(0, 1)
+            self.kv_LPHTD[layer, 0][:, slots] = keys_NHD[fed].transpose(0, 1)
+            self.kv_LPHTD[layer, 1][:, slots] = values_NHD[fed].transpose(0, 1)
 
     def _rows(self, batch: DecodeBatch) -> Tensor:
         """Row numbers, [N]; the free one for rows without a request."""

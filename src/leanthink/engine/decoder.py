@@ -205,6 +205,6 @@ class _Fused:
     ) -> Tensor:
         keys_HTD, values_HTD = slot_cache.keys(layer.index), slot_cache.values(layer.index)
         how: dict[str, Any] = {"norms": layer.qk_norms, "angles": angles_ND, "eps": eps}
-        q_NAD = self._place(qkv_NX, keys_HTD, values_HTD, batch.write_N, **how)
+        q_NAD = self._place(qkv_NX, keys_HTD, values_HTD, batch.write_N, fp8=slot_cache.fp8(layer.index), **how)
         slot_cache.note_queries(layer.index, batch, q_NAD)
         return q_NAD

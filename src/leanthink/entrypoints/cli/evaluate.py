@@ -114,10 +114,12 @@ def command(
     picked: options.SamplingOptions,
     overwrite: options.Overwrite = False,
     where: options.EngineOptions,
+    kv_cache_dtype: options.KVCacheDtype = None,
     as_json: options.Json = False,
 ) -> None:
     """Check all that can be checked without the model, then load it, and make what the run still lacks."""
     slots, sampling, chat = compared.make(), picked.make(), prompt.make()
+    options.check_kv_cache_dtype(kv_cache_dtype)
     check_samples(effort.samples, picked.temperature)
     files = predictor_files(learned.predictor or [], slots.policies)
     options.check_borrowing(learned.ignore_predictor_mismatch, files)
@@ -132,7 +134,7 @@ def command(
         predictors = {"full": None, None: None}
     about = {name: benchmark.about for name, benchmark in chosen.items()}
     requests = sum(slots.cells * effort.samples * len(benchmark.problems) for benchmark in chosen.values())
-    opened = where.open(model, predictors, think_tags=prompt.think_tags,
+    opened = where.open(model, predictors, think_tags=prompt.think_tags, kv_cache_dtype=kv_cache_dtype,
                         ignore_predictor_mismatch=learned.ignore_predictor_mismatch)  # fmt: skip
     with opened as backend, ExitStack() as stack:
         slots = replace(slots, policies=backend.model_info.policies)
@@ -144,6 +146,7 @@ def command(
             "sampling": asdict(sampling),
             **_settings(backend, slots),
         }
+        settings |= {} if kv_cache_dtype in (None, "auto") else {"kv_cache_dtype": "fp8"}
         settings |= chat.given | ({} if prompt.think_tags is None else {"think_tags": list(prompt.think_tags)})
         provenance = provenance_record(
             command=" ".join(["leanthink", *sys.argv[1:]]), hardware=backend.model_info.hardware

@@ -17,6 +17,7 @@ import uvicorn
 
 from leanthink.engine.cache_requirements import bytes_per_slot
 from leanthink.engine.engine import Engine
+from leanthink.engine.quantized_kv import kv_dtype
 from leanthink.engine.request import PolicyMaker
 from leanthink.entrypoints.openai.app import make_app
 from leanthink.entrypoints.openai.connections import BACKLOG, Connections, raise_descriptors
@@ -48,11 +49,13 @@ def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
     predictor = None if spec.kind.target is None else settings.predictor
     ignored = settings.ignore_predictor_mismatch
     policy = PolicyMaker(model, tokenizer).make(str(spec), predictor, ignore_predictor_mismatch=ignored)
-    per_slot = bytes_per_slot(kv_shape(model.config), model.dtype, [policy])
+    how: dict[str, Any] = {"kv_cache_dtype": settings.kv_cache_dtype}
+    how["enable_prefix_caching"] = settings.enable_prefix_caching
+    per_slot = bytes_per_slot(kv_shape(model.config), kv_dtype(settings.kv_cache_dtype, model.dtype), [policy])
     slots, most = int(kv_bytes(model.device, settings)) // per_slot, settings.max_slots
     if slots < (most or 2):
         raise UsageError(f"there is memory for {slots} slots, and {most or 2} are needed: raise kv_gib")
-    engine = partial(Engine, model, tokenizer, enable_prefix_caching=settings.enable_prefix_caching)
+    engine = partial(Engine, model, tokenizer, **how)
     if most is None or model.device.type != "cpu":
         return engine(slots=slots, rows=settings.rows)
     rows = min(settings.rows, slots // most)
