@@ -58,9 +58,9 @@ FLAGS = {
     "compare": "--out --overwrite --json",
     "serve": "--model --name --served-model-name --host --port --keys --cache-salt-per-key --allowed-origins "
     f"--allowed-hosts --policy {BUDGET} --predictor --ignore-predictor-mismatch {CHAT} --max-num-seqs --kv-gib "
-    "--max-slots --kv-cache-dtype --max-budget --generation-config --max-new-tokens --max-prompt --max-choices --max-body "
-    "--queue --limit-concurrency --read-timeout --timeout --grace --log-text --gpu-memory-utilization --max-model-len "
-    "--device --dtype --json",
+    "--max-slots --kv-cache-dtype --max-budget --generation-config --max-new-tokens --max-prompt --max-choices "
+    "--max-body --queue --limit-concurrency --read-timeout --timeout --grace --log-text --gpu-memory-utilization "
+    "--max-model-len --device --dtype --json",
     "view": "--host --port --allowed-hosts --open --no-open --json",
     "tasks list": "--json",
     "tasks sample": "--family --level --count --seed --split --json",
