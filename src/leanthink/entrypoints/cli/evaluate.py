@@ -145,8 +145,8 @@ def command(
             "samples": effort.samples,
             "sampling": asdict(sampling),
             **_settings(backend, slots),
+            **({} if kv_cache_dtype in (None, "auto") else {"kv_cache_dtype": "fp8"}),
         }
-        settings |= {} if kv_cache_dtype in (None, "auto") else {"kv_cache_dtype": "fp8"}
         settings |= chat.given | ({} if prompt.think_tags is None else {"think_tags": list(prompt.think_tags)})
         provenance = provenance_record(
             command=" ".join(["leanthink", *sys.argv[1:]]), hardware=backend.model_info.hardware
