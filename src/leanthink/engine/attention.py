@@ -75,7 +75,7 @@ def multiprocessors(device: torch.device) -> int:
 def packed_attention(q_SAD: Tensor, slot_cache: SlotCache, layer: int, batch: PrefillBatch, scaling: float) -> Tensor:
     """Each chunk's tokens over the slots of its own allocation up to themselves, [S, A, D] for A = H*G query heads.
 
-    On a GPU one kernel for all chunks, elsewhere a call for each.
+    One kernel for all chunks where the batch has tables for it, else a call for each.
     """
     if batch.blocks_B2 is None:
         query = q_SAD.transpose(0, 1)[None]
