@@ -55,8 +55,8 @@ FLAGS = {
     "--ignore-predictor-mismatch --json",
     "eval": "--out --model --benchmarks --problems --tolerance --tasks --levels --gym --count --split --limit "
     f"--instruction {CHAT} --policies --budgets --ratios {BUDGET.partition(' ')[2]} --predictor "
-    f"--ignore-predictor-mismatch --samples --max-num-seqs --together {CACHING} {SAMPLING} --overwrite --device "
-    "--dtype --ray --ray-workers --kv-cache-dtype --json",
+    f"--ignore-predictor-mismatch --samples --max-num-seqs --together {CACHING} --kv-cache-dtype {SAMPLING} "
+    "--overwrite --device --dtype --ray --ray-workers --json",
     "compare": "--out --overwrite --json",
     "serve": "--model --name --served-model-name --host --port --keys --cache-salt-per-key --allowed-origins "
     f"--allowed-hosts --policy {BUDGET} --predictor --ignore-predictor-mismatch {CHAT} --max-num-seqs --kv-gib "
