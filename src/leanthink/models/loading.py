@@ -225,16 +225,7 @@ def _why_unsupported(config: Any) -> str | None:
         return "its attention is bidirectional"
     if getattr(config, "attn_logit_softcapping", None):
         return "it caps its attention scores (softcap)"
-    return _why_rotation_unsupported(config)
-
-
-def _why_rotation_unsupported(config: Any) -> str | None:
-    """Rotations that change with the longest sequence in the batch would let one request's keys depend on another."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [entry for entry in parameters.values() if isinstance(entry, dict)]
-    kinds = {entry.get("rope_type", "default") for entry in (nested or [parameters])}
-    changing = sorted(kinds & {"dynamic", "longrope"})
-    return f"its rotary embedding ({', '.join(changing)}) changes with the length of the sequence" if changing else None
+    return None
 
 
 def kv_shape(config: Any) -> KVShape:
