@@ -144,15 +144,17 @@ def slot_attention(
         raise UsageError(f"the model is in training mode with attention dropout {dropout}: call model.eval() first")
     assert attention_mask is None
     assert isinstance(module.layer_idx, int)
+    layer = slot_cache.shape.in_slots(module.layer_idx)
+    assert layer is not None
     batch = slot_cache.forward_batch
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     slot_cache.scaling = scaling
-    slot_cache.write(module.layer_idx, query, key, value)
+    slot_cache.write(layer, query, key, value)
     if isinstance(batch, PrefillBatch):
         q_SAD = query[0].transpose(0, 1)
-        return packed_attention(q_SAD, slot_cache, module.layer_idx, batch, scaling)[None], None
+        return packed_attention(q_SAD, slot_cache, layer, batch, scaling)[None], None
     packed_NHGD = query.reshape(key.shape[0], key.shape[1], -1, query.shape[-1])
-    out_NHGD = decode_attention(packed_NHGD, slot_cache, module.layer_idx, batch, scaling)
+    out_NHGD = decode_attention(packed_NHGD, slot_cache, layer, batch, scaling)
     return out_NHGD.flatten(1, 2)[:, None], None
 
 

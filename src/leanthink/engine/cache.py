@@ -80,11 +80,12 @@ class SlotCache:
         self.token_ids = torch.zeros(0, dtype=torch.int64, device=device)
         self.accumulated_attention_LHT = torch.zeros(shape.layers, shape.kv_heads, 0, device=device)
         # One column per row, and one that stays free: rows of a CUDA graph without a request read and write there.
-        self.table = torch.zeros(7, rows + 1, dtype=torch.int64, device=device)
-        self.table[0] = slots
+        self.table = torch.zeros(8, rows + 1, dtype=torch.int64, device=device)
+        self.table[0], self.table[7] = slots, rows
         self.starts, self.lengths, self.prompt_lengths, self.next_positions, self.live = self.table[:5].unbind(0)
         # Slots in front that are never evicted: the prompt's, or none. Position whose query's attention is added next.
-        self.pinned, self.added = self.table[5:].unbind(0)
+        # State index of the row's allocation; the number of rows, which is no request's, where there is none.
+        self.pinned, self.added, self.states = self.table[5:].unbind(0)
         self.rows_N = torch.arange(rows + 1, device=device)
         self.allocations: list[Allocation] = []  # by row
         self.host_lengths = torch.zeros(rows, dtype=torch.int64)
@@ -186,6 +187,7 @@ class SlotCache:
             last_N=lengths_N.clone(),
             write_N=torch.where(live_N > 0, starts_N + lengths_N, self.slots),
             live_N=live_N,
+            states_N=torch.where(live_N > 0, self.states[:n], self.max_rows),
             longest=longest,
             **fixed,
         )
@@ -376,7 +378,7 @@ class SlotCache:
         for old, new in zip(sources, targets, strict=True):
             self.allocations[new] = self.allocations[old]
             self.allocations[new].row = new
-        self.table[0, left : self.active], self.table[1:, left : self.active] = self.slots, 0
+        self.table[:, left : self.active] = self.table[:, -1:]
         del self.allocations[left:]
         return sources, targets
 

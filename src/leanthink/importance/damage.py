@@ -158,10 +158,10 @@ def _attention(
     """The stock SDPA output of a layer [1, N, A, D], each head seeing what its set still holds."""
     H, A = key.shape[1], query.shape[1]
     shape = kv_shape(module.config)
+    layer = shape.in_slots(module.layer_idx)
+    assert layer is not None
     of_layer = (
-        damage_seen
-        if len(damage_seen) == 1
-        else damage_seen.view(shape.layers, -1, *damage_seen.shape[1:])[module.layer_idx]
+        damage_seen if len(damage_seen) == 1 else damage_seen.view(shape.layers, -1, *damage_seen.shape[1:])[layer]
     )
     seen_1ANN = of_layer.expand(H, -1, -1).repeat_interleave(A // H, dim=0)[None]
     stock = AttentionInterface()["sdpa"]

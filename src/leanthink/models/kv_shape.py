@@ -11,12 +11,30 @@ from leanthink.policies.policy import Granularity
 
 @dataclass(frozen=True, kw_only=True)
 class KVShape:
-    """What a model writes per token: `layers` x `kv_heads` keys and values of `head_dim` numbers."""
+    """What a model writes into slots per token: `layers` x `kv_heads` keys and values of `head_dim` numbers.
+
+    Attributes:
+        layers: those of full attention, whose keys and values lie in slots.
+        kv_heads: of each.
+        group: query heads per kv head.
+        head_dim: numbers of a key or value.
+        slot_layers: which of the model's layers they are, ascending; None: all that it has.
+    """
 
     layers: int
     kv_heads: int
-    group: int  # query heads per kv head
+    group: int
     head_dim: int
+    slot_layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        assert self.slot_layers is None or len(self.slot_layers) == self.layers
+
+    def in_slots(self, layer: int) -> int | None:
+        """Which of `layers` this layer of the model is; None for one whose keys and values do not lie in slots."""
+        if self.slot_layers is None:
+            return layer
+        return self.slot_layers.index(layer) if layer in self.slot_layers else None
 
     def bytes_per_slot(self, dtype: torch.dtype) -> int:
         """Bytes of the keys and values of one token."""
