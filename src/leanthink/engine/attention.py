@@ -185,7 +185,7 @@ def slot_attention(
     slot_cache.write(layer, query, key, value)
     if isinstance(batch, PrefillBatch):
         q_SAD = query[0].transpose(0, 1)
-        return packed_attention(q_SAD, slot_cache, layer, batch, scaling, s_aux)[None], None
+        return packed_attention(q_SAD, slot_cache, layer, batch, scaling, s_aux)[None].contiguous(), None
     keys_HTD, values_HTD = slot_cache.keys(layer), slot_cache.values(layer)
     return _decode(query, keys_HTD, values_HTD, batch, scaling, s_aux), None
 
@@ -203,7 +203,7 @@ def _window_attention(
     windows, batch = slot_cache.windows, slot_cache.forward_batch
     assert windows is not None
     if isinstance(batch, PrefillBatch):
-        return windows.prefill(model_layer, batch, (query, key, value), scaling, sinks_A).transpose(1, 2)
+        return windows.prefill(model_layer, batch, (query, key, value), scaling, sinks_A).transpose(1, 2).contiguous()
     assert batch is not None
     assert batch.windows is not None
     keys_HTD, values_HTD = windows.layer(model_layer)

@@ -22,9 +22,10 @@ from leanthink.utils.errors import DamagedFile, LeanThinkError, UnsupportedModel
 from leanthink.utils.file_reading import said
 
 MODEL_TYPES = (  # each of them stands among the architectures of tests/models.py, which all tests of models go through
-    "apertus", "dots1", "ernie4_5", "ernie4_5_moe", "gemma3_text", "glm4", "glm4_moe", "granite", "granitemoe",
-    "hunyuan_v1_dense", "hunyuan_v1_moe", "llama", "ministral3", "mistral", "mixtral", "olmo2", "olmoe", "phi3",
-    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
+    "afmoe", "apertus", "cohere2", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "gemma3_text",
+    "glm4", "glm4_moe", "gpt_oss", "granite", "granitemoe", "hunyuan_v1_dense", "hunyuan_v1_moe", "llama",
+    "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "olmo2", "olmo3", "olmoe", "phi3", "phimoe", "qwen2",
+    "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
 )  # fmt: skip
 DType = torch.dtype | Literal["auto"] | None
 
