@@ -27,6 +27,7 @@ SIZES: dict[str, Any] = {
     "eos_token_id": END,
     "pad_token_id": 259,
 }
+SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -35,22 +36,31 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
     "phi3": {},
     "smollm3": {"num_hidden_layers": 3, "no_rope_layer_interval": 2},
-    "gemma3_text": {
-        "head_dim": 16,
-        "layer_types": ["full_attention"] * 2,
-        "query_pre_attn_scalar": 24,
-        "tie_word_embeddings": False,
-    },
+    "gemma3_text": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 24, "tie_word_embeddings": False},
+    "afmoe": {**SLIDING, **EXPERTS, "head_dim": 16, "num_experts": 4, "num_shared_experts": 1, "num_dense_layers": 1},
     "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "cohere2": {**SLIDING, "tie_word_embeddings": False},
+    "cwm": {**SLIDING, "head_dim": 16, "bos_token_id": 0},
     "dots1": {**EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "ernie4_5": {},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "moe_layer_start_index": 1},
+    "exaone4": SLIDING,
+    "exaone_moe": {**SLIDING, **EXPERTS, "num_experts": 4},
     "glm4": {"head_dim": 16},
     "glm4_moe": {**EXPERTS, "head_dim": 16, "n_routed_experts": 4, "first_k_dense_replace": 1},
+    "gpt_oss": {
+        **SLIDING,
+        "experts_implementation": "eager",
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "granite": {},
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_multiplier": 0.25},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2, "moe_intermediate_size": 32},
+    "minimax_m2": {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "ministral": {**SLIDING, "head_dim": 16},
     "ministral3": {
         "head_dim": 16,
         "rope_parameters": {
@@ -67,24 +77,32 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "mixtral": {"num_local_experts": 4},
     "olmo2": {},
+    "olmo3": SLIDING,
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
     "qwen3_moe": {**EXPERTS, "num_experts": 4, "head_dim": 24},
     "seed_oss": {"head_dim": 16, "attention_dropout": 0.0, "residual_dropout": 0.0},
 }
-MIXTURES = [name for name in ARCHITECTURES if name.endswith("moe") or name in ("dots1", "mixtral", "olmoe")]
+OTHER_MIXTURES = ("dots1", "gpt_oss", "minimax_m2", "mixtral", "olmoe")
+MIXTURES = [name for name in ARCHITECTURES if name.endswith("moe") or name in OTHER_MIXTURES]
 
 
 def make_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> Any:
     """A random model in evaluation mode whose greedy text does not fall into a loop at once."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[architecture](**{**SIZES, **ARCHITECTURES[architecture], **changes})
+    facts = {**SIZES, **ARCHITECTURES[architecture], **changes}
+    if "layer_types" in facts:
+        layers = facts["num_hidden_layers"]
+        facts["layer_types"] = (facts["layer_types"] * layers)[:layers]
+    config = CONFIG_MAPPING[architecture](**facts)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() >= 2:  # of experts, all of a layer are one
                 parameter.normal_(std=1.6 * parameter.shape[-1] ** -0.5)
+            elif name.endswith("sinks"):
+                parameter.normal_()
     model.generation_config.eos_token_id = END
     model.generation_config.pad_token_id = 259
     return model

@@ -683,6 +683,10 @@ def damage_cache(cache: SlotCache, damage: str) -> None:
         cache.starts[1] = 6
     elif damage == "live":
         cache.live[1] = 0
+    elif damage == "state":
+        cache.states[1] = 0
+    elif damage == "shared state":
+        second.state_index = int(cache.states[1].fill_(0))
     elif damage == "ghost":
         cache.live[2] = 1
     elif damage == "row":
@@ -698,8 +702,20 @@ def damage_cache(cache: SlotCache, damage: str) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        *("order", "twice", "prompt", "length", "prompt length", "unfed", "outgrown", "future", "start", "live"),
-        *("ghost", "row", "overlap", "nobody's allocation", "a allocation given back"),
+        *(
+            "order",
+            "twice",
+            "prompt",
+            "length",
+            "prompt length",
+            "unfed",
+            "outgrown",
+            "future",
+            "start",
+            "live",
+            "state",
+        ),
+        *("ghost", "row", "overlap", "state", "shared state", "nobody's allocation", "a allocation given back"),
     ],
 )
 def test_check_integrity_finds(damage: str) -> None:

@@ -92,9 +92,11 @@ def test_without_a_budget_the_tokens_are_those_of_stock_generate(architecture: s
     assert alone.slot_steps == steps * len(prompts[0]) + steps * (steps - 1) // 2
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(temperature: float, checked_steps: list[int]) -> None:
-    model, policies = make_model(), list(make_policies().values())
+@pytest.mark.parametrize(("temperature", "architecture"), [(0.0, "llama"), (0.9, "llama"), (0.9, "gpt_oss")])
+def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(
+    temperature: float, architecture: str, checked_steps: list[int]
+) -> None:
+    model, policies = make_model(architecture), list(make_policies().values())
     prompts = [list(range(10 + i, 15 + i + 3 * i)) for i in range(len(policies))]
     budgets = [
         None,
@@ -114,7 +116,7 @@ def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(temperature: floa
         assert alone.slot_steps == completion.slot_steps
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "phi3", "gemma3_text"])
+@pytest.mark.parametrize("architecture", ["qwen3", "phi3", "gemma3_text", "gpt_oss"])
 @pytest.mark.parametrize("name", ["horizon", "random-heads"])
 def test_other_architectures_evict_alike_alone_and_in_a_batch(architecture: str, name: str) -> None:
     model, policy = endless(architecture), make_policies()[name]
@@ -125,9 +127,12 @@ def test_other_architectures_evict_alike_alone_and_in_a_batch(architecture: str,
     assert [completion.token_ids for completion in batch] == [completion.token_ids for completion in alone]
 
 
-@pytest.mark.parametrize("name", ["window", "sinks", "random", "dynts", "horizon"])
-def test_eviction_equals_a_full_forward_in_which_each_token_sees_what_was_held(name: str) -> None:
-    model, policy = endless("qwen3"), make_policies()[name]
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [*((name, "qwen3") for name in ("window", "sinks", "random", "dynts", "horizon")), ("horizon", "gpt_oss")],
+)
+def test_eviction_equals_a_full_forward_in_which_each_token_sees_what_was_held(name: str, architecture: str) -> None:
+    model, policy = endless(architecture), make_policies()[name]
     prompt = PROMPTS[2]
     sampling = Sampling(max_new_tokens=120)
     (ours,) = generate(model, TOKENIZER, prompt, policy=policy, budget=BUDGET, sampling=sampling, record=True)
@@ -140,8 +145,15 @@ def test_eviction_equals_a_full_forward_in_which_each_token_sees_what_was_held(n
     for position, gone in enumerate(held_from[:length]):
         if gone is not None:
             sees[len(prompt) + gone :, position] = False
+    least = torch.finfo(torch.float32).min
+    mask: Any = torch.zeros(1, 1, length, length).masked_fill(~sees, least)
+    if window := kv_shape(model.config).window:  # whose layers lose nothing else
+        near = torch.ones(length, length).tril().triu(1 - window).bool()
+        mask = {
+            "full_attention": mask,
+            "sliding_attention": torch.zeros(1, 1, length, length).masked_fill(~near, least),
+        }
     with torch.no_grad():
-        mask = torch.zeros(1, 1, length, length).masked_fill(~sees, torch.finfo(torch.float32).min)
         logits = model(ids, attention_mask=mask).logits[0, len(prompt) - 1 :]
     assert tuple(logits.argmax(-1).tolist()) == ours.token_ids
     full = stock_tokens(model, prompt, 120)

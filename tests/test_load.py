@@ -39,7 +39,11 @@ def test_the_listed_architectures_are_supported(architecture: str) -> None:
     model = make_model(architecture)
     check_supported(model.config)
     shape, layer = kv_shape(model.config), model.model.layers[0].self_attn
-    assert shape.layers == len(model.model.layers)
+    attentions = [part.self_attn for part in model.model.layers]
+    windows = [getattr(part, "is_sliding", getattr(part, "sliding_window", None)) for part in attentions]
+    sliding = {index for index, window in enumerate(windows) if window}
+    assert set(shape.sliding_layers) == sliding
+    assert shape.layers + len(sliding) == len(model.model.layers)
     assert shape.group == layer.num_key_value_groups
     assert shape.head_dim == layer.head_dim
 
@@ -60,10 +64,16 @@ def test_what_the_docs_list_is_served_and_tested() -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (config_of("mistral", sliding_window=1024), "sliding window of 1024"),
+        (config_of("mistral", sliding_window=1024), "all its layers use a sliding window of 1024"),
         (config_of("phi3", sliding_window=2047), "sliding window of 2047"),
-        (config_of("gemma3_text"), "layers of type sliding_attention"),
-        (config_of("qwen2", use_sliding_window=True, max_window_layers=2), "layers of type sliding_attention"),
+        (config_of("ministral", sliding_window=128), "all its layers use a sliding window of 128"),
+        (
+            config_of("qwen2", use_sliding_window=True, max_window_layers=0),
+            "all its layers use a sliding window of 4096",
+        ),
+        (config_of("gemma2"), "softcap"),
+        (config_of("gemma3n_text"), "share their keys and values"),
+        (config_of("gemma4_text"), "has not been tested"),
         (config_of("gemma3_text", layer_types=["full_attention"] * 26, attn_logit_softcapping=50.0), "softcap"),
         (
             config_of("gemma3_text", layer_types=["full_attention"] * 26, use_bidirectional_attention=True),

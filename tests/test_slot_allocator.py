@@ -27,14 +27,17 @@ def first_gap(owners: list[int | None], size: int) -> int | None:
     return None
 
 
-def assert_same(allocator: SlotAllocator, owners: list[int | None], held: dict[int, Allocation]) -> None:
-    """Every allocation lies where the list of owners says, and no other allocation is in use."""
+def assert_same(
+    allocator: SlotAllocator, owners: list[int | None], held: dict[int, Allocation], states: dict[int, int]
+) -> None:
+    """Every allocation lies where the list of owners says, keeps its state, and no other allocation is in use."""
     allocator.check_integrity()
     assert set(allocator.allocations) == set(held.values())
     for name, allocation in held.items():
         assert [slot for slot, owner in enumerate(owners) if owner == name] == list(
             range(allocation.start, allocation.end)
         )
+        assert allocation.state_index == states[name]
     assert allocator.used == sum(owner is not None for owner in owners)
 
 
@@ -42,6 +45,7 @@ def assert_same(allocator: SlotAllocator, owners: list[int | None], held: dict[i
 @settings(max_examples=150, deadline=None)
 def test_exact_regions_go_to_the_first_gap_that_is_large_enough_and_stay_there(acts: list[tuple[bool, int]]) -> None:
     allocator, owners, held = SlotAllocator(TOTAL), [None] * TOTAL, {}
+    states = dict[int, int]()  # by name, also of what is given back
     assert allocator.max_allocation == TOTAL
     for name, (allocates, number) in enumerate(acts):
         if allocates:
@@ -51,18 +55,20 @@ def test_exact_regions_go_to_the_first_gap_that_is_large_enough_and_stay_there(a
                 assert (allocation.start, allocation.size, allocation.row) == (start, number, None)
                 assert all(owner is None for owner in owners[allocation.start : allocation.end])
                 owners[allocation.start : allocation.end] = [name] * number
+                states[name] = min(set(range(TOTAL)) - {states[other] for other in held})
                 held[name] = allocation
         elif held:
             gone = list(held)[number % len(held)]
             assert allocator.free(held.pop(gone)) is None, "exact allocations never move"
             owners = [None if owner == gone else owner for owner in owners]
-        assert_same(allocator, owners, held)
+        assert_same(allocator, owners, held, states)
 
 
 @given(acts=ACTS)
 @settings(max_examples=150, deadline=None)
 def test_equal_regions_stay_a_prefix_and_the_last_moves_into_a_gap(acts: list[tuple[bool, int]]) -> None:
     allocator, owners, held = SlotAllocator(TOTAL, fixed_size=EQUAL), [None] * TOTAL, {}
+    states = dict[int, int]()  # by name, also of what is given back
     assert allocator.max_allocation == EQUAL
     for name, (allocates, number) in enumerate(acts):
         if allocates:
@@ -71,6 +77,7 @@ def test_equal_regions_stay_a_prefix_and_the_last_moves_into_a_gap(acts: list[tu
             if allocation is not None:
                 assert (allocation.start, allocation.size) == (len(held) * EQUAL, EQUAL)
                 owners[allocation.start : allocation.end] = [name] * EQUAL
+                states[name] = min(set(range(TOTAL)) - {states[other] for other in held})
                 held[name] = allocation
         elif held:
             gone = list(held)[number % len(held)]
@@ -84,7 +91,7 @@ def test_equal_regions_stay_a_prefix_and_the_last_moves_into_a_gap(acts: list[tu
                 assert moved == (held[last], was)
                 owners[was : was + EQUAL] = [None] * EQUAL
                 owners[allocation.start : allocation.end] = [last] * EQUAL
-        assert_same(allocator, owners, held)
+        assert_same(allocator, owners, held, states)
         assert owners == sorted(owners, key=lambda owner: owner is None), "the allocations in use come first"
 
 

@@ -18,51 +18,61 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
 from leanthink.engine.cache import SlotCache
+from leanthink.engine.causal_attention import beside_sinks, causal_attention
 from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch
 from leanthink.engine.hidden_states import joined, middle_outputs
+from leanthink.engine.layer_kv import LayerKV
 from leanthink.engine.sdpa import for_any_length
-from leanthink.engine.slot_allocator import Allocation
 from leanthink.utils.errors import UnsupportedModel, UsageError
 
 NAME = "leanthink"
 
 
-def decode_attention(q_NHGD: Tensor, slot_cache: SlotCache, layer: int, batch: DecodeBatch, scaling: float) -> Tensor:
+def decode_attention(
+    q_NHGD: Tensor,
+    held: LayerKV,
+    batch: DecodeBatch,
+    scaling: float,
+    sinks_HG: Tensor | None = None,
+) -> Tensor:
     """One query token per row over the slots its row holds, [N, H, G, D].
 
     On a GPU by Triton. Elsewhere by packed SDPA, one call over all allocations of a fixed size, else one call a row:
-    the query heads that share a kv head are its G "tokens", so keys and values are read once and not repeated.
+    the query heads that share a kv head are its G "tokens", so keys and values are read once and not repeated. Sinks
+    are as of `leanthink.engine.causal_attention`; SDPA does not know them.
     """
     if q_NHGD.is_cuda:
         from leanthink.engine.kernels import decode
 
-        keys_HTD, values_HTD, fp8 = slot_cache.keys(layer), slot_cache.values(layer), slot_cache.fp8(layer)
-        splits = decode.splits_for(
-            q_NHGD.shape[0] * q_NHGD.shape[1], slot_cache.allocator.largest_so_far, multiprocessors(q_NHGD.device)
-        )
+        splits = decode.splits_for(q_NHGD.shape[0] * q_NHGD.shape[1], batch.largest, multiprocessors(q_NHGD.device))
+        how: dict[str, Any] = {"splits": splits, "sinks_HG": sinks_HG, "fp8": held.fp8}
         return decode.decode_attention(
-            q_NHGD, keys_HTD, values_HTD, batch.starts_N, batch.last_N, scaling, splits=splits, fp8=fp8
+            q_NHGD, held.keys_HTD, held.values_HTD, batch.starts_N, batch.last_N, scaling, **how
         )
     if batch.bias_U11T is None:
-        rows = zip(q_NHGD, slot_cache.allocations, slot_cache.host_lengths[: len(q_NHGD)].tolist(), strict=True)
-        return torch.stack([_attend(q, slot_cache, layer, allocation, last, scaling) for q, allocation, last in rows])
-    U, size = len(batch.bias_U11T), slot_cache.allocator.max_allocation
-    slabs_PHTD = slot_cache.kv_LPHTD[layer, :, :, : U * size]
+        rows = zip(q_NHGD, batch.starts_N.tolist(), batch.last_N.tolist(), strict=True)
+        parts = [(q_HGD, held.kv_PHTD[:, :, start : start + last + 1]) for q_HGD, start, last in rows]
+        each = [(q_HGD, held.attended(part_PHSD, q_NHGD.dtype)) for q_HGD, part_PHSD in parts]
+        return torch.stack([_attend(q_HGD, kv_PHSD, None, scaling, sinks_HG) for q_HGD, kv_PHSD in each])
+    U, size = len(batch.bias_U11T), batch.largest
+    slabs_PHTD = held.kv_PHTD[:, :, : U * size]
     slabs_PHUTD = slabs_PHTD.reshape(2, -1, U, size, slabs_PHTD.shape[-1])[:, :, :, : batch.longest]
-    slabs = slot_cache.attended(layer, slabs_PHUTD).transpose(1, 2)
+    slabs_PUHTD = held.attended(slabs_PHUTD, q_NHGD.dtype).transpose(1, 2)
     q_UHGD = q_NHGD
     if batch.allocation_N is not None:
         q_UHGD = q_NHGD.new_zeros(U, *q_NHGD.shape[1:]).index_copy_(0, batch.allocation_N, q_NHGD)
-    out_UHGD = F.scaled_dot_product_attention(q_UHGD, slabs[0], slabs[1], attn_mask=batch.bias_U11T, scale=scaling)
+    out_UHGD = _attend(q_UHGD, slabs_PUHTD, batch.bias_U11T, scaling, sinks_HG)
     return out_UHGD if batch.allocation_N is None else out_UHGD[batch.allocation_N]
 
 
-def _attend(
-    q_HGD: Tensor, slot_cache: SlotCache, layer: int, allocation: Allocation, last: int, scaling: float
-) -> Tensor:
-    held = slot_cache.kv_LPHTD[layer, :, :, allocation.start : allocation.start + last + 1]
-    keys_HSD, values_HSD = slot_cache.attended(layer, held)
-    return F.scaled_dot_product_attention(q_HGD, keys_HSD, values_HSD, scale=scaling)
+def _attend(query: Tensor, kv: Tensor, bias: Tensor | None, scaling: float, sinks_HG: Tensor | None) -> Tensor:
+    """Queries [..., H, G, D] over keys and values [2, ..., H, T, D]."""
+    keys, values = kv
+    if sinks_HG is None:
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scaling)
+    scores = (query @ keys.mT) * scaling
+    out: Tensor = beside_sinks(scores if bias is None else scores + bias, sinks_HG) @ values
+    return out
 
 
 @cache
@@ -72,28 +82,44 @@ def multiprocessors(device: torch.device) -> int:
     return count
 
 
-def packed_attention(q_SAD: Tensor, slot_cache: SlotCache, layer: int, batch: PrefillBatch, scaling: float) -> Tensor:
+def packed_attention(
+    q_SAD: Tensor,
+    slot_cache: SlotCache,
+    layer: int,
+    batch: PrefillBatch,
+    scaling: float,
+    sinks_A: Tensor | None = None,
+) -> Tensor:
     """Each chunk's tokens over the slots of its own allocation up to themselves, [S, A, D] for A = H*G query heads.
 
     One kernel for all chunks where the batch has tables for it, else a call for each.
     """
-    if batch.blocks_B2 is None:
+    if batch.blocks_B2 is None or sinks_A is not None:
         query = q_SAD.transpose(0, 1)[None]
-        return prefill_attention(query, slot_cache, layer, batch, scaling)[0].transpose(0, 1)
+        return prefill_attention(query, slot_cache, layer, batch, scaling, sinks_A)[0].transpose(0, 1)
     from leanthink.engine.kernels import prefill
 
-    keys_HTD, values_HTD = slot_cache.keys(layer), slot_cache.values(layer)
-    return prefill.prefill_attention(q_SAD, keys_HTD, values_HTD, batch, scaling, slot_cache.fp8(layer))
+    kv = slot_cache.layer(layer)
+    return prefill.prefill_attention(q_SAD, kv.keys_HTD, kv.values_HTD, batch, scaling, kv.fp8)
 
 
-def prefill_attention(query: Tensor, slot_cache: SlotCache, layer: int, batch: PrefillBatch, scaling: float) -> Tensor:
+def prefill_attention(
+    query: Tensor,
+    slot_cache: SlotCache,
+    layer: int,
+    batch: PrefillBatch,
+    scaling: float,
+    sinks_A: Tensor | None = None,
+) -> Tensor:
     """The same by PyTorch, a call for each chunk, [1, H*G, S, D]."""
-    outs = []
+    outs, kv = [], slot_cache.layer(layer)
     for chunk, (_, fed) in zip(batch.chunks, batch.spans, strict=True):
         q = query[:, :, fed]
         held = slice(chunk.allocation.start, chunk.allocation.start + chunk.done + chunk.tokens)
-        keys, values = slot_cache.attended(layer, slot_cache.kv_LPHTD[layer, :, :, held])[:, None]
-        if chunk.done == 0:
+        keys, values = kv.attended(kv.kv_PHTD[:, :, held], query.dtype)[:, None]
+        if sinks_A is not None:
+            out = causal_attention(q, keys, values, scaling, sinks_A=sinks_A)
+        elif chunk.done == 0:
             out = F.scaled_dot_product_attention(q, keys, values, is_causal=True, scale=scaling, enable_gqa=True)
         else:
             # Not enable_gqa: together with a mask it falls back to the slowest kernel on a GPU.
@@ -114,6 +140,8 @@ def slot_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
+    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     slot_cache: SlotCache | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -128,6 +156,8 @@ def slot_attention(
         scaling: factor on the dot products; None for 1 / sqrt(D).
         dropout: must be 0, which is what `model.eval()` makes it.
         softcap: refused.
+        sliding_window: given by layers that have one; how long it is the cache knows.
+        s_aux: sinks, one for each query head, where the model has them.
         slot_cache: the cache, told by `start_prefill` or `start_step` what this forward is.
 
     Returns:
@@ -143,16 +173,48 @@ def slot_attention(
         raise UsageError(f"the model is in training mode with attention dropout {dropout}: call model.eval() first")
     assert attention_mask is None
     assert isinstance(module.layer_idx, int)
-    batch = slot_cache.forward_batch
+    layer, batch = slot_cache.shape.in_slots(module.layer_idx), slot_cache.forward_batch
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if layer is None:
+        assert sliding_window is not None
+        return _window_attention(module.layer_idx, query, key, value, slot_cache, scaling, s_aux), None
     slot_cache.scaling = scaling
-    slot_cache.write(module.layer_idx, query, key, value)
+    if s_aux is not None:
+        slot_cache.sinks[layer] = s_aux
+    slot_cache.write(layer, query, key, value)
     if isinstance(batch, PrefillBatch):
         q_SAD = query[0].transpose(0, 1)
-        return packed_attention(q_SAD, slot_cache, module.layer_idx, batch, scaling)[None], None
-    packed_NHGD = query.reshape(key.shape[0], key.shape[1], -1, query.shape[-1])
-    out_NHGD = decode_attention(packed_NHGD, slot_cache, module.layer_idx, batch, scaling)
-    return out_NHGD.flatten(1, 2)[:, None], None
+        return packed_attention(q_SAD, slot_cache, layer, batch, scaling, s_aux)[None].contiguous(), None
+    return _decode(query, slot_cache.layer(layer), batch, scaling, s_aux), None
+
+
+def _window_attention(
+    model_layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slot_cache: SlotCache,
+    scaling: float,
+    sinks_A: Tensor | None,
+) -> Tensor:
+    """What `slot_attention` returns for a layer with a sliding window."""
+    windows, batch = slot_cache.windows, slot_cache.forward_batch
+    assert windows is not None
+    if isinstance(batch, PrefillBatch):
+        return windows.prefill(model_layer, batch, (query, key, value), scaling, sinks_A).transpose(1, 2).contiguous()
+    assert batch is not None
+    assert batch.windows is not None
+    held = windows.layer(model_layer)
+    held.append(batch.windows, key[:, :, 0], value[:, :, 0])
+    return _decode(query, held, batch.windows, scaling, sinks_A)
+
+
+def _decode(query: Tensor, held: LayerKV, batch: DecodeBatch, scaling: float, sinks_A: Tensor | None) -> Tensor:
+    """`decode_attention` as transformers has it: queries [N, H*G, 1, D], outputs [N, 1, H*G, D]."""
+    kv_heads = held.kv_PHTD.shape[1]
+    packed_NHGD = query.reshape(len(query), kv_heads, -1, query.shape[-1])
+    sinks_HG = None if sinks_A is None else sinks_A.view(kv_heads, -1)
+    return decode_attention(packed_NHGD, held, batch, scaling, sinks_HG).flatten(1, 2)[:, None]
 
 
 AttentionInterface.register(NAME, slot_attention)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,11 @@ from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.engine.compaction import compact, move
 from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch, PromptChunk, by_allocation, prefill_batch
 from leanthink.engine.integrity import check_cache
-from leanthink.engine.quantized_kv import E4M3, KVQuantization, OfLayer
+from leanthink.engine.layer_kv import LayerKV
+from leanthink.engine.quantized_kv import KVQuantization
 from leanthink.engine.rings import larger_ring
 from leanthink.engine.row_assignment import FedPrompt, assign_rows
+from leanthink.engine.sliding_windows import SlidingWindows
 from leanthink.engine.slot_allocator import Allocation, SlotAllocator
 from leanthink.models.kv_shape import KVShape
 from leanthink.policies import Policy
@@ -62,7 +65,6 @@ class SlotCache:
         quantization: KVQuantization | None = None,
     ) -> None:
         self.shape, self.slots, self.quantization = shape, slots, quantization
-        self.held_dtype = dtype if quantization is None else E4M3
         kv_dtype = dtype if quantization is None else torch.uint8  # whoever moves slots moves bytes
         self.allocator = SlotAllocator(slots, fixed_size=row_slots)
         try:
@@ -70,8 +72,9 @@ class SlotCache:
             # One slot more than anyone is given: rows without a request write there.
             sizes = (shape.layers, 2, shape.kv_heads, slots + 1, shape.head_dim)
             self.kv_LPHTD = torch.zeros(sizes, dtype=kv_dtype, device=device)  # P: keys, values
+            self.windows = SlidingWindows(shape, rows, dtype, device) if shape.sliding_layers else None
         except RuntimeError as error:
-            size = slots * shape.bytes_per_slot(kv_dtype) / 2**30
+            size = (slots * shape.bytes_per_slot(kv_dtype) + (rows + 1) * shape.bytes_per_state(dtype)) / 2**30
             raise UsageError(
                 f"{device} has no room for {slots} slots ({size:.1f} GiB of keys and values): "
                 "lower slots or max_rows, the budget or max_new_tokens"
@@ -85,11 +88,12 @@ class SlotCache:
         self.token_ids = torch.zeros(0, dtype=torch.int64, device=device)
         self.accumulated_attention_LHT = torch.zeros(shape.layers, shape.kv_heads, 0, device=device)
         # One column per row, and one that stays free: rows of a CUDA graph without a request read and write there.
-        self.table = torch.zeros(7, rows + 1, dtype=torch.int64, device=device)
-        self.table[0] = slots
+        self.table = torch.zeros(8, rows + 1, dtype=torch.int64, device=device)
+        self.table[0], self.table[7] = slots, rows
         self.starts, self.lengths, self.prompt_lengths, self.next_positions, self.live = self.table[:5].unbind(0)
         # Slots in front that are never evicted: the prompt's, or none. Position whose query's attention is added next.
-        self.pinned, self.added = self.table[5:].unbind(0)
+        # State index of the row's allocation; the number of rows, which is no request's, where there is none.
+        self.pinned, self.added, self.states = self.table[5:].unbind(0)
         self.rows_N = torch.arange(rows + 1, device=device)
         self.allocations: list[Allocation] = []  # by row
         self.host_lengths = torch.zeros(rows, dtype=torch.int64)
@@ -99,6 +103,7 @@ class SlotCache:
         self.max_rows = rows
         self.forward_batch: PrefillBatch | DecodeBatch | None = None
         self.scaling: float | None = None  # of query-key products, as the model's attention layers name it
+        self.sinks: dict[int, Tensor] = {}  # of each layer that has them, [H * G] (see `engine.causal_attention`)
 
     @property
     def active(self) -> int:
@@ -110,23 +115,18 @@ class SlotCache:
         """Bytes of the keys and values of one token, all layers together."""
         return self.shape.bytes_per_slot(self.kv_LPHTD.dtype)
 
+    def layer(self, layer: int) -> LayerKV:
+        """Keys and values of one layer of `shape.layers`."""
+        fp8 = None if self.quantization is None else self.quantization.layer(layer)
+        return LayerKV(self.kv_LPHTD[layer], fp8)
+
     def keys(self, layer: int) -> Tensor:
         """Keys of one layer, [H, T + 1, D], as they are held."""
-        keys_HTD: Tensor = self.kv_LPHTD[layer, 0].view(self.held_dtype)
-        return keys_HTD
+        return self.layer(layer).keys_HTD
 
     def values(self, layer: int) -> Tensor:
         """Values of one layer, [H, T + 1, D], as they are held."""
-        values_HTD: Tensor = self.kv_LPHTD[layer, 1].view(self.held_dtype)
-        return values_HTD
-
-    def fp8(self, layer: int) -> OfLayer | None:
-        """By what a layer's keys and values are held in FP8, if they are."""
-        return None if self.quantization is None else self.quantization.layer(layer)
-
-    def attended(self, layer: int, kv_PHxD: Tensor) -> Tensor:
-        """What attention reads of a part of `kv_LPHTD[layer]`, or of its keys alone."""
-        return kv_PHxD if (fp8 := self.fp8(layer)) is None else fp8.shifted(kv_PHxD, self.queries.dtype)
+        return self.layer(layer).values_HTD
 
     def require(self, requirements: CacheRequirements) -> None:
         """Make room for what a policy requires; what is held stays as it is."""
@@ -161,7 +161,8 @@ class SlotCache:
         """
         assert self.forward_batch is None
         assert all(0 < chunk.done + chunk.tokens <= chunk.allocation.size for chunk in chunks)
-        self.forward_batch = prefill_batch(chunks, self.queries, self.shape.group if packed else None)
+        windows = () if self.windows is None else self.windows.chunks(chunks)
+        self.forward_batch = prefill_batch(chunks, self.queries, self.shape.group if packed else None, windows)
         return self.forward_batch.positions_S[None]
 
     def copy_prompt(self, source: Allocation, target: Allocation, tokens: int) -> None:
@@ -190,18 +191,23 @@ class SlotCache:
         if rows is None:
             longest = int(self.host_lengths[:n].max()) + 1
             assert bool((self.host_lengths[:n] < self.host_sizes[:n]).all()), "a row outgrew its allocation"
-        fixed: dict[str, Tensor | None] = {}
+        fixed: dict[str, Any] = {}
         if self.allocator.fixed_size and not starts_N.is_cuda:
-            held = (self.starts[: self.active], self.lengths[: self.active])
-            fixed = by_allocation(self.allocator, *held, longest=longest, dtype=self.queries.dtype)
-        self.forward_batch = DecodeBatch(
+            held = (self.starts[: self.active] // self.allocator.fixed_size, self.lengths[: self.active])
+            fixed = by_allocation(*held, len(self.allocator.allocations), longest=longest, dtype=self.queries.dtype)
+        batch = DecodeBatch(
             starts_N=starts_N,
             last_N=lengths_N.clone(),
             write_N=torch.where(live_N > 0, starts_N + lengths_N, self.slots),
             live_N=live_N,
+            states_N=torch.where(live_N > 0, self.states[:n], self.max_rows),
             longest=longest,
+            largest=self.allocator.largest_so_far,
             **fixed,
         )
+        if self.windows is not None:
+            batch = self.windows.announced(batch, self.states[:n], next_N, packed=bool(fixed))
+        self.forward_batch = batch
         return next_N[:, None].clone()
 
     def write(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> None:
@@ -215,16 +221,7 @@ class SlotCache:
 
     def append(self, layer: int, batch: DecodeBatch | PrefillBatch, keys_NHD: Tensor, values_NHD: Tensor) -> None:
         """Write one token of every row, or each token of the chunks."""
-        if keys_NHD.is_cuda:
-            from leanthink.engine.kernels.append import append
-
-            append(self.keys(layer), self.values(layer), batch.write_N, keys_NHD, values_NHD, self.fp8(layer))
-            return
-        if (fp8 := self.fp8(layer)) is not None:
-            keys_NHD, values_NHD = fp8.stored(torch.stack([keys_NHD, values_NHD]))
-        for slots, fed in batch.spans if isinstance(batch, PrefillBatch) else [(batch.write_N, slice(None))]:
-            self.kv_LPHTD[layer, 0][:, slots] = keys_NHD[fed].transpose(0, 1)
-            self.kv_LPHTD[layer, 1][:, slots] = values_NHD[fed].transpose(0, 1)
+        self.layer(layer).append(batch, keys_NHD, values_NHD)
 
     def _rows(self, batch: DecodeBatch) -> Tensor:
         """Row numbers, [N]; the free one for rows without a request."""
@@ -360,6 +357,8 @@ class SlotCache:
         scrubbed = slice(allocation.start, allocation.end if slots is None else allocation.start + slots)
         self.kv_LPHTD[:, :, :, scrubbed] = 0
         self.token_scores[scrubbed] = 0
+        if self.windows is not None:
+            self.windows.scrub(allocation.state_index)
         if allocation.row is not None:
             self.hidden_states[allocation.row] = 0
 
@@ -391,7 +390,7 @@ class SlotCache:
         for old, new in zip(sources, targets, strict=True):
             self.allocations[new] = self.allocations[old]
             self.allocations[new].row = new
-        self.table[0, left : self.active], self.table[1:, left : self.active] = self.slots, 0
+        self.table[:, left : self.active] = self.table[:, -1:]
         del self.allocations[left:]
         return sources, targets
 

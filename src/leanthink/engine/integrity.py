@@ -15,6 +15,8 @@ def check_cache(cache: SlotCache) -> None:
     cache.allocator.check_integrity()
     n = cache.active
     assert cache.starts[:n].tolist() == [allocation.start for allocation in cache.allocations]
+    states = [allocation.state_index for allocation in cache.allocations]
+    assert cache.states.tolist() == states + [cache.max_rows] * (cache.max_rows + 1 - n)
     assert torch.equal(cache.lengths[:n].cpu(), cache.host_lengths[:n])
     assert torch.equal(cache.pinned[:n].cpu(), cache.host_pinned[:n])
     assert bool(((cache.pinned == 0) | (cache.pinned == cache.prompt_lengths)).all())

@@ -36,7 +36,8 @@ def calibrated(model: Any, tokenizer: Any, shape: KVShape, kv_cache_dtype: str) 
     rotated, and what is constant in them near the beginning turns slowly on the way.
 
     Raises:
-        UsageError: the name is unknown, or the GPU has no FP8.
+        UsageError: the name is unknown, the GPU has no FP8, or the model has sinks, whose logits would be off by what
+            all products are.
     """
     if kv_dtype(kv_cache_dtype, model.dtype) != E4M3:
         return None
@@ -45,7 +46,7 @@ def calibrated(model: Any, tokenizer: Any, shape: KVShape, kv_cache_dtype: str) 
         raise UsageError(f"kv_cache_dtype={kv_cache_dtype!r}: {name} has no FP8, which began with Ada and Hopper")
     total = PIECES * PIECE
     ids_S = torch.tensor(_token_ids(tokenizer, len(model.get_input_embeddings().weight), total), device=model.device)
-    cache = SlotCache(shape, slots=total, rows=1, dtype=model.dtype, device=model.device)
+    cache = SlotCache(shape, slots=total, rows=PIECES, dtype=model.dtype, device=model.device)
     given = [cache.allocator.allocate(PIECE) for _ in range(PIECES)]
     chunks = [PromptChunk(allocation=it, done=0, tokens=PIECE) for it in given if it is not None]
     reach = max(0, min(context_of(model.config), REACH) - PIECE)
@@ -53,6 +54,11 @@ def calibrated(model: Any, tokenizer: Any, shape: KVShape, kv_cache_dtype: str) 
     with torch.inference_mode():
         positions_1S = cache.start_prefill(chunks) + first_C.repeat_interleave(PIECE)
         attention.prefill(model, cache, ids_S[None], positions_1S)
+    if cache.sinks:
+        raise UsageError(
+            f"kv_cache_dtype={kv_cache_dtype!r}: this model has attention sinks, and keys in FP8 are shifted against "
+            "them: give 'auto'"
+        )
     return KVQuantization.of(cache.kv_LPHTD[:, :, :, :total])
 
 

@@ -41,14 +41,15 @@ class PrefixCache:
     """Knows which heads of prompts lie where, and copies them to requests whose prompts begin alike.
 
     A policy that adds up the attention within its prompt has all of it fed. One that does not pin its prompt takes from
-    others and gives to nobody, as it may lose any slot.
+    others and gives to nobody, as it may lose any slot. A model with layers that hold no slots has all prompts fed, as
+    these no longer have what they knew at the end of a head.
 
     Attributes:
         queries, hits: as of `EngineStats`.
     """
 
     def __init__(self, cache: SlotCache, *, enabled: bool) -> None:
-        self.cache, self.enabled = cache, enabled
+        self.cache, self.enabled = cache, enabled and cache.shape.slot_layers is None
         self.queries = self.hits = 0
         self._keys: dict[Allocation, list[bytes]] = {}  # of the chunks that lie there, in their order
         self._holders: dict[bytes, dict[Allocation, None]] = {}  # who has each, and with it all before it

@@ -35,7 +35,7 @@ def assign_rows(cache: SlotCache, prompts: Sequence[FedPrompt]) -> None:
         allocation.row = row
         cache.allocations.append(allocation)
         fixed, start = tokens if pinned else 0, allocation.start
-        facts.append([start, tokens - 1, tokens, tokens - 1, 1, fixed, tokens - 1])
+        facts.append([start, tokens - 1, tokens, tokens - 1, 1, fixed, tokens - 1, allocation.state_index])
         cache.host_lengths[row], cache.host_pinned[row], cache.host_sizes[row] = tokens - 1, fixed, allocation.size
         cache.positions[:, :, start : start + tokens] = places[:tokens]
         if cache.requirements.token_ids:

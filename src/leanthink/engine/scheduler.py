@@ -171,4 +171,5 @@ class Scheduler:
         held = {entry.allocation: entry.request for entry in self.prefilling}
         held |= dict(zip(self.cache.allocations, self.rows.batch.requests, strict=True))
         assert held.keys() == set(self.cache.allocator.allocations), "an allocation belongs to nobody"
+        assert all(allocation.state_index < self.cache.max_rows for allocation in held), "more states than rows"
         self.prefix_cache.check_integrity(held)

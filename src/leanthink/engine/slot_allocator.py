@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from bisect import insort
 from dataclasses import dataclass
+from itertools import count
 
 
 @dataclass(eq=False)
 class Allocation:
     """Slots [start, start + size) of the cache; `row` is the row that decodes on them, None while the prompt is fed.
 
-    `cached_tokens` of the prompt are copied from another. `intact`: what was written into the slots still lies there.
+    `state_index` says where the layers that hold no slots keep what they know of the request: it stays the same until
+    the allocation is given back. `cached_tokens` of the prompt are copied from another. `intact`: what was written into
+    the slots still lies there.
     """
 
     start: int
     size: int
+    state_index: int = 0
     row: int | None = None
     cached_tokens: int = 0
     intact: bool = True
@@ -61,7 +65,9 @@ class SlotAllocator:
             start = allocation.end
         if start + size > self.total:
             return None
-        new = Allocation(start=start, size=size)
+        taken = {allocation.state_index for allocation in self.allocations}
+        free = next(index for index in count() if index not in taken)  # below the number of rows: each holds one
+        new = Allocation(start=start, size=size, state_index=free)
         self.largest_so_far = max(self.largest_so_far, size)
         insort(self.allocations, new, key=lambda allocation: allocation.start)
         return new
@@ -77,10 +83,14 @@ class SlotAllocator:
         return last, was
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless the allocations lie apart, inside the cache and, of fixed size, in a prefix."""
+        """Raise AssertionError unless the allocations lie apart, inside the cache and, of fixed size, in a prefix.
+
+        Nor may two of them have one state index.
+        """
         ends = [0, *(allocation.end for allocation in self.allocations)]
         starts = [allocation.start for allocation in self.allocations]
         assert all(end <= start for end, start in zip(ends, starts, strict=False)), "allocations overlap"
         assert ends[-1] <= self.total
+        assert len({allocation.state_index for allocation in self.allocations}) == len(starts), "a state is shared"
         if self.fixed_size is not None:
             assert starts == [self.fixed_size * i for i in range(len(starts))], starts

@@ -11,16 +11,44 @@ from leanthink.policies.policy import Granularity
 
 @dataclass(frozen=True, kw_only=True)
 class KVShape:
-    """What a model writes per token: `layers` x `kv_heads` keys and values of `head_dim` numbers."""
+    """What a model writes into slots per token: `layers` x `kv_heads` keys and values of `head_dim` numbers.
+
+    Its layers with a sliding window hold no slots, but what the latest tokens of each request wrote.
+
+    Attributes:
+        layers: those of full attention, whose keys and values lie in slots.
+        kv_heads: of each.
+        group: query heads per kv head.
+        head_dim: numbers of a key or value.
+        slot_layers: which of the model's layers they are, ascending; None: all that it has.
+        sliding_layers: which of them have a sliding window, ascending.
+        window: how many tokens these attend to, their own included.
+    """
 
     layers: int
     kv_heads: int
-    group: int  # query heads per kv head
+    group: int
     head_dim: int
+    slot_layers: tuple[int, ...] | None = None
+    sliding_layers: tuple[int, ...] = ()
+    window: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.slot_layers is None or len(self.slot_layers) == self.layers
+
+    def in_slots(self, layer: int) -> int | None:
+        """Which of `layers` this layer of the model is; None for one whose keys and values do not lie in slots."""
+        if self.slot_layers is None:
+            return layer
+        return self.slot_layers.index(layer) if layer in self.slot_layers else None
 
     def bytes_per_slot(self, dtype: torch.dtype) -> int:
         """Bytes of the keys and values of one token."""
         return 2 * self.layers * self.kv_heads * self.head_dim * dtype.itemsize
+
+    def bytes_per_state(self, dtype: torch.dtype) -> int:
+        """Bytes that a request takes beside its slots, whatever its length: a window of keys and values."""
+        return 2 * len(self.sliding_layers) * self.window * self.kv_heads * self.head_dim * dtype.itemsize
 
     def num_sets(self, granularity: Granularity) -> int:
         """Index sets of a granularity: one for the model, one a layer, or one a kv head, layer by layer."""

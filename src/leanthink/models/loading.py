@@ -22,9 +22,10 @@ from leanthink.utils.errors import DamagedFile, LeanThinkError, UnsupportedModel
 from leanthink.utils.file_reading import said
 
 MODEL_TYPES = (  # each of them stands among the architectures of tests/models.py, which all tests of models go through
-    "apertus", "dots1", "ernie4_5", "ernie4_5_moe", "gemma3_text", "glm4", "glm4_moe", "granite", "granitemoe",
-    "hunyuan_v1_dense", "hunyuan_v1_moe", "llama", "ministral3", "mistral", "mixtral", "olmo2", "olmoe", "phi3",
-    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
+    "afmoe", "apertus", "cohere2", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "gemma3_text",
+    "glm4", "glm4_moe", "gpt_oss", "granite", "granitemoe", "hunyuan_v1_dense", "hunyuan_v1_moe", "llama",
+    "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "olmo2", "olmo3", "olmoe", "phi3", "phimoe", "qwen2",
+    "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
 )  # fmt: skip
 DType = torch.dtype | Literal["auto"] | None
 
@@ -202,14 +203,14 @@ def check_supported(config: Any) -> None:
     reason = _why_unsupported(config)
     if reason is not None:
         raise UnsupportedModel(
-            f"model type {config.model_type!r} is not supported: {reason}. LeanThink serves decoders whose layers all "
-            f"use full attention, of the types {', '.join(MODEL_TYPES)}"
+            f"model type {config.model_type!r} is not supported: {reason}. LeanThink serves decoders with layers of "
+            f"full attention, and others with a sliding window beside them, of the types {', '.join(MODEL_TYPES)}"
         )
 
 
 def _why_unsupported(config: Any) -> str | None:
     layer_types = getattr(config, "layer_types", None)
-    other_layers = sorted(set(layer_types or ()) - {"full_attention"})
+    other_layers = sorted(set(layer_types or ()) - {"full_attention", "sliding_attention"})
     window = getattr(config, "sliding_window", None)
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
@@ -217,16 +218,20 @@ def _why_unsupported(config: Any) -> str | None:
         return "it uses latent attention (MLA)"
     if other_layers:
         return f"it has layers of type {', '.join(other_layers)}"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "it caps its attention scores (softcap)"
+    if getattr(config, "num_kv_shared_layers", 0):
+        return "some of its layers share their keys and values"
     if config.model_type not in MODEL_TYPES:
         return "its attention has not been tested with the bounded cache"
     if getattr(config, "max_position_embeddings", None) is None:
         return "its config has no max_position_embeddings"
-    if layer_types is None and window is not None and window < context_of(config):
-        return f"it uses a sliding window of {window} tokens"
+    if not _layers_of("full_attention", config) or (
+        layer_types is None and window is not None and window < context_of(config)
+    ):
+        return f"all its layers use a sliding window of {window} tokens, so there is nothing left to evict"
     if getattr(config, "use_bidirectional_attention", False):
         return "its attention is bidirectional"
-    if getattr(config, "attn_logit_softcapping", None):
-        return "it caps its attention scores (softcap)"
     return None
 
 
@@ -235,7 +240,22 @@ def kv_shape(config: Any) -> KVShape:
     heads: int = config.num_attention_heads
     kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
     head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return KVShape(layers=config.num_hidden_layers, kv_heads=kv_heads, group=heads // kv_heads, head_dim=head_dim)
+    full, sliding = (_layers_of(kind, config) for kind in ("full_attention", "sliding_attention"))
+    return KVShape(
+        layers=len(full),
+        kv_heads=kv_heads,
+        group=heads // kv_heads,
+        head_dim=head_dim,
+        slot_layers=full if len(full) < config.num_hidden_layers else None,
+        sliding_layers=sliding,
+        window=min(config.sliding_window, context_of(config)) if sliding else 0,
+    )
+
+
+def _layers_of(layer_type: str, config: Any) -> tuple[int, ...]:
+    """The layers of this type; a config that tells no types has full attention alone."""
+    types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    return tuple(layer for layer, found in enumerate(types) if found == layer_type)
 
 
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

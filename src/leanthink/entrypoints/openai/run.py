@@ -39,6 +39,8 @@ LAST_SECONDS = 10  # after the grace time, for what was cut to be sent
 def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
     """The engine with the memory of these settings, which has to hold what their policy remembers of each slot, too.
 
+    Sliding windows of all rows are taken off first.
+
     With `max_slots` every choice reserves so many on a CPU: there one call attends to rows of equal size.
 
     Raises:
@@ -49,12 +51,16 @@ def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
     predictor = None if spec.kind.target is None else settings.predictor
     ignored = settings.ignore_predictor_mismatch
     policy = PolicyMaker(model, tokenizer).make(str(spec), predictor, ignore_predictor_mismatch=ignored)
+    shape, most = kv_shape(model.config), settings.max_slots
+    windows = (settings.rows + 1) * shape.bytes_per_state(model.dtype)
+    room = max(0, int(kv_bytes(model.device, settings)) - windows)
+    slots = room // bytes_per_slot(shape, kv_dtype(settings.kv_cache_dtype, model.dtype), [policy])
+    if slots < (most or 2):
+        taken = f" beside {windows / GIB:.2g} GiB of sliding windows" if windows else ""
+        fewer = " or lower rows" if windows else ""
+        raise UsageError(f"there is memory for {slots} slots{taken}, and {most or 2} are needed: raise kv_gib{fewer}")
     how: dict[str, Any] = {"kv_cache_dtype": settings.kv_cache_dtype}
     how["enable_prefix_caching"] = settings.enable_prefix_caching
-    per_slot = bytes_per_slot(kv_shape(model.config), kv_dtype(settings.kv_cache_dtype, model.dtype), [policy])
-    slots, most = int(kv_bytes(model.device, settings)) // per_slot, settings.max_slots
-    if slots < (most or 2):
-        raise UsageError(f"there is memory for {slots} slots, and {most or 2} are needed: raise kv_gib")
     engine = partial(Engine, model, tokenizer, **how)
     if most is None or model.device.type != "cpu":
         return engine(slots=slots, rows=settings.rows)
@@ -90,7 +96,7 @@ def serve(
         tokenizer: its tokenizer.
         settings: of the server.
         tell: for warnings to whoever started it.
-        ready: called once, when requests are answered: with url, model, rows and slots.
+        ready: called once, when requests are answered: with url, model, rows, slots and bytes of sliding windows.
 
     Raises:
         UsageError: the address cannot be had, or the memory has no room.
@@ -199,6 +205,7 @@ def _facts(service: Service, listening: socket.socket) -> dict[str, Any]:
         "sampling": service.parser.knobs,
         "rows": stats.max_rows,
         "slots": stats.slots_total,
+        "window_bytes": stats.window_bytes,
     }
 
 
