@@ -312,6 +312,16 @@ def test_throughput_spreads_rows_over_their_lives(folder: Path) -> None:
     assert len({place.generated for place in bounded}) == 8
 
 
+def test_in_fp8_the_same_memory_holds_four_times_the_requests_of_float32(folder: Path) -> None:
+    rows = [
+        measured(folder, "throughput", kv_gib=0.0002, requests=99, kv_cache_dtype=dtype) for dtype in ("auto", "fp8")
+    ]
+    for one, other in zip(*(found["policies"] for found in rows), strict=True):
+        assert one["bounds_that_fit"] > 0
+        assert other["bounds_that_fit"] // 4 == one["bounds_that_fit"]
+        assert other["tokens_per_second"] > 0
+
+
 def test_throughput_records_a_memory_that_holds_nobody(folder: Path) -> None:
     rows = measured(folder, "throughput", kv_gib=0.00005, budgets=(12, 80))["policies"]
     assert "98 slots" in rows[0]["error"]
@@ -478,6 +488,7 @@ def test_the_picture_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
         ({"prompts": "256"}, ["--prompts '256'", "256x128,64x2048"]),
         ({"prompts": "4x1"}, ["--prompts ((4, 1),)", "2 tokens"]),
         ({"prefill-tokens": "0"}, ["--prefill-tokens 0", "at least 1"]),
+        ({"kv-cache-dtype": "int3"}, ["'int3'", "fp8"]),
         ({"device": "cuda:7"}, ["'cuda:7'"]),
     ],
 )

@@ -80,7 +80,7 @@ def _products(lean: decoder.LeanDecoder, batch: int) -> Callable[[], object]:
 def _attention(engine: Engine, forward: DecodeBatch, batch: int) -> Callable[[], object]:
     """Attention over all held slots of all layers."""
     cache, shape = engine.cache, engine.cache.shape
-    q_NHGD = cache.kv_LPHTD.new_ones(batch, shape.kv_heads, shape.group, shape.head_dim)
+    q_NHGD = cache.queries.new_ones(batch, shape.kv_heads, shape.group, shape.head_dim)
     return lambda: [decode_attention(q_NHGD, cache.layer(layer), forward, 0.1) for layer in range(shape.layers)]
 
 
@@ -106,7 +106,7 @@ def _between(
 
 def _sampler(engine: Engine, batch: int) -> Callable[[], object]:
     """The choice of a token for each row, with the knobs of the measured step."""
-    logits_NV = engine.cache.kv_LPHTD.new_empty(batch, engine.model.config.vocab_size).normal_()
+    logits_NV = engine.cache.queries.new_empty(batch, engine.model.config.vocab_size).normal_()
     counts_N, uses = torch.ones(batch, dtype=torch.int64, device=engine.device), engine.sampler.uses(batch)
     return lambda: engine.sampler.pick(logits_NV, counts_N, uses)
 

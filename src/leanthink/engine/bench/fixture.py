@@ -15,6 +15,7 @@ from leanthink.engine.bench.options import Options
 from leanthink.engine.bench.roofline import copy_bandwidth
 from leanthink.engine.bench.weights import build, config_of, never_ending, step_bytes
 from leanthink.engine.engine import PREFILL_TOKENS, Engine
+from leanthink.engine.quantized_kv import kv_dtype
 from leanthink.engine.request import Request, make_request
 from leanthink.engine.sampling import Sampling
 from leanthink.models.context import context_of
@@ -44,7 +45,7 @@ class Fixture:
         self.model = never_ending(model)
         self.device: torch.device = self.model.device
         self.dtype: torch.dtype = self.model.dtype
-        self.bytes_per_slot = kv_shape(self.model.config).bytes_per_slot(self.dtype)
+        self.bytes_per_slot = kv_shape(self.model.config).bytes_per_slot(kv_dtype(options.kv_cache_dtype, self.dtype))
         self.step_bytes = step_bytes(self.model)
         self.cells: dict[tuple[int, int], dict[str, Any]] = {}
         self.horizon_cells: dict[tuple[int, int], dict[str, Any]] = {}
@@ -141,6 +142,7 @@ class Fixture:
             tags=NO_TAGS,
             ends=(),
             enable_prefix_caching=False,
+            kv_cache_dtype=self.options.kv_cache_dtype,
         )
 
 

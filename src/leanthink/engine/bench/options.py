@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from leanthink.engine.bench.shapes import SHAPES
+from leanthink.engine.quantized_kv import check_kv_cache_dtype
 from leanthink.utils.deprecated import warn_renamed
 from leanthink.utils.errors import UsageError, unknown
 
@@ -28,6 +29,7 @@ FLAGS = {
     "prompts": "For prompts: pairs of how many at once and of how many tokens, such as 256x128,64x2048.",
     "prefill-tokens": "Prompt tokens that a step feeds at most, for prompts.",
     "output": "Tokens of an output, for throughput.",
+    "kv-cache-dtype": "Keys and values: auto, as the model; fp8, a byte each.",
     "kv-gib": "Memory for keys and values, for throughput and latency.",
     "budgets": "Thought slots that stay, for throughput.",
     "interval": "Tokens that gather between evictions.",
@@ -81,6 +83,7 @@ class Options:
         prefill_tokens: prompt tokens that a step feeds at most, in `prompts`.
         output: tokens of an output, in `throughput`.
         kv_gib: memory for keys and values, in `throughput` and `latency`.
+        kv_cache_dtype: what engines hold them in, as of `Engine`.
         budgets: thought slots that stay, in `throughput`.
         interval: tokens that gather between evictions.
         requests: how many requests are served in `latency`, and to how many `throughput` extrapolates.
@@ -106,6 +109,7 @@ class Options:
     budgets: tuple[int, ...]
     interval: int
     requests: int
+    kv_cache_dtype: str = "auto"
     latency_output: int = 128
     warm_up: int = 10
     repeats: int = 3
@@ -117,6 +121,7 @@ class Options:
         for part in self.parts:
             if part not in PARTS:
                 raise unknown("part", part, PARTS)
+        check_kv_cache_dtype(self.kv_cache_dtype)
         if (self.shape is None) == (self.model is None):
             raise UsageError(f"--shape {self.shape} and --model {self.model}: give exactly one of them")
         if self.shape not in (None, "tiny", *SHAPES):
@@ -160,6 +165,7 @@ def options_from(flags: Mapping[str, str | None]) -> Options:
     check_device(device)
     parts = given.pop("parts", None)
     chosen = dict(SMALL if device == "cpu" or shape == "tiny" else LARGE)
+    chosen["kv_cache_dtype"] = given.pop("kv_cache_dtype", "auto")
     if ("batch" in given) != ("slots" in given):
         raise UsageError("--batch and --slots belong together: give both, or none of them")
     if "cells" in given and "batch" in given:

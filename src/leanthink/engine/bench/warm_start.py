@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from leanthink.engine.engine import Engine
+from leanthink.engine.quantized_kv import E4M3
 from leanthink.engine.request import Request
 
 
@@ -54,8 +55,10 @@ def warm_start(engine: Engine, places: Sequence[Place], seed: int = 0) -> None:
         cache.host_waiting[row] = place.generated
     torch.manual_seed(seed)
     windows = () if cache.windows is None else cache.windows.kv_LPHTD
-    for tensor in (*windows, *cache.kv_LPHTD, cache.token_scores, cache.hidden_states, cache.queries):
+    for tensor in (*windows, cache.token_scores, cache.hidden_states, cache.queries):
         tensor.normal_()
+    for kv_PHTD in cache.kv_LPHTD if cache.quantization is None else cache.kv_LPHTD.view(E4M3):
+        kv_PHTD.copy_(torch.randn(kv_PHTD.shape, dtype=cache.queries.dtype, device=engine.device))
     vocabulary = engine.model.config.vocab_size
     engine.model_runner.feed(first, torch.randint(vocabulary, (len(places),)).tolist())
     longest = max(place.generated for place in places)

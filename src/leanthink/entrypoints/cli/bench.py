@@ -61,6 +61,7 @@ def command(
     prompts: Annotated[str | None, _sized("prompts", "NxN,...")] = None,
     prefill_tokens: Annotated[str | None, _sized("prefill-tokens", "TOKENS")] = None,
     output: Annotated[str | None, _sized("output", "TOKENS")] = None,
+    kv_cache_dtype: Annotated[str | None, _flag("kv-cache-dtype", "auto", "auto|fp8")] = None,
     kv_gib: Annotated[str | None, _sized("kv-gib", "GIB")] = None,
     budgets: Annotated[str | None, _sized("budgets", "N,...")] = None,
     interval: Annotated[str | None, _sized("interval", "TOKENS")] = None,
@@ -73,8 +74,8 @@ def command(
     """Check the flags and the outputs, then measure; the result is written after every part."""
     check_new(out, overwrite=overwrite)
     given = {"shape": shape, "model": model, "parts": parts, "batch": batch, "slots": slots, "cells": cells,
-             "steps": steps, "prompt": prompt, "prompts": prompts,
-             "prefill-tokens": prefill_tokens, "output": output, "kv-gib": kv_gib, "budgets": budgets,
+             "steps": steps, "prompt": prompt, "prompts": prompts, "prefill-tokens": prefill_tokens,
+             "output": output, "kv-cache-dtype": kv_cache_dtype, "kv-gib": kv_gib, "budgets": budgets,
              "interval": interval, "requests": requests, "device": device}  # fmt: skip
     chosen = options_from(given)
     from leanthink.engine.bench.run import run_into
