@@ -28,6 +28,22 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 259,
 }
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 2,
+    "mamba_chunk_size": 16,
+    "mamba_expand": 1,
+}
+DELTA: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "num_hidden_layers": 3,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 16,
+}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
@@ -72,6 +88,34 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2_moe": {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
     "qwen3_moe": {**EXPERTS, "num_experts": 4, "head_dim": 24},
     "seed_oss": {"head_dim": 16, "attention_dropout": 0.0, "residual_dropout": 0.0},
+    "bamba": {**MAMBA, "attn_layer_indices": [1]},
+    "falcon_h1": {**MAMBA, "mamba_d_ssm": 64, "key_multiplier": 0.5},
+    "granitemoehybrid": {
+        **MAMBA,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 32,
+        "attention_multiplier": 0.25,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "lfm2_moe": {**EXPERTS, "num_experts": 4, "num_dense_layers": 1, "layer_types": ["full_attention", "conv"]},
+    "nemotron_h": {
+        **EXPERTS,
+        "head_dim": 16,
+        "layers_block_type": ["linear_attention", "full_attention", "moe", "linear_attention", "mlp"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 8,
+        "n_groups": 2,
+        "chunk_size": 16,
+        "n_routed_experts": 4,
+        "moe_shared_expert_intermediate_size": 32,
+    },
+    "olmo_hybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_5_text": {**DELTA, "head_dim": 24},
+    "qwen3_5_moe_text": {**DELTA, **EXPERTS, "num_experts": 4, "head_dim": 24, "shared_expert_intermediate_size": 32},
+    "qwen3_next": {**DELTA, **EXPERTS, "num_experts": 4, "head_dim": 24, "shared_expert_intermediate_size": 32},
 }
 MIXTURES = [name for name in ARCHITECTURES if name.endswith("moe") or name in ("dots1", "mixtral", "olmoe")]
 

@@ -18,10 +18,12 @@ from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.engine.compaction import compact, move
 from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch, PromptChunk, by_allocation, prefill_batch
 from leanthink.engine.integrity import check_cache
+from leanthink.engine.recurrent_states import RecurrentStates
 from leanthink.engine.rings import larger_ring
 from leanthink.engine.row_assignment import FedPrompt, assign_rows
 from leanthink.engine.slot_allocator import Allocation, SlotAllocator
 from leanthink.models.kv_shape import KVShape
+from leanthink.models.state_shape import StateShape
 from leanthink.policies import Policy
 from leanthink.utils.constants import constant
 from leanthink.utils.errors import UsageError
@@ -42,6 +44,7 @@ class SlotCache:
         device: where they lie.
         hidden_state_size: numbers of one token's hidden states (see `leanthink.engine.hidden_states`).
         row_slots: None, or the size that all allocations have (see `leanthink.engine.slot_allocator`).
+        state_shape: of what the model's linear or state-space layers keep of each request; None: it has none.
 
     Raises:
         UsageError: the device has no room for the slots.
@@ -57,8 +60,12 @@ class SlotCache:
         device: torch.device,
         hidden_state_size: int = 0,
         row_slots: int | None = None,
+        state_shape: StateShape | None = None,
     ) -> None:
         self.shape, self.slots = shape, slots
+        self.recurrent: RecurrentStates | None = None
+        if state_shape is not None:
+            self.recurrent = RecurrentStates(state_shape, rows=rows, dtype=dtype, device=device)
         self.allocator = SlotAllocator(slots, fixed_size=row_slots)
         try:
             # Zeros, not empty: attention multiplies what lies behind a row's length by 0, and 0 * nan is nan.
@@ -182,7 +189,7 @@ class SlotCache:
         if self.allocator.fixed_size and not starts_N.is_cuda:
             held = (self.starts[: self.active], self.lengths[: self.active])
             fixed = by_allocation(self.allocator, *held, longest=longest, dtype=self.kv_LPHTD.dtype)
-        self.forward_batch = DecodeBatch(
+        self.forward_batch = batch = DecodeBatch(
             starts_N=starts_N,
             last_N=lengths_N.clone(),
             write_N=torch.where(live_N > 0, starts_N + lengths_N, self.slots),
@@ -191,6 +198,8 @@ class SlotCache:
             longest=longest,
             **fixed,
         )
+        if self.recurrent is not None and rows is None:  # a graph that replays raises nothing
+            self.recurrent.begin(batch.states_N)
         return next_N[:, None].clone()
 
     def write(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> None:
@@ -262,6 +271,8 @@ class SlotCache:
         """Account on the host for a step of all active rows."""
         self.host_lengths[: self.active] += 1
         self.host_waiting[: self.active] += 1
+        if self.recurrent is not None:
+            self.recurrent.settle()
 
     def rewind(self, next_positions: Sequence[int]) -> None:
         """Forget a step that the host has not accounted for; `next_positions` are those of the active rows before it.
@@ -272,6 +283,8 @@ class SlotCache:
         self.lengths[:n] = self.host_lengths[:n].to(self.lengths.device)
         self.next_positions[:n] = torch.tensor(next_positions, device=self.lengths.device)
         self.live[:n] = 1
+        if self.recurrent is not None:
+            self.recurrent.rewind()
 
     def store_hidden_states(self, hidden_NF: Tensor) -> None:
         """Keep the hidden states of the tokens just fed, in a ring for each row: position p at p modulo its size."""

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -132,7 +133,15 @@ class ModelRunner:
             self.cache.store_token_scores(part_R, scores_RSC, first=column, late=policy.offsets[-1])
 
     def prefill(self, token_ids: Sequence[int], chunks: Sequence[PromptChunk]) -> None:
-        """One forward over these chunks of prompts, whose tokens follow one another."""
+        """One forward over these chunks of prompts, whose tokens follow one another.
+
+        One for each chunk where layers keep states: a recurrence would run on from one prompt into the next.
+        """
+        if self.cache.recurrent is not None and len(chunks) > 1:
+            ids = iter(token_ids)
+            for chunk in chunks:
+                self.prefill(list(islice(ids, chunk.tokens)), [chunk])
+            return
         ids_1S = self.cache.indices(token_ids)[None]
         positions_1S = self.cache.start_prefill(chunks, packed=self.packs_prompts)
         if self.lean is not None and self.packs_prompts:

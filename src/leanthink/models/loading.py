@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from leanthink.models.context import context_of
 from leanthink.models.kv_shape import KVShape
+from leanthink.models.state_shape import STATE_LAYERS
 from leanthink.models.tiny import TINY, load_tiny, weights_path
 from leanthink.models.transformers_versions import unpacked_gguf
 from leanthink.utils.device import check_device
@@ -22,10 +23,12 @@ from leanthink.utils.errors import DamagedFile, LeanThinkError, UnsupportedModel
 from leanthink.utils.file_reading import said
 
 MODEL_TYPES = (  # each of them stands among the architectures of tests/models.py, which all tests of models go through
-    "apertus", "dots1", "ernie4_5", "ernie4_5_moe", "gemma3_text", "glm4", "glm4_moe", "granite", "granitemoe",
-    "hunyuan_v1_dense", "hunyuan_v1_moe", "llama", "ministral3", "mistral", "mixtral", "olmo2", "olmoe", "phi3",
-    "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
+    "apertus", "bamba", "dots1", "ernie4_5", "ernie4_5_moe", "falcon_h1", "gemma3_text", "glm4", "glm4_moe", "granite",
+    "granitemoe", "granitemoehybrid", "hunyuan_v1_dense", "hunyuan_v1_moe", "lfm2", "lfm2_moe", "llama", "ministral3",
+    "mistral", "mixtral", "nemotron_h", "olmo2", "olmo_hybrid", "olmoe", "phi3", "phimoe", "qwen2", "qwen2_moe",
+    "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "seed_oss", "smollm3",
 )  # fmt: skip
+SLOT_LAYERS = frozenset({"full_attention", "hybrid"})  # layers whose keys and values lie in slots
 DType = torch.dtype | Literal["auto"] | None
 
 
@@ -207,7 +210,7 @@ def check_supported(config: Any) -> None:
 
 def _why_unsupported(config: Any) -> str | None:
     layer_types = getattr(config, "layer_types", None)
-    other_layers = sorted(set(layer_types or ()) - {"full_attention"})
+    other_layers = sorted(set(layer_types or ()) - SLOT_LAYERS - STATE_LAYERS - {"mlp", "moe"})
     window = getattr(config, "sliding_window", None)
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
@@ -217,6 +220,8 @@ def _why_unsupported(config: Any) -> str | None:
         return f"it has layers of type {', '.join(other_layers)}"
     if config.model_type not in MODEL_TYPES:
         return "its attention has not been tested with the bounded cache"
+    if layer_types is not None and not SLOT_LAYERS.intersection(layer_types):
+        return "none of its layers has full attention"
     if getattr(config, "max_position_embeddings", None) is None:
         return "its config has no max_position_embeddings"
     if layer_types is None and window is not None and window < context_of(config):
@@ -242,7 +247,15 @@ def kv_shape(config: Any) -> KVShape:
     heads: int = config.num_attention_heads
     kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
     head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return KVShape(layers=config.num_hidden_layers, kv_heads=kv_heads, group=heads // kv_heads, head_dim=head_dim)
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    in_slots = tuple(index for index, kind in enumerate(kinds) if kind in SLOT_LAYERS)
+    return KVShape(
+        layers=len(in_slots),
+        kv_heads=kv_heads,
+        group=heads // kv_heads,
+        head_dim=head_dim,
+        slot_layers=None if set(kinds) == {"full_attention"} else in_slots,
+    )
 
 
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
