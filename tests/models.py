@@ -27,6 +27,7 @@ SIZES: dict[str, Any] = {
     "eos_token_id": END,
     "pad_token_id": 259,
 }
+SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 MAMBA = {
     "mamba_n_heads": 4,
@@ -37,8 +38,8 @@ MAMBA = {
     "mamba_expand": 1,
 }
 DELTA: dict[str, Any] = {
-    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention"],
+    "head_dim": 24,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 8,
@@ -51,22 +52,25 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
     "phi3": {},
     "smollm3": {"num_hidden_layers": 3, "no_rope_layer_interval": 2},
-    "gemma3_text": {
-        "head_dim": 16,
-        "layer_types": ["full_attention"] * 2,
-        "query_pre_attn_scalar": 24,
-        "tie_word_embeddings": False,
-    },
+    "gemma3_text": {**SLIDING, "head_dim": 16, "query_pre_attn_scalar": 24, "tie_word_embeddings": False},
+    "afmoe": {**SLIDING, **EXPERTS, "head_dim": 16, "num_experts": 4, "num_shared_experts": 1, "num_dense_layers": 1},
     "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "cohere2": {**SLIDING, "tie_word_embeddings": False},
+    "cwm": {**SLIDING, "head_dim": 16, "bos_token_id": 0},
     "dots1": {**EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "ernie4_5": {},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "moe_layer_start_index": 1},
+    "exaone4": SLIDING,
+    "exaone_moe": {**SLIDING, **EXPERTS, "num_experts": 4},
     "glm4": {"head_dim": 16},
     "glm4_moe": {**EXPERTS, "head_dim": 16, "n_routed_experts": 4, "first_k_dense_replace": 1},
+    "gpt_oss": {**SLIDING, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
     "granite": {},
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_multiplier": 0.25},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2, "moe_intermediate_size": 32},
+    "minimax_m2": {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "ministral": {**SLIDING, "head_dim": 16},
     "ministral3": {
         "head_dim": 16,
         "rope_parameters": {
@@ -83,6 +87,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "mixtral": {"num_local_experts": 4},
     "olmo2": {},
+    "olmo3": SLIDING,
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
@@ -113,11 +118,17 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "moe_shared_expert_intermediate_size": 32,
     },
     "olmo_hybrid": {"layer_types": ["linear_attention", "full_attention"]},
-    "qwen3_5_text": {**DELTA, "head_dim": 24},
-    "qwen3_5_moe_text": {**DELTA, **EXPERTS, "num_experts": 4, "head_dim": 24, "shared_expert_intermediate_size": 32},
-    "qwen3_next": {**DELTA, **EXPERTS, "num_experts": 4, "head_dim": 24, "shared_expert_intermediate_size": 32},
+    "qwen3_5_text": {
+        **DELTA,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "num_hidden_layers": 3,
+    },
+    "qwen3_5_moe_text": {**DELTA, **EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
+    "qwen3_next": {**DELTA, **EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
 }
-MIXTURES = [name for name in ARCHITECTURES if name.endswith("moe") or name in ("dots1", "mixtral", "olmoe")]
+HYBRIDS = list(ARCHITECTURES)[list(ARCHITECTURES).index("bamba") :]  # with linear or state-space layers
+OTHER_MIXTURES = ("dots1", "gpt_oss", "minimax_m2", "mixtral", "olmoe")
+MIXTURES = [name for name in ARCHITECTURES if name.endswith("moe") or name in OTHER_MIXTURES]
 
 
 def make_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> Any:

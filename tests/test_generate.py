@@ -8,8 +8,10 @@ from transformers import DynamicCache
 
 import leanthink.engine.running_batch
 from leanthink.data.think_tags import think_tags
+from leanthink.engine.cache import SlotCache
 from leanthink.engine.engine import Engine
 from leanthink.engine.generation import generate, split_by_bound, stream
+from leanthink.engine.hidden_states import store_hidden_states
 from leanthink.engine.outputs import Completion, Progress
 from leanthink.engine.request import make_requests
 from leanthink.engine.sampling import Sampling
@@ -151,7 +153,7 @@ def test_eviction_equals_a_full_forward_in_which_each_token_sees_what_was_held(n
 @pytest.mark.parametrize(("horizons", "stride"), [((4, 8, 16), 1), ((12, 16, 20), 9), ((40, 60, 80), 16)])
 @pytest.mark.parametrize("slots", [2, 16, 40])
 def test_every_token_is_scored_from_the_hidden_states_of_its_own_token_and_those_after_it(
-    slots: int, horizons: tuple[int, ...], stride: int
+    slots: int, horizons: tuple[int, ...], stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(3)
     model = endless()
@@ -168,14 +170,13 @@ def test_every_token_is_scored_from_the_hidden_states_of_its_own_token_and_those
     engine = Engine(model, TOKENIZER, slots=200, rows=3, ends=())
     cache = engine.cache
     fed: dict[tuple[int, int], torch.Tensor] = {}  # hidden states by request and position
-    remember = cache.store_hidden_states
 
-    def spy(states_NF: torch.Tensor) -> None:
-        remember(states_NF)
+    def spy(_: SlotCache, states_NF: torch.Tensor) -> None:
+        store_hidden_states(cache, states_NF)
         for row, states_F in enumerate(states_NF):
             fed[engine.running_batch.requests[row].index, int(cache.next_positions[row]) - 1] = states_F
 
-    cache.store_hidden_states = spy  # type: ignore[method-assign]
+    monkeypatch.setattr("leanthink.engine.model_runner.store_hidden_states", spy)
     for request in requests:
         engine.add_request(request)
     checked = 0

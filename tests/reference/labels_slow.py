@@ -9,8 +9,14 @@ from typing import Any
 import torch
 
 
+def held(model: Any, layers: Sequence[Any]) -> list[Any]:
+    """Those of these layers that hold slots."""
+    types = getattr(model.config, "layer_types", None) or ["full_attention"] * len(layers)
+    return [layer for layer, layer_type in zip(layers, types, strict=True) if layer_type == "full_attention"]
+
+
 def attention_slow(model: Any, token_ids: Sequence[int]) -> list[list[list[float]]]:
-    """The attention of every head, layer by layer: [heads][N][N]."""
+    """The attention of every head of every layer that holds slots, layer by layer: [heads][N][N]."""
     previous = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -18,7 +24,7 @@ def attention_slow(model: Any, token_ids: Sequence[int]) -> list[list[list[float
             output = model(input_ids=torch.tensor([list(token_ids)]), use_cache=False, output_attentions=True)
     finally:
         model.set_attn_implementation(previous)
-    return [head.tolist() for layer in output.attentions for head in layer[0].float()]
+    return [head.tolist() for layer in held(model, output.attentions) for head in layer[0].float()]
 
 
 def label_trace_slow(
@@ -38,7 +44,7 @@ def values_slow(model: Any, token_ids: Sequence[int]) -> list[list[list[float]]]
     """The values of every kv head, layer by layer: [kv heads][N][D]."""
     with torch.no_grad():
         cache = model(input_ids=torch.tensor([list(token_ids)]), use_cache=True).past_key_values
-    return [head.tolist() for layer in cache.layers for head in layer.values[0].float()]
+    return [head.tolist() for layer in held(model, cache.layers) for head in layer.values[0].float()]
 
 
 def label_sets_slow(

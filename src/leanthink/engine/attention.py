@@ -17,38 +17,45 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
+from leanthink.engine.append import append
 from leanthink.engine.cache import SlotCache
+from leanthink.engine.causal_attention import beside_sinks, causal_attention
 from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch
 from leanthink.engine.hidden_states import joined, middle_outputs
 from leanthink.engine.sdpa import for_any_length
-from leanthink.engine.slot_allocator import Allocation
 from leanthink.utils.errors import UnsupportedModel, UsageError
 
 NAME = "leanthink"
 
 
-def decode_attention(q_NHGD: Tensor, slot_cache: SlotCache, layer: int, batch: DecodeBatch, scaling: float) -> Tensor:
+def decode_attention(
+    q_NHGD: Tensor,
+    keys_HTD: Tensor,
+    values_HTD: Tensor,
+    batch: DecodeBatch,
+    scaling: float,
+    sinks_HG: Tensor | None = None,
+) -> Tensor:
     """One query token per row over the slots its row holds, [N, H, G, D].
 
     On a GPU by Triton. Elsewhere by packed SDPA, one call over all allocations of a fixed size, else one call a row:
-    the query heads that share a kv head are its G "tokens", so keys and values are read once and not repeated.
+    the query heads that share a kv head are its G "tokens", so keys and values are read once and not repeated. Sinks
+    are as of `leanthink.engine.causal_attention`; SDPA does not know them.
     """
-    keys_HTD, values_HTD = slot_cache.keys(layer), slot_cache.values(layer)
     if q_NHGD.is_cuda:
         from leanthink.engine.kernels import decode
 
-        splits = decode.splits_for(
-            q_NHGD.shape[0] * q_NHGD.shape[1], slot_cache.allocator.largest_so_far, multiprocessors(q_NHGD.device)
-        )
+        splits = decode.splits_for(q_NHGD.shape[0] * q_NHGD.shape[1], batch.largest, multiprocessors(q_NHGD.device))
         return decode.decode_attention(
-            q_NHGD, keys_HTD, values_HTD, batch.starts_N, batch.last_N, scaling, splits=splits
+            q_NHGD, keys_HTD, values_HTD, batch.starts_N, batch.last_N, scaling, splits=splits, sinks_HG=sinks_HG
         )
     if batch.bias_U11T is None:
-        rows = zip(q_NHGD, slot_cache.allocations, slot_cache.host_lengths[: len(q_NHGD)].tolist(), strict=True)
+        rows = zip(q_NHGD, batch.starts_N.tolist(), batch.last_N.tolist(), strict=True)
+        held = [(q_HGD, slice(start, start + last + 1)) for q_HGD, start, last in rows]
         return torch.stack(
-            [_attend(q, keys_HTD, values_HTD, allocation, last, scaling) for q, allocation, last in rows]
+            [_attend(q_HGD, keys_HTD[:, at], values_HTD[:, at], None, scaling, sinks_HG) for q_HGD, at in held]
         )
-    U, size = len(batch.bias_U11T), slot_cache.allocator.max_allocation
+    U, size = len(batch.bias_U11T), batch.largest
     slabs = [
         kv_HTD[:, : U * size].reshape(-1, U, size, kv_HTD.shape[-1])[:, :, : batch.longest].transpose(0, 1)
         for kv_HTD in (keys_HTD, values_HTD)
@@ -56,15 +63,18 @@ def decode_attention(q_NHGD: Tensor, slot_cache: SlotCache, layer: int, batch: D
     q_UHGD = q_NHGD
     if batch.allocation_N is not None:
         q_UHGD = q_NHGD.new_zeros(U, *q_NHGD.shape[1:]).index_copy_(0, batch.allocation_N, q_NHGD)
-    out_UHGD = F.scaled_dot_product_attention(q_UHGD, slabs[0], slabs[1], attn_mask=batch.bias_U11T, scale=scaling)
+    out_UHGD = _attend(q_UHGD, slabs[0], slabs[1], batch.bias_U11T, scaling, sinks_HG)
     return out_UHGD if batch.allocation_N is None else out_UHGD[batch.allocation_N]
 
 
 def _attend(
-    q_HGD: Tensor, keys_HTD: Tensor, values_HTD: Tensor, allocation: Allocation, last: int, scaling: float
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scaling: float, sinks_HG: Tensor | None
 ) -> Tensor:
-    held = slice(allocation.start, allocation.start + last + 1)
-    return F.scaled_dot_product_attention(q_HGD, keys_HTD[:, held], values_HTD[:, held], scale=scaling)
+    """Queries [..., H, G, D] over keys and values [..., H, T, D]."""
+    if sinks_HG is None:
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scaling)
+    scores = (query @ keys.mT) * scaling
+    return beside_sinks(scores if bias is None else scores + bias, sinks_HG) @ values
 
 
 @cache
@@ -74,27 +84,43 @@ def multiprocessors(device: torch.device) -> int:
     return count
 
 
-def packed_attention(q_SAD: Tensor, slot_cache: SlotCache, layer: int, batch: PrefillBatch, scaling: float) -> Tensor:
+def packed_attention(
+    q_SAD: Tensor,
+    slot_cache: SlotCache,
+    layer: int,
+    batch: PrefillBatch,
+    scaling: float,
+    sinks_A: Tensor | None = None,
+) -> Tensor:
     """Each chunk's tokens over the slots of its own allocation up to themselves, [S, A, D] for A = H*G query heads.
 
     One kernel for all chunks where the batch has tables for it, else a call for each.
     """
-    if batch.blocks_B2 is None:
+    if batch.blocks_B2 is None or sinks_A is not None:
         query = q_SAD.transpose(0, 1)[None]
-        return prefill_attention(query, slot_cache, layer, batch, scaling)[0].transpose(0, 1)
+        return prefill_attention(query, slot_cache, layer, batch, scaling, sinks_A)[0].transpose(0, 1)
     from leanthink.engine.kernels import prefill
 
     return prefill.prefill_attention(q_SAD, slot_cache.keys(layer), slot_cache.values(layer), batch, scaling)
 
 
-def prefill_attention(query: Tensor, slot_cache: SlotCache, layer: int, batch: PrefillBatch, scaling: float) -> Tensor:
+def prefill_attention(
+    query: Tensor,
+    slot_cache: SlotCache,
+    layer: int,
+    batch: PrefillBatch,
+    scaling: float,
+    sinks_A: Tensor | None = None,
+) -> Tensor:
     """The same by PyTorch, a call for each chunk, [1, H*G, S, D]."""
     outs = []
     for chunk, (_, fed) in zip(batch.chunks, batch.spans, strict=True):
         q = query[:, :, fed]
         held = slice(chunk.allocation.start, chunk.allocation.start + chunk.done + chunk.tokens)
         keys, values = slot_cache.keys(layer)[None, :, held], slot_cache.values(layer)[None, :, held]
-        if chunk.done == 0:
+        if sinks_A is not None:
+            out = causal_attention(q, keys, values, scaling, sinks_A=sinks_A)
+        elif chunk.done == 0:
             out = F.scaled_dot_product_attention(q, keys, values, is_causal=True, scale=scaling, enable_gqa=True)
         else:
             # Not enable_gqa: together with a mask it falls back to the slowest kernel on a GPU.
@@ -115,6 +141,8 @@ def slot_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
+    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     slot_cache: SlotCache | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -129,6 +157,8 @@ def slot_attention(
         scaling: factor on the dot products; None for 1 / sqrt(D).
         dropout: must be 0, which is what `model.eval()` makes it.
         softcap: refused.
+        sliding_window: given by layers that have one; how long it is the cache knows.
+        s_aux: sinks, one for each query head, where the model has them.
         slot_cache: the cache, told by `start_prefill` or `start_step` what this forward is.
 
     Returns:
@@ -144,18 +174,55 @@ def slot_attention(
         raise UsageError(f"the model is in training mode with attention dropout {dropout}: call model.eval() first")
     assert attention_mask is None
     assert isinstance(module.layer_idx, int)
-    layer = slot_cache.shape.in_slots(module.layer_idx)
-    assert layer is not None
-    batch = slot_cache.forward_batch
+    layer, batch = slot_cache.shape.in_slots(module.layer_idx), slot_cache.forward_batch
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if layer is None:
+        assert sliding_window is not None
+        return _window_attention(module.layer_idx, query, key, value, slot_cache, scaling, s_aux), None
     slot_cache.scaling = scaling
+    if s_aux is not None:
+        slot_cache.sinks[layer] = s_aux
     slot_cache.write(layer, query, key, value)
     if isinstance(batch, PrefillBatch):
         q_SAD = query[0].transpose(0, 1)
-        return packed_attention(q_SAD, slot_cache, layer, batch, scaling)[None], None
-    packed_NHGD = query.reshape(key.shape[0], key.shape[1], -1, query.shape[-1])
-    out_NHGD = decode_attention(packed_NHGD, slot_cache, layer, batch, scaling)
-    return out_NHGD.flatten(1, 2)[:, None], None
+        return packed_attention(q_SAD, slot_cache, layer, batch, scaling, s_aux)[None].contiguous(), None
+    keys_HTD, values_HTD = slot_cache.keys(layer), slot_cache.values(layer)
+    return _decode(query, keys_HTD, values_HTD, batch, scaling, s_aux), None
+
+
+def _window_attention(
+    model_layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slot_cache: SlotCache,
+    scaling: float,
+    sinks_A: Tensor | None,
+) -> Tensor:
+    """What `slot_attention` returns for a layer with a sliding window."""
+    windows, batch = slot_cache.windows, slot_cache.forward_batch
+    assert windows is not None
+    if isinstance(batch, PrefillBatch):
+        return windows.prefill(model_layer, batch, (query, key, value), scaling, sinks_A).transpose(1, 2).contiguous()
+    assert batch is not None
+    assert batch.windows is not None
+    keys_HTD, values_HTD = windows.layer(model_layer)
+    append(keys_HTD, values_HTD, batch.windows, key[:, :, 0], value[:, :, 0])
+    return _decode(query, keys_HTD, values_HTD, batch.windows, scaling, sinks_A)
+
+
+def _decode(
+    query: Tensor,
+    keys_HTD: Tensor,
+    values_HTD: Tensor,
+    batch: DecodeBatch,
+    scaling: float,
+    sinks_A: Tensor | None,
+) -> Tensor:
+    """`decode_attention` as transformers has it: queries [N, H*G, 1, D], outputs [N, 1, H*G, D]."""
+    packed_NHGD = query.reshape(len(query), len(keys_HTD), -1, query.shape[-1])
+    sinks_HG = None if sinks_A is None else sinks_A.view(len(keys_HTD), -1)
+    return decode_attention(packed_NHGD, keys_HTD, values_HTD, batch, scaling, sinks_HG).flatten(1, 2)[:, None]
 
 
 AttentionInterface.register(NAME, slot_attention)
@@ -197,12 +264,15 @@ def prefill(model: Any, slot_cache: SlotCache, ids_1S: Tensor, positions_1S: Ten
 
 
 def _states(model: Any, slot_cache: SlotCache) -> AbstractContextManager[dict[str, Any]]:
-    """What else transformers' forward is given, so that linear and state-space layers go on from their states."""
+    """What else transformers' forward is given, so that linear and state-space layers go on from their states.
+
+    A step that is captured as a graph cannot be taken back: graphs raise nothing when they are replayed.
+    """
     states, batch = slot_cache.recurrent, slot_cache.forward_batch
     if states is None:
         return nullcontext({"use_cache": False})
     if isinstance(batch, DecodeBatch):
-        return states.lent(model, batch.states_N)
+        return states.lent(model, batch.states_N, undoable=batch.longest > 0)
     assert batch is not None
     (chunk,) = batch.chunks
     return states.lent(model, slot_cache.indices([chunk.allocation.state_index]), fresh=chunk.done == 0)

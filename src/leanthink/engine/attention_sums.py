@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from leanthink.engine.causal_attention import beside_sinks
 from leanthink.engine.gather import keys_held, latest_queries, positions_held
 from leanthink.policies.observed import products
 
@@ -57,6 +58,8 @@ def pinned_bytes(cache: SlotCache, num_queries: int) -> int:
 def pinned_log_sums(cache: SlotCache, layers: range, rows_R: Tensor, queries_RLHGWD: Tensor) -> Tensor:
     """Logarithm of each query's sum of exp(scaled product) with the keys of the pinned slots, [R, L, H, G, W].
 
+    A sink (see `leanthink.engine.causal_attention`) takes its share of the attention as they do, and counts among them.
+
     On a CPU row by row, for the sake of equal rounding (see `leanthink.policies.observed.products`).
     """
     assert cache.scaling is not None
@@ -69,7 +72,9 @@ def pinned_log_sums(cache: SlotCache, layers: range, rows_R: Tensor, queries_RLH
     logits_RLHQS = _logits(cache, queries_RLHGWD, keys_RLHSD)
     unpinned_RS = behind_S >= cache.pinned[rows_R, None]
     logits_RLHQS = logits_RLHQS.masked_fill(unpinned_RS[:, None, None, None], -torch.inf)
-    return logits_RLHQS.logsumexp(dim=-1).view(queries_RLHGWD.shape[:-1])
+    log_sums_RLHGW = logits_RLHQS.logsumexp(dim=-1).view(queries_RLHGWD.shape[:-1])
+    sinks_LHG1 = _sinks(cache, layers)
+    return log_sums_RLHGW if sinks_LHG1 is None else torch.logaddexp(log_sums_RLHGW, sinks_LHG1)
 
 
 def add(cache: SlotCache, rows: Sequence[int], num_queries: int) -> None:
@@ -107,7 +112,8 @@ def _of_waiting(
     may_RWS = held_RS[:, None] & (asked_RW >= cache.added[rows_R, None])[..., None]
     seen_RLHWS = (positions_RLHS[..., None, :] <= asked_RW[:, None, None, :, None]) & may_RWS[:, None, None]
     queries_RLHGWD = latest_queries(cache, layers, rows_R, num_queries)
-    return _sums(cache, queries_RLHGWD, keys_held(cache, layers, slots_RS), seen_RLHWS)
+    sinks_LHG1 = _sinks(cache, layers)
+    return _sums(cache, queries_RLHGWD, keys_held(cache, layers, slots_RS), seen_RLHWS, sinks_LHG1)
 
 
 def add_prompts(cache: SlotCache, layer: int, batch: PrefillBatch, queries_SAD: Tensor) -> None:
@@ -124,21 +130,33 @@ def add_prompt(cache: SlotCache, layer: int, chunk: PromptChunk, queries_AWD: Te
     keys_11HSD = cache.keys(layer)[None, None, :, start:end]
     queries_11HGWD = queries_AWD.view(1, 1, cache.shape.kv_heads, cache.shape.group, *queries_AWD.shape[1:])
     position_S = torch.arange(end - start, device=keys_11HSD.device)
+    sinks_1HG1 = _sinks(cache, range(layer, layer + 1))
     for at in range(0, chunk.tokens, PROMPT_QUERIES):
         asked_11HGWD = queries_11HGWD[..., at : at + PROMPT_QUERIES, :]
         asked_W = chunk.done + at + torch.arange(asked_11HGWD.shape[4], device=position_S.device)
         seen_WS = position_S <= asked_W[:, None]
-        accumulated_HS += _sums(cache, asked_11HGWD, keys_11HSD, seen_WS)[0, 0]
+        accumulated_HS += _sums(cache, asked_11HGWD, keys_11HSD, seen_WS, sinks_1HG1)[0, 0]
 
 
-def _sums(cache: SlotCache, queries_RLHGWD: Tensor, keys_RLHSD: Tensor, seen: Tensor) -> Tensor:
+def _sinks(cache: SlotCache, layers: range) -> Tensor | None:
+    """The sinks of the query heads of these layers, float32 [L, H, G, 1]; None for a model without."""
+    if not cache.sinks:
+        return None
+    sinks_LA = torch.stack([cache.sinks[layer] for layer in layers]).float()
+    return sinks_LA.view(len(layers), cache.shape.kv_heads, -1, 1)
+
+
+def _sums(
+    cache: SlotCache, queries_RLHGWD: Tensor, keys_RLHSD: Tensor, seen: Tensor, sinks_LHG1: Tensor | None
+) -> Tensor:
     """Softmax over what each query saw, added up over queries and the query heads of each kv head, [R, L, H, S].
 
     `seen` is bool, [W, S] or [R, L, H, W, S]; a query that saw nothing adds nothing.
     """
     logits_RLHGWS = _logits(cache, queries_RLHGWD, keys_RLHSD).view(*queries_RLHGWD.shape[:-1], -1)
     unseen = ~(seen[:, :, :, None] if seen.dim() == 5 else seen)
-    shares_RLHGWS = logits_RLHGWS.masked_fill(unseen, torch.finfo(torch.float32).min).softmax(dim=-1)
+    logits_RLHGWS = logits_RLHGWS.masked_fill(unseen, torch.finfo(torch.float32).min)
+    shares_RLHGWS = logits_RLHGWS.softmax(dim=-1) if sinks_LHG1 is None else beside_sinks(logits_RLHGWS, sinks_LHG1)
     return shares_RLHGWS.masked_fill(unseen, 0.0).sum(dim=(3, 4))
 
 

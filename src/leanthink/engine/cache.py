@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from leanthink.engine import attention_sums
+from leanthink.engine.append import append
 from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.engine.compaction import compact, move
 from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch, PromptChunk, by_allocation, prefill_batch
@@ -21,9 +24,9 @@ from leanthink.engine.integrity import check_cache
 from leanthink.engine.recurrent_states import RecurrentStates
 from leanthink.engine.rings import larger_ring
 from leanthink.engine.row_assignment import FedPrompt, assign_rows
+from leanthink.engine.sliding_windows import SlidingWindows
 from leanthink.engine.slot_allocator import Allocation, SlotAllocator
 from leanthink.models.kv_shape import KVShape
-from leanthink.models.state_shape import StateShape
 from leanthink.policies import Policy
 from leanthink.utils.constants import constant
 from leanthink.utils.errors import UsageError
@@ -44,7 +47,6 @@ class SlotCache:
         device: where they lie.
         hidden_state_size: numbers of one token's hidden states (see `leanthink.engine.hidden_states`).
         row_slots: None, or the size that all allocations have (see `leanthink.engine.slot_allocator`).
-        state_shape: of what the model's linear or state-space layers keep of each request; None: it has none.
 
     Raises:
         UsageError: the device has no room for the slots.
@@ -60,20 +62,22 @@ class SlotCache:
         device: torch.device,
         hidden_state_size: int = 0,
         row_slots: int | None = None,
-        state_shape: StateShape | None = None,
     ) -> None:
         self.shape, self.slots = shape, slots
-        self.recurrent: RecurrentStates | None = None
-        if state_shape is not None:
-            self.recurrent = RecurrentStates(state_shape, rows=rows, dtype=dtype, device=device)
         self.allocator = SlotAllocator(slots, fixed_size=row_slots)
+        self.windows: SlidingWindows | None = None
+        self.recurrent: RecurrentStates | None = None
         try:
             # Zeros, not empty: attention multiplies what lies behind a row's length by 0, and 0 * nan is nan.
             # One slot more than anyone is given: rows without a request write there.
             sizes = (shape.layers, 2, shape.kv_heads, slots + 1, shape.head_dim)
             self.kv_LPHTD = torch.zeros(sizes, dtype=dtype, device=device)  # P: keys, values
+            if shape.sliding_layers:
+                self.windows = SlidingWindows(shape, rows=rows, dtype=dtype, device=device)
+            if shape.states is not None:
+                self.recurrent = RecurrentStates(shape.states, rows=rows, dtype=dtype, device=device)
         except RuntimeError as error:
-            size = slots * shape.bytes_per_slot(dtype) / 2**30
+            size = (slots * shape.bytes_per_slot(dtype) + (rows + 1) * shape.bytes_per_state(dtype)) / 2**30
             raise UsageError(
                 f"{device} has no room for {slots} slots ({size:.1f} GiB of keys and values): "
                 "lower slots or max_rows, the budget or max_new_tokens"
@@ -102,6 +106,7 @@ class SlotCache:
         self.max_rows = rows
         self.forward_batch: PrefillBatch | DecodeBatch | None = None
         self.scaling: float | None = None  # of query-key products, as the model's attention layers name it
+        self.sinks: dict[int, Tensor] = {}  # of each layer that has them, [H * G] (see `engine.causal_attention`)
 
     @property
     def active(self) -> int:
@@ -156,7 +161,8 @@ class SlotCache:
         """
         assert self.forward_batch is None
         assert all(0 < chunk.done + chunk.tokens <= chunk.allocation.size for chunk in chunks)
-        self.forward_batch = prefill_batch(chunks, self.kv_LPHTD, self.shape.group if packed else None)
+        windows = () if self.windows is None else self.windows.chunks(chunks)
+        self.forward_batch = prefill_batch(chunks, self.kv_LPHTD, self.shape.group if packed else None, windows)
         return self.forward_batch.positions_S[None]
 
     def copy_prompt(self, source: Allocation, target: Allocation, tokens: int) -> None:
@@ -185,21 +191,25 @@ class SlotCache:
         if rows is None:
             longest = int(self.host_lengths[:n].max()) + 1
             assert bool((self.host_lengths[:n] < self.host_sizes[:n]).all()), "a row outgrew its allocation"
-        fixed: dict[str, Tensor | None] = {}
+        fixed: dict[str, Any] = {}
         if self.allocator.fixed_size and not starts_N.is_cuda:
-            held = (self.starts[: self.active], self.lengths[: self.active])
-            fixed = by_allocation(self.allocator, *held, longest=longest, dtype=self.kv_LPHTD.dtype)
-        self.forward_batch = batch = DecodeBatch(
+            of_row_N, count = self.starts[: self.active] // self.allocator.fixed_size, len(self.allocator.allocations)
+            last_N = self.lengths[: self.active]
+            fixed = by_allocation(of_row_N, last_N, count, longest=longest, dtype=self.kv_LPHTD.dtype)
+        batch = DecodeBatch(
             starts_N=starts_N,
             last_N=lengths_N.clone(),
             write_N=torch.where(live_N > 0, starts_N + lengths_N, self.slots),
             live_N=live_N,
             states_N=torch.where(live_N > 0, self.states[:n], self.max_rows),
             longest=longest,
+            largest=self.allocator.largest_so_far,
             **fixed,
         )
-        if self.recurrent is not None and rows is None:  # a graph that replays raises nothing
-            self.recurrent.begin(batch.states_N)
+        if self.windows is not None:
+            windows = self.windows.decode_batch(batch, self.states[:n], next_N, packed=bool(fixed))
+            batch = replace(batch, windows=windows)
+        self.forward_batch = batch
         return next_N[:, None].clone()
 
     def write(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> None:
@@ -213,14 +223,7 @@ class SlotCache:
 
     def append(self, layer: int, batch: DecodeBatch | PrefillBatch, keys_NHD: Tensor, values_NHD: Tensor) -> None:
         """Write one token of every row, or each token of the chunks."""
-        if keys_NHD.is_cuda:
-            from leanthink.engine.kernels.append import append
-
-            append(self.keys(layer), self.values(layer), batch.write_N, keys_NHD, values_NHD)
-            return
-        for slots, fed in batch.spans if isinstance(batch, PrefillBatch) else [(batch.write_N, slice(None))]:
-            self.keys(layer)[:, slots] = keys_NHD[fed].transpose(0, 1)
-            self.values(layer)[:, slots] = values_NHD[fed].transpose(0, 1)
+        append(self.keys(layer), self.values(layer), batch, keys_NHD, values_NHD)
 
     def _rows(self, batch: DecodeBatch) -> Tensor:
         """Row numbers, [N]; the free one for rows without a request."""
@@ -285,11 +288,6 @@ class SlotCache:
         self.live[:n] = 1
         if self.recurrent is not None:
             self.recurrent.rewind()
-
-    def store_hidden_states(self, hidden_NF: Tensor) -> None:
-        """Keep the hidden states of the tokens just fed, in a ring for each row: position p at p modulo its size."""
-        at_N = (self.next_positions[: len(hidden_NF)] - 1) % self.requirements.hidden_states
-        self.hidden_states[self.row_N, at_N] = hidden_NF
 
     def store_token_scores(self, rows_R: Tensor, scores_RSC: Tensor, *, first: int = 0, late: int = 0) -> None:
         """Attach scores, from column `first` on, to S tokens of each row: the one `late` before its last, and older.
@@ -360,6 +358,8 @@ class SlotCache:
         scrubbed = slice(allocation.start, allocation.end if slots is None else allocation.start + slots)
         self.kv_LPHTD[:, :, :, scrubbed] = 0
         self.token_scores[scrubbed] = 0
+        if self.windows is not None:
+            self.windows.scrub(allocation.state_index)
         if allocation.row is not None:
             self.hidden_states[allocation.row] = 0
 

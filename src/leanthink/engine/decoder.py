@@ -21,6 +21,7 @@ from leanthink.engine.cache import SlotCache
 from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch
 from leanthink.engine.fused_weights import fuse
 from leanthink.engine.hidden_states import joined
+from leanthink.models.loading import kv_shape
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 Linear = tuple[Tensor, Tensor | None]  # weight and bias
@@ -31,6 +32,7 @@ Angles = tuple[Tensor, ...] | None  # cosines and sines [N, D]
 def is_llama_like(model: Any) -> bool:
     """Whether `LeanDecoder` may stand in for the model: transformers' own class, plain layers, no hooks to miss."""
     known = model.config.model_type in FAMILIES and model.config.hidden_act == "silu"
+    known = known and kv_shape(model.config).slot_layers is None
     if not known or not type(model).__module__.startswith("transformers.models."):
         return False
     modules = [model, model.model, *(part for layer in model.model.layers for part in layer.modules())]
@@ -85,7 +87,8 @@ class LeanDecoder:
                     middle_NM = x_NM
                 q_NAD = self._place(layer, slot_cache, batch, normed_NM, angles_ND)
                 q_NHGD = q_NAD.view(len(x_NM), slot_cache.shape.kv_heads, -1, slot_cache.shape.head_dim)
-                out_NHGD = decode_attention(q_NHGD, slot_cache, layer.index, batch, layer.scaling)
+                keys_HTD, values_HTD = slot_cache.keys(layer.index), slot_cache.values(layer.index)
+                out_NHGD = decode_attention(q_NHGD, keys_HTD, values_HTD, batch, layer.scaling)
                 x_NM, added_NM = self._finish(layer, x_NM, out_NHGD)
             x_NM, final_NM = ops.add_norm(x_NM, added_NM, self.norm, eps)
             if self.middle + 1 == len(self.layers):

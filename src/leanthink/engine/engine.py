@@ -33,7 +33,6 @@ from leanthink.engine.stats import EngineStats
 from leanthink.engine.streams import Mail, Streams
 from leanthink.models.loading import check_model, end_ids, kv_shape
 from leanthink.models.prompt import PLAIN, ChatOptions, Prompt
-from leanthink.models.state_shape import state_shape
 from leanthink.policies import Policy
 from leanthink.policies.budget import Budget
 from leanthink.utils.deprecated import warn_renamed
@@ -101,7 +100,6 @@ class Engine:
             device=model.device,
             hidden_state_size=hidden_state_size(model),
             row_slots=row_slots,
-            state_shape=state_shape(model.config),
         )
         self._known_policies = KnownPolicies()
         self.policies, self.columns = self._known_policies.policies, self._known_policies.columns

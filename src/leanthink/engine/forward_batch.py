@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from leanthink.engine.kernels.prefill_blocks import block_shape
-from leanthink.engine.slot_allocator import Allocation, SlotAllocator
+from leanthink.engine.slot_allocator import Allocation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +27,21 @@ class PromptChunk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowChunk:
+    """What a layer with a sliding window reads and writes for a chunk of a prompt: places of the request's ring."""
+
+    fed: slice  # which of the S tokens the chunk is
+    earlier_E: Tensor  # of the tokens before it that its first one sees, oldest first
+    latest: slice  # those of the S tokens that are written: no more than the ring holds
+    write_K: Tensor  # and where
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrefillBatch:
     """The next forward feeds the tokens of these chunks, one after the other, as one sequence.
 
     What is told of it is told once, for all layers. The tables of the kernel that attends to all chunks at once are
-    None where it does not run.
+    None where it does not run; those of layers with a sliding window are empty for a model that has none.
     """
 
     chunks: tuple[PromptChunk, ...]
@@ -38,6 +49,7 @@ class PrefillBatch:
     write_N: Tensor  # the slot of the cache that each of the S tokens writes
     chunks_C4: Tensor | None = None  # first of the S tokens, tokens, first slot of the allocation, slots written before
     blocks_B2: Tensor | None = None  # as of `in_blocks`
+    windows: tuple[WindowChunk, ...] = ()  # of each chunk
 
     @property
     def spans(self) -> Iterator[tuple[slice, slice]]:
@@ -59,11 +71,15 @@ class DecodeBatch:
     live_N: Tensor
     states_N: Tensor  # state index of the row's allocation; `max_rows`, which is nobody's, for a row without a request
     longest: int  # slots that attention has to read of the longest row, the new one included; 0 in a CUDA graph
+    largest: int  # slots of the largest allocation so far; of every one, where all have one size
     bias_U11T: Tensor | None = None  # with a fixed size: 0 where an allocation holds a slot, -inf elsewhere
     allocation_N: Tensor | None = None  # and which of the U in use is each row's; None where row n has the n-th
+    windows: DecodeBatch | None = None  # the same of layers with a sliding window, whose slots are places of rings
 
 
-def prefill_batch(chunks: Sequence[PromptChunk], kv_LPHTD: Tensor, group: int | None) -> PrefillBatch:
+def prefill_batch(
+    chunks: Sequence[PromptChunk], kv_LPHTD: Tensor, group: int | None, windows: tuple[WindowChunk, ...] = ()
+) -> PrefillBatch:
     """The forward over these chunks, with tables for the kernel if a group of query heads is given."""
     device = kv_LPHTD.device
     tokens_C, start_C, done_C = torch.tensor(
@@ -89,6 +105,7 @@ def prefill_batch(chunks: Sequence[PromptChunk], kv_LPHTD: Tensor, group: int | 
         write_N=write_S,
         chunks_C4=chunks_X.view(-1, 4) if group else None,
         blocks_B2=blocks_X.view(-1, 2) if group else None,
+        windows=windows,
     )
 
 
@@ -105,17 +122,15 @@ def in_blocks(tokens_C: Tensor, done_C: Tensor, rows: int, group: int) -> Tensor
 
 
 def by_allocation(
-    allocator: SlotAllocator, starts_N: Tensor, lengths_N: Tensor, *, longest: int, dtype: torch.dtype
-) -> dict[str, Tensor | None]:
-    """What one attention call over all allocations of a fixed size needs, as fields of `DecodeBatch`.
+    allocation_N: Tensor, last_N: Tensor, num_allocations: int, *, longest: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What one attention call over the first so many allocations of a fixed size needs, as fields of `DecodeBatch`.
 
     An allocation without a row shows its first slot.
     """
-    assert allocator.fixed_size is not None
-    allocation_N, num_allocations = starts_N // allocator.fixed_size, len(allocator.allocations)
-    in_order = len(starts_N) == num_allocations and torch.equal(allocation_N, torch.arange(len(starts_N)))
+    in_order = len(last_N) == num_allocations and torch.equal(allocation_N, torch.arange(len(last_N)))
     last_U = torch.zeros(num_allocations, dtype=torch.int64)
-    last_U[allocation_N] = lengths_N
+    last_U[allocation_N] = last_N
     behind_UT = torch.arange(longest) > last_U[:, None]
     bias_UT = torch.zeros(behind_UT.shape, dtype=dtype).masked_fill(behind_UT, -torch.inf)
     return {"bias_U11T": bias_UT[:, None, None], "allocation_N": None if in_order else allocation_N}

@@ -18,7 +18,7 @@ from torch import Tensor
 from leanthink.engine import attention, decoder
 from leanthink.engine.cache import SlotCache
 from leanthink.engine.forward_batch import PromptChunk
-from leanthink.engine.hidden_states import gather_hidden_states
+from leanthink.engine.hidden_states import gather_hidden_states, store_hidden_states
 from leanthink.engine.sampling import NO_TOKEN, Sampler, Uses, log_probabilities
 from leanthink.policies import Policy
 
@@ -173,7 +173,7 @@ class ModelRunner:
             cache.note_token_ids(self.last_ids[:rows])
         hidden_NF, logits_NV = self._decode(cache, self.last_ids[:rows], positions_N1)
         if cache.requirements.hidden_states:
-            cache.store_hidden_states(hidden_NF)
+            store_hidden_states(cache, hidden_NF)
         for policy, column, rows_R in scoring:
             self.score_tokens(policy, column, rows_R)
         counts_N = cache.next_positions[:rows] - cache.prompt_lengths[:rows]

@@ -18,7 +18,6 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from leanthink.models.state_shape import StateShape
 from leanthink.models.transformers_versions import CACHE_NAMES
-from leanthink.utils.errors import UsageError
 
 
 class RecurrentStates:
@@ -29,25 +28,15 @@ class RecurrentStates:
         rows: most requests at a time.
         dtype: of the model, and of what convolutions keep.
         device: where they lie.
-
-    Raises:
-        UsageError: the device has no room for them.
     """
 
     def __init__(self, shape: StateShape, *, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         self.shape, layers = shape, len(shape.layers)
-        try:
-            self.conv_LSCK = torch.zeros(layers, rows + 1, *shape.conv, dtype=dtype, device=device)
-            # [L, S, ...], or empty where the layers have none.
-            recurrent = (rows + 1, *shape.recurrent) if shape.recurrent else (0,)
-            self.recurrent_LS = torch.zeros(layers, *recurrent, device=device)
-        except RuntimeError as error:
-            size = (rows + 1) * shape.bytes_per_request(dtype) / 2**30
-            raise UsageError(
-                f"{device} has no room for the states of {rows} requests ({size:.1f} GiB in the model's linear or "
-                "state-space layers): lower max_rows"
-            ) from error
-        self._before: tuple[Tensor, list[Tensor]] | None = None
+        self.conv_LSCK = torch.zeros(layers, rows + 1, *shape.conv, dtype=dtype, device=device)
+        # [L, S, ...], or empty where the layers have none.
+        recurrent = (rows + 1, *shape.recurrent) if shape.recurrent else (0,)
+        self.recurrent_LS = torch.zeros(layers, *recurrent, dtype=torch.float32, device=device)
+        self._before: list[tuple[Tensor, Tensor, Tensor]] = []  # a layer's states, which of them, and what they were
 
     @property
     def _all(self) -> list[Tensor]:
@@ -59,24 +48,20 @@ class RecurrentStates:
         for states_LS in self._all:
             states_LS[:, index] = 0
 
-    def begin(self, states_N: Tensor) -> None:
-        """A step begins that may be taken back: remember these states, until `settle`."""
-        self._before = states_N, [states_LS.index_select(1, states_N) for states_LS in self._all]
-
     def settle(self) -> None:
-        """The step counts."""
-        self._before = None
+        """What has run counts, and is not to be taken back."""
+        self._before.clear()
 
     def rewind(self) -> None:
-        """As if the step that began had not."""
-        if self._before is not None:
-            states_N, before = self._before
-            for states_LS, before_LN in zip(self._all, before, strict=True):
-                states_LS.index_copy_(1, states_N, before_LN)
-            self._before = None
+        """As if the step that has run, whole or in part, had not; nothing where `settle` has been called since."""
+        for states_S, states_N, before_N in self._before:
+            states_S.index_copy_(0, states_N, before_N)
+        self._before.clear()
 
     @contextmanager
-    def lent(self, model: Any, states_N: Tensor, *, fresh: bool = False) -> Iterator[dict[str, Any]]:
+    def lent(
+        self, model: Any, states_N: Tensor, *, fresh: bool = False, undoable: bool = False
+    ) -> Iterator[dict[str, Any]]:
         """For one forward of these requests: the arguments with which the model's modules continue from their states.
 
         A layer's states are gathered just before it runs and put back just after, so that those of one layer are held
@@ -86,11 +71,14 @@ class RecurrentStates:
             model: whose forward runs inside.
             states_N: a state index for each row of the forward.
             fresh: the requests begin here, and what lies in their states is another's.
+            undoable: `rewind` can take it back; until `settle` the states from before are held too.
         """
+        if undoable:
+            self.settle()
         cache, hooks = _Lent(len(model.base_model.layers), self.shape), []
         for at, index in enumerate(self.shape.layers):
             layer, module = cache.layers[index], model.base_model.layers[index]
-            lend, put_back = self._moves(at, layer, states_N, fresh)
+            lend, put_back = self._moves(at, layer, states_N, fresh, undoable)
             hooks += [module.register_forward_pre_hook(lend), module.register_forward_hook(put_back)]
         name = next(name for name in CACHE_NAMES if name in inspect.signature(model.forward).parameters)
         try:
@@ -99,19 +87,22 @@ class RecurrentStates:
             for hook in hooks:
                 hook.remove()
 
-    def _moves(self, at: int, layer: Any, states_N: Tensor, fresh: bool) -> tuple[Any, Any]:
+    def _moves(self, at: int, layer: Any, states_N: Tensor, fresh: bool, undoable: bool) -> tuple[Any, Any]:
         """What runs before and after the layer `at` of those with states."""
+        of_layer = [states_LS[at] for states_LS in self._all]
 
         def lend(_module: Any, _inputs: Any) -> None:
-            lent = [states_LS[at].index_select(0, states_N) for states_LS in self._all]
+            lent = [states_S.index_select(0, states_N) for states_S in of_layer]
+            if undoable:
+                self._before += [(of, states_N, states.clone()) for of, states in zip(of_layer, lent, strict=True)]
             if fresh:
                 for states in lent:
                     states.zero_()
             layer.lend(*lent, fresh=fresh)
 
         def put_back(_module: Any, _inputs: Any, _output: Any) -> None:
-            for states_LS, states in zip(self._all, layer.give_back(), strict=False):
-                states_LS[at].index_copy_(0, states_N, states)
+            for states_S, states in zip(of_layer, layer.give_back(), strict=False):
+                states_S.index_copy_(0, states_N, states)
 
         return lend, put_back
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from leanthink.engine.attention import switched_to
+from leanthink.engine.causal_attention import causal_attention, masked_attention
 from leanthink.engine.hidden_states import joined, middle_outputs
 from leanthink.engine.request import check_sets
 from leanthink.engine.sdpa import for_any_length
@@ -152,21 +153,24 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
+    scaling: float | None = None,
+    s_aux: Tensor | None = None,
     damage_seen: Tensor,
-    **options: Any,
+    **_: Any,
 ) -> tuple[Tensor, None]:
-    """The stock SDPA output of a layer [1, N, A, D], each head seeing what its set still holds."""
+    """The output of a layer [1, N, A, D], each head seeing what its set still holds; a sliding one loses nothing."""
     H, A = key.shape[1], query.shape[1]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     shape = kv_shape(module.config)
     layer = shape.in_slots(module.layer_idx)
-    assert layer is not None
+    if layer is None:
+        whole_1AND = causal_attention(query, key, value, scaling, window=shape.window, sinks_A=s_aux)
+        return whole_1AND.transpose(1, 2).contiguous(), None
     of_layer = (
         damage_seen if len(damage_seen) == 1 else damage_seen.view(shape.layers, -1, *damage_seen.shape[1:])[layer]
     )
     seen_1ANN = of_layer.expand(H, -1, -1).repeat_interleave(A // H, dim=0)[None]
-    stock = AttentionInterface()["sdpa"]
-    output, _ = stock(module, query, key, value, seen_1ANN, **options)
-    return output, None
+    return masked_attention(query, key, value, seen_1ANN, scaling, s_aux).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(ATTENTION_NAME, _attention)

@@ -20,8 +20,10 @@ from transformers import AttentionInterface
 
 from leanthink.data.traces.trace import Trace
 from leanthink.engine.attention import switched_to
+from leanthink.engine.causal_attention import beside_sinks, causal_attention
 from leanthink.engine.sdpa import for_any_length
 from leanthink.importance.batches import padded
+from leanthink.models.kv_shape import KVShape
 from leanthink.models.loading import check_supported, kv_shape
 from leanthink.policies.policy import Granularity
 from leanthink.utils.errors import UsageError
@@ -146,13 +148,15 @@ class _LabelAccumulator:
         thoughts: Sequence[Thought],
         *,
         horizons: tuple[int, ...],
-        layers: int,
-        sets_of_layer: int,
+        shape: KVShape,
+        granularity: Granularity,
         block_bytes: int,
         device: torch.device,
     ) -> None:
-        """Of `layers` layers each has `sets_of_layer` index sets; 0 layers where one set serves the whole model."""
-        self.thoughts, self.block_bytes, self.sets_of_layer = thoughts, block_bytes, sets_of_layer
+        """Layers that hold no slots are not labelled, and where one set serves the whole model it has no layer."""
+        self.thoughts, self.shape, self.block_bytes = thoughts, shape, block_bytes
+        self.sets_of_layer = shape.kv_heads if granularity == "head" else 1
+        layers = 0 if granularity == "model" else shape.layers
         self.first = min(thought.prompt_tokens for thought in thoughts)
         self.end = max(thought.thought_end for thought in thoughts)
         # Rows that are too near their thought's first token, or before it, read nothing that is labelled.
@@ -169,15 +173,17 @@ class _LabelAccumulator:
         column_C = row_N[self.first : self.end]
         self.is_own_BC = (column_C >= start_B1) & (column_C < end_B1)
         self.answer_BC = torch.zeros(len(thoughts), len(column_C), device=device)
-        shape = (len(thoughts), len(column_C))
-        self.largest = _HorizonAttention(shape, horizons=horizons, added=False, device=device)
-        of_layer = (len(thoughts), sets_of_layer, len(column_C))
+        of_all = (len(thoughts), len(column_C))
+        self.largest = _HorizonAttention(of_all, horizons=horizons, added=False, device=device)
+        of_layer = (len(thoughts), self.sets_of_layer, len(column_C))
         self.read_L = [_HorizonAttention(of_layer, horizons=horizons, added=True, device=device) for _ in range(layers)]
         self.layer = 0  # whose turn it is
         self.heads = 0  # of all layers so far
 
-    def add_layer(self, query_BAND: Tensor, key_BGND: Tensor, value_BGND: Tensor, scaling: float) -> None:
-        """Add one layer: queries [B, A, N, D], keys and values [B, G, N, D]."""
+    def add_layer(
+        self, query_BAND: Tensor, key_BGND: Tensor, value_BGND: Tensor, scaling: float, sinks_A: Tensor | None
+    ) -> None:
+        """Add one layer: queries [B, A, N, D], keys and values [B, G, N, D], sinks as of `engine.causal_attention`."""
         B, G, N, D = key_BGND.shape
         A = query_BAND.shape[1]
         key_ZDN = key_BGND.float().reshape(B * G, N, D).transpose(1, 2)
@@ -190,7 +196,10 @@ class _LabelAccumulator:
             block_ZYD = (query_BAND[:, :, t0:t1].float() * scaling).reshape(B * G, -1, D)
             scores_BARN = torch.bmm(block_ZYD, key_ZDN[:, :, :t1]).view(B, A, t1 - t0, t1)
             scores_BARN[..., t0:].masked_fill_(ahead_RR[: t1 - t0, : t1 - t0], -torch.inf)
-            attention_BARC = torch.softmax(scores_BARN, dim=-1)[..., self.first : self.end]
+            shares_BARN = (
+                torch.softmax(scores_BARN, dim=-1) if sinks_A is None else beside_sinks(scores_BARN, sinks_A[:, None])
+            )
+            attention_BARC = shares_BARN[..., self.first : self.end]
             if t1 > self.shortest:
                 attention_BARC.masked_fill_(self.is_padding_BN[:, None, t0:t1, None], 0)
             self._add_block(attention_BARC, norms_BGC, t0)
@@ -244,15 +253,19 @@ def _attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
+    s_aux: Tensor | None = None,
     label_tally: _LabelAccumulator,
-    **options: Any,
+    **_: Any,
 ) -> tuple[Tensor, None]:
-    """The stock SDPA output of a layer [B, N, A, D], with its attention added to the tally on the way."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    label_tally.add_layer(query, key, value, scale)
-    stock = AttentionInterface()["sdpa"]
-    output, _ = stock(module, query, key, value, attention_mask, scaling=scale, **options)
-    return output, None
+    """The output of a layer [B, N, A, D]; of one that holds slots its attention is added to the tally on the way."""
+    scale, shape = query.shape[-1] ** -0.5 if scaling is None else scaling, label_tally.shape
+    assert isinstance(module.layer_idx, int)
+    holds_slots = shape.in_slots(module.layer_idx) is not None
+    if holds_slots:
+        label_tally.add_layer(query, key, value, scale, s_aux)
+    return causal_attention(
+        query, key, value, scale, window=None if holds_slots else shape.window, sinks_A=s_aux
+    ).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(ATTENTION_NAME, _attention)
@@ -305,19 +318,18 @@ def label_batch(
 
     Raises:
         UsageError: the horizons are not ascending.
-        UnsupportedModel: layers without full attention (see `leanthink.models.loading.check_supported`).
+        UnsupportedModel: the bounded cache cannot serve it (see `leanthink.models.loading.check_supported`).
     """
     check_supported(model.config)
     distances = check_horizons(horizons)
     device: torch.device = model.device
     if block_bytes is None:
         block_bytes = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
-    shape = kv_shape(model.config)
     tally = _LabelAccumulator(
         thoughts,
         horizons=distances,
-        layers=0 if granularity == "model" else shape.layers,
-        sets_of_layer=shape.kv_heads if granularity == "head" else 1,
+        shape=kv_shape(model.config),
+        granularity=granularity,
         block_bytes=block_bytes,
         device=device,
     )

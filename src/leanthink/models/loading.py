@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from leanthink.models.context import context_of
 from leanthink.models.kv_shape import KVShape
-from leanthink.models.state_shape import STATE_LAYERS
+from leanthink.models.state_shape import STATE_LAYERS, state_shape
 from leanthink.models.tiny import TINY, load_tiny, weights_path
 from leanthink.models.transformers_versions import unpacked_gguf
 from leanthink.utils.device import check_device
@@ -23,12 +23,14 @@ from leanthink.utils.errors import DamagedFile, LeanThinkError, UnsupportedModel
 from leanthink.utils.file_reading import said
 
 MODEL_TYPES = (  # each of them stands among the architectures of tests/models.py, which all tests of models go through
-    "apertus", "bamba", "dots1", "ernie4_5", "ernie4_5_moe", "falcon_h1", "gemma3_text", "glm4", "glm4_moe", "granite",
-    "granitemoe", "granitemoehybrid", "hunyuan_v1_dense", "hunyuan_v1_moe", "lfm2", "lfm2_moe", "llama", "ministral3",
-    "mistral", "mixtral", "nemotron_h", "olmo2", "olmo_hybrid", "olmoe", "phi3", "phimoe", "qwen2", "qwen2_moe",
-    "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "seed_oss", "smollm3",
+    "afmoe", "apertus", "bamba", "cohere2", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe",
+    "falcon_h1", "gemma3_text", "glm4", "glm4_moe", "gpt_oss", "granite", "granitemoe", "granitemoehybrid",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "lfm2", "lfm2_moe", "llama", "minimax_m2", "ministral", "ministral3",
+    "mistral", "mixtral", "nemotron_h", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "phi3", "phimoe", "qwen2",
+    "qwen2_moe", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "seed_oss", "smollm3",
 )  # fmt: skip
-SLOT_LAYERS = frozenset({"full_attention", "hybrid"})  # layers whose keys and values lie in slots
+SLOT_LAYERS = frozenset({"full_attention", "hybrid"})  # whose keys and values lie in slots
+SERVED_LAYERS = SLOT_LAYERS | STATE_LAYERS | {"sliding_attention", "mlp", "moe"}
 DType = torch.dtype | Literal["auto"] | None
 
 
@@ -203,14 +205,15 @@ def check_supported(config: Any) -> None:
     reason = _why_unsupported(config)
     if reason is not None:
         raise UnsupportedModel(
-            f"model type {config.model_type!r} is not supported: {reason}. LeanThink serves decoders whose layers all "
-            f"use full attention, of the types {', '.join(MODEL_TYPES)}"
+            f"model type {config.model_type!r} is not supported: {reason}. LeanThink serves decoders with layers of "
+            "full attention, and others with a sliding window, linear attention or a state space beside them, of the "
+            f"types {', '.join(MODEL_TYPES)}"
         )
 
 
 def _why_unsupported(config: Any) -> str | None:
     layer_types = getattr(config, "layer_types", None)
-    other_layers = sorted(set(layer_types or ()) - SLOT_LAYERS - STATE_LAYERS - {"mlp", "moe"})
+    other_layers = sorted(set(layer_types or ()) - SERVED_LAYERS)
     window = getattr(config, "sliding_window", None)
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
@@ -220,12 +223,14 @@ def _why_unsupported(config: Any) -> str | None:
         return f"it has layers of type {', '.join(other_layers)}"
     if config.model_type not in MODEL_TYPES:
         return "its attention has not been tested with the bounded cache"
-    if layer_types is not None and not SLOT_LAYERS.intersection(layer_types):
-        return "none of its layers has full attention"
     if getattr(config, "max_position_embeddings", None) is None:
         return "its config has no max_position_embeddings"
-    if layer_types is None and window is not None and window < context_of(config):
-        return f"it uses a sliding window of {window} tokens"
+    if layer_types is not None and not SLOT_LAYERS.union({"sliding_attention"}).intersection(layer_types):
+        return "none of its layers has attention, so there is nothing to evict"
+    if not _layers_of(SLOT_LAYERS, config) or (
+        layer_types is None and window is not None and window < context_of(config)
+    ):
+        return f"all its layers use a sliding window of {window} tokens, so there is nothing left to evict"
     if getattr(config, "use_bidirectional_attention", False):
         return "its attention is bidirectional"
     if getattr(config, "attn_logit_softcapping", None):
@@ -247,15 +252,23 @@ def kv_shape(config: Any) -> KVShape:
     heads: int = config.num_attention_heads
     kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
     head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    in_slots = tuple(index for index, kind in enumerate(kinds) if kind in SLOT_LAYERS)
+    full, sliding = _layers_of(SLOT_LAYERS, config), _layers_of({"sliding_attention"}, config)
     return KVShape(
-        layers=len(in_slots),
+        layers=len(full),
         kv_heads=kv_heads,
         group=heads // kv_heads,
         head_dim=head_dim,
-        slot_layers=None if set(kinds) == {"full_attention"} else in_slots,
+        slot_layers=full if len(full) < config.num_hidden_layers else None,
+        sliding_layers=sliding,
+        window=min(config.sliding_window, context_of(config)) if sliding else 0,
+        states=state_shape(config),
     )
+
+
+def _layers_of(kinds: Collection[str], config: Any) -> tuple[int, ...]:
+    """The layers of these types; a config that tells no types has full attention alone."""
+    types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    return tuple(layer for layer, found in enumerate(types) if found in kinds)
 
 
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -56,9 +56,3 @@ def state_shape(config: Any) -> StateShape | None:
     return StateShape(
         layers=layers, conv=(heads * head_dim + 2 * groups * size, inputs), recurrent=(heads, head_dim, size)
     )
-
-
-def state_bytes(config: Any, dtype: torch.dtype) -> int:
-    """Bytes that a request's states take beside its slots; 0 for a model whose layers keep none."""
-    shape = state_shape(config)
-    return 0 if shape is None else shape.bytes_per_request(dtype)

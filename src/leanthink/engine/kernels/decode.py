@@ -34,14 +34,16 @@ def _slots_per_split(last, row, splits, BLOCK: tl.constexpr):  # type: ignore[no
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
-    q, k, v, starts, last, out, highests, totals, scale, splits,
+    q, k, v, starts, last, sinks, out, highests, totals, scale, splits,
     q_row, q_head, q_group, k_head, k_slot, v_head, v_slot,
-    DIRECT: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
+    SINKS: tl.constexpr, DIRECT: tl.constexpr,
+    G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per row, kv head and split: softmax accumulated block by block (online softmax, arXiv 1805.02867).
 
     DIRECT (one split): `out` is the output. Else it takes sums that are still to be merged and divided, and
-    `highests` and `totals` take what that needs; a split without slots writes nothing.
+    `highests` and `totals` take what that needs; a split without slots writes nothing. With SINKS the first split
+    begins with the sink of each query head: a logit without a value.
     """
     row, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
     held, per_split = _slots_per_split(last, row, splits, BLOCK)
@@ -57,6 +59,10 @@ def _attend(  # type: ignore[no-untyped-def]
     highest = tl.full([GP], -float("inf"), tl.float32)
     total = tl.zeros([GP], tl.float32)
     weighted = tl.zeros([GP, DP], tl.float32)
+    if SINKS:  # noqa: SIM102 (decided when it is compiled, the other when it runs)
+        if split == 0:
+            highest = tl.load(sinks + head * G + g, mask=g < G, other=0.0).to(tl.float32)
+            total += 1.0
     for block in range(begin, end, BLOCK):
         left = end - block
         inside = (t[:, None] < left) & (d[None, :] < D)
@@ -110,6 +116,7 @@ def decode_attention(
     scaling: float,
     *,
     splits: int,
+    sinks_HG: Tensor | None = None,
 ) -> Tensor:
     """Attention of row n over slots starts_N[n], ..., starts_N[n] + last_N[n] of the cache, [N, H, G, D].
 
@@ -124,12 +131,14 @@ def decode_attention(
         last_N: int64, its last slot, counted from the first: 0 or more.
         scaling: factor on the dot products.
         splits: how many programs share a row (`splits_for`); the result depends on it by rounding only.
+        sinks_HG: a logit of each query head that takes part in its softmax and has no value; None: there are none.
     """
     N, H, G, D = q_NHGD.shape
     assert q_NHGD.dtype == keys_HTD.dtype == values_HTD.dtype
     assert q_NHGD.stride(-1) == keys_HTD.stride(-1) == values_HTD.stride(-1) == 1
     assert starts_N.is_contiguous()
     assert last_N.is_contiguous()
+    assert sinks_HG is None or sinks_HG.is_contiguous()
     out_NHGD = torch.empty((N, H, G, D), dtype=q_NHGD.dtype, device=q_NHGD.device)
     sums_NHSGD, highests_NHSG, totals_NHSG = out_NHGD, out_NHGD, out_NHGD
     if splits > 1:
@@ -139,9 +148,11 @@ def decode_attention(
     block = max(MIN_DOT, min(64, BLOCK_BYTES // (DP * keys_HTD.element_size())))
     attend: Any = _attend[(N, H, splits)]
     attend(
-        q_NHGD, keys_HTD, values_HTD, starts_N, last_N, sums_NHSGD, highests_NHSG, totals_NHSG, scaling, splits,
+        q_NHGD, keys_HTD, values_HTD, starts_N, last_N, q_NHGD if sinks_HG is None else sinks_HG,
+        sums_NHSGD, highests_NHSG, totals_NHSG, scaling, splits,
         *q_NHGD.stride()[:3], *keys_HTD.stride()[:2], *values_HTD.stride()[:2],
-        DIRECT=splits == 1, G=G, GP=max(MIN_DOT, triton.next_power_of_2(G)), D=D, DP=DP, BLOCK=block,
+        SINKS=sinks_HG is not None, DIRECT=splits == 1, G=G,
+        GP=max(MIN_DOT, triton.next_power_of_2(G)), D=D, DP=DP, BLOCK=block,
         num_stages=STAGES, num_warps=WARPS,
     )  # fmt: skip
     if splits > 1:
