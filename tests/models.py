@@ -93,6 +93,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2_moe": {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
     "qwen3_moe": {**EXPERTS, "num_experts": 4, "head_dim": 24},
     "seed_oss": {"head_dim": 16, "attention_dropout": 0.0, "residual_dropout": 0.0},
+}
+HYBRIDS: dict[str, dict[str, Any]] = {  # with linear or state-space layers
     "bamba": {**MAMBA, "attn_layer_indices": [1]},
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 64, "key_multiplier": 0.5},
     "granitemoehybrid": {
@@ -126,9 +128,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": {**DELTA, **EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
     "qwen3_next": {**DELTA, **EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
 }
-HYBRIDS = list(ARCHITECTURES)[list(ARCHITECTURES).index("bamba") :]  # with linear or state-space layers
+ARCHITECTURES |= HYBRIDS
 OTHER_MIXTURES = ("dots1", "gpt_oss", "minimax_m2", "mixtral", "olmoe")
-MIXTURES = [name for name in ARCHITECTURES if name.endswith("moe") or name in OTHER_MIXTURES]
+MIXTURES = [name for name in ARCHITECTURES if name not in HYBRIDS and (name.endswith("moe") or name in OTHER_MIXTURES)]
 
 
 def make_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> Any:

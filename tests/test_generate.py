@@ -94,9 +94,11 @@ def test_without_a_budget_the_tokens_are_those_of_stock_generate(architecture: s
     assert alone.slot_steps == steps * len(prompts[0]) + steps * (steps - 1) // 2
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(temperature: float, checked_steps: list[int]) -> None:
-    model, policies = make_model(), list(make_policies().values())
+@pytest.mark.parametrize(("temperature", "architecture"), [(0.0, "llama"), (0.9, "llama"), (0.0, "qwen3_next")])
+def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(
+    temperature: float, architecture: str, checked_steps: list[int]
+) -> None:
+    model, policies = make_model(architecture), list(make_policies().values())
     prompts = [list(range(10 + i, 15 + i + 3 * i)) for i in range(len(policies))]
     budgets = [
         None,

@@ -38,10 +38,12 @@ def saved(tmp_path: Path) -> Path:
 def test_the_listed_architectures_are_supported(architecture: str) -> None:
     model = make_model(architecture)
     check_supported(model.config)
-    shape, layer = kv_shape(model.config), model.model.layers[0].self_attn
-    assert shape.layers == len(model.model.layers)
-    assert shape.group == layer.num_key_value_groups
-    assert shape.head_dim == layer.head_dim
+    shape = kv_shape(model.config)
+    attends = [part for part in model.modules() if hasattr(part, "num_key_value_groups")]
+    others = len(shape.sliding_layers)
+    assert shape.layers + others == len(attends)
+    assert shape.group == attends[0].num_key_value_groups
+    assert shape.head_dim == attends[0].head_dim
 
 
 def test_what_the_docs_list_is_served_and_tested() -> None:

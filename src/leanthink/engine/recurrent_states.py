@@ -39,13 +39,13 @@ class RecurrentStates:
         self._before: list[tuple[Tensor, Tensor, Tensor]] = []  # a layer's states, which of them, and what they were
 
     @property
-    def _all(self) -> list[Tensor]:
-        """The tensors, each [L, S, ...]."""
+    def tensors(self) -> list[Tensor]:
+        """Of convolutions and, where there are any, of recurrences, each [L, S, ...]."""
         return [self.conv_LSCK, self.recurrent_LS] if self.shape.recurrent else [self.conv_LSCK]
 
     def clear(self, index: int) -> None:
         """The state of a request that has read nothing."""
-        for states_LS in self._all:
+        for states_LS in self.tensors:
             states_LS[:, index] = 0
 
     def settle(self) -> None:
@@ -89,7 +89,7 @@ class RecurrentStates:
 
     def _moves(self, at: int, layer: Any, states_N: Tensor, fresh: bool, undoable: bool) -> tuple[Any, Any]:
         """What runs before and after the layer `at` of those with states."""
-        of_layer = [states_LS[at] for states_LS in self._all]
+        of_layer = [states_LS[at] for states_LS in self.tensors]
 
         def lend(_module: Any, _inputs: Any) -> None:
             lent = [states_S.index_select(0, states_N) for states_S in of_layer]

@@ -31,6 +31,7 @@ MODEL_TYPES = (  # each of them stands among the architectures of tests/models.p
 )  # fmt: skip
 SLOT_LAYERS = frozenset({"full_attention", "hybrid"})  # whose keys and values lie in slots
 SERVED_LAYERS = SLOT_LAYERS | STATE_LAYERS | {"sliding_attention", "mlp", "moe"}
+WITH_VISION = ("qwen3_5", "qwen3_5_moe")
 DType = torch.dtype | Literal["auto"] | None
 
 
@@ -108,9 +109,19 @@ def load_config(name_or_path: str | Path, *, also: Sequence[str] = ()) -> Any:
 def _read_config(name: str, options: dict[str, Any]) -> Any:
     file = options.get("gguf_file")
     if file is None:
-        return AutoConfig.from_pretrained(name, **options)
+        return _text_part(AutoConfig.from_pretrained(name, **options))
     modified = (Path(name) / file).stat().st_mtime_ns
     return deepcopy(_gguf_config(name, modified, **options))
+
+
+def _text_part(config: Any) -> Any:
+    """The config of the text model, which transformers loads alone from a checkpoint that holds a vision tower, too."""
+    if config.model_type not in WITH_VISION:
+        return config
+    text = config.get_text_config()
+    if getattr(config, "quantization_config", None) is not None:
+        text.quantization_config = config.quantization_config
+    return text
 
 
 @lru_cache(maxsize=1)
