@@ -136,7 +136,11 @@ MIXTURES = [name for name in ARCHITECTURES if name not in HYBRIDS and (name.ends
 def make_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> Any:
     """A random model in evaluation mode whose greedy text does not fall into a loop at once."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[architecture](**{**SIZES, **ARCHITECTURES[architecture], **changes})
+    facts = {**SIZES, **ARCHITECTURES[architecture], **changes}
+    if "layer_types" in facts:
+        layers = facts["num_hidden_layers"]
+        facts["layer_types"] = (facts["layer_types"] * layers)[:layers]
+    config = CONFIG_MAPPING[architecture](**facts)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -111,7 +111,7 @@ def test_memory_is_told_before_anything_is_allocated() -> None:
     states = (
         28 * 2 * 4096 * 2
     )  # of a row: the twelve tokens that a token's scores wait for, and sixteen that are scored together
-    assert found["tables"] == (8 + 6 * 2) * (10**6 + 1) + 65 * (states + 96)
+    assert found["tables"] == (8 + 6 * 2) * (10**6 + 1) + 65 * (states + 120)
 
 
 # -- warm starts -----------------------------------------------------------------------------------------------------

@@ -169,8 +169,7 @@ def kept_for_backward(model: Any, rows: int, tokens: int, autocast: torch.dtype 
 def test_a_trace_without_memory_finds_what_a_forward_keeps(
     architecture: str, autocast: torch.dtype | None, attention: str
 ) -> None:
-    more: dict[str, Any] = {"layer_types": ["full_attention"] * 4} if architecture == "gemma3_text" else {}
-    model = make_model(architecture, num_hidden_layers=4, **more)
+    model = make_model(architecture, num_hidden_layers=4)
     model.set_attn_implementation(attention)
     with torch.device("meta"):
         shape = AutoModelForCausalLM.from_config(model.config)

@@ -154,8 +154,10 @@ def rows_that_fit(model: Any, bounds: Sequence[int], policies: Iterable[Policy])
     else:
         room = CPU_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         bounds = [bounds[0]] * len(bounds)  # as allocations of one size
-    slots = room / bytes_per_slot(kv_shape(model.config), model.dtype, policies)
-    return max(1, sum(held <= slots for held in accumulate(bounds)))
+    shape = kv_shape(model.config)
+    slot, state = bytes_per_slot(shape, model.dtype, policies), shape.bytes_per_state(model.dtype)
+    needed = (held * slot + (rows + 1) * state for rows, held in enumerate(accumulate(bounds), 1))
+    return max(1, sum(size <= room for size in needed))
 
 
 def in_order(finished: Iterable[tuple[int, Completion]], on_finish: OnFinish | None = None) -> list[Completion]:

@@ -78,6 +78,7 @@ class MemoryPlan:
         shape: what a token writes.
         bytes_per_token: of its keys and values.
         bytes_per_slot: the same with what policy `horizon` remembers beside it, the most of all policies.
+        bytes_per_state: what a request takes beside its slots: the sliding windows of layers that have one.
         weight_bytes: of the model and of a predictor with an index set for each kv head.
         kv_bytes: for slots: of what the weights leave the share that an engine takes; steps and CUDA graphs need the
             rest.
@@ -91,6 +92,7 @@ class MemoryPlan:
     shape: KVShape
     bytes_per_token: int
     bytes_per_slot: int
+    bytes_per_state: int
     weight_bytes: int
     kv_bytes: int
     rows: tuple[Row, ...]
@@ -151,12 +153,15 @@ def plan(
         )
     full_slot = bytes_per_slot(shape, dtype, [make_policy("full")])
     slot = bytes_per_slot(shape, dtype, [make_policy("horizon", predictor)])
+    state = shape.bytes_per_state(dtype)  # each row has one, and one is nobody's
 
     def row(budget: Budget | None) -> Row:
         bound = workload.bound(budget)
-        size = bound * (full_slot if budget is None else slot)
+        size = bound * (full_slot if budget is None else slot) + state
         slots = None if budget is None else budget.slots
-        return Row(budget=slots, slots_per_request=bound, bytes_per_request=size, requests=kv_bytes // size)
+        return Row(
+            budget=slots, slots_per_request=bound, bytes_per_request=size, requests=max(0, kv_bytes - state) // size
+        )
 
     full = row(None)
     return MemoryPlan(
@@ -165,10 +170,13 @@ def plan(
         shape=shape,
         bytes_per_token=shape.bytes_per_slot(dtype),
         bytes_per_slot=slot,
+        bytes_per_state=state,
         weight_bytes=weights,
         kv_bytes=kv_bytes,
         rows=(full, *map(row, budgets)),
-        suggested=_suggested(kv_bytes // slot // workload.concurrent, workload, budgets[0]),
+        suggested=_suggested(
+            (kv_bytes - (workload.concurrent + 1) * state) // slot // workload.concurrent, workload, budgets[0]
+        ),
         full_fits=full.requests >= workload.concurrent,
     )
 

@@ -35,8 +35,8 @@ class Completion:
         slot_steps: the slots held at each decoding step, prompt included, added up over the steps: what the request
             cost in memory times steps. The slot of a step's own token counts, and so do those evicted after it.
         evictions: how many times slots were evicted.
-        peak_kv_bytes: bytes of the keys and values in `peak_slots`.
-        full_kv_bytes: bytes that a full cache would have held at the end.
+        peak_kv_bytes: bytes of the keys and values in `peak_slots`. Sliding windows hold no slots and are not counted.
+        full_kv_bytes: bytes that a full cache would have held at the end in their place.
         reserved_kv_bytes: bytes that were reserved for this request's row.
         logprobs: for each generated token its log-probability; None unless the sampling asked for it.
         top_logprobs: for each generated token the likeliest tokens, as (token id, log-probability), likeliest first.

@@ -14,13 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface
 
 from leanthink.engine.attention import switched_to
+from leanthink.models.loading import kv_shape
 
 NAME = "leanthink-trace"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activations:
-    """Bytes that are kept: by each of `layers` layers, by the embedding and the last norm, and of a layer's input."""
+    """Bytes that are kept: by each of `layers` layers, by what they share, and of a layer's input.
+
+    Of layers of several types `layer` is the mean.
+    """
 
     layer: int
     ends: int
@@ -45,17 +49,19 @@ def trace_activations(model: Any, *, rows: int, tokens: int, autocast: torch.dty
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     backbone = base.base_model
     layers = len(backbone.layers)
-    # The only attention that keeps a number for each pair of tokens runs as it is.
+    # The only attention that keeps its scores runs as it is.
     attention = "eager" if base.config._attn_implementation == "eager" else NAME
     with switched_to(attention, base.config), FakeTensorMode():
         _faked(base)
-        found = []
-        for count in (2, 1):
+        found, sliding = [], kv_shape(base.config).sliding_layers
+        counts = (layers if sliding else 2, 1)
+        for count in counts:
             backbone.layers = backbone.layers[:count]
             found.append(_kept(backbone, rows, tokens, autocast))
-    layer = found[0] - found[1]
+    layer = (found[0] - found[1]) // (counts[0] - 1)
+    ends = found[0] - counts[0] * layer
     hidden = rows * tokens * base.config.hidden_size * base.dtype.itemsize
-    return Activations(layer=layer, ends=found[1] - layer, layer_input=hidden, layers=layers)
+    return Activations(layer=layer, ends=ends, layer_input=hidden, layers=layers)
 
 
 def _faked(model: nn.Module) -> None:
@@ -88,12 +94,12 @@ def _kept(backbone: Any, rows: int, tokens: int, autocast: torch.dtype | None) -
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps what kernels do that are linear in the tokens: queries, keys, values and what comes out."""
+    """Keeps what kernels do that hold no scores: queries, keys, values, a mask if there is one, and what comes out."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, *others: Tensor) -> Tensor:
         out = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, out)
+        ctx.save_for_backward(query, *others, out)
         return out
 
     @staticmethod
@@ -102,11 +108,22 @@ class _Attention(torch.autograd.Function):
 
 
 def _attention(
-    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+    _module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *_: Any,
+    sliding_window: int | None = None,
+    **__: Any,
 ) -> tuple[Tensor, None]:
     if torch.is_autocast_enabled("cpu"):  # which kernels of attention are called in its type
         query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
-    out: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+    seen: tuple[Tensor, ...] = ()
+    B, T = query.shape[0], query.shape[2]
+    if sliding_window is not None and sliding_window < T:  # SDPA then takes a mask, and each kv head once a query head
+        key, value = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (key, value))
+        seen = (query.new_empty(B, 1, T, T),)
+    out: Tensor = _Attention.apply(query, key, value, *seen)  # type: ignore[no-untyped-call]
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -36,10 +36,11 @@ class RolloutModel:
         self._base = _base_of(model)
         config = deepcopy(self._base.config)
         device = next(self._base.parameters()).device
+        attention = "sdpa" if self._base._supports_sdpa else "eager"
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), device:  # its random weights are overwritten at once
             # The engine brings its own attention: which one the policy is trained with is no matter here.
-            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         self.model.eval().requires_grad_(False)
         self._copy(only_trained=False)
 

@@ -87,6 +87,7 @@ def needs_of(
     """Those of one process, for prompts of at most so many tokens on a device with so many bytes."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config, dtype = base.config, rollout_dtype(args, base.dtype)
+    shape = kv_shape(config)
     tokens = min(prompt_tokens + args.max_completion_length, context_of(config))
     sharded, processes = is_sharded(args), args.world_size
     parts = processes if sharded else 1
@@ -101,11 +102,12 @@ def needs_of(
         workload = Workload(prompt_tokens=prompt_tokens, max_tokens=tokens, concurrent=rows)
         bound = -(-workload.bound(args.budget) // ROUNDED_TO) * ROUNDED_TO
         policy = _policy(settings, args, tokenizer)
-        slot = bytes_per_slot(kv_shape(config), dtype, [] if policy is None else [policy])
-        shared = {"slots": rows * bound * slot, "slots_of": f"{rows} rows x {bound}", "rollout_copy": copied}
+        slot = bytes_per_slot(shape, dtype, [] if policy is None else [policy])
+        windows = (rows + 1) * shape.bytes_per_state(dtype)
+        shared = {"slots": rows * bound * slot + windows, "slots_of": f"{rows} rows x {bound}", "rollout_copy": copied}
         shared["sleeps"] = args.rollout_enable_sleep_mode
     elif args.rollouts == "transformers":
-        shared = {"growing": rows * tokens * kv_shape(config).bytes_per_slot(dtype)}
+        shared = {"growing": rows * (tokens * shape.bytes_per_slot(dtype) + shape.bytes_per_state(dtype))}
     elif args.vllm_mode == "colocate":
         share = args.vllm_gpu_memory_utilization
         shared = {"slots": int(share * memory), "slots_of": f"vllm_gpu_memory_utilization={share:g}"}

@@ -29,17 +29,17 @@ def predicted_bytes(config: Any, dtype: torch.dtype, *, slots: int, rows: int) -
     The tables are those that policy `horizon` requires: of each slot its position and scores, of each row its latest
     states and counts. Nothing is allocated to find out. What a step needs while it runs is not among them.
     """
-    offsets, size = offsets_below(HORIZONS[0]), config.hidden_size
+    offsets, size, shape = offsets_below(HORIZONS[0]), config.hidden_size, kv_shape(config)
     with torch.device("meta"):
         predictor = Predictor(target="horizon", hidden_size=size, horizons=HORIZONS, offsets=offsets).to(dtype)
     requirements = CacheRequirements.of(make_policy("horizon", predictor))
     states = requirements.hidden_states * 2 * size * dtype.itemsize
-    counts = 12 * torch.int64.itemsize  # five in the cache's table; its number, latest token and knobs elsewhere
+    counts = 15 * torch.int64.itemsize  # eight in the cache's table; its number, latest token and knobs elsewhere
     return {
         "weights": all_bytes(build(config, "meta", dtype)),
         "predictor": all_bytes(predictor),
-        "keys_and_values": (slots + 1) * kv_shape(config).bytes_per_slot(dtype),
-        "tables": (slots + 1) * requirements.bytes_per_slot(kv_shape(config)) + (rows + 1) * (states + counts),
+        "keys_and_values": (slots + 1) * shape.bytes_per_slot(dtype) + (rows + 1) * shape.bytes_per_state(dtype),
+        "tables": (slots + 1) * requirements.bytes_per_slot(shape) + (rows + 1) * (states + counts),
     }
 
 
@@ -73,7 +73,12 @@ def _measure(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
     else:
         predictor: Any = fixture.horizon
         measured = allocated_bytes(
-            fixture.model, predictor.predictor, engine.cache, engine.sampler, engine.model_runner
+            fixture.model,
+            predictor.predictor,
+            engine.cache,
+            engine.cache.windows or nn.Module(),
+            engine.sampler,
+            engine.model_runner,
         )
     whole = sum(predicted.values())
     return {

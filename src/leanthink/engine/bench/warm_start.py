@@ -53,7 +53,8 @@ def warm_start(engine: Engine, places: Sequence[Place], seed: int = 0) -> None:
         cache.next_positions[row] = next_position
         cache.host_waiting[row] = place.generated
     torch.manual_seed(seed)
-    for tensor in (*cache.kv_LPHTD, cache.token_scores, cache.hidden_states, cache.queries):
+    windows = () if cache.windows is None else cache.windows.kv_LPHTD
+    for tensor in (*windows, *cache.kv_LPHTD, cache.token_scores, cache.hidden_states, cache.queries):
         tensor.normal_()
     vocabulary = engine.model.config.vocab_size
     engine.model_runner.feed(first, torch.randint(vocabulary, (len(places),)).tolist())

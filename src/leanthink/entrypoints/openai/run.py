@@ -38,6 +38,8 @@ LAST_SECONDS = 10  # after the grace time, for what was cut to be sent
 def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
     """The engine with the memory of these settings, which has to hold what their policy remembers of each slot, too.
 
+    Sliding windows of all rows are taken off first.
+
     With `max_slots` every choice reserves so many on a CPU: there one call attends to rows of equal size.
 
     Raises:
@@ -48,10 +50,14 @@ def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
     predictor = None if spec.kind.target is None else settings.predictor
     ignored = settings.ignore_predictor_mismatch
     policy = PolicyMaker(model, tokenizer).make(str(spec), predictor, ignore_predictor_mismatch=ignored)
-    per_slot = bytes_per_slot(kv_shape(model.config), model.dtype, [policy])
-    slots, most = int(kv_bytes(model.device, settings)) // per_slot, settings.max_slots
+    shape, most = kv_shape(model.config), settings.max_slots
+    windows = (settings.rows + 1) * shape.bytes_per_state(model.dtype)
+    room = max(0, int(kv_bytes(model.device, settings)) - windows)
+    slots = room // bytes_per_slot(shape, model.dtype, [policy])
     if slots < (most or 2):
-        raise UsageError(f"there is memory for {slots} slots, and {most or 2} are needed: raise kv_gib")
+        taken = f" beside {windows / GIB:.2g} GiB of sliding windows" if windows else ""
+        fewer = " or lower rows" if windows else ""
+        raise UsageError(f"there is memory for {slots} slots{taken}, and {most or 2} are needed: raise kv_gib{fewer}")
     engine = partial(Engine, model, tokenizer, enable_prefix_caching=settings.enable_prefix_caching)
     if most is None or model.device.type != "cpu":
         return engine(slots=slots, rows=settings.rows)
@@ -87,7 +93,7 @@ def serve(
         tokenizer: its tokenizer.
         settings: of the server.
         tell: for warnings to whoever started it.
-        ready: called once, when requests are answered: with url, model, rows and slots.
+        ready: called once, when requests are answered: with url, model, rows, slots and bytes of sliding windows.
 
     Raises:
         UsageError: the address cannot be had, or the memory has no room.
@@ -196,6 +202,7 @@ def _facts(service: Service, listening: socket.socket) -> dict[str, Any]:
         "sampling": service.parser.knobs,
         "rows": stats.max_rows,
         "slots": stats.slots_total,
+        "window_bytes": stats.window_bytes,
     }
 
 
