@@ -40,7 +40,7 @@ def test_the_listed_architectures_are_supported(architecture: str) -> None:
     check_supported(model.config)
     shape = kv_shape(model.config)
     attends = [part for part in model.modules() if hasattr(part, "num_key_value_groups")]
-    sliding = {part.layer_idx for part in attends if getattr(part, "sliding_window", None)}
+    sliding = {part.layer_idx for part in attends if getattr(part, "is_sliding", getattr(part, "sliding_window", None))}
     assert set(shape.sliding_layers) == sliding
     assert shape.layers + len(sliding) == len(attends)
     assert shape.group == attends[0].num_key_value_groups

@@ -54,7 +54,8 @@ def warm_start(engine: Engine, places: Sequence[Place], seed: int = 0) -> None:
         cache.host_waiting[row] = place.generated
     torch.manual_seed(seed)
     windows = () if cache.windows is None else cache.windows.kv_LPHTD
-    for tensor in (*windows, *cache.kv_LPHTD, cache.token_scores, cache.hidden_states, cache.queries):
+    states = () if cache.recurrent is None else cache.recurrent.tensors
+    for tensor in (*windows, *states, *cache.kv_LPHTD, cache.token_scores, cache.hidden_states, cache.queries):
         tensor.normal_()
     vocabulary = engine.model.config.vocab_size
     engine.model_runner.feed(first, torch.randint(vocabulary, (len(places),)).tolist())
