@@ -94,7 +94,7 @@ def test_without_a_budget_the_tokens_are_those_of_stock_generate(architecture: s
     assert alone.slot_steps == steps * len(prompts[0]) + steps * (steps - 1) // 2
 
 
-@pytest.mark.parametrize(("temperature", "architecture"), [(0.0, "llama"), (0.9, "llama"), (0.0, "qwen3_next")])
+@pytest.mark.parametrize(("temperature", "architecture"), [(0.0, "llama"), (0.9, "llama"), (0.0, "lfm2")])
 def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(
     temperature: float, architecture: str, checked_steps: list[int]
 ) -> None:
@@ -129,9 +129,16 @@ def test_other_architectures_evict_alike_alone_and_in_a_batch(architecture: str,
     assert [completion.token_ids for completion in batch] == [completion.token_ids for completion in alone]
 
 
-@pytest.mark.parametrize("name", ["window", "sinks", "random", "dynts", "horizon"])
-def test_eviction_equals_a_full_forward_in_which_each_token_sees_what_was_held(name: str) -> None:
-    model, policy = endless("qwen3"), make_policies()[name]
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        *((name, "qwen3") for name in ("window", "sinks", "random", "dynts", "horizon")),
+        ("horizon", "qwen3_5_text"),
+        ("random", "falcon_h1"),
+    ],
+)
+def test_eviction_equals_a_full_forward_in_which_each_token_sees_what_was_held(name: str, architecture: str) -> None:
+    model, policy = endless(architecture), make_policies()[name]
     prompt = PROMPTS[2]
     sampling = Sampling(max_new_tokens=120)
     (ours,) = generate(model, TOKENIZER, prompt, policy=policy, budget=BUDGET, sampling=sampling, record=True)

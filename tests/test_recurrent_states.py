@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,6 +13,7 @@ from leanthink.engine.engine import Engine
 from leanthink.engine.recurrent_states import RecurrentStates
 from leanthink.engine.sampling import Sampling
 from leanthink.models.loading import kv_shape
+from leanthink.models.predictor import read_metadata
 from leanthink.models.transformers_versions import CACHE_NAMES
 from models import HYBRIDS, make_model, make_tokenizer
 from test_engine import run
@@ -115,3 +120,32 @@ def test_a_step_waits_for_nothing(architecture: str) -> None:
     with states.lent(model, ids_N) as given:
         logits = model(ids_N[:, None], position_ids=ids_N[:, None], **given).logits
     assert logits.shape == (3, 1, model.config.vocab_size)
+
+
+@pytest.mark.parametrize("architecture", ["nemotron_h", "lfm2_moe"])
+def test_a_predictor_is_made_for_a_hybrid_model_and_ranks_its_slots(
+    architecture: str, inside: Any, tmp_path: Path
+) -> None:
+    endless(architecture).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    made = [
+        "--model",
+        tmp_path / "model",
+        "--tasks",
+        "multiply",
+        "--levels",
+        "1,2",
+        "--count",
+        2,
+        "--max-new-tokens",
+        60,
+    ]
+    fitted = ["--horizons", "4,16", "--steps", 6, "--batch", 32, "--granularity", "head", "--out", tmp_path / "p"]
+    run = inside("predictor", *made, *fitted, "--all", "--json")
+    assert run.code == 0, run.err
+    assert read_metadata(tmp_path / "p")["num_sets"] == 2  # of one layer in slots the kv heads
+    assert json.loads(run.out)["expected"]["kl"]["sinks"] > 0
+    budget = ["--budget", 8, "--recent-window", 2, "--eviction-interval", 4, "--max-new-tokens", 30, "--json"]
+    used = inside("generate", "1+1=", "--model", tmp_path / "model", "--predictor", tmp_path / "p", *budget)
+    assert used.code == 0, used.err
+    assert json.loads(used.out)["evictions"] == 5

@@ -53,7 +53,7 @@ class Engine:
         model: a causal language model of transformers, in evaluation mode.
         tokenizer: its tokenizer.
         slots: of the cache; the keys and values of one, allocated here, take `bytes_per_slot` of `kv_shape`, windows
-            and states its `bytes_per_state` for each row and one more. What policies require beside them is allocated when
+            and states `bytes_per_state` for each row and one more. What policies require beside them is allocated when
             their first request is added; `bytes_per_slot` of `leanthink.engine.cache_requirements` counts both.
         rows: most requests that decode at a time.
         row_slots: None: a request reserves its bound. A number: every request reserves so many slots, which on a CPU
