@@ -64,7 +64,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "exaone_moe": {**SLIDING, **EXPERTS, "num_experts": 4},
     "glm4": {"head_dim": 16},
     "glm4_moe": {**EXPERTS, "head_dim": 16, "n_routed_experts": 4, "first_k_dense_replace": 1},
-    "gpt_oss": {**SLIDING, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {
+        **SLIDING,
+        "experts_implementation": "eager",
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "granite": {},
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_multiplier": 0.25},
     "hunyuan_v1_dense": {"head_dim": 16},
@@ -143,9 +149,11 @@ def make_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> An
     config = CONFIG_MAPPING[architecture](**facts)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() >= 2:  # of experts, all of a layer are one
                 parameter.normal_(std=1.6 * parameter.shape[-1] ** -0.5)
+            elif name.endswith("sinks"):
+                parameter.normal_()
     model.generation_config.eos_token_id = END
     model.generation_config.pad_token_id = 259
     return model

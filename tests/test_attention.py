@@ -18,7 +18,7 @@ from leanthink.engine.slot_allocator import Allocation
 from leanthink.models.kv_shape import KVShape
 from leanthink.models.loading import kv_shape
 from leanthink.utils.errors import UnsupportedModel, UsageError
-from models import make_model
+from models import ARCHITECTURES, make_model
 
 CPU = torch.device("cpu")
 LAYER: Any = SimpleNamespace(layer_idx=0)
@@ -205,11 +205,11 @@ def fed_cache(model: Any, prompts: list[Tensor], row_slots: int | None) -> SlotC
 
 
 @pytest.mark.parametrize("row_slots", [None, EQUAL])
-@pytest.mark.parametrize("architecture", ["qwen3", "phi3"])
+@pytest.mark.parametrize("architecture", ["qwen3", "phi3", "gemma3_text", "gpt_oss"])
 def test_decode_gives_the_models_own_logits_and_the_states_that_feed_the_head(
     architecture: str, row_slots: int | None
 ) -> None:
-    model = make_model(architecture)
+    model = make_model(architecture, **({"sliding_window": 3} if "layer_types" in ARCHITECTURES[architecture] else {}))
     texts = [torch.randint(0, 256, (length,)) for length in (9, 4, 6)]
     with torch.no_grad():
         cache = fed_cache(model, [text[:-1] for text in texts], row_slots)
@@ -259,8 +259,8 @@ def test_the_models_own_attention_is_back_after_a_forward_and_after_a_failure() 
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_a_step_that_fails_between_two_layers_can_be_repeated() -> None:
-    model = make_model()
+@pytest.mark.parametrize("model", [make_model(), make_model("gpt_oss", sliding_window=2)], ids=["llama", "gpt_oss"])
+def test_a_step_that_fails_between_two_layers_can_be_repeated(model: Any) -> None:
     text = torch.tensor([5, 6, 7, 8])
     with torch.no_grad():
         cache = fed_cache(model, [text], None)

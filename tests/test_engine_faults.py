@@ -84,7 +84,7 @@ def poisoned(**changes: Any) -> Any:
 
 
 @ROW_SLOTS
-@pytest.mark.parametrize("architecture", ["llama", "phi3", "bamba"])
+@pytest.mark.parametrize("architecture", ["llama", "phi3", "gpt_oss", "bamba"])
 def test_logits_that_are_no_numbers_end_their_own_request(row_slots: int | None, architecture: str) -> None:
     model = poisoned(architecture=architecture)
     engine = Engine(model, TOKENIZER, slots=400, rows=4, row_slots=row_slots)
@@ -92,8 +92,9 @@ def test_logits_that_are_no_numbers_end_their_own_request(row_slots: int | None,
 
 
 @ROW_SLOTS
-def test_nan_in_the_middle_of_a_prompt_does_not_stay_in_the_slots(row_slots: int | None) -> None:
-    model = poisoned()
+@pytest.mark.parametrize("architecture", ["llama", "gpt_oss"])
+def test_nan_in_the_middle_of_a_prompt_does_not_stay_in_the_slots(row_slots: int | None, architecture: str) -> None:
+    model = poisoned(architecture=architecture)
     engine = Engine(model, TOKENIZER, slots=300, rows=3, row_slots=row_slots, prefill_tokens=4)
     sampling = Sampling(max_new_tokens=30)
     for ends in ("fails", "is cancelled"):
@@ -104,7 +105,9 @@ def test_nan_in_the_middle_of_a_prompt_does_not_stay_in_the_slots(row_slots: int
             assert engine.cancel(spoilt)
         whole = run(engine)
         assert list(whole.failed) == ([spoilt] if ends == "fails" else [])
-        assert bool(engine.cache.kv_LPHTD.isfinite().all()), ends
+        windows = engine.cache.windows
+        for held in (engine.cache, *([windows] if windows is not None else [])):
+            assert bool(held.kv_LPHTD.isfinite().all()), ends
         (expected,) = generate(model, TOKENIZER, [1], policy="full", sampling=sampling)
         assert whole.finished[other].token_ids == expected.token_ids
 
@@ -299,7 +302,9 @@ def test_a_token_score_that_cannot_be_captured_runs_without_graphs() -> None:
 
 
 @ROW_SLOTS
-@pytest.mark.parametrize(("architecture", "late"), [("llama", False), ("qwen3_5_text", True), ("bamba", True)])
+@pytest.mark.parametrize(
+    ("architecture", "late"), [("llama", False), ("gpt_oss", False), ("qwen3_5_text", True), ("bamba", True)]
+)
 def test_a_forward_that_raises_ends_the_request_that_it_raises_for(
     row_slots: int | None, architecture: str, late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,9 @@ def test_without_a_budget_the_tokens_are_those_of_stock_generate(architecture: s
     assert alone.slot_steps == steps * len(prompts[0]) + steps * (steps - 1) // 2
 
 
-@pytest.mark.parametrize(("temperature", "architecture"), [(0.0, "llama"), (0.9, "llama"), (0.0, "lfm2")])
+@pytest.mark.parametrize(
+    ("temperature", "architecture"), [(0.0, "llama"), (0.9, "llama"), (0.9, "gpt_oss"), (0.0, "lfm2")]
+)
 def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(
     temperature: float, architecture: str, checked_steps: list[int]
 ) -> None:
@@ -118,7 +120,7 @@ def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(
         assert alone.slot_steps == completion.slot_steps
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "phi3", "gemma3_text"])
+@pytest.mark.parametrize("architecture", ["qwen3", "phi3", "gemma3_text", "gpt_oss"])
 @pytest.mark.parametrize("name", ["horizon", "random-heads"])
 def test_other_architectures_evict_alike_alone_and_in_a_batch(architecture: str, name: str) -> None:
     model, policy = endless(architecture), make_policies()[name]
@@ -133,6 +135,7 @@ def test_other_architectures_evict_alike_alone_and_in_a_batch(architecture: str,
     ("name", "architecture"),
     [
         *((name, "qwen3") for name in ("window", "sinks", "random", "dynts", "horizon")),
+        ("horizon", "gpt_oss"),
         ("horizon", "qwen3_5_text"),
         ("random", "falcon_h1"),
     ],
@@ -151,8 +154,15 @@ def test_eviction_equals_a_full_forward_in_which_each_token_sees_what_was_held(n
     for position, gone in enumerate(held_from[:length]):
         if gone is not None:
             sees[len(prompt) + gone :, position] = False
+    least = torch.finfo(torch.float32).min
+    mask: Any = torch.zeros(1, 1, length, length).masked_fill(~sees, least)
+    if window := kv_shape(model.config).window:  # whose layers lose nothing else
+        near = torch.ones(length, length).tril().triu(1 - window).bool()
+        mask = {
+            "full_attention": mask,
+            "sliding_attention": torch.zeros(1, 1, length, length).masked_fill(~near, least),
+        }
     with torch.no_grad():
-        mask = torch.zeros(1, 1, length, length).masked_fill(~sees, torch.finfo(torch.float32).min)
         logits = model(ids, attention_mask=mask).logits[0, len(prompt) - 1 :]
     assert tuple(logits.argmax(-1).tolist()) == ours.token_ids
     full = stock_tokens(model, prompt, 120)

@@ -81,8 +81,11 @@ def oracle_of(model: nn.Module, granularity: Granularity, tokens: int) -> Oracle
 
 
 @pytest.mark.parametrize("granularity", ["model", "layer", "head"])
-def test_each_set_evicts_for_itself_as_masked_attention_says(granularity: Granularity) -> None:
-    model, tokenizer = make_model(num_hidden_layers=3).double(), make_tokenizer()
+@pytest.mark.parametrize(("architecture", "layers"), [("llama", 3), ("gpt_oss", 4)])
+def test_each_set_evicts_for_itself_as_masked_attention_says(
+    granularity: Granularity, architecture: str, layers: int
+) -> None:
+    model, tokenizer = make_model(architecture, num_hidden_layers=layers).double(), make_tokenizer()
     oracle = oracle_of(model, granularity, 120)
     evictions = 0
     for prompt in PROMPTS:

@@ -84,10 +84,11 @@ def allocations(sizes: list[int]) -> tuple[Tensor, int]:
     dim=st.sampled_from(DIMS),
     splits=st.sampled_from([1, 2, 3, 8, 13]),
     dtype=st.sampled_from(FLOATS[:2]),  # the interpreter multiplies the bits of bfloat16 matrices
+    sink=st.sampled_from([None, 0.0, 9.0]),  # about how large
     seed=SEEDS,
 )
 def test_decode_attention_reads_exactly_the_held_slots(
-    held: list[int], heads: int, group: int, dim: int, splits: int, dtype: torch.dtype, seed: int
+    held: list[int], heads: int, group: int, dim: int, splits: int, dtype: torch.dtype, sink: float | None, seed: int
 ) -> None:
     torch.manual_seed(seed)
     (starts, slots), last = allocations(held), torch.tensor(held) - 1
@@ -95,9 +96,10 @@ def test_decode_attention_reads_exactly_the_held_slots(
     for start, count in zip(starts.tolist(), held, strict=True):
         kv[:, :, start : start + count] = torch.randn(2, heads, count, dim)
     q = torch.randn(len(held), group, heads, dim).to(dtype).transpose(1, 2)
-    got = decode_attention(q, kv[0], kv[1], starts, last, dim**-0.5, splits=splits)
+    sinks = None if sink is None else (sink + torch.randn(heads, group)).to(dtype)
+    got = decode_attention(q, kv[0], kv[1], starts, last, dim**-0.5, splits=splits, sinks_HG=sinks)
     assert got.dtype == dtype
-    assert error(got, decode_attention_slow(q, kv[0], kv[1], starts, last, dim**-0.5)) < BOUNDS[dtype]
+    assert error(got, decode_attention_slow(q, kv[0], kv[1], starts, last, dim**-0.5, sinks)) < BOUNDS[dtype]
 
 
 @pytest.mark.parametrize("splits", [1, 4])

@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from leanthink.importance.labels import Labels, Thought, label_batch, label_trace, packed, unpacked
+from leanthink.models.loading import kv_shape
 from leanthink.utils.errors import UnsupportedModel, UsageError
 from models import ARCHITECTURES, make_model
 from reference.labels_slow import label_sets_slow, label_trace_slow
@@ -187,9 +188,11 @@ def test_labels_on_a_gpu_equal_those_on_the_cpu() -> None:
         torch.testing.assert_close(one.values_TC, other.values_TC, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
-@pytest.mark.parametrize(("granularity", "sets"), [("layer", 2), ("head", 4)])
-def test_labels_of_each_set_equal_those_of_its_own_heads(granularity: str, sets: int) -> None:
-    model, horizons = small_model(), (1, 2, 5, 16)
+@pytest.mark.parametrize("granularity", ["layer", "head"])
+@pytest.mark.parametrize("architecture", [None, "gpt_oss"])
+def test_labels_of_each_set_equal_those_of_its_own_heads(granularity: Any, architecture: str | None) -> None:
+    model = small_model() if architecture is None else make_model(architecture, num_hidden_layers=3)
+    horizons, sets = (1, 2, 5, 16), kv_shape(model.config).num_sets(granularity)
     found = label_batch(model, RAGGED, horizons, granularity=granularity, block_bytes=6 * 3 * row_bytes(37))
     for thought, labels in zip(RAGGED, found, strict=True):
         slow = label_sets_slow(model, thought.token_ids, thought.prompt_tokens, thought.thought_end, horizons, sets)

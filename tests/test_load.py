@@ -20,7 +20,7 @@ from leanthink.data.think_tags import think_tags
 from leanthink.engine.decoder import is_llama_like
 from leanthink.models.loading import MODEL_TYPES, check_supported, end_ids, kv_shape, load
 from leanthink.utils.errors import DamagedFile, UnsupportedModel, UsageError
-from models import ARCHITECTURES, CLOSE, END, MIXTURES, OPEN, make_model, make_tokenizer
+from models import ARCHITECTURES, CLOSE, END, HYBRIDS, MIXTURES, OPEN, make_model, make_tokenizer
 
 
 def config_of(model_type: str, **facts: Any) -> Any:
@@ -50,10 +50,13 @@ def test_the_listed_architectures_are_supported(architecture: str) -> None:
 def test_what_the_docs_list_is_served_and_tested() -> None:
     root = Path(__file__).parent.parent
     section = (root / "docs" / "python.md").read_text().partition("## Models")[2].partition("\n## ")[0]
-    found = re.findall(r"^\| (dense|mixtures of experts) \|(.*)$", section, re.MULTILINE)
+    found = re.findall(
+        r"^\| (dense|mixtures of experts|with linear or state-space layers) \|(.*)$", section, re.MULTILINE
+    )
     rows = {kind: re.findall(r"`(\w+)`", cells) for kind, cells in found}
     assert rows["mixtures of experts"] == sorted(MIXTURES)
-    assert rows["dense"] == sorted(set(MODEL_TYPES) - set(MIXTURES))
+    assert rows["with linear or state-space layers"] == sorted(HYBRIDS)
+    assert rows["dense"] == sorted(set(MODEL_TYPES) - {*MIXTURES, *HYBRIDS})
     assert set(MODEL_TYPES) == set(ARCHITECTURES)
     assert f"[{len(MODEL_TYPES)} types]" in (root / "README.md").read_text()
     lean = re.findall(r"`(\w+)`", section.partition("|\n\n")[2].partition(" decode by")[0])
@@ -70,8 +73,9 @@ def test_what_the_docs_list_is_served_and_tested() -> None:
             config_of("qwen2", use_sliding_window=True, max_window_layers=0),
             "all its layers use a sliding window of 4096",
         ),
-        (config_of("gemma2"), "has not been tested"),
-        (config_of("gemma3n_text"), "has not been tested"),
+        (config_of("gemma2"), "softcap"),
+        (config_of("gemma3n_text"), "share their keys and values"),
+        (config_of("gemma4_text"), "has not been tested"),
         (config_of("gemma3_text", layer_types=["full_attention"] * 26, attn_logit_softcapping=50.0), "softcap"),
         (
             config_of("gemma3_text", layer_types=["full_attention"] * 26, use_bidirectional_attention=True),
@@ -79,7 +83,9 @@ def test_what_the_docs_list_is_served_and_tested() -> None:
         ),
         (config_of("deepseek_v3"), "latent attention"),
         (config_of("t5"), "encoder-decoder"),
-        (config_of("qwen3_next"), "linear_attention"),
+        (config_of("granitemoehybrid"), "none of its layers has attention"),
+        (config_of("minimax"), "has not been tested"),
+        (config_of("kimi_linear"), "latent attention"),
         (config_of("gpt2"), "has not been tested"),
         (config_of("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), "dynamic"),
     ],

@@ -15,17 +15,25 @@ from leanthink.engine.slot_allocator import Allocation
 
 
 def decode_attention_slow(
-    q_NHGD: Tensor, keys_HTD: Tensor, values_HTD: Tensor, starts_N: Tensor, last_N: Tensor, scaling: float
+    q_NHGD: Tensor,
+    keys_HTD: Tensor,
+    values_HTD: Tensor,
+    starts_N: Tensor,
+    last_N: Tensor,
+    scaling: float,
+    sinks_HG: Tensor | None = None,
 ) -> Tensor:
-    """Softmax over the slots that each row holds, in float64."""
+    """Softmax over the slots that each row holds, and over the sink of its query head, in float64."""
     out_NHGD = torch.zeros_like(q_NHGD, dtype=torch.float64)
     for row, (start, last) in enumerate(zip(starts_N.tolist(), last_N.tolist(), strict=True)):
         for head in range(len(keys_HTD)):
             held = slice(start, start + last + 1)
             keys, values = keys_HTD[head, held].double(), values_HTD[head, held].double()
             for group in range(q_NHGD.shape[2]):
-                weights = (keys @ q_NHGD[row, head, group].double() * scaling).softmax(0)
-                out_NHGD[row, head, group] = weights @ values
+                scores = keys @ q_NHGD[row, head, group].double() * scaling
+                if sinks_HG is not None:
+                    scores = torch.cat([scores, sinks_HG[head, group, None].double()])
+                out_NHGD[row, head, group] = scores.softmax(0)[: last + 1] @ values
     return out_NHGD
 
 

@@ -232,6 +232,10 @@ def _why_unsupported(config: Any) -> str | None:
         return "it uses latent attention (MLA)"
     if other_layers:
         return f"it has layers of type {', '.join(other_layers)}"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "it caps its attention scores (softcap)"
+    if getattr(config, "num_kv_shared_layers", 0):
+        return "some of its layers share their keys and values"
     if config.model_type not in MODEL_TYPES:
         return "its attention has not been tested with the bounded cache"
     if getattr(config, "max_position_embeddings", None) is None:
@@ -244,8 +248,6 @@ def _why_unsupported(config: Any) -> str | None:
         return f"all its layers use a sliding window of {window} tokens, so there is nothing left to evict"
     if getattr(config, "use_bidirectional_attention", False):
         return "its attention is bidirectional"
-    if getattr(config, "attn_logit_softcapping", None):
-        return "it caps its attention scores (softcap)"
     return _why_rotation_unsupported(config)
 
 
