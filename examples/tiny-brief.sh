@@ -2,7 +2,7 @@
 # Makes tiny-brief, the embedded reasoner that DeepCompress taught to think in fewer tokens, and its horizon predictor:
 #     examples/tiny-brief.sh FOLDER
 # Run it in a clone with `pip install '.[train]'` on one GPU with 80 GB. Its longest step, DeepCompress, took six minutes on an
-# H200. What docs/training.md tells of tiny-brief was measured on a model made so.
+# H200. What research/deepcompress.md tells of tiny-brief was measured on a model made with these settings.
 set -euo pipefail
 out=${1:?name the folder to write}
 work=$out.work
@@ -13,11 +13,10 @@ python -m leanthink.models.tiny.train --init tiny --out "$work/terse" --terse-sh
 python -m leanthink.models.tiny.train --init "$work/terse" --out "$work/start" --style-skew 0.7 --error-rate-if-unchecked 0.008 \
     --steps 200 --lr 1e-3 --adamw-lr 1e-3 --warmup-steps 20 --decay-share 1
 
-# DeepCompress, 80 steps. The evaluation that follows lies in FOLDER.work/results.
-python research/deepcompress.py --start "$work/start" --arms ours --seeds 1 --steps 80 --prompts 16 --micro 32 --lr 1.2e-4 \
-    --levels 1:64,2:64,3:64,4:64,5:64 --max-tokens 3712 --buffer 64 --eval-temperature 1 --mastered-weight 0.5 \
-    --limit-s 1800 --out "$work/results" --work "$work/runs" --weights "$work/weights"
-mv "$work/weights/ours-1" "$out"
+# DeepCompress, 80 steps.
+python -m leanthink train --config examples/deepcompress-tiny.yaml --model "$work/start" --out "$work/run" \
+    --all-correct-weight 0.5 --set seed=1
+mv "$work/run/final" "$out"
 
 python bench/fit_tiny.py --model "$out" --targets horizon --out "$work/predictors"
 mv "$work/predictors/horizon.safetensors" "$out"

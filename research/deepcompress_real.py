@@ -40,7 +40,6 @@ import yaml
 from deepcompress_real_budgets import answered, fitted
 from deepcompress_real_budgets import summary as budgets_summary
 from deepcompress_real_table import START, summary
-from deepcompress_run import write
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -52,6 +51,7 @@ from leanthink.importance.fit_config import FitConfig
 from leanthink.models.loading import load
 from leanthink.models.prompt import encode_prompt
 from leanthink.rl.run import train
+from leanthink.utils.file_writing import write_json
 from leanthink.utils.provenance import provenance_record
 
 FILLED: dict[str, Any] = {"all_correct_weight": 0, "oversample": 2, "max_num_gen_batches": 3}
@@ -175,7 +175,7 @@ def run(options: argparse.Namespace) -> None:
         "steps": done["steps"], "seconds": round(enough.seconds), "resumed": enough.resumed, "names": CURVE,
         "curve": curve, "birth": provenance_record(),
     }  # fmt: skip
-    write(result_of(options), result)
+    write_json(result_of(options), result)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -183,7 +183,7 @@ def evaluate(options: argparse.Namespace) -> None:
     model, tokenizer, found = merged(options)
     for file in options.problems:
         found.setdefault("evaluation", {})[file.stem] = asked(model, tokenizer, file, options)
-        write(result_of(options), found)
+        write_json(result_of(options), found)
 
 
 def budgets(options: argparse.Namespace) -> None:
@@ -197,7 +197,7 @@ def budgets(options: argparse.Namespace) -> None:
     for file in options.problems:
         answers = answered(model, tokenizer, predictor, file, options, TOKENS)
         found.setdefault("budgets", {})[file.stem] = answers
-        write(result_of(options), found)
+        write_json(result_of(options), found)
 
 
 def merge_alone(options: argparse.Namespace) -> None:

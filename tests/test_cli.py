@@ -31,7 +31,7 @@ SAMPLING = "--temperature --top-p --top-k --min-p --max-new-tokens --seed "
 CACHING = "--enable-prefix-caching --no-enable-prefix-caching"
 FLAGS = {
     "generate": f"--model --policy {BUDGET} --predictor --ignore-predictor-mismatch {SAMPLING} --stop {CHAT} --device "
-    "--dtype --stream --no-stream --trace --overwrite --json",
+    "--dtype --kv-cache-dtype --stream --no-stream --trace --overwrite --json",
     "predictor": f"--out --model --problems --limit --tasks --levels --count --samples --instruction {CHAT} {SAMPLING} "
     "--max-num-seqs --correct-only --all --answer-from --target --horizons --granularity --width --steps --batch "
     "--tokens-per-trace --resume --overwrite --device --dtype --json",
@@ -55,13 +55,14 @@ FLAGS = {
     "--ignore-predictor-mismatch --json",
     "eval": "--out --model --benchmarks --problems --tolerance --tasks --levels --gym --count --split --limit "
     f"--instruction {CHAT} --policies --budgets --ratios {BUDGET.partition(' ')[2]} --predictor "
-    f"--ignore-predictor-mismatch --samples --max-num-seqs --together {CACHING} {SAMPLING} --overwrite --device "
-    "--dtype --ray --ray-workers --json",
+    f"--ignore-predictor-mismatch --samples --max-num-seqs --together {CACHING} --kv-cache-dtype {SAMPLING} "
+    "--overwrite --device --dtype --ray --ray-workers --json",
     "compare": "--out --overwrite --json",
     "serve": "--model --name --served-model-name --host --port --keys --cache-salt-per-key --allowed-origins "
     f"--allowed-hosts --policy {BUDGET} --predictor --ignore-predictor-mismatch {CHAT} --max-num-seqs --kv-gib "
-    "--max-slots --max-budget --generation-config --max-new-tokens --max-prompt --max-choices --max-body --queue "
-    f"--limit-concurrency --read-timeout --timeout --grace --log-text {CACHING} --gpu-memory-utilization "
+    "--max-slots --kv-cache-dtype --max-budget --generation-config --max-new-tokens --max-prompt --max-choices "
+    f"--max-body --queue --limit-concurrency --read-timeout --timeout --grace --log-text {CACHING} "
+    "--gpu-memory-utilization "
     "--max-model-len --device --dtype --json",
     "view": "--host --port --allowed-hosts --open --no-open --json",
     "tasks list": "--json",

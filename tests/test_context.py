@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from transformers import CONFIG_MAPPING
 
 from leanthink.engine.generation import generate
@@ -14,6 +15,9 @@ from leanthink.models.loading import check_supported
 from models import make_model, make_tokenizer
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+FACTORS = {"short_factor": [1.0] * 64, "long_factor": [4.0] * 64}
 
 
 def config_of(stated: int, rotation: dict[str, Any] | None, *, name: str = "rope_parameters") -> Any:
@@ -34,6 +38,8 @@ def config_of(stated: int, rotation: dict[str, Any] | None, *, name: str = "rope
         (8192, {"rope_type": "yarn", "factor": 2.5, "original_max_position_embeddings": 4096}, 10240),
         (131072, {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 32768}, 131072),
         (16384, {"rope_type": "linear", "factor": 4.0}, 16384),
+        (16384, {"rope_type": "dynamic", "factor": 4.0}, 16384),
+        (131072, {"rope_type": "longrope", "original_max_position_embeddings": 4096, **FACTORS}, 4096),
         (
             131072,
             {
@@ -79,3 +85,24 @@ def test_a_request_may_grow_to_the_context_that_yarn_gives() -> None:
     model.generation_config.eos_token_id = None
     (completion,) = generate(model, make_tokenizer(), [[1] * 20], policy="full", sampling=Sampling())
     assert completion.prompt_tokens + len(completion.token_ids) == 64
+
+
+@pytest.mark.parametrize(
+    ("model_type", "stated", "rotation"),
+    [
+        ("phi3", 256, {"rope_type": "longrope", "short_factor": [1.0, 1.1] * 4, "long_factor": [1.5, 4.0] * 4}),
+        ("llama", 64, {"rope_type": "dynamic", "factor": 4.0}),
+    ],
+)  # fmt: skip
+def test_a_rotation_that_changes_with_the_length_is_served_up_to_where_it_changes(
+    model_type: str, stated: int, rotation: dict[str, Any]
+) -> None:
+    rotation = {"rope_theta": 1e4, **rotation}
+    before = {"original_max_position_embeddings": 64} if model_type == "phi3" else {}
+    model = make_model(model_type, max_position_embeddings=stated, rope_parameters=rotation, **before).double()
+    model.generation_config.eos_token_id = None
+    prompts = [[1, 2, 3], list(range(4, 30)), [7] * 41]
+    found = generate(model, make_tokenizer(), prompts, policy="full", sampling=Sampling())
+    for prompt, completion in zip(prompts, found, strict=True):
+        stock = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=64 - len(prompt))
+        assert [*prompt, *completion.token_ids] == stock[0].tolist()

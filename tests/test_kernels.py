@@ -23,6 +23,7 @@ from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mu
 from leanthink.engine.kernels.place import place
 from leanthink.engine.kernels.prefill import prefill_attention
 from leanthink.engine.kernels.sample import draw
+from leanthink.engine.quantized_kv import E4M3, OfLayer
 from leanthink.policies.budget import top_k_oldest_first
 from leanthink.policies.select_kernel import MAX_SLOTS
 from reference.kernels_slow import (
@@ -312,3 +313,33 @@ def test_draws_fall_where_the_uniform_numbers_lie(shape: tuple[int, int], dtype:
     assert bool(((first_N - 1e-6 <= uniforms_N) & (uniforms_N <= end_N + 1e-6)).all())
     plain_N = sampling.draw((logits.float() - largest_N1.float()) / temperature_N[:, None], uniforms_N)
     assert int((ids_N != plain_N).sum()) <= shape[0] // 64, "but for a draw at the edge of two tokens"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_fp8_is_written_as_torch_casts_and_read_as_it_stands(dtype: torch.dtype) -> None:
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("no FP8 before Ada and Hopper")
+    H, G, D, held = 4, 7, 128, torch.tensor(HELD, device="cuda")
+    starts = held.cumsum(0) - held
+    fp8 = OfLayer(100 * torch.randn(2, H, D, device="cuda"), 2.0 ** torch.randint(-4, 1, (2, H), device="cuda"))
+    kv = (100 * torch.randn(2, int(held.sum()), H, D, device="cuda")).to(dtype)
+    stored = torch.zeros(2, H, kv.shape[1], D, dtype=torch.uint8, device="cuda")
+    keys, values = stored.view(E4M3)
+    write = torch.arange(kv.shape[1], device="cuda")
+    wanted = fp8.stored(kv).transpose(1, 2)
+    append(keys, values, write, *kv, fp8)
+    assert torch.equal(stored, wanted)
+    stored.zero_()
+    qkv = torch.cat([kv[0], kv[0], kv[1]], dim=1).flatten(1)
+    place(qkv, keys, values, write, norms=None, angles=None, eps=1e-5, fp8=fp8)
+    assert torch.equal(stored, wanted)
+    numbers, last = fp8.shifted(stored, torch.float64), held - 1
+    q = torch.randn(len(held), H, G, D, device="cuda").to(dtype)
+    for splits in (1, 8):
+        got = decode_attention(q, keys, values, starts, last, 1e-3, splits=splits, fp8=fp8)
+        assert error(got, decode_attention_slow(q, *numbers, starts, last, 1e-3)) < bound(dtype)
+    placed = [(min(n, 300), start, max(n - 300, 0)) for n, start in zip(HELD, starts.tolist(), strict=True)]
+    q = torch.randn(sum(tokens for tokens, _, _ in placed), H * G, D, device="cuda").to(dtype)
+    got = prefill_attention(q, keys, values, batch_of(placed, q[None], G), 1e-3, fp8)
+    assert error(got, prefill_attention_slow(q, *numbers, placed, 1e-3)) < bound(dtype)

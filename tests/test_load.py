@@ -87,7 +87,6 @@ def test_what_the_docs_list_is_served_and_tested() -> None:
         (config_of("minimax"), "has not been tested"),
         (config_of("kimi_linear"), "latent attention"),
         (config_of("gpt2"), "has not been tested"),
-        (config_of("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), "dynamic"),
     ],
 )
 def test_other_models_are_refused_by_type_with_the_reason(config: Any, reason: str) -> None:

@@ -33,7 +33,7 @@ def test_states_have_the_sizes_of_transformers_and_the_bytes_that_are_told(
     stock = next(out[name] for name in CACHE_NAMES if name in out)
     shape = kv_shape(model.config)
     assert shape.states is not None
-    states = RecurrentStates(shape.states, rows=3, dtype=dtype, device=model.device)
+    states = RecurrentStates(shape.states, 3, dtype, model.device)
     kept = [index for index, layer in enumerate(stock.layers) if getattr(layer, "conv_states", {}).get(0) is not None]
     assert tuple(kept) == shape.states.layers
     for index in kept:
@@ -73,6 +73,7 @@ def test_a_step_that_is_taken_back_leaves_every_state_as_it_was(architecture: st
     cache, runner = engine.cache, engine.model_runner
     assert cache.recurrent is not None
     states = cache.recurrent.tensors
+    assert engine.stats().state_bytes == sum(state_LS.nbytes for state_LS in states)
     before, positions = [state_LS.clone() for state_LS in states], cache.next_positions[:3].tolist()
     runner.launch_plain(3, [], logprobs=-1)
     after = [state_LS.clone() for state_LS in states]
@@ -115,7 +116,7 @@ def test_a_step_waits_for_nothing(architecture: str) -> None:
     model = make_model(architecture).to("meta")
     shape = kv_shape(model.config).states
     assert shape is not None
-    states = RecurrentStates(shape, rows=4, dtype=model.dtype, device=model.device)
+    states = RecurrentStates(shape, 4, model.dtype, model.device)
     ids_N = torch.zeros(3, dtype=torch.int64, device="meta")
     with states.lent(model, ids_N) as given:
         logits = model(ids_N[:, None], position_ids=ids_N[:, None], **given).logits

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from leanthink.engine import causal_attention as attention
+from leanthink.engine import attention_sums, causal_attention
 from leanthink.engine.bench.memory import allocated_bytes, predicted_bytes
 from leanthink.engine.engine import Engine
 from leanthink.engine.generation import generate, rows_that_fit
@@ -79,11 +79,11 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, sinks: 
 def test_attention_by_blocks_is_that_of_all_pairs(
     window: int | None, has_sinks: bool, asked: int, seen: int, scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "SCORES", scores)
+    monkeypatch.setattr(causal_attention, "SCORES", scores)
     q = torch.randn(2, 6, asked, 4, dtype=torch.float64)
     k, v = torch.randn(2, 2, 2, seen, 4, dtype=torch.float64)
     sinks = torch.randn(6, dtype=torch.float64) if has_sinks else None
-    got = attention.causal_attention(q, k, v, 0.3, window=window, sinks_A=sinks)
+    got = causal_attention.causal_attention(q, k, v, 0.3, window=window, sinks_A=sinks)
     torch.testing.assert_close(got, plain_attention(q, k, v, window, sinks))
 
 
@@ -98,18 +98,13 @@ def test_policies_see_the_attention_that_sinks_leave(pinned: bool) -> None:
         engine.add(prompt, policy=policy, budget=budget, sampling=Sampling(max_new_tokens=20))
     seeds, row, cache = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), engine.cache
     for policy in policies:
-        while (
-            not cache.active or len(engine.running_batch.requests) == 0 or int(engine.running_batch.generated[0]) < 16
-        ):
+        while not cache.active or int(engine.running_batch.generated[0]) < 16:
             engine.step()
-        engine.evictor.accumulate_attention()
         written = engine.running_batch.ids[0, :15].tolist()
         whole_AMM = torch.tensor(attention_slow(model, [*prompt, *written]))  # of the only layer with slots
         first = len(prompt) * pinned
         held, heads = len(prompt) + 15 - first, kv_shape(model.config).kv_heads
         if policy.accumulates:
-            from leanthink.engine import attention_sums
-
             attention_sums.add(cache, [0], policy.num_queries)
         view = policy_view(cache, row, held, seeds, policy, layers=range(1))
         whole_HGMS = whole_AMM.view(heads, -1, *whole_AMM.shape[1:])[..., first:]
@@ -135,14 +130,16 @@ def test_memory_told_is_what_is_allocated(monkeypatch: pytest.MonkeyPatch) -> No
     assert windows is not None
     told = predicted_bytes(model.config, torch.float32, slots=50, rows=3)["keys_and_values"]
     assert told == engine.cache.kv_LPHTD.nbytes + allocated_bytes(windows) == 51 * per_slot + 4 * WINDOW_BYTES
-    assert engine.stats().window_bytes == allocated_bytes(windows)
+    assert engine.stats().state_bytes == allocated_bytes(windows)
     room = 3 * WINDOW_BYTES + 100 * (per_slot + 8)  # two rows, the spare one, and a position for each slot
     monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 2 * room, "SC_PAGE_SIZE": 1}.__getitem__)
     assert rows_that_fit(model, [50] * 7, [make_policy("full")]) == 2
     assert rows_that_fit(model, [51] * 7, [make_policy("full")]) == 1
     settings: dict[str, Any] = {"name": "m", "policy": "full", "budget": None, "kv_gib": room / GIB}
     assert make_engine(model, TOKENIZER, Settings(**settings, rows=2)).cache.slots == 100
-    with pytest.raises(UsageError, match=r"memory for 0 slots beside .* sliding windows.* raise kv_gib or lower rows"):
+    with pytest.raises(
+        UsageError, match=r"memory for 0 slots beside .* windows and states.* raise kv_gib or lower rows"
+    ):
         make_engine(model, TOKENIZER, Settings(**settings, rows=500))
 
 

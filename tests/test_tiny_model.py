@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import string
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -396,3 +398,25 @@ def test_training_goes_on_from_given_weights(folder: Path):
     assert torch.equal(train.first_model(Options(init="tiny")).lm_head.weight, shipped.lm_head.weight)
     with pytest.raises(DamagedFile, match="elsewhere"):
         train.first_model(Options(init="elsewhere"))
+
+
+STAND_IN = """#!/bin/sh
+echo "$@" >> said
+mkdir -p brief.work/run/final brief.work/predictors
+touch brief.work/predictors/horizon.safetensors
+"""
+
+
+def test_the_recipe_of_the_brief_model_gives_every_command_what_it_takes(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text(STAND_IN)
+    (tmp_path / "python").chmod(0o755)
+    recipe = Path(__file__).parent.parent / "examples" / "tiny-brief.sh"
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run([recipe, "brief"], env=environment, cwd=tmp_path, check=True, capture_output=True)
+    said = [line.split() for line in (tmp_path / "said").read_text().splitlines()]
+    trains, fits = (words[:3] for words in said[2:])
+    assert (trains, fits) == (["-m", "leanthink", "train"], ["bench/fit_tiny.py", "--model", "brief"])
+    for words in said[:2]:
+        assert words[:2] == ["-m", "leanthink.models.tiny.train"]
+        assert train.parse(words[2:])[0].steps is not None
+    assert (tmp_path / "brief" / "horizon.safetensors").is_file()

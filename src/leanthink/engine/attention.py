@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 
-from leanthink.engine.append import append
 from leanthink.engine.cache import SlotCache
 from leanthink.engine.causal_attention import beside_sinks, causal_attention
 from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch
 from leanthink.engine.hidden_states import joined, middle_outputs
+from leanthink.engine.layer_kv import LayerKV
 from leanthink.engine.sdpa import for_any_length
 from leanthink.utils.errors import UnsupportedModel, UsageError
 
@@ -30,8 +30,7 @@ NAME = "leanthink"
 
 def decode_attention(
     q_NHGD: Tensor,
-    keys_HTD: Tensor,
-    values_HTD: Tensor,
+    held: LayerKV,
     batch: DecodeBatch,
     scaling: float,
     sinks_HG: Tensor | None = None,
@@ -46,35 +45,34 @@ def decode_attention(
         from leanthink.engine.kernels import decode
 
         splits = decode.splits_for(q_NHGD.shape[0] * q_NHGD.shape[1], batch.largest, multiprocessors(q_NHGD.device))
+        how: dict[str, Any] = {"splits": splits, "sinks_HG": sinks_HG, "fp8": held.fp8}
         return decode.decode_attention(
-            q_NHGD, keys_HTD, values_HTD, batch.starts_N, batch.last_N, scaling, splits=splits, sinks_HG=sinks_HG
+            q_NHGD, held.keys_HTD, held.values_HTD, batch.starts_N, batch.last_N, scaling, **how
         )
     if batch.bias_U11T is None:
         rows = zip(q_NHGD, batch.starts_N.tolist(), batch.last_N.tolist(), strict=True)
-        held = [(q_HGD, slice(start, start + last + 1)) for q_HGD, start, last in rows]
-        return torch.stack(
-            [_attend(q_HGD, keys_HTD[:, at], values_HTD[:, at], None, scaling, sinks_HG) for q_HGD, at in held]
-        )
+        parts = [(q_HGD, held.kv_PHTD[:, :, start : start + last + 1]) for q_HGD, start, last in rows]
+        each = [(q_HGD, held.attended(part_PHSD, q_NHGD.dtype)) for q_HGD, part_PHSD in parts]
+        return torch.stack([_attend(q_HGD, kv_PHSD, None, scaling, sinks_HG) for q_HGD, kv_PHSD in each])
     U, size = len(batch.bias_U11T), batch.largest
-    slabs = [
-        kv_HTD[:, : U * size].reshape(-1, U, size, kv_HTD.shape[-1])[:, :, : batch.longest].transpose(0, 1)
-        for kv_HTD in (keys_HTD, values_HTD)
-    ]
+    slabs_PHTD = held.kv_PHTD[:, :, : U * size]
+    slabs_PHUTD = slabs_PHTD.reshape(2, -1, U, size, slabs_PHTD.shape[-1])[:, :, :, : batch.longest]
+    slabs_PUHTD = held.attended(slabs_PHUTD, q_NHGD.dtype).transpose(1, 2)
     q_UHGD = q_NHGD
     if batch.allocation_N is not None:
         q_UHGD = q_NHGD.new_zeros(U, *q_NHGD.shape[1:]).index_copy_(0, batch.allocation_N, q_NHGD)
-    out_UHGD = _attend(q_UHGD, slabs[0], slabs[1], batch.bias_U11T, scaling, sinks_HG)
+    out_UHGD = _attend(q_UHGD, slabs_PUHTD, batch.bias_U11T, scaling, sinks_HG)
     return out_UHGD if batch.allocation_N is None else out_UHGD[batch.allocation_N]
 
 
-def _attend(
-    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scaling: float, sinks_HG: Tensor | None
-) -> Tensor:
-    """Queries [..., H, G, D] over keys and values [..., H, T, D]."""
+def _attend(query: Tensor, kv: Tensor, bias: Tensor | None, scaling: float, sinks_HG: Tensor | None) -> Tensor:
+    """Queries [..., H, G, D] over keys and values [2, ..., H, T, D]."""
+    keys, values = kv
     if sinks_HG is None:
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scaling)
     scores = (query @ keys.mT) * scaling
-    return beside_sinks(scores if bias is None else scores + bias, sinks_HG) @ values
+    out: Tensor = beside_sinks(scores if bias is None else scores + bias, sinks_HG) @ values
+    return out
 
 
 @cache
@@ -101,7 +99,8 @@ def packed_attention(
         return prefill_attention(query, slot_cache, layer, batch, scaling, sinks_A)[0].transpose(0, 1)
     from leanthink.engine.kernels import prefill
 
-    return prefill.prefill_attention(q_SAD, slot_cache.keys(layer), slot_cache.values(layer), batch, scaling)
+    kv = slot_cache.layer(layer)
+    return prefill.prefill_attention(q_SAD, kv.keys_HTD, kv.values_HTD, batch, scaling, kv.fp8)
 
 
 def prefill_attention(
@@ -113,11 +112,11 @@ def prefill_attention(
     sinks_A: Tensor | None = None,
 ) -> Tensor:
     """The same by PyTorch, a call for each chunk, [1, H*G, S, D]."""
-    outs = []
+    outs, kv = [], slot_cache.layer(layer)
     for chunk, (_, fed) in zip(batch.chunks, batch.spans, strict=True):
         q = query[:, :, fed]
         held = slice(chunk.allocation.start, chunk.allocation.start + chunk.done + chunk.tokens)
-        keys, values = slot_cache.keys(layer)[None, :, held], slot_cache.values(layer)[None, :, held]
+        keys, values = kv.attended(kv.kv_PHTD[:, :, held], query.dtype)[:, None]
         if sinks_A is not None:
             out = causal_attention(q, keys, values, scaling, sinks_A=sinks_A)
         elif chunk.done == 0:
@@ -186,8 +185,7 @@ def slot_attention(
     if isinstance(batch, PrefillBatch):
         q_SAD = query[0].transpose(0, 1)
         return packed_attention(q_SAD, slot_cache, layer, batch, scaling, s_aux)[None].contiguous(), None
-    keys_HTD, values_HTD = slot_cache.keys(layer), slot_cache.values(layer)
-    return _decode(query, keys_HTD, values_HTD, batch, scaling, s_aux), None
+    return _decode(query, slot_cache.layer(layer), batch, scaling, s_aux), None
 
 
 def _window_attention(
@@ -206,23 +204,17 @@ def _window_attention(
         return windows.prefill(model_layer, batch, (query, key, value), scaling, sinks_A).transpose(1, 2).contiguous()
     assert batch is not None
     assert batch.windows is not None
-    keys_HTD, values_HTD = windows.layer(model_layer)
-    append(keys_HTD, values_HTD, batch.windows, key[:, :, 0], value[:, :, 0])
-    return _decode(query, keys_HTD, values_HTD, batch.windows, scaling, sinks_A)
+    held = windows.layer(model_layer)
+    held.append(batch.windows, key[:, :, 0], value[:, :, 0])
+    return _decode(query, held, batch.windows, scaling, sinks_A)
 
 
-def _decode(
-    query: Tensor,
-    keys_HTD: Tensor,
-    values_HTD: Tensor,
-    batch: DecodeBatch,
-    scaling: float,
-    sinks_A: Tensor | None,
-) -> Tensor:
+def _decode(query: Tensor, held: LayerKV, batch: DecodeBatch, scaling: float, sinks_A: Tensor | None) -> Tensor:
     """`decode_attention` as transformers has it: queries [N, H*G, 1, D], outputs [N, 1, H*G, D]."""
-    packed_NHGD = query.reshape(len(query), len(keys_HTD), -1, query.shape[-1])
-    sinks_HG = None if sinks_A is None else sinks_A.view(len(keys_HTD), -1)
-    return decode_attention(packed_NHGD, keys_HTD, values_HTD, batch, scaling, sinks_HG).flatten(1, 2)[:, None]
+    kv_heads = held.kv_PHTD.shape[1]
+    packed_NHGD = query.reshape(len(query), kv_heads, -1, query.shape[-1])
+    sinks_HG = None if sinks_A is None else sinks_A.view(kv_heads, -1)
+    return decode_attention(packed_NHGD, held, batch, scaling, sinks_HG).flatten(1, 2)[:, None]
 
 
 AttentionInterface.register(NAME, slot_attention)

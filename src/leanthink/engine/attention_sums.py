@@ -127,7 +127,7 @@ def add_prompt(cache: SlotCache, layer: int, chunk: PromptChunk, queries_AWD: Te
     start, end = chunk.allocation.start, chunk.allocation.start + chunk.done + chunk.tokens
     accumulated_HS = cache.accumulated_attention_LHT[layer][:, start:end]
     accumulated_HS[:, chunk.done :] = 0.0  # of the slots' former tokens
-    keys_11HSD = cache.keys(layer)[None, None, :, start:end]
+    keys_11HSD = cache.layer(layer).attended(cache.kv_LPHTD[layer, :1, :, start:end], cache.queries.dtype)[None]
     queries_11HGWD = queries_AWD.view(1, 1, cache.shape.kv_heads, cache.shape.group, *queries_AWD.shape[1:])
     position_S = torch.arange(end - start, device=keys_11HSD.device)
     sinks_1HG1 = _sinks(cache, range(layer, layer + 1))

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from leanthink.engine import attention_sums
-from leanthink.engine.append import append
 from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.engine.compaction import compact, move
 from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch, PromptChunk, by_allocation, prefill_batch
 from leanthink.engine.integrity import check_cache
+from leanthink.engine.layer_kv import LayerKV
+from leanthink.engine.quantized_kv import KVQuantization
 from leanthink.engine.recurrent_states import RecurrentStates
 from leanthink.engine.rings import larger_ring
 from leanthink.engine.row_assignment import FedPrompt, assign_rows
@@ -47,6 +47,7 @@ class SlotCache:
         device: where they lie.
         hidden_state_size: numbers of one token's hidden states (see `leanthink.engine.hidden_states`).
         row_slots: None, or the size that all allocations have (see `leanthink.engine.slot_allocator`).
+        quantization: how keys and values are held in FP8, a byte each; None: in `dtype`.
 
     Raises:
         UsageError: the device has no room for the slots.
@@ -62,22 +63,20 @@ class SlotCache:
         device: torch.device,
         hidden_state_size: int = 0,
         row_slots: int | None = None,
+        quantization: KVQuantization | None = None,
     ) -> None:
-        self.shape, self.slots = shape, slots
+        self.shape, self.slots, self.quantization = shape, slots, quantization
+        kv_dtype = dtype if quantization is None else torch.uint8  # whoever moves slots moves bytes
         self.allocator = SlotAllocator(slots, fixed_size=row_slots)
-        self.windows: SlidingWindows | None = None
-        self.recurrent: RecurrentStates | None = None
         try:
             # Zeros, not empty: attention multiplies what lies behind a row's length by 0, and 0 * nan is nan.
             # One slot more than anyone is given: rows without a request write there.
             sizes = (shape.layers, 2, shape.kv_heads, slots + 1, shape.head_dim)
-            self.kv_LPHTD = torch.zeros(sizes, dtype=dtype, device=device)  # P: keys, values
-            if shape.sliding_layers:
-                self.windows = SlidingWindows(shape, rows=rows, dtype=dtype, device=device)
-            if shape.states is not None:
-                self.recurrent = RecurrentStates(shape.states, rows=rows, dtype=dtype, device=device)
+            self.kv_LPHTD = torch.zeros(sizes, dtype=kv_dtype, device=device)  # P: keys, values
+            self.windows = SlidingWindows(shape, rows, dtype, device) if shape.sliding_layers else None
+            self.recurrent = RecurrentStates(shape.states, rows, dtype, device) if shape.states else None
         except RuntimeError as error:
-            size = (slots * shape.bytes_per_slot(dtype) + (rows + 1) * shape.bytes_per_state(dtype)) / 2**30
+            size = (slots * shape.bytes_per_slot(kv_dtype) + (rows + 1) * shape.bytes_per_state(dtype)) / 2**30
             raise UsageError(
                 f"{device} has no room for {slots} slots ({size:.1f} GiB of keys and values): "
                 "lower slots or max_rows, the budget or max_new_tokens"
@@ -118,15 +117,18 @@ class SlotCache:
         """Bytes of the keys and values of one token, all layers together."""
         return self.shape.bytes_per_slot(self.kv_LPHTD.dtype)
 
+    def layer(self, layer: int) -> LayerKV:
+        """Keys and values of one layer of `shape.layers`."""
+        fp8 = None if self.quantization is None else self.quantization.layer(layer)
+        return LayerKV(self.kv_LPHTD[layer], fp8)
+
     def keys(self, layer: int) -> Tensor:
-        """Keys of one layer, [H, T + 1, D]."""
-        keys_HTD: Tensor = self.kv_LPHTD[layer, 0]
-        return keys_HTD
+        """Keys of one layer, [H, T + 1, D], as they are held."""
+        return self.layer(layer).keys_HTD
 
     def values(self, layer: int) -> Tensor:
-        """Values of one layer, [H, T + 1, D]."""
-        values_HTD: Tensor = self.kv_LPHTD[layer, 1]
-        return values_HTD
+        """Values of one layer, [H, T + 1, D], as they are held."""
+        return self.layer(layer).values_HTD
 
     def require(self, requirements: CacheRequirements) -> None:
         """Make room for what a policy requires; what is held stays as it is."""
@@ -162,7 +164,7 @@ class SlotCache:
         assert self.forward_batch is None
         assert all(0 < chunk.done + chunk.tokens <= chunk.allocation.size for chunk in chunks)
         windows = () if self.windows is None else self.windows.chunks(chunks)
-        self.forward_batch = prefill_batch(chunks, self.kv_LPHTD, self.shape.group if packed else None, windows)
+        self.forward_batch = prefill_batch(chunks, self.queries, self.shape.group if packed else None, windows)
         return self.forward_batch.positions_S[None]
 
     def copy_prompt(self, source: Allocation, target: Allocation, tokens: int) -> None:
@@ -193,9 +195,8 @@ class SlotCache:
             assert bool((self.host_lengths[:n] < self.host_sizes[:n]).all()), "a row outgrew its allocation"
         fixed: dict[str, Any] = {}
         if self.allocator.fixed_size and not starts_N.is_cuda:
-            of_row_N, count = self.starts[: self.active] // self.allocator.fixed_size, len(self.allocator.allocations)
-            last_N = self.lengths[: self.active]
-            fixed = by_allocation(of_row_N, last_N, count, longest=longest, dtype=self.kv_LPHTD.dtype)
+            held = (self.starts[: self.active] // self.allocator.fixed_size, self.lengths[: self.active])
+            fixed = by_allocation(*held, len(self.allocator.allocations), longest=longest, dtype=self.queries.dtype)
         batch = DecodeBatch(
             starts_N=starts_N,
             last_N=lengths_N.clone(),
@@ -207,8 +208,7 @@ class SlotCache:
             **fixed,
         )
         if self.windows is not None:
-            windows = self.windows.decode_batch(batch, self.states[:n], next_N, packed=bool(fixed))
-            batch = replace(batch, windows=windows)
+            batch = self.windows.announced(batch, self.states[:n], next_N, packed=bool(fixed))
         self.forward_batch = batch
         return next_N[:, None].clone()
 
@@ -223,7 +223,7 @@ class SlotCache:
 
     def append(self, layer: int, batch: DecodeBatch | PrefillBatch, keys_NHD: Tensor, values_NHD: Tensor) -> None:
         """Write one token of every row, or each token of the chunks."""
-        append(self.keys(layer), self.values(layer), batch, keys_NHD, values_NHD)
+        self.layer(layer).append(batch, keys_NHD, values_NHD)
 
     def _rows(self, batch: DecodeBatch) -> Tensor:
         """Row numbers, [N]; the free one for rows without a request."""

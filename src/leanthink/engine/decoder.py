@@ -87,8 +87,7 @@ class LeanDecoder:
                     middle_NM = x_NM
                 q_NAD = self._place(layer, slot_cache, batch, normed_NM, angles_ND)
                 q_NHGD = q_NAD.view(len(x_NM), slot_cache.shape.kv_heads, -1, slot_cache.shape.head_dim)
-                keys_HTD, values_HTD = slot_cache.keys(layer.index), slot_cache.values(layer.index)
-                out_NHGD = decode_attention(q_NHGD, keys_HTD, values_HTD, batch, layer.scaling)
+                out_NHGD = decode_attention(q_NHGD, slot_cache.layer(layer.index), batch, layer.scaling)
                 x_NM, added_NM = self._finish(layer, x_NM, out_NHGD)
             x_NM, final_NM = ops.add_norm(x_NM, added_NM, self.norm, eps)
             if self.middle + 1 == len(self.layers):
@@ -206,8 +205,8 @@ class _Fused:
     def place(
         self, layer: _Layer, slot_cache: SlotCache, batch: Batch, qkv_NX: Tensor, angles_ND: Angles, eps: float
     ) -> Tensor:
-        keys_HTD, values_HTD = slot_cache.keys(layer.index), slot_cache.values(layer.index)
+        held = slot_cache.layer(layer.index)
         how: dict[str, Any] = {"norms": layer.qk_norms, "angles": angles_ND, "eps": eps}
-        q_NAD = self._place(qkv_NX, keys_HTD, values_HTD, batch.write_N, **how)
+        q_NAD = self._place(qkv_NX, held.keys_HTD, held.values_HTD, batch.write_N, fp8=held.fp8, **how)
         slot_cache.note_queries(layer.index, batch, q_NAD)
         return q_NAD

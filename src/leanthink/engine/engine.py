@@ -22,6 +22,7 @@ from leanthink.engine.eviction_recorder import Recorder
 from leanthink.engine.faults import Faults
 from leanthink.engine.hidden_states import hidden_state_size
 from leanthink.engine.known_policies import KnownPolicies
+from leanthink.engine.kv_calibration import calibrated
 from leanthink.engine.model_runner import ModelRunner, TokenScoring
 from leanthink.engine.outputs import Completion, Progress, Step
 from leanthink.engine.request import PolicyMaker, Predictor, Request, check_ids, make_requests
@@ -64,6 +65,7 @@ class Engine:
         record: fill `evicted_at`, `token_chars` and `scores` of every Completion, whether or not a request asks for it.
         graphs: whether steps are replayed as CUDA graphs; None: on a GPU.
         enable_prefix_caching: whether that is so (see `leanthink.engine.prefix_caching`).
+        kv_cache_dtype: of keys and values: "auto", the model's, or "fp8" (see `leanthink.engine.quantized_kv`).
 
     Raises:
         UsageError: an argument is out of range, or the device has no room for the slots.
@@ -84,6 +86,7 @@ class Engine:
         record: bool = False,
         graphs: bool | None = None,
         enable_prefix_caching: bool = True,
+        kv_cache_dtype: str = "auto",
     ) -> None:
         for name, given in (("slots", slots), ("rows", rows), ("prefill_tokens", prefill_tokens)):
             if isinstance(given, bool) or not isinstance(given, int) or given < 1:
@@ -91,15 +94,12 @@ class Engine:
         check_model(model)
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.tags = think_tags(tokenizer) if tags is None else tags
+        shape = kv_shape(model.config)
         self.cache = SlotCache(
-            kv_shape(model.config),
-            slots=slots,
-            rows=rows,
-            dtype=model.dtype,
-            device=model.device,
+            shape, slots=slots, rows=rows, dtype=model.dtype, device=model.device, row_slots=row_slots,
             hidden_state_size=hidden_state_size(model),
-            row_slots=row_slots,
-        )
+            quantization=calibrated(model, tokenizer, shape, kv_cache_dtype),
+        )  # fmt: skip
         self._known_policies = KnownPolicies()
         self.policies, self.columns = self._known_policies.policies, self._known_policies.columns
         found_ends = end_ids(model, tokenizer) if ends is None else ends
@@ -245,7 +245,7 @@ class Engine:
             slots_reserved=cache.allocator.used,
             slots_held=int(cache.host_lengths[:n].sum()),
             slots_of_full=sum(len(request.prompt_ids) for request in batch.requests) + generated - n,
-            state_bytes=(cache.max_rows + 1) * cache.shape.bytes_per_state(cache.kv_LPHTD.dtype),
+            state_bytes=(cache.max_rows + 1) * cache.shape.bytes_per_state(self.model.dtype),
             max_slots_per_request=cache.allocator.max_allocation,
             evictions=self.evictor.evictions,
             prefix_cache_queries=self.scheduler.prefix_cache.queries,

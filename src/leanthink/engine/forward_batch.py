@@ -78,10 +78,13 @@ class DecodeBatch:
 
 
 def prefill_batch(
-    chunks: Sequence[PromptChunk], kv_LPHTD: Tensor, group: int | None, windows: tuple[WindowChunk, ...] = ()
+    chunks: Sequence[PromptChunk], queries: Tensor, group: int | None, windows: tuple[WindowChunk, ...] = ()
 ) -> PrefillBatch:
-    """The forward over these chunks, with tables for the kernel if a group of query heads is given."""
-    device = kv_LPHTD.device
+    """The forward over these chunks, with tables for the kernel if a group of query heads is given.
+
+    `queries` [..., D] are any of the model's: of their device, dtype and head dim.
+    """
+    device = queries.device
     tokens_C, start_C, done_C = torch.tensor(
         [(chunk.tokens, chunk.allocation.start, chunk.done) for chunk in chunks], dtype=torch.int64
     ).unbind(1)
@@ -90,7 +93,7 @@ def prefill_batch(
     write_S = positions_S + start_C.repeat_interleave(tokens_C)
     tables = [torch.zeros(0, dtype=torch.int64)] * 2
     if group is not None:
-        rows = block_shape(kv_LPHTD.shape[-1], kv_LPHTD.dtype).rows
+        rows = block_shape(queries.shape[-1], queries.dtype).rows
         chunks_C4 = torch.stack([first_C, tokens_C, start_C, done_C], dim=1)
         tables = [chunks_C4.flatten(), in_blocks(tokens_C, done_C, rows, group).flatten()]
     # One copy to the device, that does not wait for it. Each but the last begins at a multiple of 16 bytes whatever the

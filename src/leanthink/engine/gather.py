@@ -22,13 +22,19 @@ def positions_held(cache: SlotCache, layers: range, slots_RS: Tensor) -> Tensor:
 
 def keys_held(cache: SlotCache, layers: range, slots_RS: Tensor) -> Tensor:
     """Keys that the heads of these layers hold in these slots, [R, L, H, S, D]."""
-    return of_slots(cache.kv_LPHTD.flatten(1, 2), layers, range(cache.shape.kv_heads), slots_RS)
+    return _numbers(cache, layers, 0, slots_RS)
 
 
 def values_held(cache: SlotCache, layers: range, slots_RS: Tensor) -> Tensor:
     """Values that the heads of these layers hold in these slots, [R, L, H, S, D]."""
+    return _numbers(cache, layers, 1, slots_RS)
+
+
+def _numbers(cache: SlotCache, layers: range, part: int, slots_RS: Tensor) -> Tensor:
+    """Keys (part 0) or values (1); of those in FP8, what they stand for."""
     H = cache.shape.kv_heads
-    return of_slots(cache.kv_LPHTD.flatten(1, 2), layers, range(H, 2 * H), slots_RS)
+    held = of_slots(cache.kv_LPHTD.flatten(1, 2), layers, range(part * H, part * H + H), slots_RS)
+    return held if cache.quantization is None else cache.quantization.numbers(held, layers, part, cache.queries.dtype)
 
 
 def latest_queries(cache: SlotCache, layers: range, rows_R: Tensor, count: int) -> Tensor:

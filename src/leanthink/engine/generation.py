@@ -13,6 +13,7 @@ from leanthink.data.think_tags import ThinkTags, think_tags
 from leanthink.engine.cache_requirements import bytes_per_slot
 from leanthink.engine.engine import Engine
 from leanthink.engine.outputs import Completion, Step
+from leanthink.engine.quantized_kv import kv_dtype
 from leanthink.engine.request import Predictor, Request, make_requests
 from leanthink.engine.sampling import Sampling
 from leanthink.models.loading import check_model, kv_shape
@@ -42,6 +43,7 @@ def generate(
     on_finish: OnFinish | None = None,
     ignore_predictor_mismatch: bool = False,
     enable_prefix_caching: bool = True,
+    kv_cache_dtype: str = "auto",
 ) -> list[Completion]:
     """Generate for each prompt, in its order; a request's tokens do not depend on what else is in the batch.
 
@@ -68,6 +70,7 @@ def generate(
         ignore_predictor_mismatch: let the predictor's file be one of another model, of which this is a relative: the
             same in another precision, quantized, or lightly trained on. A LeanThinkWarning says that it is borrowed.
         enable_prefix_caching: whether what prompts begin with alike is fed once, as far as they run at a time.
+        kv_cache_dtype: "auto": keys and values are held in the model's dtype; "fp8": in a byte each, see `Engine`.
 
     Raises:
         UsageError: an argument is out of range, or a prompt is empty or longer than the model's context.
@@ -81,8 +84,9 @@ def generate(
     choices["ignore_predictor_mismatch"] = ignore_predictor_mismatch
     options = _options(system_prompt, chat_template_kwargs, split_special_tokens)
     requests = make_requests(model, tokenizer, tags, asked, options=options, **choices)
-    how: dict[str, Any] = {"record": record, "enable_prefix_caching": enable_prefix_caching}
-    finished = each_finished(model, tokenizer, requests, tags=tags, max_rows=max_rows, **how)
+    how: dict[str, Any] = {"max_rows": max_rows, "record": record, "kv_cache_dtype": kv_cache_dtype}
+    how["enable_prefix_caching"] = enable_prefix_caching
+    finished = each_finished(model, tokenizer, requests, tags=tags, **how)
     return in_order(finished, on_finish)
 
 
@@ -96,6 +100,7 @@ def each_finished(
     max_rows: int = 64,
     record: bool = False,
     enable_prefix_caching: bool = True,
+    kv_cache_dtype: str = "auto",
 ) -> Iterator[tuple[int, Completion]]:
     """Complete these requests; yields the index and the completion of each as it finishes.
 
@@ -113,7 +118,7 @@ def each_finished(
             continue
         bounds = sorted((request.bound for request in group), reverse=True)[:max_rows]
         policies = {id(request.policy): request.policy for request in group}.values()
-        bounds = bounds[: rows_that_fit(model, bounds, policies)]
+        bounds = bounds[: rows_that_fit(model, bounds, policies, kv_cache_dtype)]
         engine = Engine(
             model,
             tokenizer,
@@ -124,6 +129,7 @@ def each_finished(
             ends=ends,
             record=record,
             enable_prefix_caching=enable_prefix_caching,
+            kv_cache_dtype=kv_cache_dtype,
         )
         for request in group:
             engine.add_request(request)
@@ -147,7 +153,7 @@ def raise_first(failed: Mapping[int, RequestFailed], count: int) -> None:
     raise first
 
 
-def rows_that_fit(model: Any, bounds: Sequence[int], policies: Iterable[Policy]) -> int:
+def rows_that_fit(model: Any, bounds: Sequence[int], policies: Iterable[Policy], kv_cache_dtype: str = "auto") -> int:
     """How many requests of these bounds, the largest first, the free memory holds under these policies; at least 1."""
     if model.device.type == "cuda":
         room = GPU_SHARE * torch.cuda.mem_get_info(model.device)[0]
@@ -155,7 +161,8 @@ def rows_that_fit(model: Any, bounds: Sequence[int], policies: Iterable[Policy])
         room = CPU_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         bounds = [bounds[0]] * len(bounds)  # as allocations of one size
     shape = kv_shape(model.config)
-    slot, state = bytes_per_slot(shape, model.dtype, policies), shape.bytes_per_state(model.dtype)
+    slot = bytes_per_slot(shape, kv_dtype(kv_cache_dtype, model.dtype), policies)
+    state = shape.bytes_per_state(model.dtype)
     needed = (held * slot + (rows + 1) * state for rows, held in enumerate(accumulate(bounds), 1))
     return max(1, sum(size <= room for size in needed))
 
@@ -195,6 +202,7 @@ def stream(
     split_special_tokens: bool = True,
     record: bool = False,
     ignore_predictor_mismatch: bool = False,
+    kv_cache_dtype: str = "auto",
 ) -> Iterator[Step]:
     """Generate for one prompt and yield each token as it comes; the last step carries the completion.
 
@@ -206,7 +214,8 @@ def stream(
     choices["ignore_predictor_mismatch"] = ignore_predictor_mismatch
     options = _options(system_prompt, chat_template_kwargs, split_special_tokens)
     (request,) = make_requests(model, tokenizer, tags, [prompt], options=options, **choices)
-    engine = Engine(model, tokenizer, slots=request.bound, rows=1, tags=tags, record=record)
+    how: dict[str, Any] = {"record": record, "kv_cache_dtype": kv_cache_dtype}
+    engine = Engine(model, tokenizer, slots=request.bound, rows=1, tags=tags, **how)
     return engine.stream_request(request)
 
 

@@ -30,7 +30,7 @@ class RecurrentStates:
         device: where they lie.
     """
 
-    def __init__(self, shape: StateShape, *, rows: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, shape: StateShape, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         self.shape, layers = shape, len(shape.layers)
         self.conv_LSCK = torch.zeros(layers, rows + 1, *shape.conv, dtype=dtype, device=device)
         # [L, S, ...], or empty where the layers have none.

@@ -10,12 +10,14 @@ S tokens fed   E tokens before a chunk
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from leanthink.engine.causal_attention import causal_attention
 from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch, PromptChunk, WindowChunk, by_allocation
+from leanthink.engine.layer_kv import LayerKV
 from leanthink.models.kv_shape import KVShape
 
 
@@ -29,18 +31,17 @@ class SlidingWindows:
         device: where they lie.
     """
 
-    def __init__(self, shape: KVShape, *, rows: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, shape: KVShape, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         self.shape, self.window, self.rows = shape, shape.window, rows
         sizes = (len(shape.sliding_layers), 2, shape.kv_heads, (rows + 1) * shape.window, shape.head_dim)
         self.kv_LPHTD = torch.zeros(sizes, dtype=dtype, device=device)
 
-    def layer(self, model_layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer of the model, each [H, T, D]."""
-        keys_HTD, values_HTD = self.kv_LPHTD[self.shape.sliding_layers.index(model_layer)].unbind(0)
-        return keys_HTD, values_HTD
+    def layer(self, model_layer: int) -> LayerKV:
+        """Keys and values of a layer of the model."""
+        return LayerKV(self.kv_LPHTD[self.shape.sliding_layers.index(model_layer)])
 
-    def decode_batch(self, slots: DecodeBatch, states_N: Tensor, next_N: Tensor, *, packed: bool) -> DecodeBatch:
-        """The step that is announced as `slots`, as sliding layers see it.
+    def announced(self, slots: DecodeBatch, states_N: Tensor, next_N: Tensor, *, packed: bool) -> DecodeBatch:
+        """The step that is announced as `slots`, with what sliding layers are told of it.
 
         Args:
             slots: what layers of full attention are told.
@@ -53,7 +54,7 @@ class SlidingWindows:
         if packed:
             longest = int(last_N.max()) + 1
             fixed = by_allocation(states_N, last_N, int(states_N.max()) + 1, longest=longest, dtype=self.kv_LPHTD.dtype)
-        return DecodeBatch(
+        windows = DecodeBatch(
             starts_N=states_N * self.window,
             last_N=last_N,
             write_N=slots.states_N * self.window + next_N % self.window,
@@ -63,6 +64,7 @@ class SlidingWindows:
             largest=self.window,
             **fixed,
         )
+        return replace(slots, windows=windows)
 
     def chunks(self, chunks: Sequence[PromptChunk]) -> tuple[WindowChunk, ...]:
         """Where these chunks of prompts, fed one after the other, are read and written."""
@@ -104,15 +106,15 @@ class SlidingWindows:
         Returns:
             Outputs [1, A, S, D].
         """
-        kept, outs = self.layer(model_layer), []
+        kept_PHTD, outs = self.layer(model_layer).kv_PHTD, []
         for chunk in batch.windows:
             query, *fed = (given[:, :, chunk.fed] for given in qkv)
             keys, values = (
                 torch.cat([kept_HTD[None, :, chunk.earlier_E], new], dim=2)
-                for kept_HTD, new in zip(kept, fed, strict=True)
+                for kept_HTD, new in zip(kept_PHTD, fed, strict=True)
             )
             outs.append(causal_attention(query, keys, values, scaling, window=self.window, sinks_A=sinks_A))
-            for kept_HTD, new in zip(kept, qkv[1:], strict=True):
+            for kept_HTD, new in zip(kept_PHTD, qkv[1:], strict=True):
                 kept_HTD[:, chunk.write_K] = new[0, :, chunk.latest]
         return torch.cat(outs, dim=2)
 

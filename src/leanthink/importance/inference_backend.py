@@ -93,6 +93,7 @@ class LoadedModel:
         predictors: for each policy that will be asked for, by name and settings, its predictor; None: the one shipped,
             if any. The name None is for the default policy of this model, which then is asked for by its own name.
         ignore_predictor_mismatch: as of `leanthink.generate`, for those of all policies.
+        kv_cache_dtype: as of `leanthink.generate`.
 
     Raises:
         UsageError: a policy is unknown, lacks a predictor, or is given one and does not rank by it.
@@ -106,8 +107,9 @@ class LoadedModel:
         predictors: Mapping[str | None, Predictor],
         *,
         ignore_predictor_mismatch: bool = False,
+        kv_cache_dtype: str = "auto",
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.kv_cache_dtype = model, tokenizer, kv_cache_dtype
         maker, how = PolicyMaker(model, tokenizer), {"ignore_predictor_mismatch": ignore_predictor_mismatch}
         made = [maker.make(name, predictor, **how) for name, predictor in predictors.items()]
         self._policies = {str(spec_of(policy)): policy for policy in made}
@@ -142,7 +144,8 @@ class LoadedModel:
             predictor=None,
             sampling=[request.sampling for request in requests],
         )
-        return each_finished(self.model, self.tokenizer, made, tags=tags, max_rows=max_rows, **how)
+        how |= {"max_rows": max_rows, "kv_cache_dtype": self.kv_cache_dtype}
+        return each_finished(self.model, self.tokenizer, made, tags=tags, **how)
 
     def label(
         self, thoughts: Sequence[Thought], horizons: tuple[int, ...], granularity: Granularity

@@ -248,16 +248,7 @@ def _why_unsupported(config: Any) -> str | None:
         return f"all its layers use a sliding window of {window} tokens, so there is nothing left to evict"
     if getattr(config, "use_bidirectional_attention", False):
         return "its attention is bidirectional"
-    return _why_rotation_unsupported(config)
-
-
-def _why_rotation_unsupported(config: Any) -> str | None:
-    """Rotations that change with the longest sequence in the batch would let one request's keys depend on another."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [entry for entry in parameters.values() if isinstance(entry, dict)]
-    kinds = {entry.get("rope_type", "default") for entry in (nested or [parameters])}
-    changing = sorted(kinds & {"dynamic", "longrope"})
-    return f"its rotary embedding ({', '.join(changing)}) changes with the length of the sequence" if changing else None
+    return None
 
 
 def kv_shape(config: Any) -> KVShape:

@@ -81,9 +81,7 @@ def _attention(engine: Engine, forward: DecodeBatch, batch: int) -> Callable[[],
     """Attention over all held slots of all layers."""
     cache, shape = engine.cache, engine.cache.shape
     q_NHGD = cache.kv_LPHTD.new_ones(batch, shape.kv_heads, shape.group, shape.head_dim)
-    return lambda: [
-        decode_attention(q_NHGD, cache.keys(layer), cache.values(layer), forward, 0.1) for layer in range(shape.layers)
-    ]
+    return lambda: [decode_attention(q_NHGD, cache.layer(layer), forward, 0.1) for layer in range(shape.layers)]
 
 
 def _between(

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from leanthink.engine.quantized_kv import OfLayer
+
 MIN_DOT = 16  # the smallest side of a tensor-core product: G is padded to it
 BLOCK_BYTES = 8192  # of keys per step
 STAGES, WARPS = 3, 2  # steps whose loads are in flight, and warps of a program
@@ -34,10 +36,10 @@ def _slots_per_split(last, row, splits, BLOCK: tl.constexpr):  # type: ignore[no
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
-    q, k, v, starts, last, sinks, out, highests, totals, scale, splits,
+    q, k, v, starts, last, sinks, out, highests, totals, scales, scale, splits,
     q_row, q_head, q_group, k_head, k_slot, v_head, v_slot,
-    SINKS: tl.constexpr, DIRECT: tl.constexpr,
-    G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
+    DIRECT: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
+    FP8: tl.constexpr, SINKS: tl.constexpr,
 ):  # fmt: skip
     """One program per row, kv head and split: softmax accumulated block by block (online softmax, arXiv 1805.02867).
 
@@ -55,6 +57,8 @@ def _attend(  # type: ignore[no-untyped-def]
     real = (g[:, None] < G) & (d[None, :] < D)
     query = tl.load(q + row * q_row + head * q_head + g[:, None] * q_group + d[None, :], mask=real, other=0.0)
     first = tl.load(starts + row)
+    if FP8:
+        scale *= tl.load(scales + head)
     t = tl.arange(0, BLOCK)
     highest = tl.full([GP], -float("inf"), tl.float32)
     total = tl.zeros([GP], tl.float32)
@@ -68,16 +72,18 @@ def _attend(  # type: ignore[no-untyped-def]
         inside = (t[:, None] < left) & (d[None, :] < D)
         slot = first + block  # 64-bit, as its products must be: a cache may have more than 2^31 numbers
         k_block, v_block = k + head * k_head + slot * k_slot, v + head * v_head + slot * v_slot
-        keys = tl.load(k_block + t[:, None] * k_slot + d[None, :], mask=inside, other=0.0)
+        keys = tl.load(k_block + t[:, None] * k_slot + d[None, :], mask=inside, other=0.0).to(query.dtype)
         scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
         scores = tl.where(t[None, :] < left, scores, -float("inf"))
         new_highest = tl.maximum(highest, tl.max(scores, 1))
         weights = tl.exp(scores - new_highest[:, None])
         shrink = tl.exp(highest - new_highest)
-        values = tl.load(v_block + t[:, None] * v_slot + d[None, :], mask=inside, other=0.0)
+        values = tl.load(v_block + t[:, None] * v_slot + d[None, :], mask=inside, other=0.0).to(query.dtype)
         weighted = weighted * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
         total = total * shrink + tl.sum(weights, 1)
         highest = new_highest
+    if FP8:
+        weighted *= tl.load(scales + tl.num_programs(1) + head)
     at = ((row * tl.num_programs(1) + head) * splits + split) * G + g
     if DIRECT:
         weighted = weighted / total[:, None]
@@ -116,6 +122,7 @@ def decode_attention(
     scaling: float,
     *,
     splits: int,
+    fp8: OfLayer | None = None,
     sinks_HG: Tensor | None = None,
 ) -> Tensor:
     """Attention of row n over slots starts_N[n], ..., starts_N[n] + last_N[n] of the cache, [N, H, G, D].
@@ -131,14 +138,16 @@ def decode_attention(
         last_N: int64, its last slot, counted from the first: 0 or more.
         scaling: factor on the dot products.
         splits: how many programs share a row (`splits_for`); the result depends on it by rounding only.
+        fp8: what keys and values in FP8 are held by.
         sinks_HG: a logit of each query head that takes part in its softmax and has no value; None: there are none.
+            Not beside FP8, whose products are shifted.
     """
     N, H, G, D = q_NHGD.shape
-    assert q_NHGD.dtype == keys_HTD.dtype == values_HTD.dtype
+    assert keys_HTD.dtype == values_HTD.dtype == (q_NHGD.dtype if fp8 is None else torch.float8_e4m3fn)
     assert q_NHGD.stride(-1) == keys_HTD.stride(-1) == values_HTD.stride(-1) == 1
     assert starts_N.is_contiguous()
     assert last_N.is_contiguous()
-    assert sinks_HG is None or sinks_HG.is_contiguous()
+    assert sinks_HG is None or (sinks_HG.is_contiguous() and fp8 is None)
     out_NHGD = torch.empty((N, H, G, D), dtype=q_NHGD.dtype, device=q_NHGD.device)
     sums_NHSGD, highests_NHSG, totals_NHSG = out_NHGD, out_NHGD, out_NHGD
     if splits > 1:
@@ -149,11 +158,10 @@ def decode_attention(
     attend: Any = _attend[(N, H, splits)]
     attend(
         q_NHGD, keys_HTD, values_HTD, starts_N, last_N, q_NHGD if sinks_HG is None else sinks_HG,
-        sums_NHSGD, highests_NHSG, totals_NHSG, scaling, splits,
+        sums_NHSGD, highests_NHSG, totals_NHSG, q_NHGD if fp8 is None else fp8.scales_PH, scaling, splits,
         *q_NHGD.stride()[:3], *keys_HTD.stride()[:2], *values_HTD.stride()[:2],
-        SINKS=sinks_HG is not None, DIRECT=splits == 1, G=G,
-        GP=max(MIN_DOT, triton.next_power_of_2(G)), D=D, DP=DP, BLOCK=block,
-        num_stages=STAGES, num_warps=WARPS,
+        DIRECT=splits == 1, G=G, GP=max(MIN_DOT, triton.next_power_of_2(G)), D=D, DP=DP, BLOCK=block,
+        FP8=fp8 is not None, SINKS=sinks_HG is not None, num_stages=STAGES, num_warps=WARPS,
     )  # fmt: skip
     if splits > 1:
         merge: Any = _merge[(N, H, G)]

@@ -12,6 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from leanthink.engine.kernels.fp8 import as_e4m3
+from leanthink.engine.quantized_kv import OfLayer
+
 
 @triton.jit
 def _product(a, b):  # type: ignore[no-untyped-def]
@@ -21,8 +24,8 @@ def _product(a, b):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _turned(  # type: ignore[no-untyped-def]
-    x, target, weight, cos, sin, eps,
-    HALF: tl.constexpr, HALFP: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr,
+    x, target, weight, cos, sin, eps, offsets, kv_scale,
+    HALF: tl.constexpr, HALFP: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """One head of one row, normed and rotated; its two halves are the coordinates of HALF points."""
     d = tl.arange(0, HALFP)
@@ -40,15 +43,18 @@ def _turned(  # type: ignore[no-untyped-def]
         turned_a = (_product(a, cos_a) - _product(b, sin_a)).to(a.dtype)
         b = (_product(b, cos_b) + _product(a, sin_b)).to(b.dtype)
         a = turned_a
+    if FP8:
+        a = as_e4m3(a, offsets + d, kv_scale, inside)
+        b = as_e4m3(b, offsets + HALF + d, kv_scale, inside)
     tl.store(target + d, a, mask=inside)
     tl.store(target + HALF + d, b, mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _place(  # type: ignore[no-untyped-def]
-    qkv, q_out, keys, values, q_weight, k_weight, cos, sin, write, eps, A, H,
+    qkv, q_out, keys, values, q_weight, k_weight, cos, sin, write, offsets, scales, eps, A, H,
     qkv_row, cos_row, keys_head, keys_slot, values_head, values_slot,
-    HALF: tl.constexpr, HALFP: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr,
+    HALF: tl.constexpr, HALFP: tl.constexpr, NORM: tl.constexpr, ROTATE: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """One program per row and head: first the query heads, then those of the keys, then those of the values."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
@@ -56,15 +62,16 @@ def _place(  # type: ignore[no-untyped-def]
     cos += row * cos_row
     sin += row * cos_row
     slot = tl.load(write + row)
+    offset, scale = offsets + (head - A) * 2 * HALF, scales + (head - A)
     if head < A:
         target = q_out + (row * A + head) * 2 * HALF
-        _turned(source, target, q_weight, cos, sin, eps, HALF, HALFP, NORM, ROTATE)
+        _turned(source, target, q_weight, cos, sin, eps, offset, scale, HALF, HALFP, NORM, ROTATE, False)
     elif head < A + H:
         target = keys + (head - A) * keys_head + slot * keys_slot
-        _turned(source, target, k_weight, cos, sin, eps, HALF, HALFP, NORM, ROTATE)
+        _turned(source, target, k_weight, cos, sin, eps, offset, scale, HALF, HALFP, NORM, ROTATE, FP8)
     else:
         target = values + (head - A - H) * values_head + slot * values_slot
-        _turned(source, target, k_weight, cos, sin, eps, HALF, HALFP, False, False)
+        _turned(source, target, k_weight, cos, sin, eps, offset, scale, HALF, HALFP, False, False, FP8)
 
 
 def place(
@@ -76,6 +83,7 @@ def place(
     norms: tuple[Tensor, Tensor] | None,
     angles: tuple[Tensor, Tensor] | None,
     eps: float,
+    fp8: OfLayer | None = None,
 ) -> Tensor:
     """Norm and rotate queries and keys, write keys and values into their slots; returns the queries [N, A, D].
 
@@ -90,13 +98,15 @@ def place(
         norms: weights [D] of the RMS norms of queries and keys, for families that have them.
         angles: cosines and sines [N, D] of the positions, as of `rotate_half`; None for a layer that does not rotate.
         eps: of the norms.
+        fp8: what a cache in FP8 holds them by.
     """
     H, _, D = keys_HTD.shape
     N, A = len(qkv_NX), qkv_NX.shape[1] // D - 2 * H
     q_weight, k_weight = norms or (qkv_NX, qkv_NX)
     cos_ND, sin_ND = angles or (qkv_NX, qkv_NX)
+    offsets_PHD, scales_PH = fp8 or (qkv_NX, qkv_NX)
     for tensor in (keys_HTD, values_HTD, q_weight, k_weight, cos_ND, sin_ND):
-        assert tensor.dtype == qkv_NX.dtype
+        assert tensor.dtype == qkv_NX.dtype or fp8 is not None
         assert tensor.stride(-1) == 1
     assert qkv_NX.stride(-1) == 1
     assert cos_ND.stride() == sin_ND.stride()
@@ -105,9 +115,10 @@ def place(
     q_NAD = torch.empty((N, A, D), dtype=qkv_NX.dtype, device=qkv_NX.device)
     launch: Any = _place[(N, A + 2 * H)]
     launch(
-        qkv_NX, q_NAD, keys_HTD, values_HTD, q_weight, k_weight, cos_ND, sin_ND, write_N, eps, A, H,
-        qkv_NX.stride(0), cos_ND.stride(0), *keys_HTD.stride()[:2], *values_HTD.stride()[:2],
+        qkv_NX, q_NAD, keys_HTD, values_HTD, q_weight, k_weight, cos_ND, sin_ND, write_N, offsets_PHD, scales_PH,
+        eps, A, H, qkv_NX.stride(0), cos_ND.stride(0), *keys_HTD.stride()[:2], *values_HTD.stride()[:2],
         HALF=D // 2, HALFP=triton.next_power_of_2(D // 2), NORM=norms is not None, ROTATE=angles is not None,
-        num_warps=1, enable_fp_fusion=False,  # a fused product and sum would not be rounded in between
+        FP8=fp8 is not None, num_warps=1,
+        enable_fp_fusion=False,  # a fused product and sum would not be rounded in between
     )  # fmt: skip
     return q_NAD

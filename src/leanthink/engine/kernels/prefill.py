@@ -18,6 +18,7 @@ from torch import Tensor
 
 from leanthink.engine.forward_batch import PrefillBatch
 from leanthink.engine.kernels.prefill_blocks import block_shape
+from leanthink.engine.quantized_kv import OfLayer
 
 LOG2_E = 1.4426950408889634
 
@@ -41,6 +42,7 @@ def _over(  # type: ignore[no-untyped-def]
         else:
             keys = tl.load(k_block, mask=d[None, :] < D, other=0.0)
             values = tl.load(v_block, mask=d[None, :] < D, other=0.0)
+        keys, values = keys.to(query.dtype), values.to(query.dtype)  # out of FP8
         scores = tl.dot(query, tl.trans(keys), input_precision="ieee")
         if MASKED:
             seen = (block + t[None, :] <= position[:, None]) & (block + t[None, :] < stop)
@@ -57,8 +59,8 @@ def _over(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
-    q, k, v, chunks, blocks, out, scale, q_token, q_head, out_token, out_head, k_head, k_slot, v_head, v_slot,
-    G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    q, k, v, chunks, blocks, out, scales, scale, q_token, q_head, out_token, out_head, k_head, k_slot, v_head, v_slot,
+    G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """One program per block of rows and kv head."""
     pair = blocks + 2 * tl.program_id(0)
@@ -70,6 +72,8 @@ def _attend(  # type: ignore[no-untyped-def]
     real = (token[:, None] < tokens) & (d[None, :] < D)
     packed = first + token  # 64-bit, as its products must be, and those of slots
     query = tl.load(q + packed[:, None] * q_token + of_head[:, None] * q_head + d[None, :], mask=real, other=0.0)
+    if FP8:
+        scale *= tl.load(scales + head)
     k += head * k_head + start * k_slot
     v += head * v_head + start * v_slot
     weighted = tl.zeros([ROWS, DP], tl.float32)
@@ -87,12 +91,19 @@ def _attend(  # type: ignore[no-untyped-def]
     weighted, total, highest = _over(
         query, k, v, weighted, total, highest, position, 0, whole, stop, scale, k_slot, v_slot, D, DP, BLOCK, False
     )
+    if FP8:
+        weighted *= tl.load(scales + tl.num_programs(1) + head)
     result = (weighted / total[:, None]).to(out.dtype.element_ty)
     tl.store(out + packed[:, None] * out_token + of_head[:, None] * out_head + d[None, :], result, mask=real)
 
 
 def prefill_attention(
-    q_SAD: Tensor, keys_HTD: Tensor, values_HTD: Tensor, batch: PrefillBatch, scaling: float
+    q_SAD: Tensor,
+    keys_HTD: Tensor,
+    values_HTD: Tensor,
+    batch: PrefillBatch,
+    scaling: float,
+    fp8: OfLayer | None = None,
 ) -> Tensor:
     """Attention of each chunk's tokens over the slots of its own allocation up to themselves, [S, A, D].
 
@@ -104,9 +115,10 @@ def prefill_attention(
         values_HTD: and its values.
         batch: the chunks, with tables for this kernel.
         scaling: factor on the dot products, above 0.
+        fp8: what keys and values in FP8 are held by.
     """
     (S, A, D), H = q_SAD.shape, len(keys_HTD)
-    assert q_SAD.dtype == keys_HTD.dtype == values_HTD.dtype
+    assert keys_HTD.dtype == values_HTD.dtype == (q_SAD.dtype if fp8 is None else torch.float8_e4m3fn)
     assert q_SAD.stride(-1) == keys_HTD.stride(-1) == values_HTD.stride(-1) == 1
     assert batch.chunks_C4 is not None
     assert batch.blocks_B2 is not None
@@ -115,9 +127,10 @@ def prefill_attention(
     shape = block_shape(D, q_SAD.dtype)
     launch: Any = _attend[(len(batch.blocks_B2), H)]
     launch(
-        q_SAD, keys_HTD, values_HTD, batch.chunks_C4, batch.blocks_B2, out_SAD, scaling * LOG2_E,
+        q_SAD, keys_HTD, values_HTD, batch.chunks_C4, batch.blocks_B2, out_SAD,
+        q_SAD if fp8 is None else fp8.scales_PH, scaling * LOG2_E,
         *q_SAD.stride()[:2], *out_SAD.stride()[:2], *keys_HTD.stride()[:2], *values_HTD.stride()[:2],
         G=A // H, D=D, DP=max(16, triton.next_power_of_2(D)), ROWS=shape.rows, BLOCK=shape.slots,
-        num_warps=shape.warps, num_stages=shape.stages,
+        FP8=fp8 is not None, num_warps=shape.warps, num_stages=shape.stages,
     )  # fmt: skip
     return out_SAD

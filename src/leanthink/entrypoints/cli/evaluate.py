@@ -85,14 +85,16 @@ class Learned:
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How often each problem is answered, and how many at a time."""
+    """How often each problem is answered, how many at a time, and in what keys and values are held."""
 
     samples: Samples = 1
     max_num_seqs: options.MaxNumSeqs = 64
     together: Together = False
     enable_prefix_caching: options.EnablePrefixCaching = True
+    kv_cache_dtype: options.KVCacheDtype = None
 
     def __post_init__(self) -> None:
+        options.check_kv_cache_dtype(self.kv_cache_dtype)
         if self.samples < 1 or self.max_num_seqs < 1:
             raise UsageError(f"--samples {self.samples}, --max-num-seqs {self.max_num_seqs}: must be 1 or more")
 
@@ -132,7 +134,7 @@ def command(
         predictors = {"full": None, None: None}
     about = {name: benchmark.about for name, benchmark in chosen.items()}
     requests = sum(slots.cells * effort.samples * len(benchmark.problems) for benchmark in chosen.values())
-    opened = where.open(model, predictors, think_tags=prompt.think_tags,
+    opened = where.open(model, predictors, think_tags=prompt.think_tags, kv_cache_dtype=effort.kv_cache_dtype,
                         ignore_predictor_mismatch=learned.ignore_predictor_mismatch)  # fmt: skip
     with opened as backend, ExitStack() as stack:
         slots = replace(slots, policies=backend.model_info.policies)
@@ -143,6 +145,7 @@ def command(
             "samples": effort.samples,
             "sampling": asdict(sampling),
             **_settings(backend, slots),
+            **({} if effort.kv_cache_dtype in (None, "auto") else {"kv_cache_dtype": "fp8"}),
         }
         settings |= chat.given | ({} if prompt.think_tags is None else {"think_tags": list(prompt.think_tags)})
         provenance = provenance_record(

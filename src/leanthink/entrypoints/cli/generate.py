@@ -78,6 +78,7 @@ def command(
     picked: ModelSampling,
     prompt: options.PromptOptions,
     where: options.DeviceOptions,
+    kv_cache_dtype: options.KVCacheDtype = None,
     output: Output,
 ) -> None:
     """Check everything that can be checked without the model, then load it and answer."""
@@ -86,6 +87,7 @@ def command(
         raise UsageError("--stream shows one prompt: give a single one, or leave --stream out")
     refuse_existing(output.trace, overwrite=output.overwrite)
     budget = slots.make(policy)
+    options.check_kv_cache_dtype(kv_cache_dtype)
     picked.make()  # what is out of range is refused before the model is loaded
     chat = prompt.make()
     loaded, tokenizer = where.load(model, prompt.think_tags)
@@ -101,7 +103,7 @@ def command(
     chosen = maker.make(policy, learned.predictor, ignore_predictor_mismatch=learned.ignore_predictor_mismatch)
     for hint in budget_hints(chosen, budget):
         say(hint)
-    asked = Asked(policy=chosen, budget=budget, sampling=sampling, chat=chat)
+    asked = Asked(policy=chosen, budget=budget, sampling=sampling, chat=chat, kv_cache_dtype=kv_cache_dtype or "auto")
     completions, shown = _answer(loaded, tokenizer, questions, asked, output)
     if output.trace is not None:
         write_completions(output.trace, completions, questions, tokenizer, asked, model=loaded, model_name=model)
@@ -120,6 +122,7 @@ def _answer(
         "policy": asked.policy,
         "budget": asked.budget,
         "sampling": asked.sampling,
+        "kv_cache_dtype": asked.kv_cache_dtype,
         "system_prompt": asked.chat.system_prompt,
         "chat_template_kwargs": asked.chat.chat_template_kwargs,
         "split_special_tokens": asked.chat.split_special_tokens,

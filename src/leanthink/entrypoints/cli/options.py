@@ -118,6 +118,15 @@ SplitSpecialTokens = Annotated[
 ]
 CACHING = "--enable-prefix-caching/--no-enable-prefix-caching"
 EnablePrefixCaching = Annotated[bool, option(CACHING, about="Compute what prompts share once.", default="on")]
+KVCacheDtype = Annotated[
+    str | None,
+    option(
+        "--kv-cache-dtype",
+        about="Keys and values: auto, as the model; fp8, in half the memory.",
+        default="auto",
+        metavar="auto|fp8",
+    ),
+]
 Json = Annotated[bool, option("--json", about="Print one JSON document on standard output.")]
 Ray = Annotated[
     str | None, option("--ray", about="Work on engines of this Ray cluster; local starts one.", metavar="ADDRESS")
@@ -232,6 +241,7 @@ class EngineOptions(DeviceOptions):
         *,
         think_tags: tuple[str, str] | None = None,
         ignore_predictor_mismatch: bool = False,
+        kv_cache_dtype: str | None = None,
     ) -> AbstractContextManager[InferenceBackend]:
         """The model with these predictors; raises UsageError and what loading raises."""
         return open_backend(
@@ -241,9 +251,17 @@ class EngineOptions(DeviceOptions):
             predictors,
             think_tags=think_tags,
             ignore_predictor_mismatch=ignore_predictor_mismatch,
+            kv_cache_dtype=kv_cache_dtype,
             ray=self.ray,
             ray_workers=self.ray_workers,
         )
+
+
+def check_kv_cache_dtype(name: str | None) -> None:
+    """Raise UsageError for a --kv-cache-dtype that there is not."""
+    from leanthink.engine.quantized_kv import check_kv_cache_dtype as check
+
+    check("auto" if name is None else name)
 
 
 def is_full(policy: str) -> bool:
@@ -289,6 +307,7 @@ def open_backend(
     *,
     think_tags: tuple[str, str] | None = None,
     ignore_predictor_mismatch: bool = False,
+    kv_cache_dtype: str | None = None,
     ray: str | None,
     ray_workers: int | None,
 ) -> Iterator[InferenceBackend]:
@@ -296,6 +315,8 @@ def open_backend(
     how: Any = {"ignore_predictor_mismatch": ignore_predictor_mismatch}
     if ray is not None:
         _check_dtype(dtype)
+        if kv_cache_dtype not in (None, "auto"):
+            raise UsageError(f"--kv-cache-dtype {kv_cache_dtype}: engines of --ray have auto; leave one of them out")
         from leanthink.integrations.ray import Engines, Source, connected
         from leanthink.models.predictor_compatibility import borrowed_note
 
@@ -310,7 +331,8 @@ def open_backend(
         raise UsageError(f"--ray-workers {ray_workers} belongs to --ray: give the address of a cluster, or local")
     from leanthink.importance.inference_backend import LoadedModel
 
-    yield LoadedModel(*load_model(model, device, dtype, think_tags), predictors, **how)
+    loaded, tokenizer = load_model(model, device, dtype, think_tags)
+    yield LoadedModel(loaded, tokenizer, predictors, kv_cache_dtype=kv_cache_dtype or "auto", **how)
 
 
 def load_model(

@@ -23,6 +23,7 @@ class Asked:
     budget: Budget | None
     sampling: Sampling
     chat: ChatOptions
+    kv_cache_dtype: str = "auto"
 
 
 def write_completions(

@@ -140,6 +140,7 @@ class Limits:
     rows: MaxNumSeqs = None
     kv_gib: KVGib = None
     max_slots: MaxSlots = None
+    kv_cache_dtype: options.KVCacheDtype = None
     max_budget: MaxBudget = None
     generation_config: GenerationConfig = None
     max_new_tokens: options.MaxNewTokens = None

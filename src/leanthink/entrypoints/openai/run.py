@@ -17,6 +17,7 @@ import uvicorn
 
 from leanthink.engine.cache_requirements import bytes_per_slot
 from leanthink.engine.engine import Engine
+from leanthink.engine.quantized_kv import kv_dtype
 from leanthink.engine.request import PolicyMaker
 from leanthink.entrypoints.openai.app import make_app
 from leanthink.entrypoints.openai.connections import BACKLOG, Connections, raise_descriptors
@@ -53,12 +54,14 @@ def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
     shape, most = kv_shape(model.config), settings.max_slots
     windows = (settings.rows + 1) * shape.bytes_per_state(model.dtype)
     room = max(0, int(kv_bytes(model.device, settings)) - windows)
-    slots = room // bytes_per_slot(shape, model.dtype, [policy])
+    slots = room // bytes_per_slot(shape, kv_dtype(settings.kv_cache_dtype, model.dtype), [policy])
     if slots < (most or 2):
         taken = f" beside {windows / GIB:.2g} GiB of windows and states" if windows else ""
         fewer = " or lower rows" if windows else ""
         raise UsageError(f"there is memory for {slots} slots{taken}, and {most or 2} are needed: raise kv_gib{fewer}")
-    engine = partial(Engine, model, tokenizer, enable_prefix_caching=settings.enable_prefix_caching)
+    how: dict[str, Any] = {"kv_cache_dtype": settings.kv_cache_dtype}
+    how["enable_prefix_caching"] = settings.enable_prefix_caching
+    engine = partial(Engine, model, tokenizer, **how)
     if most is None or model.device.type != "cpu":
         return engine(slots=slots, rows=settings.rows)
     rows = min(settings.rows, slots // most)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from leanthink.engine.quantized_kv import check_kv_cache_dtype
 from leanthink.models.prompt import PLAIN, ChatOptions
 from leanthink.policies import parse_spec
 from leanthink.policies.budget import Budget
@@ -51,6 +52,7 @@ class Settings:
             GPU, 2 GiB on a CPU.
         gpu_memory_utilization: instead, on a GPU: the share of its memory that weights, keys and values and all else
             that is on it may take together, as in vLLM.
+        kv_cache_dtype: of keys and values, as of `leanthink.generate`.
         max_model_len: most tokens of prompt and output together; None: the model's context.
         queue: most choices that wait for a row; more are refused with 429.
         limit_concurrency: most connections at a time; one more than that costs the one that has waited longest for its
@@ -87,6 +89,7 @@ class Settings:
     rows: int = 64
     kv_gib: float | None = None
     gpu_memory_utilization: float | None = None
+    kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
     queue: int = 256
     limit_concurrency: int = 1000
@@ -102,6 +105,7 @@ class Settings:
             parse_spec(self.policy)
         if self.generation_config not in GENERATION_CONFIGS:
             raise unknown("generation config", self.generation_config, GENERATION_CONFIGS)
+        check_kv_cache_dtype(self.kv_cache_dtype)
         if (self.policy == "full") != (self.budget is None):
             raise UsageError(f"policy {self.policy!r} with {self.budget}: full takes no budget, every other needs one")
         if self.budget is not None and self.budget.slots > self.max_budget:
