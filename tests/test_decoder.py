@@ -14,6 +14,7 @@ from leanthink.engine.forward_batch import PromptChunk
 from leanthink.engine.generation import generate
 from leanthink.engine.hidden_states import hidden_state_size
 from leanthink.engine.sampling import Sampling
+from leanthink.models.fingerprint import fingerprint
 from leanthink.models.loading import kv_shape
 from models import make_model, make_tokenizer
 
@@ -96,10 +97,15 @@ class Int8Weight(torch.Tensor):
     def __init__(self, codes: Tensor, scale: Tensor) -> None:
         self.codes, self.scale = codes, scale
 
+    def dequantize(self) -> Tensor:
+        return self.codes * self.scale
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.detach.default:
             return cls(args[0].codes, args[0].scale)
+        if func is torch.ops.aten.view.default:
+            raise NotImplementedError
         plain = [one.codes * one.scale if isinstance(one, cls) else one for one in args]
         return func(*plain, **(kwargs or {}))
 
@@ -120,6 +126,32 @@ def test_weights_of_another_type_in_plain_modules_go_through_the_module() -> Non
     prompts = [[5, 6, 7], [9] * 20]
     tokens = [[one.token_ids for one in generate(m, make_tokenizer(), prompts, **how)] for m in (model, rounded)]
     assert tokens[0] == tokens[1]
+    assert fingerprint(model) == fingerprint(rounded)
+
+
+def linears(model: Any) -> list[torch.nn.Linear]:
+    return [part for part in model.model.layers.modules() if isinstance(part, torch.nn.Linear)]
+
+
+def test_weights_that_the_first_forward_unpacks_are_unpacked_before_anybody_looks() -> None:
+    model, whole = make_model("qwen3"), make_model("qwen3")
+    for part in linears(model):
+        part.weight.requires_grad_(False).div_(2)
+        part.forward = partial(torch.nn.Linear.forward, part)
+
+    def unpack(root: Any, _: Any) -> None:
+        for part in linears(root):
+            part.weight.mul_(2)
+        root.ct_decompress_hook.remove()
+        del root.ct_decompress_hook
+
+    model.ct_decompress_hook = model.register_forward_pre_hook(unpack)
+    assert fingerprint(model) != fingerprint(whole)
+    assert not decoder.is_llama_like(model), "whoever replaced the forward of a module wants it to be called"
+    how: dict[str, Any] = {"policy": "full", "sampling": Sampling(max_new_tokens=40)}
+    tokens = [generate(one, make_tokenizer(), [[5, 6, 7]], **how)[0].token_ids for one in (model, whole)]
+    assert tokens[0] == tokens[1]
+    assert fingerprint(model) == fingerprint(whole)
 
 
 def test_other_families_changed_classes_and_hooked_layers_keep_their_own_forward() -> None:

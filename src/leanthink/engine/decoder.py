@@ -37,9 +37,15 @@ def is_llama_like(model: Any) -> bool:
         return False
     modules = [model, model.model, *(part for layer in model.model.layers for part in layer.modules())]
     linear = [part for part in modules if hasattr(part, "in_features")]
-    # Neither adapted nor quantised: torchao leaves the module as it is, and its weight is a tensor of another type.
-    plain = all(type(part) is nn.Linear and type(part.weight) is nn.Parameter for part in linear)
-    return plain and not any(part._forward_hooks or part._forward_pre_hooks for part in modules)
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in modules)
+    return not hooked and all(_is_plain(part, model.dtype) for part in linear)
+
+
+def _is_plain(linear: nn.Module, dtype: torch.dtype) -> bool:
+    """Neither adapted nor quantised: torchao changes a weight's type, compressed-tensors a module's forward."""
+    weight = linear.weight
+    of_torch = type(linear) is nn.Linear and type(weight) is nn.Parameter
+    return of_torch and weight.dtype == dtype and "forward" not in vars(linear)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,9 @@ def weights_of(model: Any) -> dict[str, Tensor]:
 
 
 def sample(weight: Tensor) -> Tensor:
-    """Evenly spaced numbers, bfloat16."""
+    """Evenly spaced numbers, bfloat16; those that it stands for, of a weight that torchao has quantised."""
+    if type(weight).dequantize is not Tensor.dequantize:
+        weight = weight.dequantize()
     flat = weight.detach().reshape(-1)
     at = torch.arange(SAMPLED, device=flat.device) * (len(flat) - 1) // (SAMPLED - 1)
     return flat[at].to(torch.bfloat16)

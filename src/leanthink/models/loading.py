@@ -75,7 +75,9 @@ def load(
             options = {**unpacked_gguf(), **options}
         model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=chosen, **located, **options)
     model.config._name_or_path = str(name_or_path)  # a GGUF file's is else its folder
-    return model.eval() if "device_map" in options else model.to(device).eval(), tokenizer
+    model = model.eval() if "device_map" in options else model.to(device).eval()
+    _unpack(model)
+    return model, tokenizer
 
 
 def load_tokenizer(name_or_path: str | Path) -> Any:
@@ -292,9 +294,20 @@ def as_ids(ids: int | Sequence[int] | None) -> list[int]:
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
+def _unpack(model: Any) -> None:
+    """Have compressed-tensors unpack the weights, which a hook on the model would do in its first forward.
+
+    Prompts are fed to the body alone, where that hook is not, and a model's fingerprint is asked for before.
+    """
+    if hasattr(model, "ct_decompress_hook"):
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
+
+
 def check_model(model: Any) -> None:
-    """Raise UnsupportedModel unless the bounded cache can serve this model as it is loaded."""
+    """Raise UnsupportedModel unless the bounded cache can serve this model as it is loaded; unpack what is packed."""
     check_supported(model.config)
+    _unpack(model)
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1:
         names = ", ".join(sorted(str(device) for device in devices))
