@@ -9,6 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from leanthink.models.transformers_versions import withholds_options
+
 torch.set_num_threads(1)  # these models are too small to share a step among threads
 
 VOCABULARY = 300
@@ -134,6 +136,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {  # with linear or state-space layers
     "qwen3_5_moe_text": {**DELTA, **EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
     "qwen3_next": {**DELTA, **EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
 }
+HYBRIDS = {name: facts for name, facts in HYBRIDS.items() if not withholds_options(name)}
 ARCHITECTURES |= HYBRIDS
 OTHER_MIXTURES = ("dots1", "gpt_oss", "minimax_m2", "mixtral", "olmoe")
 MIXTURES = [name for name in ARCHITECTURES if name not in HYBRIDS and (name.endswith("moe") or name in OTHER_MIXTURES)]

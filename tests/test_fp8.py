@@ -209,7 +209,7 @@ def test_what_cannot_be_had_is_refused(inside: Any) -> None:
         model.model.layers[1].self_attn.k_proj.weight[0] = torch.nan
     with pytest.raises(UsageError, match="not finite: give 'auto'"):
         Engine(model, TOKENIZER, slots=9, kv_cache_dtype="fp8")
-    with pytest.raises(UsageError, match="attention sinks.* give 'auto'"):
+    with pytest.raises(UsageError, match=r"attention sinks.* give 'auto'"):
         Engine(make_model("gpt_oss"), TOKENIZER, slots=9, kv_cache_dtype="fp8")
     for command in (["generate", "1"], ["serve"], ["eval", "--tasks", "sums", "--out", "x"]):
         refused(inside(*command, "--kv-cache-dtype", "fp4"), 2, "kv_cache_dtype 'fp4'")

@@ -137,7 +137,7 @@ def test_other_architectures_evict_alike_alone_and_in_a_batch(architecture: str,
         *((name, "qwen3") for name in ("window", "sinks", "random", "dynts", "horizon")),
         ("horizon", "gpt_oss"),
         ("horizon", "qwen3_5_text"),
-        ("random", "falcon_h1"),
+        ("random", "bamba"),
     ],
 )
 def test_eviction_equals_a_full_forward_in_which_each_token_sees_what_was_held(name: str, architecture: str) -> None:

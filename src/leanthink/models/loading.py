@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -17,7 +18,7 @@ from leanthink.models.context import context_of
 from leanthink.models.kv_shape import KVShape
 from leanthink.models.state_shape import STATE_LAYERS, state_shape
 from leanthink.models.tiny import TINY, load_tiny, weights_path
-from leanthink.models.transformers_versions import unpacked_gguf
+from leanthink.models.transformers_versions import unpacked_gguf, withholds_options
 from leanthink.utils.device import check_device
 from leanthink.utils.errors import DamagedFile, LeanThinkError, UnsupportedModel, UsageError, unknown
 from leanthink.utils.file_reading import said
@@ -240,6 +241,10 @@ def _why_unsupported(config: Any) -> str | None:
         return "some of its layers share their keys and values"
     if config.model_type not in MODEL_TYPES:
         return "its attention has not been tested with the bounded cache"
+    if withholds_options(config.model_type):
+        return (
+            f"transformers {transformers.__version__} does not tell its attention of the cache: install 5.17 or newer"
+        )
     if getattr(config, "max_position_embeddings", None) is None:
         return "its config has no max_position_embeddings"
     if layer_types is not None and not SLOT_LAYERS.union({"sliding_attention"}).intersection(layer_types):

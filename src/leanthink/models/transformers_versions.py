@@ -9,7 +9,13 @@ from typing import Any
 
 import transformers
 
+RELEASE = tuple(int(number) for number in transformers.__version__.split(".")[:2])
 CACHE_NAMES = ("cache", "past_key_values")  # what generate() calls its cache: since 5.24, and before
+
+
+def withholds_options(model_type: str) -> bool:
+    """Whether models of this type do not hand to their attention what a forward is given: until 5.17 Falcon-H1's."""
+    return model_type == "falcon_h1" and RELEASE < (5, 17)
 
 
 def filled_cache(model_kwargs: Mapping[str, Any]) -> str | None:
