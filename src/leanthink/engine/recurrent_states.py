@@ -6,7 +6,6 @@ C channels   K latest inputs of a convolution
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from leanthink.models.state_shape import StateShape
-from leanthink.models.transformers_versions import CACHE_NAMES
+from leanthink.models.transformers_versions import cache_argument
 
 
 class RecurrentStates:
@@ -80,9 +79,8 @@ class RecurrentStates:
             layer, module = cache.layers[index], model.base_model.layers[index]
             lend, put_back = self._moves(at, layer, states_N, fresh, undoable)
             hooks += [module.register_forward_pre_hook(lend), module.register_forward_hook(put_back)]
-        name = next(name for name in CACHE_NAMES if name in inspect.signature(model.forward).parameters)
         try:
-            yield {name: cache, "use_cache": True}
+            yield {cache_argument(type(model)): cache, "use_cache": True}
         finally:
             for hook in hooks:
                 hook.remove()
