@@ -16,7 +16,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from leanthink.models.state_shape import StateShape
-from leanthink.models.transformers_versions import cache_argument
+from leanthink.models.transformers_versions import CACHE_NAME
 
 
 class RecurrentStates:
@@ -80,7 +80,7 @@ class RecurrentStates:
             lend, put_back = self._moves(at, layer, states_N, fresh, undoable)
             hooks += [module.register_forward_pre_hook(lend), module.register_forward_hook(put_back)]
         try:
-            yield {cache_argument(type(model)): cache, "use_cache": True}
+            yield {CACHE_NAME: cache, "use_cache": True}
         finally:
             for hook in hooks:
                 hook.remove()

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import transformers
 
 RELEASE = tuple(int(number) for number in transformers.__version__.split(".")[:2])
-CACHE_NAMES = ("cache", "past_key_values")  # what generate() calls its cache: since 5.24, and before
-
-
-@cache
-def cache_argument(kind: Any) -> str:
-    """What the forward of this class of models calls its cache."""
-    return next(name for name in CACHE_NAMES if name in inspect.signature(kind.forward).parameters)
+CACHE_NAMES = ("cache", "past_key_values")  # what models and generate() call their cache: since 5.24, and before
+CACHE_NAME = CACHE_NAMES[RELEASE < (5, 24)]
 
 
 def withholds_options(model_type: str) -> bool:
