@@ -9,6 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from leanthink.models.transformers_versions import withholds_options
+
 torch.set_num_threads(1)  # these models are too small to share a step among threads
 
 VOCABULARY = 300
@@ -29,6 +31,22 @@ SIZES: dict[str, Any] = {
 }
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 2,
+    "mamba_chunk_size": 16,
+    "mamba_expand": 1,
+}
+DELTA: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "head_dim": 24,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 16,
+}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
@@ -84,8 +102,44 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**EXPERTS, "num_experts": 4, "head_dim": 24},
     "seed_oss": {"head_dim": 16, "attention_dropout": 0.0, "residual_dropout": 0.0},
 }
+HYBRIDS: dict[str, dict[str, Any]] = {  # with linear or state-space layers
+    "bamba": {**MAMBA, "attn_layer_indices": [1]},
+    "falcon_h1": {**MAMBA, "mamba_d_ssm": 64, "key_multiplier": 0.5},
+    "granitemoehybrid": {
+        **MAMBA,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 32,
+        "attention_multiplier": 0.25,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "lfm2_moe": {**EXPERTS, "num_experts": 4, "num_dense_layers": 1, "layer_types": ["full_attention", "conv"]},
+    "nemotron_h": {
+        **EXPERTS,
+        "head_dim": 16,
+        "layers_block_type": ["linear_attention", "full_attention", "moe", "linear_attention", "mlp"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 8,
+        "n_groups": 2,
+        "chunk_size": 16,
+        "n_routed_experts": 4,
+        "moe_shared_expert_intermediate_size": 32,
+    },
+    "olmo_hybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_5_text": {
+        **DELTA,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "num_hidden_layers": 3,
+    },
+    "qwen3_5_moe_text": {**DELTA, **EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
+    "qwen3_next": {**DELTA, **EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
+}
+HYBRIDS = {name: facts for name, facts in HYBRIDS.items() if not withholds_options(name)}
+ARCHITECTURES |= HYBRIDS
 OTHER_MIXTURES = ("dots1", "gpt_oss", "minimax_m2", "mixtral", "olmoe")
-MIXTURES = [name for name in ARCHITECTURES if name.endswith("moe") or name in OTHER_MIXTURES]
+MIXTURES = [name for name in ARCHITECTURES if name not in HYBRIDS and (name.endswith("moe") or name in OTHER_MIXTURES)]
 
 
 def make_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> Any:

@@ -13,7 +13,7 @@ from leanthink.engine import attention_sums
 from leanthink.engine.cache import SlotCache
 from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.engine.forward_batch import PromptChunk
-from leanthink.engine.hidden_states import gather_hidden_states
+from leanthink.engine.hidden_states import gather_hidden_states, store_hidden_states
 from leanthink.engine.policy_view import policy_view
 from leanthink.engine.slot_allocator import Allocation
 from leanthink.models.kv_shape import KVShape
@@ -158,7 +158,7 @@ class History:
         count = self.chance.choice([1, 1, 2, 5])
         token_scores = torch.randn(n, count, requirements.score_dims - first)
         if requirements.hidden_states:
-            cache.store_hidden_states(states)
+            store_hidden_states(cache, states)
         cache.store_token_scores(torch.arange(n), token_scores, first=first, late=late)
         for row, request in enumerate(self.slow.rows):
             self.slow.feed(request, keys[:, row, :, 0], values[:, row, :, 0], queries[:, row, :, :, 0])
@@ -395,7 +395,7 @@ def test_the_ring_of_states_shows_the_right_tokens_after_moves_and_after_it_was_
         for _ in range(steps):
             step(cache)
             last_N = cache.next_positions[: cache.active] - 1
-            cache.store_hidden_states((torch.tensor(names) + last_N)[:, None].expand(-1, STATE).float())
+            store_hidden_states(cache, (torch.tensor(names) + last_N)[:, None].expand(-1, STATE).float())
 
     def recalled(*offsets: int) -> list[list[float]]:
         return gather_hidden_states(cache, torch.arange(cache.active), offsets)[:, 0, :, 0].tolist()
@@ -489,7 +489,7 @@ def half_full(row_slots: int | None) -> SlotCache:
         take_row(cache, prompt)
     for _ in range(3):
         step(cache)
-        cache.store_hidden_states(torch.randn(4, STATE))
+        store_hidden_states(cache, torch.randn(4, STATE))
         cache.store_token_scores(torch.arange(4), torch.randn(4, 1, 2))
     cache.free_rows([1, 3])
     feed(cache, cache.allocator.allocate(5), [2])
@@ -518,7 +518,7 @@ def test_a_step_of_more_rows_than_are_active_is_a_step_of_the_active_ones(rows: 
         for layer in range(SHAPE.layers):
             cache.write(layer, queries[layer, :n], keys[layer, :n], values[layer, :n])
         cache.finish()
-        cache.store_hidden_states(states[:n])
+        store_hidden_states(cache, states[:n])
         cache.store_token_scores(torch.arange(n), token_scores[:n], first=1, late=1)
         cache.advance()
         cache.check_integrity()
@@ -532,7 +532,7 @@ def test_a_step_while_no_row_is_live_changes_only_the_spare_slot() -> None:
     cache.live.zero_()  # as while a CUDA graph is captured
     cache.start_step(4)
     write_random(cache, 4, 1)
-    cache.store_hidden_states(torch.randn(4, STATE))
+    store_hidden_states(cache, torch.randn(4, STATE))
     cache.store_token_scores(torch.arange(4), torch.randn(4, 3, 2), late=1)
     cache.live.copy_(live)
     after = everything(cache)

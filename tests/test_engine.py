@@ -85,11 +85,11 @@ def assert_empty(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("row_slots", [None, 170])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(seed: int, row_slots: int | None) -> None:
     # In float64, as a product of few rows is rounded differently from one of many: in float32 a draw that falls on the
     # border of two tokens, to seven digits, may take either.
-    architecture = ("llama", "gpt_oss", "llama", "olmo3")[seed]
+    architecture = ("llama", "gpt_oss", "llama", "olmo3", "qwen3_5_text", "bamba")[seed]
     model, policies = make_model(architecture, seed=seed).double(), make_policies(torch.float64)
     chance, shares = random.Random(seed), architecture == "llama"
     prefill = {"prefill_tokens": chance.choice([3, 16, 500])}

@@ -84,7 +84,7 @@ def poisoned(**changes: Any) -> Any:
 
 
 @ROW_SLOTS
-@pytest.mark.parametrize("architecture", ["llama", "phi3", "gpt_oss"])
+@pytest.mark.parametrize("architecture", ["llama", "phi3", "gpt_oss", "bamba"])
 def test_logits_that_are_no_numbers_end_their_own_request(row_slots: int | None, architecture: str) -> None:
     model = poisoned(architecture=architecture)
     engine = Engine(model, TOKENIZER, slots=400, rows=4, row_slots=row_slots)
@@ -302,25 +302,29 @@ def test_a_token_score_that_cannot_be_captured_runs_without_graphs() -> None:
 
 
 @ROW_SLOTS
-@pytest.mark.parametrize("architecture", ["llama", "gpt_oss"])
+@pytest.mark.parametrize(
+    ("architecture", "late"), [("llama", False), ("gpt_oss", False), ("qwen3_5_text", True), ("bamba", True)]
+)
 def test_a_forward_that_raises_ends_the_request_that_it_raises_for(
-    row_slots: int | None, architecture: str, monkeypatch: pytest.MonkeyPatch
+    row_slots: int | None, architecture: str, late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = endless(architecture=architecture).double()
     with torch.no_grad():
         model.get_output_embeddings().weight[POISON] = 0
     engine = Engine(model, TOKENIZER, slots=400, rows=4, row_slots=row_slots)
     for owner, name in ((engine.model_runner, "_decode"), (model.model, "forward")):
-        monkeypatch.setattr(owner, name, refusing(getattr(owner, name)))
+        monkeypatch.setattr(owner, name, refusing(getattr(owner, name), late=late))
     assert_only_one_failed(engine, model, "no room for a token")
 
 
-def refusing(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, but raises where it reads POISON."""
+def refusing(forward: Callable[..., Any], *, late: bool = False) -> Callable[..., Any]:
+    """The same, but raises where it reads POISON; late: when its work is done, states of other requests included."""
 
     def read(*args: Any, **kwargs: Any) -> Any:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if any(bool((tensor == POISON).any()) for tensor in tensors if not tensor.is_floating_point()):
+            if late:
+                forward(*args, **kwargs)
             raise RuntimeError("no room for a token")
         return forward(*args, **kwargs)
 

@@ -114,7 +114,9 @@ def test_attention_without_the_offsets_is_attention_with_them() -> None:
     torch.testing.assert_close(*weights, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("architecture", "row_slots"), [("llama", None), ("qwen2", 150), ("gemma3_text", None)])
+@pytest.mark.parametrize(
+    ("architecture", "row_slots"), [("llama", None), ("qwen2", 150), ("gemma3_text", None), ("bamba", None)]
+)
 def test_requests_get_what_a_cache_of_rounded_numbers_gives_alone_or_together(
     architecture: str, row_slots: int | None
 ) -> None:

@@ -8,8 +8,10 @@ from transformers import DynamicCache
 
 import leanthink.engine.running_batch
 from leanthink.data.think_tags import think_tags
+from leanthink.engine.cache import SlotCache
 from leanthink.engine.engine import Engine
 from leanthink.engine.generation import generate, split_by_bound, stream
+from leanthink.engine.hidden_states import store_hidden_states
 from leanthink.engine.outputs import Completion, Progress
 from leanthink.engine.request import make_requests
 from leanthink.engine.sampling import Sampling
@@ -92,7 +94,9 @@ def test_without_a_budget_the_tokens_are_those_of_stock_generate(architecture: s
     assert alone.slot_steps == steps * len(prompts[0]) + steps * (steps - 1) // 2
 
 
-@pytest.mark.parametrize(("temperature", "architecture"), [(0.0, "llama"), (0.9, "llama"), (0.9, "gpt_oss")])
+@pytest.mark.parametrize(
+    ("temperature", "architecture"), [(0.0, "llama"), (0.9, "llama"), (0.9, "gpt_oss"), (0.0, "lfm2")]
+)
 def test_a_request_gets_the_same_tokens_alone_and_in_any_batch(
     temperature: float, architecture: str, checked_steps: list[int]
 ) -> None:
@@ -129,7 +133,12 @@ def test_other_architectures_evict_alike_alone_and_in_a_batch(architecture: str,
 
 @pytest.mark.parametrize(
     ("name", "architecture"),
-    [*((name, "qwen3") for name in ("window", "sinks", "random", "dynts", "horizon")), ("horizon", "gpt_oss")],
+    [
+        *((name, "qwen3") for name in ("window", "sinks", "random", "dynts", "horizon")),
+        ("horizon", "gpt_oss"),
+        ("horizon", "qwen3_5_text"),
+        ("random", "bamba"),
+    ],
 )
 def test_eviction_equals_a_full_forward_in_which_each_token_sees_what_was_held(name: str, architecture: str) -> None:
     model, policy = endless(architecture), make_policies()[name]
@@ -163,7 +172,7 @@ def test_eviction_equals_a_full_forward_in_which_each_token_sees_what_was_held(n
 @pytest.mark.parametrize(("horizons", "stride"), [((4, 8, 16), 1), ((12, 16, 20), 9), ((40, 60, 80), 16)])
 @pytest.mark.parametrize("slots", [2, 16, 40])
 def test_every_token_is_scored_from_the_hidden_states_of_its_own_token_and_those_after_it(
-    slots: int, horizons: tuple[int, ...], stride: int
+    slots: int, horizons: tuple[int, ...], stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(3)
     model = endless()
@@ -180,14 +189,13 @@ def test_every_token_is_scored_from_the_hidden_states_of_its_own_token_and_those
     engine = Engine(model, TOKENIZER, slots=200, rows=3, ends=())
     cache = engine.cache
     fed: dict[tuple[int, int], torch.Tensor] = {}  # hidden states by request and position
-    remember = cache.store_hidden_states
 
-    def spy(states_NF: torch.Tensor) -> None:
-        remember(states_NF)
+    def spy(_: SlotCache, states_NF: torch.Tensor) -> None:
+        store_hidden_states(cache, states_NF)
         for row, states_F in enumerate(states_NF):
             fed[engine.running_batch.requests[row].index, int(cache.next_positions[row]) - 1] = states_F
 
-    cache.store_hidden_states = spy  # type: ignore[method-assign]
+    monkeypatch.setattr("leanthink.engine.model_runner.store_hidden_states", spy)
     for request in requests:
         engine.add_request(request)
     checked = 0

@@ -14,13 +14,14 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordLevel
-from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from leanthink.data.think_tags import think_tags
 from leanthink.engine.decoder import is_llama_like
 from leanthink.models.loading import MODEL_TYPES, check_supported, end_ids, kv_shape, load
+from leanthink.models.transformers_versions import withholds_options
 from leanthink.utils.errors import DamagedFile, UnsupportedModel, UsageError
-from models import ARCHITECTURES, CLOSE, END, MIXTURES, OPEN, make_model, make_tokenizer
+from models import ARCHITECTURES, CLOSE, END, HYBRIDS, MIXTURES, OPEN, make_model, make_tokenizer
 
 
 def config_of(model_type: str, **facts: Any) -> Any:
@@ -38,27 +39,31 @@ def saved(tmp_path: Path) -> Path:
 def test_the_listed_architectures_are_supported(architecture: str) -> None:
     model = make_model(architecture)
     check_supported(model.config)
-    shape, layer = kv_shape(model.config), model.model.layers[0].self_attn
-    attentions = [part.self_attn for part in model.model.layers]
-    windows = [getattr(part, "is_sliding", getattr(part, "sliding_window", None)) for part in attentions]
-    sliding = {index for index, window in enumerate(windows) if window}
+    shape = kv_shape(model.config)
+    attends = [part for part in model.modules() if hasattr(part, "num_key_value_groups")]
+    sliding = {part.layer_idx for part in attends if getattr(part, "is_sliding", getattr(part, "sliding_window", None))}
     assert set(shape.sliding_layers) == sliding
-    assert shape.layers + len(sliding) == len(model.model.layers)
-    assert shape.group == layer.num_key_value_groups
-    assert shape.head_dim == layer.head_dim
+    assert shape.layers + len(sliding) == len(attends)
+    assert shape.group == attends[0].num_key_value_groups
+    assert shape.head_dim == attends[0].head_dim
 
 
 def test_what_the_docs_list_is_served_and_tested() -> None:
     root = Path(__file__).parent.parent
     section = (root / "docs" / "python.md").read_text().partition("## Models")[2].partition("\n## ")[0]
-    found = re.findall(r"^\| (dense|mixtures of experts) \|(.*)$", section, re.MULTILINE)
+    found = re.findall(
+        r"^\| (dense|mixtures of experts|with linear or state-space layers) \|(.*)$", section, re.MULTILINE
+    )
     rows = {kind: re.findall(r"`(\w+)`", cells) for kind, cells in found}
     assert rows["mixtures of experts"] == sorted(MIXTURES)
-    assert rows["dense"] == sorted(set(MODEL_TYPES) - set(MIXTURES))
-    assert set(MODEL_TYPES) == set(ARCHITECTURES)
+    served = [name for name in MODEL_TYPES if not withholds_options(name)]
+    hybrids = rows["with linear or state-space layers"]
+    assert [name for name in hybrids if name in served] == sorted(HYBRIDS)
+    assert rows["dense"] == sorted(set(MODEL_TYPES) - {*MIXTURES, *hybrids})
+    assert set(served) == set(ARCHITECTURES)
     assert f"[{len(MODEL_TYPES)} types]" in (root / "README.md").read_text()
     lean = re.findall(r"`(\w+)`", section.partition("|\n\n")[2].partition(" decode by")[0])
-    assert sorted(lean) == [name for name in sorted(MODEL_TYPES) if is_llama_like(make_model(name))]
+    assert sorted(lean) == [name for name in sorted(served) if is_llama_like(make_model(name))]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +86,8 @@ def test_what_the_docs_list_is_served_and_tested() -> None:
         ),
         (config_of("deepseek_v3"), "latent attention"),
         (config_of("t5"), "encoder-decoder"),
-        (config_of("qwen3_next"), "linear_attention"),
+        (config_of("granitemoehybrid"), "none of its layers has attention"),
+        (config_of("minimax"), "has not been tested"),
         (config_of("gpt2"), "has not been tested"),
     ],
 )
@@ -101,6 +107,20 @@ def test_a_saved_model_loads_in_evaluation_mode_and_the_dtype_asked_for(saved: P
     assert (model.dtype, model.training) == (torch.float32, False)
     assert tokenizer("a</think>").input_ids[-1] == CLOSE
     assert load(str(saved), device="cpu", dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_5", "qwen3_5_moe"])
+def test_of_a_checkpoint_that_also_sees_the_text_model_is_loaded(model_type: str, tmp_path: Path) -> None:
+    text = make_model(f"{model_type}_text").config.to_dict()
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 64}
+    torch.manual_seed(0)
+    whole = AutoModelForImageTextToText.from_config(config_of(model_type, text_config=text, vision_config=vision))
+    whole.eval().save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    model, ids = load(tmp_path, device="cpu")[0], torch.arange(12)[None]
+    assert model.config.model_type == f"{model_type}_text"
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, whole(input_ids=ids).logits)
 
 
 def test_an_unsupported_model_is_refused_before_its_weights_are_read(saved: Path) -> None:

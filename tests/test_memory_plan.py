@@ -157,3 +157,33 @@ def test_what_cannot_be_planned_is_refused_with_the_fix(options: str, words: lis
 def test_a_plan_needs_a_budget() -> None:
     with pytest.raises(UsageError, match="no budget"):
         planned(config_for("tiny"), budgets=[])
+
+
+def test_states_of_linear_layers_count_for_each_request_and_are_those_of_the_docs() -> None:
+    budget = [Budget(slots=4096, recent_window=0)]
+    found: dict[str, list[MemoryPlan]] = {}
+    for shape in ("qwen3.5-27b", "qwen3.5-35b-a3b"):
+        found[shape] = [
+            planned(config_for(shape), gib=80, workload=replace(USUAL, max_tokens=tokens), budgets=budget)
+            for tokens in (32768, 131072)
+        ]
+    short, _ = found["qwen3.5-27b"]
+    # 2 x 16 layers x 4 heads x 256 numbers x 2 bytes; of 48 layers 2 x 16 x 128 + 48 x 128 channels and 48 matrices
+    assert short.bytes_per_token == 65536
+    assert short.bytes_per_state == 48 * (4 * 10240 * 2 + 48 * 128 * 128 * 4)
+    assert short.rows[0].bytes_per_request == 32768 * (65536 + 8) + short.bytes_per_state
+    told = (Path(__file__).parent.parent / "docs" / "python.md").read_text()
+    for shape, (short, long) in found.items():
+        full, with_budget = zip(short.rows, long.rows, strict=True)
+        assert with_budget[0] == with_budget[1]
+        slots = [f"{(row.bytes_per_request - short.bytes_per_state) / GIB:.2f}" for row in (*full, with_budget[0])]
+        cells = [
+            f"`{shape}`",
+            f"{short.weight_bytes / GIB:.1f} GiB",
+            f"{short.bytes_per_state / 2**20:.0f} MiB",
+            f"{slots[0]} / {slots[1]} GiB",
+            f"{slots[2]} GiB",
+            f"{full[0].requests} / {full[1].requests}",
+            str(with_budget[0].requests),
+        ]
+        assert f"| {' | '.join(cells)} |" in told, cells

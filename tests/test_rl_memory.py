@@ -38,7 +38,7 @@ from leanthink.rl.rollouts import EngineRollouts
 from leanthink.rl.run_model import shape_of
 from leanthink.rl.run_needs import longest_prompt, needs_of, step_size
 from leanthink.utils.errors import LeanThinkWarning, UsageError
-from models import ARCHITECTURES, MIXTURES, make_model, make_tokenizer
+from models import ARCHITECTURES, HYBRIDS, MIXTURES, make_model, make_tokenizer
 from rl_runs import TEMPLATE, make_trainer, settings
 
 # The embedded reasoner: 8 layers, hidden size 384, 6 heads and 2 kv heads of 64, 1152 inside, 264 words in one table.
@@ -165,7 +165,7 @@ def kept_for_backward(model: Any, rows: int, tokens: int, autocast: torch.dtype 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in MIXTURES])
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in {*MIXTURES, *HYBRIDS}])
 def test_a_trace_without_memory_finds_what_a_forward_keeps(
     architecture: str, autocast: torch.dtype | None, attention: str
 ) -> None:
@@ -191,12 +191,13 @@ def test_what_cannot_be_traced_ends_no_run(tmp_path: Path, capfd: pytest.Capture
     assert capfd.readouterr().err == ""
 
 
-def test_a_mixture_that_has_no_trace_is_left_out_without_a_word(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "qwen3_5_text"])  # experts in float32, layers of several kinds
+def test_what_has_no_trace_is_left_out_without_a_word(
+    architecture: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with torch.device("meta"):
-        shape = AutoModelForCausalLM.from_config(make_model("qwen3_moe").config)
-    assert run_needs._update_bytes(settings(tmp_path), shape, shape, 100) is None  # experts in float32 have none
+        shape = AutoModelForCausalLM.from_config(make_model(architecture).config)
+    assert run_needs._update_bytes(settings(tmp_path), shape, shape, 100) is None
     assert capfd.readouterr() == ("", "")
 
 

@@ -130,14 +130,16 @@ def test_memory_told_is_what_is_allocated(monkeypatch: pytest.MonkeyPatch) -> No
     assert windows is not None
     told = predicted_bytes(model.config, torch.float32, slots=50, rows=3)["keys_and_values"]
     assert told == engine.cache.kv_LPHTD.nbytes + allocated_bytes(windows) == 51 * per_slot + 4 * WINDOW_BYTES
-    assert engine.stats().window_bytes == allocated_bytes(windows)
+    assert engine.stats().state_bytes == allocated_bytes(windows)
     room = 3 * WINDOW_BYTES + 100 * (per_slot + 8)  # two rows, the spare one, and a position for each slot
     monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 2 * room, "SC_PAGE_SIZE": 1}.__getitem__)
     assert rows_that_fit(model, [50] * 7, [make_policy("full")]) == 2
     assert rows_that_fit(model, [51] * 7, [make_policy("full")]) == 1
     settings: dict[str, Any] = {"name": "m", "policy": "full", "budget": None, "kv_gib": room / GIB}
     assert make_engine(model, TOKENIZER, Settings(**settings, rows=2)).cache.slots == 100
-    with pytest.raises(UsageError, match=r"memory for 0 slots beside .* sliding windows.* raise kv_gib or lower rows"):
+    with pytest.raises(
+        UsageError, match=r"memory for 0 slots beside .* windows and states.* raise kv_gib or lower rows"
+    ):
         make_engine(model, TOKENIZER, Settings(**settings, rows=500))
 
 

@@ -10,9 +10,11 @@ import torch
 
 
 def held(model: Any, layers: Sequence[Any]) -> list[Any]:
-    """Those of these layers that hold slots."""
+    """Those of these layers, all of the model's or those with attention, that hold slots."""
     types = getattr(model.config, "layer_types", None) or ["full_attention"] * len(layers)
-    return [layer for layer, layer_type in zip(layers, types, strict=True) if layer_type == "full_attention"]
+    if len(layers) < len(types):
+        types = [layer_type for layer_type in types if layer_type in ("full_attention", "hybrid", "sliding_attention")]
+    return [layer for layer, found in zip(layers, types, strict=True) if found in ("full_attention", "hybrid")]
 
 
 def attention_slow(model: Any, token_ids: Sequence[int]) -> list[list[list[float]]]:

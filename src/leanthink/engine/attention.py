@@ -7,7 +7,7 @@ V vocabulary
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -240,9 +240,9 @@ def decode(model: Any, slot_cache: SlotCache, ids_N: Tensor, positions_N1: Tenso
     caught: list[Tensor] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
     try:
-        with _announced(model, slot_cache), middle_outputs(model) as middle:
+        with _announced(model, slot_cache), middle_outputs(model) as middle, _states(model, slot_cache) as given:
             logits: Tensor = model(
-                input_ids=ids_N[:, None], position_ids=positions_N1, use_cache=False, slot_cache=slot_cache
+                input_ids=ids_N[:, None], position_ids=positions_N1, slot_cache=slot_cache, **given
             ).logits
     finally:
         hook.remove()
@@ -250,9 +250,24 @@ def decode(model: Any, slot_cache: SlotCache, ids_N: Tensor, positions_N1: Tenso
 
 
 def prefill(model: Any, slot_cache: SlotCache, ids_1S: Tensor, positions_1S: Tensor) -> None:
-    """Feed chunks of prompts, announced by `start_prefill`: only their keys and values are wanted."""
-    with _announced(model, slot_cache), for_any_length():
-        model.base_model(input_ids=ids_1S, position_ids=positions_1S, use_cache=False, slot_cache=slot_cache)
+    """Feed chunks of prompts, announced by `start_prefill`: only their keys and values, and states, are wanted."""
+    with _announced(model, slot_cache), for_any_length(), _states(model, slot_cache) as given:
+        model.base_model(input_ids=ids_1S, position_ids=positions_1S, slot_cache=slot_cache, **given)
+
+
+def _states(model: Any, slot_cache: SlotCache) -> AbstractContextManager[dict[str, Any]]:
+    """What else transformers' forward is given, so that linear and state-space layers go on from their states.
+
+    A step that is captured as a graph cannot be taken back: graphs raise nothing when they are replayed.
+    """
+    states, batch = slot_cache.recurrent, slot_cache.forward_batch
+    if states is None:
+        return nullcontext({"use_cache": False})
+    if isinstance(batch, DecodeBatch):
+        return states.lent(model, batch.states_N, undoable=batch.longest > 0)
+    assert batch is not None
+    (chunk,) = batch.chunks
+    return states.lent(model, slot_cache.indices([chunk.allocation.state_index]), fresh=chunk.done == 0)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch, PromptChun
 from leanthink.engine.integrity import check_cache
 from leanthink.engine.layer_kv import LayerKV
 from leanthink.engine.quantized_kv import KVQuantization
+from leanthink.engine.recurrent_states import RecurrentStates
 from leanthink.engine.rings import larger_ring
 from leanthink.engine.row_assignment import FedPrompt, assign_rows
 from leanthink.engine.sliding_windows import SlidingWindows
@@ -73,6 +74,7 @@ class SlotCache:
             sizes = (shape.layers, 2, shape.kv_heads, slots + 1, shape.head_dim)
             self.kv_LPHTD = torch.zeros(sizes, dtype=kv_dtype, device=device)  # P: keys, values
             self.windows = SlidingWindows(shape, rows, dtype, device) if shape.sliding_layers else None
+            self.recurrent = RecurrentStates(shape.states, rows, dtype, device) if shape.states else None
         except RuntimeError as error:
             size = (slots * shape.bytes_per_slot(kv_dtype) + (rows + 1) * shape.bytes_per_state(dtype)) / 2**30
             raise UsageError(
@@ -272,6 +274,8 @@ class SlotCache:
         """Account on the host for a step of all active rows."""
         self.host_lengths[: self.active] += 1
         self.host_waiting[: self.active] += 1
+        if self.recurrent is not None:
+            self.recurrent.settle()
 
     def rewind(self, next_positions: Sequence[int]) -> None:
         """Forget a step that the host has not accounted for; `next_positions` are those of the active rows before it.
@@ -282,11 +286,8 @@ class SlotCache:
         self.lengths[:n] = self.host_lengths[:n].to(self.lengths.device)
         self.next_positions[:n] = torch.tensor(next_positions, device=self.lengths.device)
         self.live[:n] = 1
-
-    def store_hidden_states(self, hidden_NF: Tensor) -> None:
-        """Keep the hidden states of the tokens just fed, in a ring for each row: position p at p modulo its size."""
-        at_N = (self.next_positions[: len(hidden_NF)] - 1) % self.requirements.hidden_states
-        self.hidden_states[self.row_N, at_N] = hidden_NF
+        if self.recurrent is not None:
+            self.recurrent.rewind()
 
     def store_token_scores(self, rows_R: Tensor, scores_RSC: Tensor, *, first: int = 0, late: int = 0) -> None:
         """Attach scores, from column `first` on, to S tokens of each row: the one `late` before its last, and older.

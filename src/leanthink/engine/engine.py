@@ -53,8 +53,8 @@ class Engine:
     Args:
         model: a causal language model of transformers, in evaluation mode.
         tokenizer: its tokenizer.
-        slots: of the cache; the keys and values of one, allocated here, take `bytes_per_slot` of `kv_shape`, sliding
-            windows its `bytes_per_state` for each row and one more. What policies require beside them is allocated when
+        slots: of the cache; the keys and values of one, allocated here, take `bytes_per_slot` of `kv_shape`, windows
+            and states `bytes_per_state` for each row and one more. What policies require beside them is allocated when
             their first request is added; `bytes_per_slot` of `leanthink.engine.cache_requirements` counts both.
         rows: most requests that decode at a time.
         row_slots: None: a request reserves its bound. A number: every request reserves so many slots, which on a CPU
@@ -245,7 +245,7 @@ class Engine:
             slots_reserved=cache.allocator.used,
             slots_held=int(cache.host_lengths[:n].sum()),
             slots_of_full=sum(len(request.prompt_ids) for request in batch.requests) + generated - n,
-            window_bytes=0 if cache.windows is None else cache.windows.kv_LPHTD.nbytes,
+            state_bytes=(cache.max_rows + 1) * cache.shape.bytes_per_state(self.model.dtype),
             max_slots_per_request=cache.allocator.max_allocation,
             evictions=self.evictor.evictions,
             prefix_cache_queries=self.scheduler.prefix_cache.queries,

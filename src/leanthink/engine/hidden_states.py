@@ -47,6 +47,12 @@ def joined(final_NM: Tensor, middle_NM: Tensor) -> Tensor:
     return torch.cat([final_NM, middle_NM], dim=-1)
 
 
+def store_hidden_states(cache: SlotCache, hidden_NF: Tensor) -> None:
+    """Keep the hidden states of the tokens just fed, in a ring for each row: position p at p modulo its size."""
+    at_N = (cache.next_positions[: len(hidden_NF)] - 1) % cache.requirements.hidden_states
+    cache.hidden_states[cache.row_N, at_N] = hidden_NF
+
+
 def gather_hidden_states(cache: SlotCache, rows_R: Tensor, offsets: tuple[int, ...], count: int = 1) -> Tensor:
     """What the cache keeps of S = `count` tokens of each row, [R, S, O, F]: the hidden states of those at `offsets`.
 

@@ -52,8 +52,11 @@ def calibrated(model: Any, tokenizer: Any, shape: KVShape, kv_cache_dtype: str) 
     reach = max(0, min(context_of(model.config), REACH) - PIECE)
     first_C = torch.tensor([0, *(reach >> back for back in range(PIECES - 2, -1, -1))], device=model.device)
     with torch.inference_mode():
-        positions_1S = cache.start_prefill(chunks) + first_C.repeat_interleave(PIECE)
-        attention.prefill(model, cache, ids_S[None], positions_1S)
+        together = PIECES if cache.recurrent is None else 1  # a recurrence would run on from one piece into the next
+        for at in range(0, PIECES, together):
+            some = slice(at, at + together)
+            positions_1S = cache.start_prefill(chunks[some]) + first_C[some].repeat_interleave(PIECE)
+            attention.prefill(model, cache, ids_S[None, at * PIECE : some.stop * PIECE], positions_1S)
     if cache.sinks:
         raise UsageError(
             f"kv_cache_dtype={kv_cache_dtype!r}: this model has attention sinks, and keys in FP8 are shifted against "

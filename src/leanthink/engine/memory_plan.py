@@ -78,7 +78,7 @@ class MemoryPlan:
         shape: what a token writes.
         bytes_per_token: of its keys and values.
         bytes_per_slot: the same with what policy `horizon` remembers beside it, the most of all policies.
-        bytes_per_state: what a request takes beside its slots: the sliding windows of layers that have one.
+        bytes_per_state: what a request takes beside its slots: sliding windows, states of linear or state-space layers.
         weight_bytes: of the model and of a predictor with an index set for each kv head.
         kv_bytes: for slots: of what the weights leave the share that an engine takes; steps and CUDA graphs need the
             rest.

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from leanthink.engine import attention, decoder
 from leanthink.engine.cache import SlotCache
 from leanthink.engine.forward_batch import PromptChunk
-from leanthink.engine.hidden_states import gather_hidden_states
+from leanthink.engine.hidden_states import gather_hidden_states, store_hidden_states
 from leanthink.engine.sampling import NO_TOKEN, Sampler, Uses, log_probabilities
 from leanthink.policies import Policy
 
@@ -132,7 +133,15 @@ class ModelRunner:
             self.cache.store_token_scores(part_R, scores_RSC, first=column, late=policy.offsets[-1])
 
     def prefill(self, token_ids: Sequence[int], chunks: Sequence[PromptChunk]) -> None:
-        """One forward over these chunks of prompts, whose tokens follow one another."""
+        """One forward over these chunks of prompts, whose tokens follow one another.
+
+        One for each chunk where layers keep states: a recurrence would run on from one prompt into the next.
+        """
+        if self.cache.recurrent is not None and len(chunks) > 1:
+            ids = iter(token_ids)
+            for chunk in chunks:
+                self.prefill(list(islice(ids, chunk.tokens)), [chunk])
+            return
         ids_1S = self.cache.indices(token_ids)[None]
         positions_1S = self.cache.start_prefill(chunks, packed=self.packs_prompts)
         if self.lean is not None and self.packs_prompts:
@@ -164,7 +173,7 @@ class ModelRunner:
             cache.note_token_ids(self.last_ids[:rows])
         hidden_NF, logits_NV = self._decode(cache, self.last_ids[:rows], positions_N1)
         if cache.requirements.hidden_states:
-            cache.store_hidden_states(hidden_NF)
+            store_hidden_states(cache, hidden_NF)
         for policy, column, rows_R in scoring:
             self.score_tokens(policy, column, rows_R)
         counts_N = cache.next_positions[:rows] - cache.prompt_lengths[:rows]

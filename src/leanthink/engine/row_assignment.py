@@ -38,6 +38,8 @@ def assign_rows(cache: SlotCache, prompts: Sequence[FedPrompt]) -> None:
         facts.append([start, tokens - 1, tokens, tokens - 1, 1, fixed, tokens - 1, allocation.state_index])
         cache.host_lengths[row], cache.host_pinned[row], cache.host_sizes[row] = tokens - 1, fixed, allocation.size
         cache.positions[:, :, start : start + tokens] = places[:tokens]
+        if cache.recurrent is not None and tokens == 1:  # nothing was fed yet
+            cache.recurrent.clear(allocation.state_index)
         if cache.requirements.token_ids:
             cache.token_ids[start : start + len(token_ids)] = cache.indices(token_ids)
     cache.host_waiting[rows] = 0

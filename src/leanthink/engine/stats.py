@@ -17,7 +17,8 @@ class EngineStats:
         slots_reserved: slots that running requests have reserved: their bounds.
         slots_held: slots that decoding requests hold now.
         slots_of_full: slots that full caches would hold in their place.
-        window_bytes: of the sliding windows of all rows, which are there whatever runs; 0 for a model without.
+        state_bytes: of the sliding windows, or the linear or state-space layers' states, of all rows, which are there
+            whatever runs; 0 for a model without.
         max_slots_per_request: most slots that one request can have.
         evictions: of all requests so far.
         prefix_cache_queries: prompt tokens of all requests that began to decode so far.
@@ -31,7 +32,7 @@ class EngineStats:
     slots_reserved: int = 0
     slots_held: int = 0
     slots_of_full: int = 0
-    window_bytes: int = 0
+    state_bytes: int = 0
     max_slots_per_request: int = 0
     evictions: int = 0
     prefix_cache_queries: int = 0

@@ -21,7 +21,7 @@ _SHAPE_FIELDS = (
     "num_attention_heads",
     "num_key_value_heads",
 )
-_FINAL_NORMS = ("norm", "final_layernorm", "ln_f")
+_FINAL_NORMS = ("norm", "final_layernorm", "ln_f", "norm_f", "embedding_norm")
 SAMPLED = 64  # numbers of each weight: training moves all of them, if only a little
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from leanthink.models.state_shape import StateShape
 from leanthink.policies.policy import Granularity
 
 
@@ -13,7 +14,8 @@ from leanthink.policies.policy import Granularity
 class KVShape:
     """What a model writes into slots per token: `layers` x `kv_heads` keys and values of `head_dim` numbers.
 
-    Its layers with a sliding window hold no slots, but what the latest tokens of each request wrote.
+    Its layers with a sliding window hold no slots, but what the latest tokens of each request wrote; linear and
+    state-space layers hold a state of each request.
 
     Attributes:
         layers: those of full attention, whose keys and values lie in slots.
@@ -23,6 +25,7 @@ class KVShape:
         slot_layers: which of the model's layers they are, ascending; None: all that it has.
         sliding_layers: which of them have a sliding window, ascending.
         window: how many tokens these attend to, their own included.
+        states: of its linear and state-space layers; None: it has none.
     """
 
     layers: int
@@ -32,6 +35,7 @@ class KVShape:
     slot_layers: tuple[int, ...] | None = None
     sliding_layers: tuple[int, ...] = ()
     window: int = 0
+    states: StateShape | None = None
 
     def __post_init__(self) -> None:
         assert self.slot_layers is None or len(self.slot_layers) == self.layers
@@ -47,8 +51,9 @@ class KVShape:
         return 2 * self.layers * self.kv_heads * self.head_dim * dtype.itemsize
 
     def bytes_per_state(self, dtype: torch.dtype) -> int:
-        """Bytes that a request takes beside its slots, whatever its length: a window of keys and values."""
-        return 2 * len(self.sliding_layers) * self.window * self.kv_heads * self.head_dim * dtype.itemsize
+        """Bytes that a request takes beside its slots, whatever its length: a window of keys and values, and states."""
+        windows = 2 * len(self.sliding_layers) * self.window * self.kv_heads * self.head_dim * dtype.itemsize
+        return windows + (0 if self.states is None else self.states.bytes_per_request(dtype))
 
     def num_sets(self, granularity: Granularity) -> int:
         """Index sets of a granularity: one for the model, one a layer, or one a kv head, layer by layer."""

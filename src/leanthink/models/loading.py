@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
@@ -10,23 +10,29 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from leanthink.models.context import context_of
 from leanthink.models.kv_shape import KVShape
+from leanthink.models.state_shape import STATE_LAYERS, state_shape
 from leanthink.models.tiny import TINY, load_tiny, weights_path
-from leanthink.models.transformers_versions import unpacked_gguf
+from leanthink.models.transformers_versions import unpacked_gguf, withholds_options
 from leanthink.utils.device import check_device
 from leanthink.utils.errors import DamagedFile, LeanThinkError, UnsupportedModel, UsageError, unknown
 from leanthink.utils.file_reading import said
 
 MODEL_TYPES = (  # each of them stands among the architectures of tests/models.py, which all tests of models go through
-    "afmoe", "apertus", "cohere2", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "gemma3_text",
-    "glm4", "glm4_moe", "gpt_oss", "granite", "granitemoe", "hunyuan_v1_dense", "hunyuan_v1_moe", "llama",
-    "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "olmo2", "olmo3", "olmoe", "phi3", "phimoe", "qwen2",
-    "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
+    "afmoe", "apertus", "bamba", "cohere2", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe",
+    "falcon_h1", "gemma3_text", "glm4", "glm4_moe", "gpt_oss", "granite", "granitemoe", "granitemoehybrid",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "lfm2", "lfm2_moe", "llama", "minimax_m2", "ministral", "ministral3",
+    "mistral", "mixtral", "nemotron_h", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "phi3", "phimoe", "qwen2",
+    "qwen2_moe", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "seed_oss", "smollm3",
 )  # fmt: skip
+SLOT_LAYERS = frozenset({"full_attention", "hybrid"})  # whose keys and values lie in slots
+SERVED_LAYERS = SLOT_LAYERS | STATE_LAYERS | {"sliding_attention", "mlp", "moe"}
+WITH_VISION = ("qwen3_5", "qwen3_5_moe")
 DType = torch.dtype | Literal["auto"] | None
 
 
@@ -106,9 +112,19 @@ def load_config(name_or_path: str | Path, *, also: Sequence[str] = ()) -> Any:
 def _read_config(name: str, options: dict[str, Any]) -> Any:
     file = options.get("gguf_file")
     if file is None:
-        return AutoConfig.from_pretrained(name, **options)
+        return _text_part(AutoConfig.from_pretrained(name, **options))
     modified = (Path(name) / file).stat().st_mtime_ns
     return deepcopy(_gguf_config(name, modified, **options))
+
+
+def _text_part(config: Any) -> Any:
+    """The config of the text model, which transformers loads alone from a checkpoint that holds a vision tower, too."""
+    if config.model_type not in WITH_VISION:
+        return config
+    text = config.get_text_config()
+    if getattr(config, "quantization_config", None) is not None:
+        text.quantization_config = config.quantization_config
+    return text
 
 
 @lru_cache(maxsize=1)
@@ -204,13 +220,14 @@ def check_supported(config: Any) -> None:
     if reason is not None:
         raise UnsupportedModel(
             f"model type {config.model_type!r} is not supported: {reason}. LeanThink serves decoders with layers of "
-            f"full attention, and others with a sliding window beside them, of the types {', '.join(MODEL_TYPES)}"
+            "full attention, and others with a sliding window, linear attention or a state space beside them, of the "
+            f"types {', '.join(MODEL_TYPES)}"
         )
 
 
 def _why_unsupported(config: Any) -> str | None:
     layer_types = getattr(config, "layer_types", None)
-    other_layers = sorted(set(layer_types or ()) - {"full_attention", "sliding_attention"})
+    other_layers = sorted(set(layer_types or ()) - SERVED_LAYERS)
     window = getattr(config, "sliding_window", None)
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
@@ -224,9 +241,15 @@ def _why_unsupported(config: Any) -> str | None:
         return "some of its layers share their keys and values"
     if config.model_type not in MODEL_TYPES:
         return "its attention has not been tested with the bounded cache"
+    if withholds_options(config.model_type):
+        return (
+            f"transformers {transformers.__version__} does not tell its attention of the cache: install 5.17 or newer"
+        )
     if getattr(config, "max_position_embeddings", None) is None:
         return "its config has no max_position_embeddings"
-    if not _layers_of("full_attention", config) or (
+    if layer_types is not None and not SLOT_LAYERS.union({"sliding_attention"}).intersection(layer_types):
+        return "none of its layers has attention, so there is nothing to evict"
+    if not _layers_of(SLOT_LAYERS, config) or (
         layer_types is None and window is not None and window < context_of(config)
     ):
         return f"all its layers use a sliding window of {window} tokens, so there is nothing left to evict"
@@ -240,7 +263,7 @@ def kv_shape(config: Any) -> KVShape:
     heads: int = config.num_attention_heads
     kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
     head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
-    full, sliding = (_layers_of(kind, config) for kind in ("full_attention", "sliding_attention"))
+    full, sliding = _layers_of(SLOT_LAYERS, config), _layers_of({"sliding_attention"}, config)
     return KVShape(
         layers=len(full),
         kv_heads=kv_heads,
@@ -249,13 +272,14 @@ def kv_shape(config: Any) -> KVShape:
         slot_layers=full if len(full) < config.num_hidden_layers else None,
         sliding_layers=sliding,
         window=min(config.sliding_window, context_of(config)) if sliding else 0,
+        states=state_shape(config),
     )
 
 
-def _layers_of(layer_type: str, config: Any) -> tuple[int, ...]:
-    """The layers of this type; a config that tells no types has full attention alone."""
+def _layers_of(kinds: Collection[str], config: Any) -> tuple[int, ...]:
+    """The layers of these types; a config that tells no types has full attention alone."""
     types = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    return tuple(layer for layer, found in enumerate(types) if found == layer_type)
+    return tuple(layer for layer, found in enumerate(types) if found in kinds)
 
 
 def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -9,7 +9,14 @@ from typing import Any
 
 import transformers
 
-CACHE_NAMES = ("cache", "past_key_values")  # what generate() calls its cache: since 5.24, and before
+RELEASE = tuple(int(number) for number in transformers.__version__.split(".")[:2])
+CACHE_NAMES = ("cache", "past_key_values")  # what models and generate() call their cache: since 5.24, and before
+CACHE_NAME = CACHE_NAMES[RELEASE < (5, 24)]
+
+
+def withholds_options(model_type: str) -> bool:
+    """Whether models of this type do not hand to their attention what a forward is given: until 5.17 Falcon-H1's."""
+    return model_type == "falcon_h1" and RELEASE < (5, 17)
 
 
 def filled_cache(model_kwargs: Mapping[str, Any]) -> str | None:

@@ -162,6 +162,8 @@ def _is_on(name: str) -> bool:
 
 
 def _update_bytes(args: Any, model: Any, base: Any, tokens: int) -> int | None:
+    if kv_shape(base.config).states is not None:
+        return None  # its layers keep different amounts, and which kernels run is not known
     autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     rows, head = args.per_device_train_batch_size, base.get_output_embeddings().weight
     in_torch = args.device.type == "cpu"  # there TRL's head scores prompts too

@@ -77,6 +77,7 @@ def _measure(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
             predictor.predictor,
             engine.cache,
             engine.cache.windows or nn.Module(),
+            engine.cache.recurrent or nn.Module(),
             engine.sampler,
             engine.model_runner,
         )

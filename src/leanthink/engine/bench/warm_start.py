@@ -55,7 +55,8 @@ def warm_start(engine: Engine, places: Sequence[Place], seed: int = 0) -> None:
         cache.host_waiting[row] = place.generated
     torch.manual_seed(seed)
     windows = () if cache.windows is None else cache.windows.kv_LPHTD
-    for tensor in (*windows, cache.token_scores, cache.hidden_states, cache.queries):
+    states = () if cache.recurrent is None else cache.recurrent.tensors
+    for tensor in (*windows, *states, cache.token_scores, cache.hidden_states, cache.queries):
         tensor.normal_()
     for kv_PHTD in cache.kv_LPHTD if cache.quantization is None else cache.kv_LPHTD.view(E4M3):
         kv_PHTD.copy_(torch.randn(kv_PHTD.shape, dtype=cache.queries.dtype, device=engine.device))

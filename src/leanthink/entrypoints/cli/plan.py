@@ -104,13 +104,13 @@ def _record(found: MemoryPlan) -> dict[str, Any]:
 def _told(found: MemoryPlan, model: str, gpu_gib: float, concurrent: int) -> list[str]:
     """The plan in words, with a table of what fits."""
     gib, shape = 2**30, found.shape
-    windows = f"; sliding windows of a request: {found.bytes_per_state}" if found.bytes_per_state else ""
+    states = f"; windows and states of a request: {found.bytes_per_state}" if found.bytes_per_state else ""
     head = f"{'budget':>10}  {'slots a request':>15}  {'GiB a request':>13}  {'requests at once':>16}"
     return [
         f"{model}: {shape.layers} layers x {shape.kv_heads} kv heads x {shape.head_dim}, context {found.context}, "
         f"{str(found.dtype).removeprefix('torch.')}",
         f"a token: {found.bytes_per_token} bytes of keys and values; a slot with what a policy remembers: "
-        f"{found.bytes_per_slot}{windows}",
+        f"{found.bytes_per_slot}{states}",
         f"of {gpu_gib:g} GiB: weights {found.weight_bytes / gib:.2f}, slots {found.kv_bytes / gib:.2f}",
         "",
         head,

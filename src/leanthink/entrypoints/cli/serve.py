@@ -200,8 +200,8 @@ def command(
 
 
 def _say_ready(facts: dict[str, Any]) -> None:
-    windows = f" and {facts['window_bytes'] / 2**20:.1f} MiB of sliding windows" if facts["window_bytes"] else ""
-    say(f"serving {facts['model']} at {facts['url']}/v1 on {facts['slots']} slots{windows}; Ctrl-C ends it")
+    states = f" and {facts['state_bytes'] / 2**20:.1f} MiB of windows and states" if facts["state_bytes"] else ""
+    say(f"serving {facts['model']} at {facts['url']}/v1 on {facts['slots']} slots{states}; Ctrl-C ends it")
 
 
 def one_of(flag: str, value: T | None, other_flag: str, other: T | None) -> T | None:

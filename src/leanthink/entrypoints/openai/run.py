@@ -39,7 +39,7 @@ LAST_SECONDS = 10  # after the grace time, for what was cut to be sent
 def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
     """The engine with the memory of these settings, which has to hold what their policy remembers of each slot, too.
 
-    Sliding windows of all rows are taken off first.
+    Sliding windows and states of all rows are taken off first.
 
     With `max_slots` every choice reserves so many on a CPU: there one call attends to rows of equal size.
 
@@ -56,7 +56,7 @@ def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
     room = max(0, int(kv_bytes(model.device, settings)) - windows)
     slots = room // bytes_per_slot(shape, kv_dtype(settings.kv_cache_dtype, model.dtype), [policy])
     if slots < (most or 2):
-        taken = f" beside {windows / GIB:.2g} GiB of sliding windows" if windows else ""
+        taken = f" beside {windows / GIB:.2g} GiB of windows and states" if windows else ""
         fewer = " or lower rows" if windows else ""
         raise UsageError(f"there is memory for {slots} slots{taken}, and {most or 2} are needed: raise kv_gib{fewer}")
     how: dict[str, Any] = {"kv_cache_dtype": settings.kv_cache_dtype}
@@ -96,7 +96,7 @@ def serve(
         tokenizer: its tokenizer.
         settings: of the server.
         tell: for warnings to whoever started it.
-        ready: called once, when requests are answered: with url, model, rows, slots and bytes of sliding windows.
+        ready: called once, when requests are answered: with url, model, rows, slots and bytes of windows and states.
 
     Raises:
         UsageError: the address cannot be had, or the memory has no room.
@@ -205,7 +205,7 @@ def _facts(service: Service, listening: socket.socket) -> dict[str, Any]:
         "sampling": service.parser.knobs,
         "rows": stats.max_rows,
         "slots": stats.slots_total,
-        "window_bytes": stats.window_bytes,
+        "state_bytes": stats.state_bytes,
     }
 
 
