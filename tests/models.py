@@ -64,6 +64,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "moe_layer_start_index": 1},
     "exaone4": SLIDING,
     "exaone_moe": {**SLIDING, **EXPERTS, "num_experts": 4},
+    "gemma4_text": {
+        **SLIDING,
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "hidden_size_per_layer_input": 0,
+        "tie_word_embeddings": False,
+    },
     "glm4": {"head_dim": 16},
     "glm4_moe": {**EXPERTS, "head_dim": 16, "n_routed_experts": 4, "first_k_dense_replace": 1},
     "gpt_oss": {

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordLevel
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrainedTokenizerFast
@@ -44,8 +45,8 @@ def test_the_listed_architectures_are_supported(architecture: str) -> None:
     sliding = {part.layer_idx for part in attends if getattr(part, "is_sliding", getattr(part, "sliding_window", None))}
     assert set(shape.sliding_layers) == sliding
     assert shape.layers + len(sliding) == len(attends)
-    assert shape.group == attends[0].num_key_value_groups
-    assert shape.head_dim == attends[0].head_dim
+    full = next(part for part in attends if part.layer_idx not in sliding)
+    assert (shape.group, shape.head_dim) == (full.num_key_value_groups, full.head_dim)
 
 
 def test_what_the_docs_list_is_served_and_tested() -> None:
@@ -78,7 +79,8 @@ def test_what_the_docs_list_is_served_and_tested() -> None:
         ),
         (config_of("gemma2"), "softcap"),
         (config_of("gemma3n_text"), "share their keys and values"),
-        (config_of("gemma4_text"), "has not been tested"),
+        (config_of("gemma4_text", num_kv_shared_layers=5), "share their keys and values"),
+        (config_of("gemma4_text", use_bidirectional_attention="all"), "bidirectional"),
         (config_of("gemma3_text", layer_types=["full_attention"] * 26, attn_logit_softcapping=50.0), "softcap"),
         (
             config_of("gemma3_text", layer_types=["full_attention"] * 26, use_bidirectional_attention=True),
@@ -102,6 +104,10 @@ def test_a_sliding_window_that_reaches_the_whole_context_is_no_window() -> None:
     check_supported(config_of("phi3", sliding_window=4096, max_position_embeddings=4096))
 
 
+def test_attention_that_is_bidirectional_among_pixels_alone_is_causal_here() -> None:
+    check_supported(config_of("gemma4_text", use_bidirectional_attention="vision"))
+
+
 def test_a_saved_model_loads_in_evaluation_mode_and_the_dtype_asked_for(saved: Path) -> None:
     model, tokenizer = load(saved, device="cpu")
     assert (model.dtype, model.training) == (torch.float32, False)
@@ -109,18 +115,41 @@ def test_a_saved_model_loads_in_evaluation_mode_and_the_dtype_asked_for(saved: P
     assert load(str(saved), device="cpu", dtype=torch.bfloat16)[0].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_5", "qwen3_5_moe"])
-def test_of_a_checkpoint_that_also_sees_the_text_model_is_loaded(model_type: str, tmp_path: Path) -> None:
-    text = make_model(f"{model_type}_text").config.to_dict()
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 64}
+QWEN_SEES = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 64}
+SEES = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "text_type", "vision"),
+    [
+        ("gemma3", "gemma3_text", SEES),
+        ("gemma4", "gemma4_text", SEES),
+        ("mistral3", "ministral3", {"model_type": "pixtral", **SEES}),
+        ("qwen3_5", "qwen3_5_text", QWEN_SEES),
+        ("qwen3_5_moe", "qwen3_5_moe_text", QWEN_SEES),
+    ],
+)
+def test_of_a_checkpoint_that_also_sees_the_text_model_is_loaded(
+    model_type: str, text_type: str, vision: dict[str, Any], tmp_path: Path
+) -> None:
+    text, ids = make_model(text_type).config.to_dict(), torch.arange(12)[None]
     torch.manual_seed(0)
-    whole = AutoModelForImageTextToText.from_config(config_of(model_type, text_config=text, vision_config=vision))
-    whole.eval().save_pretrained(tmp_path)
+    config = config_of(model_type, text_config=text, vision_config=vision)
+    whole = AutoModelForImageTextToText.from_config(config).eval()
+    whole.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    model, ids = load(tmp_path, device="cpu")[0], torch.arange(12)[None]
-    assert model.config.model_type == f"{model_type}_text"
     with torch.no_grad():
-        assert torch.equal(model(ids).logits, whole(input_ids=ids).logits)
+        logits = whole(input_ids=ids).logits
+        for older in ("model.language_model.", "language_model.model."):
+            file = tmp_path / "model.safetensors"
+            weights = {re.sub(r"^(model.language_model|language_model.model)\.", older, name): weight
+                       for name, weight in load_file(file).items()}  # fmt: skip
+            save_file(weights, file, metadata={"format": "pt"})
+            model = load(tmp_path, device="cpu")[0]
+            assert model.config.model_type == text_type
+            assert torch.equal(model(ids).logits, logits)
+    with pytest.raises(UnsupportedModel, match=r"leanthink\.load takes the text model alone"):
+        check_supported(whole.config)
 
 
 def test_an_unsupported_model_is_refused_before_its_weights_are_read(saved: Path) -> None:

@@ -33,7 +33,8 @@ class SlidingWindows:
 
     def __init__(self, shape: KVShape, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         self.shape, self.window, self.rows = shape, shape.window, rows
-        sizes = (len(shape.sliding_layers), 2, shape.kv_heads, (rows + 1) * shape.window, shape.head_dim)
+        places = (rows + 1) * shape.window
+        sizes = (len(shape.sliding_layers), 2, shape.window_kv_heads, places, shape.window_head_dim)
         self.kv_LPHTD = torch.zeros(sizes, dtype=dtype, device=device)
 
     def layer(self, model_layer: int) -> LayerKV:

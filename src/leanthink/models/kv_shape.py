@@ -25,6 +25,8 @@ class KVShape:
         slot_layers: which of the model's layers they are, ascending; None: all that it has.
         sliding_layers: which of them have a sliding window, ascending.
         window: how many tokens these attend to, their own included.
+        window_kv_heads: of each of these.
+        window_head_dim: numbers of a key or value of theirs.
         states: of its linear and state-space layers; None: it has none.
     """
 
@@ -35,6 +37,8 @@ class KVShape:
     slot_layers: tuple[int, ...] | None = None
     sliding_layers: tuple[int, ...] = ()
     window: int = 0
+    window_kv_heads: int = 0
+    window_head_dim: int = 0
     states: StateShape | None = None
 
     def __post_init__(self) -> None:
@@ -52,7 +56,8 @@ class KVShape:
 
     def bytes_per_state(self, dtype: torch.dtype) -> int:
         """Bytes that a request takes beside its slots, whatever its length: a window of keys and values, and states."""
-        windows = 2 * len(self.sliding_layers) * self.window * self.kv_heads * self.head_dim * dtype.itemsize
+        of_token = 2 * len(self.sliding_layers) * self.window_kv_heads * self.window_head_dim
+        windows = self.window * of_token * dtype.itemsize
         return windows + (0 if self.states is None else self.states.bytes_per_request(dtype))
 
     def num_sets(self, granularity: Granularity) -> int:

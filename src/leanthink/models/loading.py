@@ -25,14 +25,17 @@ from leanthink.utils.file_reading import said
 
 MODEL_TYPES = (  # each of them stands among the architectures of tests/models.py, which all tests of models go through
     "afmoe", "apertus", "bamba", "cohere2", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe",
-    "falcon_h1", "gemma3_text", "glm4", "glm4_moe", "gpt_oss", "granite", "granitemoe", "granitemoehybrid",
-    "hunyuan_v1_dense", "hunyuan_v1_moe", "lfm2", "lfm2_moe", "llama", "minimax_m2", "ministral", "ministral3",
-    "mistral", "mixtral", "nemotron_h", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "phi3", "phimoe", "qwen2",
-    "qwen2_moe", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "seed_oss", "smollm3",
+    "falcon_h1", "gemma3_text", "gemma4_text", "glm4", "glm4_moe", "gpt_oss", "granite", "granitemoe",
+    "granitemoehybrid", "hunyuan_v1_dense", "hunyuan_v1_moe", "lfm2", "lfm2_moe", "llama", "minimax_m2", "ministral",
+    "ministral3", "mistral", "mixtral", "nemotron_h", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "phi3", "phimoe",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "seed_oss",
+    "smollm3",
 )  # fmt: skip
 SLOT_LAYERS = frozenset({"full_attention", "hybrid"})  # whose keys and values lie in slots
 SERVED_LAYERS = SLOT_LAYERS | STATE_LAYERS | {"sliding_attention", "mlp", "moe"}
-WITH_VISION = ("qwen3_5", "qwen3_5_moe")
+WITH_VISION = ("gemma3", "gemma4", "mistral3", "qwen3_5", "qwen3_5_moe")
+# Of their checkpoints, older and newer: where the text model's weights are, and what they are called in one of its own.
+TEXT_WEIGHTS = {r"^(model\.language_model|language_model\.model)\.": "model.", r"^language_model\.lm_head": "lm_head"}
 DType = torch.dtype | Literal["auto"] | None
 
 
@@ -72,9 +75,8 @@ def load(
         if tokenizer is None:
             tokenizer = _load_tokenizer(name, str(name_or_path), located)
         chosen = dtype_for(dtype, device, config)
-        if "gguf_file" in located:
-            options = {**unpacked_gguf(), **options}
-        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=chosen, **located, **options)
+        usual: dict[str, Any] = unpacked_gguf() if "gguf_file" in located else {"key_mapping": TEXT_WEIGHTS}
+        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=chosen, **located, **usual | options)
     model.config._name_or_path = str(name_or_path)  # a GGUF file's is else its folder
     model = model.eval() if "device_map" in options else model.to(device).eval()
     _unpack(model)
@@ -122,6 +124,7 @@ def _text_part(config: Any) -> Any:
     if config.model_type not in WITH_VISION:
         return config
     text = config.get_text_config()
+    text.tie_word_embeddings = config.tie_word_embeddings
     if getattr(config, "quantization_config", None) is not None:
         text.quantization_config = config.quantization_config
     return text
@@ -239,6 +242,8 @@ def _why_unsupported(config: Any) -> str | None:
         return "it caps its attention scores (softcap)"
     if getattr(config, "num_kv_shared_layers", 0):
         return "some of its layers share their keys and values"
+    if config.model_type in WITH_VISION:
+        return "it also sees; leanthink.load takes the text model alone"
     if config.model_type not in MODEL_TYPES:
         return "its attention has not been tested with the bounded cache"
     if withholds_options(config.model_type):
@@ -253,27 +258,37 @@ def _why_unsupported(config: Any) -> str | None:
         layer_types is None and window is not None and window < context_of(config)
     ):
         return f"all its layers use a sliding window of {window} tokens, so there is nothing left to evict"
-    if getattr(config, "use_bidirectional_attention", False):
+    if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
         return "its attention is bidirectional"
     return None
 
 
 def kv_shape(config: Any) -> KVShape:
     """The shape of this model's keys and values."""
-    heads: int = config.num_attention_heads
-    kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
-    head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
     full, sliding = _layers_of(SLOT_LAYERS, config), _layers_of({"sliding_attention"}, config)
+    kv_heads, head_dim = _heads_of(full[0], config)
+    window_kv_heads, window_head_dim = _heads_of(sliding[0], config) if sliding else (0, 0)
     return KVShape(
         layers=len(full),
         kv_heads=kv_heads,
-        group=heads // kv_heads,
+        group=config.num_attention_heads // kv_heads,
         head_dim=head_dim,
         slot_layers=full if len(full) < config.num_hidden_layers else None,
         sliding_layers=sliding,
         window=min(config.sliding_window, context_of(config)) if sliding else 0,
+        window_kv_heads=window_kv_heads,
+        window_head_dim=window_head_dim,
         states=state_shape(config),
     )
+
+
+def _heads_of(layer: int, config: Any) -> tuple[int, int]:
+    """How many kv heads a layer has, and the numbers of a key; in Gemma 4 they depend on the layer's type."""
+    of_layer = config if getattr(config, "per_layer_config", None) is None else config.per_layer_config[layer]
+    heads: int = of_layer.num_attention_heads
+    kv_heads: int = getattr(of_layer, "num_key_value_heads", None) or heads
+    head_dim: int = getattr(of_layer, "head_dim", None) or of_layer.hidden_size // heads
+    return kv_heads, head_dim
 
 
 def _layers_of(kinds: Collection[str], config: Any) -> tuple[int, ...]:
