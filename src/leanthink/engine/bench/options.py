@@ -8,7 +8,6 @@ from itertools import product
 from typing import Any
 
 from leanthink.engine.bench.shapes import SHAPES
-from leanthink.engine.quantized_kv import check_kv_cache_dtype
 from leanthink.utils.deprecated import warn_renamed
 from leanthink.utils.errors import UsageError, unknown
 
@@ -118,6 +117,8 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        from leanthink.engine.quantized_kv import check_kv_cache_dtype  # which loads torch
+
         for part in self.parts:
             if part not in PARTS:
                 raise unknown("part", part, PARTS)
