@@ -331,13 +331,17 @@ def refusing(forward: Callable[..., Any], *, late: bool = False) -> Callable[...
     return read
 
 
-def test_a_prompt_that_raises_when_it_is_fed_ends_its_own_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = endless().double()
+@pytest.mark.parametrize("ahead", [1, 9])  # all in one chunk, or the poison in the second
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "qwen3_5_text"])
+def test_a_prompt_that_raises_when_it_is_fed_ends_its_own_request(
+    architecture: str, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = endless(architecture=architecture).double()
     engine = Engine(model, TOKENIZER, slots=400, rows=4, prefill_tokens=8)
     monkeypatch.setattr(model.model, "forward", refusing(model.model.forward))
     options: dict[str, Any] = {"sampling": Sampling(max_new_tokens=30), "policy": "h2o", "budget": BUDGET}
     before = engine.add([1, 2, 3], **options)
-    spoilt = engine.add([4, POISON, 6], **options)
+    spoilt = engine.add([4] * ahead + [POISON, 6], **options)
     behind = engine.add([7, 8], **options)
     whole = run(engine)
     assert list(whole.failed) == [spoilt]

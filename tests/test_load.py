@@ -77,6 +77,7 @@ def test_what_the_docs_list_is_served_and_tested() -> None:
             config_of("qwen2", use_sliding_window=True, max_window_layers=0),
             "all its layers use a sliding window of 4096",
         ),
+        (config_of("gemma3_text", sliding_window=None), "layers with a sliding window, and no sliding_window"),
         (config_of("gemma2"), "softcap"),
         (config_of("gemma3n_text"), "share their keys and values"),
         (config_of("gemma4_text", num_kv_shared_layers=5), "share their keys and values"),

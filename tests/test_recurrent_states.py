@@ -62,6 +62,21 @@ def test_prompts_in_pieces_and_on_states_used_before_give_the_tokens_of_stock_ge
         assert finished[request_id].token_ids == stock_tokens(model, prompt, tokens), prompt
 
 
+@pytest.mark.parametrize("prefill_tokens", [1, 3, 8])
+def test_what_is_fed_of_a_prompt_at_a_time_does_not_depend_on_the_others(prefill_tokens: int) -> None:
+    """Nemotron-H reads a token that is fed alone otherwise than among others."""
+    model = endless("nemotron_h", time_step_min=2.0)
+    prompts = [list(range(10 + n, 10 + 2 * n)) for n in (8, 9, 3, 12, 17, 2, 1)]
+
+    def fed(*chosen: list[int]) -> list[tuple[int, ...]]:
+        engine = Engine(model, make_tokenizer(), slots=300, rows=7, prefill_tokens=prefill_tokens, ends=())
+        ids = [engine.add(prompt, policy="full", sampling=Sampling(max_new_tokens=20)) for prompt in chosen]
+        finished = run(engine)
+        return [finished[request_id].token_ids for request_id in ids]
+
+    assert fed(*prompts) == [fed(prompt)[0] for prompt in prompts]
+
+
 @pytest.mark.parametrize("architecture", HYBRIDS)
 @torch.inference_mode()
 def test_a_step_that_is_taken_back_leaves_every_state_as_it_was(architecture: str) -> None:

@@ -31,7 +31,7 @@ from leanthink.integrations.vllm.row import Row
 from leanthink.integrations.vllm.settings import VARIABLE, Asked, Settings, asked_of, read_settings, settings_here
 from leanthink.integrations.vllm.step import TokenSpan, sub_batches_of
 from leanthink.integrations.vllm.thought import Watch
-from leanthink.integrations.vllm.version import check_version
+from leanthink.integrations.vllm.version import check_layers, check_version
 from leanthink.integrations.vllm.worker import Worker
 from leanthink.models.fingerprint import fingerprint, fingerprint_of, sample, weights_of
 from leanthink.models.predictor import Predictor, predictor_of, save_predictor
@@ -41,7 +41,7 @@ from leanthink.policies.budget import Budget
 from leanthink.policies.horizon import Horizon
 from leanthink.policies.random import Random
 from leanthink.utils.errors import LeanThinkError, LeanThinkWarning, PredictorMismatch, UnsupportedModel, UsageError
-from models import CLOSE, OPEN, make_tokenizer
+from models import CLOSE, OPEN, make_model, make_tokenizer
 from quantised import dequantised, parts_of
 from reference.bounded_row_slow import SlowRow
 
@@ -361,6 +361,14 @@ def test_versions_that_nobody_has_looked_at_are_refused() -> None:
     for other in ("0.31.4", "0.33.0", "1.0"):
         with pytest.raises(UsageError, match=f"vLLM {other} is installed"):
             check_version(other)
+
+
+def test_layers_of_other_kinds_are_refused() -> None:
+    check_layers(make_model("qwen2").config)
+    for name, facts in (("qwen3", {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8}),
+                        ("qwen3_5_text", {}), ("falcon_h1", {})):  # fmt: skip
+        with pytest.raises(UnsupportedModel, match="which the plugin does not serve"):
+            check_layers(make_model(name, **facts, use_sliding_window=True).config)
 
 
 # -- the predictor of a model that is loaded piece by piece ----------------------------------------------------------

@@ -89,7 +89,7 @@ class Scheduler:
         for entry in self.prefilling:
             if not self.prefix_cache.reuse(entry, being_fed):
                 continue  # it waits for one that begins alike
-            tokens = min(room, entry.left)
+            tokens = self._next_tokens(entry, room)
             if tokens:
                 chunks.append((entry, PromptChunk(allocation=entry.allocation, done=entry.done, tokens=tokens)))
                 room -= tokens
@@ -102,16 +102,32 @@ class Scheduler:
             self.forward(chunks)
         except Exception as error:
             self.faults.check_device(error)
-            self._forward_alone([entry for entry, _ in chunks])
+            self._forward_alone(chunks)
 
-    def _forward_alone(self, entries: Sequence[Prefilling]) -> None:
-        """Each prompt from its beginning, as nobody knows how far the last forward came; those that raise fail."""
-        for entry in entries:
+    def _next_tokens(self, entry: Prefilling, room: int) -> int:
+        """How many tokens of this prompt are fed next, at most `room`.
+
+        Where layers keep states, no single token goes on from a state, now or next: Nemotron-H reads one otherwise than
+        among others, and other requests decide how much room there is. Of 1 or 2 `prefill_tokens` nothing is spared.
+        """
+        most = min(room, entry.left)
+        if self.cache.recurrent is None:
+            return most
+        good = (n for n in (most, most - 1) if n > 0 and not (n == 1 and entry.done) and entry.left - n != 1)
+        return next(good, most if room == self.prefill_tokens else 0)
+
+    def _forward_alone(self, chunks: Sequence[tuple[Prefilling, PromptChunk]]) -> None:
+        """Each prompt from its beginning, as nobody knows how far the last forward came; those that raise fail.
+
+        To the end of its chunk in any case: a prompt that raises in a later chunk would else begin again for ever.
+        """
+        for entry, chunk in chunks:
             entry.done = entry.allocation.cached_tokens = 0
             self.prefix_cache.forget(entry.allocation)
-            tokens = min(self.prefill_tokens, entry.left)
             try:
-                self.forward([(entry, PromptChunk(allocation=entry.allocation, done=0, tokens=tokens))])
+                while entry.done < chunk.done + chunk.tokens:
+                    tokens = self._next_tokens(entry, self.prefill_tokens)
+                    self.forward([(entry, PromptChunk(allocation=entry.allocation, done=entry.done, tokens=tokens))])
             except Exception as error:
                 self.faults.check_device(error)
                 self.faults.note(entry.request, error)

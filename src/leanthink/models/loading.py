@@ -258,6 +258,8 @@ def _why_unsupported(config: Any) -> str | None:
         layer_types is None and window is not None and window < context_of(config)
     ):
         return f"all its layers use a sliding window of {window} tokens, so there is nothing left to evict"
+    if "sliding_attention" in (layer_types or ()) and not window:
+        return "its config has layers with a sliding window, and no sliding_window"
     if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
         return "its attention is bidirectional"
     return None

