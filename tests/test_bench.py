@@ -108,6 +108,8 @@ def test_memory_is_told_before_anything_is_allocated() -> None:
     found = predicted_bytes(config_of("llama-3.1-8b"), torch.bfloat16, slots=10**6, rows=64)
     assert found["weights"] == all_bytes(weights_of("llama-3.1-8b")) == pytest.approx(16.06e9, rel=1e-3)
     assert found["keys_and_values"] == (10**6 + 1) * 131072
+    config, half = config_of("llama-3.1-8b"), {"slots": 10**6, "rows": 64, "kv_cache_dtype": "fp8"}
+    assert predicted_bytes(config, torch.bfloat16, **half)["keys_and_values"] == (10**6 + 1) * 65536
     states = (
         28 * 2 * 4096 * 2
     )  # of a row: the twelve tokens that a token's scores wait for, and sixteen that are scored together

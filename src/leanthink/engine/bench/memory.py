@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from leanthink.engine.bench.fixture import HORIZONS, Fixture, attempt
 from leanthink.engine.bench.weights import all_bytes, build
 from leanthink.engine.cache_requirements import CacheRequirements
+from leanthink.engine.quantized_kv import kv_dtype
 from leanthink.models.loading import kv_shape
 from leanthink.models.predictor import Predictor, offsets_below
 from leanthink.policies import make_policy
@@ -23,7 +24,9 @@ def memory(fixture: Fixture) -> dict[str, Any]:
     return {"batch": batch, "budget": slots} | attempt(lambda: _measure(fixture, batch, slots))
 
 
-def predicted_bytes(config: Any, dtype: torch.dtype, *, slots: int, rows: int) -> dict[str, int]:
+def predicted_bytes(
+    config: Any, dtype: torch.dtype, *, slots: int, rows: int, kv_cache_dtype: str = "auto"
+) -> dict[str, int]:
     """Bytes of the weights, of a cache of `slots` slots for `rows` rows, and of the tables beside it.
 
     The tables are those that policy `horizon` requires: of each slot its position and scores, of each row its latest
@@ -38,7 +41,8 @@ def predicted_bytes(config: Any, dtype: torch.dtype, *, slots: int, rows: int) -
     return {
         "weights": all_bytes(build(config, "meta", dtype)),
         "predictor": all_bytes(predictor),
-        "keys_and_values": (slots + 1) * shape.bytes_per_slot(dtype) + (rows + 1) * shape.bytes_per_state(dtype),
+        "keys_and_values": (slots + 1) * shape.bytes_per_slot(kv_dtype(kv_cache_dtype, dtype))
+        + (rows + 1) * shape.bytes_per_state(dtype),
         "tables": (slots + 1) * requirements.bytes_per_slot(shape) + (rows + 1) * (states + counts),
     }
 
@@ -60,7 +64,8 @@ def _tensors(owners: tuple[object, ...]) -> Iterator[Tensor]:
 def _measure(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
     request = fixture.request(0, prompt=fixture.options.prompt, output=2 * slots, slots=slots)
     room = batch * request.bound
-    predicted = predicted_bytes(fixture.model.config, fixture.dtype, slots=room, rows=batch)
+    told: dict[str, Any] = {"slots": room, "rows": batch, "kv_cache_dtype": fixture.options.kv_cache_dtype}
+    predicted = predicted_bytes(fixture.model.config, fixture.dtype, **told)
     on_gpu = fixture.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(fixture.device)
@@ -76,8 +81,7 @@ def _measure(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
             fixture.model,
             predictor.predictor,
             engine.cache,
-            engine.cache.windows or nn.Module(),
-            engine.cache.recurrent or nn.Module(),
+            *(kept for kept in (engine.cache.windows, engine.cache.recurrent) if kept is not None),
             engine.sampler,
             engine.model_runner,
         )
