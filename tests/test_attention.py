@@ -94,8 +94,10 @@ def test_decode_equals_the_reference_implementation_over_ragged_rows(
     assert out.shape == (n, 1, kv_heads * group, 4)
     for row, length in enumerate(lengths):
         held = slice(allocations[row].start, allocations[row].start + length + 1)
-        assert torch.equal(cache.keys(0)[:, held][:, -1], key[row, :, 0])
-        slow = attend_all_slowly(query[row], cache.keys(0)[:, held], cache.values(0)[:, held], scaling or 0.5)
+        assert torch.equal(cache.layer(0).keys_HTD[:, held][:, -1], key[row, :, 0])
+        slow = attend_all_slowly(
+            query[row], cache.layer(0).keys_HTD[:, held], cache.layer(0).values_HTD[:, held], scaling or 0.5
+        )
         torch.testing.assert_close(out[row], slow, rtol=1e-4, atol=1e-5)
 
 

@@ -374,7 +374,7 @@ def test_a_policy_per_head_sees_each_heads_own_slots_of_its_layer() -> None:
     for _ in range(4):
         step(cache)
     cache.scaling = 0.3
-    keys = cache.keys(1)[:, allocation.start + 2 : allocation.start + 5].clone()
+    keys = cache.layer(1).keys_HTD[:, allocation.start + 2 : allocation.start + 5].clone()
     cache.evict([0], torch.tensor([[[0, 1], [1, 2], [0, 2], [1, 2]]]))
     slots = policy_view(cache, torch.tensor([0]), 2, torch.tensor([0]), SnapKV(observation=1), layers=range(1, 2))
     assert (slots.layer.tolist(), slots.scaling) == ([1], 0.3)

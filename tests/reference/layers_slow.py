@@ -19,7 +19,7 @@ def show_slow(cache: SlotCache, row: int, count: int, seed: int, policy: Policy,
         latest = range(next_position - policy.num_queries, next_position)
         ring_HGWD = cache.queries[row, layer]
         queries = torch.stack([ring_HGWD[:, :, position % cache.requirements.queries] for position in latest], dim=2)
-        keys_HPD = cache.keys(layer)[:, start : start + pinned].float()
+        keys_HPD = cache.layer(layer).keys_HTD[:, start : start + pinned].float()
         logits_HQP = queries.float().flatten(1, 2) @ keys_HPD.mT * cache.scaling
         sums = logits_HQP.logsumexp(dim=-1).view(queries.shape[:-1])
     positions = cache.positions[layer, :, held]
@@ -30,8 +30,8 @@ def show_slow(cache: SlotCache, row: int, count: int, seed: int, policy: Policy,
         prompt_tokens=cache.prompt_lengths[row, None],
         seeds=torch.tensor([seed]),
         layer=torch.tensor([layer]),
-        keys=cache.keys(layer)[None, :, held],
-        values=cache.values(layer)[None, :, held],
+        keys=cache.layer(layer).keys_HTD[None, :, held],
+        values=cache.layer(layer).values_HTD[None, :, held],
         queries=None if queries is None else queries[None],
         scaling=cache.scaling,
         pinned_log_sums=None if sums is None else sums[None],

@@ -117,10 +117,8 @@ def prefill_attention(
         q = query[:, :, fed]
         held = slice(chunk.allocation.start, chunk.allocation.start + chunk.done + chunk.tokens)
         keys, values = kv.attended(kv.kv_PHTD[:, :, held], query.dtype)[:, None]
-        if sinks_A is not None:
+        if chunk.done == 0 or sinks_A is not None:
             out = causal_attention(q, keys, values, scaling, sinks_A=sinks_A)
-        elif chunk.done == 0:
-            out = F.scaled_dot_product_attention(q, keys, values, is_causal=True, scale=scaling, enable_gqa=True)
         else:
             # Not enable_gqa: together with a mask it falls back to the slowest kernel on a GPU.
             group = query.shape[1] // keys.shape[1]
@@ -264,6 +262,7 @@ def _states(model: Any, slot_cache: SlotCache) -> AbstractContextManager[dict[st
     if states is None:
         return nullcontext({"use_cache": False})
     if isinstance(batch, DecodeBatch):
+        assert batch.states_N is not None
         return states.lent(model, batch.states_N, undoable=batch.longest > 0)
     assert batch is not None
     (chunk,) = batch.chunks

@@ -122,14 +122,6 @@ class SlotCache:
         fp8 = None if self.quantization is None else self.quantization.layer(layer)
         return LayerKV(self.kv_LPHTD[layer], fp8)
 
-    def keys(self, layer: int) -> Tensor:
-        """Keys of one layer, [H, T + 1, D], as they are held."""
-        return self.layer(layer).keys_HTD
-
-    def values(self, layer: int) -> Tensor:
-        """Values of one layer, [H, T + 1, D], as they are held."""
-        return self.layer(layer).values_HTD
-
     def require(self, requirements: CacheRequirements) -> None:
         """Make room for what a policy requires; what is held stays as it is."""
         old, device = self.requirements, self.starts.device
@@ -202,7 +194,7 @@ class SlotCache:
             last_N=lengths_N.clone(),
             write_N=torch.where(live_N > 0, starts_N + lengths_N, self.slots),
             live_N=live_N,
-            states_N=torch.where(live_N > 0, self.states[:n], self.max_rows),
+            states_N=None if self.shape.only_slots else torch.where(live_N > 0, self.states[:n], self.max_rows),
             longest=longest,
             largest=self.allocator.largest_so_far,
             **fixed,

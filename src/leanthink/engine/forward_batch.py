@@ -69,9 +69,10 @@ class DecodeBatch:
     last_N: Tensor  # slots that the row holds already: the place of the new token in its allocation
     write_N: Tensor  # the slot of the cache that each row writes; T, which is nobody's, for a row without a request
     live_N: Tensor
-    states_N: Tensor  # state index of the row's allocation; `max_rows`, which is nobody's, for a row without a request
     longest: int  # slots that attention has to read of the longest row, the new one included; 0 in a CUDA graph
     largest: int  # slots of the largest allocation so far; of every one, where all have one size
+    # State index of the row's allocation, `max_rows` for a row without a request; None where all lies in slots.
+    states_N: Tensor | None = None
     bias_U11T: Tensor | None = None  # with a fixed size: 0 where an allocation holds a slot, -inf elsewhere
     allocation_N: Tensor | None = None  # and which of the U in use is each row's; None where row n has the n-th
     windows: DecodeBatch | None = None  # the same of layers with a sliding window, whose slots are places of rings

@@ -49,7 +49,7 @@ class PrefixCache:
     """
 
     def __init__(self, cache: SlotCache, *, enabled: bool) -> None:
-        self.cache, self.enabled = cache, enabled and cache.shape.slot_layers is None and cache.recurrent is None
+        self.cache, self.enabled = cache, enabled and cache.shape.only_slots
         self.queries = self.hits = 0
         self._keys: dict[Allocation, list[bytes]] = {}  # of the chunks that lie there, in their order
         self._holders: dict[bytes, dict[Allocation, None]] = {}  # who has each, and with it all before it

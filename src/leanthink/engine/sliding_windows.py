@@ -50,6 +50,7 @@ class SlidingWindows:
             next_N: position of each row's new token.
             packed: whether one call attends to all rings, on a CPU.
         """
+        assert slots.states_N is not None
         last_N = next_N.clamp(max=self.window - 1)
         longest, fixed = min(slots.longest, self.window), {}
         if packed:
@@ -60,7 +61,6 @@ class SlidingWindows:
             last_N=last_N,
             write_N=slots.states_N * self.window + next_N % self.window,
             live_N=slots.live_N,
-            states_N=slots.states_N,
             longest=longest,
             largest=self.window,
             **fixed,

@@ -44,6 +44,11 @@ class KVShape:
     def __post_init__(self) -> None:
         assert self.slot_layers is None or len(self.slot_layers) == self.layers
 
+    @property
+    def only_slots(self) -> bool:
+        """Whether all that the model keeps of a token lies in slots: no layer has a window or a state."""
+        return self.slot_layers is None and self.states is None
+
     def in_slots(self, layer: int) -> int | None:
         """Which of `layers` this layer of the model is; None for one whose keys and values do not lie in slots."""
         if self.slot_layers is None:

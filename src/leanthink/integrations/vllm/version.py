@@ -54,7 +54,7 @@ def check_config(config: Any) -> None:
 def check_layers(config: Any) -> None:
     """Raise UnsupportedModel unless all layers of a model with this config have full attention and nothing else."""
     check_supported(config)
-    if (shape := kv_shape(config)).slot_layers is not None or shape.states is not None:
+    if not kv_shape(config).only_slots:
         raise UnsupportedModel(
             f"this {config.model_type} has other layers than those of full attention, which the plugin does not serve: "
             "`leanthink serve` does"
