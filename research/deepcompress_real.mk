@@ -19,7 +19,7 @@ HERE := $(dir $(lastword $(MAKEFILE_LIST)))
 FIRST := $(firstword $(SEEDS))
 RUNS := $(foreach seed,$(SEEDS),$(addsuffix -$(seed),$(ARMS)))
 LATE := ours-late-$(FIRST)
-HALF_RUN := half-$(FIRST)
+HALF_RUN := grpo-$(FIRST)
 ASKED := $(PROBLEMS)/choose-gsm8k.jsonl,$(PROBLEMS)/gsm8k.jsonl,$(PROBLEMS)/math-500.jsonl
 
 .PHONY: all
@@ -53,11 +53,9 @@ $(OUT)/start.asked:
 	$(call ask,start,$(MODEL))
 
 # Plain GRPO for half of the groups, then ours for the other half.
-$(OUT)/$(HALF_RUN).trained:
-	$(call train,grpo,$(MODEL),$(HALF))
 $(OUT)/$(HALF_RUN).merged: $(OUT)/$(HALF_RUN).trained
-	$(call on_a_gpu,merge grpo --model $(MODEL))
+	$(call on_a_gpu,merge grpo --half --model $(MODEL))
 $(OUT)/$(LATE).trained: $(OUT)/$(HALF_RUN).merged
-	$(call train,ours,$(OUT)/work/$(HALF_RUN).merged,$(HALF))
+	$(call train,ours,$(OUT)/work/$(HALF_RUN).half.merged,$(HALF))
 $(OUT)/$(LATE).asked: $(OUT)/$(LATE).trained
-	$(call ask,ours,$(OUT)/work/$(HALF_RUN).merged)
+	$(call ask,ours,$(OUT)/work/$(HALF_RUN).half.merged)

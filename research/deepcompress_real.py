@@ -22,7 +22,8 @@ A run that was cut goes on from its last checkpoint, which --save-steps asks for
 `evaluate start` and `budgets start` ask the model as it is. --set changes a setting of the arm (as `leanthink train
 --set` does), and --as gives the run another name. What stays of a run is one JSON in --out, and in --work its adapters;
 after `budgets` also the merged model, NAME.merged, and its predictor, NAME.safetensors, with traces, labels and answers
-from which --resume goes on. `merge` writes the merged model alone, and with --model a second training begins there.
+from which --resume goes on. `merge` writes the merged model alone, with --half as it was when half of its groups had
+taught, and with --model a second training begins there.
 """
 
 from __future__ import annotations
@@ -135,17 +136,28 @@ class Enough(ExportableState, TrainerCallback):  # type: ignore[misc]  # transfo
 
 
 class Adapters(TrainerCallback):  # type: ignore[misc]  # transformers has no types
-    """Writes what LoRA has learned, in bfloat16."""
+    """Keeps what LoRA has learned when half of the groups have taught and at the end."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, enough: Enough) -> None:
+        self.path, self.enough = path, enough
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
+        """The first whole generation batch with half of the groups."""
+        half = half_of(self.path)
+        if state.global_step % UPDATES == 0 and 2 * self.enough.taught >= self.enough.groups and not half.exists():
+            keep(model, half)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
-        """Under the names that peft gives them."""
-        found = {
-            name: weight.to(torch.bfloat16).cpu() for name, weight in model.state_dict().items() if "lora_" in name
-        }
-        torch.save(found, self.path)
+        """What was learned."""
+        keep(model, self.path)
+
+
+def keep(model: Any, adapters: Path) -> None:
+    """Write them in bfloat16, under the names that peft gives them; the file is there when it is whole."""
+    found = {name: weight.to(torch.bfloat16).cpu() for name, weight in model.state_dict().items() if "lora_" in name}
+    unfinished = adapters.with_suffix(".tmp")
+    torch.save(found, unfinished)
+    unfinished.replace(adapters)
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -163,7 +175,10 @@ def run(options: argparse.Namespace) -> None:
     settings = settings_of(options)
     enough = Enough(options.groups, options.seconds, saves=options.save_steps is not None)
     options.work.mkdir(parents=True, exist_ok=True)
-    callbacks = [enough, Adapters(options.work / f"{options.name}.pt")]
+    adapters = options.work / f"{options.name}.pt"
+    if not options.resume:
+        half_of(adapters).unlink(missing_ok=True)
+    callbacks = [enough, Adapters(adapters, enough)]
     how = {"resume": options.resume, "overwrite": not options.resume}
     done = train(settings, **how, tell=lambda line: print(line, flush=True), callbacks=callbacks)
     assert done is not None
@@ -202,7 +217,12 @@ def budgets(options: argparse.Namespace) -> None:
 
 def merge_alone(options: argparse.Namespace) -> None:
     """Write the model with the run's adapters in its weights: a second training can begin with it."""
-    model, tokenizer, _ = merged(options)
+    if options.half:  # while the run goes on nothing else is known of it
+        model, tokenizer = load(options.model, device=options.device, dtype=torch.bfloat16)
+        merge(model, half_of(options.work / f"{options.name}.pt"), settings_of(options)["lora"])
+        options.name += ".half"
+    else:
+        model, tokenizer, _ = merged(options)
     save(model, tokenizer, options)
 
 
@@ -270,6 +290,11 @@ def merge(model: Any, path: Path, lora: dict[str, Any]) -> None:
         weight.data.copy_(weight.float() + scale * up @ down)
 
 
+def half_of(adapters: Path) -> Path:
+    """The file of the adapters when half of the groups had taught."""
+    return adapters.with_suffix(".half.pt")
+
+
 def result_of(options: argparse.Namespace) -> Path:
     """The file of a run."""
     return Path(options.out) / f"{options.name}.json"
@@ -319,6 +344,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--predictor-limit", type=int, help="of problems of each of these files; default: all")
     add("--predictor-steps", type=int, default=FitConfig.steps)
     add("--ratios", type=numbers, default="2,4", help="mean thought by the most thought slots")
+    add("--half", action="store_true", help="merge: the run as it was when half of its groups had taught")
     add("--save-steps", type=whole_batches, help="updates from checkpoint to checkpoint; default: none is written")
     add("--resume", action="store_true", help="go on from the last checkpoint")
     add("--set", action="append", default=[], metavar="NAME=VALUE")

@@ -64,6 +64,17 @@ def test_a_run_ends_when_enough_groups_have_taught_and_its_batch_is_used_up() ->
     assert control.should_training_stop
 
 
+def test_adapters_are_kept_of_the_first_whole_batch_by_which_half_of_the_groups_have_taught(tmp_path: Path) -> None:
+    enough = real.Enough(groups=60, seconds=1000)
+    adapters = real.Adapters(tmp_path / "a.pt", enough)
+    for step, taught in ((1, 29), (2, 29), (3, 61), (4, 61), (6, 93)):
+        enough.taught = taught
+        model = SimpleNamespace(state_dict=lambda step=step: {"lora_A": torch.tensor(float(step)), "others": step})
+        adapters.on_step_end(None, SimpleNamespace(global_step=step), None, model=model)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.half.pt"]
+    assert torch.load(tmp_path / "a.half.pt") == {"lora_A": torch.tensor(4.0)}
+
+
 def test_a_run_without_time_ends_with_its_batch() -> None:
     enough, control = real.Enough(groups=60, seconds=0), SimpleNamespace(should_training_stop=False)
     enough.on_step_end(None, SimpleNamespace(global_step=2), control)
@@ -161,7 +172,7 @@ def test_adapters_that_were_kept_are_folded_in_as_peft_folds_them(tmp_path: Path
     for name, weight in trained.named_parameters():
         if "lora_" in name:
             weight.data.copy_(weight.to(torch.bfloat16))
-    real.Adapters(tmp_path / "a.pt").on_train_end(None, None, None, model=trained)
+    real.keep(trained, tmp_path / "a.pt")
     wanted = trained.merge_and_unload().state_dict()
     again = Qwen3ForCausalLM(tiny_config(layers=2, hidden=64, heads=2, kv_heads=1, mlp=64))
     again.load_state_dict(plain)
@@ -223,7 +234,7 @@ def test_the_start_and_an_arm_are_answered_in_less_memory_by_predictors_of_their
     problems, others = written_problems(tmp_path / "asked.jsonl", 3), written_problems(tmp_path / "others.jsonl", 4)
     model, _ = load(folder, device="cpu", dtype=torch.bfloat16)
     adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", init_lora_weights=False))
-    real.Adapters(tmp_path / "ours-1.pt").on_train_end(None, None, None, model=adapted)
+    real.keep(adapted, tmp_path / "ours-1.pt")
     run = {"arm": "ours", "seed": 1, "name": "ours-1", "settings": {"lora": {"r": 2, "alpha": 4}}}
     (tmp_path / "ours-1.json").write_text(json.dumps(run))
     words = ["--model", folder, "--problems", problems, "--predictor-problems", others, "--predictor-steps", 3]
@@ -308,8 +319,8 @@ def test_all_runs_share_the_gpus_and_only_what_is_missing_is_run_again(tmp_path:
     first = done()
     names = [f"{arm}-{seed}" for arm in real.ARMS for seed in (1, 2)]
     assert len(first) == len(set(first))
-    assert set(first) >= {f"train {name}" for name in (*names, "half-1", "ours-late-1")}
-    for before, after in (("train grpo-1", "evaluate grpo-1"), ("merge half-1", "train ours-late-1"),
+    assert set(first) >= {f"train {name}" for name in (*names, "ours-late-1")}
+    for before, after in (("train grpo-1", "evaluate grpo-1"), ("merge grpo-1", "train ours-late-1"),
                           ("evaluate start", "budgets start"), ("evaluate ours-1", "budgets ours-1")):  # fmt: skip
         assert first.index(before) < first.index(after)
     assert "evaluate cap-2" not in first, "its training failed"
