@@ -215,7 +215,7 @@ def test_the_roofline_is_the_bytes_over_the_bandwidth(folder: Path) -> None:
     fixture = Fixture(small(folder))
     assert step_bytes(fixture.model) == sum(p.nbytes for p in fixture.model.parameters()), "its head is its table"
     fixture.bandwidth["median"] = 1e9
-    assert fixture.roofline_ms(50) == pytest.approx((step_bytes(fixture.model) + 50 * 2 * 2 * 64 * 4) / 1e6)
+    assert fixture.roofline_ms(2, 50) == pytest.approx((step_bytes(fixture.model) + 50 * 2 * 2 * 64 * 4) / 1e6)
     found = measured(folder, "roofline")
     assert [cell["batch"] for cell in found["cells"]] == [3, 2]
     assert found["copy_bytes_per_second"]["n"] == 10

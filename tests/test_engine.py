@@ -22,7 +22,7 @@ from leanthink.policies.horizon import Horizon
 from leanthink.policies.sepllm import SepLLM
 from leanthink.utils import deprecated
 from leanthink.utils.errors import LeanThinkError, UsageError
-from models import CLOSE, END, OPEN, RandomPredictor, make_model, make_tokenizer
+from models import CLOSE, END, HYBRIDS, OPEN, RandomPredictor, make_model, make_tokenizer
 
 TOKENIZER = make_tokenizer()
 BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)
@@ -35,6 +35,19 @@ def endless(**changes: Any) -> Any:
     with torch.no_grad():
         model.get_output_embeddings().weight[[OPEN, CLOSE, END]] = 0
     return model
+
+
+def stock_tokens(model: Any, prompt: list[int], tokens: int) -> tuple[int, ...]:
+    """What transformers' own greedy `generate` writes."""
+    ids = torch.tensor([prompt], device=model.device)
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens)
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+def set_experts(model: Any, implementation: str) -> None:
+    """How a mixture computes its experts; nothing for a model without one."""
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation(implementation)
 
 
 def make_policies(dtype: torch.dtype = torch.float32) -> list[Policy]:
@@ -418,6 +431,73 @@ def test_prompts_packed_into_one_call_are_those_of_a_call_each(architecture: str
         done.token_ids for _, done in sorted(each_done.items())
     ]
     torch.testing.assert_close(packed_kv[..., :-1, :], each_kv[..., :-1, :], rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture
+def _exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of float32 numbers: cuDNN rounds them to TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+
+
+def decoded(model: Any, prompts: list[list[int]], tokens: list[int], **options: Any) -> list[tuple[int, ...]]:
+    """Tokens of these requests, decoded together; policies and budgets are those of `options`, one for each request."""
+    engine = Engine(model, TOKENIZER, slots=500, rows=len(prompts), graphs=options["graphs"], ends=())
+    ids = [
+        engine.add(prompt, policy=policy, budget=budget, sampling=Sampling(max_new_tokens=length))
+        for prompt, length, (policy, budget) in zip(prompts, tokens, options["ranked"], strict=True)
+    ]
+    finished = run(engine)
+    captured = engine.model_runner._captured.values()
+    assert bool(captured) == options["graphs"]
+    assert all(graph is not None for graph in captured) or not options["captures"]
+    return [finished[index].token_ids for index in ids]
+
+
+OTHER_LAYERS = ["gpt_oss", "gemma3_text", "olmo3", "qwen3_moe", "granitemoe", *HYBRIDS]
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("_exact_convolutions")
+@pytest.mark.parametrize("architecture", OTHER_LAYERS)
+def test_other_layers_give_on_a_gpu_with_graphs_and_without_the_tokens_of_transformers(architecture: str) -> None:
+    model = endless(architecture=architecture).cuda()
+    set_experts(model, "batched_mm")  # grouped_mm waits for the counts of experts in float32
+    prompts, tokens = [list(range(n, 3 * n)) for n in (3, 9, 1, 20, 8)], [25, 40, 12, 33, 18]
+    wanted = [stock_tokens(model, prompt, length) for prompt, length in zip(prompts, tokens, strict=True)]
+    unlimited: list[Any] = [("full", None)] * 5
+    ranked = [(name, BUDGET) for name in ("window", "random", "snapkv", "h2o")]
+    ranked.append((make_policy("dynts", RandomPredictor(64, "answer").cuda()), BUDGET))
+    evicted = []
+    for graphs in (False, True):
+        how = {"graphs": graphs, "captures": True}
+        assert decoded(model, prompts, tokens, ranked=unlimited, **how) == wanted
+        assert decoded(model, prompts[1:2], tokens[1:2], ranked=unlimited[:1], **how) == wanted[1:2]
+        evicted.append(decoded(model, prompts, [60] * 5, ranked=ranked, **how))
+    assert evicted[0] == evicted[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "gpt_oss", "qwen3_5_text", "qwen3_5_moe_text", "nemotron_h"])
+def test_graphs_in_bfloat16_give_the_tokens_of_plain_steps(architecture: str) -> None:
+    """Of as many rows as the graph has: products of more rows round otherwise."""
+    model = endless(architecture=architecture).bfloat16().cuda()
+    set_experts(model, "grouped_mm")
+    prompts, ranked = [list(range(n, 3 * n)) for n in (3, 9, 20, 8)], [("full", None)] * 2 + [("window", BUDGET)] * 2
+    plain, graphed = (
+        decoded(model, prompts, [50] * 4, graphs=graphs, captures=True, ranked=ranked) for graphs in (False, True)
+    )
+    assert plain == graphed
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:a step cannot be captured")
+@pytest.mark.parametrize("experts", ["eager", "grouped_mm"])
+def test_experts_that_wait_for_the_gpu_run_without_graphs(experts: str) -> None:
+    model = endless(architecture="qwen3_moe").cuda()
+    set_experts(model, experts)
+    prompt = list(range(9))
+    how: dict[str, Any] = {"graphs": True, "captures": False, "ranked": [("full", None)]}
+    assert decoded(model, [prompt], [20], **how) == [stock_tokens(model, prompt, 20)]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 5, 20])

@@ -275,7 +275,7 @@ def test_a_fault_on_a_gpu_ends_its_own_request(fault: str, graphs: bool) -> None
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:a policy cannot be captured")
+@pytest.mark.filterwarnings("ignore:a step cannot be captured")
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize(("how", "why"), [("nan", "score that is NaN"), ("raises", "too large for me")])
 @pytest.mark.parametrize("policy", ["dynts", "horizon"])
@@ -289,7 +289,7 @@ def test_a_predictor_that_fails_on_a_gpu_ends_the_request_whose_token_it_saw(
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:a policy cannot be captured")
+@pytest.mark.filterwarnings("ignore:a step cannot be captured")
 def test_a_token_score_that_cannot_be_captured_runs_without_graphs() -> None:
     """It has the host wait: true of any policy that asks for a number."""
     model = endless().to("cuda")

@@ -47,7 +47,7 @@ def full_engine(fixture: Fixture, batch: int, slots: int, steps: int) -> Engine:
 
 def summary(fixture: Fixture, batch: int, steps: Steps) -> dict[str, Any]:
     """What is said of measured steps; the share of the roofline is that of the median step."""
-    step_ms, roofline_ms = spread(steps.ms), fixture.roofline_ms(steps.mean_held)
+    step_ms, roofline_ms = spread(steps.ms), fixture.roofline_ms(batch, steps.mean_held)
     return {
         "rows": batch,
         "slots_read_per_row": steps.mean_held / batch,
