@@ -22,26 +22,10 @@ from leanthink.policies.horizon import Horizon
 from leanthink.policies.sepllm import SepLLM
 from leanthink.utils import deprecated
 from leanthink.utils.errors import LeanThinkError, UsageError
-from models import CLOSE, END, HYBRIDS, OPEN, RandomPredictor, make_model, make_tokenizer
+from models import HYBRIDS, RandomPredictor, endless, make_model, make_tokenizer, stock_tokens
 
 TOKENIZER = make_tokenizer()
 BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)
-
-
-def endless(**changes: Any) -> Any:
-    """A model that neither ends nor leaves its thought."""
-    model = make_model(**changes)
-    model.generation_config.eos_token_id = None
-    with torch.no_grad():
-        model.get_output_embeddings().weight[[OPEN, CLOSE, END]] = 0
-    return model
-
-
-def stock_tokens(model: Any, prompt: list[int], tokens: int) -> tuple[int, ...]:
-    """What transformers' own greedy `generate` writes."""
-    ids = torch.tensor([prompt], device=model.device)
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens)
-    return tuple(out[0, len(prompt) :].tolist())
 
 
 def set_experts(model: Any, implementation: str) -> None:

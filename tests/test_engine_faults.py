@@ -23,8 +23,8 @@ from leanthink.policies.budget import Budget
 from leanthink.policies.h2o import H2O
 from leanthink.policies.window import Window
 from leanthink.utils.errors import DeviceLost, LeanThinkError, RequestFailed
-from models import RandomPredictor, make_tokenizer
-from test_engine import assert_empty, endless
+from models import RandomPredictor, endless, make_tokenizer
+from test_engine import assert_empty
 
 TOKENIZER = make_tokenizer()
 BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)

@@ -15,9 +15,8 @@ from leanthink.engine.sampling import Sampling
 from leanthink.models.loading import kv_shape
 from leanthink.models.predictor import read_metadata
 from leanthink.models.transformers_versions import CACHE_NAMES
-from models import HYBRIDS, make_model, make_tokenizer
+from models import HYBRIDS, endless, make_model, make_tokenizer, stock_tokens
 from test_engine import run
-from test_generate import endless, stock_tokens
 
 PROMPTS = [[5], list(range(10, 33)), [7, 8], list(range(40, 49))]
 

@@ -96,7 +96,7 @@ class Fixture:
         """
         shape = self.shape
         states = 0 if shape.states is None else shape.states.bytes_per_request(self.dtype)
-        rings = shape.bytes_per_state(self.dtype) - states
+        rings: float = shape.bytes_per_state(self.dtype) - states
         if shape.window:
             rings *= min(1.0, held / rows / shape.window)  # as of rows that have evicted nothing
         moved = step_bytes(self.model, rows) + held * self.bytes_per_slot + rows * (rings + 2 * states)

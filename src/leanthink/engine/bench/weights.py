@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from leanthink.engine.bench.experts import expected_experts, experts_of, num_experts
 from leanthink.engine.bench.shapes import SHAPES
 
 
@@ -31,37 +31,17 @@ def all_bytes(model: Any) -> int:
 
 
 def step_bytes(model: Any, rows: int = 1) -> float:
-    """Bytes of weights that a decode step of so many rows reads.
+    """Bytes of weights that a decode step of so many rows reads: of experts those that it is expected to use.
 
-    All but the input embedding, unless the head is that same table; of experts those that some row is routed to. That
-    many are expected where each row takes `k` of `E` as if by chance: `E (1 - (1 - k / E) ** rows)`.
+    The input embedding is not read, unless the head is that same table.
     """
     table = model.get_input_embeddings().weight
-    read: float = sum(parameter.nbytes for parameter in model.parameters())
-    read -= 0 if model.get_output_embeddings().weight is table else table.nbytes
-    for experts in experts_of(model):
-        parameters = list(experts.parameters(recurse=False))
-        all_experts = max(parameters, key=torch.Tensor.dim).shape[0]
-        idle = (1 - experts_per_token(model.config) / all_experts) ** rows
-        read -= idle * sum(parameter.nbytes for parameter in parameters)
+    unread: float = 0 if model.get_output_embeddings().weight is table else table.nbytes
+    if layers := experts_of(model):
+        of_experts = sum(weight.nbytes for experts in layers for weight in experts.parameters(recurse=False))
+        unread += (1 - expected_experts(model, rows) / num_experts(model)) * of_experts
+    read: float = sum(parameter.nbytes for parameter in model.parameters()) - unread
     return read
-
-
-def experts_of(model: Any) -> list[nn.Module]:
-    """The modules of a mixture whose parameters hold all experts of a layer, [E, ...]."""
-    found = []
-    for module in model.modules():
-        stacked = any(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
-        if stacked and not isinstance(module, nn.Conv1d):
-            found.append(module)
-    return found
-
-
-def experts_per_token(config: Any) -> int:
-    """How many experts of a layer a token is routed to."""
-    names = ("num_experts_per_tok", "moe_k", "moe_topk")
-    count: int = next(getattr(config, name) for name in names if hasattr(config, name))
-    return count
 
 
 def never_ending(model: Any) -> Any:
