@@ -187,6 +187,13 @@ def stock_tokens(model: Any, prompt: list[int], tokens: int) -> tuple[int, ...]:
     return tuple(out[0, len(prompt) :].tolist())
 
 
+def with_experts(model: Any, implementation: str) -> Any:
+    """The same, whose experts, if it has any, are computed in this way of transformers."""
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation(implementation)
+    return model
+
+
 def make_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
     """Bytes 0 to 255, then <think>, </think>, the end and the padding: one token each."""
     letters = pre_tokenizers.ByteLevel.alphabet()

@@ -22,16 +22,10 @@ from leanthink.policies.horizon import Horizon
 from leanthink.policies.sepllm import SepLLM
 from leanthink.utils import deprecated
 from leanthink.utils.errors import LeanThinkError, UsageError
-from models import HYBRIDS, RandomPredictor, endless, make_model, make_tokenizer, stock_tokens
+from models import HYBRIDS, RandomPredictor, endless, make_model, make_tokenizer, stock_tokens, with_experts
 
 TOKENIZER = make_tokenizer()
 BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)
-
-
-def set_experts(model: Any, implementation: str) -> None:
-    """How a mixture computes its experts; nothing for a model without one."""
-    if model._can_set_experts_implementation():
-        model.set_experts_implementation(implementation)
 
 
 def make_policies(dtype: torch.dtype = torch.float32) -> list[Policy]:
@@ -423,40 +417,37 @@ def _exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
 
 
-def decoded(model: Any, prompts: list[list[int]], tokens: list[int], **options: Any) -> list[tuple[int, ...]]:
-    """Tokens of these requests, decoded together; policies and budgets are those of `options`, one for each request."""
-    engine = Engine(model, TOKENIZER, slots=500, rows=len(prompts), graphs=options["graphs"], ends=())
+def decoded(
+    model: Any, prompts: list[list[int]], tokens: list[int], policies: list[Any], *, graphs: bool, captures: bool = True
+) -> list[tuple[int, ...]]:
+    """The tokens of each request, of which up to four decode together: rows and what belongs to them are used again."""
+    engine = Engine(model, TOKENIZER, slots=500, rows=4, graphs=graphs, ends=())
     ids = [
-        engine.add(prompt, policy=policy, budget=budget, sampling=Sampling(max_new_tokens=length))
-        for prompt, length, (policy, budget) in zip(prompts, tokens, options["ranked"], strict=True)
+        engine.add(
+            prompt, policy=policy, budget=None if policy == "full" else BUDGET, sampling=Sampling(max_new_tokens=length)
+        )
+        for prompt, length, policy in zip(prompts, tokens, policies, strict=True)
     ]
-    finished = run(engine)
-    captured = engine.model_runner._captured.values()
-    assert bool(captured) == options["graphs"]
-    assert all(graph is not None for graph in captured) or not options["captures"]
+    finished, captured = run(engine), engine.model_runner._captured.values()
+    assert bool(captured) == graphs
+    assert not captures or None not in captured, "some steps are not captured"
     return [finished[index].token_ids for index in ids]
-
-
-OTHER_LAYERS = ["gpt_oss", "gemma3_text", "olmo3", "qwen3_moe", "granitemoe", *HYBRIDS]
 
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("_exact_convolutions")
-@pytest.mark.parametrize("architecture", OTHER_LAYERS)
+@pytest.mark.parametrize("architecture", ["gpt_oss", "gemma3_text", "olmo3", "qwen3_moe", "granitemoe", *HYBRIDS])
 def test_other_layers_give_on_a_gpu_with_graphs_and_without_the_tokens_of_transformers(architecture: str) -> None:
-    model = endless(architecture=architecture).cuda()
-    set_experts(model, "batched_mm")  # grouped_mm waits for the counts of experts in float32
-    prompts, tokens = [list(range(n, 3 * n)) for n in (3, 9, 1, 20, 8)], [25, 40, 12, 33, 18]
+    model = with_experts(endless(architecture), "batched_mm").cuda()  # in float32 grouped_mm waits for counts
+    prompts, tokens = [list(range(n, 3 * n)) for n in (3, 9, 1, 20, 8, 5)], [25, 40, 12, 33, 18, 20]
     wanted = [stock_tokens(model, prompt, length) for prompt, length in zip(prompts, tokens, strict=True)]
-    unlimited: list[Any] = [("full", None)] * 5
-    ranked = [(name, BUDGET) for name in ("window", "random", "snapkv", "h2o")]
-    ranked.append((make_policy("dynts", RandomPredictor(64, "answer").cuda()), BUDGET))
+    learned = make_policy("dynts", RandomPredictor(64, "answer").cuda())
     evicted = []
     for graphs in (False, True):
-        how = {"graphs": graphs, "captures": True}
-        assert decoded(model, prompts, tokens, ranked=unlimited, **how) == wanted
-        assert decoded(model, prompts[1:2], tokens[1:2], ranked=unlimited[:1], **how) == wanted[1:2]
-        evicted.append(decoded(model, prompts, [60] * 5, ranked=ranked, **how))
+        assert decoded(model, prompts, tokens, ["full"] * 6, graphs=graphs) == wanted
+        assert decoded(model, prompts[1:2], tokens[1:2], ["full"], graphs=graphs) == wanted[1:2]
+        policies = ["window", "random", "snapkv", "h2o", "r-kv", learned]
+        evicted.append(decoded(model, prompts, [60] * 6, policies, graphs=graphs))
     assert evicted[0] == evicted[1]
 
 
@@ -464,12 +455,9 @@ def test_other_layers_give_on_a_gpu_with_graphs_and_without_the_tokens_of_transf
 @pytest.mark.parametrize("architecture", ["qwen3_moe", "gpt_oss", "qwen3_5_text", "qwen3_5_moe_text", "nemotron_h"])
 def test_graphs_in_bfloat16_give_the_tokens_of_plain_steps(architecture: str) -> None:
     """Of as many rows as the graph has: products of more rows round otherwise."""
-    model = endless(architecture=architecture).bfloat16().cuda()
-    set_experts(model, "grouped_mm")
-    prompts, ranked = [list(range(n, 3 * n)) for n in (3, 9, 20, 8)], [("full", None)] * 2 + [("window", BUDGET)] * 2
-    plain, graphed = (
-        decoded(model, prompts, [50] * 4, graphs=graphs, captures=True, ranked=ranked) for graphs in (False, True)
-    )
+    model = with_experts(endless(architecture), "grouped_mm").bfloat16().cuda()
+    prompts, policies = [list(range(n, 3 * n)) for n in (3, 9, 20, 8)], ["full", "full", "window", "window"]
+    plain, graphed = (decoded(model, prompts, [50] * 4, policies, graphs=graphs) for graphs in (False, True))
     assert plain == graphed
 
 
@@ -477,11 +465,8 @@ def test_graphs_in_bfloat16_give_the_tokens_of_plain_steps(architecture: str) ->
 @pytest.mark.filterwarnings("ignore:a step cannot be captured")
 @pytest.mark.parametrize("experts", ["eager", "grouped_mm"])
 def test_experts_that_wait_for_the_gpu_run_without_graphs(experts: str) -> None:
-    model = endless(architecture="qwen3_moe").cuda()
-    set_experts(model, experts)
-    prompt = list(range(9))
-    how: dict[str, Any] = {"graphs": True, "captures": False, "ranked": [("full", None)]}
-    assert decoded(model, [prompt], [20], **how) == [stock_tokens(model, prompt, 20)]
+    model, prompt = with_experts(endless("qwen3_moe"), experts).cuda(), list(range(9))
+    assert decoded(model, [prompt], [20], ["full"], graphs=True, captures=False) == [stock_tokens(model, prompt, 20)]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 5, 20])
