@@ -171,6 +171,29 @@ def make_model(architecture: str = "llama", seed: int = 0, **changes: Any) -> An
     return model
 
 
+def endless(architecture: str = "llama", **changes: Any) -> Any:
+    """A model that neither ends nor leaves its thought, so that every budget is met."""
+    model = make_model(architecture, **changes)
+    model.generation_config.eos_token_id = None
+    with torch.no_grad():
+        model.get_output_embeddings().weight[[OPEN, CLOSE, END]] = 0
+    return model
+
+
+def stock_tokens(model: Any, prompt: list[int], tokens: int) -> tuple[int, ...]:
+    """What transformers' own greedy `generate` writes."""
+    ids = torch.tensor([prompt], device=model.device)
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens)
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+def with_experts(model: Any, implementation: str) -> Any:
+    """The same, whose experts, if it has any, are computed in this way of transformers."""
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation(implementation)
+    return model
+
+
 def make_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
     """Bytes 0 to 255, then <think>, </think>, the end and the padding: one token each."""
     letters = pre_tokenizers.ByteLevel.alphabet()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import cache
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,15 @@ def weights_of(shape: str) -> Any:
         ("qwen3-8b", 8_190_735_360, 147456),
         ("qwen2.5-1.5b", 1_543_714_304 + 151936 * 1536, 28672),  # as published, and a head of its own
         ("qwen3-4b", 4_022_468_096 + 151936 * 2560, 147456),
+        ("qwen3-30b-a3b", 30_532_122_624, 98304),
     ],
 )
 def test_shapes_have_the_published_sizes(shape: str, weights: int, per_slot: int) -> None:
     model, config = weights_of(shape), config_of(shape)
     assert sum(parameter.nbytes for parameter in model.parameters()) == 2 * weights
     assert kv_shape(config).bytes_per_slot(torch.bfloat16) == per_slot
-    assert step_bytes(model) == 2 * (weights - config.vocab_size * config.hidden_size)
+    idle = 48 * 120 * 3 * 2048 * 768 if shape == "qwen3-30b-a3b" else 0  # of one row, in whose layers 8 of 128 work
+    assert step_bytes(model) == pytest.approx(2 * (weights - config.vocab_size * config.hidden_size - idle), abs=1)
 
 
 def test_a_table_that_is_also_the_head_is_read_once() -> None:
@@ -215,11 +218,47 @@ def test_the_roofline_is_the_bytes_over_the_bandwidth(folder: Path) -> None:
     fixture = Fixture(small(folder))
     assert step_bytes(fixture.model) == sum(p.nbytes for p in fixture.model.parameters()), "its head is its table"
     fixture.bandwidth["median"] = 1e9
-    assert fixture.roofline_ms(50) == pytest.approx((step_bytes(fixture.model) + 50 * 2 * 2 * 64 * 4) / 1e6)
+    assert fixture.roofline_ms(2, 50) == pytest.approx((step_bytes(fixture.model) + 50 * 2 * 2 * 64 * 4) / 1e6)
     found = measured(folder, "roofline")
     assert [cell["batch"] for cell in found["cells"]] == [3, 2]
     assert found["copy_bytes_per_second"]["n"] == 10
     assert all(cell["floor_ms"] > 0 for cell in found["cells"])
+
+
+def of_other_layers(architecture: str, folder: Path, *parts: str, **changes: Any) -> Options:
+    model = make_model(architecture)
+    model.save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return small(folder, *parts, **changes)
+
+
+@pytest.mark.parametrize("architecture", ["gpt_oss", "gemma3_text", "qwen3_5_moe_text", "nemotron_h", "lfm2"])
+def test_the_roofline_counts_experts_rings_and_states(architecture: str, tmp_path: Path) -> None:
+    fixture = Fixture(of_other_layers(architecture, tmp_path))
+    fixture.bandwidth["median"] = 1e3  # a byte a millisecond
+    cache = fixture.engine([20] * 3).cache
+    every = list(product(combinations(range(4), 2), repeat=3))  # three rows take two of four experts each
+    used = sum(len(set().union(*chosen)) for chosen in every) / len(every) / 4
+    weights = sum(
+        weight.nbytes * (used if ".experts." in name else 1)
+        for name, weight in fixture.model.named_parameters()
+        if "embed" not in name or fixture.model.config.tie_word_embeddings
+    )
+    states = [] if cache.recurrent is None else cache.recurrent.tensors
+    windows = 0 if cache.windows is None else cache.windows.kv_LPHTD.nbytes / 4  # of a row: one is nobody's
+    moved = weights + 30 * cache.bytes_per_slot + 3 * windows + 2 * 3 * sum(state.nbytes for state in states) / 4
+    assert fixture.roofline_ms(3, 30) == pytest.approx(moved)
+    assert fixture.roofline_ms(3, 12) == pytest.approx(moved - 18 * cache.bytes_per_slot - 3 * windows / 2)
+
+
+def test_decode_tells_how_many_experts_were_used(tmp_path: Path) -> None:
+    options = of_other_layers("qwen3_moe", tmp_path, "decode", cells=((1, 24), (3, 24)))
+    alone, many = run(options)["parts"]["decode"]["cells"]
+    for cell in (alone, many):
+        consistent(cell)
+    assert (alone["experts_used"], alone["experts_expected"]) == (2, 2)
+    assert 2 <= many["experts_used"] <= 4
+    assert many["experts_expected"] == 3.5
 
 
 def test_decode_measures_rows_that_hold_what_was_asked_for(folder: Path) -> None:

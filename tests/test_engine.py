@@ -22,19 +22,10 @@ from leanthink.policies.horizon import Horizon
 from leanthink.policies.sepllm import SepLLM
 from leanthink.utils import deprecated
 from leanthink.utils.errors import LeanThinkError, UsageError
-from models import CLOSE, END, OPEN, RandomPredictor, make_model, make_tokenizer
+from models import HYBRIDS, RandomPredictor, endless, make_model, make_tokenizer, stock_tokens, with_experts
 
 TOKENIZER = make_tokenizer()
 BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)
-
-
-def endless(**changes: Any) -> Any:
-    """A model that neither ends nor leaves its thought."""
-    model = make_model(**changes)
-    model.generation_config.eos_token_id = None
-    with torch.no_grad():
-        model.get_output_embeddings().weight[[OPEN, CLOSE, END]] = 0
-    return model
 
 
 def make_policies(dtype: torch.dtype = torch.float32) -> list[Policy]:
@@ -418,6 +409,64 @@ def test_prompts_packed_into_one_call_are_those_of_a_call_each(architecture: str
         done.token_ids for _, done in sorted(each_done.items())
     ]
     torch.testing.assert_close(packed_kv[..., :-1, :], each_kv[..., :-1, :], rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture
+def _exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of float32 numbers: cuDNN rounds them to TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+
+
+def decoded(
+    model: Any, prompts: list[list[int]], tokens: list[int], policies: list[Any], *, graphs: bool, captures: bool = True
+) -> list[tuple[int, ...]]:
+    """The tokens of each request, of which up to four decode together: rows and what belongs to them are used again."""
+    engine = Engine(model, TOKENIZER, slots=500, rows=4, graphs=graphs, ends=())
+    ids = [
+        engine.add(
+            prompt, policy=policy, budget=None if policy == "full" else BUDGET, sampling=Sampling(max_new_tokens=length)
+        )
+        for prompt, length, policy in zip(prompts, tokens, policies, strict=True)
+    ]
+    finished, captured = run(engine), engine.model_runner._captured.values()
+    assert bool(captured) == graphs
+    assert not captures or None not in captured, "some steps are not captured"
+    return [finished[index].token_ids for index in ids]
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("_exact_convolutions")
+@pytest.mark.parametrize("architecture", ["gpt_oss", "gemma3_text", "olmo3", "qwen3_moe", "granitemoe", *HYBRIDS])
+def test_other_layers_give_on_a_gpu_with_graphs_and_without_the_tokens_of_transformers(architecture: str) -> None:
+    model = with_experts(endless(architecture), "batched_mm").cuda()  # in float32 grouped_mm waits for counts
+    prompts, tokens = [list(range(n, 3 * n)) for n in (3, 9, 1, 20, 8, 5)], [25, 40, 12, 33, 18, 20]
+    wanted = [stock_tokens(model, prompt, length) for prompt, length in zip(prompts, tokens, strict=True)]
+    learned = make_policy("dynts", RandomPredictor(64, "answer").cuda())
+    evicted = []
+    for graphs in (False, True):
+        assert decoded(model, prompts, tokens, ["full"] * 6, graphs=graphs) == wanted
+        assert decoded(model, prompts[1:2], tokens[1:2], ["full"], graphs=graphs) == wanted[1:2]
+        policies = ["window", "random", "snapkv", "h2o", "r-kv", learned]
+        evicted.append(decoded(model, prompts, [60] * 6, policies, graphs=graphs))
+    assert evicted[0] == evicted[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "gpt_oss", "qwen3_5_text", "qwen3_5_moe_text", "nemotron_h"])
+def test_graphs_in_bfloat16_give_the_tokens_of_plain_steps(architecture: str) -> None:
+    """Of as many rows as the graph has: products of more rows round otherwise."""
+    model = with_experts(endless(architecture), "grouped_mm").bfloat16().cuda()
+    prompts, policies = [list(range(n, 3 * n)) for n in (3, 9, 20, 8)], ["full", "full", "window", "window"]
+    plain, graphed = (decoded(model, prompts, [50] * 4, policies, graphs=graphs) for graphs in (False, True))
+    assert plain == graphed
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:a step cannot be captured")
+@pytest.mark.parametrize("experts", ["eager", "grouped_mm"])
+def test_experts_that_wait_for_the_gpu_run_without_graphs(experts: str) -> None:
+    model, prompt = with_experts(endless("qwen3_moe"), experts).cuda(), list(range(9))
+    assert decoded(model, [prompt], [20], ["full"], graphs=True, captures=False) == [stock_tokens(model, prompt, 20)]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 5, 20])

@@ -23,8 +23,8 @@ from leanthink.policies.budget import Budget
 from leanthink.policies.h2o import H2O
 from leanthink.policies.window import Window
 from leanthink.utils.errors import DeviceLost, LeanThinkError, RequestFailed
-from models import RandomPredictor, make_tokenizer
-from test_engine import assert_empty, endless
+from models import RandomPredictor, endless, make_tokenizer
+from test_engine import assert_empty
 
 TOKENIZER = make_tokenizer()
 BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)
@@ -275,7 +275,7 @@ def test_a_fault_on_a_gpu_ends_its_own_request(fault: str, graphs: bool) -> None
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:a policy cannot be captured")
+@pytest.mark.filterwarnings("ignore:a step cannot be captured")
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize(("how", "why"), [("nan", "score that is NaN"), ("raises", "too large for me")])
 @pytest.mark.parametrize("policy", ["dynts", "horizon"])
@@ -289,7 +289,7 @@ def test_a_predictor_that_fails_on_a_gpu_ends_the_request_whose_token_it_saw(
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:a policy cannot be captured")
+@pytest.mark.filterwarnings("ignore:a step cannot be captured")
 def test_a_token_score_that_cannot_be_captured_runs_without_graphs() -> None:
     """It has the host wait: true of any policy that asks for a number."""
     model = endless().to("cuda")

@@ -21,8 +21,8 @@ from leanthink.policies import Policy, make_policy
 from leanthink.policies.budget import Budget
 from leanthink.policies.window import Window
 from leanthink.utils.errors import UsageError
-from models import VOCABULARY, RandomPredictor, make_model, make_tokenizer
-from test_engine import assert_empty, endless, run
+from models import VOCABULARY, RandomPredictor, endless, make_model, make_tokenizer
+from test_engine import assert_empty, run
 
 TOKENIZER = make_tokenizer()
 BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)

@@ -22,7 +22,17 @@ from leanthink.policies import POLICIES, Policy, make_policy
 from leanthink.policies.budget import Budget
 from leanthink.policies.window import Window
 from leanthink.utils.errors import UnsupportedModel, UsageError
-from models import ARCHITECTURES, CLOSE, END, OPEN, VOCABULARY, RandomPredictor, make_model, make_tokenizer
+from models import (
+    ARCHITECTURES,
+    CLOSE,
+    END,
+    VOCABULARY,
+    RandomPredictor,
+    endless,
+    make_model,
+    make_tokenizer,
+    stock_tokens,
+)
 from reference.sampling_slow import sample_slowly
 
 TOKENIZER = make_tokenizer()
@@ -37,21 +47,6 @@ def make_policies() -> dict[str, Policy]:
         "horizon": RandomPredictor(64, "horizon", (4, 8, 16), offsets=(0, 1, 3)),
     }
     return {name: make_policy(name, learned.get(name), TOKENIZER) for name in POLICIES if name != "oracle"}
-
-
-def endless(architecture: str = "llama", **changes: Any) -> Any:
-    """A model that neither ends nor leaves its thought, so that every budget is met."""
-    model = make_model(architecture, **changes)
-    model.generation_config.eos_token_id = None
-    with torch.no_grad():
-        model.get_output_embeddings().weight[[OPEN, CLOSE, END]] = 0
-    return model
-
-
-def stock_tokens(model: Any, prompt: list[int], tokens: int) -> tuple[int, ...]:
-    ids = torch.tensor([prompt])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens)
-    return tuple(out[0, len(prompt) :].tolist())
 
 
 @pytest.fixture

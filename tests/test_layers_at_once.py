@@ -23,7 +23,7 @@ from leanthink.policies.h2o import H2O
 from leanthink.policies.rkv import RKV
 from leanthink.policies.snapkv import SnapKV
 from leanthink.policies.vase import VaSE
-from models import CLOSE, END, OPEN, make_model, make_tokenizer
+from models import endless, make_tokenizer
 from reference.layers_slow import kept_slow
 
 LAYERS = 5
@@ -76,10 +76,7 @@ class Watched(Engine):
 
 def run(policy: Policy) -> tuple[Watched, list[tuple[int, ...]]]:
     """Requests with one policy that are due together, or not; and the tokens of each."""
-    model = make_model(num_hidden_layers=LAYERS)
-    model.generation_config.eos_token_id = None
-    with torch.no_grad():
-        model.get_output_embeddings().weight[[OPEN, CLOSE, END]] = 0
+    model = endless(num_hidden_layers=LAYERS)
     engine = Watched(model, make_tokenizer(), slots=400, rows=4)
     for index, prompt in enumerate(PROMPTS):
         sampling = Sampling(max_new_tokens=60 + index, temperature=0.5, seed=index)

@@ -31,7 +31,7 @@ from leanthink.policies.snapkv import SnapKV
 from leanthink.policies.tova import TOVA
 from leanthink.policies.vase import VaSE
 from leanthink.utils.errors import UsageError
-from models import CLOSE, END, OPEN, RandomPredictor, make_model, make_tokenizer
+from models import RandomPredictor, endless, make_tokenizer
 from reference.dynts_published import evicted_at_published
 from reference.peers_slow import SlowRun
 from reference.policies_slow import (
@@ -71,15 +71,6 @@ PEERS = {
     "vase": Peer(VaSE(observation=3), partial(vase_slow, observation=3)),
     "sepllm": Peer(SepLLM(separator_ids=tuple(range(40))), partial(sepllm_slow, separators=tuple(range(40)))),
 }
-
-
-def endless() -> Any:
-    """A model that neither ends nor leaves its thought."""
-    model = make_model()
-    model.generation_config.eos_token_id = None
-    with torch.no_grad():
-        model.get_output_embeddings().weight[[OPEN, CLOSE, END]] = 0
-    return model
 
 
 def slow_run(model: Any, peer: Peer, prompt: list[int], seed: int, budget: Budget) -> SlowRun:

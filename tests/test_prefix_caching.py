@@ -10,7 +10,8 @@ from leanthink.engine.sampling import Sampling
 from leanthink.policies import make_policy
 from leanthink.policies.budget import Budget
 from leanthink.utils.errors import UsageError
-from test_engine import TOKENIZER, CheckedEngine, endless
+from models import endless
+from test_engine import TOKENIZER, CheckedEngine
 
 HEAD = list(range(100, 140))  # two chunks and a half
 

@@ -18,7 +18,7 @@ from leanthink.engine.sampling import Sampling
 from leanthink.policies import make_policy
 from leanthink.policies.budget import Budget
 from leanthink.utils.errors import UsageError
-from models import CLOSE, END, OPEN, RandomPredictor, make_model, make_tokenizer
+from models import CLOSE, END, OPEN, RandomPredictor, endless, make_tokenizer
 
 TOKENIZER = make_tokenizer()
 
@@ -53,14 +53,6 @@ def test_what_is_packed_is_unpacked(numbers: list[tuple[float, float, float]]) -
 def test_scores_check_themselves(horizons: Any, float16: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Scores(horizons=horizons, float16=float16)
-
-
-def endless() -> Any:
-    model = make_model()
-    model.generation_config.eos_token_id = None
-    with torch.no_grad():
-        model.get_output_embeddings().weight[[OPEN, CLOSE, END]] = 0
-    return model
 
 
 @pytest.mark.parametrize("name", ["dynts", "horizon"])

@@ -22,17 +22,12 @@ from leanthink.policies import make_policy
 from leanthink.policies.budget import Budget
 from leanthink.policies.observed import observed_attention
 from leanthink.utils.errors import UsageError
-from models import make_model, make_tokenizer
+from models import make_model, make_tokenizer, stock_tokens
 from reference.labels_slow import attention_slow
 
 TOKENIZER = make_tokenizer()
 PROMPTS = [list(range(10 + i, 10 + i + n)) for i, n in enumerate((1, 7, 8, 9, 33))]  # around a window of 8, and longer
 WINDOW_BYTES = 2 * 1 * 8 * 2 * 16 * 4  # keys and values, layers, tokens, kv heads, numbers, bytes
-
-
-def stock_tokens(model: Any, prompt: list[int], tokens: int) -> tuple[int, ...]:
-    out = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=tokens)
-    return tuple(out[0, len(prompt) :].tolist())
 
 
 @pytest.mark.parametrize("row_slots", [None, 80])

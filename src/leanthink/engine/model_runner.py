@@ -186,7 +186,7 @@ class ModelRunner:
         """A graph of a step of `kind.rows` rows, in which every policy that scores tokens scores those of all rows.
 
         While it is captured no row is live, so that what runs now changes nothing that anybody holds. None for a step
-        that runs but cannot be captured, as where a policy has the host wait for its token scores.
+        that runs but cannot be captured, as where the host waits for a policy's token scores or for experts' counts.
         """
         live, last_ids = self.cache.live.clone(), self.last_ids.clone()
         self.cache.live.zero_()
@@ -205,7 +205,7 @@ class ModelRunner:
                     log_values = self._run(*arguments)
             except RuntimeError as error:  # errors of CUDA are; it has just run without being captured
                 why = str(error).partition("\n")[0]
-                warnings.warn(f"a policy cannot be captured: steps run without CUDA graphs ({why})", stacklevel=2)
+                warnings.warn(f"a step cannot be captured: such steps run without CUDA graphs ({why})", stacklevel=2)
                 return None
         finally:
             self.cache.live.copy_(live)

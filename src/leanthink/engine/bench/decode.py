@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from leanthink.engine.bench.experts import CountedExperts, expected_experts, experts_of
 from leanthink.engine.bench.fixture import Fixture, attempt
 from leanthink.engine.bench.measure import Steps, spread, timed_steps
 from leanthink.engine.bench.warm_start import Place, warm_start
@@ -19,10 +22,26 @@ def full_cell(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
     """One cell, measured once however many parts ask for it."""
     if (batch, slots) not in fixture.cells:
         what = {"batch": batch, "slots": slots, "policy": "full"}
-        fixture.cells[batch, slots] = what | attempt(
-            lambda: summary(fixture, batch, full_steps(fixture, batch, slots, fixture.options.steps))
-        )
+        fixture.cells[batch, slots] = what | attempt(lambda: _measured(fixture, batch, slots))
     return fixture.cells[batch, slots]
+
+
+def _measured(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
+    steps, experts = _steps_and_experts(fixture, batch, slots)  # the engine's memory is free again
+    return summary(fixture, batch, steps) | experts
+
+
+def _steps_and_experts(fixture: Fixture, batch: int, slots: int) -> tuple[Steps, dict[str, float]]:
+    """Measured steps; of a mixture also how many experts a layer used in one more, which the floor takes for chance."""
+    options = fixture.options
+    engine = full_engine(fixture, batch, slots, options.steps)
+    steps = timed_steps(engine, warm_up=options.warm_up, steps=options.steps)
+    if not experts_of(fixture.model):
+        return steps, {}
+    with CountedExperts(fixture.model) as counted, torch.inference_mode():
+        engine.model_runner.launch_plain(batch, [], logprobs=-1)
+    used = sum(counted.counts) / len(counted.counts)
+    return steps, {"experts_used": used, "experts_expected": expected_experts(fixture.model, batch)}
 
 
 def full_steps(fixture: Fixture, batch: int, slots: int, steps: int) -> Steps:
@@ -47,7 +66,7 @@ def full_engine(fixture: Fixture, batch: int, slots: int, steps: int) -> Engine:
 
 def summary(fixture: Fixture, batch: int, steps: Steps) -> dict[str, Any]:
     """What is said of measured steps; the share of the roofline is that of the median step."""
-    step_ms, roofline_ms = spread(steps.ms), fixture.roofline_ms(steps.mean_held)
+    step_ms, roofline_ms = spread(steps.ms), fixture.roofline_ms(batch, steps.mean_held)
     return {
         "rows": batch,
         "slots_read_per_row": steps.mean_held / batch,

@@ -45,8 +45,8 @@ class Fixture:
         self.model = never_ending(model)
         self.device: torch.device = self.model.device
         self.dtype: torch.dtype = self.model.dtype
-        self.bytes_per_slot = kv_shape(self.model.config).bytes_per_slot(kv_dtype(options.kv_cache_dtype, self.dtype))
-        self.step_bytes = step_bytes(self.model)
+        self.shape = kv_shape(self.model.config)
+        self.bytes_per_slot = self.shape.bytes_per_slot(kv_dtype(options.kv_cache_dtype, self.dtype))
         self.cells: dict[tuple[int, int], dict[str, Any]] = {}
         self.horizon_cells: dict[tuple[int, int], dict[str, Any]] = {}
         self.full = make_policy("full")
@@ -84,13 +84,23 @@ class Fixture:
             "dtype": str(self.dtype).removeprefix("torch."),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "weight_bytes": sum(parameter.nbytes for parameter in self.model.parameters()),
-            "weight_bytes_read_per_step": self.step_bytes,
+            "weight_bytes_read_per_step": round(step_bytes(self.model)),
             "kv_bytes_per_slot": self.bytes_per_slot,
         }
 
-    def roofline_ms(self, held: float) -> float:
-        """Milliseconds that a step takes at least: weights and `held` slots in all, read once at copy bandwidth."""
-        return 1e3 * (self.step_bytes + held * self.bytes_per_slot) / self.bandwidth["median"]
+    def roofline_ms(self, rows: int, held: float) -> float:
+        """Milliseconds that a step of so many rows takes at least: what it must read and write, at copy bandwidth.
+
+        Read once: the weights (see `step_bytes`), `held` slots of all rows together, and of layers with a sliding
+        window each row's ring. Read and written: what linear and state-space layers keep of each row.
+        """
+        shape = self.shape
+        states = 0 if shape.states is None else shape.states.bytes_per_request(self.dtype)
+        rings: float = shape.bytes_per_state(self.dtype) - states
+        if shape.window:
+            rings *= min(1.0, held / rows / shape.window)  # as of rows that have evicted nothing
+        moved = step_bytes(self.model, rows) + held * self.bytes_per_slot + rows * (rings + 2 * states)
+        return 1e3 * moved / self.bandwidth["median"]
 
     def prompt(self, tokens: int, index: int) -> tuple[int, ...]:
         """A random prompt, another for every index."""

@@ -20,7 +20,7 @@ def roofline(fixture: Fixture) -> dict[str, Any]:
         "copy_bytes_per_second": fixture.bandwidth,
         "copied_bytes": COPY_BYTES[fixture.device.type],
         "cells": [
-            {"batch": batch, "slots": slots, "floor_ms": fixture.roofline_ms(batch * slots)}
+            {"batch": batch, "slots": slots, "floor_ms": fixture.roofline_ms(batch, batch * slots)}
             for batch, slots in fixture.options.cells
         ],
     }

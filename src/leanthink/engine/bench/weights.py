@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from leanthink.engine.bench.experts import expected_experts, experts_of, num_experts
 from leanthink.engine.bench.shapes import SHAPES
 
 
@@ -29,12 +30,18 @@ def all_bytes(model: Any) -> int:
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
-def step_bytes(model: Any) -> int:
-    """Bytes of weights that a decode step reads: all but the input embedding, unless the head is that same table."""
+def step_bytes(model: Any, rows: int = 1) -> float:
+    """Bytes of weights that a decode step of so many rows reads: of experts those that it is expected to use.
+
+    The input embedding is not read, unless the head is that same table.
+    """
     table = model.get_input_embeddings().weight
-    read: int = sum(parameter.nbytes for parameter in model.parameters())
-    unread: int = 0 if model.get_output_embeddings().weight is table else table.nbytes
-    return read - unread
+    unread: float = 0 if model.get_output_embeddings().weight is table else table.nbytes
+    if layers := experts_of(model):
+        of_experts = sum(weight.nbytes for experts in layers for weight in experts.parameters(recurse=False))
+        unread += (1 - expected_experts(model, rows) / num_experts(model)) * of_experts
+    read: float = sum(parameter.nbytes for parameter in model.parameters()) - unread
+    return read
 
 
 def never_ending(model: Any) -> Any:
