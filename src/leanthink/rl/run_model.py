@@ -118,6 +118,8 @@ def shape_of(settings: Mapping[str, Any], adapters: LoraConfig | None, *, rollou
 def _adapted(model: Any, adapters: LoraConfig, *, rollouts: str) -> Any:
     from peft import get_peft_model
 
+    from leanthink.rl.fused_lora import fuse_lora
+
     plain = copy(adapters)
     plain.init_lora_weights = True  # some of the others look at weights, which are not there
     try:
@@ -125,6 +127,7 @@ def _adapted(model: Any, adapters: LoraConfig, *, rollouts: str) -> Any:
             adapted = get_peft_model(model, plain)
     except Exception as error:  # peft checks some values and trips over others
         raise UsageError(f"lora does not fit this model: {' '.join(str(error).split())}") from error
+    fuse_lora(adapted)  # as the trainer does: what a forward keeps depends on it
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     if rollouts == "engine" and model.config.tie_word_embeddings and any(hasattr(end, "base_layer") for end in ends):
         raise UsageError(

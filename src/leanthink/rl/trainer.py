@@ -46,6 +46,7 @@ from leanthink.data.think_tags import set_think_tags
 from leanthink.engine.sdpa import for_any_length
 from leanthink.models.prompt import encode_chat
 from leanthink.rl.config import DeepCompressConfig, check_installed
+from leanthink.rl.fused_lora import fuse_lora
 from leanthink.rl.length_bucketing import bucket_by_length, is_text, stacked_rows
 from leanthink.rl.log_probs import left_aligned
 from leanthink.rl.model_card import CARD, Origin, model_card, public_name
@@ -132,6 +133,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
                 processing_class=processing_class,
                 **others,
             )
+        fuse_lora(self.model)
         if rollouts is not None:
             check_whole(self)
             self.rollout_func = rollouts
