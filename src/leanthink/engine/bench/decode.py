@@ -20,7 +20,7 @@ def full_cell(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
     if (batch, slots) not in fixture.cells:
         what = {"batch": batch, "slots": slots, "policy": "full"}
         fixture.cells[batch, slots] = what | attempt(
-            lambda: summary(fixture, batch, full_steps(fixture, batch, slots, fixture.options.steps))
+            lambda: summary(fixture, full_steps(fixture, batch, slots, fixture.options.steps))
         )
     return fixture.cells[batch, slots]
 
@@ -45,8 +45,9 @@ def full_engine(fixture: Fixture, batch: int, slots: int, steps: int) -> Engine:
     return engine
 
 
-def summary(fixture: Fixture, batch: int, steps: Steps) -> dict[str, Any]:
+def summary(fixture: Fixture, steps: Steps) -> dict[str, Any]:
     """What is said of measured steps; the share of the roofline is that of the median step."""
+    batch = sum(steps.tokens) / len(steps.tokens)
     step_ms, roofline_ms = spread(steps.ms), fixture.roofline_ms(steps.mean_held)
     return {
         "rows": batch,

@@ -37,6 +37,7 @@ class Fixture:
     Attributes:
         cells: decode results by (rows, slots), for the parts that compare with them.
         horizon_cells: eviction results likewise, the budget in place of slots.
+        parts: what was found so far, by part.
     """
 
     def __init__(self, options: Options) -> None:
@@ -49,6 +50,7 @@ class Fixture:
         self.step_bytes = step_bytes(self.model)
         self.cells: dict[tuple[int, int], dict[str, Any]] = {}
         self.horizon_cells: dict[tuple[int, int], dict[str, Any]] = {}
+        self.parts: dict[str, dict[str, Any]] = {}
         self.full = make_policy("full")
 
     @cached_property
@@ -94,9 +96,7 @@ class Fixture:
 
     def prompt(self, tokens: int, index: int) -> tuple[int, ...]:
         """A random prompt, another for every index."""
-        chance = torch.Generator().manual_seed(self.options.seed + 1 + index)
-        ids: list[int] = torch.randint(self.model.config.vocab_size, (tokens,), generator=chance).tolist()
-        return tuple(ids)
+        return tuple(random_prompt(self.model.config.vocab_size, tokens, self.options.seed + 1 + index))
 
     def request(
         self, index: int, *, prompt: int, output: int, slots: int | None, policy: Policy | None = None
@@ -144,6 +144,13 @@ class Fixture:
             enable_prefix_caching=False,
             kv_cache_dtype=self.options.kv_cache_dtype,
         )
+
+
+def random_prompt(vocabulary: int, tokens: int, seed: int) -> list[int]:
+    """Token ids, another sequence for every seed."""
+    chance = torch.Generator().manual_seed(seed)
+    ids: list[int] = torch.randint(vocabulary, (tokens,), generator=chance).tolist()
+    return ids
 
 
 def _model_and_tokenizer(options: Options) -> tuple[Any, Any]:
