@@ -28,7 +28,7 @@ def full_cell(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
 
 def _measured(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
     steps, experts = _steps_and_experts(fixture, batch, slots)  # the engine's memory is free again
-    return summary(fixture, batch, steps) | experts
+    return summary(fixture, steps) | experts
 
 
 def _steps_and_experts(fixture: Fixture, batch: int, slots: int) -> tuple[Steps, dict[str, float]]:
@@ -64,8 +64,9 @@ def full_engine(fixture: Fixture, batch: int, slots: int, steps: int) -> Engine:
     return engine
 
 
-def summary(fixture: Fixture, batch: int, steps: Steps) -> dict[str, Any]:
+def summary(fixture: Fixture, steps: Steps) -> dict[str, Any]:
     """What is said of measured steps; the share of the roofline is that of the median step."""
+    batch = sum(steps.tokens) / len(steps.tokens)
     step_ms, roofline_ms = spread(steps.ms), fixture.roofline_ms(batch, steps.mean_held)
     return {
         "rows": batch,

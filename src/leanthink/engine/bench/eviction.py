@@ -36,7 +36,7 @@ def horizon_cell(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
         bounded = horizon_steps(fixture, batch, slots)
         # As many slots as the bounded rows hold on average, for as many steps.
         full = full_steps(fixture, batch, round(bounded.mean_held / batch), fixture.options.whole_intervals)
-        ours, whole = summary(fixture, batch, bounded), summary(fixture, batch, full)
+        ours, whole = summary(fixture, bounded), summary(fixture, full)
         ratio = ours["step_ms"]["mean"] / whole["step_ms"]["mean"]
         return {"horizon": ours | share(bounded), "full": whole, "horizon_to_full": ratio}
 

@@ -27,7 +27,7 @@ def num_experts(model: Any) -> int:
     return max(experts_of(model)[0].parameters(recurse=False), key=Tensor.dim).shape[0]
 
 
-def expected_experts(model: Any, rows: int) -> float:
+def expected_experts(model: Any, rows: float) -> float:
     """How many experts of a layer some row uses where each of them takes K of E as if by chance."""
     per_token = next(getattr(model.config, name) for name in PER_TOKEN if hasattr(model.config, name))
     return float(num_experts(model) * (1 - (1 - per_token / num_experts(model)) ** rows))

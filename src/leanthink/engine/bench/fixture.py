@@ -37,6 +37,7 @@ class Fixture:
     Attributes:
         cells: decode results by (rows, slots), for the parts that compare with them.
         horizon_cells: eviction results likewise, the budget in place of slots.
+        parts: what was found so far, by part.
     """
 
     def __init__(self, options: Options) -> None:
@@ -49,6 +50,7 @@ class Fixture:
         self.bytes_per_slot = self.shape.bytes_per_slot(kv_dtype(options.kv_cache_dtype, self.dtype))
         self.cells: dict[tuple[int, int], dict[str, Any]] = {}
         self.horizon_cells: dict[tuple[int, int], dict[str, Any]] = {}
+        self.parts: dict[str, dict[str, Any]] = {}
         self.full = make_policy("full")
 
     @cached_property
@@ -88,7 +90,7 @@ class Fixture:
             "kv_bytes_per_slot": self.bytes_per_slot,
         }
 
-    def roofline_ms(self, rows: int, held: float) -> float:
+    def roofline_ms(self, rows: float, held: float) -> float:
         """Milliseconds that a step of so many rows takes at least: what it must read and write, at copy bandwidth.
 
         Read once: the weights (see `step_bytes`), `held` slots of all rows together, and of layers with a sliding
@@ -104,9 +106,7 @@ class Fixture:
 
     def prompt(self, tokens: int, index: int) -> tuple[int, ...]:
         """A random prompt, another for every index."""
-        chance = torch.Generator().manual_seed(self.options.seed + 1 + index)
-        ids: list[int] = torch.randint(self.model.config.vocab_size, (tokens,), generator=chance).tolist()
-        return tuple(ids)
+        return tuple(random_prompt(self.model.config.vocab_size, tokens, self.options.seed + 1 + index))
 
     def request(
         self, index: int, *, prompt: int, output: int, slots: int | None, policy: Policy | None = None
@@ -152,6 +152,13 @@ class Fixture:
             enable_prefix_caching=False,
             kv_cache_dtype=self.options.kv_cache_dtype,
         )
+
+
+def random_prompt(vocabulary: int, tokens: int, seed: int) -> list[int]:
+    """Token ids, another sequence for every seed."""
+    chance = torch.Generator().manual_seed(seed)
+    ids: list[int] = torch.randint(vocabulary, (tokens,), generator=chance).tolist()
+    return ids
 
 
 def _model_and_tokenizer(options: Options) -> tuple[Any, Any]:

@@ -39,12 +39,13 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Measured steps of an engine: milliseconds, slots read by all rows together, evictions, token scorings.
+    """Measured steps of an engine: milliseconds, tokens, slots read by all rows together, evictions, token scorings.
 
     Scorings are those that not every step does: by how many policies with a stride above 1.
     """
 
     ms: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
     evictions: list[int] = field(default_factory=list)
     stampings: list[int] = field(default_factory=list)
@@ -72,6 +73,31 @@ def timed_steps(engine: Engine, *, warm_up: int, steps: int) -> Steps:
         measured.stampings.append(sum(len(of_rows) > 0 for _, _, of_rows in engine.token_scoring(strided=True)))
         evicted = int(engine.running_batch.evictions[:rows].sum())
         measured.ms.append(1e3 * seconds(step, engine.device))
+        measured.tokens.append(rows)
         measured.evictions.append(int(engine.running_batch.evictions[:rows].sum()) - evicted)
     assert engine.cache.active == rows, "a request has finished while it was measured"
     return measured
+
+
+def timed_serving(engine: Engine, *, warm_up: int, seconds: float) -> Steps:
+    """Steps for so many seconds, in which requests that wait replace those that finish; evictions are not counted."""
+    for _ in range(warm_up):
+        engine.step()
+    measured, end, ended, before = Steps(), time.perf_counter() + seconds, 0, _written(engine)
+    while engine.unfinished and time.perf_counter() < end:
+        rows = engine.cache.active
+        measured.held.append(int(engine.cache.host_lengths[:rows].sum()) + rows)
+        start = now(engine.device)
+        progress = engine.step()
+        measured.ms.append(1e3 * (now(engine.device) - start))
+        raise_first(progress.failed, engine.cache.active)
+        ended += sum(len(one.token_ids) for one in progress.finished.values())
+        written = ended + _written(engine)
+        measured.tokens.append(written - before)
+        before = written
+    return measured
+
+
+def _written(engine: Engine) -> int:
+    """Tokens of all requests that have a row."""
+    return int(engine.running_batch.generated[: engine.cache.active].sum())

@@ -13,7 +13,7 @@ from leanthink.utils.errors import UsageError, unknown
 
 PARTS = (
     *("roofline", "decode", "prompts", "breakdown", "eviction", "sets", "throughput", "hf-baseline", "latency"),
-    *("memory", "cpu"),
+    *("memory", "cpu", "vllm-baseline"),  # the last one ends the use of the model
 )
 OLD_PARTS = {"floor": "roofline", "stock": "hf-baseline"}  # as they were called once, and are in older results
 FLAGS = {
@@ -33,6 +33,7 @@ FLAGS = {
     "budgets": "Thought slots that stay, for throughput.",
     "interval": "Tokens that gather between evictions.",
     "requests": "How many requests throughput and latency serve.",
+    "seconds": "For throughput: serve for so long, new requests in place of finished ones, instead of --steps.",
     "device": "cpu, cuda or cuda:N.",
 }
 FLAG_OF = {"interval": "eviction-interval"}  # where an option is called otherwise than its field
@@ -59,7 +60,7 @@ SMALL: dict[str, Any] = {  # for the embedded reasoner, and for any model on a C
     "prompts": ((16, 64), (4, 256)),
     "prefill_tokens": 2048,
     "output": 1024,
-    "kv_gib": 0.05,
+    "kv_gib": 0.06,
     "budgets": (256, 128, 64),
     "interval": 32,
     "requests": 16,
@@ -92,6 +93,7 @@ class Options:
         cpu_batches: prompts at a time, in `cpu`.
         cpu_output: tokens of an output, in `cpu`.
         seed: of all that is random.
+        seconds: how long `throughput` serves; None: for `steps` steps.
     """
 
     shape: str | None
@@ -115,6 +117,7 @@ class Options:
     cpu_batches: tuple[int, ...] = (1, 16, 64)
     cpu_output: int = 200
     seed: int = 0
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         from leanthink.engine.quantized_kv import check_kv_cache_dtype  # which loads torch
@@ -133,6 +136,8 @@ class Options:
                 raise UsageError(f"--{_flag(name)} {getattr(self, name)}: must be at least {bound}")
         if self.kv_gib <= 0 or min(self.budgets) < 1 or min(map(min, self.cells)) < 1:
             raise UsageError(f"--kv-gib {self.kv_gib}, --budgets {self.budgets}, cells {self.cells}: must be above 0")
+        if self.seconds is not None and self.seconds <= 0:
+            raise UsageError(f"--seconds {self.seconds}: must be above 0")
         if any(many < 1 or tokens < 2 for many, tokens in self.prompts):
             raise UsageError(f"--prompts {self.prompts}: must be at least 1 prompt of 2 tokens")
         if "throughput" in self.parts and self.output <= self.steps + self.warm_up:
@@ -177,7 +182,7 @@ def options_from(flags: Mapping[str, str | None]) -> Options:
         pairs = product(_numbers("batch", given.pop("batch")), _numbers("slots", given.pop("slots")))
         chosen["cells"] = tuple(pairs)
     for name, text in given.items():
-        numbers = _numbers(name, text, float if name == "kv_gib" else int)
+        numbers = _numbers(name, text, float if name in ("kv_gib", "seconds") else int)
         if name != "budgets" and len(numbers) != 1:
             raise UsageError(f"--{_flag(name)} {text!r}: give one number")
         chosen[name] = numbers if name == "budgets" else numbers[0]

@@ -68,6 +68,13 @@ def _cell(fixture: Fixture, many: int, tokens: int, rate: float) -> dict[str, An
     return {"prompts": many, "tokens": tokens, "floor_ms": floor_ms} | share | found
 
 
+def told(many: int, tokens: int, rounds: Sequence[list[float]]) -> dict[str, Any]:
+    """What is said of rounds, of each the milliseconds to every first token."""
+    firsts = [quantiles(ms, median=0.5, p99=0.99, most=1.0) for ms in rounds]
+    spreads = {f"first_token_{name}_ms": spread([first[name] for first in firsts]) for name in ("median", "p99")}
+    return _told(many, tokens, [first["most"] for first in firsts]) | spreads
+
+
 def _told(many: int, tokens: int, ms: list[float]) -> dict[str, Any]:
     per_second = 1e3 * many / spread(ms)["median"]
     return {"ms": spread(ms), "prompts_per_second": per_second, "prompt_tokens_per_second": tokens * per_second}
@@ -82,9 +89,7 @@ def _engine(fixture: Fixture, many: int, tokens: int) -> dict[str, Any]:
     ]
     bounds = [request.bound for request in requests[0]]
     engine = fixture.engine(bounds, prefill_tokens=fixture.options.prefill_tokens)
-    firsts = [quantiles(first_tokens_ms(engine, of_round), median=0.5, p99=0.99, most=1.0) for of_round in requests][1:]
-    spreads = {f"first_token_{name}_ms": spread([first[name] for first in firsts]) for name in ("median", "p99")}
-    return _told(many, tokens, [first["most"] for first in firsts]) | spreads
+    return told(many, tokens, [first_tokens_ms(engine, of_round) for of_round in requests][1:])
 
 
 def first_tokens_ms(engine: Engine, requests: Sequence[Request]) -> list[float]:

@@ -24,6 +24,7 @@ from leanthink.engine.bench.report import PICTURE, lines, write_result
 from leanthink.engine.bench.roofline import roofline
 from leanthink.engine.bench.sets import sets
 from leanthink.engine.bench.throughput import throughput
+from leanthink.engine.bench.vllm_baseline import vllm_baseline
 from leanthink.utils.provenance import provenance_record
 
 MEASURES: dict[str, Callable[[Fixture], dict[str, Any]]] = {
@@ -38,6 +39,7 @@ MEASURES: dict[str, Callable[[Fixture], dict[str, Any]]] = {
     "latency": latency,
     "memory": memory,
     "cpu": cpu,
+    "vllm-baseline": vllm_baseline,
 }
 # Of each part, roughly, for the embedded reasoner on one core: what an estimate of the time left is made of.
 SECONDS = {
@@ -52,6 +54,7 @@ SECONDS = {
     "latency": 10,
     "memory": 1,
     "cpu": 360,
+    "vllm-baseline": 60,
 }
 OnStart = Callable[[str], None]
 OnPart = Callable[[str, dict[str, Any]], None]
@@ -79,7 +82,7 @@ def run(
         "birth": provenance_record(options.device, command),
         "options": asdict(options),
         "model": fixture.facts(),
-        "parts": {},
+        "parts": fixture.parts,
     }
     for part in options.in_order:
         if on_start is not None:

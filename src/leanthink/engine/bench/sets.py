@@ -47,14 +47,14 @@ def _cell(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
 
 
 def _full(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
-    return summary(fixture, batch, full_steps(fixture, batch, slots, fixture.options.whole_intervals))
+    return summary(fixture, full_steps(fixture, batch, slots, fixture.options.whole_intervals))
 
 
 def _bounded(fixture: Fixture, batch: int, slots: int, granularity: Granularity) -> dict[str, Any]:
     options, policy = fixture.options, fixture.horizon_of(granularity, HORIZONS)
     engine = horizon_engine(fixture, batch, slots, policy, more=options.interval)
     steps = timed_steps(engine, warm_up=options.interval, steps=options.whole_intervals)
-    cache, found = engine.cache, summary(fixture, batch, steps)
+    cache, found = engine.cache, summary(fixture, steps)
     return {
         **found,
         **shares(steps),

@@ -7,14 +7,14 @@ from typing import Any
 from leanthink.engine.bench.decode import summary
 from leanthink.engine.bench.eviction import gathered
 from leanthink.engine.bench.fixture import Fixture, attempt
-from leanthink.engine.bench.measure import timed_steps
+from leanthink.engine.bench.measure import timed_serving, timed_steps
 from leanthink.engine.bench.warm_start import Place, warm_start
 from leanthink.utils.errors import UsageError
 
 METHOD = (
     "rows are put into the middle of their lives, then real steps are timed. full: held slots uniform between prompt "
     "and prompt + output. Budgets: past their first eviction, evictions spread evenly. Prefill of the requests that "
-    "replace finished ones is not counted"
+    "replace finished ones is not counted, but with --seconds, when they are really served"
 )
 EXTRAPOLATION = "extrapolated, not measured: requests x output / tokens_per_second, without prefill and without a tail"
 
@@ -47,7 +47,13 @@ def _measure(fixture: Fixture, slots: int | None) -> dict[str, Any]:
     places = places_of(fixture, rows, slots, steps + warm_up)
     engine = fixture.engine([bound] * rows, slots=kv_slots)
     warm_start(engine, places)
-    result = summary(fixture, rows, timed_steps(engine, warm_up=warm_up, steps=steps))
+    if options.seconds is None:
+        measured = timed_steps(engine, warm_up=warm_up, steps=steps)
+    else:
+        for index in range(rows, options.requests):
+            engine.add_request(fixture.request(index, prompt=options.prompt, output=options.output, slots=slots))
+        measured = timed_serving(engine, warm_up=warm_up, seconds=options.seconds)
+    result = summary(fixture, measured)
     seconds = options.requests * options.output / result["tokens_per_second"]
     return {"bound_slots": bound, "bounds_that_fit": fit} | result | {"seconds_for_all_requests_extrapolated": seconds}
 

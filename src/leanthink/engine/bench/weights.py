@@ -30,7 +30,7 @@ def all_bytes(model: Any) -> int:
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
-def step_bytes(model: Any, rows: int = 1) -> float:
+def step_bytes(model: Any, rows: float = 1) -> float:
     """Bytes of weights that a decode step of so many rows reads: of experts those that it is expected to use.
 
     The input embedding is not read, unless the head is that same table.

@@ -1,4 +1,4 @@
-"""`leanthink bench`: what the engine costs on this machine, against transformers."""
+"""`leanthink bench`: what the engine costs on this machine, against transformers and vLLM."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ def command(
     budgets: Annotated[str | None, _sized("budgets", "N,...")] = None,
     interval: Annotated[str | None, _sized("interval", "TOKENS")] = None,
     requests: Annotated[str | None, _sized("requests", "N")] = None,
+    seconds: Annotated[str | None, _flag("seconds", None, "SECONDS")] = None,
     out: Out = Path("bench-out"),
     overwrite: options.Overwrite = False,
     device: options.Device = None,
@@ -76,7 +77,7 @@ def command(
     given = {"shape": shape, "model": model, "parts": parts, "batch": batch, "slots": slots, "cells": cells,
              "steps": steps, "prompt": prompt, "prompts": prompts, "prefill-tokens": prefill_tokens,
              "output": output, "kv-cache-dtype": kv_cache_dtype, "kv-gib": kv_gib, "budgets": budgets,
-             "interval": interval, "requests": requests, "device": device}  # fmt: skip
+             "interval": interval, "requests": requests, "seconds": seconds, "device": device}  # fmt: skip
     chosen = options_from(given)
     from leanthink.engine.bench.run import run_into
 

@@ -1,0 +1,106 @@
+"""Part `vllm-baseline`: vLLM, where it is installed, in the cells of `prompts`, `decode` and `throughput`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from leanthink.engine.bench import vllm_process
+from leanthink.engine.bench.fixture import Fixture, free_memory
+from leanthink.engine.bench.plot import speeds
+from leanthink.engine.bench.vllm_process import Asked
+from leanthink.models.tiny import weights_path
+
+METHOD = (
+    "vllm.LLM with its core in a process of its own and its own defaults, prefix caching off, greedy, token ids in and "
+    "out, times by its core's clock; our model is given back before. Ratios say how many times as fast ours is: "
+    "medians of prompts, mean steps, tokens per second"
+)
+
+
+def vllm_baseline(fixture: Fixture) -> dict[str, Any]:
+    """The cells of those of its parts that are asked for too; of all three if none is. Ends the use of the model."""
+    if importlib.util.find_spec("vllm") is None:
+        return {"error": "vLLM is not installed here (docs/vllm.md), so it is not measured"}
+    asked_for = tuple(part for part in vllm_process.MEASURES if part in fixture.options.parts)
+    folder = Path(tempfile.mkdtemp(prefix="leanthink-vllm-"))
+    found = _measured(_asked(fixture, asked_for or tuple(vllm_process.MEASURES), folder), folder)
+    if "error" not in found:
+        shutil.rmtree(folder)
+    for part in set(vllm_process.MEASURES) & set(found):
+        for cell in found[part]:
+            cell |= RATIOS[part](cell, fixture)
+    # One list of all, as reports have one line for each cell.
+    cells = [{"part": part} | cell for part in vllm_process.MEASURES for cell in found.pop(part, [])]
+    return {"method": METHOD} | found | {"cells": cells}
+
+
+def _asked(fixture: Fixture, parts: tuple[str, ...], folder: Path) -> Asked:
+    """What the process is told; the model is on the device no longer."""
+    options, config = fixture.options, fixture.model.config
+    is_shape = options.shape not in (None, "tiny")
+    if is_shape:
+        config.architectures, config.dtype = [type(fixture.model).__name__], fixture.dtype
+        config.save_pretrained(folder)
+    del fixture.model
+    free_memory()
+    return Asked(
+        options=options,
+        parts=parts,
+        model=str(folder) if is_shape else options.model or str(weights_path()),
+        dtype=str(fixture.dtype).removeprefix("torch."),
+        vocabulary=config.vocab_size,
+        random_weights=is_shape,
+        kv_slots=int(options.kv_gib * 2**30) // fixture.bytes_per_slot,
+    )
+
+
+def _measured(asked: Asked, folder: Path) -> dict[str, Any]:
+    """What the process found before it ended, and how it failed if it did."""
+    asked_path, found_path, log = (folder / name for name in ("asked", "found.json", "log.txt"))
+    asked_path.write_bytes(pickle.dumps(asked))
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    environment.pop("LEANTHINK_VLLM", None)  # our plugin
+    command = [sys.executable, "-m", vllm_process.__name__, str(asked_path), str(found_path)]
+    with log.open("wb") as file:
+        done = subprocess.run(command, env=environment, stdout=file, stderr=file, check=False)
+    found: dict[str, Any] = json.loads(found_path.read_text()) if found_path.exists() else {}
+    if done.returncode:
+        errors = [line for line in log.read_text(errors="replace").splitlines() if "Error" in line]
+        found["error"] = f"vLLM ended with {done.returncode}, its log is {log}: {' / '.join(errors[:3])}"
+    return found
+
+
+def _prompts_ratio(cell: dict[str, Any], fixture: Fixture) -> dict[str, Any]:
+    for ours in fixture.parts.get("prompts", {}).get("cells", []):
+        if (ours["prompts"], ours["tokens"]) == (cell["prompts"], cell["tokens"]):
+            kinds = {kind: ours[kind] for kind in ("leanthink", "packed") if "ms" in ours.get(kind, {})}
+            names = ("ms", "first_token_median_ms", "first_token_p99_ms")
+            return {
+                f"ratio_to_{kind}": {name: cell[name]["median"] / found[name]["median"] for name in names}
+                for kind, found in kinds.items()
+            }
+    return {}
+
+
+def _decode_ratio(cell: dict[str, Any], fixture: Fixture) -> dict[str, Any]:
+    ours = fixture.cells.get((cell["batch"], cell["slots"]), {})
+    if "step_ms" not in ours or "step_ms" not in cell:
+        return {}
+    return {"ratio_to_ours": cell["step_ms"]["mean"] / ours["step_ms"]["mean"]}
+
+
+def _throughput_ratio(cell: dict[str, Any], fixture: Fixture) -> dict[str, Any]:
+    ours = speeds({"parts": fixture.parts})
+    return {"ratio_to_ours": {name: speed / cell["tokens_per_second"] for name, speed in ours.items()}}
+
+
+RATIOS = {"prompts": _prompts_ratio, "decode": _decode_ratio, "throughput": _throughput_ratio}
