@@ -80,7 +80,7 @@ class Fixture:
         return make_policy("horizon", predictor.to(self.dtype).eval().requires_grad_(False))
 
     def facts(self) -> dict[str, Any]:
-        """What the numbers refer to."""
+        """What the numbers refer to; the weights that are read are those of a step of one row."""
         return {
             "name": self.options.shape or self.options.model,
             "dtype": str(self.dtype).removeprefix("torch."),

@@ -1,4 +1,8 @@
-"""Part `roofline`: what memory alone allows. A decode step must read the weights and every held slot once."""
+"""Part `roofline`: what memory alone allows.
+
+A decode step must read once the weights, of experts those that it uses, every held slot and the rings of sliding
+windows; the states of linear and state-space layers it reads and writes.
+"""
 
 from __future__ import annotations
 
