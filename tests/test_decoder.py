@@ -110,8 +110,15 @@ class Int8Weight(torch.Tensor):
         return func(*plain, **(kwargs or {}))
 
 
+class OnlyMultiplied(Int8Weight):
+    """One that tells its numbers in products alone."""
+
+    dequantize = Tensor.dequantize
+
+
+@pytest.mark.parametrize("kind", [Int8Weight, OnlyMultiplied])
 @torch.no_grad()
-def test_weights_of_another_type_in_plain_modules_go_through_the_module() -> None:
+def test_weights_of_another_type_in_plain_modules_go_through_the_module(kind: type[Int8Weight]) -> None:
     model, rounded = make_model("qwen3"), make_model("qwen3")
     for layer, own in zip(model.model.layers, rounded.model.layers, strict=True):
         for part, same in zip(layer.modules(), own.modules(), strict=True):
@@ -119,7 +126,7 @@ def test_weights_of_another_type_in_plain_modules_go_through_the_module() -> Non
                 scale = part.weight.abs().amax(dim=1, keepdim=True) / 127
                 codes = (part.weight / scale).round().to(torch.int8)
                 same.weight.copy_(codes * scale)
-                part.weight = torch.nn.Parameter(Int8Weight(codes, scale), requires_grad=False)
+                part.weight = torch.nn.Parameter(kind(codes, scale), requires_grad=False)
     assert not decoder.is_llama_like(model)
     assert decoder.is_llama_like(rounded)
     how: dict[str, Any] = {"policy": "full", "sampling": Sampling(max_new_tokens=40)}

@@ -219,6 +219,11 @@ def test_quantized_weights_whose_package_is_missing_say_what_to_install(
     assert "\n" not in str(caught.value)
 
 
+def test_a_quantisation_that_fails_is_not_called_damage(saved: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot be quantised as quantization_config says \(AttributeError: 'int'"):
+        load(saved, device="cpu", quantization_config=5)
+
+
 def test_damaged_weights_are_named_with_the_folder(saved: Path) -> None:
     (saved / "model.safetensors").write_bytes(b"{")
     with pytest.raises(DamagedFile, match=f"weights in '{saved}'"):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from leanthink.utils.errors import UnsupportedModel
@@ -64,6 +65,10 @@ def sample(weight: Tensor) -> Tensor:
     """Evenly spaced numbers, bfloat16; those that it stands for, of a weight that torchao has quantised."""
     if type(weight).dequantize is not Tensor.dequantize:
         weight = weight.dequantize()
-    flat = weight.detach().reshape(-1)
-    at = torch.arange(SAMPLED, device=flat.device) * (len(flat) - 1) // (SAMPLED - 1)
-    return flat[at].to(torch.bfloat16)
+    at = torch.arange(SAMPLED, device=weight.device) * (weight.numel() - 1) // (SAMPLED - 1)
+    try:
+        return weight.detach().reshape(-1)[at].to(torch.bfloat16)
+    except NotImplementedError:  # four bits of torchao as its CUDA kernel takes them: a product is all there is
+        inputs = weight.shape[1]
+        products = F.linear(F.one_hot(at % inputs, inputs).to(weight.dtype), weight)
+        return products.gather(1, (at // inputs)[:, None])[:, 0].to(torch.bfloat16)

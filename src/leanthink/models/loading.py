@@ -69,7 +69,7 @@ def load(
     if str(name_or_path) == TINY and not options:
         return load_tiny(device=device, dtype=None if dtype == "auto" else dtype, tokenizer=tokenizer)
     name, located = _locate(str(weights_path()) if str(name_or_path) == TINY else str(name_or_path))
-    with _told(str(name_or_path)):
+    with _told(str(name_or_path), quantised="quantization_config" in options):
         config = _read_config(name, located)
         check_supported(config)
         if tokenizer is None:
@@ -137,8 +137,8 @@ def _gguf_config(name: str, modified: int, **options: Any) -> Any:
 
 
 @contextmanager
-def _told(given: str) -> Iterator[None]:
-    """What reading a model's files raises, as our own errors; `given` is its name."""
+def _told(given: str, *, quantised: bool = False) -> Iterator[None]:
+    """What reading a model's files raises, as our own errors; `given` is its name, `quantised`: as it is read."""
     try:
         yield
     except LeanThinkError:
@@ -153,6 +153,11 @@ def _told(given: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"cannot load a model from {given!r}: {said(error)}") from error
     except Exception as error:  # what a pickle, a header that is cut off or a config of other types raises
+        if quantised:
+            raise UsageError(
+                f"{given!r} cannot be quantised as quantization_config says ({said(error)}): give one that this "
+                "device and the packages here know, or none"
+            ) from error
         raise DamagedFile(f"a file of {given!r} cannot be read ({said(error)}): download it again") from error
 
 
