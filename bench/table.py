@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import compounding
 import real_table
 from real_table import NARROW, wrapped
 
@@ -21,7 +20,6 @@ RESULTS = ROOT / "bench" / "results"
 ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
 SMALLER, STOCK = "llama-3.1-8b-16gib", "llama-3.1-8b-stock"
 WORTH_SHOWING, BEST = 0.2, 0.5  # of the problems right at some ratio: in the plot, in the first table
-COMPOUNDING = ("4", "2.8")  # ratios, the first with the rows of the full cache
 
 
 def policies_table() -> str:
@@ -93,24 +91,6 @@ def _matrix(found: dict[str, Any], names: list[str]) -> list[str]:
     lines = [f"| policy | {' | '.join(head)} |", "|---" * (len(ratios) + 1) + "|"]
     lines.append(f"| full | {' | '.join([_cell(by_policy['full'][1.0])] * len(ratios))} |")
     return lines + [f"| {name} | {' | '.join(_cell(by_policy[name].get(r)) for r in ratios)} |" for name in names]
-
-
-def compounding_table() -> str:
-    """Fewer tokens times less memory: the start and the model trained from it, each with its cells of all ratios."""
-    first, *others = [json.loads((RESULTS / "compounding" / f"{ratio}.json").read_text()) for ratio in COMPOUNDING]
-    names = {model: about["name"] for model, about in first["models"].items()}
-    rows = [*first["rows"], *(row for found in others for row in found["rows"] if row["budget"] is not None)]
-    rows = [{**row, "model": names[model]} for model in names for row in rows if row["model"] == model]
-    birth = first["birth"]
-    text = (
-        f"n = {first['n']} held-out problems of levels 4 and 5 [95 % interval], greedy, and {first['samples']} samples "
-        "each at 0.6. A slot-step is a slot held during a decoding step; an entry like 367 + 8 is budget + interval, "
-        f"{' and '.join(COMPOUNDING)} times fewer than the mean greedy thought of that model. {birth['hardware']}, "
-        f"torch {birth['torch']}, commits {_commits(one['birth'] for one in (first, *others))}, "
-        "`bench/compounding.py --levels 4,5 --window 16 --interval 8 --asked 100 --samples 2`: "
-        "[results](../bench/results/compounding)."
-    )
-    return "\n".join([*compounding.markdown(rows)[1:], "", *wrapped(text)]) + "\n"
 
 
 def _commits(births: Iterable[dict[str, Any]]) -> str:
@@ -271,7 +251,6 @@ def main() -> None:
             "matrix": matrix_table(),
             "engine": steps_table() + "\n" + stock_lines() + "\n" + throughput_lines(),
         },
-        "research/deepcompress.md": {"compounding": compounding_table()},
         "docs/ray.md": {"ray-speedup": ray_lines()},
         "docs/evaluation.md": {"eval-tiny": first_table(RESULTS / "eval-tiny" / "report.md")},
     }

@@ -2,7 +2,7 @@
 # Makes tiny-brief, the embedded reasoner that DeepCompress taught to think in fewer tokens, and its horizon predictor:
 #     examples/tiny-brief.sh FOLDER
 # Run it in a clone with `pip install '.[train]'` on one GPU with 80 GB. Its longest step, DeepCompress, took six minutes on an
-# H200. What research/deepcompress.md tells of tiny-brief was measured on a model made with these settings.
+# H200. What research/log.md.xz tells of tiny-brief was measured on a model made with these settings.
 set -euo pipefail
 out=${1:?name the folder to write}
 work=$out.work
