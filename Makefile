@@ -65,7 +65,6 @@ test-vllm: $(VLLM_VENV)/installed
 report: $(INSTALLED)
 	for run in bench/results/eval-*/; do $(VENV)/bin/leanthink compare $$run --overwrite > /dev/null || exit 1; done
 	$(VENV)/bin/python bench/table.py
-	$(VENV)/bin/python bench/policies_plot.py
 	$(VENV)/bin/python bench/real_plot.py
 
 format: $(INSTALLED)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
 SMALLER, STOCK = "llama-3.1-8b-16gib", "llama-3.1-8b-stock"
-WORTH_SHOWING, BEST = 0.2, 0.5  # of the problems right at some ratio: in the plot, in the first table
+BEST = 0.5  # of the problems right at some ratio: in the first table
 
 
 def policies_table() -> str:
@@ -33,7 +33,7 @@ def policies_table() -> str:
         f"six families with a full thought of at least 1000 tokens (mean {found['mean_full_thought']:.0f}); slots = "
         "most thought slots held, the prompt pinned on top. `oracle` knows what will be read: an upper bound. "
         f"{found['samples']} samples each at 0.6: full {_percent(by_policy['full'][1.0])}, horizon {sampled}. "
-        f"The others, all below {100 * BEST:.0f}, are in the table after the picture. "
+        f"The others, all below {100 * BEST:.0f}, are in the next table. "
         f"{birth['hardware']}, torch {birth['torch']}, commits {_commits([birth, *found.get('resumed', ())])}, "
         "[policies.json](../bench/results/policies.json), `bench/policies.py`."
     )
@@ -71,7 +71,7 @@ def held(row: dict[str, Any]) -> int:
     return int(row["budget"]["slots"] + row["budget"]["interval"])
 
 
-def worth_showing(found: dict[str, Any], share: float = WORTH_SHOWING) -> list[str]:
+def worth_showing(found: dict[str, Any], share: float) -> list[str]:
     """Policies beside `full` and `horizon` that have this share right anywhere, the best at its best ratio first."""
     best = {name: max(row["greedy"][0] for row in rows.values()) for name, rows in rows_by_policy(found).items()}
     names = [name for name in best if name not in ("full", "horizon") and not _is_ablation(name)]
