@@ -16,11 +16,10 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd.function import once_differentiable
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 PLAIN = (nn.Parameter, Tensor, FakeTensor)  # no quantised, no distributed ones
-CAST = {torch.float32, torch.bfloat16, torch.float16}  # by autocast
 
 
 def fuse_lora(model: nn.Module) -> int:
@@ -43,54 +42,58 @@ class FusedLinear(Linear):  # type: ignore[misc]  # peft has no types
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's result [..., O] for x [..., I]."""
-        plain = None if args or kwargs or torch.compiler.is_compiling() else self._plain()
-        dtype = None if plain is None else _compute_dtype(x, plain[0], plain[2], plain[3])
-        if plain is None or dtype is None:
+        plain = None if args or kwargs or is_compiling() else self._plain(x)
+        if plain is None:
             found: Tensor = super().forward(x, *args, **kwargs)
             return found
-        result: Tensor = _LoraLinear.apply(x, *plain, dtype)  # type: ignore[no-untyped-call]
+        result: Tensor = _LoraLinear.apply(x, *plain)  # type: ignore[no-untyped-call]
         return result
 
-    def _plain(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float] | None:
-        """W, b, A, B and s of `_LoraLinear`; None where the layer is not plain.
+    def _plain(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float, torch.dtype] | None:
+        """What `_LoraLinear` takes beside x; None where the layer is not plain.
 
         Asked of each layer in each forward, as hooks and adapters come and go: modules and weights are looked up where
         torch keeps them, which takes a tenth of the time that attributes take.
         """
-        active, parts = self.active_adapters, self._modules
-        if self.disable_adapters or self.merged or len(active) != 1 or getattr(self, "lora_variant", True):
+        active, parts = self._active_adapter, self._modules
+        if self._disable_adapters or self.merged_adapters or getattr(self, "lora_variant", True):
             return None
-        dropout, down, up = (parts[name]._modules.get(active[0]) for name in ("lora_dropout", "lora_A", "lora_B"))
+        name = active if isinstance(active, str) else active[0] if len(active) == 1 else ""
+        dropout = parts["lora_dropout"]._modules.get(name)
         if type(dropout) is not nn.Identity and (type(dropout) is not nn.Dropout or (dropout.training and dropout.p)):
             return None
-        base = parts["base_layer"]
-        if not (_is_plain(base) and _is_plain(down) and _is_plain(up)):
+        weight, bias = _of_plain(parts["base_layer"])
+        a, a_bias = _of_plain(parts["lora_A"]._modules.get(name))
+        b, b_bias = _of_plain(parts["lora_B"]._modules.get(name))
+        if weight is None or a is None or b is None or a_bias is not None or b_bias is not None:
             return None
-        weight, bias = base._parameters["weight"], base._parameters["bias"]
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             return None
-        if down._parameters["bias"] is not None or up._parameters["bias"] is not None:
-            return None
-        return weight, bias, down._parameters["weight"], up._parameters["weight"], self.scaling[active[0]]
+        dtype = _compute_dtype(x, weight, a, b)
+        return None if dtype is None else (weight, bias, a, b, self.scaling[name], dtype)
 
 
-def _is_plain(module: Any) -> bool:
-    """Whether the module does nothing but multiply: sharding, offloading and observers come as hooks or classes."""
+def _of_plain(module: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of a module that does nothing but multiply, as sharding, offloading and observers come as hooks
+    or as other classes; else (None, None).
+    """
     if type(module) is not nn.Linear:
-        return False
+        return None, None
     own = vars(module)
-    observed = (
-        own["_forward_pre_hooks"] or own["_forward_hooks"] or own["_backward_pre_hooks"] or own["_backward_hooks"]
-    )
-    return not observed and "forward" not in own and type(own["_parameters"].get("weight")) in PLAIN
+    if own["_forward_pre_hooks"] or own["_forward_hooks"] or own["_backward_pre_hooks"] or own["_backward_hooks"]:
+        return None, None
+    weight = own["_parameters"].get("weight")
+    if "forward" in own or type(weight) not in PLAIN:
+        return None, None
+    return weight, own["_parameters"]["bias"]
 
 
 def _compute_dtype(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> torch.dtype | None:
     """The type of all products; None where peft would compute in several."""
     device = x.device.type
     if torch.is_autocast_enabled(device):
-        cast = x.dtype in CAST and weight.dtype in CAST and a.dtype in CAST and b.dtype in CAST
-        return torch.get_autocast_dtype(device) if cast else None
+        uncast = torch.float64 in (x.dtype, weight.dtype, a.dtype, b.dtype)
+        return None if uncast else torch.get_autocast_dtype(device)
     return x.dtype if x.dtype == weight.dtype == a.dtype == b.dtype else None
 
 
@@ -109,36 +112,37 @@ class _LoraLinear(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         x_dtype, a_RI, b_OR = x.to(dtype), a.to(dtype), b.to(dtype)
-        h_NR = F.linear(x_dtype, a_RI).view(-1, len(a))
+        h = F.linear(x_dtype, a_RI)
         y = F.linear(x_dtype, weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype))
-        y.view(-1, y.shape[-1]).addmm_(h_NR, b_OR.t(), alpha=s)
+        y.view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), b_OR.t(), alpha=s)
         # Input and weight as they were given: they lie in memory anyway, where copies of another type would be more.
-        ctx.save_for_backward(x, weight_OI, a_RI, b_OR, h_NR)
-        ctx.s, ctx.dtypes = s, (a.dtype, b.dtype)
+        ctx.save_for_backward(x, weight_OI, a_RI, b_OR, h)
+        ctx.s = s
         return y  # no view, which models could not change in place
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("fused LoRA layers have no second derivative: leave create_graph out")
         device = grad.device.type
         if not torch.is_autocast_enabled(device):
-            return _LoraLinear._gradients(ctx, grad)
+            return _gradients(ctx, grad)
         with torch.autocast(device, enabled=False):  # the type of a product is that of the forward
-            return _LoraLinear._gradients(ctx, grad)
+            return _gradients(ctx, grad)
 
-    @staticmethod
-    def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight_OI, a_RI, b_OR, h_NR = ctx.saved_tensors
-        of_x, _, _, of_a, of_b, _, _ = ctx.needs_input_grad
-        s, dx, da, db = ctx.s, None, None, None
-        dy_NO = grad.reshape(-1, grad.shape[-1])
-        dh_NR = dy_NO.mm(b_OR)
-        if of_x:
-            dx = dy_NO.mm(weight_OI.to(dy_NO.dtype)).addmm_(dh_NR, a_RI, alpha=s).view(x.shape).to(x.dtype)
-        # With beta=0 the first tensor only says the shape: so the scaling costs no step of its own.
-        if of_a:
-            x_NI = x.reshape(-1, x.shape[-1]).to(dy_NO.dtype)
-            da = torch.addmm(a_RI, dh_NR.t(), x_NI, beta=0, alpha=s).to(ctx.dtypes[0])
-        if of_b:
-            db = torch.addmm(b_OR, dy_NO.t(), h_NR, beta=0, alpha=s).to(ctx.dtypes[1])
-        return dx, None, None, da, db, None, None
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Of x, A and B, in the type of the products; autograd casts each to that of what it is of."""
+    x, weight_OI, a_RI, b_OR, h = ctx.saved_tensors
+    of_x, _, _, of_a, of_b, _, _ = ctx.needs_input_grad
+    s, dx, da, db = ctx.s, None, None, None
+    dy_NO = grad.reshape(-1, grad.shape[-1])
+    dh_NR = dy_NO.mm(b_OR)
+    if of_x:
+        dx = dy_NO.mm(weight_OI.to(dy_NO.dtype)).addmm_(dh_NR, a_RI, alpha=s).view(x.shape)
+    # With beta=0 the first tensor only says the shape: so the scaling costs no step of its own.
+    if of_a:
+        da = torch.addmm(a_RI, dh_NR.t(), x.reshape(-1, x.shape[-1]).to(dy_NO.dtype), beta=0, alpha=s)
+    if of_b:
+        db = torch.addmm(b_OR, dy_NO.t(), h.view(-1, h.shape[-1]), beta=0, alpha=s)
+    return dx, None, None, da, db, None, None
