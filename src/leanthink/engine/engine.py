@@ -39,7 +39,7 @@ from leanthink.policies.budget import Budget
 from leanthink.utils.deprecated import warn_renamed
 from leanthink.utils.errors import RequestFailed, UsageError
 
-PREFILL_TOKENS = 2048
+PREFILL_TOKENS = {"cuda": 8192, "cpu": 2048}  # by device: a GPU is busy with so many, and a core with fewer
 
 
 class Engine:
@@ -47,8 +47,8 @@ class Engine:
 
     A request is admitted, first come first served, when a row is free and the cache has room for its bound: at most
     prompt + budget + interval + answer, or everything it may write for policy "full". Nothing is ever over-committed,
-    so nothing is ever preempted. A step feeds at most `prefill_tokens` of prompts, then one token to each row that
-    decodes. What prompts of one `cache_salt` begin with alike is fed once. Not safe for several threads at a time.
+    so nothing is ever preempted. A step feeds up to `prefill_tokens` of prompts, then each decoding row its token.
+    What prompts of one `cache_salt` begin with alike is fed once. Not safe for several threads at a time.
 
     Args:
         model: a causal language model of transformers, in evaluation mode.
@@ -57,9 +57,8 @@ class Engine:
             and states `bytes_per_state` for each row and one more. What policies require beside them is allocated when
             their first request is added; `bytes_per_slot` of `leanthink.engine.cache_requirements` counts both.
         rows: most requests that decode at a time.
-        row_slots: None: a request reserves its bound. A number: every request reserves so many slots, which on a CPU
-            lets one attention call serve all rows.
-        prefill_tokens: most prompt tokens that one step feeds.
+        row_slots: None: a request reserves its bound. A number: each reserves so many; one call serves all on a CPU.
+        prefill_tokens: most prompt tokens that one step feeds; None: `PREFILL_TOKENS` of the device.
         tags: where thoughts begin and end; None: the tokenizer's.
         ends: token ids that end a request; None: the model's.
         record: fill `evicted_at`, `token_chars` and `scores` of every Completion, whether or not a request asks for it.
@@ -80,7 +79,7 @@ class Engine:
         slots: int,
         rows: int = 64,
         row_slots: int | None = None,
-        prefill_tokens: int = PREFILL_TOKENS,
+        prefill_tokens: int | None = None,
         tags: ThinkTags | None = None,
         ends: Sequence[int] | None = None,
         record: bool = False,
@@ -88,10 +87,11 @@ class Engine:
         enable_prefix_caching: bool = True,
         kv_cache_dtype: str = "auto",
     ) -> None:
+        check_model(model)
+        prefill_tokens = PREFILL_TOKENS[model.device.type] if prefill_tokens is None else prefill_tokens
         for name, given in (("slots", slots), ("rows", rows), ("prefill_tokens", prefill_tokens)):
             if isinstance(given, bool) or not isinstance(given, int) or given < 1:
                 raise UsageError(f"Engine: {name}={given!r}: must be a whole number of at least 1")
-        check_model(model)
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.tags = think_tags(tokenizer) if tags is None else tags
         shape = kv_shape(model.config)

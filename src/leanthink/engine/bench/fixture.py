@@ -14,7 +14,7 @@ from leanthink.data.think_tags import ThinkTags
 from leanthink.engine.bench.options import Options
 from leanthink.engine.bench.roofline import copy_bandwidth
 from leanthink.engine.bench.weights import build, config_of, never_ending, step_bytes
-from leanthink.engine.engine import PREFILL_TOKENS, Engine
+from leanthink.engine.engine import Engine
 from leanthink.engine.quantized_kv import kv_dtype
 from leanthink.engine.request import Request, make_request
 from leanthink.engine.sampling import Sampling
@@ -122,9 +122,7 @@ class Fixture:
             context=context,
         )
 
-    def engine(
-        self, bounds: Sequence[int], *, slots: int | None = None, prefill_tokens: int = PREFILL_TOKENS
-    ) -> Engine:
+    def engine(self, bounds: Sequence[int], *, slots: int | None = None, prefill_tokens: int | None = None) -> Engine:
         """An engine for requests of these bounds, with `slots` slots, None for just enough.
 
         On a CPU allocations have one size, as `leanthink.generate` has them. A repeated prompt is fed every time.

@@ -57,15 +57,22 @@ class Steps:
 
 
 def timed_steps(engine: Engine, *, warm_up: int, steps: int) -> Steps:
-    """Steps of all rows of an engine, host work included, after some that are not counted (graphs, first kernels)."""
+    """Steps of all rows of an engine, host work included, after some that are not counted (graphs, first kernels).
+
+    Raises what a request failed of.
+    """
     rows, measured = engine.cache.active, Steps()
+
+    def step() -> None:
+        raise_first(engine.step().failed, rows)
+
     for _ in range(warm_up):
-        engine.step()
+        step()
     for _ in range(steps):
         measured.held.append(int(engine.cache.host_lengths[:rows].sum()) + rows)
         measured.stampings.append(sum(len(of_rows) > 0 for _, _, of_rows in engine.token_scoring(strided=True)))
         evicted = int(engine.running_batch.evictions[:rows].sum())
-        measured.ms.append(1e3 * seconds(engine.step, engine.device))
+        measured.ms.append(1e3 * seconds(step, engine.device))
         measured.tokens.append(rows)
         measured.evictions.append(int(engine.running_batch.evictions[:rows].sum()) - evicted)
     assert engine.cache.active == rows, "a request has finished while it was measured"

@@ -19,9 +19,9 @@ from leanthink.models.loading import kv_shape
 
 METHOD = (
     "all prompts at once into an idle engine, until each has its first token, while those that have it decode; policy "
-    "full, not streamed, other prompts every round, the first round not counted. packed: the same with one attention "
-    "call a layer for all prompts of a step, and our own forward. transformers: its own forward over as many prompts "
-    "as fit into --prefill-tokens, in turn. floor: floating-point operations over the rate of one large matrix product"
+    "full, not streamed, other prompts every round, the first round not counted. transformers: its own forward over as "
+    "many prompts as fit into --prefill-tokens, in turn. floor: floating-point operations over the rate of one large "
+    "matrix product"
 )
 MATRIX = {"cuda": 8192, "cpu": 512}  # side of the matrices whose product tells the rate
 
@@ -60,11 +60,9 @@ def flop(fixture: Fixture, many: int, tokens: int) -> int:
 def _cell(fixture: Fixture, many: int, tokens: int, rate: float) -> dict[str, Any]:
     floor_ms = 1e3 * flop(fixture, many, tokens) / rate
     kinds: dict[str, Callable[[], dict[str, Any]]] = {
-        "leanthink": lambda: _engine(fixture, many, tokens, packed=False),
+        "leanthink": lambda: _engine(fixture, many, tokens),
         "transformers": lambda: _stock(fixture, many, tokens),
     }
-    if fixture.device.type == "cuda":
-        kinds["packed"] = lambda: _engine(fixture, many, tokens, packed=True)
     found = {name: attempt(measure) for name, measure in kinds.items()}
     share = {"share_of_floor": floor_ms / found["leanthink"]["ms"]["median"]} if "ms" in found["leanthink"] else {}
     return {"prompts": many, "tokens": tokens, "floor_ms": floor_ms} | share | found
@@ -82,8 +80,8 @@ def _told(many: int, tokens: int, ms: list[float]) -> dict[str, Any]:
     return {"ms": spread(ms), "prompts_per_second": per_second, "prompt_tokens_per_second": tokens * per_second}
 
 
-def _engine(fixture: Fixture, many: int, tokens: int, *, packed: bool) -> dict[str, Any]:
-    """Rounds of an engine; `packed` as of `ModelRunner.packs_prompts`."""
+def _engine(fixture: Fixture, many: int, tokens: int) -> dict[str, Any]:
+    """Rounds of an engine."""
     steps = -(-many * (tokens - 1) // fixture.options.prefill_tokens)
     requests = [
         [fixture.request(at * many + i, prompt=tokens, output=steps + 2, slots=None) for i in range(many)]
@@ -91,7 +89,6 @@ def _engine(fixture: Fixture, many: int, tokens: int, *, packed: bool) -> dict[s
     ]
     bounds = [request.bound for request in requests[0]]
     engine = fixture.engine(bounds, prefill_tokens=fixture.options.prefill_tokens)
-    engine.model_runner.packs_prompts = packed
     return told(many, tokens, [first_tokens_ms(engine, of_round) for of_round in requests][1:])
 
 

@@ -80,14 +80,11 @@ def _measured(asked: Asked, folder: Path) -> dict[str, Any]:
 
 
 def _prompts_ratio(cell: dict[str, Any], fixture: Fixture) -> dict[str, Any]:
-    for ours in fixture.parts.get("prompts", {}).get("cells", []):
-        if (ours["prompts"], ours["tokens"]) == (cell["prompts"], cell["tokens"]):
-            kinds = {kind: ours[kind] for kind in ("leanthink", "packed") if "ms" in ours.get(kind, {})}
+    for found in fixture.parts.get("prompts", {}).get("cells", []):
+        ours = found["leanthink"]
+        if (found["prompts"], found["tokens"]) == (cell["prompts"], cell["tokens"]) and "ms" in ours:
             names = ("ms", "first_token_median_ms", "first_token_p99_ms")
-            return {
-                f"ratio_to_{kind}": {name: cell[name]["median"] / found[name]["median"] for name in names}
-                for kind, found in kinds.items()
-            }
+            return {"ratio_to_ours": {name: cell[name]["median"] / ours[name]["median"] for name in names}}
     return {}
 
 

@@ -64,8 +64,8 @@ def _place(  # type: ignore[no-untyped-def]
     slot = tl.load(write + row)
     offset, scale = offsets + (head - A) * 2 * HALF, scales + (head - A)
     if head < A:
-        target = q_out + (row * A + head) * 2 * HALF
-        _turned(source, target, q_weight, cos, sin, eps, offset, scale, HALF, HALFP, NORM, ROTATE, False)
+        query = q_out + (row * A + head) * 2 * HALF  # a name of its own: a target has one type, and a cache may be FP8
+        _turned(source, query, q_weight, cos, sin, eps, offset, scale, HALF, HALFP, NORM, ROTATE, False)
     elif head < A + H:
         target = keys + (head - A) * keys_head + slot * keys_slot
         _turned(source, target, k_weight, cos, sin, eps, offset, scale, HALF, HALFP, NORM, ROTATE, FP8)
