@@ -63,7 +63,6 @@ IN_TURN: dict[str, Callable[[Report, Path], None]] = {
     "long-4096": partial(vllm_shape.part_long, budget=4096),
     "long-2048": partial(vllm_shape.part_long, budget=2048),
     "long-1024": partial(vllm_shape.part_long, budget=1024),
-    "long-ours": vllm_shape.part_long_ours,
     "ranks-big-alone": partial(vllm_shape.part_ranks_big, plugin=False),
     "ranks-big-plugin": partial(vllm_shape.part_ranks_big, plugin=True),
 }
@@ -166,7 +165,7 @@ def settings_of(part: str, options: argparse.Namespace) -> dict[str, Any] | None
         predictors = {"horizon": options.real["horizon"]} if "horizon" in options.real else {}
         policies = list(vllm_real.policies(options.work))
         return {"policy": policies[0], "policies": policies, "max_thought_slots": 512, "predictors": predictors}
-    if not part.startswith(("shape", "big", "long", "ranks")) or part.endswith(("alone", "ours")):
+    if not part.startswith(("shape", "big", "long", "ranks")) or part.endswith("alone"):
         return None
     name = "head" if part == "shape-head" else "shared"
     predictor = str((options.work / "shape" / f"{name}.safetensors").resolve())

@@ -107,38 +107,6 @@ def part_long(report: Report, work: Path, budget: int | None) -> None:
         report.step("throughput", lambda: speed.long_throughput(client, *LONG, budget, long_seconds(work)))
 
 
-def part_long_ours(report: Report, work: Path) -> None:
-    """Our own engine, with the same requests in the same memory."""
-    for budget in (1024, None):
-        report.step(f"throughput {budget}", lambda budget=budget: ours(*LONG, budget, long_seconds(work) / 2))
-
-
-def ours(requests: int, prompt: int, tokens: int, budget: int | None, seconds: float) -> dict[str, Any]:
-    """Tokens a second of our engine: the same requests, cache and interval as of the plugin."""
-    from leanthink.engine.bench.fixture import Fixture, free_memory
-    from leanthink.engine.bench.options import options_from
-
-    flags = {"shape": speed.SHAPE, "device": "cuda", "interval": speed.ASKED["interval"], "prompt": prompt,
-             "output": tokens}  # fmt: skip
-    fixture = Fixture(options_from({name: str(value) for name, value in flags.items()}))
-    slots = LONG_GIB * speed.GIB // fixture.bytes_per_slot
-    asked = [fixture.request(index, prompt=prompt, output=tokens, slots=budget) for index in range(requests)]
-    rows = min(requests, slots // asked[0].bound)
-    engine = fixture.engine([asked[0].bound] * rows, slots=slots)
-    for request in asked:
-        engine.add_request(request)
-    start, results, ended, before = time.perf_counter(), list[tuple[float, int]](), 0, 0
-    while engine.unfinished and time.perf_counter() - start < seconds:
-        ended += sum(len(one.token_ids) for one in engine.step().finished.values())
-        written = ended + int(engine.running_batch.generated[: engine.cache.active].sum())
-        results.append((time.perf_counter(), written - before))
-        before = written
-    told = speed.rates(start, results)
-    del engine
-    free_memory()
-    return {"budget": budget, "rows": rows, "bound_slots": asked[0].bound, **told}
-
-
 def part_ranks_big(report: Report, work: Path, *, plugin: bool) -> None:
     """Throughput of two GPUs, tensor parallel, with as many slots as `big` has on one."""
     from vllm import SamplingParams

@@ -27,7 +27,8 @@ class Client:
         def noted() -> Any:
             outputs = receive()
             if outputs.outputs:
-                self.results.append((outputs.timestamp, [output.request_id for output in outputs.outputs]))
+                names = [output.request_id for output in outputs.outputs if output.new_token_ids]
+                self.results.append((outputs.timestamp, names))
             return outputs
 
         core.get_output = noted

@@ -40,12 +40,12 @@ class Asked:
     def decode_plan(self, batch: int, slots: int) -> tuple[int, int]:
         """Tokens of a prompt and of an output, for `slots` slots a row in the middle of the measured steps.
 
-        While the last prompts are fed, the first requests decode already.
+        While prompts are fed, half of the rows decode already on average, and a row writes half as many tokens.
         """
         options = self.options
-        feeding = -(-batch * slots // max(1, options.prefill_tokens - batch))
-        prompt = max(2, slots - feeding // 2 - options.warm_up - options.steps // 2)
-        return prompt, feeding + options.warm_up + options.steps + 8
+        fed_a_step = max(1.0, options.prefill_tokens - batch / 2)
+        prompt = max(2, int((slots - options.warm_up - options.steps / 2) / (1 + batch / fed_a_step / 2)))
+        return prompt, int(batch * prompt / fed_a_step) + options.warm_up + options.steps + 8
 
     @property
     def longest(self) -> int:
@@ -132,6 +132,8 @@ def throughput(client: Client, asked: Asked) -> list[dict[str, Any]]:
         client.step()
     measured = client.results[start - 1 :]
     client.abort(first)
+    if len(measured) < 2:
+        return [{"error": "all requests had ended before they were measured: give more --requests"}]
     return [{"in_the_middle": fit, "requests": options.requests, **rate(measured)}]
 
 
@@ -150,7 +152,7 @@ MEASURES = {"prompts": prompts, "decode": decode, "throughput": throughput}
 
 
 def main() -> None:
-    """Write what is found after every part."""
+    """Measure the parts, and write what was found after each."""
     with open(sys.argv[1], "rb") as file:
         asked: Asked = pickle.load(file)
     import vllm
@@ -160,13 +162,14 @@ def main() -> None:
     config = client.engine.vllm_config
     found: dict[str, Any] = {
         "version": vllm.__version__,
-        "arguments": arguments,
+        "arguments": arguments | {"model": asked.options.shape or asked.options.model},
         "graphs": str(config.compilation_config.cudagraph_mode),
         "async_scheduling": config.scheduler_config.async_scheduling,
         "start_seconds": time.monotonic() - start,
+        "cells": [],
     }
     for part in asked.parts:
-        found[part] = MEASURES[part](client, asked)
+        found["cells"] += [{"part": part} | cell for cell in MEASURES[part](client, asked)]
         Path(sys.argv[2]).write_text(json.dumps(found))
 
 
