@@ -17,6 +17,7 @@ from vllm_parts import SIZES, extra_args
 
 from leanthink.engine.bench.fixture import random_prompt
 from leanthink.engine.bench.vllm_client import Client
+from leanthink.engine.bench.vllm_process import rate
 from leanthink.engine.bench.weights import config_of
 
 SHAPE = "llama-3.1-8b"
@@ -76,16 +77,16 @@ class Inner(Client):
 
         What is not done after so many seconds is aborted.
         """
-        extra, first, seen = extra_args(asked), self.count, 0
+        extra, seen = extra_args(asked), 0
         self.results, start = [], time.perf_counter()
         self.inside("inside_read", 0)
         for one in ids:
             self.send(one, tokens, extra)
-        while self.engine.has_unfinished_requests():
+        while self.unfinished:
             if time.perf_counter() - start > seconds:
-                self.abort(first)
+                self.abort()
                 break
-            self.step()
+            self.engine.step()
             for step in range(seen, len(self.results)):
                 at.get(step, lambda: None)()
             seen = len(self.results)
@@ -205,17 +206,9 @@ def long_throughput(
 
 
 def rates(start: float, results: Sequence[tuple[float, list[str]]]) -> dict[str, Any]:
-    """Tokens a second over all of it, and over its second half, when what ends is replaced by what begins."""
-    ends, tokens = [end for end, _ in results], [len(names) for _, names in results]
-    half = (start + ends[-1]) / 2
-    late = [(end, len(names)) for end, names in results if end >= half]
-    in_late = sum(count for _, count in late[1:])
-    return {
-        "seconds": round(ends[-1] - start, 2), "tokens": sum(tokens), "steps": len(results),
-        "tokens_per_s": round(sum(tokens) / (ends[-1] - start), 1),
-        "second_half_tokens_per_s": round(in_late / (late[-1][0] - late[0][0]), 1),
-        "rows_mean": round(statistics.mean(tokens), 2), "second_half_rows": round(in_late / (len(late) - 1), 2),
-    }  # fmt: skip
+    """Over all of it, and over its second half, when what ends is replaced by what begins."""
+    half = (start + results[-1][0]) / 2
+    return {"all": rate([(start, []), *results]), "second_half": rate([one for one in results if one[0] >= half])}
 
 
 def moves_speed() -> dict[str, Any]:

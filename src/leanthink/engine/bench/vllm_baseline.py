@@ -82,12 +82,9 @@ def _ratio(cell: dict[str, Any], fixture: Fixture) -> dict[str, float]:
     if cell["part"] == "throughput":
         return {name: speed / cell["tokens_per_second"] for name, speed in speeds({"parts": fixture.parts}).items()}
     if cell["part"] == "decode":
-        place = cell["batch"], cell["slots"]
-        steps = {
-            "full": fixture.cells.get(place, {}),
-            "horizon": fixture.horizon_cells.get(place, {}).get("horizon", {}),
-        }
-        mean = cell["step_ms"]["mean"]
+        place, mean = (cell["batch"], cell["slots"]), cell["step_ms"]["mean"]
+        steps = {"full": fixture.cells.get(place, {})}
+        steps["horizon"] = fixture.horizon_cells.get(place, {}).get("horizon", {})
         return {name: mean / ours["step_ms"]["mean"] for name, ours in steps.items() if "step_ms" in ours}
     for ours in fixture.parts.get("prompts", {}).get("cells", []):
         if all(ours[name] == cell[name] for name in ("prompts", "tokens")) and "ms" in ours["leanthink"]:

@@ -101,11 +101,7 @@ def _steps(client: Client, asked: Asked, batch: int, slots: int) -> dict[str, An
     if len(measured) < steps:
         return {"error": "the rows never decode all at a time for so long: give more --kv-gib or fewer --steps"}
     written = sum(len(names) for _, names in client.results[: measured[steps // 2][0]])
-    step_ms = spread([ms for _, ms in measured])
-    return {
-        "slots_read_per_row": prompt + written / batch, "step_ms": step_ms,
-        "tokens_per_second": 1e3 * batch / step_ms["mean"],
-    }  # fmt: skip
+    return {"slots_read_per_row": prompt + written / batch, "step_ms": spread([ms for _, ms in measured])}
 
 
 def throughput(client: Client, asked: Asked) -> list[dict[str, Any]]:
@@ -113,28 +109,21 @@ def throughput(client: Client, asked: Asked) -> list[dict[str, Any]]:
 
     A request in the middle of its life is one whose prompt is longer by what it has written, and its output shorter.
     """
-    options, first = asked.options, client.count
+    options, known = asked.options, len(client.came)
     fit = min(options.requests, max(1, int(FILLED * asked.kv_slots / (options.prompt + options.output / 2))))
     written = [int(options.output * (index + 0.5) / fit) for index in range(fit)]
     random.Random(options.seed).shuffle(written)
     client.results = []
     for index, before in enumerate(written + [0] * (options.requests - fit)):
         client.send(asked.prompt(options.prompt + before, index), options.output - before)
-    begun: set[str] = set()
-    while len(begun) < fit and client.engine.has_unfinished_requests():
-        client.step()
-        begun.update(client.results[-1][1])
-    start = len(client.results) + options.warm_up
-    end = time.monotonic() + (options.seconds or 0)
-    while client.engine.has_unfinished_requests():
-        if len(client.results) > start + (options.steps if options.seconds is None else 0) and time.monotonic() > end:
-            break
-        client.step()
-    measured = client.results[start - 1 :]
-    client.abort(first)
-    if len(measured) < 2:
-        return [{"error": "all requests had ended before they were measured: give more --requests"}]
-    return [{"in_the_middle": fit, "requests": options.requests, **rate(measured)}]
+    while client.unfinished and len(client.came) < known + fit:
+        client.engine.step()
+    start, end = len(client.results) + options.warm_up, time.monotonic() + (options.seconds or 0)
+    least = start + (1 if options.seconds else options.steps)
+    while client.unfinished and (len(client.results) <= least or time.monotonic() < end):
+        client.engine.step()
+    client.abort()
+    return [{"in_the_middle": fit, "requests": options.requests, **rate(client.results[start - 1 :])}]
 
 
 def rate(results: list[tuple[float, list[str]]]) -> dict[str, Any]:
