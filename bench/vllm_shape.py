@@ -78,22 +78,6 @@ def part_shape_head(report: Report, work: Path) -> None:
     report.step("profile", lambda: speed.profile(client, speed.FEW, work / "profile-head", 256))
 
 
-def part_big_alone(report: Report, work: Path) -> None:
-    """Throughput of vLLM without the plugin."""
-    client = report_client(report, work, plugin=False, cache_gib=11)
-    if client is not None:
-        report.step("throughput", lambda: speed.throughput(client, 80 * 1024, 96, 512, 4096, None))
-
-
-def part_big_plugin(report: Report, work: Path) -> None:
-    """The same with budgets."""
-    client = report_client(report, work, plugin=True, cache_gib=11)
-    if client is None:
-        return
-    for n in (1024, 2048):
-        report.step(f"throughput {n}", lambda n=n: speed.throughput(client, 80 * 1024, 96, 512, 4096, n))
-
-
 def long_seconds(work: Path) -> float:
     """How long is measured at most."""
     return float(json.loads((work / "asked.json").read_text())["long_seconds"])

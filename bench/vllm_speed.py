@@ -171,30 +171,10 @@ def profile(client: Inner, held: tuple[int, int], path: Path, budget: int | None
     return found[0]
 
 
-def throughput(
-    client: Inner, slots: int, requests: int, prompt: int, tokens: int, budget: int | None
-) -> dict[str, Any]:
-    """Tokens a second of requests that come all at once, in a cache of so many slots."""
-    client.llm.reset_prefix_cache()
-    (free,) = client.inside("inside_shrink", slots)
-    asked = asked_of(budget)
-    try:
-        ran = client.run(random_prompts(requests, prompt, 7), tokens, asked, {})
-    finally:
-        client.inside("inside_shrink", None)
-    running = [len(names) for _, names in client.results]
-    return {
-        "slots": free, "requests": requests, "prompt": prompt, "each": tokens, "budget": budget,
-        "tokens": ran["written"], "seconds": round(ran["seconds"], 2),
-        "tokens_per_s": round(ran["written"] / ran["seconds"], 1), "results": len(running),
-        "rows_mean": round(statistics.mean(running), 2), "inside": ran["inside"],
-    }  # fmt: skip
-
-
 def long_throughput(
     client: Inner, requests: int, prompt: int, tokens: int, budget: int | None, seconds: float
 ) -> dict[str, Any]:
-    """The same of requests that take longer than there is time: what is written in so many seconds."""
+    """Tokens a second of requests that come all at once and take longer than there is time."""
     asked = asked_of(budget)
     prompts = random_prompts(requests, prompt, 7)
     start = time.monotonic()  # the clock of results
