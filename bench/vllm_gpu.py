@@ -34,6 +34,7 @@ import vllm_speed as speed
 import vllm_tiny
 import vllm_tokens
 from vllm_parts import Report
+from vllm_shape import part_shape
 
 TOGETHER: dict[str, Callable[[Report, Path], None]] = {
     "load": vllm_tiny.part_load,
@@ -53,10 +54,10 @@ TOGETHER: dict[str, Callable[[Report, Path], None]] = {
     "real-fp8-alone": vllm_real.part_real_fp8_alone,
 }
 IN_TURN: dict[str, Callable[[Report, Path], None]] = {
-    "shape-alone": vllm_shape.part_shape_alone,
-    "shape-plugin": vllm_shape.part_shape_plugin,
-    "shape-head": vllm_shape.part_shape_head,
-    "shape-long": vllm_shape.part_shape_long,
+    "shape-alone": partial(part_shape, runs=vllm_shape.ALONE, plugin=False, tables="alone"),
+    "shape-plugin": partial(part_shape, runs=vllm_shape.PLUGIN, tables="plugin"),
+    "shape-head": partial(part_shape, runs=vllm_shape.HEAD, tables="head"),
+    "shape-long": partial(part_shape, runs=vllm_shape.LONGER),
     "long-alone": partial(vllm_shape.part_long, budget=None),
     "long-4096": partial(vllm_shape.part_long, budget=4096),
     "long-2048": partial(vllm_shape.part_long, budget=2048),

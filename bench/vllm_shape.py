@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,53 +31,41 @@ def report_client(report: Report, work: Path, *, plugin: bool, cache_gib: int = 
     return held[0] if held else None
 
 
-def part_shape_alone(report: Report, work: Path) -> None:
-    """VLLM without the plugin."""
-    client = report_client(report, work, plugin=False)
+# Of each part: a run's name, rows and slots, and what a budget leaves of the thought and a policy, if there is one. The
+# prompt never moves: of 256 slots of a thought few do, of a long thought nearly all.
+ALONE = (("20x4000", speed.FEW), ("64x3000", speed.MANY), ("20x4000 again", speed.FEW))
+PLUGIN = (
+    ("20x4000 no budget", speed.FEW),
+    ("64x3000 no budget", speed.MANY),
+    ("20x4000 long prompt", speed.FEW, 256),
+    ("64x3000 long prompt", speed.MANY, 256),
+    ("20x4000 no budget again", speed.FEW),
+    ("20x4000 half thought", speed.FEW, 1920),
+)
+LONGER = (
+    ("20x4000 no budget", speed.FEW),
+    ("20x4000 random", speed.FEW, 256, "random"),
+    ("20x4000 long thought", speed.FEW, 3712),
+    ("64x3000 half thought", speed.MANY, 1408),
+)
+HEAD = (PLUGIN[0], *PLUGIN[2:4])  # with a set for each kv head
+
+
+def part_shape(
+    report: Report, work: Path, *, runs: Sequence[tuple[Any, ...]], plugin: bool = True, tables: str | None = None
+) -> None:
+    """These runs in turn; then a profile, in files of this name."""
+    client = report_client(report, work, plugin=plugin)
     if client is None:
         return
-    report.step("20x4000", lambda: speed.full_steps(client, speed.FEW))
-    report.step("64x3000", lambda: speed.full_steps(client, speed.MANY))
-    report.step("20x4000 again", lambda: speed.full_steps(client, speed.FEW))
-    report.step("profile", lambda: speed.profile(client, speed.FEW, work / "profile-alone", None))
-
-
-def part_shape_plugin(report: Report, work: Path) -> None:
-    """The plugin, first without a budget, then with evictions."""
-    client = report_client(report, work, plugin=True)
-    if client is None:
-        return
-    report.step("20x4000 no budget", lambda: speed.full_steps(client, speed.FEW))
-    report.step("64x3000 no budget", lambda: speed.full_steps(client, speed.MANY))
-    # The prompt never moves: of these few slots do, of a long thought nearly all.
-    report.step("20x4000 long prompt", lambda: speed.bounded_steps(client, speed.FEW, 256))
-    report.step("64x3000 long prompt", lambda: speed.bounded_steps(client, speed.MANY, 256))
-    report.step("20x4000 no budget again", lambda: speed.full_steps(client, speed.FEW))
-    report.step("20x4000 half thought", lambda: speed.bounded_steps(client, speed.FEW, 1920))
-    report.step("moves_speed", speed.moves_speed)
-    report.step("profile", lambda: speed.profile(client, speed.FEW, work / "profile-plugin", 256))
-
-
-def part_shape_long(report: Report, work: Path) -> None:
-    """More of the plugin: nearly all slots move; and a policy that predicts nothing."""
-    client = report_client(report, work, plugin=True)
-    if client is None:
-        return
-    report.step("20x4000 no budget", lambda: speed.full_steps(client, speed.FEW))
-    report.step("20x4000 random", lambda: speed.bounded_steps(client, speed.FEW, 256, "random"))
-    report.step("20x4000 long thought", lambda: speed.bounded_steps(client, speed.FEW, 3712))
-    report.step("64x3000 half thought", lambda: speed.bounded_steps(client, speed.MANY, 1408))
-
-
-def part_shape_head(report: Report, work: Path) -> None:
-    """The plugin with a set for each kv head."""
-    client = report_client(report, work, plugin=True)
-    if client is None:
-        return
-    report.step("20x4000 no budget", lambda: speed.full_steps(client, speed.FEW))
-    report.step("20x4000 long prompt", lambda: speed.bounded_steps(client, speed.FEW, 256))
-    report.step("64x3000 long prompt", lambda: speed.bounded_steps(client, speed.MANY, 256))
-    report.step("profile", lambda: speed.profile(client, speed.FEW, work / "profile-head", 256))
+    for name, *how in runs:
+        run = speed.bounded_steps if len(how) > 1 else speed.full_steps
+        report.step(name, partial(run, client, *how))
+    if tables == "plugin":
+        report.step("moves_speed", speed.moves_speed)
+    if tables is not None:
+        budget = 256 if plugin else None
+        report.step("profile", lambda: speed.profile(client, speed.FEW, work / f"profile-{tables}", budget))
 
 
 def long_seconds(work: Path) -> float:
