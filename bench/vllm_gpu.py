@@ -8,7 +8,7 @@ on its own what went wrong, and writes what it found as soon as it has it.
 - `load`, `alone`, `plugin`, `ours`, `fp8` (FP8 weights and cache), `fp8-checkpoint` (weights that are in FP8 before,
   `-cache`: the cache too, `-channel`: a scale a row), `http` (vLLM's server) and `ranks` (two GPUs) are about `tiny`,
   `real-...` about a real model (`--real`). They run side by side, as nothing is timed there.
-- `shape-...` (steps), `big-...` (throughput), `long-...` (longer thoughts in 40 GiB; a number is the budget) and
+- `shape-...` (steps), `long-...` (throughput of long thoughts in 40 GiB; a number is the budget) and
   `ranks-big-...` (throughput on two GPUs) are about random weights of the shape of an 8B model. They may start beside
   others, and measure one after the other with nothing beside them.
 """
@@ -34,6 +34,7 @@ import vllm_speed as speed
 import vllm_tiny
 import vllm_tokens
 from vllm_parts import Report
+from vllm_shape import part_shape
 
 TOGETHER: dict[str, Callable[[Report, Path], None]] = {
     "load": vllm_tiny.part_load,
@@ -53,17 +54,14 @@ TOGETHER: dict[str, Callable[[Report, Path], None]] = {
     "real-fp8-alone": vllm_real.part_real_fp8_alone,
 }
 IN_TURN: dict[str, Callable[[Report, Path], None]] = {
-    "shape-alone": vllm_shape.part_shape_alone,
-    "shape-plugin": vllm_shape.part_shape_plugin,
-    "shape-head": vllm_shape.part_shape_head,
-    "shape-long": vllm_shape.part_shape_long,
-    "big-alone": vllm_shape.part_big_alone,
-    "big-plugin": vllm_shape.part_big_plugin,
+    "shape-alone": partial(part_shape, runs=vllm_shape.ALONE, plugin=False, tables="alone"),
+    "shape-plugin": partial(part_shape, runs=vllm_shape.PLUGIN, tables="plugin"),
+    "shape-head": partial(part_shape, runs=vllm_shape.HEAD, tables="head"),
+    "shape-long": partial(part_shape, runs=vllm_shape.LONGER),
     "long-alone": partial(vllm_shape.part_long, budget=None),
     "long-4096": partial(vllm_shape.part_long, budget=4096),
     "long-2048": partial(vllm_shape.part_long, budget=2048),
     "long-1024": partial(vllm_shape.part_long, budget=1024),
-    "long-ours": vllm_shape.part_long_ours,
     "ranks-big-alone": partial(vllm_shape.part_ranks_big, plugin=False),
     "ranks-big-plugin": partial(vllm_shape.part_ranks_big, plugin=True),
 }
@@ -166,7 +164,7 @@ def settings_of(part: str, options: argparse.Namespace) -> dict[str, Any] | None
         predictors = {"horizon": options.real["horizon"]} if "horizon" in options.real else {}
         policies = list(vllm_real.policies(options.work))
         return {"policy": policies[0], "policies": policies, "max_thought_slots": 512, "predictors": predictors}
-    if not part.startswith(("shape", "big", "long", "ranks")) or part.endswith(("alone", "ours")):
+    if not part.startswith(("shape", "long", "ranks")) or part.endswith("alone"):
         return None
     name = "head" if part == "shape-head" else "shared"
     predictor = str((options.work / "shape" / f"{name}.safetensors").resolve())

@@ -21,7 +21,7 @@ class Inside:
         """Count graph replays, preemptions and seconds of the host from now on; say what the engine is made of."""
         runner, self.counts = self.model_runner, dict.fromkeys(("graphs", "preemptions", "steps"), 0)
         self.seconds = dict.fromkeys(("runner", "schedule", "update"), 0.0)
-        self.taken, self.torch_profile = [], None  # vLLM's worker has a `profiler` of its own
+        self.torch_profile = None  # vLLM's worker has a `profiler` of its own
         self.core = _core()
         runner.cudagraph_manager.run_fullgraph = self._counted(runner.cudagraph_manager.run_fullgraph, "graphs")
         scheduler = self.core.scheduler
@@ -51,17 +51,6 @@ class Inside:
             counted["lengths"] = [int(lengths[:rows].min()), int(lengths[:rows].max())]
             counted["evictions_due"] = self.model_runner.model_state.rows.evictions
         return counted
-
-    def inside_shrink(self, slots: int | None) -> int:
-        """Take away all blocks but those for so many slots; None gives them back. How many slots are free."""
-        pool = self.core.scheduler.kv_cache_manager.block_pool
-        size = self.model_runner.block_tables.block_sizes[0]
-        if slots is None:
-            pool.free_blocks(self.taken)
-            self.taken = []
-        else:
-            self.taken = pool.get_new_blocks(pool.get_num_free_blocks() - slots // size)
-        return int(pool.get_num_free_blocks() * size)
 
     def inside_profile(self, path: str | None) -> dict[str, Any] | None:
         """Start a profile, or end it and write its tables: path-cpu.txt and path-cuda.txt."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,69 +31,41 @@ def report_client(report: Report, work: Path, *, plugin: bool, cache_gib: int = 
     return held[0] if held else None
 
 
-def part_shape_alone(report: Report, work: Path) -> None:
-    """VLLM without the plugin."""
-    client = report_client(report, work, plugin=False)
+# Of each part: a run's name, rows and slots, and what a budget leaves of the thought and a policy, if there is one. The
+# prompt never moves: of 256 slots of a thought few do, of a long thought nearly all.
+ALONE = (("20x4000", speed.FEW), ("64x3000", speed.MANY), ("20x4000 again", speed.FEW))
+PLUGIN = (
+    ("20x4000 no budget", speed.FEW),
+    ("64x3000 no budget", speed.MANY),
+    ("20x4000 long prompt", speed.FEW, 256),
+    ("64x3000 long prompt", speed.MANY, 256),
+    ("20x4000 no budget again", speed.FEW),
+    ("20x4000 half thought", speed.FEW, 1920),
+)
+LONGER = (
+    ("20x4000 no budget", speed.FEW),
+    ("20x4000 random", speed.FEW, 256, "random"),
+    ("20x4000 long thought", speed.FEW, 3712),
+    ("64x3000 half thought", speed.MANY, 1408),
+)
+HEAD = (PLUGIN[0], *PLUGIN[2:4])  # with a set for each kv head
+
+
+def part_shape(
+    report: Report, work: Path, *, runs: Sequence[tuple[Any, ...]], plugin: bool = True, tables: str | None = None
+) -> None:
+    """These runs in turn; then a profile, in files of this name."""
+    client = report_client(report, work, plugin=plugin)
     if client is None:
         return
-    report.step("20x4000", lambda: speed.full_steps(client, speed.FEW))
-    report.step("64x3000", lambda: speed.full_steps(client, speed.MANY))
-    report.step("20x4000 again", lambda: speed.full_steps(client, speed.FEW))
-    report.step("profile", lambda: speed.profile(client, speed.FEW, work / "profile-alone", None))
-
-
-def part_shape_plugin(report: Report, work: Path) -> None:
-    """The plugin, first without a budget, then with evictions."""
-    client = report_client(report, work, plugin=True)
-    if client is None:
-        return
-    report.step("20x4000 no budget", lambda: speed.full_steps(client, speed.FEW))
-    report.step("64x3000 no budget", lambda: speed.full_steps(client, speed.MANY))
-    # The prompt never moves: of these few slots do, of a long thought nearly all.
-    report.step("20x4000 long prompt", lambda: speed.bounded_steps(client, speed.FEW, 256))
-    report.step("64x3000 long prompt", lambda: speed.bounded_steps(client, speed.MANY, 256))
-    report.step("20x4000 no budget again", lambda: speed.full_steps(client, speed.FEW))
-    report.step("20x4000 half thought", lambda: speed.bounded_steps(client, speed.FEW, 1920))
-    report.step("moves_speed", speed.moves_speed)
-    report.step("profile", lambda: speed.profile(client, speed.FEW, work / "profile-plugin", 256))
-
-
-def part_shape_long(report: Report, work: Path) -> None:
-    """More of the plugin: nearly all slots move; and a policy that predicts nothing."""
-    client = report_client(report, work, plugin=True)
-    if client is None:
-        return
-    report.step("20x4000 no budget", lambda: speed.full_steps(client, speed.FEW))
-    report.step("20x4000 random", lambda: speed.bounded_steps(client, speed.FEW, 256, "random"))
-    report.step("20x4000 long thought", lambda: speed.bounded_steps(client, speed.FEW, 3712))
-    report.step("64x3000 half thought", lambda: speed.bounded_steps(client, speed.MANY, 1408))
-
-
-def part_shape_head(report: Report, work: Path) -> None:
-    """The plugin with a set for each kv head."""
-    client = report_client(report, work, plugin=True)
-    if client is None:
-        return
-    report.step("20x4000 no budget", lambda: speed.full_steps(client, speed.FEW))
-    report.step("20x4000 long prompt", lambda: speed.bounded_steps(client, speed.FEW, 256))
-    report.step("64x3000 long prompt", lambda: speed.bounded_steps(client, speed.MANY, 256))
-    report.step("profile", lambda: speed.profile(client, speed.FEW, work / "profile-head", 256))
-
-
-def part_big_alone(report: Report, work: Path) -> None:
-    """Throughput of vLLM without the plugin."""
-    client = report_client(report, work, plugin=False, cache_gib=11)
-    if client is not None:
-        report.step("throughput", lambda: speed.throughput(client, 80 * 1024, 96, 512, 4096, None))
-
-
-def part_big_plugin(report: Report, work: Path) -> None:
-    """The same with budgets."""
-    client = report_client(report, work, plugin=True, cache_gib=11)
-    if client is None:
-        return
-    for n in (1024, 2048):
-        report.step(f"throughput {n}", lambda n=n: speed.throughput(client, 80 * 1024, 96, 512, 4096, n))
+    for name, *how in runs:
+        run = speed.bounded_steps if len(how) > 1 else speed.full_steps
+        report.step(name, partial(run, client, *how))
+    if tables == "plugin":
+        report.step("moves_speed", speed.moves_speed)
+    if tables is not None:
+        budget = 256 if plugin else None
+        report.step("profile", lambda: speed.profile(client, speed.FEW, work / f"profile-{tables}", budget))
 
 
 def long_seconds(work: Path) -> float:
@@ -105,38 +79,6 @@ def part_long(report: Report, work: Path, budget: int | None) -> None:
                            rows=LONG[0])  # fmt: skip
     if client is not None:
         report.step("throughput", lambda: speed.long_throughput(client, *LONG, budget, long_seconds(work)))
-
-
-def part_long_ours(report: Report, work: Path) -> None:
-    """Our own engine, with the same requests in the same memory."""
-    for budget in (1024, None):
-        report.step(f"throughput {budget}", lambda budget=budget: ours(*LONG, budget, long_seconds(work) / 2))
-
-
-def ours(requests: int, prompt: int, tokens: int, budget: int | None, seconds: float) -> dict[str, Any]:
-    """Tokens a second of our engine: the same requests, cache and interval as of the plugin."""
-    from leanthink.engine.bench.fixture import Fixture, free_memory
-    from leanthink.engine.bench.options import options_from
-
-    flags = {"shape": speed.SHAPE, "device": "cuda", "interval": speed.ASKED["interval"], "prompt": prompt,
-             "output": tokens}  # fmt: skip
-    fixture = Fixture(options_from({name: str(value) for name, value in flags.items()}))
-    slots = LONG_GIB * speed.GIB // fixture.bytes_per_slot
-    asked = [fixture.request(index, prompt=prompt, output=tokens, slots=budget) for index in range(requests)]
-    rows = min(requests, slots // asked[0].bound)
-    engine = fixture.engine([asked[0].bound] * rows, slots=slots)
-    for request in asked:
-        engine.add_request(request)
-    start, results, ended, before = time.perf_counter(), list[tuple[float, int]](), 0, 0
-    while engine.unfinished and time.perf_counter() - start < seconds:
-        ended += sum(len(one.token_ids) for one in engine.step().finished.values())
-        written = ended + int(engine.running_batch.generated[: engine.cache.active].sum())
-        results.append((time.perf_counter(), written - before))
-        before = written
-    told = speed.rates(start, results)
-    del engine
-    free_memory()
-    return {"budget": budget, "rows": rows, "bound_slots": asked[0].bound, **told}
 
 
 def part_ranks_big(report: Report, work: Path, *, plugin: bool) -> None:

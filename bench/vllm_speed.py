@@ -7,7 +7,6 @@ sample ids that no tokenizer here knows, of which a decoder keeps all and decode
 
 from __future__ import annotations
 
-import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from vllm_parts import SIZES, extra_args
+
+from leanthink.engine.bench.fixture import random_prompt
+from leanthink.engine.bench.vllm_client import Client
+from leanthink.engine.bench.vllm_process import rate
+from leanthink.engine.bench.weights import config_of
 
 SHAPE = "llama-3.1-8b"
 BLOCK = 16
@@ -27,17 +31,14 @@ ASKED = {"window": 32, "interval": 64, "answer": 2}
 def shape_folder(work: Path) -> Path:
     """A config of the shape, and random predictors for it: one set for all, and one for each kv head."""
     import torch
-    from transformers import AutoConfig
 
-    from leanthink.engine.bench.shapes import SHAPES
     from leanthink.models.predictor import Predictor, save_predictor
 
     folder = work / "shape"
     if (folder / "done").exists():
         return folder
     folder.mkdir(exist_ok=True)
-    kind, fields = SHAPES[SHAPE]
-    config = AutoConfig.for_model(kind, **fields)
+    config = config_of(SHAPE)
     config.architectures, config.dtype = ["LlamaForCausalLM"], "bfloat16"
     config.bos_token_id, config.eos_token_id = 0, 1
     config.save_pretrained(folder)
@@ -53,22 +54,12 @@ def shape_folder(work: Path) -> Path:
     return folder
 
 
-class Client:
-    """Requests sent to an engine core, with the time of every result."""
+class Inner(Client):
+    """What is seen inside the core too."""
 
     def __init__(self, llm: Any) -> None:
-        self.llm, self.engine, self.count = llm, llm.llm_engine, 0
-        self.results: list[tuple[float, int]] = []  # when each was ready, and of how many requests
+        super().__init__(llm)
         (self.made_of,) = self.inside("inside_start")
-        core, receive = self.engine.engine_core, self.engine.engine_core.get_output
-
-        def noted() -> Any:
-            outputs = receive()
-            if outputs.outputs:
-                self.results.append((outputs.timestamp, len(outputs.outputs)))
-            return outputs
-
-        core.get_output = noted
 
     def inside(self, method: str, *given: Any) -> list[Any]:
         """Call a method of bench/vllm_inside.py."""
@@ -86,32 +77,22 @@ class Client:
 
         What is not done after so many seconds is aborted.
         """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        extra = extra_args(asked)
+        extra, seen = extra_args(asked), 0
         self.results, start = [], time.perf_counter()
         self.inside("inside_read", 0)
         for one in ids:
-            params = SamplingParams(
-                temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=extra,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )  # fmt: skip
-            self.engine.add_request(str(self.count), {"prompt_token_ids": one}, params)
-            self.count += 1
-        written, seen, first = 0, 0, self.count - len(ids)
-        while self.engine.has_unfinished_requests():
+            self.send(one, tokens, extra)
+        while self.unfinished:
             if time.perf_counter() - start > seconds:
-                self.engine.abort_request([str(index) for index in range(first, self.count)])
+                self.abort()
                 break
-            for output in self.engine.step():
-                written += len(output.outputs[0].token_ids)
+            self.engine.step()
             for step in range(seen, len(self.results)):
                 at.get(step, lambda: None)()
             seen = len(self.results)
         took = time.perf_counter() - start
         (inside,) = self.inside("inside_read", len(ids))
-        return {"seconds": took, "written": written, "inside": inside}
+        return {"seconds": took, "written": sum(len(names) for _, names in self.results), "inside": inside}
 
 
 def asked_of(budget: int | None, policy: str = "horizon") -> dict[str, Any] | None:
@@ -121,11 +102,11 @@ def asked_of(budget: int | None, policy: str = "horizon") -> dict[str, Any] | No
 
 def speed_client(
     work: Path, *, plugin: bool, engine: Callable[..., Any], cache_bytes: int, longest: int = 8192, rows: int = MANY[0]
-) -> Client:
+) -> Inner:
     """Weights that were never loaded; requests of at most `longest` tokens, `rows` at a time."""
     from leanthink.models.tiny import weights_path
 
-    client = Client(
+    client = Inner(
         engine(
             plugin=plugin,
             model=str(work / "shape"),
@@ -146,17 +127,14 @@ def speed_client(
 
 def random_prompts(count: int, tokens: int, seed: int) -> list[list[int]]:
     """Different from each other in every block."""
-    drawn = random.Random(seed)
-    return [[drawn.randrange(2, 250) for _ in range(tokens)] for _ in range(count)]
+    return [random_prompt(250, tokens, 1000 * seed + index) for index in range(count)]
 
 
-def steps(client: Client, held: tuple[int, int], prompt: int, tokens: int, asked: dict[str, Any] | None) -> Any:
+def steps(client: Inner, held: tuple[int, int], prompt: int, tokens: int, asked: dict[str, Any] | None) -> Any:
     """Milliseconds of the last STEPS steps in which all rows decode."""
     rows = held[0]
     ran = client.run(random_prompts(rows, prompt, 100 * rows + prompt), tokens, asked, {})
-    results = client.results
-    full = [i for i in range(1, len(results)) if results[i - 1][1] == results[i][1] == rows][-STEPS - 4 : -4]
-    ms = sorted(1e3 * (results[i][0] - results[i - 1][0]) for i in full)
+    ms = sorted(ms for _, ms in client.steps_of_all(rows)[-STEPS - 4 : -4])
     lower, median, upper = statistics.quantiles(ms, n=4)
     return {
         "rows": rows, "prompt": prompt, "tokens": tokens, "steps": len(ms), "median_ms": round(median, 3),
@@ -165,20 +143,20 @@ def steps(client: Client, held: tuple[int, int], prompt: int, tokens: int, asked
     }  # fmt: skip
 
 
-def full_steps(client: Client, held: tuple[int, int]) -> Any:
+def full_steps(client: Inner, held: tuple[int, int]) -> Any:
     """Nothing is evicted; in the middle of the timed steps each row holds as many slots as asked for."""
     tokens = STEPS + 84  # the first steps also feed others' prompts
     return steps(client, held, held[1] - tokens + STEPS // 2, tokens, None)
 
 
-def bounded_steps(client: Client, held: tuple[int, int], budget: int, policy: str = "horizon") -> Any:
+def bounded_steps(client: Inner, held: tuple[int, int], budget: int, policy: str = "horizon") -> Any:
     """Evictions in every one of the timed steps' intervals; the prompt fills what the budget leaves."""
     asked = asked_of(budget, policy)
     tokens = budget + ASKED["interval"] + STEPS + 20
     return steps(client, held, held[1] - budget - ASKED["interval"] // 2, tokens, asked)
 
 
-def profile(client: Client, held: tuple[int, int], path: Path, budget: int | None) -> Any:
+def profile(client: Inner, held: tuple[int, int], path: Path, budget: int | None) -> Any:
     """Where the time of 128 steps goes: kernels and launches of a step, and ours one by one."""
     found: list[Any] = []
     first = 40 if budget is None else budget + ASKED["interval"] + 20
@@ -193,30 +171,10 @@ def profile(client: Client, held: tuple[int, int], path: Path, budget: int | Non
     return found[0]
 
 
-def throughput(
-    client: Client, slots: int, requests: int, prompt: int, tokens: int, budget: int | None
-) -> dict[str, Any]:
-    """Tokens a second of requests that come all at once, in a cache of so many slots."""
-    client.llm.reset_prefix_cache()
-    (free,) = client.inside("inside_shrink", slots)
-    asked = asked_of(budget)
-    try:
-        ran = client.run(random_prompts(requests, prompt, 7), tokens, asked, {})
-    finally:
-        client.inside("inside_shrink", None)
-    running = [count for _, count in client.results]
-    return {
-        "slots": free, "requests": requests, "prompt": prompt, "each": tokens, "budget": budget,
-        "tokens": ran["written"], "seconds": round(ran["seconds"], 2),
-        "tokens_per_s": round(ran["written"] / ran["seconds"], 1), "results": len(running),
-        "rows_mean": round(statistics.mean(running), 2), "inside": ran["inside"],
-    }  # fmt: skip
-
-
 def long_throughput(
-    client: Client, requests: int, prompt: int, tokens: int, budget: int | None, seconds: float
+    client: Inner, requests: int, prompt: int, tokens: int, budget: int | None, seconds: float
 ) -> dict[str, Any]:
-    """The same of requests that take longer than there is time: what is written in so many seconds."""
+    """Tokens a second of requests that come all at once and take longer than there is time."""
     asked = asked_of(budget)
     prompts = random_prompts(requests, prompt, 7)
     start = time.monotonic()  # the clock of results
@@ -227,18 +185,10 @@ def long_throughput(
     }  # fmt: skip
 
 
-def rates(start: float, results: Sequence[tuple[float, int]]) -> dict[str, Any]:
-    """Tokens a second over all of it, and over its second half, when what ends is replaced by what begins."""
-    ends, tokens = [end for end, _ in results], [count for _, count in results]
-    half = (start + ends[-1]) / 2
-    late = [(end, count) for end, count in results if end >= half]
-    in_late = sum(count for _, count in late[1:])
-    return {
-        "seconds": round(ends[-1] - start, 2), "tokens": sum(tokens), "steps": len(results),
-        "tokens_per_s": round(sum(tokens) / (ends[-1] - start), 1),
-        "second_half_tokens_per_s": round(in_late / (late[-1][0] - late[0][0]), 1),
-        "rows_mean": round(statistics.mean(tokens), 2), "second_half_rows": round(in_late / (len(late) - 1), 2),
-    }  # fmt: skip
+def rates(start: float, results: Sequence[tuple[float, list[str]]]) -> dict[str, Any]:
+    """Over all of it, and over its second half, when what ends is replaced by what begins."""
+    half = (start + results[-1][0]) / 2
+    return {"all": rate([(start, []), *results]), "second_half": rate([one for one in results if one[0] >= half])}
 
 
 def moves_speed() -> dict[str, Any]:

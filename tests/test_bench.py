@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from functools import cache
-from itertools import combinations, product
+from itertools import combinations, count, product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,10 +24,13 @@ from leanthink.engine.bench.memory import predicted_bytes
 from leanthink.engine.bench.options import LARGE, PARTS, SMALL, Options, options_from
 from leanthink.engine.bench.plot import draw, roofline_shares, speeds
 from leanthink.engine.bench.prompts import MATRIX, flop
+from leanthink.engine.bench.report import lines
 from leanthink.engine.bench.roofline import COPY_BYTES
 from leanthink.engine.bench.run import run
 from leanthink.engine.bench.sets import shares
 from leanthink.engine.bench.throughput import places_of
+from leanthink.engine.bench.vllm_client import Client
+from leanthink.engine.bench.vllm_process import Asked, decode
 from leanthink.engine.bench.warm_start import Place, warm_start
 from leanthink.engine.bench.weights import all_bytes, build, config_of, never_ending, step_bytes
 from leanthink.engine.engine import Engine
@@ -400,6 +405,57 @@ def test_steps_of_continuous_batching_are_those_with_every_request() -> None:
     assert hf_baseline.between_all([early, late]) == [1e3]  # 4 to 8, less three
     with pytest.raises(RuntimeError, match="--steps"):
         hf_baseline.between_all([[1.0, 2.0], [3.0, 4.0]])
+
+
+def test_without_vllm_one_line_says_so_and_the_rest_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    found = run(small(folder, "decode", "vllm-baseline"))["parts"]
+    assert "step_ms" in found["decode"]["cells"][0]
+    (line,) = lines("vllm-baseline", found["vllm-baseline"])
+    assert "vLLM is not installed" in line
+
+
+class Scheduled(Client):
+    """Serves in vLLM's order: a token of each that decodes, then prompts, `feed` tokens a step in all."""
+
+    def __init__(self, feed: int) -> None:
+        self.feed, self.results = feed, []
+        self.unfed, self.unwritten = list[int](), list[int]()
+
+    def send(self, prompt_ids: Any, tokens: int, extra_args: Any = None) -> None:
+        self.unfed.append(len(prompt_ids))
+        self.unwritten.append(tokens)
+
+    def finish(self) -> None:
+        while any(self.unwritten):
+            rows = [row for row, tokens in enumerate(self.unwritten) if tokens and not self.unfed[row]]
+            room = self.feed - len(rows)
+            for row, unfed in enumerate(self.unfed):
+                fed = min(room, unfed)
+                room, self.unfed[row] = room - fed, unfed - fed
+                rows += [row] if 0 < fed == unfed else []
+            for row in rows:
+                self.unwritten[row] -= 1
+            self.results.append((float(len(self.results)), [str(row) for row in rows]))
+
+
+@pytest.mark.parametrize("cell", [(30, 400), (4, 900), (60, 60)])
+@pytest.mark.parametrize("feed", [100, 512])
+def test_rows_of_vllm_hold_what_was_asked_for(folder: Path, cell: tuple[int, int], feed: int) -> None:
+    options = small(folder, prefill_tokens=feed, cells=(cell,))
+    asked = Asked(options=options, parts=(), model="", dtype="", vocabulary=9, random_weights=True, kv_slots=0)
+    (found,) = decode(Scheduled(feed), asked)
+    assert found["step_ms"]["n"] == 5
+    assert found["slots_read_per_row"] == pytest.approx(cell[1], rel=0.05)
+
+
+def test_throughput_goes_on_with_those_who_wait(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(perf_counter=count(0, 0.001).__next__)  # three looks at it a step
+    monkeypatch.setattr("leanthink.engine.bench.measure.time", clock)
+    for row in measured(folder, "throughput", kv_gib=0.00045, requests=99, seconds=0.6)["policies"]:
+        assert row["step_ms"]["n"] == pytest.approx(200, abs=2), "twice as long as any request"
+        assert 0.95 * row["bounds_that_fit"] < row["rows"] <= row["bounds_that_fit"] < 99
+        assert row["tokens_per_second"] == pytest.approx(1e3 * row["rows"])
 
 
 def test_latency_counts_every_token(folder: Path) -> None:

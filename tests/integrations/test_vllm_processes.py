@@ -27,6 +27,8 @@ from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 from leanthink import Budget, Sampling, generate, load
 from leanthink.data.tasks import registry
 from leanthink.data.think_tags import set_think_tags
+from leanthink.engine.bench.options import options_from
+from leanthink.engine.bench.run import run
 from leanthink.integrations.vllm.layout import Layout
 from leanthink.integrations.vllm.v2.version import CHECKS, SCHEDULERS
 from leanthink.integrations.vllm.version import ROWS
@@ -282,3 +284,24 @@ def test_slots_are_moved_in_the_order_of_vllms_own_kernel(dtype: torch.dtype, he
     chosen = torch.tensor([*range(20), *kept.tolist(), *range(20 + len(kept), 100)])
     write(keys[chosen], values[chosen], expected, slots)
     assert torch.equal(cache, expected)
+
+
+def test_bench_measures_vllm_in_the_cells_of_our_engine() -> None:
+    flags = {
+        "cells": "4x200,16x400",
+        "prompts": "16x64",
+        "seconds": "3",
+        "parts": "decode,prompts,throughput,vllm-baseline",
+    }
+    found = run(options_from({"device": "cpu", **flags}))["parts"]
+    cells = found["vllm-baseline"]["cells"]
+    assert [cell["part"] for cell in cells] == ["prompts", "decode", "decode", "throughput"]
+    prompts, *decoded, throughput = cells
+    assert prompts["first_token_p99_ms"]["n"] == 3
+    for cell, ours in zip(decoded, found["decode"]["cells"], strict=True):
+        assert cell["slots_read_per_row"] == pytest.approx(cell["slots"], rel=0.02)
+        ratio = cell["step_ms"]["mean"] / ours["step_ms"]["mean"]
+        assert cell["ratio_to_ours"] == {"full": pytest.approx(ratio)}
+    assert throughput["seconds"] > 2
+    assert throughput["tokens_per_second"] == pytest.approx(throughput["tokens"] / throughput["seconds"])
+    assert throughput["ratio_to_ours"].keys() == {"full", "horizon 256", "horizon 128", "horizon 64"}

@@ -60,7 +60,7 @@ SMALL: dict[str, Any] = {  # for the embedded reasoner, and for any model on a C
     "prompts": ((16, 64), (4, 256)),
     "prefill_tokens": 2048,
     "output": 1024,
-    "kv_gib": 0.06,
+    "kv_gib": 0.08,  # vLLM rounds each request up to blocks
     "budgets": (256, 128, 64),
     "interval": 32,
     "requests": 16,

@@ -22,7 +22,7 @@ from leanthink.models.tiny import weights_path
 METHOD = (
     "vllm.LLM with its core in a process of its own and its own defaults, prefix caching off, greedy, token ids in and "
     "out, times by its core's clock; our model is given back before. Ratios say how many times as fast ours is: "
-    "medians of prompts, mean steps, tokens per second"
+    "medians of prompts, mean steps (of horizon with as many slots as a budget), tokens per second"
 )
 
 
@@ -35,12 +35,10 @@ def vllm_baseline(fixture: Fixture) -> dict[str, Any]:
     found = _measured(_asked(fixture, asked_for or tuple(vllm_process.MEASURES), folder), folder)
     if "error" not in found:
         shutil.rmtree(folder)
-    for part in set(vllm_process.MEASURES) & set(found):
-        for cell in found[part]:
-            cell |= RATIOS[part](cell, fixture)
-    # One list of all, as reports have one line for each cell.
-    cells = [{"part": part} | cell for part in vllm_process.MEASURES for cell in found.pop(part, [])]
-    return {"method": METHOD} | found | {"cells": cells}
+    for cell in found["cells"]:
+        if ratio := {} if "error" in cell else _ratio(cell, fixture):
+            cell["ratio_to_ours"] = ratio
+    return {"method": METHOD} | found
 
 
 def _asked(fixture: Fixture, parts: tuple[str, ...], folder: Path) -> Asked:
@@ -72,35 +70,24 @@ def _measured(asked: Asked, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", vllm_process.__name__, str(asked_path), str(found_path)]
     with log.open("wb") as file:
         done = subprocess.run(command, env=environment, stdout=file, stderr=file, check=False)
-    found: dict[str, Any] = json.loads(found_path.read_text()) if found_path.exists() else {}
+    found: dict[str, Any] = json.loads(found_path.read_text()) if found_path.exists() else {"cells": []}
     if done.returncode:
         errors = [line for line in log.read_text(errors="replace").splitlines() if "Error" in line]
         found["error"] = f"vLLM ended with {done.returncode}, its log is {log}: {' / '.join(errors[:3])}"
     return found
 
 
-def _prompts_ratio(cell: dict[str, Any], fixture: Fixture) -> dict[str, Any]:
+def _ratio(cell: dict[str, Any], fixture: Fixture) -> dict[str, float]:
+    """Of what was measured of both."""
+    if cell["part"] == "throughput":
+        return {name: speed / cell["tokens_per_second"] for name, speed in speeds({"parts": fixture.parts}).items()}
+    if cell["part"] == "decode":
+        place, mean = (cell["batch"], cell["slots"]), cell["step_ms"]["mean"]
+        steps = {"full": fixture.cells.get(place, {})}
+        steps["horizon"] = fixture.horizon_cells.get(place, {}).get("horizon", {})
+        return {name: mean / ours["step_ms"]["mean"] for name, ours in steps.items() if "step_ms" in ours}
     for ours in fixture.parts.get("prompts", {}).get("cells", []):
-        if (ours["prompts"], ours["tokens"]) == (cell["prompts"], cell["tokens"]):
-            kinds = {kind: ours[kind] for kind in ("leanthink", "packed") if "ms" in ours.get(kind, {})}
+        if all(ours[name] == cell[name] for name in ("prompts", "tokens")) and "ms" in ours["leanthink"]:
             names = ("ms", "first_token_median_ms", "first_token_p99_ms")
-            return {
-                f"ratio_to_{kind}": {name: cell[name]["median"] / found[name]["median"] for name in names}
-                for kind, found in kinds.items()
-            }
+            return {name: cell[name]["median"] / ours["leanthink"][name]["median"] for name in names}
     return {}
-
-
-def _decode_ratio(cell: dict[str, Any], fixture: Fixture) -> dict[str, Any]:
-    ours = fixture.cells.get((cell["batch"], cell["slots"]), {})
-    if "step_ms" not in ours or "step_ms" not in cell:
-        return {}
-    return {"ratio_to_ours": cell["step_ms"]["mean"] / ours["step_ms"]["mean"]}
-
-
-def _throughput_ratio(cell: dict[str, Any], fixture: Fixture) -> dict[str, Any]:
-    ours = speeds({"parts": fixture.parts})
-    return {"ratio_to_ours": {name: speed / cell["tokens_per_second"] for name, speed in ours.items()}}
-
-
-RATIOS = {"prompts": _prompts_ratio, "decode": _decode_ratio, "throughput": _throughput_ratio}

@@ -17,17 +17,22 @@ class Client:
     Attributes:
         results: of each step, when it was ready by the core's own clock, which is `time.monotonic`, and the requests
             that got a token.
+        came: when the first token of each request was, in their order.
     """
 
     def __init__(self, llm: Any) -> None:
         self.llm, self.engine, self.count = llm, llm.llm_engine, 0
         self.results: list[tuple[float, list[str]]] = []
+        self.came: dict[str, float] = {}
         core, receive = self.engine.engine_core, self.engine.engine_core.get_output
 
         def noted() -> Any:
             outputs = receive()
             if outputs.outputs:
-                self.results.append((outputs.timestamp, [output.request_id for output in outputs.outputs]))
+                names = [output.request_id for output in outputs.outputs if output.new_token_ids]
+                self.results.append((outputs.timestamp, names))
+                for name in names:
+                    self.came.setdefault(name, outputs.timestamp)
             return outputs
 
         core.get_output = noted
@@ -44,31 +49,27 @@ class Client:
         self.engine.add_request(str(self.count), {"prompt_token_ids": list(prompt_ids)}, params)
         self.count += 1
 
-    def step(self) -> list[Any]:
-        """Wait for results; returns the requests that they finish. Nothing if nothing is left to do."""
-        return list(self.engine.step()) if self.engine.has_unfinished_requests() else []
+    @property
+    def unfinished(self) -> bool:
+        """Whether a request has not ended."""
+        return bool(self.engine.has_unfinished_requests())
 
     def finish(self) -> None:
         """Serve all that was sent."""
-        while self.engine.has_unfinished_requests():
-            self.step()
+        while self.unfinished:
+            self.engine.step()
 
-    def abort(self, first: int) -> None:
-        """End the requests from this one on, and wait until none is left."""
-        self.engine.abort_request([str(index) for index in range(first, self.count)])
-        self.finish()
+    def abort(self) -> None:
+        """End all that was sent."""
+        self.engine.abort_request([str(index) for index in range(self.count)])
 
     def first_tokens_ms(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[float]:
         """Milliseconds from the first request's sending to the first token of each; all are served to their ends."""
-        self.results, start = [], time.monotonic()
+        before, start = len(self.came), time.monotonic()
         for prompt_ids in prompts:
             self.send(prompt_ids, tokens)
         self.finish()
-        came: dict[str, float] = {}
-        for moment, names in self.results:
-            for name in names:
-                came.setdefault(name, moment)
-        return [1e3 * (moment - start) for moment in came.values()]
+        return [1e3 * (moment - start) for moment in [*self.came.values()][before:]]
 
     def steps_of_all(self, rows: int) -> list[tuple[int, float]]:
         """The steps in which so many requests decode, and nothing else runs: their places and their milliseconds."""

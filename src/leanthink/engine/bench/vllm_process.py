@@ -40,12 +40,12 @@ class Asked:
     def decode_plan(self, batch: int, slots: int) -> tuple[int, int]:
         """Tokens of a prompt and of an output, for `slots` slots a row in the middle of the measured steps.
 
-        While the last prompts are fed, the first requests decode already.
+        While prompts are fed, half of the rows decode already on average, and a row writes half as many tokens.
         """
         options = self.options
-        feeding = -(-batch * slots // max(1, options.prefill_tokens - batch))
-        prompt = max(2, slots - feeding // 2 - options.warm_up - options.steps // 2)
-        return prompt, feeding + options.warm_up + options.steps + 8
+        fed_a_step = max(1.0, options.prefill_tokens - batch / 2)
+        prompt = max(2, int((slots - options.warm_up - options.steps / 2) / (1 + batch / fed_a_step / 2)))
+        return prompt, int(batch * prompt / fed_a_step) + options.warm_up + options.steps + 8
 
     @property
     def longest(self) -> int:
@@ -101,11 +101,7 @@ def _steps(client: Client, asked: Asked, batch: int, slots: int) -> dict[str, An
     if len(measured) < steps:
         return {"error": "the rows never decode all at a time for so long: give more --kv-gib or fewer --steps"}
     written = sum(len(names) for _, names in client.results[: measured[steps // 2][0]])
-    step_ms = spread([ms for _, ms in measured])
-    return {
-        "slots_read_per_row": prompt + written / batch, "step_ms": step_ms,
-        "tokens_per_second": 1e3 * batch / step_ms["mean"],
-    }  # fmt: skip
+    return {"slots_read_per_row": prompt + written / batch, "step_ms": spread([ms for _, ms in measured])}
 
 
 def throughput(client: Client, asked: Asked) -> list[dict[str, Any]]:
@@ -113,26 +109,21 @@ def throughput(client: Client, asked: Asked) -> list[dict[str, Any]]:
 
     A request in the middle of its life is one whose prompt is longer by what it has written, and its output shorter.
     """
-    options, first = asked.options, client.count
+    options, known = asked.options, len(client.came)
     fit = min(options.requests, max(1, int(FILLED * asked.kv_slots / (options.prompt + options.output / 2))))
     written = [int(options.output * (index + 0.5) / fit) for index in range(fit)]
     random.Random(options.seed).shuffle(written)
     client.results = []
     for index, before in enumerate(written + [0] * (options.requests - fit)):
         client.send(asked.prompt(options.prompt + before, index), options.output - before)
-    begun: set[str] = set()
-    while len(begun) < fit and client.engine.has_unfinished_requests():
-        client.step()
-        begun.update(client.results[-1][1])
-    start = len(client.results) + options.warm_up
-    end = time.monotonic() + (options.seconds or 0)
-    while client.engine.has_unfinished_requests():
-        if len(client.results) > start + (options.steps if options.seconds is None else 0) and time.monotonic() > end:
-            break
-        client.step()
-    measured = client.results[start - 1 :]
-    client.abort(first)
-    return [{"in_the_middle": fit, "requests": options.requests, **rate(measured)}]
+    while client.unfinished and len(client.came) < known + fit:
+        client.engine.step()
+    start, end = len(client.results) + options.warm_up, time.monotonic() + (options.seconds or 0)
+    least = start + (1 if options.seconds else options.steps)
+    while client.unfinished and (len(client.results) <= least or time.monotonic() < end):
+        client.engine.step()
+    client.abort()
+    return [{"in_the_middle": fit, "requests": options.requests, **rate(client.results[start - 1 :])}]
 
 
 def rate(results: list[tuple[float, list[str]]]) -> dict[str, Any]:
@@ -150,7 +141,7 @@ MEASURES = {"prompts": prompts, "decode": decode, "throughput": throughput}
 
 
 def main() -> None:
-    """Write what is found after every part."""
+    """Measure the parts, and write what was found after each."""
     with open(sys.argv[1], "rb") as file:
         asked: Asked = pickle.load(file)
     import vllm
@@ -160,13 +151,14 @@ def main() -> None:
     config = client.engine.vllm_config
     found: dict[str, Any] = {
         "version": vllm.__version__,
-        "arguments": arguments,
+        "arguments": arguments | {"model": asked.options.shape or asked.options.model},
         "graphs": str(config.compilation_config.cudagraph_mode),
         "async_scheduling": config.scheduler_config.async_scheduling,
         "start_seconds": time.monotonic() - start,
+        "cells": [],
     }
     for part in asked.parts:
-        found[part] = MEASURES[part](client, asked)
+        found["cells"] += [{"part": part} | cell for cell in MEASURES[part](client, asked)]
         Path(sys.argv[2]).write_text(json.dumps(found))
 
 
