@@ -37,6 +37,7 @@ MAY_NEED = {
     "eval/": {"eval"},
     "integrations/ray.py": {"ray"},
     "integrations/verl/": {"verl"},
+    "engine/bench/vllm_": {"vllm"},
     "integrations/vllm/": {"vllm"},
     "integrations/vllm/v2/": {"gpu"},  # and what is of vllm/
     "models/loading.py": {"gguf"},
