@@ -47,7 +47,7 @@ FLAGS = {
     "--json",
     "demo": "--out --overwrite --device --json",
     "bench": "--shape --model --parts --batch --slots --cells --steps --prompt --prompts --prefill-tokens --output "
-    "--kv-cache-dtype --kv-gib --budgets --eviction-interval --requests --out --overwrite --device --json",
+    "--kv-cache-dtype --kv-gib --budgets --eviction-interval --requests --seconds --out --overwrite --device --json",
     "train": "--report --config --model --out --lora-r --set --resume --overwrite --tasks --levels --count --problems "
     f"--dataset --instruction {CHAT} --max-steps --num-generations --per-device-train-batch-size "
     "--gradient-accumulation-steps --max-completion-length --temperature --learning-rate --length-reward-mode --alpha "
