@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
@@ -23,6 +24,7 @@ from leanthink.rl import run_needs
 from leanthink.rl.activations import Activations, trace_activations
 from leanthink.rl.adapters import lora_config
 from leanthink.rl.data import from_tasks
+from leanthink.rl.fused_lora import fuse_lora
 from leanthink.rl.memory import (
     GIB,
     MIB,
@@ -154,10 +156,11 @@ def kept_for_backward(model: Any, rows: int, tokens: int, autocast: torch.dtype 
         storages[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
         return saved
 
-    hidden = torch.randn(rows, tokens, model.config.hidden_size, requires_grad=True)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden = torch.randn(rows, tokens, model.config.hidden_size, dtype=base.dtype, requires_grad=True)
     saving = torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved)
     with saving, torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast is not None):
-        out = model.train().base_model(inputs_embeds=hidden, use_cache=False)
+        out = base.train().base_model(inputs_embeds=hidden, use_cache=False)
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     assert out.last_hidden_state.requires_grad
     return sum(size for where, size in storages.items() if where not in weights)
@@ -179,6 +182,23 @@ def test_a_trace_without_memory_finds_what_a_forward_keeps(
     assert found.peak(checkpointed=False) == pytest.approx(wanted, rel=0.01)
     assert found.layer_input == 3 * 100 * 64 * 4
     assert found.layers == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_trace_finds_what_adapters_keep_which_is_less_where_they_are_fused(dtype: torch.dtype) -> None:
+    assert fuse_lora(shape_of({}, lora_config({}, rollouts="engine"), rollouts="engine")) == 0, "they are already"
+    lora, kept = LoraConfig(r=4, target_modules="all-linear"), []
+    for fuse in (lambda _model: 0, fuse_lora):
+        model = make_model("qwen2", num_hidden_layers=4).to(dtype)
+        with torch.device("meta"):
+            shape = get_peft_model(AutoModelForCausalLM.from_config(model.config, dtype=dtype), lora)
+        model = get_peft_model(model, lora)
+        assert fuse(shape) == fuse(model)
+        kept.append(kept_for_backward(model, 3, 100, torch.bfloat16))
+        found = trace_activations(shape, rows=3, tokens=100, autocast=torch.bfloat16)
+        assert found.peak(checkpointed=False) == pytest.approx(kept[-1], rel=0.01)
+    # in each layer queries, keys and values have one input, gate and up another: 64 numbers, which peft casts for each
+    assert kept[0] - kept[1] > 4 * 3 * 100 * (2 + 1) * 64 * 2
 
 
 def test_what_cannot_be_traced_ends_no_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,6 @@ from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.compiler import is_compiling
-from torch.nn import functional as F
 
 PLAIN = (nn.Parameter, Tensor, FakeTensor)  # no quantised, no distributed ones
 
@@ -48,6 +47,16 @@ class FusedLinear(Linear):  # type: ignore[misc]  # peft has no types
             return found
         result: Tensor = _LoraLinear.apply(x, *plain)  # type: ignore[no-untyped-call]
         return result
+
+    def train(self, mode: bool = True) -> FusedLinear:
+        """torch's, with nothing to do where nothing changes: trainers ask for it before each micro-batch.
+
+        Of the ten modules in a layer the mode means something to dropouts alone.
+        """
+        dropouts = self._modules["lora_dropout"]._modules.values()
+        if self.training != mode or any(dropout.training != mode for dropout in dropouts):
+            super().train(mode)
+        return self
 
     def _plain(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float, torch.dtype] | None:
         """What `_LoraLinear` takes beside x; None where the layer is not plain.
@@ -90,11 +99,14 @@ def _of_plain(module: Any) -> tuple[Tensor | None, Tensor | None]:
 
 def _compute_dtype(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> torch.dtype | None:
     """The type of all products; None where peft would compute in several."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if _autocasts(x):
         uncast = torch.float64 in (x.dtype, weight.dtype, a.dtype, b.dtype)
-        return None if uncast else torch.get_autocast_dtype(device)
+        return None if uncast else torch.get_autocast_dtype(x.device.type)
     return x.dtype if x.dtype == weight.dtype == a.dtype == b.dtype else None
+
+
+def _autocasts(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -111,38 +123,44 @@ class _LoraLinear(torch.autograd.Function):
         s: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        x_dtype, a_RI, b_OR = x.to(dtype), a.to(dtype), b.to(dtype)
-        h = F.linear(x_dtype, a_RI)
-        y = F.linear(x_dtype, weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype))
-        y.view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), b_OR.t(), alpha=s)
+        x_NI, w_OI, a_RI, b_OR = x.reshape(-1, x.shape[-1]).to(dtype), weight_OI.to(dtype), a.to(dtype), b.to(dtype)
+        y = x_NI.new_empty(*x.shape[:-1], len(w_OI))  # no view of a product: models may change a result in place
+        y_NO = y.view(-1, len(w_OI))
+        h_NR = x_NI.mm(a_RI.t())
+        # The adapter's part, which is the smaller one, is rounded, and the large product is added before it is.
+        if bias_O is None:
+            y_NO.addmm_(h_NR, b_OR.t(), beta=0, alpha=s)
+        else:
+            torch.addmm(bias_O.to(dtype), h_NR, b_OR.t(), alpha=s, out=y_NO)
+        y_NO.addmm_(x_NI, w_OI.t())
         # Input and weight as they were given: they lie in memory anyway, where copies of another type would be more.
-        ctx.save_for_backward(x, weight_OI, a_RI, b_OR, h)
+        ctx.save_for_backward(x, weight_OI, a_RI, b_OR, h_NR)
         ctx.s = s
-        return y  # no view, which models could not change in place
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError("fused LoRA layers have no second derivative: leave create_graph out")
-        device = grad.device.type
-        if not torch.is_autocast_enabled(device):
+        if not _autocasts(grad):
             return _gradients(ctx, grad)
-        with torch.autocast(device, enabled=False):  # the type of a product is that of the forward
+        with torch.autocast(grad.device.type, enabled=False):  # the type of a product is that of the forward
             return _gradients(ctx, grad)
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Of x, A and B, in the type of the products; autograd casts each to that of what it is of."""
-    x, weight_OI, a_RI, b_OR, h = ctx.saved_tensors
+    x, weight_OI, a_RI, b_OR, h_NR = ctx.saved_tensors
     of_x, _, _, of_a, of_b, _, _ = ctx.needs_input_grad
     s, dx, da, db = ctx.s, None, None, None
     dy_NO = grad.reshape(-1, grad.shape[-1])
-    dh_NR = dy_NO.mm(b_OR)
-    if of_x:
-        dx = dy_NO.mm(weight_OI.to(dy_NO.dtype)).addmm_(dh_NR, a_RI, alpha=s).view(x.shape)
+    x_NI, dh_NR = x.reshape(-1, x.shape[-1]).to(dy_NO.dtype), dy_NO.mm(b_OR)
     # With beta=0 the first tensor only says the shape: so the scaling costs no step of its own.
+    if of_x:
+        dx_NI = torch.addmm(x_NI, dh_NR, a_RI, beta=0, alpha=s)
+        dx = dx_NI.addmm_(dy_NO, weight_OI.to(dy_NO.dtype)).view(x.shape)
     if of_a:
-        da = torch.addmm(a_RI, dh_NR.t(), x.reshape(-1, x.shape[-1]).to(dy_NO.dtype), beta=0, alpha=s)
+        da = torch.addmm(a_RI, dh_NR.t(), x_NI, beta=0, alpha=s)
     if of_b:
-        db = torch.addmm(b_OR, dy_NO.t(), h.view(-1, h.shape[-1]), beta=0, alpha=s)
+        db = torch.addmm(b_OR, dy_NO.t(), h_NR, beta=0, alpha=s)
     return dx, None, None, da, db, None, None
