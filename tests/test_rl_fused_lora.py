@@ -151,6 +151,14 @@ class _Other(nn.Linear):
     """As quantised and sharded layers are."""
 
 
+class _Weight(Tensor):
+    """As quantised and distributed ones are."""
+
+
+def _other_weight(layer: Any) -> None:
+    layer.base_layer.weight = nn.Parameter(layer.base_layer.weight.detach().as_subclass(_Weight), requires_grad=False)
+
+
 CHANGES: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
     "dropout": ({"lora_dropout": 0.5}, lambda layer: None),
     "dora": ({"use_dora": True}, lambda layer: None),
@@ -165,6 +173,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
     "pre-hook": ({}, lambda layer: layer.base_layer.register_forward_pre_hook(lambda _, given: (given[0] * 2,))),
     "other forward": ({}, _offloaded),
     "other class": ({}, lambda layer: setattr(layer.base_layer, "__class__", _Other)),
+    "other weight": ({}, _other_weight),
     "other types": ({}, lambda layer: (layer.lora_A.float(), layer.lora_B.float())),
 }
 
