@@ -76,7 +76,7 @@ class FusedLinear(Linear):  # type: ignore[misc]  # peft has no types
         b, b_bias = _of_plain(parts["lora_B"]._modules.get(name))
         if weight is None or a is None or b is None or a_bias is not None or b_bias is not None:
             return None
-        if bias is not None and bias.requires_grad:
+        if weight.requires_grad or (bias is not None and bias.requires_grad):
             return None
         dtype = _compute_dtype(x, weight, a, b)
         return None if dtype is None else (weight, bias, a, b, self.scaling[name], dtype)
