@@ -1,9 +1,9 @@
-"""LoRA's linear layers as one step of the autograd graph, in place of peft's dozen.
+"""LoRA's linear layers as one step of the autograd graph each, in place of peft's twenty.
 
-peft computes a layer as its base layer and two more, with a cast, a product with the scaling and a sum around them: a
-dozen kernels forward, more backward, and copies of the input and the result that are kept in between. In micro-batches
-of usual size the host cannot launch them as fast as a GPU works them off. The same sum takes three products here, five
-backward, and keeps of each token the input, which layers beside this one keep too, and r numbers.
+peft computes a layer as its base layer and two more, with casts, a product with the scaling and a sum around them: with
+weights in bfloat16 and adapters in float32 24 kernels, forward and backward, of which 8 are products, and copies of the
+input that are kept in between. In small micro-batches the host launches them more slowly than a GPU works them off.
+Here they are 14, and what is kept is the input, which layers beside this one keep too, and R numbers of each token.
 
 N tokens   I features in   O features out   R rank
 """
