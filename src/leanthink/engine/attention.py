@@ -67,7 +67,7 @@ def decode_attention(
 
 def _attend(query: Tensor, kv: Tensor, bias: Tensor | None, scaling: float, sinks_HG: Tensor | None) -> Tensor:
     """Queries [..., H, G, D] over keys and values [2, ..., H, T, D]."""
-    keys, values = kv
+    keys, values = kv.unbind()
     if sinks_HG is None:
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=scaling)
     scores = (query @ keys.mT) * scaling

@@ -19,7 +19,7 @@ from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.engine.compaction import compact, move
 from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch, PromptChunk, by_allocation, prefill_batch
 from leanthink.engine.integrity import check_cache
-from leanthink.engine.layer_kv import LayerKV
+from leanthink.engine.layer_kv import LayerKV, layers_of
 from leanthink.engine.quantized_kv import KVQuantization
 from leanthink.engine.recurrent_states import RecurrentStates
 from leanthink.engine.rings import larger_ring
@@ -81,6 +81,7 @@ class SlotCache:
                 f"{device} has no room for {slots} slots ({size:.1f} GiB of keys and values): "
                 "lower slots or max_rows, the budget or max_new_tokens"
             ) from error
+        self._layers = layers_of(self.kv_LPHTD, quantization)
         self.requirements = CacheRequirements()
         self.positions = torch.zeros(1, 1, slots + 1, dtype=torch.int64, device=device)
         self.token_scores = torch.zeros(slots + 1, 0, device=device)
@@ -119,8 +120,7 @@ class SlotCache:
 
     def layer(self, layer: int) -> LayerKV:
         """Keys and values of one layer of `shape.layers`."""
-        fp8 = None if self.quantization is None else self.quantization.layer(layer)
-        return LayerKV(self.kv_LPHTD[layer], fp8)
+        return self._layers[layer]
 
     def require(self, requirements: CacheRequirements) -> None:
         """Make room for what a policy requires; what is held stays as it is."""

@@ -11,24 +11,19 @@ import torch
 from torch import Tensor
 
 from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch
-from leanthink.engine.quantized_kv import E4M3, OfLayer
+from leanthink.engine.quantized_kv import E4M3, KVQuantization, OfLayer
 
 
 class LayerKV(NamedTuple):
-    """All of one layer; `kv_PHTD` are bytes where `fp8` says what they stand for."""
+    """All of one layer; `kv_PHTD` are bytes where `fp8` says what they stand for.
+
+    Made once, as views of a tensor cost a step of one row more than some of its products: see `layers_of`.
+    """
 
     kv_PHTD: Tensor
-    fp8: OfLayer | None = None
-
-    @property
-    def keys_HTD(self) -> Tensor:
-        """Keys as they are held."""
-        return self.kv_PHTD[0] if self.fp8 is None else self.kv_PHTD[0].view(E4M3)
-
-    @property
-    def values_HTD(self) -> Tensor:
-        """Values as they are held."""
-        return self.kv_PHTD[1] if self.fp8 is None else self.kv_PHTD[1].view(E4M3)
+    keys_HTD: Tensor  # as they are held
+    values_HTD: Tensor
+    fp8: OfLayer | None
 
     def attended(self, part_PHxD: Tensor, dtype: torch.dtype) -> Tensor:
         """What attention reads of a part of `kv_PHTD`, or of its keys alone."""
@@ -41,8 +36,20 @@ class LayerKV(NamedTuple):
 
             append(self.keys_HTD, self.values_HTD, batch.write_N, keys_NHD, values_NHD, self.fp8)
             return
+        keys_HTD, values_HTD = self.keys_HTD, self.values_HTD
         if self.fp8 is not None:
+            keys_HTD, values_HTD = self.kv_PHTD.unbind()
             keys_NHD, values_NHD = self.fp8.stored(torch.stack([keys_NHD, values_NHD]))
         for slots, fed in batch.spans if isinstance(batch, PrefillBatch) else [(batch.write_N, slice(None))]:
-            self.kv_PHTD[0][:, slots] = keys_NHD[fed].transpose(0, 1)
-            self.kv_PHTD[1][:, slots] = values_NHD[fed].transpose(0, 1)
+            keys_HTD[:, slots] = keys_NHD[fed].transpose(0, 1)
+            values_HTD[:, slots] = values_NHD[fed].transpose(0, 1)
+
+
+def layers_of(kv_LPHTD: Tensor, quantization: KVQuantization | None = None) -> list[LayerKV]:
+    """Each layer of a cache, in FP8 if it is told what its bytes stand for."""
+    held_LPHTD = kv_LPHTD if quantization is None else kv_LPHTD.view(E4M3)
+    layers = []
+    for layer in range(len(kv_LPHTD)):
+        fp8 = None if quantization is None else quantization.layer(layer)
+        layers.append(LayerKV(kv_LPHTD[layer], held_LPHTD[layer, 0], held_LPHTD[layer, 1], fp8))
+    return layers

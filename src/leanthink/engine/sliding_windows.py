@@ -17,7 +17,7 @@ from torch import Tensor
 
 from leanthink.engine.causal_attention import causal_attention
 from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch, PromptChunk, WindowChunk, by_allocation
-from leanthink.engine.layer_kv import LayerKV
+from leanthink.engine.layer_kv import LayerKV, layers_of
 from leanthink.models.kv_shape import KVShape
 
 
@@ -36,10 +36,11 @@ class SlidingWindows:
         places = (rows + 1) * shape.window
         sizes = (len(shape.sliding_layers), 2, shape.window_kv_heads, places, shape.window_head_dim)
         self.kv_LPHTD = torch.zeros(sizes, dtype=dtype, device=device)
+        self._layers = dict(zip(shape.sliding_layers, layers_of(self.kv_LPHTD), strict=True))
 
     def layer(self, model_layer: int) -> LayerKV:
         """Keys and values of a layer of the model."""
-        return LayerKV(self.kv_LPHTD[self.shape.sliding_layers.index(model_layer)])
+        return self._layers[model_layer]
 
     def announced(self, slots: DecodeBatch, states_N: Tensor, next_N: Tensor, *, packed: bool) -> DecodeBatch:
         """The step that is announced as `slots`, with what sliding layers are told of it.
