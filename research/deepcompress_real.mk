@@ -10,12 +10,12 @@ SLOTS ?= 2
 SEEDS ?= 1 2
 ARMS ?= grpo published cap ours penalty
 GROUPS ?= 960
-HALF ?= 480
 SECONDS ?= 3600
 TRAINING ?=
 ROWS ?= 512
 
 HERE := $(dir $(lastword $(MAKEFILE_LIST)))
+HALF := $(shell expr $(GROUPS) / 2)
 FIRST := $(firstword $(SEEDS))
 RUNS := $(foreach seed,$(SEEDS),$(addsuffix -$(seed),$(ARMS)))
 LATE := ours-late-$(FIRST)

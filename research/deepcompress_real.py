@@ -218,12 +218,9 @@ def budgets(options: argparse.Namespace) -> None:
 
 def merge_alone(options: argparse.Namespace) -> None:
     """Write the model with the run's adapters in its weights: a second training can begin with it."""
-    if options.half:  # while the run goes on nothing else is known of it
-        model, tokenizer = load(options.model, device=options.device, dtype=torch.bfloat16)
-        merge(model, half_of(options.work / f"{options.name}.pt"), settings_of(options)["lora"])
+    model, tokenizer, _ = merged(options)
+    if options.half:
         options.name += ".half"
-    else:
-        model, tokenizer, _ = merged(options)
     save(model, tokenizer, options)
 
 
@@ -238,8 +235,11 @@ def merged(options: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     model, tokenizer = load(options.model, device=options.device, dtype=torch.bfloat16)
     path = result_of(options)
     found = json.loads(path.read_text()) if path.exists() else {"arm": options.arm, "name": options.name}
-    if options.arm != START:
-        merge(model, options.work / f"{options.name}.pt", found["settings"]["lora"])
+    adapters = options.work / f"{options.name}.pt"
+    if options.half:  # while the run goes on its file is not there
+        merge(model, half_of(adapters), settings_of(options)["lora"])
+    elif options.arm != START:
+        merge(model, adapters, found["settings"]["lora"])
     return model, tokenizer, found
 
 

@@ -263,6 +263,11 @@ def test_the_start_and_an_arm_are_answered_in_less_memory_by_predictors_of_their
     real.main(["merge", "ours", *map(str, words)])
     for name, weight in load(merged, device="cpu", dtype=torch.bfloat16)[0].state_dict().items():
         torch.testing.assert_close(weight, trained.state_dict()[name])
+    (tmp_path / "ours-1.pt").rename(tmp_path / "ours-1.half.pt")
+    real.main(["merge", "ours", *map(str, words), "--half", "--set", "lora={r: 2, alpha: 4}"])
+    (tmp_path / "ours-1.half.pt").rename(tmp_path / "ours-1.pt")
+    for name, weight in load(tmp_path / "ours-1.half.merged", device="cpu", dtype=torch.bfloat16)[0].named_parameters():
+        assert torch.equal(weight, trained.get_parameter(name))
     made = (tmp_path / "ours-1.safetensors").stat().st_mtime_ns
     real.main(["budgets", "ours", *map(str, words), "--resume"])
     again = json.loads((tmp_path / "ours-1.json").read_text())

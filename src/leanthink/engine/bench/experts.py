@@ -30,7 +30,8 @@ def num_experts(model: Any) -> int:
 def expected_experts(model: Any, rows: float) -> float:
     """How many experts of a layer some row uses where each of them takes K of E as if by chance."""
     per_token = next(getattr(model.config, name) for name in PER_TOKEN if hasattr(model.config, name))
-    return float(num_experts(model) * (1 - (1 - per_token / num_experts(model)) ** rows))
+    experts = num_experts(model)
+    return float(experts * (1 - (1 - per_token / experts) ** rows))
 
 
 class CountedExperts:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from leanthink.engine.engine import Engine
 from leanthink.engine.generation import raise_first
+from leanthink.engine.outputs import Progress
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -62,17 +64,13 @@ def timed_steps(engine: Engine, *, warm_up: int, steps: int) -> Steps:
     Raises what a request failed of.
     """
     rows, measured = engine.cache.active, Steps()
-
-    def step() -> None:
-        raise_first(engine.step().failed, rows)
-
     for _ in range(warm_up):
-        step()
+        _step(engine)
     for _ in range(steps):
         measured.held.append(int(engine.cache.host_lengths[:rows].sum()) + rows)
         measured.stampings.append(sum(len(of_rows) > 0 for _, _, of_rows in engine.token_scoring(strided=True)))
         evicted = int(engine.running_batch.evictions[:rows].sum())
-        measured.ms.append(1e3 * seconds(step, engine.device))
+        measured.ms.append(1e3 * seconds(partial(_step, engine), engine.device))
         measured.tokens.append(rows)
         measured.evictions.append(int(engine.running_batch.evictions[:rows].sum()) - evicted)
     assert engine.cache.active == rows, "a request has finished while it was measured"
@@ -80,22 +78,31 @@ def timed_steps(engine: Engine, *, warm_up: int, steps: int) -> Steps:
 
 
 def timed_serving(engine: Engine, *, warm_up: int, seconds: float) -> Steps:
-    """Steps for so many seconds, in which requests that wait replace those that finish; evictions are not counted."""
+    """Steps for so many seconds, in which requests that wait replace those that finish; evictions are not counted.
+
+    Raises what a request failed of.
+    """
     for _ in range(warm_up):
-        engine.step()
+        _step(engine)
     measured, end, ended, before = Steps(), time.perf_counter() + seconds, 0, _written(engine)
     while engine.unfinished and time.perf_counter() < end:
         rows = engine.cache.active
         measured.held.append(int(engine.cache.host_lengths[:rows].sum()) + rows)
         start = now(engine.device)
-        progress = engine.step()
+        progress = _step(engine)
         measured.ms.append(1e3 * (now(engine.device) - start))
-        raise_first(progress.failed, engine.cache.active)
         ended += sum(len(one.token_ids) for one in progress.finished.values())
         written = ended + _written(engine)
         measured.tokens.append(written - before)
         before = written
     return measured
+
+
+def _step(engine: Engine) -> Progress:
+    """A step whose requests have not failed."""
+    progress = engine.step()
+    raise_first(progress.failed, engine.cache.active + len(progress.failed))
+    return progress
 
 
 def _written(engine: Engine) -> int:
