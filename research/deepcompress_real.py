@@ -3,7 +3,8 @@ r"""DeepCompress on a real model: Qwen2.5-Coder-1.5B-Instruct with LoRA on GSM8K
 - grpo: GRPO with dynamic sampling and no length reward, what the others are compared with
 - penalty: a fixed length penalty (β = 1)
 - published: DeepCompress as published, its batches filled by dynamic sampling
-- ours: groups that are all right keep a bounded signal down to a target length
+- ours: in groups with right and wrong answers, short right ones gain by their share of right answers (P_b stays 0, so
+  β = P_g), down to a target length
 - cap: what is longer than a limit is wrong; advantages over the deviation of the batch (DLER, arXiv 2510.15110)
 
 All arms learn from as many groups: a run ends when --groups groups have taught it, or at --seconds. The problems are
@@ -55,12 +56,12 @@ from leanthink.rl.run import train
 from leanthink.utils.file_writing import write_json
 from leanthink.utils.provenance import provenance_record
 
-FILLED: dict[str, Any] = {"all_correct_weight": 0, "oversample": 2, "max_num_gen_batches": 3}
+FILLED: dict[str, Any] = {"all_correct_weight": 0, "oversample": 3, "max_num_gen_batches": 2}
 ARMS: dict[str, dict[str, Any]] = {
     "grpo": FILLED | {"length_reward_mode": "none"},
     "penalty": FILLED | {"length_reward_mode": "penalty"},
     "published": FILLED | {"ema_initial_value": 1.0},
-    "ours": {"all_correct_weight": 0.5, "target_length": 140, "max_num_gen_batches": 1},
+    "ours": FILLED | {"alpha": 4, "target_length": 140, "ema_initial_value": 0.0, "ema_decay": 1},
     "cap": FILLED | {"length_reward_mode": "none", "max_completion_length": 200, "overlong_buffer": 0,
                      "scale_rewards": "batch"},
 }  # fmt: skip

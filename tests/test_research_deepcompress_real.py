@@ -113,9 +113,9 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint_as_if_it_had_not_been(
         found: dict[str, Any] = json.loads((out / "ours-1.json").read_text())
         return found | {"weights": torch.load(out / "ours-1.pt")}
 
-    whole = run("whole", "--groups", "24")
+    whole = run("whole", "--groups", "70")
     assert (whole["steps"], whole["resumed"]) == (6, 0)
-    assert whole["taught"] >= 24
+    assert whole["taught"] >= 70
 
     on_step_end = real.Enough.on_step_end
 
@@ -126,7 +126,7 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint_as_if_it_had_not_been(
 
     monkeypatch.setattr(real.Enough, "on_step_end", cut)
     with pytest.raises(KeyboardInterrupt):
-        run("cut", "--groups", "24")
+        run("cut", "--groups", "70")
     monkeypatch.undo()
     monkeypatch.setattr(real, "STEP_BY_STEP", "")
     out = tmp_path / "cut" / "ours-1"
@@ -134,14 +134,14 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint_as_if_it_had_not_been(
     assert '"step": 3' in (out / "log.jsonl").read_text()
     assert not (out / "checkpoint-2" / "model.safetensors").exists(), "adapters alone"
     with pytest.raises(UsageError, match=r"other settings \(temperature: 1.2 there, 1.0 asked for"):
-        run("cut", "--groups", "24", "--resume", "--set", "temperature=1.0")
+        run("cut", "--groups", "70", "--resume", "--set", "temperature=1.0")
 
     state = json.loads((out / "checkpoint-2" / "trainer_state.json").read_text())
     before = state["stateful_callbacks"]["Enough"]["attributes"]
-    assert 0 < before["taught"] < 24
+    assert 0 < before["taught"] < 70
     state["stateful_callbacks"]["Enough"]["attributes"]["before"] = 1000.0  # as of a longer run
     (out / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(state))
-    again = run("cut", "--groups", "24", "--resume")
+    again = run("cut", "--groups", "70", "--resume")
     assert (again["steps"], again["taught"], again["resumed"]) == (6, whole["taught"], 1)
     assert 1000 < again["seconds"] < 1100
     assert [line[:-2] for line in again["curve"]] == [line[:-2] for line in whole["curve"]], "but for seconds"

@@ -12,7 +12,8 @@ What it relies on, in TRL 1.16 (the tested range is `TRL` of `trainer_checks`, o
 - `GRPOTrainer._get_train_sampler(dataset)`: overridden, as TRL's sampler forgets in which epoch a run went on.
 - `GRPOTrainer._get_per_token_logps_and_entropies(model, ids, mask, tokens_to_keep, batch_size)`, and that a model
   called with `labels` and `fused_lm_head=True` returns `log_probs` and `entropy` of what they name. Overridden, as rows
-  without a mask are faster and safer (`leanthink.rl.log_probs`). The loss takes advantages [N, T] too.
+  without a mask are faster and safer (`leanthink.rl.log_probs`), and those that TRL wants of a round are found later
+  (`leanthink.rl.batch_log_probs`). The loss takes advantages [N, T] too.
 - `GRPOTrainer._tokenize_prompts(prompts)`, which gives ids, images and other inputs of chats. Overridden, as it takes
   control tokens in a problem for those of the template, and puts no system prompt before it.
 - `GRPOTrainer._save_checkpoint(model, trial)`, which writes `checkpoint-N`, and `_send_telemetry()`, which tells a
@@ -45,6 +46,7 @@ from trl.trainer import grpo_trainer
 from leanthink.data.think_tags import set_think_tags
 from leanthink.engine.sdpa import for_any_length
 from leanthink.models.prompt import encode_chat
+from leanthink.rl.batch_log_probs import weighed, with_old_log_probs
 from leanthink.rl.config import DeepCompressConfig, check_installed
 from leanthink.rl.fused_lora import fuse_lora
 from leanthink.rl.length_bucketing import bucket_by_length, is_text, stacked_rows
@@ -119,6 +121,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         self.reward = _reward(args, grader)
         self.on_scored = on_scored
         self._teaches = True  # whether the latest generation batch does
+        self._in_round = False
         base = str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
         self.origin = origin or Origin(base=public_name(base))
         rollouts = rollouts_of(model, args)  # before adapters are put in: predictors know their model by plain weights
@@ -201,11 +204,12 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         before: Any = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         made: Any = self._buffered_inputs
-        # The loss bnpo is a mean of each micro-batch: which responses are together decides the update.
-        if not self.model.training or made is before or self.loss_type == "bnpo" or not is_text(made[0]):
+        if not self.model.training or made is before or not is_text(made[0]):
             return inputs
-        even = self.loss_type not in BY_TOKENS
-        self._buffered_inputs: Any = bucket_by_length(made, self.args.gradient_accumulation_steps, even=even)
+        if self.loss_type != "bnpo":  # a mean of each micro-batch: which responses are together decides the update
+            even = self.loss_type not in BY_TOKENS
+            made = bucket_by_length(made, self.args.gradient_accumulation_steps, even=even)
+        self._buffered_inputs: Any = with_old_log_probs(self, made) if self._scores_later else made
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def training_step(self, *arguments: Any) -> Tensor:
@@ -224,7 +228,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         compute_entropy: bool = False,
         compute_aux_loss: bool = False,
         **others: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """TRL's, of rows moved to the left; images and routed experts, which need the mask, go TRL's own way."""
         if compute_aux_loss or any(value is not None for value in others.values()):
             settings = {"compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss, **others}
@@ -232,6 +236,8 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
                 model, input_ids, attention_mask, logits_to_keep, batch_size, **settings
             )
             return found
+        if self._in_round and self._scores_later:
+            return None, None, None
         size = batch_size or len(input_ids)
         log_probs: list[Tensor] = []
         entropies: list[Tensor] = []
@@ -246,6 +252,11 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
                 entropies.append(rows.back(pad(output.entropy, (1, 0)))[:, -logits_to_keep:])
         return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
 
+    @property
+    def _scores_later(self) -> bool:
+        """Whether a round goes without log-probabilities: nothing else reads them than updates of what stays of it."""
+        return not self.use_vllm and not self.beta
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """The full batch, and how long it took to generate and judge it."""
         start = time.perf_counter()
@@ -258,7 +269,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         """TRL's, until the batch is full; on every rank equally often, as all ranks look at the same verdicts."""
         args, size = self.args, len(inputs)
         if not self.model.training or not (args.dynamic_sampling or args.all_correct_weight):
-            plain: dict[str, Any] = super()._generate_and_score_completions(inputs)
+            plain = self._round(inputs)
             self._report(0)
             self._note(any(gather_object([bool(plain["advantages"].any())])))
             return self._weighed(plain)
@@ -266,7 +277,7 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         mixed: list[Row] = []  # of all ranks, group after group
         all_correct: list[Row] = []
         for number in range(args.max_num_gen_batches if args.dynamic_sampling else 1):
-            output = super()._generate_and_score_completions(self._round_inputs(number, inputs))
+            output = self._round(self._round_inputs(number, inputs))
             self._report(number)
             own_mixed, own_all_correct, others = self._sorted_rows(output)
             mixed += gather_object(own_mixed)
@@ -284,6 +295,19 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         logged["dynamic_sampling/filled"].append(1 - taught / wanted)
         self._note(any(teaches))
         return self._weighed(self._batch(kept[:wanted], fillers, size))
+
+    def _round(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's: responses and what they are worth."""
+        self._in_round = True
+        try:
+            scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        finally:
+            self._in_round = False
+        return scored
+
+    def _weighed(self, batch: dict[str, Any]) -> dict[str, Any]:
+        bounded = self.args.rollout_policy != "full" and self.model.training and self._teaches
+        return weighed(self, batch) if bounded else batch
 
     def _report(self, number: int) -> None:
         if self.on_scored is not None and self.model.training and self.reward.scored is not None:
@@ -356,28 +380,6 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
         pad_id = self.processing_class.pad_token_id
         batch = {name: stacked_rows(name, [row[name] for row in own], pad_id).to(device) for name in own[0]}
         return {**batch, "num_items_in_batch": torch.tensor(tokens, device=device)}
-
-    def _weighed(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Advantages per token where a bounded cache has sampled: the update is to the policy with the whole cache.
-
-        Each token weighs as much as the whole cache makes it likelier, up to a cap: truncated importance sampling, as
-        TRL does it for vLLM. Logged are the mean weight and the KL divergence of the sampling policy from the other.
-        """
-        if self.args.rollout_policy == "full" or not self.model.training or not self._teaches:
-            return batch
-        sampled, mask = batch["sampling_per_token_logps"], batch["completion_mask"]
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-        attended = torch.cat([batch["prompt_mask"], mask], dim=1)
-        size = self.args.per_device_train_batch_size
-        with torch.no_grad():
-            whole, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, attended, mask.shape[1], size)
-        difference = (whole - sampled) * mask
-        weights = difference.exp().clamp(max=self.args.rollout_ratio_cap)
-        sums = torch.stack([-difference.sum(), (weights * mask).sum(), mask.sum().float()])
-        kl, weight, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
-        self._metrics["train"]["rollouts/kl"].append(kl / tokens)
-        self._metrics["train"]["rollouts/weight"].append(weight / tokens)
-        return {**batch, "advantages": batch["advantages"][:, None] * weights}
 
 
 def _reward(args: DeepCompressConfig, grader: Grader | None) -> DeepCompressReward:
