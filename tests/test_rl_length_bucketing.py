@@ -50,6 +50,14 @@ def test_rows_may_be_dealt_out_by_their_tokens() -> None:
     assert short["advantages"].tolist() == pytest.approx([0.3, 0.2, 0.1])
 
 
+def test_the_longest_of_all_ranks_decide_where_rows_are_cut() -> None:
+    given = [micro_batch([1, 4], [2, 1]), micro_batch([3, 2], [3, 9])]
+    other = torch.tensor([9, 9, 1, 1])  # of another rank
+    long, short = bucket_by_length(given, 2, even=False, largest=lambda own: torch.maximum(own, other))
+    assert [len(batch["advantages"]) for batch in (long, short)] == balanced_sizes([9, 9, 2, 1], 2) == [2, 2]
+    assert long["completion_mask"].sum(1).tolist() == [9, 3]
+
+
 @given(tokens=st.lists(st.integers(0, 40), min_size=1, max_size=12), data=st.data())
 def test_no_other_cut_of_the_sorted_rows_has_a_smaller_largest_part(tokens: list[int], data: st.DataObject) -> None:
     tokens.sort(reverse=True)
@@ -85,16 +93,16 @@ def test_the_update_is_that_of_the_order_of_trl(tmp_path: Path, monkeypatch: pyt
     how: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
     seen: list[int] = []
 
-    def noting(batches: Any, window: int, *, even: bool) -> Any:
+    def noting(batches: Any, window: int, *, even: bool, largest: Any) -> Any:
         assert not even, "the loss is divided by tokens"
-        made = bucket_by_length(batches, window, even=even)
+        made = bucket_by_length(batches, window, even=even, largest=largest)
         seen.extend(batch["completion_ids"].shape[1] for batch in made)
         return made
 
     monkeypatch.setattr(trainer_module, "bucket_by_length", noting)
     cut_anew, scored = make_trainer(tmp_path / "cut", **how)
     cut_anew.train()
-    monkeypatch.setattr(trainer_module, "bucket_by_length", lambda batches, window, even: batches)
+    monkeypatch.setattr(trainer_module, "bucket_by_length", lambda batches, window, even, largest: batches)
     as_trl, scored_as_trl = make_trainer(tmp_path / "trl", **how)
     as_trl.train()
     assert len(seen) == 9

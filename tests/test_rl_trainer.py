@@ -35,6 +35,7 @@ def ranks(folder: Path, count: int, **changes: Any) -> dict[str, Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared["ACCELERATE_DEBUG_MODE"] = "1"  # ranks that gather unequally much are told of: NCCL would wait for ever
     started = [
         subprocess.Popen(
             [sys.executable, str(SCRIPT), str(folder), json.dumps(changes)],
@@ -61,6 +62,16 @@ def test_two_ranks_whose_groups_straddle_them_are_one(tmp_path: Path) -> None:
     assert any(record["round"] for record in seen), "no dynamic sampling to compare"
     assert len({tokens for record in seen for _, tokens, _ in record["judged"]}) > 2, "no lengths to compare"
     assert two["average"] == average(alone)
+    torch.testing.assert_close(torch.tensor(two["weights"]), torch.tensor(weights(alone)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_ranks_cut_their_micro_batches_alike(tmp_path: Path) -> None:
+    accumulated = {"gradient_accumulation_steps": 3, "max_steps": 2}
+    alone, seen = make_trainer(tmp_path / "one", per_device_train_batch_size=8, **accumulated)
+    alone.train()
+    two = ranks(tmp_path / "two", 2, per_device_train_batch_size=4, **accumulated)
+    assert two["seen"] == seen
     torch.testing.assert_close(torch.tensor(two["weights"]), torch.tensor(weights(alone)), rtol=1e-5, atol=1e-6)
 
 

@@ -8,7 +8,7 @@ N responses of a micro-batch   P tokens of the longest prompt   T tokens of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 MicroBatch = dict[str, Tensor]
+OverRanks = Callable[[Tensor], Tensor]
 
 
 def is_text(micro_batch: Mapping[str, Any]) -> bool:
@@ -23,7 +24,9 @@ def is_text(micro_batch: Mapping[str, Any]) -> bool:
     return "pixel_values" not in micro_batch and all(isinstance(value, Tensor) for value in micro_batch.values())
 
 
-def bucket_by_length(micro_batches: Sequence[MicroBatch], window: int, *, even: bool) -> list[MicroBatch]:
+def bucket_by_length(
+    micro_batches: Sequence[MicroBatch], window: int, *, even: bool, largest: OverRanks = lambda tokens_N: tokens_N
+) -> list[MicroBatch]:
     """The same rows in as many micro-batches, the longest responses first, each cut to its own longest.
 
     Rows stay within their optimiser update: that of `window` micro-batches one after the other. A loss that is divided
@@ -35,6 +38,8 @@ def bucket_by_length(micro_batches: Sequence[MicroBatch], window: int, *, even: 
         micro_batches: of one generation batch, as TRL holds them; only text.
         window: micro-batches of an update.
         even: all keep as many rows as they have, as a loss needs that is a mean of each micro-batch's responses.
+        largest: of each number over all ranks, so that all cut alike: TRL gathers a number for each response of a
+            micro-batch, and NCCL waits for ever where ranks bring unequally many.
     """
     sorted_batches: list[MicroBatch] = []
     for first in range(0, len(micro_batches), window):
@@ -43,7 +48,7 @@ def bucket_by_length(micro_batches: Sequence[MicroBatch], window: int, *, even: 
         tokens_N, longest_first_N = rows["completion_mask"].sum(dim=1).sort(descending=True, stable=True)
         sizes = [len(batch["completion_mask"]) for batch in part]
         if not even:
-            sizes = balanced_sizes(tokens_N.tolist(), len(part))
+            sizes = balanced_sizes(largest(tokens_N).tolist(), len(part))
         for batch, chosen_N in zip(part, torch.split(longest_first_N, sizes), strict=True):
             sorted_batches.append(trim_padding(batch | {name: value[chosen_N] for name, value in rows.items()}))
     return sorted_batches

@@ -208,7 +208,8 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
             return inputs
         if self.loss_type != "bnpo":  # a mean of each micro-batch: which responses are together decides the update
             even = self.loss_type not in BY_TOKENS
-            made = bucket_by_length(made, self.args.gradient_accumulation_steps, even=even)
+            window, ranks = self.args.gradient_accumulation_steps, self.accelerator
+            made = bucket_by_length(made, window, even=even, largest=lambda own_N: ranks.gather(own_N[None]).amax(0))
         self._buffered_inputs: Any = with_old_log_probs(self, made) if self._scores_later else made
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
