@@ -13,7 +13,8 @@ def write(path: Path, document: dict[str, Any], name: str) -> None:
     """Write the document, each entry of the list that goes by this name on its own line, after all else."""
     rest = {key: value for key, value in document.items() if key != name}
     head = json.dumps(rounded(rest), indent=1, allow_nan=False).removesuffix("\n}")
-    lines = ",\n".join(f"  {json.dumps(rounded(entry), allow_nan=False)}" for entry in document[name])
+    entries = (json.dumps(rounded(entry), allow_nan=False, separators=(",", ":")) for entry in document[name])
+    lines = ",\n".join(f"  {entry}" for entry in entries)
     path.write_text(f'{head},\n "{name}": [\n{lines}\n ]\n}}\n', encoding="utf-8")
 
 

@@ -1,6 +1,7 @@
-"""Leaves out the hashes of wheels that nobody installs here: `python trim.py uv.lock demo.txt test.txt`.
+"""Leaves out the hashes of files that nobody installs here: `python trim.py uv.lock demo.txt test.txt`.
 
-Of those, a lock has two thirds: for musl, threads without the GIL, and Python above 3.13.
+Of wheels, those are two thirds of a lock: for musl, threads without the GIL, and Python above 3.13. Of sources, those
+of packages with wheels for all Pythons and machines, which pip takes.
 """
 
 from __future__ import annotations
@@ -9,21 +10,42 @@ import re
 import sys
 import tomllib
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
-INSTALLED = re.compile(r"-(cp31[123]-cp31[123]|cp3([2-9]|1[0-3])-abi3|(py2\.)?py3\d*-none)-(any|.*manylinux.*)\.whl$")
+WHEEL = re.compile(
+    r"-(cp3(?P<exact>\d+)-cp3(?P=exact)|cp3(?P<least>\d+)-abi3|(py2\.)?py3(?P<above>\d*)-none)"
+    r"-(?P<machine>any|.*manylinux.*)\.whl$"
+)
+INSTALLED = tuple(product((11, 12, 13), ("x86_64", "aarch64")))  # the minor version of Python, Linux with glibc
 
 
-def is_installed(name: str) -> bool:
-    """Whether the file of a distribution is for Linux with glibc and Python 3.11 to 3.13, or built there."""
-    return not name.endswith(".whl") or INSTALLED.search(name) is not None
+def fits(name: str, python: int, machine: str) -> bool:
+    """Whether a file of this name is a wheel for them."""
+    found = WHEEL.search(name)
+    if found is None:
+        return False
+    least = int(found["least"] or found["above"] or 0)
+    return found["exact"] in (None, str(python)) and least <= python and found["machine"].endswith(("any", machine))
+
+
+def kept(names: list[str]) -> list[bool]:
+    """Which files of a package stay; one that is unknown has an empty name, and stays."""
+    served = [any(fits(name, *here) for name in names) for here in INSTALLED]
+    return [
+        any(fits(name, *here) for here in INSTALLED) if name.endswith(".whl") else not name or not all(served)
+        for name in names
+    ]
 
 
 def trimmed(text: str, names: Mapping[str, str]) -> str:
     """The requirements without such hashes; `names` are those of files, by hash."""
-    lines = text.replace(" \\\n", "\n").splitlines()
-    kept = [line for line in lines if is_installed(names.get(line.rpartition("sha256:")[2], ""))]
-    return re.sub(r"\n    --hash", r" \\\n    --hash", "\n".join(kept) + "\n")
+    lines: list[str] = []
+    for requirement in re.split(r"\n(?! )", text.replace(" \\\n", "\n").rstrip("\n")):
+        version, *hashes = requirement.splitlines()
+        stays = kept([names.get(line.rpartition("sha256:")[2], "") for line in hashes])
+        lines += [version, *(line for line, one in zip(hashes, stays, strict=True) if one)]
+    return re.sub(r"\n    --hash", r" \\\n    --hash", "\n".join(lines) + "\n")
 
 
 def main() -> None:
@@ -31,7 +53,8 @@ def main() -> None:
     lock, *files = map(Path, sys.argv[1:])
     packages = tomllib.loads(lock.read_text())["package"]
     wheels = [wheel for package in packages for wheel in package.get("wheels", ())]
-    names = {wheel["hash"].removeprefix("sha256:"): wheel["url"].rpartition("/")[2] for wheel in wheels}
+    sources = [package["sdist"] for package in packages if "sdist" in package]
+    names = {file["hash"].removeprefix("sha256:"): file["url"].rpartition("/")[2] for file in wheels + sources}
     for file in files:
         file.write_text(trimmed(file.read_text(), names))
 

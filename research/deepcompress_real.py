@@ -56,12 +56,12 @@ from leanthink.rl.run import train
 from leanthink.utils.file_writing import write_json
 from leanthink.utils.provenance import provenance_record
 
-FILLED: dict[str, Any] = {"all_correct_weight": 0, "oversample": 3, "max_num_gen_batches": 2}
+FILLED: dict[str, Any] = {"all_correct_weight": 0, "oversample": 2, "max_num_gen_batches": 2}
 ARMS: dict[str, dict[str, Any]] = {
     "grpo": FILLED | {"length_reward_mode": "none"},
     "penalty": FILLED | {"length_reward_mode": "penalty"},
     "published": FILLED | {"ema_initial_value": 1.0},
-    "ours": FILLED | {"alpha": 4, "target_length": 140, "ema_initial_value": 0.0, "ema_decay": 1},
+    "ours": FILLED | {"alpha": 6, "target_length": 140, "ema_initial_value": 0.0, "ema_decay": 1},
     "cap": FILLED | {"length_reward_mode": "none", "max_completion_length": 200, "overlong_buffer": 0,
                      "scale_rewards": "batch"},
 }  # fmt: skip

@@ -154,7 +154,7 @@ def test_long_lists_have_an_entry_a_line_and_six_digits(tmp_path: Path) -> None:
     document = {"a": 1 / 3, "rows": [{"x": [1 / 7, 2, None]}, {"y": "z"}], "b": {"c": [True]}}
     one_a_line.write(tmp_path / "a.json", document, "rows")
     text = (tmp_path / "a.json").read_text()
-    assert text.endswith(' "rows": [\n  {"x": [0.142857, 2, null]},\n  {"y": "z"}\n ]\n}\n')
+    assert text.endswith(' "rows": [\n  {"x":[0.142857,2,null]},\n  {"y":"z"}\n ]\n}\n')
     assert json.loads(text) == {"a": 0.333333, "b": {"c": [True]}, "rows": [{"x": [0.142857, 2, None]}, {"y": "z"}]}
 
 
