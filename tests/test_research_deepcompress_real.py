@@ -85,6 +85,7 @@ SMALL = {
     "dtype": "float32", "think_tags": "true", "learning_rate": 1e-3, "num_generations": 2, "target_length": 32,
     "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "steps_per_generation": 4, "rollout_rows": 8,
     "max_completion_length": 96, "overlong_buffer": 0, "gradient_checkpointing": "false", "temperature": 1.2,
+    "oversample": 1, "max_num_gen_batches": 1, "all_correct_weight": 0.5,
 }  # fmt: skip
 
 
@@ -113,9 +114,9 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint_as_if_it_had_not_been(
         found: dict[str, Any] = json.loads((out / "ours-1.json").read_text())
         return found | {"weights": torch.load(out / "ours-1.pt")}
 
-    whole = run("whole", "--groups", "70")
+    whole = run("whole", "--groups", "24")
     assert (whole["steps"], whole["resumed"]) == (6, 0)
-    assert whole["taught"] >= 70
+    assert whole["taught"] >= 24
 
     on_step_end = real.Enough.on_step_end
 
@@ -126,7 +127,7 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint_as_if_it_had_not_been(
 
     monkeypatch.setattr(real.Enough, "on_step_end", cut)
     with pytest.raises(KeyboardInterrupt):
-        run("cut", "--groups", "70")
+        run("cut", "--groups", "24")
     monkeypatch.undo()
     monkeypatch.setattr(real, "STEP_BY_STEP", "")
     out = tmp_path / "cut" / "ours-1"
@@ -134,14 +135,14 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint_as_if_it_had_not_been(
     assert '"step": 3' in (out / "log.jsonl").read_text()
     assert not (out / "checkpoint-2" / "model.safetensors").exists(), "adapters alone"
     with pytest.raises(UsageError, match=r"other settings \(temperature: 1.2 there, 1.0 asked for"):
-        run("cut", "--groups", "70", "--resume", "--set", "temperature=1.0")
+        run("cut", "--groups", "24", "--resume", "--set", "temperature=1.0")
 
     state = json.loads((out / "checkpoint-2" / "trainer_state.json").read_text())
     before = state["stateful_callbacks"]["Enough"]["attributes"]
-    assert 0 < before["taught"] < 70
+    assert 0 < before["taught"] < 24
     state["stateful_callbacks"]["Enough"]["attributes"]["before"] = 1000.0  # as of a longer run
     (out / "checkpoint-2" / "trainer_state.json").write_text(json.dumps(state))
-    again = run("cut", "--groups", "70", "--resume")
+    again = run("cut", "--groups", "24", "--resume")
     assert (again["steps"], again["taught"], again["resumed"]) == (6, whole["taught"], 1)
     assert 1000 < again["seconds"] < 1100
     assert [line[:-2] for line in again["curve"]] == [line[:-2] for line in whole["curve"]], "but for seconds"
