@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import accuracy
@@ -91,15 +92,14 @@ def measure(problems: list[Problem], per_sampling: list[list[Completion]], seed:
     ]
     greedy, sampled = right[:1], right[1:]
     everything = [c for cs in per_sampling for c in cs]
-    families = [family for family in registry.FAMILIES if any(p.family == family for p in problems)]
+    by_family = {
+        family: fmean(r for row in right for r, p in zip(row, problems, strict=True) if p.family == family)
+        for family in {p.family for p in problems}
+    }
     return {
         "greedy": interval(greedy, seed),
         "sampled": interval(sampled, seed) if sampled else None,
-        "by_family": [  # in the order of "families", of those that have problems
-            sum(r for row in right for r, p in zip(row, problems, strict=True) if p.family == f)
-            / sum(p.family == f for row in right for p in problems)
-            for f in families
-        ],
+        "by_family": [by_family.get(family) for family in registry.FAMILIES],
         "thought_tokens": sum(c.thought_tokens for c in everything) / len(everything),
         "unfinished": sum(c.finish_reason == "length" for c in everything) / len(everything),
         "peak_thought_slots": max(c.peak_slots - c.prompt_tokens - c.answer_tokens for c in everything),
@@ -338,7 +338,8 @@ def make_oracles(model: Any, prompts: list[list[int]], baseline: list[list[Compl
 
 def show(row: dict[str, Any]) -> None:
     """One line of the table."""
-    families = " ".join(f"{share:.2f}" for share in row["by_family"])
+    of_each = zip(registry.FAMILIES, row["by_family"], strict=True)
+    families = " ".join(f"{name[:4]} {share:.2f}" for name, share in of_each if share is not None)
     sampled = "-" if row["sampled"] is None else " ".join(f"{x:.3f}" for x in row["sampled"])
     greedy = " ".join(f"{x:.3f}" for x in row["greedy"])
     print(

@@ -31,10 +31,10 @@ def fits(name: str, python: int, machine: str) -> bool:
 
 def kept(names: list[str]) -> list[bool]:
     """Which files of a package stay; one that is unknown has an empty name, and stays."""
-    served = [any(fits(name, *here) for name in names) for here in INSTALLED]
+    fitting = [{here for here in INSTALLED if fits(name, *here)} for name in names]
+    built = set().union(*fitting) < set(INSTALLED)  # where no wheel fits
     return [
-        any(fits(name, *here) for here in INSTALLED) if name.endswith(".whl") else not name or not all(served)
-        for name in names
+        bool(here) if name.endswith(".whl") else built or not name for name, here in zip(names, fitting, strict=True)
     ]
 
 

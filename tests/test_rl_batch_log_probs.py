@@ -18,11 +18,10 @@ BATCH = {"per_device_train_batch_size": 2, "max_steps": 4, "save_strategy": "no"
 
 
 class Forwards:
-    """Responses that the policy has scored, and in which micro-batches TRL's key stood."""
+    """Responses that the policy has scored, and the micro-batches that the loss was given."""
 
     def __init__(self, trainer: Any) -> None:
-        self.trainer, self.scored, self.keys = trainer, 0, list[bool]()
-        self.off: list[float] = []
+        self.scored, self.batches = 0, list[dict[str, torch.Tensor]]()
         own = DeepCompressTrainer._get_per_token_logps_and_entropies
         loss = trainer.compute_loss
 
@@ -31,12 +30,17 @@ class Forwards:
             self.scored += 0 if torch.is_grad_enabled() or found[0] is None else len(ids)
             return found
 
-        def watched(model: Any, inputs: Any, *others: Any, **more: Any) -> Any:
-            self.keys.append(OLD in inputs)
+        def watched(model: Any, inputs: dict[str, torch.Tensor], *others: Any, **more: Any) -> Any:
+            self.batches.append(inputs)
             return loss(model, inputs, *others, **more)
 
         self.counted = patch.object(DeepCompressTrainer, "_get_per_token_logps_and_entropies", counted)
         trainer.compute_loss = watched
+
+    @property
+    def keys(self) -> list[bool]:
+        """In which of the micro-batches TRL's key stands."""
+        return [OLD in batch for batch in self.batches]
 
 
 def trained(folder: Path, **changes: Any) -> tuple[Forwards, torch.Tensor]:
@@ -71,7 +75,7 @@ def test_they_are_of_what_is_kept_for_updates_that_need_them(
 
 @pytest.mark.parametrize("changes", [{}, {"loss_type": "bnpo"}, {"dynamic_sampling": False}, {"num_iterations": 2}])
 def test_a_run_is_that_with_the_log_probabilities_of_trl(tmp_path: Path, changes: dict[str, Any]) -> None:
-    changes |= {"steps_per_generation": 6, "gradient_accumulation_steps": 3}
+    changes = {"steps_per_generation": 6, "gradient_accumulation_steps": 3, **changes}
     _, ours = trained(tmp_path / "ours", **changes)
     with patch.object(DeepCompressTrainer, "_scores_later", False):
         theirs_forwards, theirs = trained(tmp_path / "theirs", **changes)
@@ -82,20 +86,13 @@ def test_a_run_is_that_with_the_log_probabilities_of_trl(tmp_path: Path, changes
 def test_they_are_those_of_the_policy_before_the_first_update(tmp_path: Path) -> None:
     trainer, _ = make_trainer(tmp_path, **BATCH, steps_per_generation=6, gradient_accumulation_steps=3)
     start = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
-    batches: list[dict[str, torch.Tensor]] = []
-    loss = trainer.compute_loss
-
-    def watched(model: Any, inputs: dict[str, torch.Tensor], *others: Any, **more: Any) -> Any:
-        batches.append(inputs)
-        return loss(model, inputs, *others, **more)
-
-    trainer.compute_loss = watched
+    forwards = Forwards(trainer)
     trainer.args.max_steps = 2
     trainer.train()
     moved = max(float((weight - start[name]).abs().max()) for name, weight in trainer.model.state_dict().items())
     assert moved > 1e-3
     trainer.model.load_state_dict(start)
-    for batch in batches[3:6]:
+    for batch in forwards.batches[3:6]:
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
         scored = batch["completion_mask"].bool()

@@ -23,12 +23,10 @@ NAME = "old_per_token_logps"  # TRL's, in a micro-batch
 
 def with_old_log_probs(trainer: Any, micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
     """The micro-batches of a generation batch, those of its second and further updates with `old_per_token_logps`."""
-    args = trainer.args
-    passes, micro_batches_of_an_update = trainer.num_iterations, args.gradient_accumulation_steps
-    if micro_batches_of_an_update % (len(micro_batches) * passes) == 0:
+    passes, window = trainer.num_iterations, trainer.args.gradient_accumulation_steps  # micro-batches of an update
+    if window % (len(micro_batches) * passes) == 0:
         return list(micro_batches)  # one update takes all of them
-    ends_with_an_update = len(micro_batches) % micro_batches_of_an_update == 0
-    first = micro_batches_of_an_update if ends_with_an_update and passes == 1 else 0
+    first = window if len(micro_batches) % window == 0 and passes == 1 else 0
     return [
         batch if number < first else batch | {NAME: log_probs_of(trainer, batch)}
         for number, batch in enumerate(micro_batches)
