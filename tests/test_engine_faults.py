@@ -23,7 +23,7 @@ from leanthink.policies.budget import Budget
 from leanthink.policies.h2o import H2O
 from leanthink.policies.window import Window
 from leanthink.utils.errors import DeviceLost, LeanThinkError, RequestFailed
-from models import RandomPredictor, endless, make_tokenizer
+from models import RandomPredictor, endless, make_tokenizer, mix_prompts
 from test_engine import assert_empty
 
 TOKENIZER = make_tokenizer()
@@ -32,6 +32,13 @@ POISON = 77  # a token that a broken model, predictor or tokenizer cannot stand
 PROMPTS = [[5, 6, 7], [8, POISON], [9], [5, 6, 7, 10]]
 SPOILT = 1  # of these
 ROW_SLOTS = pytest.mark.parametrize("row_slots", [None, 100])
+
+
+@pytest.fixture(autouse=True, params=["apart", "together"])
+def _prompts_and_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fed by two forwards, or by one."""
+    if request.param == "together":
+        mix_prompts(monkeypatch)
 
 
 def samplings() -> list[Sampling]:
@@ -250,9 +257,8 @@ def mark_spoilt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def marked(cache: Any, ids_N: Tensor, positions_N1: Tensor) -> tuple[Tensor, Tensor]:
         states_NF, logits_NV = decode(cache, ids_N, positions_N1)
-        spoilt_N = (
-            (engine.sampler.seeds[: len(ids_N)] == SPOILT) & (positions_N1[:, 0] == 9) & (cache.live[: len(ids_N)] > 0)
-        )
+        n = len(logits_NV)  # prompts come first
+        spoilt_N = (engine.sampler.seeds[:n] == SPOILT) & (positions_N1[-n:, 0] == 9) & (cache.live[:n] > 0)
         return states_NF.masked_fill(spoilt_N[:, None], 1e9), logits_NV
 
     monkeypatch.setattr(engine.model_runner, "_decode", marked)

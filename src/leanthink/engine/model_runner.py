@@ -188,7 +188,7 @@ class ModelRunner:
         """Forward → score tokens → sample, all on the device; returns the log-probabilities if they are wanted."""
         cache, ids = self.cache, self.last_ids[:rows]
         if prompts is not None:
-            cache.start_prefill(prompts[1], packed=True)
+            cache.start_prefill(prompts[1], packed=self.packs_prompts)
             ids = torch.cat([cache.indices(prompts[0]), ids])
         positions = cache.start_step(graph_rows)
         if cache.requirements.token_ids:
