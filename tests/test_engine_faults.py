@@ -309,7 +309,8 @@ def test_a_token_score_that_cannot_be_captured_runs_without_graphs() -> None:
 
 @ROW_SLOTS
 @pytest.mark.parametrize(
-    ("architecture", "late"), [("llama", False), ("gpt_oss", False), ("qwen3_5_text", True), ("bamba", True)]
+    ("architecture", "late"),
+    [("llama", False), ("llama", True), ("gpt_oss", False), ("qwen3_5_text", True), ("bamba", True)],
 )
 def test_a_forward_that_raises_ends_the_request_that_it_raises_for(
     row_slots: int | None, architecture: str, late: bool, monkeypatch: pytest.MonkeyPatch
@@ -343,8 +344,11 @@ def test_a_prompt_that_raises_when_it_is_fed_ends_its_own_request(
     architecture: str, ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = endless(architecture=architecture).double()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[POISON] = 0
     engine = Engine(model, TOKENIZER, slots=400, rows=4, prefill_tokens=8)
-    monkeypatch.setattr(model.model, "forward", refusing(model.model.forward))
+    for owner, name in ((engine.model_runner, "_decode"), (model.model, "forward")):
+        monkeypatch.setattr(owner, name, refusing(getattr(owner, name)))
     options: dict[str, Any] = {"sampling": Sampling(max_new_tokens=30), "policy": "h2o", "budget": BUDGET}
     before = engine.add([1, 2, 3], **options)
     spoilt = engine.add([4] * ahead + [POISON, 6], **options)
@@ -444,7 +448,7 @@ def test_generate_brings_the_others_to_their_end_before_it_raises() -> None:
 
 
 def test_an_error_meant_for_the_user_reaches_him_as_it_was_raised() -> None:
-    model = endless()
+    model = endless("phi3")
     model.train()
     model.config.attention_dropout = 0.5
     for layer in model.model.layers:
