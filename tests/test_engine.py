@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -102,15 +103,8 @@ def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(
     asked: dict[int, dict[str, Any]] = {}
     if seed > 5:
         mix_prompts(monkeypatch)
-    if seed > 6:  # where prompts ride along, some forwards raise when they are done: nobody's tokens change
-        decode, fails = engine.model_runner._decode, random.Random(seed)
-
-        def failing(cache: Any, *given: Any) -> Any:
-            mixed, out = isinstance(cache.forward_batch, MixedBatch), decode(cache, *given)
-            assert not mixed or fails.random() < 0.6, "nobody's fault"
-            return out
-
-        monkeypatch.setattr(engine.model_runner, "_decode", failing)
+    if seed > 6:
+        raise_at_times(engine, monkeypatch)
     for _ in range(35):
         policy = chance.choice(policies)
         slots = chance.randrange(6, 20) + 80 * (not policy.pins_prompt)  # room for any of these prompts
@@ -152,6 +146,34 @@ def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(
         assert (completion.peak_slots, completion.evictions) == (alone.peak_slots, alone.evictions)
         assert completion.slot_steps == alone.slot_steps
     assert_empty(engine)
+
+
+def raise_at_times(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other forward of prompts and rows raises when it is done, which must change nobody's tokens."""
+    decode, calls = engine.model_runner._decode, count()
+
+    def raising(cache: Any, *given: Any) -> Any:
+        mixed, out = isinstance(cache.forward_batch, MixedBatch), decode(cache, *given)
+        assert not mixed or next(calls) % 2 == 0, "nobody's fault"
+        return out
+
+    monkeypatch.setattr(engine.model_runner, "_decode", raising)
+
+
+def test_attention_within_a_prompt_counts_once_though_a_forward_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[torch.Tensor] = []
+    mix_prompts(monkeypatch)
+    for raises in (False, True):
+        engine = Engine(endless().double(), TOKENIZER, slots=200, rows=2, prefill_tokens=8)
+        if raises:
+            raise_at_times(engine, monkeypatch)
+        for length in (1, 24):
+            engine.add(list(range(length)), policy=H2O(waiting=8, pins_prompt=False), budget=replace(BUDGET, slots=48))
+        for _ in range(4):
+            assert not engine.step().failed
+        held.append(engine.cache.accumulated_attention_LHT[:, :, :-1])
+    assert held[0].any()
+    torch.testing.assert_close(*held)
 
 
 def counting(forward: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
