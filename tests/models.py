@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from leanthink.engine.model_runner import ModelRunner
 from leanthink.models.transformers_versions import withholds_options
 
 torch.set_num_threads(1)  # these models are too small to share a step among threads
@@ -178,6 +180,11 @@ def endless(architecture: str = "llama", **changes: Any) -> Any:
     with torch.no_grad():
         model.get_output_embeddings().weight[[OPEN, CLOSE, END]] = 0
     return model
+
+
+def mix_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own forward feeds prompts and rows together, as on a GPU in half precision."""
+    monkeypatch.setattr(ModelRunner, "mixes_prompts", property(lambda runner: runner.lean is not None))
 
 
 def stock_tokens(model: Any, prompt: list[int], tokens: int) -> tuple[int, ...]:

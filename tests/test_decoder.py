@@ -79,6 +79,37 @@ def test_prompts_fed_by_the_lean_forward_leave_what_the_models_own_leaves(archit
     assert lean.scaling == stock.scaling
 
 
+@pytest.mark.parametrize("architecture", decoder.FAMILIES)
+@pytest.mark.parametrize("layers", [1, 3])
+@torch.no_grad()
+def test_rows_fed_together_with_prompts_leave_what_two_forwards_leave(architecture: str, layers: int) -> None:
+    """One prompt goes on, one ends and has a row already."""
+    model = make_model(architecture, num_hidden_layers=layers)
+    lean, left = decoder.LeanDecoder(model), []
+    fed_S, ids_N = torch.randint(0, 250, (13,)), torch.randint(0, 250, (4,))
+    for together in (False, True):
+        cache = cache_with_prompts(model, [5, 2, 9])
+        cache.require(CacheRequirements(prompt_attention=True, accumulated_attention=True, queries=3, token_ids=True))
+        going_on, ending = (cache.allocator.allocate(20) for _ in range(2))
+        assert going_on is not None
+        assert ending is not None
+        cache.assign_row(ending, 10)
+        chunks = [PromptChunk(allocation=going_on, done=0, tokens=4), PromptChunk(allocation=ending, done=0, tokens=9)]
+        positions = cache.start_prefill(chunks)
+        if not together:
+            lean.prefill(cache, fed_S[None], positions)
+        positions = cache.start_step()
+        cache.note_token_ids(ids_N)
+        outputs = lean(cache, torch.cat([fed_S, ids_N]) if together else ids_N, positions)
+        cache.advance()
+        cache.check_integrity()
+        facts = (cache.kv_LPHTD, cache.accumulated_attention_LHT, cache.queries, cache.token_ids, cache.positions)
+        left.append((*outputs, *facts, cache.table))
+        assert all(bool(fact.any()) for fact in left[-1])
+    for one, two in zip(*left, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 def test_half_precision_is_rounded_where_the_modules_round() -> None:
     model = make_model("qwen3").bfloat16()

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from leanthink.data.think_tags import ThinkTags, think_tags
 from leanthink.engine import attention
 from leanthink.engine.engine import Engine
+from leanthink.engine.forward_batch import MixedBatch
 from leanthink.engine.generation import generate
 from leanthink.engine.outputs import Completion
 from leanthink.engine.prefix_caching import CHUNK_TOKENS, chunk_keys
@@ -22,7 +25,16 @@ from leanthink.policies.horizon import Horizon
 from leanthink.policies.sepllm import SepLLM
 from leanthink.utils import deprecated
 from leanthink.utils.errors import LeanThinkError, UsageError
-from models import HYBRIDS, RandomPredictor, endless, make_model, make_tokenizer, stock_tokens, with_experts
+from models import (
+    HYBRIDS,
+    RandomPredictor,
+    endless,
+    make_model,
+    make_tokenizer,
+    mix_prompts,
+    stock_tokens,
+    with_experts,
+)
 
 TOKENIZER = make_tokenizer()
 BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)
@@ -76,17 +88,23 @@ def assert_empty(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("row_slots", [None, 170])
-@pytest.mark.parametrize("seed", range(6))
-def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(seed: int, row_slots: int | None) -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(
+    seed: int, row_slots: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # In float64, as a product of few rows is rounded differently from one of many: in float32 a draw that falls on the
     # border of two tokens, to seven digits, may take either.
-    architecture = ("llama", "gpt_oss", "llama", "olmo3", "qwen3_5_text", "bamba")[seed]
+    architecture = ("llama", "gpt_oss", "llama", "olmo3", "qwen3_5_text", "bamba", "llama", "llama")[seed]
     model, policies = make_model(architecture, seed=seed).double(), make_policies(torch.float64)
     chance, shares = random.Random(seed), architecture == "llama"
     prefill = {"prefill_tokens": chance.choice([3, 16, 500])}
     engine = CheckedEngine(model, TOKENIZER, slots=700, rows=5, row_slots=row_slots, **prefill)
     trunk = [chance.randrange(250) for _ in range(70)]
     asked: dict[int, dict[str, Any]] = {}
+    if seed > 5:
+        mix_prompts(monkeypatch)
+    if seed > 6:
+        raise_at_times(engine, monkeypatch)
     for _ in range(35):
         policy = chance.choice(policies)
         slots = chance.randrange(6, 20) + 80 * (not policy.pins_prompt)  # room for any of these prompts
@@ -109,7 +127,9 @@ def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(seed: int,
     finished: dict[int, Completion] = {}
     cancelled: set[int] = set()
     while engine.unfinished:
-        finished |= engine.step().finished
+        progress = engine.step()
+        assert not progress.failed
+        finished |= progress.finished
         engine.check_integrity()
         if chance.random() < 0.1:
             victim = chance.choice(sorted(asked.keys() - finished.keys() - cancelled) or [10**6])
@@ -119,12 +139,74 @@ def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(seed: int,
     assert cancelled
     assert finished.keys() | cancelled == asked.keys()
     assert (engine.stats().prefix_cache_hits > 50) == shares
+    monkeypatch.undo()
     for request_id, completion in finished.items():
         (alone,) = generate(model, TOKENIZER, **asked[request_id], enable_prefix_caching=False)
         assert completion.token_ids == alone.token_ids, asked[request_id]["policy"]
         assert (completion.peak_slots, completion.evictions) == (alone.peak_slots, alone.evictions)
         assert completion.slot_steps == alone.slot_steps
     assert_empty(engine)
+
+
+def raise_at_times(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other forward of prompts and rows raises when it is done, which must change nobody's tokens."""
+    decode, calls = engine.model_runner._decode, count()
+
+    def raising(cache: Any, *given: Any) -> Any:
+        mixed, out = isinstance(cache.forward_batch, MixedBatch), decode(cache, *given)
+        assert not mixed or next(calls) % 2 == 0, "nobody's fault"
+        return out
+
+    monkeypatch.setattr(engine.model_runner, "_decode", raising)
+
+
+def test_attention_within_a_prompt_counts_once_though_a_forward_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[torch.Tensor] = []
+    mix_prompts(monkeypatch)
+    for raises in (False, True):
+        engine = Engine(endless().double(), TOKENIZER, slots=200, rows=2, prefill_tokens=8)
+        if raises:
+            raise_at_times(engine, monkeypatch)
+        for length in (1, 24):
+            engine.add(list(range(length)), policy=H2O(waiting=8, pins_prompt=False), budget=replace(BUDGET, slots=48))
+        for _ in range(4):
+            assert not engine.step().failed
+        held.append(engine.cache.accumulated_attention_LHT[:, :, :-1])
+    assert held[0].any()
+    torch.testing.assert_close(*held)
+
+
+def counting(forward: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    """The same, which adds one to the last of these numbers."""
+
+    def counted(*given: Any) -> Any:
+        calls[-1] += 1
+        return forward(*given)
+
+    return counted
+
+
+def test_prompts_and_rows_share_a_forward_and_no_token_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    forwards: list[list[int]] = []  # in each step, apart and together
+    tokens: list[list[list[int]]] = []  # of each row after each step
+    for together in (False, True):
+        if together:
+            mix_prompts(monkeypatch)
+        engine = Engine(endless(num_hidden_layers=3).double(), TOKENIZER, slots=500, rows=5, prefill_tokens=16)
+        runner, calls = engine.model_runner, [0]
+        for name in ("_decode", "prefill"):
+            monkeypatch.setattr(runner, name, counting(getattr(runner, name), calls))
+        for i, length in enumerate((40, 1, 9, 50, 30)):
+            engine.add(list(range(i, i + length)), policy="full", sampling=Sampling(max_new_tokens=12))
+        tokens.append([])
+        while engine.unfinished:
+            engine.step()
+            tokens[-1].append([len(engine.running_batch.tokens(row)) for row in range(engine.cache.active)])
+            calls.append(0)
+        forwards.append(calls[:-1])
+    assert tokens[0] == tokens[1]
+    assert max(forwards[0]) == 2
+    assert set(forwards[1]) == {1}
 
 
 def test_requests_are_admitted_in_their_order_and_within_the_slots() -> None:

@@ -23,7 +23,7 @@ from leanthink.policies.budget import Budget
 from leanthink.policies.h2o import H2O
 from leanthink.policies.window import Window
 from leanthink.utils.errors import DeviceLost, LeanThinkError, RequestFailed
-from models import RandomPredictor, endless, make_tokenizer
+from models import RandomPredictor, endless, make_tokenizer, mix_prompts
 from test_engine import assert_empty
 
 TOKENIZER = make_tokenizer()
@@ -32,6 +32,13 @@ POISON = 77  # a token that a broken model, predictor or tokenizer cannot stand
 PROMPTS = [[5, 6, 7], [8, POISON], [9], [5, 6, 7, 10]]
 SPOILT = 1  # of these
 ROW_SLOTS = pytest.mark.parametrize("row_slots", [None, 100])
+
+
+@pytest.fixture(autouse=True, params=["apart", "together"])
+def _prompts_and_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fed by two forwards, or by one."""
+    if request.param == "together":
+        mix_prompts(monkeypatch)
 
 
 def samplings() -> list[Sampling]:
@@ -250,9 +257,8 @@ def mark_spoilt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def marked(cache: Any, ids_N: Tensor, positions_N1: Tensor) -> tuple[Tensor, Tensor]:
         states_NF, logits_NV = decode(cache, ids_N, positions_N1)
-        spoilt_N = (
-            (engine.sampler.seeds[: len(ids_N)] == SPOILT) & (positions_N1[:, 0] == 9) & (cache.live[: len(ids_N)] > 0)
-        )
+        n = len(logits_NV)  # prompts come first
+        spoilt_N = (engine.sampler.seeds[:n] == SPOILT) & (positions_N1[-n:, 0] == 9) & (cache.live[:n] > 0)
         return states_NF.masked_fill(spoilt_N[:, None], 1e9), logits_NV
 
     monkeypatch.setattr(engine.model_runner, "_decode", marked)
@@ -303,7 +309,8 @@ def test_a_token_score_that_cannot_be_captured_runs_without_graphs() -> None:
 
 @ROW_SLOTS
 @pytest.mark.parametrize(
-    ("architecture", "late"), [("llama", False), ("gpt_oss", False), ("qwen3_5_text", True), ("bamba", True)]
+    ("architecture", "late"),
+    [("llama", False), ("llama", True), ("gpt_oss", False), ("qwen3_5_text", True), ("bamba", True)],
 )
 def test_a_forward_that_raises_ends_the_request_that_it_raises_for(
     row_slots: int | None, architecture: str, late: bool, monkeypatch: pytest.MonkeyPatch
@@ -337,8 +344,11 @@ def test_a_prompt_that_raises_when_it_is_fed_ends_its_own_request(
     architecture: str, ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = endless(architecture=architecture).double()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[POISON] = 0
     engine = Engine(model, TOKENIZER, slots=400, rows=4, prefill_tokens=8)
-    monkeypatch.setattr(model.model, "forward", refusing(model.model.forward))
+    for owner, name in ((engine.model_runner, "_decode"), (model.model, "forward")):
+        monkeypatch.setattr(owner, name, refusing(getattr(owner, name)))
     options: dict[str, Any] = {"sampling": Sampling(max_new_tokens=30), "policy": "h2o", "budget": BUDGET}
     before = engine.add([1, 2, 3], **options)
     spoilt = engine.add([4] * ahead + [POISON, 6], **options)
@@ -438,7 +448,7 @@ def test_generate_brings_the_others_to_their_end_before_it_raises() -> None:
 
 
 def test_an_error_meant_for_the_user_reaches_him_as_it_was_raised() -> None:
-    model = endless()
+    model = endless("phi3")
     model.train()
     model.config.attention_dropout = 0.5
     for layer in model.model.layers:

@@ -25,7 +25,7 @@ from leanthink.policies import Policy, make_policy
 from leanthink.policies.budget import Budget
 from leanthink.policies.h2o import H2O
 from leanthink.utils.errors import UsageError
-from models import RandomPredictor, make_model, make_tokenizer
+from models import RandomPredictor, make_model, make_tokenizer, mix_prompts
 from reference.fp8_slow import e4m3_slow, rounded_slow
 
 TOKENIZER = make_tokenizer()
@@ -118,7 +118,7 @@ def test_attention_without_the_offsets_is_attention_with_them() -> None:
     ("architecture", "row_slots"), [("llama", None), ("qwen2", 150), ("gemma3_text", None), ("bamba", None)]
 )
 def test_requests_get_what_a_cache_of_rounded_numbers_gives_alone_or_together(
-    architecture: str, row_slots: int | None
+    architecture: str, row_slots: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Policies of every kind, prompts in pieces or whole, and equal prompts, in float64."""
     model, made, tokens = make_model(architecture).double(), policies(), torch.randint(250, (40,)).tolist()
@@ -136,6 +136,8 @@ def test_requests_get_what_a_cache_of_rounded_numbers_gives_alone_or_together(
     assert found == what(run(engine(prefill_tokens=500), prompts, made))
     for number, prompt in prompts.items():
         assert what(run(engine(), {number: prompt}, made)) == {number: found[number]}
+    mix_prompts(monkeypatch)
+    assert found == what(run(engine(), prompts, made))
     assert sum(evictions > 0 for *_, evictions in found.values()) >= len(made) - 3, "the others close their thoughts"
     assert found != what(run(engine("auto"), prompts, made)), "rounding is seen"
 

@@ -247,6 +247,7 @@ def test_an_engine_that_feeds_prompts_by_kernels_writes_the_same(architecture: s
                         kv_cache_dtype="fp8" if fp8 else "auto")  # fmt: skip
         engine.model_runner.packs_prompts = packed
         if packed and engine.model_runner.lean is not None:
+            assert engine.model_runner.mixes_prompts
             engine.model_runner.lean.ops = _Fused()
         for i, length in enumerate((1, 2, 25, 17)):
             engine.add(list(range(i, i + length)), policy="full", sampling=Sampling(max_new_tokens=3))

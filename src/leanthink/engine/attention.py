@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 
 from leanthink.engine.cache import SlotCache
 from leanthink.engine.causal_attention import beside_sinks, causal_attention
-from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch
+from leanthink.engine.forward_batch import DecodeBatch, MixedBatch, PrefillBatch
 from leanthink.engine.hidden_states import joined, middle_outputs
 from leanthink.engine.layer_kv import LayerKV
 from leanthink.engine.sdpa import for_any_length
@@ -82,6 +82,15 @@ def multiprocessors(device: torch.device) -> int:
     return count
 
 
+def mixed_attention(q_NAD: Tensor, slot_cache: SlotCache, layer: int, batch: MixedBatch, scaling: float) -> Tensor:
+    """The chunks' tokens as of `packed_attention`, and behind them the rows' as of `decode_attention`, [N, A, D]."""
+    (prompts, _), (rows, fed) = batch.parts
+    out_NAD, held = packed_attention(q_NAD, slot_cache, layer, prompts, scaling), slot_cache.layer(layer)
+    q_NHGD = q_NAD[fed].view(len(rows.last_N), len(held.keys_HTD), -1, q_NAD.shape[-1])
+    out_NAD[fed] = decode_attention(q_NHGD, held, rows, scaling).flatten(1, 2)
+    return out_NAD
+
+
 def packed_attention(
     q_SAD: Tensor,
     slot_cache: SlotCache,
@@ -92,7 +101,8 @@ def packed_attention(
 ) -> Tensor:
     """Each chunk's tokens over the slots of its own allocation up to themselves, [S, A, D] for A = H*G query heads.
 
-    One kernel for all chunks where the batch has tables for it, else a call for each.
+    One kernel for all chunks where the batch has tables for it, else a call for each. There may be more queries than
+    the chunks have tokens: what is returned for these is left to the caller to write.
     """
     if batch.blocks_B2 is None or sinks_A is not None:
         query = q_SAD.transpose(0, 1)[None]
@@ -112,7 +122,7 @@ def prefill_attention(
     sinks_A: Tensor | None = None,
 ) -> Tensor:
     """The same by PyTorch, a call for each chunk, [1, H*G, S, D]."""
-    outs, kv = [], slot_cache.layer(layer)
+    outs, kv = torch.empty_like(query), slot_cache.layer(layer)
     for chunk, (_, fed) in zip(batch.chunks, batch.spans, strict=True):
         q = query[:, :, fed]
         held = slice(chunk.allocation.start, chunk.allocation.start + chunk.done + chunk.tokens)
@@ -125,8 +135,8 @@ def prefill_attention(
             keys, values = (x.repeat_interleave(group, dim=1) for x in (keys, values))
             mask = causal_lower_right(chunk.tokens, chunk.done + chunk.tokens)
             out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scaling)
-        outs.append(out)
-    return torch.cat(outs, dim=2)
+        outs[:, :, fed] = out
+    return outs
 
 
 def slot_attention(
@@ -172,6 +182,7 @@ def slot_attention(
     assert attention_mask is None
     assert isinstance(module.layer_idx, int)
     layer, batch = slot_cache.shape.in_slots(module.layer_idx), slot_cache.forward_batch
+    assert not isinstance(batch, MixedBatch), "transformers' modules feed prompts or rows"
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if layer is None:
         assert sliding_window is not None
@@ -200,7 +211,7 @@ def _window_attention(
     assert windows is not None
     if isinstance(batch, PrefillBatch):
         return windows.prefill(model_layer, batch, (query, key, value), scaling, sinks_A).transpose(1, 2).contiguous()
-    assert batch is not None
+    assert isinstance(batch, DecodeBatch)
     assert batch.windows is not None
     held = windows.layer(model_layer)
     held.append(batch.windows, key[:, :, 0], value[:, :, 0])
@@ -264,7 +275,7 @@ def _states(model: Any, slot_cache: SlotCache) -> AbstractContextManager[dict[st
     if isinstance(batch, DecodeBatch):
         assert batch.states_N is not None
         return states.lent(model, batch.states_N, undoable=batch.longest > 0)
-    assert batch is not None
+    assert isinstance(batch, PrefillBatch)
     (chunk,) = batch.chunks
     return states.lent(model, slot_cache.indices([chunk.allocation.state_index]), fresh=chunk.done == 0)
 

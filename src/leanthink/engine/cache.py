@@ -17,7 +17,7 @@ from torch import Tensor
 from leanthink.engine import attention_sums
 from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.engine.compaction import compact, move
-from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch, PromptChunk, by_allocation, prefill_batch
+from leanthink.engine.forward_batch import Batch, DecodeBatch, PrefillBatch, PromptChunk, by_allocation, prefill_batch
 from leanthink.engine.integrity import check_cache
 from leanthink.engine.layer_kv import LayerKV, layers_of
 from leanthink.engine.quantized_kv import KVQuantization
@@ -104,7 +104,7 @@ class SlotCache:
         self.host_waiting = torch.zeros(rows, dtype=torch.int64)  # tokens whose queries' attention is not yet added
         self.host_sizes = torch.zeros(rows, dtype=torch.int64)
         self.max_rows = rows
-        self.forward_batch: PrefillBatch | DecodeBatch | None = None
+        self.forward_batch: Batch | None = None
         self.scaling: float | None = None  # of query-key products, as the model's attention layers name it
         self.sinks: dict[int, Tensor] = {}  # of each layer that has them, [H * G] (see `engine.causal_attention`)
 
@@ -176,10 +176,11 @@ class SlotCache:
     def start_step(self, rows: int | None = None) -> Tensor:
         """Announce a forward over one token of every active row; returns their positions [N, 1].
 
-        With `rows`, of that many rows, whether active or not, by work on the device alone: for a CUDA graph.
+        Chunks of prompts that are announced already are fed with them: their positions come first. With `rows`, of that
+        many rows, whether active or not, by work on the device alone: for a CUDA graph.
         """
-        n = self.active if rows is None else rows
-        assert self.forward_batch is None
+        n, prompts = self.active if rows is None else rows, self.forward_batch
+        assert prompts is None or isinstance(prompts, PrefillBatch)
         starts_N, lengths_N, _, next_N, live_N = self.table[:5, :n].unbind(0)
         longest = 0
         if rows is None:
@@ -201,8 +202,9 @@ class SlotCache:
         )
         if self.windows is not None:
             batch = self.windows.announced(batch, self.states[:n], next_N, packed=bool(fixed))
-        self.forward_batch = batch
-        return next_N[:, None].clone()
+        self.forward_batch = batch if prompts is None else prompts.beside(batch)
+        positions = next_N.clone() if prompts is None else torch.cat([prompts.positions_S, next_N])
+        return positions[:, None]
 
     def write(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store what a layer computed: keys and values [rows, H, tokens, D], queries [rows, H*G, tokens, D]."""
@@ -213,8 +215,8 @@ class SlotCache:
         self.append(layer, batch, *each[1:])
         self.note_queries(layer, batch, each[0])
 
-    def append(self, layer: int, batch: DecodeBatch | PrefillBatch, keys_NHD: Tensor, values_NHD: Tensor) -> None:
-        """Write one token of every row, or each token of the chunks."""
+    def append(self, layer: int, batch: Batch, keys_NHD: Tensor, values_NHD: Tensor) -> None:
+        """Write each token of the forward."""
         self.layer(layer).append(batch, keys_NHD, values_NHD)
 
     def _rows(self, batch: DecodeBatch) -> Tensor:
@@ -222,11 +224,11 @@ class SlotCache:
         return torch.where(batch.live_N > 0, self.rows_N[: len(batch.live_N)], self.max_rows)
 
     def note_token_ids(self, ids_N: Tensor) -> None:
-        """Keep the tokens that the announced forward feeds."""
-        assert isinstance(self.forward_batch, DecodeBatch)
-        self.token_ids[self.forward_batch.write_N] = ids_N
+        """Keep the tokens that the announced forward feeds to the rows."""
+        assert not isinstance(self.forward_batch, PrefillBatch | None)
+        self.token_ids[self.forward_batch.write_N[-len(ids_N) :]] = ids_N
 
-    def note_queries(self, layer: int, batch: DecodeBatch | PrefillBatch, queries_NAD: Tensor) -> None:
+    def note_queries(self, layer: int, batch: Batch, queries_NAD: Tensor) -> None:
         """Keep the queries of one token of every row, A = H*G heads, in a ring for each row, if any are required.
 
         Of chunks, whose keys are written, add up the attention instead, if that is required.
@@ -234,6 +236,9 @@ class SlotCache:
         if isinstance(batch, PrefillBatch):
             if self.requirements.prompt_attention:
                 attention_sums.add_prompts(self, layer, batch, queries_NAD)
+        elif not isinstance(batch, DecodeBatch):
+            for part, fed in batch.parts:
+                self.note_queries(layer, part, queries_NAD[fed])
         elif self.requirements.queries:
             at_N = self.next_positions[: len(queries_NAD)] % self.requirements.queries
             packed_NHGD = queries_NAD.reshape(-1, self.shape.kv_heads, self.shape.group, self.shape.head_dim)
@@ -252,15 +257,16 @@ class SlotCache:
     def finish(self) -> None:
         """Account on the device for the tokens that the announced forward wrote."""
         batch, self.forward_batch = self.forward_batch, None
-        if isinstance(batch, DecodeBatch):
-            n = len(batch.live_N)
-            self.positions[:, :, batch.write_N] = self.next_positions[:n]
+        rows = batch if isinstance(batch, PrefillBatch | DecodeBatch | None) else batch.rows
+        if isinstance(rows, DecodeBatch):
+            n = len(rows.live_N)
+            self.positions[:, :, rows.write_N] = self.next_positions[:n]
             if self.requirements.accumulated_attention:
                 # Of the slot's former token; assigning 0.0 would copy it from the host, and a graph cannot.
-                self.accumulated_attention_LHT.index_fill_(2, batch.write_N, 0.0)
-            self.lengths[:n] += batch.live_N
-            self.next_positions[:n] += batch.live_N
-            self.row_N = self._rows(batch)
+                self.accumulated_attention_LHT.index_fill_(2, rows.write_N, 0.0)
+            self.lengths[:n] += rows.live_N
+            self.next_positions[:n] += rows.live_N
+            self.row_N = self._rows(rows)
 
     def advance(self) -> None:
         """Account on the host for a step of all active rows."""

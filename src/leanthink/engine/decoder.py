@@ -16,16 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanthink.engine.attention import decode_attention, packed_attention
+from leanthink.engine.attention import decode_attention, mixed_attention, packed_attention
 from leanthink.engine.cache import SlotCache
-from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch
+from leanthink.engine.forward_batch import Batch, DecodeBatch, MixedBatch, PrefillBatch
 from leanthink.engine.fused_weights import fuse
 from leanthink.engine.hidden_states import joined
 from leanthink.models.loading import kv_shape
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 Linear = tuple[Tensor, Tensor | None]  # weight and bias
-Batch = DecodeBatch | PrefillBatch
 Angles = tuple[Tensor, ...] | None  # cosines and sines [N, D]
 
 
@@ -65,7 +64,7 @@ class _Layer:
 
 
 class LeanDecoder:
-    """Feeds one token to each row of a Llama-like model, or prompts.
+    """Feeds one token to each row of a Llama-like model, prompts, or both.
 
     Args:
         model: for which `is_llama_like` holds; its weights must not be replaced afterwards, only changed in place.
@@ -81,25 +80,34 @@ class LeanDecoder:
         self.ops = _Fused() if model.device.type == "cuda" else _Plain
 
     def __call__(self, slot_cache: SlotCache, ids_N: Tensor, positions_N1: Tensor) -> tuple[Tensor, Tensor]:
-        """As announced to the cache; returns hidden states [N, F], as of `engine.hidden_states`, and logits [N, V]."""
+        """As announced to the cache; returns hidden states [N, F], as of `engine.hidden_states`, and logits [N, V].
+
+        Of the rows alone, whose tokens come last, where prompts are fed by the same forward.
+        """
         batch, ops, eps = slot_cache.forward_batch, self.ops, self.eps
-        assert isinstance(batch, DecodeBatch)
+        assert isinstance(batch, DecodeBatch | MixedBatch)
         with slot_cache.accounted():
             x_NM, added_NM = self.embed(ids_N), None
-            angles_ND = tuple(angle_N1D[:, 0] for angle_N1D in self.rotary(x_NM[:, None], positions_N1))
+            angles_ND = tuple(angle_1ND[0] for angle_1ND in self.rotary(x_NM[None], positions_N1.mT))
             for layer in self.layers:
                 x_NM, normed_NM = ops.add_norm(x_NM, added_NM, layer.before, eps)
                 if layer.index == self.middle + 1:
                     middle_NM = x_NM
                 q_NAD = self._place(layer, slot_cache, batch, normed_NM, angles_ND)
-                q_NHGD = q_NAD.view(len(x_NM), slot_cache.shape.kv_heads, -1, slot_cache.shape.head_dim)
-                out_NHGD = decode_attention(q_NHGD, slot_cache.layer(layer.index), batch, layer.scaling)
-                x_NM, added_NM = self._finish(layer, x_NM, out_NHGD)
+                if isinstance(batch, MixedBatch) and layer is self.layers[-1]:  # the rows alone go on, as in `prefill`
+                    _, (batch, fed) = batch.parts
+                    x_NM, q_NAD = x_NM[fed], q_NAD[fed]
+                if isinstance(batch, MixedBatch):
+                    out = mixed_attention(q_NAD, slot_cache, layer.index, batch, layer.scaling)
+                else:
+                    q_NHGD = q_NAD.view(len(x_NM), slot_cache.shape.kv_heads, -1, slot_cache.shape.head_dim)
+                    out = decode_attention(q_NHGD, slot_cache.layer(layer.index), batch, layer.scaling)
+                x_NM, added_NM = self._finish(layer, x_NM, out)
             x_NM, final_NM = ops.add_norm(x_NM, added_NM, self.norm, eps)
             if self.middle + 1 == len(self.layers):
                 middle_NM = x_NM
             logits_NV = self.head(final_NM)
-        return joined(final_NM, middle_NM), logits_NV
+        return joined(final_NM, middle_NM[-len(final_NM) :]), logits_NV
 
     def prefill(self, slot_cache: SlotCache, ids_1S: Tensor, positions_1S: Tensor) -> None:
         """Feed chunks of prompts, announced by `start_prefill`: only their keys and values are wanted."""

@@ -47,7 +47,7 @@ class Engine:
 
     A request is admitted, first come first served, when a row is free and the cache has room for its bound: at most
     prompt + budget + interval + answer, or everything it may write for policy "full". Nothing is ever over-committed,
-    so nothing is ever preempted. A step feeds up to `prefill_tokens` of prompts, then each decoding row its token.
+    so nothing is ever preempted. A step feeds up to `prefill_tokens` of prompts, and each decoding row its token.
     What prompts of one `cache_salt` begin with alike is fed once. Not safe for several threads at a time.
 
     Args:
@@ -310,7 +310,7 @@ class Engine:
         batch, n = self.running_batch, self.cache.active
         scoring, logprobs = self.token_scoring(strided=False), batch.num_logprobs
         try:
-            self.model_runner.launch(n, scoring, logprobs=logprobs)
+            self.scheduler.launch(n, scoring, logprobs=logprobs)
         except Exception as error:
             self.faults.find(error, scoring, logprobs=logprobs)
             return False

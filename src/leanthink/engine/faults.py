@@ -86,7 +86,7 @@ class Faults:
         All fail if none does so alone. For the others it is as if the step had not begun.
         """
         self.check_device(error)
-        self._rewind()
+        self.rewind()
         found = {row: again for row in range(self.cache.active) if (again := self._alone(row, scoring, logprobs))}
         blamed: Mapping[int, Exception] = found or dict.fromkeys(range(self.cache.active), error)
         for row, raised in blamed.items():
@@ -104,10 +104,10 @@ class Faults:
             self.check_device(error)
             return error
         finally:
-            self._rewind()
+            self.rewind()
         return None
 
-    def _rewind(self) -> None:
+    def rewind(self) -> None:
         """The device stands again where the host stands: before the step."""
         batch, generated = self.batch, self.batch.generated.tolist()
         rows = list(zip(batch.requests, generated, strict=False))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -60,6 +61,10 @@ class PrefillBatch:
             yield slice(start, start + chunk.tokens), slice(first, first + chunk.tokens)
             first += chunk.tokens
 
+    def beside(self, rows: DecodeBatch) -> MixedBatch:
+        """This forward, which feeds these rows too."""
+        return MixedBatch(prompts=self, rows=rows)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeBatch:
@@ -76,6 +81,31 @@ class DecodeBatch:
     bias_U11T: Tensor | None = None  # with a fixed size: 0 where an allocation holds a slot, -inf elsewhere
     allocation_N: Tensor | None = None  # and which of the U in use is each row's; None where row n has the n-th
     windows: DecodeBatch | None = None  # the same of layers with a sliding window, whose slots are places of rings
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedBatch:
+    """The next forward feeds the tokens of chunks of prompts and, behind them, one token to each row.
+
+    A row may be of a prompt that ends with one of the chunks: a layer writes all keys and values before it attends.
+    """
+
+    prompts: PrefillBatch
+    rows: DecodeBatch
+
+    @cached_property
+    def write_N(self) -> Tensor:
+        """The slot of the cache that each of all these tokens writes."""
+        return torch.cat([self.prompts.write_N, self.rows.write_N])
+
+    @property
+    def parts(self) -> tuple[tuple[PrefillBatch, slice], tuple[DecodeBatch, slice]]:
+        """Both, and which of the tokens they are."""
+        fed = len(self.prompts.positions_S)
+        return (self.prompts, slice(0, fed)), (self.rows, slice(fed, None))
+
+
+Batch = PrefillBatch | DecodeBatch | MixedBatch
 
 
 def prefill_batch(

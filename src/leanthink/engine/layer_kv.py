@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from leanthink.engine.forward_batch import DecodeBatch, PrefillBatch
+from leanthink.engine.forward_batch import Batch, PrefillBatch
 from leanthink.engine.quantized_kv import E4M3, KVQuantization, OfLayer
 
 
@@ -29,8 +29,8 @@ class LayerKV(NamedTuple):
         """What attention reads of a part of `kv_PHTD`, or of its keys alone."""
         return part_PHxD if self.fp8 is None else self.fp8.shifted(part_PHxD, dtype)
 
-    def append(self, batch: DecodeBatch | PrefillBatch, keys_NHD: Tensor, values_NHD: Tensor) -> None:
-        """Write one token of every row, or each token of the chunks."""
+    def append(self, batch: Batch, keys_NHD: Tensor, values_NHD: Tensor) -> None:
+        """Write each token of the forward: one of every row, those of chunks, or both."""
         if keys_NHD.is_cuda:
             from leanthink.engine.kernels.append import append
 

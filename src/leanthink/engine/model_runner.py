@@ -1,5 +1,7 @@
 """The device's part of a step: forward → score tokens → sample; on a GPU replayed as a CUDA graph.
 
+Prompts are fed by a forward of their own, or ride along in that of the rows' tokens, which then is no graph.
+
 N rows   B rows of a graph, the next size of bucket   V vocabulary
 """
 
@@ -23,6 +25,7 @@ from leanthink.engine.sampling import NO_TOKEN, Sampler, Uses, log_probabilities
 from leanthink.policies import Policy
 
 TokenScoring = tuple[Policy, int, Tensor]  # a policy, the first of its columns, the rows whose tokens it scores
+Prompts = tuple[Sequence[int], Sequence[PromptChunk]]  # tokens of chunks, which follow one another, and the chunks
 NO_RANKING = NO_TOKEN - 1  # stands for the token of a row whose slots a score that is not finite has ranked
 MAX_SCORED_TOKENS = 1024  # what the predictor needs for more of them would count in the peak of memory
 
@@ -95,14 +98,22 @@ class ModelRunner:
         """Drop the captured graphs: what they read has moved."""
         self._captured.clear()
 
-    def launch(self, rows: int, scoring: Sequence[TokenScoring], *, logprobs: int) -> None:
+    @property
+    def mixes_prompts(self) -> bool:
+        """Whether `launch` takes prompts along."""
+        return self.lean is not None and self.packs_prompts
+
+    def launch(
+        self, rows: int, scoring: Sequence[TokenScoring], *, logprobs: int, prompts: Prompts | None = None
+    ) -> None:
         """Start a step of rows 0 to `rows` - 1; `logprobs` of how many alternatives, -1 for none at all.
 
-        `scoring` are the policies that score tokens in every step.
+        `scoring` are the policies that score tokens in every step, `prompts` what the same forward feeds of these. The
+        last one to be fed of a prompt may be a row's already.
         """
-        captured = self._graph(rows, scoring, logprobs) if self.graphs else None
+        captured = self._graph(rows, scoring, logprobs) if self.graphs and prompts is None else None
         if captured is None:
-            self._log_values = self.launch_plain(rows, scoring, logprobs=logprobs)
+            self._log_values = self.launch_plain(rows, scoring, logprobs=logprobs, prompts=prompts)
         else:
             graph, self._log_values = captured
             graph.replay()
@@ -119,11 +130,13 @@ class ModelRunner:
             self._captured[kind] = self._capture(kind, scoring)
         return self._captured[kind]
 
-    def launch_plain(self, rows: int, scoring: Sequence[TokenScoring], *, logprobs: int) -> Tensor | None:
+    def launch_plain(
+        self, rows: int, scoring: Sequence[TokenScoring], *, logprobs: int, prompts: Prompts | None = None
+    ) -> Tensor | None:
         """A step without a graph, whose tokens nobody is told; returns the log-probabilities if they are wanted."""
         device = self.last_ids.device
         of_rows = [(policy, column, rows_R.to(device)) for policy, column, rows_R in scoring if len(rows_R)]
-        return self._run(None, rows, of_rows, self.sampler.uses(rows), logprobs)
+        return self._run(None, rows, of_rows, self.sampler.uses(rows), logprobs, prompts)
 
     def score_tokens(self, policy: Policy, column: int, rows_R: Tensor) -> None:
         """Score the last `policy.stride` tokens of these rows that have all their followers."""
@@ -164,14 +177,23 @@ class ModelRunner:
         return self._log_values[:rows].cpu()
 
     def _run(
-        self, graph_rows: int | None, rows: int, scoring: Sequence[TokenScoring], uses: Uses, logprobs: int
+        self,
+        graph_rows: int | None,
+        rows: int,
+        scoring: Sequence[TokenScoring],
+        uses: Uses,
+        logprobs: int,
+        prompts: Prompts | None = None,
     ) -> Tensor | None:
         """Forward → score tokens → sample, all on the device; returns the log-probabilities if they are wanted."""
-        cache = self.cache
-        positions_N1 = cache.start_step(graph_rows)
+        cache, ids = self.cache, self.last_ids[:rows]
+        if prompts is not None:
+            cache.start_prefill(prompts[1], packed=self.packs_prompts)
+            ids = torch.cat([cache.indices(prompts[0]), ids])
+        positions = cache.start_step(graph_rows)
         if cache.requirements.token_ids:
             cache.note_token_ids(self.last_ids[:rows])
-        hidden_NF, logits_NV = self._decode(cache, self.last_ids[:rows], positions_N1)
+        hidden_NF, logits_NV = self._decode(cache, ids, positions)
         if cache.requirements.hidden_states:
             store_hidden_states(cache, hidden_NF)
         for policy, column, rows_R in scoring:

@@ -9,6 +9,7 @@ from itertools import chain
 
 from leanthink.engine.faults import Faults
 from leanthink.engine.forward_batch import PromptChunk
+from leanthink.engine.model_runner import Prompts, TokenScoring
 from leanthink.engine.prefix_caching import PrefixCache
 from leanthink.engine.request import Request
 from leanthink.engine.rows import Rows
@@ -17,7 +18,7 @@ from leanthink.engine.slot_allocator import Allocation
 
 @dataclass(eq=False)
 class Prefilling:
-    """A request that holds its allocation, and `done` tokens of whose prompt are fed or copied.
+    """A request that holds its allocation, and `done` tokens of whose prompt are fed or copied, or are in this step.
 
     `keys` are those of its prompt's chunks, none where it shares nothing (see `leanthink.engine.prefix_caching`).
     """
@@ -47,6 +48,7 @@ class Scheduler:
     Attributes:
         waiting: requests that hold nothing yet.
         prefilling: requests that hold their slots, and whose prompts are being fed.
+        chunks: what this step still is to feed of prompts.
         prefix_cache: knows what prompts lie in the cache.
     """
 
@@ -54,6 +56,7 @@ class Scheduler:
         self.rows, self.cache, self.faults, self.prefill_tokens = rows, rows.cache, faults, prefill_tokens
         self.waiting: deque[Request] = deque()
         self.prefilling: deque[Prefilling] = deque()
+        self.chunks: list[tuple[Prefilling, PromptChunk]] = []
         self.prefix_cache = PrefixCache(self.cache, enabled=enable_prefix_caching)
 
     @property
@@ -67,10 +70,32 @@ class Scheduler:
         return chain(self.waiting, (entry.request for entry in self.prefilling), self.rows.batch.requests)
 
     def schedule(self) -> None:
-        """Admit what fits, feed a part of the prompts, and give rows to those that are fed."""
+        """Admit what fits, feed a part of the prompts, and give rows to those that are fed then.
+
+        Where rows and prompts share a forward, `launch` feeds that part.
+        """
         self._admit()
-        self._prefill()
+        self._choose_chunks()
         self._start_decoding()
+        if self.chunks and not (self.cache.active and self.rows.model_runner.mixes_prompts):
+            self._prefill()
+
+    def launch(self, rows: int, scoring: Sequence[TokenScoring], *, logprobs: int) -> None:
+        """`ModelRunner.launch`, with the chunks that are still to be fed.
+
+        Should that raise, prompts and rows are fed apart, and whoever makes it raise is found among its own kind.
+        """
+        model_runner, chunks = self.rows.model_runner, self.chunks
+        if chunks:
+            self.chunks = []
+            try:
+                model_runner.launch(rows, scoring, logprobs=logprobs, prompts=_prompts(chunks))
+                return
+            except Exception as error:
+                self.faults.check_device(error)
+                self.faults.rewind()
+                self._forward_alone(chunks)
+        model_runner.launch(rows, scoring, logprobs=logprobs)
 
     def _admit(self) -> None:
         """Reserve slots for waiting requests, strictly in their order."""
@@ -82,24 +107,33 @@ class Scheduler:
             self.prefix_cache.admit(entry)
             self.prefilling.append(entry)
 
-    def _prefill(self) -> None:
-        """Feed up to `prefill_tokens` tokens of the prompts that wait, all but the last token of each."""
-        chunks: list[tuple[Prefilling, PromptChunk]] = []
+    def _choose_chunks(self) -> None:
+        """Up to `prefill_tokens` tokens of the prompts that wait, all but the last token of each."""
+        self.chunks = []
         room, being_fed = self.prefill_tokens, set[bytes]()
         for entry in self.prefilling:
             if not self.prefix_cache.reuse(entry, being_fed):
                 continue  # it waits for one that begins alike
             tokens = self._next_tokens(entry, room)
             if tokens:
-                chunks.append((entry, PromptChunk(allocation=entry.allocation, done=entry.done, tokens=tokens)))
+                self.chunks.append((entry, PromptChunk(allocation=entry.allocation, done=entry.done, tokens=tokens)))
                 room -= tokens
                 being_fed.update(self.prefix_cache.offered(entry))
             if not room:
                 break
-        if not chunks:
-            return
+        self._note(self.chunks)
+
+    def _note(self, chunks: Sequence[tuple[Prefilling, PromptChunk]]) -> None:
+        """These are fed, or will be before anybody reads or copies them."""
+        for entry, chunk in chunks:
+            entry.done += chunk.tokens
+            self.prefix_cache.note(entry)
+
+    def _prefill(self) -> None:
+        """Feed the chunks of this step in a forward of their own."""
+        chunks, self.chunks = self.chunks, []
         try:
-            self.forward(chunks)
+            self.rows.model_runner.prefill(*_prompts(chunks))
         except Exception as error:
             self.faults.check_device(error)
             self._forward_alone(chunks)
@@ -127,19 +161,14 @@ class Scheduler:
             try:
                 while entry.done < chunk.done + chunk.tokens:
                     tokens = self._next_tokens(entry, self.prefill_tokens)
-                    self.forward([(entry, PromptChunk(allocation=entry.allocation, done=entry.done, tokens=tokens))])
+                    some = [(entry, PromptChunk(allocation=entry.allocation, done=entry.done, tokens=tokens))]
+                    self.rows.model_runner.prefill(*_prompts(some))
+                    self._note(some)
             except Exception as error:
                 self.faults.check_device(error)
                 self.faults.note(entry.request, error)
-                self._drop(entry)
-
-    def forward(self, chunks: Sequence[tuple[Prefilling, PromptChunk]]) -> None:
-        """One forward over these chunks of prompts."""
-        ids = [entry.request.prompt_ids[chunk.done : chunk.done + chunk.tokens] for entry, chunk in chunks]
-        self.rows.model_runner.prefill(list(chain(*ids)), [chunk for _, chunk in chunks])
-        for entry, chunk in chunks:
-            entry.done += chunk.tokens
-            self.prefix_cache.note(entry)
+                if entry.allocation.row is None:  # else its row is freed with those of all that failed
+                    self._drop(entry)
 
     def _start_decoding(self) -> None:
         """Prompts that are fed take the next rows, in their order; a longer one that is still fed is overtaken."""
@@ -189,3 +218,9 @@ class Scheduler:
         assert held.keys() == set(self.cache.allocator.allocations), "an allocation belongs to nobody"
         assert all(allocation.state_index < self.cache.max_rows for allocation in held), "more states than rows"
         self.prefix_cache.check_integrity(held)
+
+
+def _prompts(chunks: Sequence[tuple[Prefilling, PromptChunk]]) -> Prompts:
+    """What the model is fed of these."""
+    ids = [entry.request.prompt_ids[chunk.done : chunk.done + chunk.tokens] for entry, chunk in chunks]
+    return list(chain(*ids)), [chunk for _, chunk in chunks]
