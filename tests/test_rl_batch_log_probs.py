@@ -15,6 +15,7 @@ from rl_runs import make_trainer
 
 OLD = "old_per_token_logps"
 BATCH = {"per_device_train_batch_size": 2, "max_steps": 4, "save_strategy": "no"}  # micro-batches of two responses
+BOUNDED = {"rollout_policy": "sinks", "rollout_budget": {"slots": 8, "recent_window": 4, "eviction_interval": 4}}
 
 
 class Forwards:
@@ -63,6 +64,8 @@ def trained(folder: Path, **changes: Any) -> tuple[Forwards, torch.Tensor]:
         # An update takes parts of two batches, or a batch is passed twice: all have them.
         ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, [True] * 8, 18),
         ({"steps_per_generation": 2, "gradient_accumulation_steps": 2, "num_iterations": 2}, [True] * 8, 8),
+        # What a bounded cache has sampled is scored once, to be weighed.
+        ({"steps_per_generation": 6, "gradient_accumulation_steps": 3, **BOUNDED}, 2 * ([False] * 3 + [True] * 3), 24),
     ],
 )
 def test_they_are_of_what_is_kept_for_updates_that_need_them(

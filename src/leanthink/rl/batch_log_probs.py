@@ -25,12 +25,18 @@ def with_old_log_probs(trainer: Any, micro_batches: Sequence[MicroBatch]) -> lis
     """The micro-batches of a generation batch, those of its second and further updates with `old_per_token_logps`."""
     passes, window = trainer.num_iterations, trainer.args.gradient_accumulation_steps  # micro-batches of an update
     if window % (len(micro_batches) * passes) == 0:
-        return list(micro_batches)  # one update takes all of them
-    first = window if len(micro_batches) % window == 0 and passes == 1 else 0
+        first = len(micro_batches)  # one update takes all of them
+    else:
+        first = window if len(micro_batches) % window == 0 and passes == 1 else 0
     return [
-        batch if number < first else batch | {NAME: log_probs_of(trainer, batch)}
+        {name: value for name, value in batch.items() if name != NAME} if number < first else _scored(trainer, batch)
         for number, batch in enumerate(micro_batches)
     ]
+
+
+def _scored(trainer: Any, batch: MicroBatch) -> MicroBatch:
+    """With them; where a bounded cache has sampled, `weighed` has taken them already."""
+    return batch if NAME in batch else batch | {NAME: log_probs_of(trainer, batch)}
 
 
 def log_probs_of(trainer: Any, batch: Mapping[str, Any], rows: int | None = None) -> Tensor:
@@ -64,4 +70,4 @@ def weighed(trainer: Any, batch: dict[str, Any]) -> dict[str, Any]:
     kl, weight, tokens = trainer.accelerator.reduce(sums, reduction="sum").tolist()
     trainer._metrics["train"]["rollouts/kl"].append(kl / tokens)
     trainer._metrics["train"]["rollouts/weight"].append(weight / tokens)
-    return {**batch, "advantages": batch["advantages"][:, None] * weights}
+    return {**batch, "advantages": batch["advantages"][:, None] * weights, NAME: whole}
