@@ -120,6 +120,8 @@ class Followed:
 
     def _feed_prompts(self, layer: int, batch: PrefillBatch, queries: Tensor, keys: Tensor, values: Tensor) -> None:
         owner = {id(entry.allocation): entry.request.index for entry in self.engine.scheduler.prefilling}
+        for allocation, request in zip(self.cache.allocations, self.engine.running_batch.requests, strict=True):
+            owner[id(allocation)] = request.index  # its prompt ends in this step
         at = 0
         for piece in batch.chunks:
             index = owner[id(piece.allocation)]
