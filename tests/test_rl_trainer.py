@@ -387,6 +387,7 @@ def test_ours_is_the_default_of_the_dual_rule_alone(tmp_path: Path) -> None:
         ({"rollout_policy": "sinks"}, "slots: 512"),
         ({"rollout_budget": {"slots": 64}}, "takes no budget"),
         ({"rollout_policy": "sinks", "rollout_budget": {"slot": 64}}, "Did you mean 'slots'"),
+        ({"rollout_policy": "sinks", "rollout_budget": 64}, "rollout_budget=64: give a mapping"),
         ({"rollout_policy": "sinks", "rollout_budget": {"recent_window": 4}}, "has no slots"),
         ({"rollout_policy": "sinks", "rollout_budget": {"slots": 4, "recent_window": 8}}, "recent_window=8"),
         ({"rollouts": "transformers", "rollout_policy": "sinks", "rollout_budget": {"slots": 64}}, "'engine'"),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.utils.errors import LeanThinkError, UsageError
+from leanthink.utils.errors import LeanThinkError, UsageError, unknown
 
 # What files call these fields of `Budget`.
 FILE_KEYS = {"window": "recent_window", "interval": "eviction_interval", "answer": "max_answer_slots"}
@@ -24,6 +24,15 @@ def file_keys(parts: Mapping[str, Any]) -> dict[str, Any]:
     """Parts of a budget under the keys that files have."""
     keys = {field: key for key, field in FILE_KEYS.items()}
     return {keys.get(name, name): value for name, value in parts.items()}
+
+
+def check_parts(name: str, parts: Any) -> None:
+    """Refuse a setting of this name that is no mapping, or has a key that is no field of `Budget` (UsageError)."""
+    if not isinstance(parts, Mapping):
+        raise UsageError(f"{name}={parts!r}: give a mapping, such as {{slots: 512}}")
+    for part in parts:
+        if part not in REQUEST_KEYS.values():
+            raise unknown(f"part of {name}", part, REQUEST_KEYS.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
@@ -14,7 +14,7 @@ from trl import GRPOConfig
 from leanthink.data.think_tags import check_pair
 from leanthink.models.prompt import ChatOptions
 from leanthink.models.transformers_versions import old_names
-from leanthink.policies.budget import Budget
+from leanthink.policies.budget import Budget, check_parts
 from leanthink.policies.policy_spec import canonical
 from leanthink.rl.rewards import (
     ALL_CORRECT_WEIGHT,
@@ -250,10 +250,7 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     def _check_budget(self) -> None:
         if self.rollout_budget is None:
             return
-        names = [part.name for part in fields(Budget)]
-        for name in self.rollout_budget:
-            if name not in names:
-                raise unknown("part of rollout_budget", name, names)
+        check_parts("rollout_budget", self.rollout_budget)
         if "slots" not in self.rollout_budget:
             raise UsageError("rollout_budget has no slots: say how many thought slots stay, such as {slots: 512}")
         Budget(**self.rollout_budget)

@@ -321,14 +321,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _budget(slots: options.BudgetOptions, settings: dict[str, Any]) -> dict[str, int] | None:
-    """The budget of the flags over that of the file, and whatever else stands there; None for the policy full."""
-    from leanthink.policies.budget import REQUEST_KEYS
+    """The budget of the flags over that of the file; None for the policy full."""
+    from leanthink.policies.budget import REQUEST_KEYS, check_parts
 
     policy = settings.get("rollout_policy", "full")
     configured = {} if options.is_full(policy) else settings.get("rollout_budget") or {}
+    check_parts("rollout_budget", configured)
     usual = options.BudgetOptions(**{key: configured.get(field) for key, field in REQUEST_KEYS.items()})
     made = replace(usual, **given(slots)).make(policy)
-    return None if made is None else {**configured, **asdict(made)}  # what is no part of it is refused later
+    return None if made is None else asdict(made)
 
 
 def _assignment(text: str) -> tuple[str, Any]:
