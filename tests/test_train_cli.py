@@ -107,7 +107,7 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
     config.write_text(
         f"model: {random_llama}\nout: {tmp_path / 'unused'}\ndata: {{tasks: sums, levels: [1], count: 8}}\n"
         "learning_rate: 1e-3\nnum_generations: 4\nper_device_train_batch_size: 4\nmax_completion_length: 16\n"
-        "max_steps: 50\nmax_rounds: 2\nlora: {r: 4, alpha: 8}\nwarmup_steps: 0\n"
+        "max_steps: 50\nmax_num_gen_batches: 2\nlora: {r: 4, alpha: 8}\nwarmup_steps: 0\n"
     )
     out = tmp_path / "run"
     done = inside(
