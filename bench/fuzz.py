@@ -110,8 +110,8 @@ def bodies() -> Target:
         {"model": "tiny", "messages": [message], "reasoning_effort": "none", "chat_template_kwargs": {"a": [1]}},
         {"model": "tiny", "messages": [message], "stream": True, "stream_options": {"include_usage": True}},
         {**asked, "prompt": "a<think>b"},
-        {**asked, "prompt": ["a", "b"], "policy": "window", "budget": 9, "window": 2, "interval": 3, "answer": 4},
-        {**asked, "prompt": [1, 2], "logprobs": 2, "kv_events": True, "stream": True},
+        {**asked, "prompt": ["a", "b"], "policy": "window", "budget": 9, "recent_window": 2, "eviction_interval": 3},
+        {**asked, "prompt": [1, 2], "logprobs": 2, "kv_events": True, "stream": True, "max_answer_slots": 4},
         {**asked, "prompt": [[1, 2], [3]], "user": "u", "tools": [], "response_format": {"type": "text"}},
     )
     names = {*ChatBody.model_fields, *TextBody.model_fields, *Asked.neutral}

@@ -23,7 +23,7 @@ WRONG = {
     "an unknown name": {"leanthink_budgt": 64},
     "too large a budget": {"leanthink_budget": 500000},
     "a policy that is not offered": {"leanthink_budget": 64, "leanthink_policy": "snapkv"},
-    "a window above the budget": {"leanthink_budget": 8, "leanthink_window": 32},
+    "a window above the budget": {"leanthink_budget": 8, "leanthink_recent_window": 32},
 }
 
 
@@ -56,7 +56,7 @@ def checks(ids: list[list[int]], texts: list[str], expected: list[list[int]], as
         ids: prompts.
         texts: the same as users write them.
         expected: tokens that `LLM()` gave.
-        asked: budget, window, interval and policy.
+        asked: budget, recent_window, eviction_interval and policy.
     """
     extra = extra_args(asked)
     most = max(map(len, expected))

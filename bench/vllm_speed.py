@@ -25,7 +25,7 @@ BLOCK = 16
 GIB = 1 << 30
 STEPS = 256  # that are timed, the last ones of all requests together
 FEW, MANY = (20, 4000), (64, 3000)  # rows, and slots that each holds in the middle of these steps
-ASKED = {"window": 32, "interval": 64, "answer": 2}
+ASKED = {"recent_window": 32, "eviction_interval": 64, "max_answer_slots": 2}
 
 
 def shape_folder(work: Path) -> Path:
@@ -152,20 +152,20 @@ def full_steps(client: Inner, held: tuple[int, int]) -> Any:
 def bounded_steps(client: Inner, held: tuple[int, int], budget: int, policy: str = "horizon") -> Any:
     """Evictions in every one of the timed steps' intervals; the prompt fills what the budget leaves."""
     asked = asked_of(budget, policy)
-    tokens = budget + ASKED["interval"] + STEPS + 20
-    return steps(client, held, held[1] - budget - ASKED["interval"] // 2, tokens, asked)
+    tokens = budget + ASKED["eviction_interval"] + STEPS + 20
+    return steps(client, held, held[1] - budget - ASKED["eviction_interval"] // 2, tokens, asked)
 
 
 def profile(client: Inner, held: tuple[int, int], path: Path, budget: int | None) -> Any:
     """Where the time of 128 steps goes: kernels and launches of a step, and ours one by one."""
     found: list[Any] = []
-    first = 40 if budget is None else budget + ASKED["interval"] + 20
+    first = 40 if budget is None else budget + ASKED["eviction_interval"] + 20
 
     def stop() -> None:
         found.extend(client.inside("inside_profile", str(path)))
 
     asked = asked_of(budget)
-    prompt = held[1] - first - 64 if budget is None else held[1] - budget - ASKED["interval"] // 2
+    prompt = held[1] - first - 64 if budget is None else held[1] - budget - ASKED["eviction_interval"] // 2
     at = {first: lambda: client.inside("inside_profile", None) and None, first + 128: stop}
     client.run(random_prompts(held[0], prompt, 5), first + 160, asked, at)
     return found[0]

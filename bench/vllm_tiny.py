@@ -15,7 +15,7 @@ import vllm_http
 import vllm_tokens
 from vllm_parts import BLOCK, CHECKS, SCHEDULER, Report, Stepper, answers, engine, params, report_engine
 
-BUDGET = {"budget": 96, "window": 32, "interval": 32}
+BUDGET = {"budget": 96, "recent_window": 32, "eviction_interval": 32}
 POLICIES = ("horizon", "dynts", "random", "window", "sinks")
 COUNT, TOKENS, ROWS, ANSWER = 200, 900, 32, 64
 
@@ -176,7 +176,7 @@ def part_plugin(report: Report, work: Path) -> None:
 
 def bound(stepper: Stepper, ids: list[list[int]]) -> dict[str, Any]:
     """Slots and blocks that any request ever held, beside what it may: looked at after every step."""
-    asked = BUDGET | {"policy": "random", "answer": ANSWER}
+    asked = BUDGET | {"policy": "random", "max_answer_slots": ANSWER}
     seen = {"slots_over": -(10**9), "blocks_over": -(10**9)}
 
     def look() -> None:
@@ -196,7 +196,7 @@ def bound(stepper: Stepper, ids: list[list[int]]) -> dict[str, Any]:
 
 def may_hold(request: Any) -> int:
     """Slots that a request with BUDGET and ANSWER may hold."""
-    return int(request.num_prompt_tokens + BUDGET["budget"] + BUDGET["interval"] + ANSWER)
+    return int(request.num_prompt_tokens + BUDGET["budget"] + BUDGET["eviction_interval"] + ANSWER)
 
 
 def blocks_over(stepper: Stepper) -> int:
@@ -213,7 +213,7 @@ def mixed(stepper: Stepper, ids: list[list[int]]) -> dict[str, Any]:
     alive = {f"mixed-{index}" for index in range(1000)}
     for index in range(1000):
         policy = drawn.choice([*POLICIES, None])
-        asked = None if policy is None else BUDGET | {"policy": policy, "answer": ANSWER}
+        asked = None if policy is None else BUDGET | {"policy": policy, "max_answer_slots": ANSWER}
         given = params(drawn.randint(20, 300), asked, seed=index + 1)
         stepper.engine.add_request(f"mixed-{index}", {"prompt_token_ids": ids[drawn.randrange(40)]}, given)
     told = {"requests": 1000, "aborted": 0, "preempted": 0, "finished": 0, "blocks_over": -(10**9)}
@@ -272,10 +272,11 @@ def left(stepper: Stepper) -> dict[str, Any]:
 def part_ours(report: Report, work: Path) -> None:
     """Our own engine on the same problems, in the same dtype."""
     from leanthink import Budget, Sampling, generate, load
+    from leanthink.policies.budget import REQUEST_KEYS
 
     model, tokenizer = load("tiny", device="cuda")
     report.found["dtype"] = str(next(model.parameters()).dtype)
-    budget = Budget(slots=BUDGET["budget"], recent_window=BUDGET["window"], eviction_interval=BUDGET["interval"])
+    budget = Budget(**{REQUEST_KEYS[name]: value for name, value in BUDGET.items()})
     scores = vllm_tokens.Scores()
     scores.watch(POLICIES)
     samplings = [Sampling(max_new_tokens=TOKENS, seed=seed) for seed in range(1, COUNT + 1)]

@@ -165,4 +165,4 @@ def _kept(scores: list[float], budget: dict[str, int]) -> set[int]:
 
     from leanthink.policies.budget import top_k_oldest_first
 
-    return set(top_k_oldest_first(torch.tensor(scores), budget["budget"], budget["window"]).tolist())
+    return set(top_k_oldest_first(torch.tensor(scores), budget["budget"], budget["recent_window"]).tolist())

@@ -572,6 +572,7 @@ def test_the_picture_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
     [
         ({"shape": "qwen2.5-7"}, ["'qwen2.5-7'", "Did you mean 'qwen2.5-7b'?"]),
         ({"parts": "roofline,decod"}, ["'decod'", "Did you mean 'decode'?"]),
+        ({"parts": "floor"}, ["unknown part 'floor'", "roofline"]),
         ({"shape": "tiny", "model": "x"}, ["exactly one"]),
         ({"batch": "3"}, ["--batch and --slots"]),
         ({"batch": "3,x", "slots": "20"}, ["--batch '3,x'"]),
@@ -607,11 +608,3 @@ def test_defaults_depend_on_the_size_of_the_model() -> None:
     prompts = options_from({"device": "cpu", "prompts": "4x8", "prefill-tokens": "16"})
     assert (prompts.prompts, prompts.prefill_tokens) == (((4, 8),), 16)
     assert replace(found, steps=33, interval=32).whole_intervals == 64
-
-
-def test_old_names_of_parts_work_and_say_what_they_are_called_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanthink.utils.deprecated._told", set())
-    with pytest.warns(FutureWarning) as told:
-        found = options_from({"device": "cpu", "parts": "floor,decode,stock"})
-    assert found.parts == ("roofline", "decode", "hf-baseline")
-    assert ["roofline" in str(told[0].message), "hf-baseline" in str(told[1].message)] == [True, True]

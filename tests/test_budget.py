@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanthink.policies.budget import Budget, select
+from leanthink.policies.budget import Budget, file_keys, select
 from leanthink.utils.errors import LeanThinkError, UsageError
 from reference.select_slow import select_slow
 
@@ -56,6 +56,19 @@ def test_a_budget_is_frozen_and_says_its_settings() -> None:
         budget.slots = 1
     assert repr(budget) == "Budget(slots=256, recent_window=32, eviction_interval=64, max_answer_slots=1024)"
     assert eval(repr(budget)) == budget
+
+
+def test_files_have_keys_of_their_own() -> None:
+    budget = Budget(slots=99, recent_window=1, eviction_interval=2, max_answer_slots=3)
+    assert list(budget.record.items()) == [("slots", 99), ("window", 1), ("interval", 2), ("answer", 3)]
+    assert Budget.from_record(budget.record) == budget
+    assert file_keys({"slots": 9, "recent_window": 2}) == {"slots": 9, "window": 2}
+
+
+@pytest.mark.parametrize("given", [{"windows": 3}, {"window": 3}])
+def test_unknown_keywords_are_errors(given: dict[str, int]) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'window"):
+        Budget(slots=99, **given)
 
 
 def test_eviction_is_due_exactly_at_slots_plus_interval() -> None:

@@ -26,6 +26,7 @@ from recorded import trace
     ("arguments", "words"),
     [
         ("generate hi --budgt 3", ["--budgt", "--budget"]),
+        ("generate hi --window 3", ["No such option: --window"]),
         ("generat hi", ["generat", "'generate'"]),
         ("generate", ["PROMPT", "generate --help"]),
         ("tasks", ["Missing command", "tasks --help"]),

@@ -23,7 +23,6 @@ from leanthink.policies.budget import Budget
 from leanthink.policies.h2o import H2O
 from leanthink.policies.horizon import Horizon
 from leanthink.policies.sepllm import SepLLM
-from leanthink.utils import deprecated
 from leanthink.utils.errors import LeanThinkError, UsageError
 from models import (
     HYBRIDS,
@@ -573,20 +572,6 @@ def test_a_request_that_is_finished_early_brings_what_it_has_and_frees_its_slots
     (whole,) = generate(model, TOKENIZER, list(range(40)), **options)
     assert done.token_ids == whole.token_ids[:written]
     assert (done.finish_reason, done.prompt_tokens) == ("length", 40)
-
-
-def test_cut_is_called_finish_early_now_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deprecated, "_told", set())
-    engine = Engine(endless(), TOKENIZER, slots=200)
-    request_id = engine.add([1, 2], policy="window", budget=BUDGET, sampling=Sampling(max_new_tokens=50))
-    for _ in range(3):
-        engine.step()
-    with pytest.warns(FutureWarning, match="Engine.cut is called Engine.finish_early now"):
-        done = engine.cut(request_id)
-    assert done is not None
-    assert len(done.token_ids) == 3
-    assert engine.cut(request_id) is None
-    assert_empty(engine)
 
 
 def test_stats_say_what_is_held_after_every_step() -> None:

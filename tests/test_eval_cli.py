@@ -268,7 +268,7 @@ def test_policies_with_settings_are_policies_of_their_own(inside: Any, folder: P
 
 
 def test_a_run_of_before_is_resumed(inside: Any, folder: Path, tmp_path: Path) -> None:
-    """Header and names of cells are those of runs that were made when options had their old names."""
+    """Header and names of cells have not changed."""
     old = [{4: 5}.get(word, word) for word in SMALL]  # a window of 5
     words = [*old, "--policies", "full,sinks", "--budgets", "8,12", "--max-answer-slots", 40, "--model", folder]
     words += ["--device", "cpu", "--json", "--out", tmp_path / "run"]
@@ -286,8 +286,7 @@ def test_a_run_of_before_is_resumed(inside: Any, folder: Path, tmp_path: Path) -
     cells = {json.loads(line)["cell"] for line in lines}
     assert cells == {"tasks/full", *(f"tasks/sinks/{slots}+5 window 5 answer 40" for slots in (8, 12))}
     records.write_text("\n".join(lines[:3]) + "\n")
-    renamed = {"--recent-window": "--window", "--eviction-interval": "--interval", "--max-answer-slots": "--answer"}
-    again = inside("eval", *[renamed.get(word, word) for word in words])
+    again = inside("eval", *words)
     assert again.code == 0, again.err
     assert sorted(keys(tmp_path / "run")) == sorted(
         (one["cell"], one["id"], one["sample"]) for one in map(json.loads, lines)

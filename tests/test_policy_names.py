@@ -1,9 +1,8 @@
-"""What a policy of a user's own has to be: derived from Policy, under today's names or under those of before."""
+"""What a policy of a user's own has to be: derived from Policy, and what it may override."""
 
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,17 +15,10 @@ from leanthink import Budget, Policy, Sampling, UsageError, generate
 from leanthink.engine.request import resolve_policies
 from leanthink.policies.dynts import DynTS
 from leanthink.policies.policy import Slots
-from leanthink.utils import deprecated
 from models import RandomPredictor, make_model, make_tokenizer
-from policy_slots import make, slots_for
 
 ROOT = Path(__file__).parents[1]
 BUDGET = Budget(slots=8, recent_window=2, eviction_interval=4, max_answer_slots=8)
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_told(monkeypatch):
-    monkeypatch.setattr(deprecated, "_told", set())
 
 
 class ByNorm(Policy):
@@ -45,18 +37,9 @@ class ByNorm(Policy):
         return slots.token_scores[..., 0]
 
 
-def old_by_norm() -> Policy:
-    class OldByNorm(Policy):
-        name: ClassVar[str] = "by-norm"
-        channels = 1
-
-        def stamp(self, states_NWF: Tensor) -> Tensor:
-            return states_NWF[:, 0].float().norm(dim=-1, keepdim=True)
-
-        def score(self, slots: Slots) -> Tensor:
-            return slots.stamps[..., 0]
-
-    return OldByNorm()
+class Norm(RandomPredictor):
+    def forward(self, hidden_states_NWF: Tensor) -> Tensor:
+        return hidden_states_NWF[:, 0].float().norm(dim=-1, keepdim=True)
 
 
 def tokens_under(policy: Policy) -> tuple[int, ...]:
@@ -67,39 +50,8 @@ def tokens_under(policy: Policy) -> tuple[int, ...]:
     return done.token_ids
 
 
-def test_a_policy_under_the_old_names_ranks_as_before_and_is_told_the_new_ones_once() -> None:
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        old = old_by_norm()
-        assert tokens_under(old) == tokens_under(ByNorm())
-        old_by_norm()
-    messages = sorted(str(one.message).replace("'s ", ".", 1) for one in told)
-    assert messages == [
-        "OldByNorm.stamp, channels is called score_tokens, score_dims now: use that name",
-        "Slots.stamps is called Slots.token_scores now: use that name",
-    ]
-    assert all(issubclass(one.category, FutureWarning) and one.filename == __file__ for one in told)
-
-
-def test_a_policy_derived_from_one_of_ours_may_call_what_it_overrides_under_either_name() -> None:
-    with pytest.warns(FutureWarning, match="Doubled's stamp"):
-
-        class Doubled(DynTS):
-            def stamp(self, states_NWF: Tensor) -> Tensor:
-                return 2 * super().stamp(states_NWF)  # type: ignore[misc,no-any-return]
-
-    predictor = RandomPredictor(8, "answer")
-    states_NWF = torch.randn(3, 1, 16)
-    own = DynTS(predictor=predictor)
-    assert torch.equal(Doubled(predictor=predictor).score_tokens(states_NWF), 2 * own.score_tokens(states_NWF))
-    assert own.channels == own.score_dims == 1  # type: ignore[attr-defined]
-
-
-def test_what_a_policy_is_shown_can_be_read_under_the_old_names() -> None:
-    for name, old, new in (("dynts", "stamps", "token_scores"), ("h2o", "attended", "accumulated_attention")):
-        slots = slots_for(make(name))
-        with pytest.warns(FutureWarning, match=f"Slots.{old} is called Slots.{new} now"):
-            assert getattr(slots, old) is getattr(slots, new)
+def test_a_policy_of_a_users_own_scores_tokens_and_ranks_by_them_as_ours_do() -> None:
+    assert tokens_under(ByNorm()) == tokens_under(DynTS(predictor=Norm(8, "answer")))
 
 
 def test_a_policy_without_a_score_cannot_be_made() -> None:

@@ -12,7 +12,6 @@ from types import ModuleType
 import pytest
 
 import leanthink
-from leanthink.utils.old_modules import NOW
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,36 +49,6 @@ def test_type_checkers_see_the_same_names_as_users():
 @pytest.mark.parametrize("name", leanthink.__all__)
 def test_no_room_has_the_name_of_a_function(name):
     assert not (Path(leanthink.__file__).parent / name).exists()
-
-
-@pytest.mark.parametrize(("old", "new"), NOW.items())
-def test_a_module_that_the_docs_once_named_is_the_same_under_its_old_name(old, new):
-    code = f"import sys, warnings; warnings.simplefilter('ignore'); import {old}\n"
-    code += f"import {new}; m = sys.modules['{new}']; print(sys.modules['{old}'] is m, m.__name__, m.__spec__.name)"
-    assert python(code) == f"True {new} {new}"
-
-
-def test_an_old_name_is_told_the_new_one_where_it_is_used():
-    code = "import leanthink.tiny.tasks as tasks\nimport leanthink.tiny.tasks\nprint(len(tasks.FAMILIES))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "6\n"
-    assert done.stderr.splitlines() == [
-        "<string>:1: RenamedWarning: leanthink.tiny is called leanthink.models.tiny now: use that name",
-        "<string>:1: RenamedWarning: leanthink.tiny.tasks is called leanthink.data.tasks.registry now: use that name",
-    ]
-
-
-def test_an_old_name_can_be_run_as_a_program():
-    done = subprocess.run(
-        [sys.executable, "-m", "leanthink.tiny.train", "--help"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith("usage: python -m leanthink.models.tiny.train")
-    assert "leanthink.tiny.train is called leanthink.models.tiny.train now" in done.stderr
-
-
-def test_the_new_name_of_a_module_says_nothing():
-    code = "import warnings; warnings.simplefilter('error'); import leanthink.models.tiny, leanthink.entrypoints.cli"
-    assert python(f"{code}; print('quiet')") == "quiet"
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

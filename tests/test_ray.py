@@ -41,8 +41,8 @@ from test_eval_cli import keys, keys_so_far, table
 SAMPLING = Sampling(temperature=0.7, max_new_tokens=120, seed=3)
 PROBLEMS = from_tasks(registry.sample("sums", 1, 4, seed=0))
 EVALUATED = ["--tasks", "sums", "--levels", "1", "--count", 6, "--policies", "full,horizon", "--ratios", "2",
-             "--window", 8, "--interval", 16, "--temperature", 0.7, "--max-new-tokens", 150,
-             "--max-rows", 1, "--device", "cpu", "--json"]  # fmt: skip
+             "--recent-window", 8, "--eviction-interval", 16, "--temperature", 0.7, "--max-new-tokens", 150,
+             "--max-num-seqs", 1, "--device", "cpu", "--json"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

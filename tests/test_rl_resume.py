@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from leanthink.rl.resume import check_same, check_whole, last_whole_checkpoint
+from leanthink.rl.resume import as_recorded, check_same, check_whole, last_whole_checkpoint
 from leanthink.rl.run import check_settings
 from leanthink.rl.run_log import truncate
 from leanthink.rl.trainer import TELEMETRY
@@ -61,6 +61,17 @@ def test_how_long_and_how_watched_may_change_and_what_is_left_out_is_its_default
     check_same({**adapted, "lora": {}}, tmp_path)
     with pytest.raises(UsageError, match=r'lora: {"r": 16, "alpha": 32.*"r": 8'):
         check_same({**adapted, "lora": {"r": 8}}, tmp_path)
+
+
+def test_run_json_has_keys_of_its_own_for_some_settings(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"settings": {"rule": "penalty", "decay": 0.9}, "birth": {}}')
+    check_same({"length_reward_mode": "penalty", "ema_decay": 0.9}, tmp_path)
+    with pytest.raises(UsageError, match=r"ema_decay: 0\.9 there, 0\.8 asked for"):
+        check_same({"length_reward_mode": "penalty", "ema_decay": 0.8}, tmp_path)
+    budget = {"slots": 8, "recent_window": 4}
+    given = {"ema_decay": 0.9, "alpha": 0.2, "rollout_policy": "sinks: num_sinks = 2", "rollout_budget": budget}
+    written = {"decay": 0.9, "alpha": 0.2, "rollout_policy": "sinks:num_sinks=2"}
+    assert as_recorded(given) == written | {"rollout_budget": {"slots": 8, "window": 4}}
 
 
 def half(path: Path) -> None:

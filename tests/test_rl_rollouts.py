@@ -150,7 +150,7 @@ def test_an_engine_that_failed_is_not_used_again(tmp_path: Path, monkeypatch: py
 
 
 def test_a_budget_bounds_what_a_response_holds(tmp_path: Path) -> None:
-    budget = {"slots": 8, "window": 4, "interval": 4, "answer": 8}
+    budget = {"slots": 8, "recent_window": 4, "eviction_interval": 4, "max_answer_slots": 8}
     trainer = make_trainer(
         tmp_path, rollout_policy="sinks", rollout_budget=budget, max_completion_length=64, model=make_model()
     )
@@ -158,7 +158,7 @@ def test_a_budget_bounds_what_a_response_holds(tmp_path: Path) -> None:
     ids = found["prompt_ids"]
     seeds = [response_seed(42, "0/0", ids[i], i) for i in range(6)]
     choices = [Sampling(temperature=1.0, max_new_tokens=64, seed=seed) for seed in seeds]
-    bounded = {"policy": "sinks", "budget": Budget.from_record(budget)}
+    bounded = {"policy": "sinks", "budget": Budget(**budget)}
     wanted = generate(trainer.model.eval(), trainer.processing_class, ids, sampling=choices, **bounded)
     assert [list(completion.token_ids) for completion in wanted] == found["completion_ids"]
     assert sum(completion.evictions for completion in wanted) > 0

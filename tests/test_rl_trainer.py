@@ -288,7 +288,7 @@ def test_what_is_mastered_takes_no_place_from_what_tells_right_from_wrong(tmp_pa
 
 @pytest.mark.parametrize("slots", [8, 4096])
 def test_tokens_sampled_under_a_budget_weigh_as_the_whole_cache_makes_them_likelier(tmp_path: Path, slots: int) -> None:
-    budget = {"slots": slots, "window": 4, "interval": 4, "answer": 8}
+    budget = {"slots": slots, "recent_window": 4, "eviction_interval": 4, "max_answer_slots": 8}
     changes = {"rollout_policy": "sinks", "rollout_budget": budget, "max_completion_length": 48, "model": make_model()}
     trainer, _ = make_trainer(tmp_path, grader=Judge(0, 6), rollout_ratio_cap=1.5, **changes)
     batch = full_batch(trainer)
@@ -387,8 +387,9 @@ def test_ours_is_the_default_of_the_dual_rule_alone(tmp_path: Path) -> None:
         ({"rollout_policy": "sinks"}, "slots: 512"),
         ({"rollout_budget": {"slots": 64}}, "takes no budget"),
         ({"rollout_policy": "sinks", "rollout_budget": {"slot": 64}}, "Did you mean 'slots'"),
-        ({"rollout_policy": "sinks", "rollout_budget": {"window": 4}}, "has no slots"),
-        ({"rollout_policy": "sinks", "rollout_budget": {"slots": 4, "window": 8}}, "window=8"),
+        ({"rollout_policy": "sinks", "rollout_budget": 64}, "rollout_budget=64: give a mapping"),
+        ({"rollout_policy": "sinks", "rollout_budget": {"recent_window": 4}}, "has no slots"),
+        ({"rollout_policy": "sinks", "rollout_budget": {"slots": 4, "recent_window": 8}}, "recent_window=8"),
         ({"rollouts": "transformers", "rollout_policy": "sinks", "rollout_budget": {"slots": 64}}, "'engine'"),
         ({"repetition_penalty": 1.1}, "rollouts='transformers'"),
         ({"rollout_rows": 0}, "rollout_rows=0"),

@@ -43,7 +43,6 @@ def settings_of(inside: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> A
     ("theirs", "ours"),
     [
         (["--served-model-name", "mine"], ["--name", "mine"]),
-        (["--max-num-seqs", 8], ["--rows", 8]),
         (["--dtype", "auto"], []),
     ],
 )
@@ -60,7 +59,6 @@ def test_options_of_vllm_without_one_of_ours_reach_the_settings(settings_of: Any
     ("arguments", "words"),
     [
         (["--name", "a", "--served-model-name", "a"], ["--name and --served-model-name are one thing"]),
-        (["--rows", 3, "--max-num-seqs", 4], ["--max-num-seqs and --rows are one thing"]),
         (["--kv-gib", 1, "--gpu-memory-utilization", 0.9], ["kv_gib and gpu_memory_utilization"]),
         (["--gpu-memory-utilization", 90], ["gpu_memory_utilization=90.0", "at most 1"]),
         (["--gpu-memory-utilization", 0], ["gpu_memory_utilization=0.0"]),

@@ -124,28 +124,17 @@ def test_a_salt_is_of_every_choice_and_an_empty_one_is_refused(model: Any) -> No
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"window": 5, "interval": 6, "answer": 7}, (64, 5, 6, 7)),
         ({"recent_window": 5, "eviction_interval": 6, "max_answer_slots": 7}, (64, 5, 6, 7)),
-        ({"recent_window": 5, "window": 5, "budget": 9}, (9, 5, 64, 1024)),
+        ({"recent_window": 5, "budget": 9}, (9, 5, 64, 1024)),
     ],
 )
-def test_a_budget_is_read_by_its_old_and_its_new_names(model: Any, given: Any, expected: tuple[int, ...]) -> None:
+def test_a_budget_is_put_over_that_of_the_server(model: Any, given: Any, expected: tuple[int, ...]) -> None:
     assert tuple(read(model, **given).budget.record.values()) == expected
 
 
-def test_two_names_of_one_thing_with_two_values_are_refused(model: Any) -> None:
-    with pytest.raises(APIError, match="interval is the old name of eviction_interval: give eviction_interval alone"):
-        read(model, interval=5, eviction_interval=6)
-    with pytest.raises(APIError, match="leave out window, max_answer_slots"):
-        read(model, policy="full", window=5, max_answer_slots=6)
-
-
-def test_the_schema_shows_the_new_names_and_marks_the_old_ones() -> None:
-    for body in (ChatBody, TextBody):
-        fields = body.model_json_schema()["properties"]
-        old = {name for name, schema in fields.items() if schema.get("deprecated")}
-        assert old == {"window", "interval", "answer"}
-        assert {"recent_window", "eviction_interval", "max_answer_slots"} < set(fields)
+def test_policy_full_takes_no_part_of_a_budget(model: Any) -> None:
+    with pytest.raises(APIError, match="leave out recent_window, max_answer_slots"):
+        read(model, policy="full", recent_window=5, max_answer_slots=6)
 
 
 def test_a_request_names_a_policy_with_settings_of_its_own(model: Any) -> None:

@@ -28,7 +28,6 @@ from leanthink.models.tiny.sequence_packing import NO_TARGET, Batch, BatchShape,
 from leanthink.models.tiny.tokenizer import END, END_THINK, PAD, build_tokenizer, encode_document, save_tokenizer
 from leanthink.models.tiny.train import Options, lr_factor
 from leanthink.policies.budget import Budget
-from leanthink.utils import deprecated
 from leanthink.utils.errors import DamagedFile, LeanThinkError, UsageError
 
 SMALL = {"layers": 2, "hidden": 64, "heads": 2, "kv_heads": 1, "mlp": 96}
@@ -370,15 +369,6 @@ def test_command_line_refuses_what_it_cannot_do():
         train.parse(["--smoke", "--error-rate-if-unchecked", "2"])
     options, smoke = train.parse(["--out", "x", "--steps", "3", "--no-compile", "--lr", "1e-3"])
     assert (options.out, options.steps, options.compile, options.lr, smoke) == (Path("x"), 3, False, 1e-3, False)
-
-
-def test_old_flags_still_work_and_say_what_they_are_called_now(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(deprecated, "_told", set())
-    with pytest.warns(FutureWarning) as told:
-        options, _ = train.parse(["--smoke", "--habits", "0.5", "--slip-if-unchecked=0.02", "--slip-from-level", "4"])
-    assert (options.style_skew, options.error_rate_if_unchecked, options.errors_from_level) == (0.5, 0.02, 4)
-    assert str(told[0].message) == "--habits is called --style-skew now: use that name"
-    assert len(told) == 3
 
 
 def test_command_line_trains_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

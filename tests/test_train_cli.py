@@ -107,7 +107,7 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
     config.write_text(
         f"model: {random_llama}\nout: {tmp_path / 'unused'}\ndata: {{tasks: sums, levels: [1], count: 8}}\n"
         "learning_rate: 1e-3\nnum_generations: 4\nper_device_train_batch_size: 4\nmax_completion_length: 16\n"
-        "max_steps: 50\nmax_rounds: 2\nlora: {r: 4, alpha: 8}\nwarmup_steps: 0\n"
+        "max_steps: 50\nmax_num_gen_batches: 2\nlora: {r: 4, alpha: 8}\nwarmup_steps: 0\n"
     )
     out = tmp_path / "run"
     done = inside(
@@ -149,6 +149,7 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
     [
         ("--set alfa=1", ["unknown setting 'alfa'", "Did you mean 'alpha'"]),
         ("--set output_dir=x", ["unknown setting 'output_dir'"]),
+        ("--set decay=0.9", ["unknown setting 'decay'", "ema_decay"]),
         ("--set alpha", ["NAME=VALUE"]),
         ("--resume", ["no checkpoint in", "without resume"]),
         ("--resume --overwrite", ["exclude each other"]),
@@ -293,22 +294,12 @@ def test_a_budget_comes_from_flags_over_the_file(tmp_path: Path, inside: Any, ra
     assert settings["rollout_budget"] == {"slots": 8, "window": 4, "interval": 4, "answer": 1024}
 
 
-def test_a_run_of_before_is_resumed_under_the_new_names(
-    tmp_path: Path, inside: Any, random_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("leanthink.utils.deprecated._told", set())
-    config, out = tmp_path / "settings.yaml", tmp_path / "run"
-    config.write_text("rollout_policy: sinks:num_sinks=2\nrollout_budget: {slots: 8, window: 4}\n")
-    sets = ("max_num_gen_batches=1", "num_generations=2", "max_completion_length=16", "save_steps=1")
-    words = run_of(out, 1, "--config", config, "--model", random_llama, sets=sets)
-    first = inside(*words)
-    assert first.code == 0, first.err
-    assert first.err.count("leanthink: window in rollout_budget is called recent_window there now") == 1
-    settings = json.loads((out / "run.json").read_text())["settings"]
-    assert (settings["rollout_policy"], settings["rollout_budget"]) == ("sinks:num_sinks=2", {"slots": 8, "window": 4})
-    config.write_text("rollout_policy: 'sinks: num_sinks = 2'\nrollout_budget: {slots: 8, recent_window: 4}\n")
-    again = inside(*words, "--resume")
-    assert again.code == 0, again.err
+def test_a_part_of_a_budget_that_there_is_not_is_refused(tmp_path: Path, inside: Any) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text("rollout_policy: sinks\nrollout_budget: {slots: 8, window: 4}\n")
+    for flags in ((), ("--eviction-interval", 4)):
+        done = inside(*run_of(tmp_path / "run", 1, "--config", config, *flags))
+        refused(done, 2, "unknown part of rollout_budget 'window'", "recent_window")
 
 
 def test_weights_of_a_gguf_file_are_trained_as_the_whole_weights_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from leanthink.utils import old_modules
-
 if TYPE_CHECKING:
     from leanthink.data.think_tags import ThinkTags, set_think_tags, think_tags
     from leanthink.data.traces.trace import Trace, read_traces
@@ -82,8 +80,6 @@ _HOMES = {
     "stream": "engine.generation",
     "think_tags": "data.think_tags",
 }
-
-old_modules.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -163,6 +163,7 @@ def test_what_the_method_depends_on_must_be_as_it_is(path: str) -> None:
     [
         ({"alhpa": 0.1}, "unknown setting of algorithm.deepcompress 'alhpa'.*mean 'alpha'"),
         ({"max_length": 5}, "unknown setting"),
+        ({"decay": 0.9}, "unknown setting of algorithm.deepcompress 'decay'.*ema_decay"),
         ({"alpha": -1}, "alpha=-1"),
         ({"ema_decay": 1.5}, "ema_decay=1.5"),
         ({"length_reward_mode": "duel"}, "mean 'dual'"),

@@ -282,6 +282,7 @@ def test_a_request_gets_the_servers_budget_with_its_own_parts_in_place() -> None
     ("given", "server", "message"),
     [
         ({"leanthink_budgt": 1}, {}, "Did you mean 'leanthink_budget'"),
+        ({"leanthink_window": 1}, {}, "unknown request parameter 'leanthink_window'.*leanthink_recent_window"),
         ({"leanthink_budget": "64"}, {}, "slots must be an integer"),
         ({"leanthink_budget": 64.5}, {}, "slots must be an integer"),
         ({"leanthink_budget": 8}, {}, "window=32 is larger than slots=8"),
@@ -312,16 +313,6 @@ def test_settings_are_read_from_json_or_a_file(tmp_path: Path, monkeypatch: pyte
         settings_here()
 
 
-def test_old_names_of_a_budget_are_read_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanthink.utils.deprecated._told", set())
-    budget = Budget(slots=64, recent_window=8)
-    with pytest.warns(FutureWarning, match="window in LEANTHINK_VLLM is called recent_window there now"):
-        assert read_settings(json.dumps({"budget": 64, "window": 8})) == Settings(budget=budget)
-    with pytest.warns(FutureWarning, match="leanthink_answer in a request is called leanthink_max_answer_slots"):
-        asked = asked_of({"leanthink_answer": 9}, Settings(budget=budget))
-    assert asked == Asked(policy="horizon", budget=replace(budget, max_answer_slots=9))
-
-
 def test_policies_with_settings_are_offered_and_asked_for() -> None:
     given = {"policy": "sinks:num_sinks=4", "policies": ["sinks", "horizon:only=64,rule=ceil"], "budget": 64}
     server = read_settings(json.dumps(given))
@@ -341,6 +332,7 @@ def test_policies_with_settings_are_offered_and_asked_for() -> None:
         ("nowhere.json", "give a JSON object"),
         ("{", "is no JSON"),
         (json.dumps({"budgets": 1}), "Did you mean 'budget'"),
+        (json.dumps({"budget": 64, "window": 8}), "unknown setting in LEANTHINK_VLLM 'window'"),
         (json.dumps({"recent_window": 1}), "without a budget"),
         (json.dumps({"policy": "snapkv"}), "cannot be served in vLLM"),
         (json.dumps({"policy": "full"}), "cannot be served in vLLM"),

@@ -36,7 +36,6 @@ from leanthink.models.loading import check_model, end_ids, kv_shape
 from leanthink.models.prompt import PLAIN, ChatOptions, Prompt
 from leanthink.policies import Policy
 from leanthink.policies.budget import Budget
-from leanthink.utils.deprecated import warn_renamed
 from leanthink.utils.errors import RequestFailed, UsageError
 
 PREFILL_TOKENS = {"cuda": 8192, "cpu": 2048}  # by device: a GPU is busy with so many, and a core with fewer
@@ -202,11 +201,6 @@ class Engine:
         done = None if row is None or not int(self.running_batch.generated[row]) else self._complete(row)
         self.cancel(request_id)
         return done
-
-    def cut(self, request_id: int) -> Completion | None:
-        """What `finish_early` was called."""
-        warn_renamed("Engine.cut", "Engine.finish_early")
-        return self.finish_early(request_id)
 
     @torch.inference_mode()
     def cancel(self, request_id: int) -> bool:

@@ -310,7 +310,7 @@ class Engines:
         if self._deaths > len(self._engines):
             raise LeanThinkError(
                 f"{self._deaths} engines died one after the other without a result ({reason}): if memory is short give "
-                "fewer --ray-workers or --max-rows; what was finished is kept, and the same command goes on"
+                "fewer --ray-workers or --max-num-seqs; what was finished is kept, and the same command goes on"
             )
         self._tell(f"{engine.name} died ({reason}); it is replaced, {len(engine.batch)} unfinished go to others")
         ray.kill(engine.actor)  # it may only have been out of reach

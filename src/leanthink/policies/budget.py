@@ -12,23 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.utils.errors import LeanThinkError, UsageError
-from leanthink.utils.renamed_fields import renamed_fields
+from leanthink.utils.errors import LeanThinkError, UsageError, unknown
 
-# Names of before, which files still use: they are read and written as they always were.
+# What files call these fields of `Budget`.
 FILE_KEYS = {"window": "recent_window", "interval": "eviction_interval", "answer": "max_answer_slots"}
+# What requests and options call them all.
+REQUEST_KEYS = {"budget": "slots", **{field: field for field in FILE_KEYS.values()}}
 
 
 def file_keys(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Parts of a budget under the keys that files have. Raises UsageError for a part that is there by both names."""
-    keys = {new: old for old, new in FILE_KEYS.items()}
-    for new, old in keys.items():
-        if new in parts and old in parts:
-            raise UsageError(f"budget: {old} is the old name of {new}: give {new} alone")
+    """Parts of a budget under the keys that files have."""
+    keys = {field: key for key, field in FILE_KEYS.items()}
     return {keys.get(name, name): value for name, value in parts.items()}
 
 
-@renamed_fields(**FILE_KEYS)
+def check_parts(name: str, parts: Any) -> None:
+    """Refuse a setting of this name that is no mapping, or has a key that is no field of `Budget` (UsageError)."""
+    if not isinstance(parts, Mapping):
+        raise UsageError(f"{name}={parts!r}: give a mapping, such as {{slots: 512}}")
+    for part in parts:
+        if part not in REQUEST_KEYS.values():
+            raise unknown(f"part of {name}", part, REQUEST_KEYS.values())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """The memory of one request, in slots (room for one token's keys and values).

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from leanthink.utils.deprecated import warn_renamed
 from leanthink.utils.errors import UsageError
 
 Target = Literal["answer", "horizon"]
@@ -86,18 +84,6 @@ class Slots:
         sums = self.pinned_log_sums
         assert sums is None or (self.queries is not None and sums.shape == self.queries.shape[:-1]), sums
 
-    @property
-    def stamps(self) -> Tensor | None:
-        """What `token_scores` was called."""
-        warn_renamed("Slots.stamps", "Slots.token_scores")
-        return self.token_scores
-
-    @property
-    def attended(self) -> Tensor | None:
-        """What `accumulated_attention` was called."""
-        warn_renamed("Slots.attended", "Slots.accumulated_attention")
-        return self.accumulated_attention
-
 
 class ImportancePredictor(Protocol):
     """A fitted predictor as policies use it: hidden states of tokens in, ranking scores out."""
@@ -145,10 +131,6 @@ class Policy(ABC):
     accumulates: ClassVar[bool] = False
     texts: ClassVar[tuple[str, ...]] = ()
     labelled: ClassVar[bool] = False
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        _keep_old_names(cls)
 
     @property
     def pins_prompt(self) -> bool:
@@ -220,25 +202,6 @@ class Policy(ABC):
 
         Shape of `slots.ages`. Row i depends on nothing of row j: of another request, or of another layer.
         """
-
-
-RENAMED = {"stamp": "score_tokens", "channels": "score_dims", "stamp_dtype": "score_dtype"}
-
-
-def _keep_old_names(cls: Any) -> None:
-    """Whatever a class defines under an old name can be had under the new one, which is told once; and the reverse."""
-    own = cls.__dict__
-    defined = {old: new for old, new in RENAMED.items() if old in own and new not in own}
-    if defined:
-        warn_renamed(f"{cls.__name__}'s {', '.join(defined)}", ", ".join(defined.values()), stacklevel=4)
-    for old, new in RENAMED.items():
-        if old in defined:
-            setattr(cls, new, property(attrgetter(old)))
-        elif new in own and old not in own:
-            setattr(cls, old, own[new])  # so that `super().stamp(...)` finds the one that it means
-
-
-_keep_old_names(Policy)
 
 
 def check_target(policy: Policy, predictor: ImportancePredictor) -> None:

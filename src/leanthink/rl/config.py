@@ -14,9 +14,8 @@ from trl import GRPOConfig
 from leanthink.data.think_tags import check_pair
 from leanthink.models.prompt import ChatOptions
 from leanthink.models.transformers_versions import old_names
-from leanthink.policies.budget import FILE_KEYS, Budget, file_keys
+from leanthink.policies.budget import Budget, check_parts
 from leanthink.policies.policy_spec import canonical
-from leanthink.rl.old_names import NOW
 from leanthink.rl.rewards import (
     ALL_CORRECT_WEIGHT,
     PUBLISHED_ALL_CORRECT_WEIGHT,
@@ -26,12 +25,10 @@ from leanthink.rl.rewards import (
 )
 from leanthink.rl.trl_reward import check_settings
 from leanthink.utils.errors import UsageError, unknown
-from leanthink.utils.renamed_fields import renamed_fields
 
 ROLLOUTS = ("engine", "transformers", "vllm")
 
 
-@renamed_fields(**{old: NOW[old] for old in ("rule", "start", "decay", "mastered_weight", "max_rounds")})
 @dataclass
 class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     """Settings of `DeepCompressTrainer`; every field of TRL's GRPOConfig is one too.
@@ -144,7 +141,7 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
     @property
     def budget(self) -> Budget | None:
         """Of the engine's rollouts; None for policy full."""
-        return None if self.rollout_budget is None else Budget.from_record(self.rollout_budget)
+        return None if self.rollout_budget is None else Budget(**self.rollout_budget)
 
     @property
     def chat_options(self) -> ChatOptions:
@@ -251,17 +248,12 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             self.use_vllm = True
 
     def _check_budget(self) -> None:
-        """Parts of the budget may have their names of before, which the files of a run keep."""
         if self.rollout_budget is None:
             return
-        names = ("slots", *FILE_KEYS.values())
-        for name in self.rollout_budget:
-            if name not in (*names, *FILE_KEYS):
-                raise unknown("part of rollout_budget", name, names)
+        check_parts("rollout_budget", self.rollout_budget)
         if "slots" not in self.rollout_budget:
             raise UsageError("rollout_budget has no slots: say how many thought slots stay, such as {slots: 512}")
-        self.rollout_budget = file_keys(self.rollout_budget)
-        Budget.from_record(self.rollout_budget)
+        Budget(**self.rollout_budget)
 
     def _check_checkpoints(self) -> None:
         """A run goes on as it was only from where a generation batch ends: TRL does not save the rest of one."""

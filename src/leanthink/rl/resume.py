@@ -15,11 +15,18 @@ from torch.utils.data import Sampler
 from leanthink.policies.budget import file_keys
 from leanthink.policies.policy_spec import canonical
 from leanthink.rl.adapters import DEFAULTS
-from leanthink.rl.old_names import IN_FILES, current_names
 from leanthink.rl.run_files import RUN, about_run
 from leanthink.utils.errors import DamagedFile, UsageError
 from leanthink.utils.file_reading import INTEGER, check_kinds, parse_json, reading
 
+# What run.json calls these settings.
+FILE_KEYS = {
+    "rule": "length_reward_mode",
+    "start": "ema_initial_value",
+    "decay": "ema_decay",
+    "mastered_weight": "all_correct_weight",
+    "max_rounds": "max_num_gen_batches",
+}
 STATE = "trainer_state.json"  # transformers writes it last
 CURE = "go on from another checkpoint"
 # Settings that may change from start to start: what they decide is how long, how watched and where, not what is learnt.
@@ -37,8 +44,9 @@ def check_same(settings: Mapping[str, Any], out: Path) -> None:
     """
     if not (out / RUN).is_file():
         return
-    before = current_names(about_run(out / RUN).get("settings", {}), tell=False)
-    now = current_names(as_recorded(settings), tell=False)
+    recorded = about_run(out / RUN).get("settings", {})
+    before = {FILE_KEYS.get(key, key): value for key, value in recorded.items()}
+    now = _as_json(settings)
     differing = [
         f"{name}: {_shown(before, name)} there, {_shown(now, name)} asked for"
         for name in sorted({*before, *now})
@@ -52,14 +60,20 @@ def check_same(settings: Mapping[str, Any], out: Path) -> None:
 
 
 def as_recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as run.json has them, by the names of before."""
+    """The settings as run.json has them."""
+    keys = {name: key for key, name in FILE_KEYS.items()}
+    return {keys.get(name, name): value for name, value in _as_json(settings).items()}
+
+
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Their values as run.json has them, under their own names."""
     recorded: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
     budget, policy = recorded.get("rollout_budget"), recorded.get("rollout_policy")
     if isinstance(budget, dict):
         recorded["rollout_budget"] = file_keys(budget)
     if isinstance(policy, str):
         recorded["rollout_policy"] = canonical(policy)
-    return {IN_FILES.get(name, name): value for name, value in recorded.items()}
+    return recorded
 
 
 def _value(settings: Mapping[str, Any], name: str) -> Any:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from leanthink.rl.old_names import taking_old_names
 from leanthink.utils.errors import UsageError, unknown
 
 Numbers = Any  # what torch.as_tensor takes
@@ -40,7 +39,6 @@ def batch_pass_ratio(correct_BG: Numbers) -> float:
     return float(pass_ratio(correct_BG).nanmean())
 
 
-@taking_old_names
 def moving_average(previous: float, observed: float, ema_decay: float) -> float:
     """P_b: ema_decay * previous + (1 - ema_decay) * observed; the previous value where nothing was observed (NaN).
 
@@ -104,7 +102,6 @@ def standardized_length(lengths_BG: Numbers, correct_BG: Numbers | None = None) 
     return z_BG.where(~counted_BG.isnan(), 0)
 
 
-@taking_old_names
 def dual_length_reward(
     lengths_BG: Numbers, correct_BG: Numbers, beta_B: Numbers, alpha: float = 0.2, *, keep_all_correct: bool = False
 ) -> Tensor:
@@ -149,7 +146,6 @@ def soft_overlong(lengths_BG: Numbers, max_length: int, buffer: int, factor: flo
     return (-over_BG / buffer * factor).clamp(max=0)
 
 
-@taking_old_names
 def deepcompress_reward(
     lengths_BG: Numbers,
     correct_BG: Numbers,

@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from leanthink.models.transformers_versions import old_names
-from leanthink.policies.budget import FILE_KEYS
 from leanthink.rl import data
 from leanthink.rl.adapters import DEFAULTS, OF_TRL, USE, lora_config, with_lora_section
-from leanthink.rl.old_names import current_names
 from leanthink.rl.resume import as_recorded, check_same, last_whole_checkpoint
 from leanthink.rl.run_files import FINAL, LOG, REPORT, ROLLOUTS, RUN
 from leanthink.rl.run_model import OPTIONS, check_options, load_model, make_tokenizer
 from leanthink.utils.errors import LeanThinkWarning, UsageError, unknown
 from leanthink.utils.file_writing import held, write_json, writing
-from leanthink.utils.renamed_fields import new_keys
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,10 +73,7 @@ def train(
     from leanthink.rl.config import check_installed
     from leanthink.rl.trainer_checks import warn_of_rate
 
-    settings = with_lora_section(current_names(settings))
-    if isinstance(settings.get("rollout_budget"), Mapping):
-        parts = new_keys("rollout_budget", settings["rollout_budget"], FILE_KEYS)
-        settings = {**settings, "rollout_budget": parts}
+    settings = with_lora_section(settings)
     out, checkpoint = check_settings(settings, resume=resume, overwrite=overwrite)
     dataset = make_data(settings["data"])  # before all that rests on what machine and batch allow
     eval_dataset = make_data(settings["eval_data"]) if "eval_data" in settings else None

@@ -26,7 +26,6 @@ from torch import Tensor
 from leanthink.data.think_tags import CLOSE_TAG, ThinkTags, close_index, think_tags
 from leanthink.engine.outputs import decode
 from leanthink.rl.data import grade
-from leanthink.rl.old_names import NOW
 from leanthink.rl.rewards import (
     OBSERVED,
     LengthRewardMode,
@@ -41,7 +40,6 @@ from leanthink.rl.rewards import (
     soft_overlong,
 )
 from leanthink.utils.errors import LeanThinkWarning, UsageError
-from leanthink.utils.renamed_fields import renamed_fields
 
 STATE = "DeepCompressReward"
 SELF_CHECK = re.compile(r"\b(?:checks?|checking|wait|verify|verifying|re-?check|let me see)\b", re.IGNORECASE)
@@ -86,7 +84,6 @@ class Scored:
         return pass_ratio(self.correct_BG) == 1
 
 
-@renamed_fields(**{old: NOW[old] for old in ("rule", "start", "decay", "keep_mastered")})
 class DeepCompressReward:
     """The dual length reward of DeepCompress, for `reward_funcs` of a GRPOTrainer.
 

@@ -8,14 +8,12 @@ from itertools import product
 from typing import Any
 
 from leanthink.engine.bench.shapes import SHAPES
-from leanthink.utils.deprecated import warn_renamed
 from leanthink.utils.errors import UsageError, unknown
 
 PARTS = (
     *("roofline", "decode", "prompts", "breakdown", "eviction", "sets", "throughput", "hf-baseline", "latency"),
     *("memory", "cpu", "vllm-baseline"),  # the last one ends the use of the model
 )
-OLD_PARTS = {"floor": "roofline", "stock": "hf-baseline"}  # as they were called once, and are in older results
 FLAGS = {
     "shape": f"Random weights of a known shape: {', '.join(SHAPES)}; or the embedded reasoner: tiny.",
     "model": "Instead of a shape: a folder, a .gguf file or a hub id.",
@@ -186,15 +184,8 @@ def options_from(flags: Mapping[str, str | None]) -> Options:
         if name != "budgets" and len(numbers) != 1:
             raise UsageError(f"--{_flag(name)} {text!r}: give one number")
         chosen[name] = numbers if name == "budgets" else numbers[0]
-    names = PARTS if parts is None else tuple(map(_part, parts.split(",")))
+    names = PARTS if parts is None else tuple(parts.split(","))
     return Options(shape=shape, model=model, device=device, parts=names, **chosen)
-
-
-def _part(name: str) -> str:
-    """The part of this name, which may be an old one."""
-    if name in OLD_PARTS:
-        warn_renamed(f"part {name}", OLD_PARTS[name])
-    return OLD_PARTS.get(name, name)
 
 
 def _numbers(name: str, text: str, kind: type = int) -> tuple[Any, ...]:

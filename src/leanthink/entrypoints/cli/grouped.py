@@ -11,14 +11,13 @@ from typing import Any, get_type_hints
 import typer
 
 from leanthink.entrypoints.cli.help import help_text
-from leanthink.entrypoints.cli.renamed_options import RenamingCommand
 
 
 def add_command(
     app: typer.Typer, name: str, sentence: str, examples: Sequence[str], function: Callable[..., None]
 ) -> None:
-    """Add a command to the application: its options in groups or one by one, and their old names."""
-    app.command(name, cls=RenamingCommand, help=help_text(sentence, examples))(ungrouped(function))
+    """Add a command to the application: its options in groups or one by one."""
+    app.command(name, help=help_text(sentence, examples))(ungrouped(function))
 
 
 def ungrouped(function: Callable[..., None]) -> Callable[..., None]:

@@ -15,7 +15,6 @@ from leanthink.entrypoints.cli.grouped import add_command, given
 from leanthink.entrypoints.cli.help import option
 from leanthink.entrypoints.cli.output import print_json, say
 from leanthink.utils.errors import UsageError
-from leanthink.utils.renamed_fields import new_keys
 
 EXAMPLES = (
     "leanthink train --config examples/deepcompress-tiny.yaml",
@@ -210,8 +209,6 @@ def command(
         return _report(runs or [], run.out, as_json=as_json)
     if runs:
         raise UsageError(f"{runs[0]} is read with --report alone; a run that trains is named with --out")
-    from leanthink.rl.old_names import current_names
-
     try:
         import datasets  # noqa: F401
         import peft  # noqa: F401
@@ -219,14 +216,14 @@ def command(
         import yaml  # noqa: F401
     except ImportError as error:
         raise UsageError(f"training needs {error.name}: pip install 'leanthink[train]'") from error
-    settings = {} if run.config is None else current_names(_read(run.config))  # flags are put over present names
+    settings = {} if run.config is None else _read(run.config)
     settings |= _settings(run, prompt, learned) | method.settings
     if method.rollout_policy is not None or given(slots):
         settings["rollout_budget"] = _budget(slots, settings)
     data = source.over(settings.get("data"))
     if data is not None:
         settings["data"] = data
-    settings |= current_names(dict(_assignment(text) for text in run.set_ or ()))
+    settings |= dict(_assignment(text) for text in run.set_ or ())
     if run.lora_r is not None:
         from leanthink.rl.adapters import with_lora_section
 
@@ -325,12 +322,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _budget(slots: options.BudgetOptions, settings: dict[str, Any]) -> dict[str, int] | None:
     """The budget of the flags over that of the file; None for the policy full."""
-    from leanthink.policies.budget import FILE_KEYS
+    from leanthink.policies.budget import REQUEST_KEYS, check_parts
 
     policy = settings.get("rollout_policy", "full")
     configured = {} if options.is_full(policy) else settings.get("rollout_budget") or {}
-    parts = new_keys("rollout_budget", configured, FILE_KEYS)
-    usual = options.BudgetOptions(budget=parts.get("slots"), **{name: parts.get(name) for name in FILE_KEYS.values()})
+    check_parts("rollout_budget", configured)
+    usual = options.BudgetOptions(**{key: configured.get(field) for key, field in REQUEST_KEYS.items()})
     made = replace(usual, **given(slots)).make(policy)
     return None if made is None else asdict(made)
 

@@ -34,16 +34,8 @@ MOST_ITEMS = 4096  # messages, parts of a message, prompts
 MOST_SWITCHES = 64  # of a chat template
 MOST = 2**31 - 1
 Most = Annotated[int, Field(ge=1, description="A maximum: larger ones than the server's mean the server's.")]
-
-
-WindowSlots = Annotated[int, Field(ge=0, le=MOST)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
 POLICY = "What ranks thought slots: a name that GET /v1/models lists, or NAME:key=value,... for other settings."
-
-
-def renamed_to(name: str) -> Any:
-    """The field is the old name of another one."""
-    return Field(default=None, description=f"The old name of {name}.", json_schema_extra={"deprecated": True})
 
 
 def _whole_characters(text: str) -> str:
@@ -116,12 +108,11 @@ class Asked(Strict):
     stream_options: StreamOptions | None = None
     policy: Annotated[str, Field(description=POLICY)] | None = None
     budget: Annotated[int, Field(ge=1, le=MOST, description="Thought slots that an eviction leaves.")] | None = None
-    recent_window: Annotated[WindowSlots, Field(description="Youngest thought tokens, never evicted.")] | None = None
+    recent_window: (
+        Annotated[int, Field(ge=0, le=MOST, description="Youngest thought tokens, never evicted.")] | None
+    ) = None
     eviction_interval: Annotated[Count, Field(description="Tokens that gather between two evictions.")] | None = None
     max_answer_slots: Annotated[Count, Field(description="Most slots of the answer.")] | None = None
-    window: WindowSlots | None = renamed_to("recent_window")
-    interval: Count | None = renamed_to("eviction_interval")
-    answer: Count | None = renamed_to("max_answer_slots")
     cache_salt: (
         Annotated[Text, Field(min_length=1, description="What prompts begin with is shared within a salt only.")] | None
     ) = None

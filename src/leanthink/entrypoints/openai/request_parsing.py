@@ -18,7 +18,7 @@ from leanthink.models.context import context_of
 from leanthink.models.model_sampling import KNOBS, model_sampling
 from leanthink.models.prompt import ChatOptions, Prompt, encode_prompt, known_template_kwargs
 from leanthink.policies import POLICIES, Policy, PolicySpec, parse_spec, spec_of
-from leanthink.policies.budget import FILE_KEYS, Budget
+from leanthink.policies.budget import REQUEST_KEYS, Budget
 from leanthink.utils.errors import PredictorMismatch, UsageError, unknown
 
 
@@ -135,25 +135,22 @@ class RequestParser:
 
     def _budget(self, body: Asked) -> Budget | None:
         """The server's budget with what the body gives in its place."""
-        given = _budget_fields(body)
-        names = {"slots": "budget"} | {
-            new: new if getattr(body, old) is None else old for old, new in FILE_KEYS.items()
-        }
+        given = {key: value for key in REQUEST_KEYS if (value := getattr(body, key)) is not None}
         if (body.policy or self.policy).partition(":")[0] == "full":
             if given:
-                fields = ", ".join(names[slot] for slot in given)
-                raise bad_request(f"policy 'full' keeps everything: leave out {fields}", names[next(iter(given))])
+                raise bad_request(f"policy 'full' keeps everything: leave out {', '.join(given)}", next(iter(given)))
             return None
         usual = self.settings.budget
-        if usual is None and "slots" not in given:
+        if usual is None and "budget" not in given:
             raise bad_request("this server has no budget of its own: give budget, in slots", "budget")
-        asked = given.get("slots", 0)
+        asked = given.get("budget", 0)
         if asked > self.settings.max_budget:
             raise bad_request(f"budget={asked}: at most {self.settings.max_budget} slots are allowed", "budget")
+        parts = {REQUEST_KEYS[key]: value for key, value in given.items()}
         try:
-            return Budget(**given) if usual is None else replace(usual, **given)
+            return Budget(**parts) if usual is None else replace(usual, **parts)
         except UsageError as error:
-            raise bad_request(str(error), names[next(iter(given))]) from None
+            raise bad_request(str(error), next(iter(given))) from None
 
     def _sampling(self, body: ChatBody | TextBody) -> Sampling:
         """The body's knobs; those left out are `knobs`, and the seed is drawn."""
@@ -241,17 +238,6 @@ class RequestParser:
                 "are allowed: lower max_tokens, budget, eviction_interval or max_answer_slots"
             )
         return request
-
-
-def _budget_fields(body: Asked) -> dict[str, int]:
-    """What the body gives of a budget, by the names of `Budget`. Raises APIError for two names of one part."""
-    given = {} if body.budget is None else {"slots": body.budget}
-    for old, new in FILE_KEYS.items():
-        values = [value for name in (new, old) if (value := getattr(body, name)) is not None]
-        if len(set(values)) > 1:
-            raise bad_request(f"{old} is the old name of {new}: give {new} alone", old)
-        given |= dict.fromkeys([new] if values else [], *values[:1])
-    return given
 
 
 def _no_effort(why: str) -> APIError:

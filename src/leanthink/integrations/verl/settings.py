@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from leanthink.rl.old_names import NOW, current_names
 from leanthink.rl.rewards import (
     PUBLISHED_ALL_CORRECT_WEIGHT,
     PUBLISHED_BUFFER,
@@ -16,7 +15,6 @@ from leanthink.rl.rewards import (
 )
 from leanthink.rl.trl_reward import check_settings
 from leanthink.utils.errors import UsageError, unknown
-from leanthink.utils.renamed_fields import renamed_fields
 
 NAME = "deepcompress"
 PLUGIN = "leanthink.integrations.verl.deepcompress"
@@ -44,7 +42,6 @@ REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-@renamed_fields(**{old: NOW[old] for old in ("rule", "start", "decay", "mastered_weight")})
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How to reward and to weigh; defaults are those of the released scripts (arXiv 2510.27419).
@@ -118,7 +115,7 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
         given = _at(config, path)
         if given not in allowed:
             raise UsageError(f"{path}={given!r}: must be {allowed[0]!r} with DeepCompress, as {why}")
-    given = current_names(_at(config, f"algorithm.{NAME}") or {})
+    given = _at(config, f"algorithm.{NAME}") or {}
     names = [field.name for field in fields(Settings) if field.name not in FROM_ELSEWHERE]
     for name in given:
         if name not in names:

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from leanthink.policies import POLICIES, parse_spec
-from leanthink.policies.budget import FILE_KEYS, Budget
+from leanthink.policies.budget import REQUEST_KEYS, Budget
 from leanthink.policies.policy_spec import canonical
 from leanthink.utils.errors import UsageError, unknown
 from leanthink.utils.file_reading import parse_json
-from leanthink.utils.renamed_fields import new_keys
 
 VARIABLE = "LEANTHINK_VLLM"
 PREFIX = "leanthink_"  # of what a request asks for, in SamplingParams.extra_args or vllm_xargs
-PARTS = {"budget": "slots", **{field: field for field in FILE_KEYS.values()}}  # of a budget, and what `Budget` has
 # The scheduler learns that the thought is over when the next token is under way.
 LEAST_ANSWER = 2
 
@@ -98,11 +96,11 @@ def asked_of(extra_args: Mapping[str, Any] | None, settings: Settings) -> Asked 
     Raises:
         UsageError: an unknown name, a value out of range, or parts of a budget without one.
     """
-    args = new_keys("a request", extra_args or {}, {PREFIX + old: PREFIX + new for old, new in FILE_KEYS.items()})
-    given = {name.removeprefix(PREFIX): value for name, value in args.items() if name.startswith(PREFIX)}
+    args = (extra_args or {}).items()
+    given = {name.removeprefix(PREFIX): value for name, value in args if name.startswith(PREFIX)}
     for name in given:
-        if name not in (*PARTS, "policy"):
-            raise unknown("request parameter", PREFIX + name, [PREFIX + known for known in (*PARTS, "policy")])
+        if name not in (*REQUEST_KEYS, "policy"):
+            raise unknown("request parameter", PREFIX + name, [PREFIX + known for known in (*REQUEST_KEYS, "policy")])
     policy = canonical(given.pop("policy", settings.policy))
     if policy == "full":
         if given:
@@ -114,7 +112,7 @@ def asked_of(extra_args: Mapping[str, Any] | None, settings: Settings) -> Asked 
         if given or policy != canonical(settings.policy):
             raise UsageError(f"this server has no budget of its own: give {PREFIX}budget, in slots")
         return None
-    parts = {PARTS[name]: value for name, value in given.items()}
+    parts = {REQUEST_KEYS[name]: value for name, value in given.items()}
     budget = Budget(**parts) if settings.budget is None else replace(settings.budget, **parts)
     settings.check(budget)
     return Asked(policy=policy, budget=budget)
@@ -135,11 +133,10 @@ def read_settings(text: str) -> Settings:
     except ValueError as error:
         raise UsageError(f"{VARIABLE} is no JSON: {error}") from None
     names = [item.name for item in fields(Settings)]
-    given = new_keys(VARIABLE, given, FILE_KEYS)
     for name in given:
-        if name not in (*names, *PARTS):
-            raise unknown(f"setting in {VARIABLE}", name, dict.fromkeys((*names, *PARTS)))
-    parts = {PARTS[name]: given.pop(name) for name in PARTS if given.get(name) is not None}
+        if name not in (*names, *REQUEST_KEYS):
+            raise unknown(f"setting in {VARIABLE}", name, dict.fromkeys((*names, *REQUEST_KEYS)))
+    parts = {REQUEST_KEYS[name]: given.pop(name) for name in REQUEST_KEYS if given.get(name) is not None}
     if parts and "slots" not in parts:
         raise UsageError(f"{VARIABLE}: {', '.join(parts)} without a budget: give budget too, in slots")
     if given.get("policies") is not None:

@@ -36,14 +36,8 @@ from leanthink.models.tiny.model import MAX_LENGTH, PACKED, build_model, packed_
 from leanthink.models.tiny.muon import BatchedMuon
 from leanthink.models.tiny.sequence_packing import NO_TARGET, Batch, BatchShape, Sample, batch_stream
 from leanthink.models.tiny.smoke_test import smoke_test
-from leanthink.utils.deprecated import warn_renamed
 from leanthink.utils.errors import UsageError, unknown
 
-OLD_FLAGS = {
-    "--habits": "--style-skew",
-    "--slip-if-unchecked": "--error-rate-if-unchecked",
-    "--slip-from-level": "--errors-from-level",
-}
 LossSum = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -248,21 +242,12 @@ def parse(arguments: list[str]) -> tuple[Options, bool]:
         else:
             kind = types.get(option.name, type(option.default))
             parser.add_argument(flag, type=kind, default=option.default, help=f"default: {option.default}")
-    given = vars(parser.parse_args([_present(argument) for argument in arguments]))
+    given = vars(parser.parse_args(arguments))
     smoke = bool(given.pop("smoke"))
     options = Options(**given)
     if options.out is None and not smoke:
         raise UsageError("--out DIR is missing: say where the weights go")
     return options, smoke
-
-
-def _present(argument: str) -> str:
-    """The argument with a flag's present name."""
-    flag, equals, value = argument.partition("=")
-    if flag not in OLD_FLAGS:
-        return argument
-    warn_renamed(flag, OLD_FLAGS[flag], stacklevel=4)
-    return OLD_FLAGS[flag] + equals + value
 
 
 def main(arguments: list[str] | None = None, sample: Sample | None = None) -> None:
