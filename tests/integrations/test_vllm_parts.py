@@ -300,7 +300,7 @@ def test_what_a_request_may_not_ask_is_refused(given: dict[str, Any], server: di
 
 def test_settings_are_read_from_json_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"policy": "sinks", "policies": ["sinks", "random"], "budget": 64, "recent_window": 8}
-    text = json.dumps(given | {"max_thought_slots": 256})
+    text = json.dumps(given | {"max_thought_slots": 256, "eviction_interval": None})
     expected = Settings(policy="sinks", policies=("sinks", "random"), max_thought_slots=256,
                         budget=Budget(slots=64, recent_window=8))  # fmt: skip
     (tmp_path / "settings.json").write_text(text)

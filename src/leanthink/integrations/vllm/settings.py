@@ -136,10 +136,11 @@ def read_settings(text: str) -> Settings:
     for name in given:
         if name not in (*names, *REQUEST_KEYS):
             raise unknown(f"setting in {VARIABLE}", name, dict.fromkeys((*names, *REQUEST_KEYS)))
-    parts = {REQUEST_KEYS[name]: given.pop(name) for name in REQUEST_KEYS if given.get(name) is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    parts = {REQUEST_KEYS[name]: given.pop(name) for name in REQUEST_KEYS if name in given}
     if parts and "slots" not in parts:
         raise UsageError(f"{VARIABLE}: {', '.join(parts)} without a budget: give budget too, in slots")
-    if given.get("policies") is not None:
+    if "policies" in given:
         given["policies"] = tuple(given["policies"])
     return Settings(**(given | {"budget": Budget(**parts) if parts else None}))
 
