@@ -148,6 +148,31 @@ def test_damage_begins_with_the_first_eviction_and_a_smaller_budget_does_more() 
     assert some.kl_N.mean() > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("llama", {}),
+        ("granite", {"logits_scaling": 7.0}),
+        ("falcon_h1", {"lm_head_multiplier": 0.2}),
+        ("gemma3_text", {"final_logit_softcapping": 0.9}),
+    ],
+)
+def test_damage_is_of_the_distributions_that_the_model_draws_from(architecture: str, changes: dict[str, float]) -> None:
+    model = make_model(architecture, **changes)
+    thought = Thought(token_ids=list(range(60)), prompt_tokens=10, thought_end=60)
+    oracle, ids = oracle_of(model, "model", 60), torch.arange(60)[None]
+    (found,) = damage(model, thought, [oracle], BUDGET)
+    with torch.no_grad():
+        full = model(ids, use_cache=False).logits[0]
+        with switched_to(ATTENTION_NAME, model.config):
+            seen_XNN = visible(model, thought, oracle, BUDGET, torch.zeros(0))
+            less = model(ids, use_cache=False, damage_seen=seen_XNN).logits[0]
+    full_NV, less_NV = (logits.log_softmax(dim=-1)[-len(found.kl_N) :] for logits in (full, less))
+    kl_N = (full_NV.exp() * (full_NV - less_NV)).sum(dim=-1)
+    torch.testing.assert_close(found.kl_N, kl_N, rtol=1e-3, atol=1e-5)
+    assert kl_N.mean() > 1e-4
+
+
 @pytest.mark.parametrize("name", ["full", "r-kv", "sepllm"])
 def test_damage_of_what_it_cannot_simulate_is_refused(name: str) -> None:
     thought = Thought(token_ids=list(range(60)), prompt_tokens=10, thought_end=60)

@@ -142,8 +142,16 @@ def _token_scores(policy: Policy, states_TF: Tensor) -> Tensor | None:
     return token_scores_TY.view(len(states_TF), policy.num_sets, policy.score_dims)
 
 
-def _log_probs(model: Any, hidden_NM: Tensor) -> Tensor:
-    return model.lm_head(hidden_NM).float().log_softmax(dim=-1)  # type: ignore[no-any-return]
+def _log_probs(model: Any, hidden_PM: Tensor) -> Tensor:
+    """Of the next token [P, V], as the model itself makes them of final hidden states: some scale or cap logits."""
+
+    def of_these(body: Any, given: Any, output: Any) -> Any:
+        output.last_hidden_state = hidden_PM[None]
+        return output
+
+    with model.base_model.register_forward_hook(of_these):
+        logits_1PV = model(torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False).logits
+    return logits_1PV[0].float().log_softmax(dim=-1)  # type: ignore[no-any-return]
 
 
 def _attention(
