@@ -86,7 +86,7 @@ def _compared(model: Any, full_NM: Tensor, less_NM: Tensor) -> Damage:
     kl, changed = [], []
     pieces = (torch.split(hidden_NM, POSITIONS) for hidden_NM in (full_NM, less_NM))
     for full_PM, less_PM in zip(*pieces, strict=True):
-        full_PV, less_PV = _log_probs(model, full_PM), _log_probs(model, less_PM)
+        full_PV, less_PV = _log_probs(model, torch.stack([full_PM, less_PM]))
         kl.append(F.kl_div(less_PV, full_PV, log_target=True, reduction="none").sum(dim=-1))
         changed.append(less_PV.argmax(dim=-1) != full_PV.argmax(dim=-1))
     return Damage(kl_N=torch.cat(kl).cpu(), changed_N=torch.cat(changed).cpu())
@@ -142,16 +142,16 @@ def _token_scores(policy: Policy, states_TF: Tensor) -> Tensor | None:
     return token_scores_TY.view(len(states_TF), policy.num_sets, policy.score_dims)
 
 
-def _log_probs(model: Any, hidden_PM: Tensor) -> Tensor:
-    """Of the next token [P, V], as the model itself makes them of final hidden states: some scale or cap logits."""
+def _log_probs(model: Any, hidden_2PM: Tensor) -> Tensor:
+    """Of the next token [2, P, V], as the model itself makes them of final hidden states: some scale or cap logits."""
 
     def of_these(body: Any, given: Any, output: Any) -> Any:
-        output.last_hidden_state = hidden_PM[None]
+        output.last_hidden_state = hidden_2PM
         return output
 
     with model.base_model.register_forward_hook(of_these):
-        logits_1PV = model(torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False).logits
-    return logits_1PV[0].float().log_softmax(dim=-1)  # type: ignore[no-any-return]
+        logits_2PV = model(torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False).logits
+    return logits_2PV.float().log_softmax(dim=-1)  # type: ignore[no-any-return]
 
 
 def _attention(
