@@ -302,8 +302,12 @@ def test_a_token_score_that_cannot_be_captured_runs_without_graphs() -> None:
     made = choosy("dynts", "raises", model)
     engine = Engine(model, TOKENIZER, slots=400, rows=4)
     ids = [engine.add(PROMPTS[i], policy=made, budget=BUDGET, sampling=samplings()[i]) for i in (0, 2, 3)]
+    stream, state = torch.cuda.current_stream(), torch.cuda.get_rng_state()
     with pytest.warns(UserWarning, match="without CUDA graphs"):
         whole = run(engine)
+    assert torch.cuda.current_stream() == stream
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    torch.rand(1, device="cuda")
     assert [whole.finished[i].token_ids for i in ids] == [alone(model, i, made).token_ids for i in (0, 2, 3)]
 
 

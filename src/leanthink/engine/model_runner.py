@@ -214,26 +214,38 @@ class ModelRunner:
         self.cache.live.zero_()
         every = [(policy, column, self.cache.rows_N[: kind.rows]) for policy, column, _ in scoring]
         arguments = (kind.rows, kind.rows, every, kind.uses, kind.logprobs)
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
+        before, stream = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(before)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.stream(stream):
                 for _ in range(2):
                     self._run(*arguments)
-            torch.cuda.current_stream().wait_stream(stream)
+            before.wait_stream(stream)
             try:
                 with torch.cuda.graph(graph, pool=self._pool):
                     log_values = self._run(*arguments)
             except RuntimeError as error:  # errors of CUDA are; it has just run without being captured
                 why = str(error).partition("\n")[0]
                 warnings.warn(f"a step cannot be captured: such steps run without CUDA graphs ({why})", stacklevel=2)
+                end_failed_capture(before)
                 return None
         finally:
             self.cache.live.copy_(live)
             self.last_ids.copy_(last_ids)
         self._pool = graph.pool()
         return graph, log_values
+
+
+def end_failed_capture(stream: torch.cuda.Stream) -> None:
+    """Go back to the stream of before, and let random numbers be drawn again.
+
+    Where a capture fails, torch leaves neither its stream nor the capture of its device's generator (torch 2.11 to
+    2.13, pytorch/pytorch#171263): the process could not draw a random number on that device any more.
+    """
+    torch.cuda.set_stream(stream)
+    generator = torch.cuda.default_generators[stream.device.index]
+    generator.graphsafe_set_state(generator.clone_state())  # a copy has the same numbers, and no capture
 
 
 def bucket(rows: int) -> int:
