@@ -37,7 +37,10 @@ from leanthink.engine.engine import Engine
 from leanthink.engine.model_runner import ModelRunner
 from leanthink.engine.request import make_request
 from leanthink.engine.sampling import Sampling
+from leanthink.importance.fit import _fresh
+from leanthink.importance.fit_config import FitConfig
 from leanthink.models.loading import kv_shape
+from leanthink.models.predictor import usual_width
 from leanthink.models.tiny.checkpoint import save_weights
 from leanthink.models.tiny.model import build_model, tiny_config
 from leanthink.policies import Policy, make_policy
@@ -286,6 +289,16 @@ def test_breakdown_explains_the_measured_step(folder: Path) -> None:
 def test_a_forward_of_transformers_is_not_taken_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("leanthink.engine.decoder.FAMILIES", ())
     assert all("not taken apart" in cell["error"] for cell in measured(folder, "breakdown")["cells"])
+
+
+def test_the_predictor_that_is_measured_is_as_wide_as_one_that_is_fitted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [usual_width(hidden_size) for hidden_size in (64, 1536, 4096)] == [128, 1024, 1024]
+    monkeypatch.setattr("leanthink.models.predictor.MOST_WIDTH", 48)
+    config = FitConfig(granularity="model", horizons=(4,), offsets=(0,))
+    fitted = _fresh(config, 64, 1, torch.randn(10, 128))
+    assert Fixture(small(folder)).horizon.predictor.head.own.out_features == fitted.head.own.out_features == 48
 
 
 def test_eviction_measures_whole_intervals_and_as_much_of_full(folder: Path) -> None:

@@ -24,12 +24,11 @@ from leanthink.importance.fit_config import FitConfig, loss, lr_schedule, target
 from leanthink.importance.held_out_metrics import counted, measure
 from leanthink.importance.label_file import LabelFile
 from leanthink.importance.predictor_comparison import compare_with, read_compared
-from leanthink.models.predictor import HorizonHead, Predictor, made_ready, offsets_below, save_predictor
+from leanthink.models.predictor import HorizonHead, Predictor, made_ready, offsets_below, save_predictor, usual_width
 from leanthink.models.predictor_compatibility import base_shape
 from leanthink.utils.errors import UsageError, unknown
 from leanthink.utils.file_writing import held
 
-MOST_WIDTH = 1024  # unless asked for: more makes larger files and no better ranking
 LEAST_REACHED = 0.01  # of the tokens: a horizon that fewer reach is learned worse than the one before it serves
 Progress = Callable[[str, int, int], None]
 
@@ -255,7 +254,7 @@ def _train(
 def _fresh(config: FitConfig, hidden_size: int, num_sets: int, states_SF: Tensor) -> Predictor:
     """A predictor with the seed's initial weights, drawn without disturbing the caller's random numbers."""
     assert config.granularity is not None, "the columns were chosen by it"
-    width = config.width or min(2 * hidden_size, MOST_WIDTH)
+    width = config.width or usual_width(hidden_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         predictor = Predictor(

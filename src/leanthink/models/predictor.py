@@ -41,6 +41,7 @@ VERSION = "2"
 TARGETS = ("answer", "horizon")
 Target = Literal["answer", "horizon"]
 OFFSETS = (0, 1, 2, 4, 8, 12)
+MOST_WIDTH = 1024
 OLDER = {"granularity": "model", "num_sets": "1", "width": "null", "base_shape": "{}"}  # what files may leave out
 
 SHAPE = ("layers", "kv_heads", "vocab_size")
@@ -185,6 +186,11 @@ class Predictor(nn.Module):
 def offsets_below(horizon: int) -> tuple[int, ...]:
     """The usual offsets, as many of them as stay below the first horizon."""
     return tuple(offset for offset in OFFSETS if offset < horizon)
+
+
+def usual_width(hidden_size: int) -> int:
+    """The usual width of the first layer: a larger one makes larger files and no better ranking."""
+    return min(2 * hidden_size, MOST_WIDTH)
 
 
 def save_predictor(

@@ -20,7 +20,7 @@ from leanthink.engine.request import Request, make_request
 from leanthink.engine.sampling import Sampling
 from leanthink.models.context import context_of
 from leanthink.models.loading import kv_shape, load
-from leanthink.models.predictor import Predictor, offsets_below
+from leanthink.models.predictor import Predictor, offsets_below, usual_width
 from leanthink.models.tiny import weights_path
 from leanthink.policies import Policy, make_policy
 from leanthink.policies.budget import Budget
@@ -64,7 +64,7 @@ class Fixture:
         return self.horizon_of("model", HORIZONS)
 
     def horizon_of(self, granularity: Granularity, horizons: tuple[int, ...]) -> Policy:
-        """The policy `horizon` with a predictor of random weights: it costs what a fitted one costs."""
+        """The policy `horizon` with a predictor of random weights: it costs what one of `leanthink fit` costs."""
         torch.manual_seed(self.options.seed)
         shape = kv_shape(self.model.config)
         num_sets = shape.num_sets(granularity)
@@ -76,6 +76,7 @@ class Fixture:
                 offsets=offsets_below(horizons[0]),
                 granularity=granularity,
                 num_sets=num_sets,
+                width=usual_width(self.model.config.hidden_size),
             )
         return make_policy("horizon", predictor.to(self.dtype).eval().requires_grad_(False))
 
