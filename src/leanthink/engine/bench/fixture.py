@@ -106,7 +106,7 @@ class Fixture:
 
     def prompt(self, tokens: int, index: int) -> tuple[int, ...]:
         """A random prompt, another for every index."""
-        return tuple(random_prompt(self.model.config.vocab_size, tokens, self.options.seed + 1 + index))
+        return tuple(random_prompt(self.model.config.vocab_size, tokens, self.options.seed_of_prompt(index)))
 
     def request(
         self, index: int, *, prompt: int, output: int, slots: int | None, policy: Policy | None = None

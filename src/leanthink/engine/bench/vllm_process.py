@@ -35,7 +35,7 @@ class Asked:
 
     def prompt(self, tokens: int, index: int) -> list[int]:
         """The prompt that our engine gets."""
-        return random_prompt(self.vocabulary, tokens, self.options.seed + 1 + index)
+        return random_prompt(self.vocabulary, tokens, self.options.seed_of_prompt(index))
 
     def decode_plan(self, batch: int, slots: int) -> tuple[int, int]:
         """Tokens of a prompt and of an output, for `slots` slots a row in the middle of the measured steps.
