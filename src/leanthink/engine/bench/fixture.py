@@ -66,8 +66,6 @@ class Fixture:
     def horizon_of(self, granularity: Granularity, horizons: tuple[int, ...]) -> Policy:
         """The policy `horizon` with a predictor of random weights: it costs what a fitted one costs."""
         torch.manual_seed(self.options.seed)
-        shape = kv_shape(self.model.config)
-        num_sets = shape.num_sets(granularity)
         with self.device:
             predictor = Predictor(
                 target="horizon",
@@ -75,7 +73,7 @@ class Fixture:
                 horizons=horizons,
                 offsets=offsets_below(horizons[0]),
                 granularity=granularity,
-                num_sets=num_sets,
+                num_sets=self.shape.num_sets(granularity),
             )
         return make_policy("horizon", predictor.to(self.dtype).eval().requires_grad_(False))
 
