@@ -17,6 +17,7 @@ from leanthink.engine.generation import generate
 from leanthink.engine.outputs import Completion
 from leanthink.engine.sampling import Sampling
 from leanthink.models.loading import load
+from leanthink.utils.provenance import provenance_record
 
 
 def table(problems: list[Problem], completions: list[Completion]) -> list[dict[str, object]]:
@@ -50,7 +51,7 @@ def line(row: dict[str, object]) -> str:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print and, if asked to, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--device", default=None)
@@ -79,11 +80,10 @@ def main() -> None:
     print(*map(line, rows), sep="\n")
     tokens = sum(len(c.token_ids) for c in completions)
     print(f"{tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tokens/s")
+    found = {"seed": options.seed, "seconds": seconds, "tokens": tokens, "rows": rows}
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(
-            json.dumps({"seed": options.seed, "seconds": seconds, "tokens": tokens, "rows": rows}, indent=1)
-        )
+        options.out.write_text(json.dumps({"birth": provenance_record(options.device), **found}, indent=1))
 
 
 if __name__ == "__main__":

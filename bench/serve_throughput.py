@@ -47,10 +47,10 @@ def main() -> None:
     each = -(-options.requests // len(registry.FAMILIES))
     problems = [problem.prompt for family in registry.FAMILIES for problem in registry.sample(family, 1, each, 0)]
     prompts = problems[: options.requests]
-    memory = options.rows * options.max_slots * 8192 / 2**30
+    memory = options.max_num_seqs * options.max_slots * 8192 / 2**30
     flags = [
         "--max-num-seqs",
-        options.rows,
+        options.max_num_seqs,
         "--max-slots",
         options.max_slots,
         "--kv-gib",
@@ -103,8 +103,8 @@ def processor_seconds(pid: int) -> float:
 
 def by_engine(model: Any, tokenizer: Any, prompts: list[str], options: argparse.Namespace) -> int:
     """Tokens that the engine alone generates."""
-    slots = options.rows * options.max_slots
-    engine = Engine(model, tokenizer, slots=slots, rows=options.rows, row_slots=options.max_slots)
+    slots = options.max_num_seqs * options.max_slots
+    engine = Engine(model, tokenizer, slots=slots, rows=options.max_num_seqs, row_slots=options.max_slots)
     tokens = 0
     for seed, prompt in enumerate(prompts):
         engine.add(prompt, budget=BUDGET, sampling=Sampling(temperature=0.6, max_new_tokens=options.tokens, seed=seed))

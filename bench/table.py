@@ -188,12 +188,13 @@ def speed_table() -> str:
 def stock_lines() -> str:
     """Steps of transformers itself, at the rows and slots of a cell of ours, measured in one run."""
     found = _engine(STOCK)
-    (cell,) = found["parts"]["stock"]["cells"]
+    part = found["parts"].get("hf-baseline") or found["parts"]["stock"]  # what it was called before
+    (cell,) = part["cells"]
     ways = {"`generate`": cell["generate"], "continuous batching": cell["continuous_batching"]}
     told = [f"{how} {way['step_ms']['median']:.0f} ms ({way['ratio_to_ours']:.1f}x ours)" for how, way in ways.items()]
     return (
         f"A step of stock transformers {found['birth']['transformers']} at {cell['batch']} x {cell['slots']} "
-        f"({found['options']['shape']}, {found['parts']['stock']['attention']}): {', its '.join(told)}.\n"
+        f"({found['options']['shape']}, {part['attention']}): {', its '.join(told)}.\n"
     )
 
 

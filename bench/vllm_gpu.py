@@ -174,9 +174,7 @@ def settings_of(part: str, options: argparse.Namespace) -> dict[str, Any] | None
 
 def write(options: argparse.Namespace) -> None:
     """All that is known by now."""
-    found: dict[str, Any] = {
-        "compared": vllm_tokens.compared(options.work, vllm_tiny.POLICIES, vllm_tiny.BUDGET, vllm_real)
-    }
+    found: dict[str, Any] = {"compared": vllm_tokens.compared(options.work, vllm_tiny.POLICIES, vllm_tiny.BUDGET)}
     for path in sorted(options.work.glob("part-*.json")):
         found[path.stem.removeprefix("part-")] = json.loads(path.read_text())
     options.out.write_text(json.dumps(found, indent=1))

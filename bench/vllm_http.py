@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import vllm_server
 from vllm_parts import extra_args
 
 PORT = 8117
@@ -28,25 +26,15 @@ WRONG = {
 
 
 @contextmanager
-def served(work: Path, flags: Sequence[str], seconds: float = 240) -> Iterator[None]:
+def served(work: Path, flags: Sequence[str]) -> Iterator[None]:
     """The server, ready; what it says goes to log-server.txt."""
     from leanthink.models.tiny import weights_path
 
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(weights_path()),
-               "--served-model-name", "tiny", "--port", str(PORT), *flags]  # fmt: skip
+    words = ["-m", "vllm.entrypoints.cli.main", "serve", str(weights_path()), "--served-model-name", "tiny",
+             "--port", str(PORT), *flags]  # fmt: skip
     environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    with (work / "log-server.txt").open("wb") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        try:
-            end = time.monotonic() + seconds
-            while not _answers("/health"):
-                assert server.poll() is None, "the server has ended"
-                assert time.monotonic() < end, "the server is not ready"
-                time.sleep(0.5)
-            yield
-        finally:
-            server.terminate()
-            server.wait(60)
+    with vllm_server.served(words, environment, URL, log=work / "log-server.txt"):
+        yield
 
 
 def checks(ids: list[list[int]], texts: list[str], expected: list[list[int]], asked: dict[str, Any]) -> Any:
@@ -101,18 +89,8 @@ def checks(ids: list[list[int]], texts: list[str], expected: list[list[int]], as
     return tried
 
 
-def _answers(path: str) -> bool:
-    try:
-        with urllib.request.urlopen(URL + path, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
 def _open(path: str, body: dict[str, Any]) -> Any:
-    data = json.dumps({"model": "tiny", "temperature": 0, **body}).encode()
-    request = urllib.request.Request(URL + path, data, {"Content-Type": "application/json"})
-    return urllib.request.urlopen(request, timeout=120)
+    return vllm_server.opened(URL + path, body, seconds=120)
 
 
 def _post(path: str, body: dict[str, Any]) -> dict[str, Any]:

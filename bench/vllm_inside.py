@@ -9,6 +9,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 
@@ -21,7 +22,7 @@ class Inside:
         """Count graph replays, preemptions and seconds of the host from now on; say what the engine is made of."""
         runner, self.counts = self.model_runner, dict.fromkeys(("graphs", "preemptions", "steps"), 0)
         self.seconds = dict.fromkeys(("runner", "schedule", "update"), 0.0)
-        self.torch_profile = None  # vLLM's worker has a `profiler` of its own
+        self.torch_profile: Any = None  # vLLM's worker has a `profiler` of its own
         self.core = _core()
         runner.cudagraph_manager.run_fullgraph = self._counted(runner.cudagraph_manager.run_fullgraph, "graphs")
         scheduler = self.core.scheduler
@@ -122,7 +123,7 @@ def _core() -> Any:
     """The engine core that called us."""
     from vllm.v1.engine.core import EngineCore
 
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if isinstance(frame.f_locals.get("self"), EngineCore):
             return frame.f_locals["self"]

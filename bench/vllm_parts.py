@@ -9,9 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-V2 = "leanthink.integrations.vllm.v2"
-CHECKS = f"{V2}.checks:Checks"
-SCHEDULER = f"{V2}.scheduler.BoundedAsyncScheduler"
+from leanthink.data.tasks import registry
+from leanthink.data.tasks.problem import Problem
+from leanthink.integrations.vllm.v2.version import CHECKS, SCHEDULERS
+
+SCHEDULER = SCHEDULERS[True]  # with asynchronous scheduling
+LEVELS = (2, 3, 4, 5)
 SIZES = (1, 2, 4, 8, 16, 20, 24, 32, 40, 48, 64)
 BLOCK = 16
 
@@ -109,6 +112,19 @@ class Stepper:
             "graph_replays": self.graphs,
             "seconds": time.perf_counter() - start,
         }
+
+
+def held_out(count: int, seed: int) -> list[Problem]:
+    """Held-out problems, as many of each family and level as it takes, in turns."""
+    cells = [(family, level) for level in LEVELS for family in registry.FAMILIES]
+    each = -(-count // len(cells))
+    by_cell = [registry.sample(family, level, each, seed) for family, level in cells]
+    return [problem for of_all in zip(*by_cell, strict=True) for problem in of_all][:count]
+
+
+def request_seeds(count: int) -> range:
+    """The seed of each request, in their order: by it policies draw, and noted scores are found again."""
+    return range(1, count + 1)
 
 
 def extra_args(asked: dict[str, Any] | None) -> dict[str, Any] | None:

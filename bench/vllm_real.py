@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vllm_parts import SIZES, Report, Stepper, answers, engine, params, report_engine
+from vllm_parts import SIZES, Report, Stepper, answers, engine, params, report_engine, request_seeds
 
 TOKENS, ROWS, WINDOW = 1024, 100, 16
 BUDGETS = {"140": 140, "62": 62}  # half and a quarter of what its thoughts on GSM8K hold
@@ -90,10 +90,10 @@ def part_real_ours(report: Report, work: Path) -> None:
     report.step("start", start)
     model, tokenizer = held
     asked = prompts(work, tokenizer)
-    samplings = [Sampling(max_new_tokens=TOKENS, seed=seed) for seed in range(1, len(asked) + 1)]
+    samplings = [Sampling(max_new_tokens=TOKENS, seed=seed) for seed in request_seeds(len(asked))]
 
     def run(name: str, policy: str, slots: int | None) -> dict[str, Any]:
-        budget = slots and Budget(slots=slots, recent_window=WINDOW, eviction_interval=WINDOW)
+        budget = None if slots is None else Budget(slots=slots, recent_window=WINDOW, eviction_interval=WINDOW)
         more = {"predictor": given(work)["horizon"]} if policy == "horizon" else {}
         done = generate(
             model, tokenizer, asked, policy=policy, budget=budget, sampling=samplings, max_rows=ROWS, **more
@@ -131,7 +131,8 @@ def vllm_answers(
     ids = prompts(work, tokenizer)
 
     def run(label: str, asked: dict[str, Any] | None) -> dict[str, Any]:
-        ran = stepper.run([(one, params(TOKENS, asked, logprobs=2, seed=seed)) for seed, one in enumerate(ids, 1)])
+        given = [params(TOKENS, asked, logprobs=2, seed=seed) for seed in request_seeds(len(ids))]
+        ran = stepper.run(list(zip(ids, given, strict=True)))
         told = noted(work, f"{name}-{label}", tokenizer, answers(ran))
         return told | {"steps": len(ran["ends"]), "graph_replays": ran["graph_replays"]}
 

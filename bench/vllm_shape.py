@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import vllm_speed as speed
-from vllm_parts import Report, await_turn, engine, extra_args
+from vllm_parts import BLOCK, Report, await_turn, engine, extra_args
 
 LONG = (256, 512, 16384)  # requests, and tokens of each prompt and output
 LONG_GIB = 40  # of cache
+RANKS_SLOTS = 80 * 1024  # of 128 KiB each
 
 
 def report_client(report: Report, work: Path, *, plugin: bool, cache_gib: int = 26, **more: Any) -> Any:
@@ -82,7 +83,7 @@ def part_long(report: Report, work: Path, budget: int | None) -> None:
 
 
 def part_ranks_big(report: Report, work: Path, *, plugin: bool) -> None:
-    """Throughput of two GPUs, tensor parallel, with as many slots as `big` has on one."""
+    """Throughput of two GPUs, tensor parallel, with the slots that 10 GiB of cache hold on one."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -96,7 +97,7 @@ def part_ranks_big(report: Report, work: Path, *, plugin: bool) -> None:
             engine(
                 plugin=plugin, model=shape, tokenizer=str(weights_path()), load_format="dummy", max_model_len=8192,
                 max_num_seqs=64, max_num_batched_tokens=8192, tensor_parallel_size=2, gpu_memory_utilization=0.5,
-                num_gpu_blocks_override=80 * 1024 // 16 + 1,
+                num_gpu_blocks_override=RANKS_SLOTS // BLOCK + 1,
             )
         )  # fmt: skip
         return str(held[0].llm_engine.vllm_config.parallel_config.tensor_parallel_size)

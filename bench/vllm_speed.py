@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_parts import SIZES, extra_args
+from vllm_parts import BLOCK, SIZES, extra_args
 
 from leanthink.engine.bench.fixture import random_prompt
 from leanthink.engine.bench.vllm_client import Client
@@ -21,7 +21,6 @@ from leanthink.engine.bench.vllm_process import rate
 from leanthink.engine.bench.weights import config_of
 
 SHAPE = "llama-3.1-8b"
-BLOCK = 16
 GIB = 1 << 30
 STEPS = 256  # that are timed, the last ones of all requests together
 FEW, MANY = (20, 4000), (64, 3000)  # rows, and slots that each holds in the middle of these steps

@@ -13,21 +13,30 @@ from typing import Any
 
 import vllm_http
 import vllm_tokens
-from vllm_parts import BLOCK, CHECKS, SCHEDULER, Report, Stepper, answers, engine, params, report_engine
+from vllm_parts import (
+    BLOCK,
+    SCHEDULER,
+    Report,
+    Stepper,
+    answers,
+    engine,
+    held_out,
+    params,
+    report_engine,
+    request_seeds,
+)
+
+from leanthink.data.tasks.problem import Problem
+from leanthink.integrations.vllm.v2.version import CHECKS
 
 BUDGET = {"budget": 96, "recent_window": 32, "eviction_interval": 32}
 POLICIES = ("horizon", "dynts", "random", "window", "sinks")
 COUNT, TOKENS, ROWS, ANSWER = 200, 900, 32, 64
 
 
-def problems() -> list[Any]:
+def problems() -> list[Problem]:
     """Held-out problems of every family and of levels 2 to 5."""
-    from leanthink.data.tasks import registry
-
-    cells = [(family, level) for level in (2, 3, 4, 5) for family in registry.FAMILIES]
-    each = -(-COUNT // len(cells))
-    by_cell = [registry.sample(family, level, each, 1) for family, level in cells]
-    return [problem for of_all in zip(*by_cell, strict=True) for problem in of_all][:COUNT]
+    return held_out(COUNT, 1)
 
 
 def prompts() -> list[list[int]]:
@@ -158,7 +167,8 @@ def part_plugin(report: Report, work: Path) -> None:
 
     def tokens(name: str, asked: dict[str, Any] | None) -> dict[str, Any]:
         before = stepper.runner.model_state.rows.evictions
-        ran = stepper.run([(one, params(TOKENS, asked, logprobs=2, seed=seed)) for seed, one in enumerate(ids, 1)])
+        given = [params(TOKENS, asked, logprobs=2, seed=seed) for seed in request_seeds(len(ids))]
+        ran = stepper.run(list(zip(ids, given, strict=True)))
         found = [answer | {"prompt": len(one)} for answer, one in zip(answers(ran), ids, strict=True)]
         (work / f"tokens-plugin-{name}.json").write_text(json.dumps(found))
         scores.take(work / f"scores-plugin-{name}.pt")
@@ -279,7 +289,7 @@ def part_ours(report: Report, work: Path) -> None:
     budget = Budget(**{REQUEST_KEYS[name]: value for name, value in BUDGET.items()})
     scores = vllm_tokens.Scores()
     scores.watch(POLICIES)
-    samplings = [Sampling(max_new_tokens=TOKENS, seed=seed) for seed in range(1, COUNT + 1)]
+    samplings = [Sampling(max_new_tokens=TOKENS, seed=seed) for seed in request_seeds(COUNT)]
     for policy in ("full", *POLICIES):
 
         def run(policy: str = policy) -> dict[str, Any]:
@@ -315,7 +325,7 @@ def part_ranks(report: Report, work: Path) -> None:
 
         def run(policy: str = policy) -> dict[str, Any]:
             given = [params(TOKENS, BUDGET | {"policy": policy}, seed=seed, output_kind=RequestOutputKind.FINAL_ONLY)
-                     for seed in range(1, COUNT + 1)]  # fmt: skip
+                     for seed in request_seeds(COUNT)]  # fmt: skip
             begin = time.perf_counter()
             outputs = held[0].generate([{"prompt_token_ids": one} for one in prompts()], given, use_tqdm=False)
             seconds = time.perf_counter() - begin

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import vllm_real
+from vllm_parts import request_seeds
+
 NEAR = 0.6  # nats: a choice of the model's that rounding in bfloat16 may turn
 PAIRS = {
     "plugin without a budget, vLLM alone": ("plugin-full", "alone-full"),
@@ -50,15 +53,18 @@ class Scores:
         return noted
 
 
-def compared(work: Path, policies: Sequence[str], budget: dict[str, int], real: Any) -> dict[str, Any]:
+def compared(work: Path, policies: Sequence[str], budget: dict[str, int]) -> dict[str, Any]:
     """How many answers are the same, and of the others how near a choice the first token was that is not.
 
-    `real` is bench/vllm_real.py: what was asked of a real model.
+    Args:
+        work: where the parts wrote their tokens and scores.
+        policies: those that the embedded reasoner was asked under.
+        budget: what its requests asked for.
     """
     pairs = PAIRS | {f"plugin, ours: {policy}": (f"plugin-{policy}", f"ours-{policy}") for policy in policies}
     pairs |= {f"plugin with {policy}, without a budget": (f"plugin-{policy}", "plugin-full") for policy in policies}
     pairs |= {f"two ranks, one: {policy}": (f"ranks-{policy}", f"plugin-{policy}") for policy in policies}
-    asked = ["full", *(f"{policy}-{slots}" for policy in real.POLICIES for slots in real.BUDGETS)]
+    asked = ["full", *(f"{policy}-{slots}" for policy in vllm_real.POLICIES for slots in vllm_real.BUDGETS)]
     pairs |= {f"real plugin, ours: {name}": (f"real-plugin-{name}", f"real-ours-{name}") for name in asked}
     pairs |= {f"real FP8, bfloat16: {name}": (f"real-fp8-{name}", f"real-plugin-{name}") for name in asked}
     pairs["real plugin without a budget, vLLM alone"] = ("real-plugin-full", "real-alone-full")
@@ -129,11 +135,13 @@ def _explained(
     """
     import torch
 
+    from leanthink.policies.policy import OUTRANKS
+
     if not (left.exists() and right.exists()):
         return rows
-    ours, theirs = torch.load(left), torch.load(right)
+    ours, theirs, seeds = torch.load(left), torch.load(right), request_seeds(len(answers))
     for row in rows:
-        prompt, seed = answers[row["problem"]].get("prompt", 0), row["problem"] + 1
+        prompt, seed = answers[row["problem"]].get("prompt", 0), seeds[row["problem"]]
         times = sorted(after for who, after in ours if who == seed and after <= prompt + row["token"])
         for after in times:
             if (seed, after) not in theirs:
@@ -147,7 +155,7 @@ def _explained(
             if kept == kept_there:
                 continue
             mine, its = kept - kept_there, kept_there - kept
-            ranked = [i for i in range(len(one)) if one[i] < 2.0**22]
+            ranked = [i for i in range(len(one)) if one[i] < OUTRANKS / 2]  # not too young to have its scores
             spread = statistics.pstdev([one[i] for i in ranked]) or 1.0
             margins = [
                 max(one[i] for i in mine) - min(one[i] for i in its),

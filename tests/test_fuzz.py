@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -16,25 +15,15 @@ from leanthink.eval.records import RunFolder
 from leanthink.utils.errors import DamagedFile, UsageError, unknown
 from leanthink.utils.file_reading import is_int, is_number, parse_json
 
-FUZZ = Path(__file__).parent.parent / "bench" / "fuzz.py"
-
-
-def _script() -> Any:
-    spec = importlib.util.spec_from_file_location("fuzz", FUZZ)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz"] = module  # where its dataclass looks for its names
-    spec.loader.exec_module(module)
-    return module
-
-
-fuzz = _script()
+BENCH = Path(__file__).parent.parent / "bench"
+sys.path.append(str(BENCH))
+import fuzz  # noqa: E402
+from fuzz_target import bounded  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def target(request: pytest.FixtureRequest) -> Any:
-    return fuzz.TARGETS[request.param]()
+    return fuzz.target_of(request.param)
 
 
 def _kept() -> list[Any]:
@@ -45,12 +34,12 @@ def _kept() -> list[Any]:
 @pytest.mark.parametrize("target", fuzz.TARGETS, indirect=True)
 def test_what_a_fuzzer_begins_with_is_read(target: Any) -> None:
     for data in target.seeds:
-        fuzz.bounded(target.run, data)
+        bounded(target.run, data)
 
 
 @pytest.mark.parametrize(("target", "path"), _kept(), indirect=["target"])
 def test_what_a_fuzzer_found_is_read_or_refused_in_a_sentence(target: Any, path: Path) -> None:
-    fuzz.bounded(target.run, path.read_bytes())
+    bounded(target.run, path.read_bytes())
 
 
 @pytest.mark.parametrize("target", ["bodies"], indirect=True)

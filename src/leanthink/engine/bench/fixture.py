@@ -66,8 +66,6 @@ class Fixture:
     def horizon_of(self, granularity: Granularity, horizons: tuple[int, ...]) -> Policy:
         """The policy `horizon` with a predictor of random weights: it costs what one of `leanthink fit` costs."""
         torch.manual_seed(self.options.seed)
-        shape = kv_shape(self.model.config)
-        num_sets = shape.num_sets(granularity)
         with self.device:
             predictor = Predictor(
                 target="horizon",
@@ -75,7 +73,7 @@ class Fixture:
                 horizons=horizons,
                 offsets=offsets_below(horizons[0]),
                 granularity=granularity,
-                num_sets=num_sets,
+                num_sets=self.shape.num_sets(granularity),
                 width=usual_width(self.model.config.hidden_size),
             )
         return make_policy("horizon", predictor.to(self.dtype).eval().requires_grad_(False))
@@ -107,7 +105,7 @@ class Fixture:
 
     def prompt(self, tokens: int, index: int) -> tuple[int, ...]:
         """A random prompt, another for every index."""
-        return tuple(random_prompt(self.model.config.vocab_size, tokens, self.options.seed + 1 + index))
+        return tuple(random_prompt(self.model.config.vocab_size, tokens, self.options.seed_of_prompt(index)))
 
     def request(
         self, index: int, *, prompt: int, output: int, slots: int | None, policy: Policy | None = None

@@ -148,6 +148,10 @@ class Options:
         """The parts in the order of PARTS, each once."""
         return tuple(part for part in PARTS if part in self.parts)
 
+    def seed_of_prompt(self, index: int) -> int:
+        """What the random prompt of this index is drawn with: in vLLM's process the same as here, and not `seed`."""
+        return self.seed + 1 + index
+
     @property
     def whole_intervals(self) -> int:
         """Steps of a measurement that must contain as many evictions of every row: whole intervals."""

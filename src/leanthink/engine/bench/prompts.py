@@ -15,7 +15,6 @@ from leanthink.engine.bench.measure import now, quantiles, seconds, spread
 from leanthink.engine.engine import Engine
 from leanthink.engine.generation import raise_first
 from leanthink.engine.request import Request
-from leanthink.models.loading import kv_shape
 
 METHOD = (
     "all prompts at once into an idle engine, until each has its first token, while those that have it decode; policy "
@@ -47,7 +46,7 @@ def matrix_rate(fixture: Fixture) -> dict[str, float]:
 
 def flop(fixture: Fixture, many: int, tokens: int) -> int:
     """Operations that the prompts take at least: all weights for each token, the head once, causal attention."""
-    model, shape = fixture.model, kv_shape(fixture.model.config)
+    model, shape = fixture.model, fixture.shape
     head = model.get_output_embeddings().weight
     ends = {id(table): table.numel() for table in (head, model.get_input_embeddings().weight)}
     layers: int = sum(parameter.numel() for parameter in model.parameters()) - sum(ends.values())
@@ -68,14 +67,15 @@ def _cell(fixture: Fixture, many: int, tokens: int, rate: float) -> dict[str, An
     return {"prompts": many, "tokens": tokens, "floor_ms": floor_ms} | share | found
 
 
-def told(many: int, tokens: int, rounds: Sequence[list[float]]) -> dict[str, Any]:
+def summary(many: int, tokens: int, rounds: Sequence[list[float]]) -> dict[str, Any]:
     """What is said of rounds, of each the milliseconds to every first token."""
     firsts = [quantiles(ms, median=0.5, p99=0.99, most=1.0) for ms in rounds]
     spreads = {f"first_token_{name}_ms": spread([first[name] for first in firsts]) for name in ("median", "p99")}
-    return _told(many, tokens, [first["most"] for first in firsts]) | spreads
+    return _speed(many, tokens, [first["most"] for first in firsts]) | spreads
 
 
-def _told(many: int, tokens: int, ms: list[float]) -> dict[str, Any]:
+def _speed(many: int, tokens: int, ms: list[float]) -> dict[str, Any]:
+    """Of rounds that took so many milliseconds."""
     per_second = 1e3 * many / spread(ms)["median"]
     return {"ms": spread(ms), "prompts_per_second": per_second, "prompt_tokens_per_second": tokens * per_second}
 
@@ -89,7 +89,7 @@ def _engine(fixture: Fixture, many: int, tokens: int) -> dict[str, Any]:
     ]
     bounds = [request.bound for request in requests[0]]
     engine = fixture.engine(bounds, prefill_tokens=fixture.options.prefill_tokens)
-    return told(many, tokens, [first_tokens_ms(engine, of_round) for of_round in requests][1:])
+    return summary(many, tokens, [first_tokens_ms(engine, of_round) for of_round in requests][1:])
 
 
 def first_tokens_ms(engine: Engine, requests: Sequence[Request]) -> list[float]:
@@ -122,4 +122,4 @@ def _stock(fixture: Fixture, many: int, tokens: int) -> dict[str, Any]:
                 fixture.model(input_ids=part, use_cache=True, logits_to_keep=1).logits.argmax(-1)
 
         times.append(1e3 * seconds(feed, fixture.device))
-    return _told(many, tokens, times[1:])
+    return _speed(many, tokens, times[1:])

@@ -15,7 +15,7 @@ from typing import Any
 from leanthink.engine.bench.fixture import random_prompt
 from leanthink.engine.bench.measure import spread
 from leanthink.engine.bench.options import Options
-from leanthink.engine.bench.prompts import told
+from leanthink.engine.bench.prompts import summary
 from leanthink.engine.bench.vllm_client import Client
 
 FILLED = 0.95  # of the cache, by requests in the middle of their lives; what is left goes to new ones
@@ -35,7 +35,7 @@ class Asked:
 
     def prompt(self, tokens: int, index: int) -> list[int]:
         """The prompt that our engine gets."""
-        return random_prompt(self.vocabulary, tokens, self.options.seed + 1 + index)
+        return random_prompt(self.vocabulary, tokens, self.options.seed_of_prompt(index))
 
     def decode_plan(self, batch: int, slots: int) -> tuple[int, int]:
         """Tokens of a prompt and of an output, for `slots` slots a row in the middle of the measured steps.
@@ -79,7 +79,7 @@ def prompts(client: Client, asked: Asked) -> list[dict[str, Any]]:
         for at in range(asked.options.repeats + 1):
             of_round = [asked.prompt(tokens, at * many + i) for i in range(many)]
             rounds.append(client.first_tokens_ms(of_round, asked.steps_of(many, tokens)))
-        cells.append({"prompts": many, "tokens": tokens} | told(many, tokens, rounds[1:]))
+        cells.append({"prompts": many, "tokens": tokens} | summary(many, tokens, rounds[1:]))
     return cells
 
 
