@@ -339,6 +339,8 @@ def test_streams_can_be_read_in_turns_and_lose_nothing_of_each_other_or_of_the_r
     first = engine.stream([1, 2, 3], policy="full", sampling=sampling)
     second = engine.stream([4, 5], policy="full", sampling=sampling)
     started = [next(first), next(first), next(second)]
+    told = engine.step()
+    assert set(told.steps) == {1, 2}, "a step tells what the streams do, and takes nothing from them"
     rest_first, rest_second = list(first), list(second)
     for prompt, steps in (([1, 2, 3], started[:2] + rest_first), ([4, 5], started[2:] + rest_second)):
         (alone,) = generate(model, TOKENIZER, prompt, policy="full", sampling=sampling)
@@ -552,11 +554,11 @@ def test_experts_that_wait_for_the_gpu_run_without_graphs(experts: str) -> None:
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 5, 20])
 def test_a_request_that_is_finished_early_brings_what_it_has_and_frees_its_slots(steps: int) -> None:
-    model = endless()
+    model, horizon = endless(), make_policy("horizon", RandomPredictor(64, "horizon", (4, 8)))
     engine = Engine(model, TOKENIZER, slots=200, rows=2, prefill_tokens=10)
-    options: dict[str, Any] = {"policy": "window", "budget": BUDGET, "sampling": Sampling(max_new_tokens=50)}
+    options: dict[str, Any] = {"policy": horizon, "budget": BUDGET, "sampling": Sampling(max_new_tokens=50)}
     other = engine.add([9, 8, 7], **options)
-    victim = engine.add(list(range(40)), **options, streamed=True)
+    victim = engine.add(list(range(40)), **options, streamed=True, record=True)
     for _ in range(steps):
         engine.step()
     done = engine.finish_early(victim)
@@ -569,8 +571,9 @@ def test_a_request_that_is_finished_early_brings_what_it_has_and_frees_its_slots
         assert done is None
         return
     assert done is not None
-    (whole,) = generate(model, TOKENIZER, list(range(40)), **options)
-    assert done.token_ids == whole.token_ids[:written]
+    options["sampling"] = Sampling(max_new_tokens=written)
+    (whole,) = generate(model, TOKENIZER, list(range(40)), **options, record=True)
+    assert (done.token_ids, done.scores) == (whole.token_ids, whole.scores)
     assert (done.finish_reason, done.prompt_tokens) == ("length", 40)
 
 

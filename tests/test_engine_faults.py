@@ -384,7 +384,7 @@ class Illiterate:
         return TOKENIZER.decode(token_ids, **kwargs)
 
 
-@pytest.mark.parametrize("reads", ["completion", "stream", "stop", "tag"])
+@pytest.mark.parametrize("reads", ["completion", "stream", "stop", "tag", "cut"])
 def test_a_tokenizer_that_cannot_read_an_answer_ends_the_request_that_wrote_it(reads: str) -> None:
     model = endless().double()
     tags = ThinkTags(open_id=None, close_id=None, open="<x>", close="</x>") if reads == "tag" else None
@@ -395,10 +395,19 @@ def test_a_tokenizer_that_cannot_read_an_answer_ends_the_request_that_wrote_it(r
     odd = next(token for token in written[1] if token not in written[0])
     engine = Engine(model, Illiterate(odd), slots=200, rows=2, tags=tags)
     good, bad = (engine.add([first], **options, streamed=reads == "stream") for first in (1, 2))
+    cut: dict[int, RequestFailed] = {}
+    if reads == "cut":
+        for _ in written[1][:-1]:
+            engine.step()
+        with pytest.raises(RequestFailed) as raised:
+            engine.finish_early(bad)
+        assert engine.unfinished == 1
+        cut = {bad: raised.value}
     whole = run(engine)
+    failed = whole.failed | cut
     assert whole.finished[good].token_ids == written[0]
-    assert list(whole.failed) == [bad]
-    assert "OverflowError: who can read this?" in str(whole.failed[bad])
+    assert list(failed) == [bad]
+    assert "OverflowError: who can read this?" in str(failed[bad])
     assert_empty(engine)
 
 

@@ -85,6 +85,25 @@ def test_a_job_that_is_abandoned_or_cut_leaves_the_engine() -> None:
     asyncio.run(run())
 
 
+def test_a_job_that_cannot_be_read_when_it_is_cut_fails_and_the_engine_goes_on() -> None:
+    async def run() -> None:
+        engine, heard = Engine(make_model(), TOKENIZER, slots=9000, rows=2), list[Any]()
+        work = Dispatcher(engine, **noted(heard))
+        work.start()
+        job = work.submit([request([5], 3000)], streamed=True)
+        await job.updates()
+        engine.running_batch.__dict__["complete"] = lambda *_, **__: 1 / 0
+        work.cut(job, "timeout")
+        with pytest.raises(RequestFailed, match="ZeroDivisionError"):
+            await all_of(job)
+        del engine.running_batch.__dict__["complete"]
+        assert (await all_of(work.submit([request([5])], streamed=False)))[-1].completion is not None
+        work.stop()
+        assert isinstance(next(news for news in heard if isinstance(news, RequestFailed)).__cause__, ZeroDivisionError)
+
+    asyncio.run(run())
+
+
 def test_steps_are_gathered_while_the_last_ones_are_still_dealt_with() -> None:
     engine, told, enough = Engine(make_model(), TOKENIZER, slots=300, rows=1), [], threading.Event()
 

@@ -57,14 +57,17 @@ def test_logits_that_are_no_numbers_cost_the_client_who_asked_and_nobody_else(se
             assert "the model's logits are NaN or infinite" in document["error"]["message"]
             assert "request_failed" in json.dumps(streamed(server, [POISON])[-1])
             assert complete(server, [7], n=2, max_tokens=5)[0] == 200
+        document = complete(server, [[7], [POISON]], max_tokens=1)[1]  # the first ends in the step in which one fails
+        assert document["error"]["code"] == "request_failed"
         events = other.result()
     assert "".join(event["choices"][0]["text"] for event in events) == alone["choices"][0]["text"]
     assert server.request("/health")[0] == 200
     metrics = server.metrics()
-    assert metrics['leanthink_choices_total{finish_reason="error"}'] == 6
+    assert metrics['leanthink_choices_total{finish_reason="error"}'] == 7
+    assert metrics['leanthink_choices_total{finish_reason="length"}'] == 1 + 1 + 3 * 2 + 1
     assert 'leanthink_choices_total{finish_reason="gone"}' not in metrics
     assert metrics["leanthink_slots_reserved"] == 0
-    assert [line["event"] for line in server.lines()].count("a choice failed") == 6
+    assert [line["event"] for line in server.lines()].count("a choice failed") == 7
 
 
 def test_the_smallest_temperatures_are_greedy(server: Server) -> None:

@@ -195,12 +195,15 @@ class Engine:
     def finish_early(self, request_id: int) -> Completion | None:
         """End a request now, free its slots and return what it has written, with finish reason "length".
 
-        None if there is nothing: it has no token yet, has finished or never was.
+        None if there is nothing: it has no token yet, has finished or never was. RequestFailed if that cannot be read.
         """
-        row = self.rows.find(request_id)
-        done = None if row is None or not int(self.running_batch.generated[row]) else self._complete(row)
+        row, done = self.rows.find(request_id), dict[int, Completion]()
+        if row is not None and int(self.running_batch.generated[row]):
+            self.faults.row_by_row(lambda rows: self._finish(rows, done), [row])
         self.cancel(request_id)
-        return done
+        if (failure := self.faults.failed.pop(request_id, None)) is not None:
+            raise failure
+        return done.get(request_id)
 
     @torch.inference_mode()
     def cancel(self, request_id: int) -> bool:
@@ -257,7 +260,9 @@ class Engine:
             DeviceLost: the device answers no more. Any other error ends the request that caused it, see `Progress`; one
                 for which nobody can be blamed ends all that are fed or decode.
         """
-        return self.streams.with_unclaimed(self._advance())
+        progress = self._advance()
+        self.streams.deliver(progress)
+        return self.streams.with_unclaimed(progress)
 
     @torch.inference_mode()
     def _advance(self) -> Progress:

@@ -56,6 +56,10 @@ class Job:
             await self._waiter
         if self._error is not None:
             raise self._error
+        return self.unread()
+
+    def unread(self) -> list[ChoiceUpdate]:
+        """All that came since the last call, if anything, whether or not the job has failed."""
         mail, self._mail = self._mail, []
         return mail
 

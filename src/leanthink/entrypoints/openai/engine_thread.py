@@ -12,12 +12,12 @@ from leanthink.engine.engine import Engine
 from leanthink.engine.outputs import Completion, Progress
 from leanthink.engine.request import Request
 from leanthink.engine.stats import EngineStats
-from leanthink.utils.errors import LeanThinkError, RequestFailed
+from leanthink.utils.errors import RequestFailed, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineUpdate:
-    """What the engine's thread hands over at a time; `refused` are requests that the engine did not take."""
+    """What the engine's thread hands over at a time; `refused` are requests that the engine did not take, or cut."""
 
     progress: Progress
     cut: dict[int, Completion | None]
@@ -109,13 +109,15 @@ class EngineThread:
         cut, refused = {}, {}
         while self._commands:
             command = self._commands.popleft()
-            if command.request is not None:
-                try:
+            try:
+                if command.request is not None:
                     self.engine.add_request(command.request, streamed=command.streamed)
-                except LeanThinkError as error:
-                    refused[command.request_id] = RequestFailed(command.request_id, str(error))
-            elif command.act == "cut":
-                cut[command.request_id] = self.engine.finish_early(command.request_id)
-            else:
-                self.engine.cancel(command.request_id)
+                elif command.act == "cut":
+                    cut[command.request_id] = self.engine.finish_early(command.request_id)
+                else:
+                    self.engine.cancel(command.request_id)
+            except RequestFailed as failure:
+                refused[command.request_id] = failure
+            except UsageError as error:
+                refused[command.request_id] = RequestFailed(command.request_id, str(error))
         return cut, refused

@@ -193,6 +193,7 @@ class Service:
             watch.cancel()
             timer.cancel()
             gone = len(job.open)
+            response.note(job.unread())  # what had ended before the job failed counts
             self.dispatcher.abandon(job)
             self._sum_up(job, response, facts, gone)
 
