@@ -18,6 +18,20 @@ def write(path: Path, document: dict[str, Any], name: str) -> None:
     path.write_text(f'{head},\n "{name}": [\n{lines}\n ]\n}}\n', encoding="utf-8")
 
 
+def write_table(path: Path, document: dict[str, Any], name: str) -> None:
+    """`write`, with the keys of all entries once, under `columns`; an entry has null for one that it lacks."""
+    columns = list(dict.fromkeys(key for entry in document[name] for key in entry))
+    table = [[entry.get(key) for key in columns] for entry in document[name]]
+    write(path, {**document, "columns": columns, name: table}, name)
+
+
+def read_table(path: Path, name: str) -> dict[str, Any]:
+    """What `write_table` was given; every entry has all keys, with None for those that it lacked."""
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    columns = document.pop("columns")
+    return {**document, name: [dict(zip(columns, entry, strict=True)) for entry in document[name]]}
+
+
 def rounded(value: Any) -> Any:
     """The same with six significant digits in every float."""
     if isinstance(value, float):

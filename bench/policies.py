@@ -140,7 +140,7 @@ def main() -> None:
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.join:
-        write(options.out, join([json.loads((folder / "policies.json").read_text()) for folder in options.join]))
+        write(options.out, join([read(folder) for folder in options.join]))
         return
     model, tokenizer = load("tiny", device=options.device)
     birth = provenance_record(options.device)
@@ -164,7 +164,7 @@ def main() -> None:
     }
     show(result["rows"][-1])
     if options.resume and (options.out / "policies.json").exists():
-        result = resumed(json.loads((options.out / "policies.json").read_text()), result)
+        result = resumed(read(options.out), result)
     prompts = [encode_prompt(tokenizer, i, p.prompt) for i, p in enumerate(problems)]
     names = options.policies.split(",")
     mean_prompt = round(sum(map(len, prompts)) / len(prompts))
@@ -287,7 +287,11 @@ def join(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:
-    one_a_line.write(folder / "policies.json", result, "rows")
+    one_a_line.write_table(folder / "policies.json", result, "rows")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return one_a_line.read_table(folder / "policies.json", "rows")
 
 
 def resumed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

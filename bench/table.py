@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import one_a_line
 import real_table
 from real_table import NARROW, wrapped
 
@@ -54,8 +55,7 @@ def matrix_table() -> str:
 
 def policies_found() -> dict[str, Any]:
     """What bench/policies.py wrote."""
-    found: dict[str, Any] = json.loads((RESULTS / "policies.json").read_text())
-    return found
+    return one_a_line.read_table(RESULTS / "policies.json", "rows")
 
 
 def rows_by_policy(found: dict[str, Any]) -> dict[str, dict[float, dict[str, Any]]]:

@@ -156,6 +156,11 @@ def test_long_lists_have_an_entry_a_line_and_six_digits(tmp_path: Path) -> None:
     text = (tmp_path / "a.json").read_text()
     assert text.endswith(' "rows": [\n  {"x":[0.142857,2,null]},\n  {"y":"z"}\n ]\n}\n')
     assert json.loads(text) == {"a": 0.333333, "b": {"c": [True]}, "rows": [{"x": [0.142857, 2, None]}, {"y": "z"}]}
+    one_a_line.write_table(tmp_path / "a.json", document, "rows")
+    table = json.loads((tmp_path / "a.json").read_text())
+    assert (table["columns"], table["rows"]) == (["x", "y"], [[[0.142857, 2, None], None], [None, "z"]])
+    rows = [{"x": [0.142857, 2, None], "y": None}, {"x": None, "y": "z"}]
+    assert one_a_line.read_table(tmp_path / "a.json", "rows") == json.loads(text) | {"rows": rows}
 
 
 REPORT = """<?xml version="1.0" encoding="utf-8"?>
