@@ -48,13 +48,13 @@ def in_int8(weight_OI: Tensor) -> dict[str, Tensor]:
 
 def in_gptq(weight_OI: Tensor) -> dict[str, Tensor]:
     """Four bits around a zero of 8, inputs packed eight to a number."""
-    weight_OGX = weight_OI.unflatten(1, (-1, GROUP))
+    weight_OGX = weight_OI.reshape(len(weight_OI), -1, GROUP)
     scale_OG1 = weight_OGX.abs().amax(dim=2, keepdim=True) / LARGEST_INT4
     digits_IO = ((weight_OGX / scale_OG1).round() + 8).flatten(1).to(torch.int32).t()
     zeros_GO = torch.full((scale_OG1.shape[1], len(weight_OI)), 7, dtype=torch.int32)  # one less, as is the custom
     return {
-        "qweight": packed(digits_IO.unflatten(0, (-1, PACKED)).movedim(1, -1)),
-        "qzeros": packed(zeros_GO.unflatten(1, (-1, PACKED))),
+        "qweight": packed(digits_IO.reshape(-1, PACKED, len(weight_OI)).movedim(1, -1)),
+        "qzeros": packed(zeros_GO.reshape(len(zeros_GO), -1, PACKED)),
         "scales": scale_OG1[..., 0].t().to(torch.bfloat16),
         "g_idx": torch.arange(weight_OI.shape[1], dtype=torch.int32) // GROUP,
     }

@@ -6,7 +6,9 @@ from typing import Any
 
 from drawing import drawing
 from matplotlib.ticker import FixedLocator, NullLocator
-from real_table import FULL, OURS, Results, read
+from real_table import OURS, Results, read
+
+from leanthink.eval.configurations import FULL
 
 TITLES = {"gsm8k": "GSM8K", "math-500": "MATH-500", "long": "GSM8K, long thoughts"}
 LINES = {OURS: ("o", "#1f6f5c", 2.0), "r-kv": ("s", "#c2571a", 1.2), "random-heads": ("^", "#7a6f9b", 1.2)}

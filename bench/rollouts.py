@@ -52,10 +52,9 @@ def main() -> None:
     found: dict[str, dict[str, list[float]]] = {kind: {"seconds": [], "tokens": []} for kind in ways}
     for repeat in range(options.repeats + 1):
         for kind, way in ways.items():
-            texts: list[Tokens] = []
-            spent = seconds(lambda way=way, texts=texts: texts.append(way()), device)
-            assert len(texts[0]) == len(prompts)
-            tokens = sum(map(len, texts[0]))
+            spent, texts = timed(way, device)
+            assert len(texts) == len(prompts)
+            tokens = sum(map(len, texts))
             print(f"{'warm-up' if repeat == 0 else repeat} {kind}: {spent:.2f} s, {tokens} tokens", flush=True)
             if repeat:
                 found[kind]["seconds"].append(spent)
@@ -95,9 +94,16 @@ def generate(trainer: Any, prompts: list[Any]) -> Tokens:
     return list(responses)
 
 
+def timed(way: Callable[[], Tokens], device: torch.device) -> tuple[float, Tokens]:
+    """Seconds, and what came of it."""
+    texts: list[Tokens] = []
+    spent = seconds(lambda: texts.append(way()), device)
+    return spent, texts[0]
+
+
 def report(found: dict[str, dict[str, list[float]]], samples: int) -> dict[str, Any]:
     """Samples and tokens per second of each way, and the ratios of the medians."""
-    per_second = {
+    per_second: dict[str, dict[str, Any]] = {
         kind: {
             "seconds": spread(entry["seconds"]),
             "samples_per_second": spread([samples / value for value in entry["seconds"]]),

@@ -104,7 +104,7 @@ def draw(chance: random.Random, prompts: list[str]) -> dict[str, Any]:
 
 def alone(model: Any, tokenizer: Any, body: dict[str, Any]) -> tuple[str, str, str]:
     """Thought, answer and finish reason of this request by itself."""
-    budget = {"slots": body.get("budget"), **{name: body.get(name) for name in FILE_KEYS.values()}}
+    budget: dict[str, Any] = {"slots": body.get("budget"), **{name: body.get(name) for name in FILE_KEYS.values()}}
     names = ("temperature", "top_k", "top_p", "seed")
     (done,) = generate(
         model,

@@ -208,7 +208,8 @@ def kills(name: str, given: Path, times: int, seed: int, work: Path) -> dict[str
     begun = time.monotonic()
     assert ended(start(command.words(given, whole), log), wait=True) == 0, log.read_text()[-2000:]
     seconds, wanted = time.monotonic() - begun, command.result(whole)
-    count, inside, compared, wrong = 0, 0, 0, []
+    wrong: list[str] = []
+    count, inside, compared = 0, 0, 0
     folder = fresh(work / name)
     while not wrong and (count < times or compared == 0):
         kill = count < times

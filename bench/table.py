@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ def matrix_table() -> str:
     told = ", ".join(f"{100 * longer:+.1f}" for longer in lengths)
     lines += ["", f"Thoughts under `horizon` are {told} % longer than with the full cache, from the left to the right."]
     return "\n".join([*lines, *wrapped(accuracy_sentence())]) + "\n"
+
+
+def _between(table: str, marks: re.Match[str]) -> str:
+    return marks[1] + table + marks[2]
 
 
 def policies_found() -> dict[str, Any]:
@@ -263,7 +268,7 @@ def main() -> None:
         text = fresh = (ROOT / page).read_text()
         for name, table in tables.items():
             place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
-            fresh = place.sub(lambda found, table=table: found[1] + table + found[2], fresh)
+            fresh = place.sub(partial(_between, table), fresh)
         stale |= fresh != text
         if "--check" not in sys.argv:
             (ROOT / page).write_text(fresh)

@@ -111,7 +111,8 @@ def run(engine: Any, problems: Sequence[Problem], policy: str, budget: Budget, t
         engine.add_request(f"{policy}-{index}", prompt, params)
     scheduler = engine.engine_core.engine_core.scheduler
     manager = scheduler.kv_cache_manager.coordinator.single_type_managers[0]
-    seen, most, preemptions, texts, written, steps = [], 0, {}, {}, 0, 0
+    preemptions: dict[str, int] = {}
+    seen, most, texts, written, steps = [], 0, {}, 0, 0
     while engine.has_unfinished_requests():
         steps += 1
         for output in engine.step():

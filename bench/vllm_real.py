@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def part_real_ours(report: Report, work: Path) -> None:
     for policy in policies(work):
         for label, slots in BUDGETS.items():
             name = f"{policy}-{label}"
-            report.step(name, lambda name=name, policy=policy, slots=slots: run(name, policy, slots))
+            report.step(name, partial(run, name, policy, slots))
 
 
 def vllm_answers(
@@ -140,7 +141,7 @@ def vllm_answers(
     for policy in asked_policies:
         for label, slots in BUDGETS.items():
             asked = asked_of(policy, slots)
-            report.step(f"{policy}-{label}", lambda label=f"{policy}-{label}", asked=asked: run(label, asked))
+            report.step(f"{policy}-{label}", partial(run, f"{policy}-{label}", asked))
 
 
 def part_real_alone(report: Report, work: Path) -> None:

@@ -19,6 +19,7 @@ from leanthink.engine.bench.fixture import random_prompt
 from leanthink.engine.bench.vllm_client import Client
 from leanthink.engine.bench.vllm_process import rate
 from leanthink.engine.bench.weights import config_of
+from leanthink.policies.policy import Granularity
 
 SHAPE = "llama-3.1-8b"
 GIB = 1 << 30
@@ -43,7 +44,8 @@ def shape_folder(work: Path) -> Path:
     config.save_pretrained(folder)
     torch.manual_seed(0)
     sets = config.num_hidden_layers * config.num_key_value_heads
-    for name, granularity, num_sets in (("shared", "model", 1), ("head", "head", sets)):
+    kinds: tuple[tuple[str, Granularity, int], ...] = (("shared", "model", 1), ("head", "head", sets))
+    for name, granularity, num_sets in kinds:
         predictor = Predictor(
             target="horizon", hidden_size=config.hidden_size, horizons=(16, 32, 64, 128, 256),
             offsets=(0, 1, 2, 4, 8, 12), granularity=granularity, num_sets=num_sets, width=1024,
@@ -165,7 +167,11 @@ def profile(client: Inner, held: tuple[int, int], path: Path, budget: int | None
 
     asked = asked_of(budget)
     prompt = held[1] - first - 64 if budget is None else held[1] - budget - ASKED["eviction_interval"] // 2
-    at = {first: lambda: client.inside("inside_profile", None) and None, first + 128: stop}
+
+    def start() -> None:
+        client.inside("inside_profile", None)
+
+    at = {first: start, first + 128: stop}
     client.run(random_prompts(held[0], prompt, 5), first + 160, asked, at)
     return found[0]
 

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ def part_plugin(report: Report, work: Path) -> None:
 
     report.step("full", lambda: tokens("full", None))
     for policy in POLICIES:
-        report.step(policy, lambda policy=policy: tokens(policy, BUDGET | {"policy": policy}))
+        report.step(policy, partial(tokens, policy, BUDGET | {"policy": policy}))
     report.step("bound", lambda: bound(stepper, ids))
     report.step("preempted", lambda: preempted(stepper, ids, work))
     report.step("mixed", lambda: mixed(stepper, ids))
@@ -314,7 +315,7 @@ def part_ranks(report: Report, work: Path) -> None:
     held: list[Any] = []
 
     def start() -> list[str]:
-        given = {"model": str(weights_path()), "max_model_len": 2048, "max_num_seqs": ROWS,
+        given: Any = {"model": str(weights_path()), "max_model_len": 2048, "max_num_seqs": ROWS,
                  "max_num_batched_tokens": 2048, "kv_cache_memory_bytes": 2 << 30,
                  "gpu_memory_utilization": 0.2}  # fmt: skip
         held.append(engine(plugin=True, tensor_parallel_size=2, worker_extension_cls="vllm_inside.Inside", **given))

@@ -30,7 +30,7 @@ class Scores:
         from leanthink.policies import POLICIES
 
         for kind in {POLICIES[name] for name in policies}:
-            kind.score = self._noted(kind.score)
+            kind.score = self._noted(kind.score)  # type: ignore[method-assign]
 
     def take(self, path: Path) -> None:
         """Write what was noted since the last time."""
