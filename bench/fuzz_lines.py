@@ -11,10 +11,10 @@ from typing import Any
 from fuzz_mutations import JSON_WORDS
 from fuzz_target import Target, plain_json, promised, scratch
 
-import leanthink.eval.records as records
 from leanthink.data.problems import read_problems
 from leanthink.data.traces.token_scores import pack
 from leanthink.data.traces.trace import Trace, TraceWriter, from_line, read_traces, to_line
+from leanthink.eval import records
 from leanthink.utils.errors import LeanThinkError
 
 PROVENANCE = {"commit": "c"}

@@ -15,7 +15,7 @@ from fuzz_mutations import JSON_WORDS
 from fuzz_target import Target, promised, scratch
 from safetensors.torch import save
 
-import leanthink.importance.label_file as label_file
+from leanthink.importance import label_file
 from leanthink.models.predictor import Predictor, predictor_of, read_metadata, save_predictor
 from leanthink.utils.errors import LeanThinkError
 

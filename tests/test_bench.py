@@ -325,25 +325,25 @@ def test_sets_are_measured_beside_full_at_as_many_slots(tmp_path: Path) -> None:
             consistent(ours)
             assert ours["num_sets"] == num_sets
             assert ours["evictions"] == cell["batch"], "every row once an interval"
-            assert ours["stampings"] == 8 / ours["stride"] == 2
+            assert ours["scorings"] == 8 / ours["stride"] == 2
             assert ours["eviction_ms_alone"]["n"] <= cell["batch"], "rows that are due together are evicted together"
-            assert ours["stamping_ms_alone"]["n"] == 2
-            spent = ours["stamping_share_alone"] * 8 * ours["step_ms"]["mean"]
-            assert spent == pytest.approx(2 * ours["stamping_ms_alone"]["mean"])
-            assert ours["stamps_bytes"] == slots * num_sets * 7 * 4
+            assert ours["scoring_ms_alone"]["n"] == 2
+            spent = ours["scoring_share_alone"] * 8 * ours["step_ms"]["mean"]
+            assert spent == pytest.approx(2 * ours["scoring_ms_alone"]["mean"])
+            assert ours["token_scores_bytes"] == slots * num_sets * 7 * 4
             assert ours["positions_bytes"] == slots * 8 * (1 if num_sets == 1 else 4)
             assert cell["full"]["slots_read_per_row"] == pytest.approx(ours["slots_read_per_row"], abs=2)
             assert ours["mean_to_full"] == pytest.approx(ours["step_ms"]["mean"] / cell["full"]["step_ms"]["mean"])
 
 
 def test_shares_are_those_of_the_causes() -> None:
-    evictions, stampings = [1, 0, 2, 0, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0, 1, 0]
-    ms = [10 + 3 * evicted + 5 * stamped for evicted, stamped in zip(evictions, stampings, strict=True)]
-    found = shares(Steps(ms=ms, evictions=evictions, stampings=stampings))
-    assert (found["plain_step_ms"], found["eviction_ms"], found["stamping_ms"]) == pytest.approx((10, 3, 5))
-    assert (found["eviction_share"], found["stamping_share"]) == pytest.approx((12 / 107, 15 / 107))
-    never = shares(Steps(ms=[2.0, 4.0, 2.0], evictions=[0, 1, 0], stampings=[0, 0, 0]))
-    assert (never["eviction_ms"], never["stamping_share"]) == pytest.approx((2, 0))
+    evictions, scorings = [1, 0, 2, 0, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0, 1, 0]
+    ms = [10 + 3 * evicted + 5 * scored for evicted, scored in zip(evictions, scorings, strict=True)]
+    found = shares(Steps(ms=ms, evictions=evictions, scorings=scorings))
+    assert (found["plain_step_ms"], found["eviction_ms"], found["scoring_ms"]) == pytest.approx((10, 3, 5))
+    assert (found["eviction_share"], found["scoring_share"]) == pytest.approx((12 / 107, 15 / 107))
+    never = shares(Steps(ms=[2.0, 4.0, 2.0], evictions=[0, 1, 0], scorings=[0, 0, 0]))
+    assert (never["eviction_ms"], never["scoring_share"]) == pytest.approx((2, 0))
 
 
 def test_throughput_fills_the_memory_and_says_what_is_extrapolated(folder: Path) -> None:

@@ -450,7 +450,7 @@ def test_a_short_prompt_does_not_inherit_the_queries_of_the_rows_former_owner() 
 
 
 @pytest.mark.parametrize(("late", "position"), [(0, 4), (1, 3), (2, 2), (3, 1), (4, 0), (5, None), (9, None)])
-def test_a_late_stamp_lands_on_its_token_or_on_a_prompt_slot_of_its_own(late: int, position: int | None) -> None:
+def test_a_late_score_lands_on_its_token_or_on_a_prompt_slot_of_its_own(late: int, position: int | None) -> None:
     cache = make_cache()
     cache.require(CacheRequirements(score_dims=2))
     allocations = [take_row(cache, 2), take_row(cache, 2)]
@@ -461,7 +461,7 @@ def test_a_late_stamp_lands_on_its_token_or_on_a_prompt_slot_of_its_own(late: in
     assert cache.token_scores.nonzero().tolist() == [[wanted, 1]]
 
 
-def test_a_late_stamp_finds_its_token_after_an_eviction_and_stays_with_it() -> None:
+def test_a_late_score_finds_its_token_after_an_eviction_and_stays_with_it() -> None:
     cache = make_cache()
     cache.require(CacheRequirements(score_dims=4))
     take_row(cache, 2)

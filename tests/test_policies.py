@@ -155,8 +155,8 @@ def test_the_ranking_in_bfloat16_is_that_in_float32(name: str) -> None:
     exact, rounded = {}, {}
     if policy.score_dims:
         states_NM = (steps[:, None] - 3) * torch.tensor([1.03, 1.01, 0.97, 1.0, 1.0, 1.0])
-        for dtype, stamped in ((torch.float32, exact), (torch.bfloat16, rounded)):
-            stamped["token_scores"] = policy.score_tokens(states_NM[:, None].to(dtype)).expand(3, -1, -1)
+        for dtype, scored in ((torch.float32, exact), (torch.bfloat16, rounded)):
+            scored["token_scores"] = policy.score_tokens(states_NM[:, None].to(dtype)).expand(3, -1, -1)
     if policy.num_queries:
         direction_D = torch.linspace(0.5, 1.5, HEAD_DIM)
         keys = steps[:, None] * direction_D / direction_D.norm()

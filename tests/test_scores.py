@@ -75,8 +75,8 @@ def test_the_recorded_scores_explain_every_recorded_eviction(name: str) -> None:
         assert done.evicted_at is not None
         assert done.scores.horizons == horizons
         numbers = done.scores.numbers_TC()
-        unstamped = [index for index, row in enumerate(numbers) if math.isnan(row[0])]
-        assert unstamped == list(range(90 - 1 - (3 if horizons else 0), 90))  # too young, or never fed
+        unscored = [index for index, row in enumerate(numbers) if math.isnan(row[0])]
+        assert unscored == list(range(90 - 1 - (3 if horizons else 0), 90))  # too young, or never fed
         held: list[int] = []
         for now in range(1, 90):  # tokens generated when the youngest of them is fed
             held.append(now - 1)
@@ -98,7 +98,7 @@ def reached(horizons: tuple[int, ...], age: int) -> int:
     return max((channel for channel, horizon in enumerate(horizons) if horizon <= age), default=0)
 
 
-def test_nothing_is_recorded_unasked_and_no_score_where_nothing_is_stamped() -> None:
+def test_nothing_is_recorded_unasked_and_no_score_where_nothing_is_scored() -> None:
     model = endless()
     options: dict[str, Any] = {"sampling": Sampling(max_new_tokens=8)}
     (unasked,) = generate(model, TOKENIZER, "hi", policy="full", **options)

@@ -48,7 +48,7 @@ from reference.bounded_row_slow import SlowRow
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "bench"))
 from quantised_checkpoint import KINDS, write
 
-HORIZONS, OFFSETS = (6, 9, 20), (0, 1, 3)  # so that three tokens are stamped at a time
+HORIZONS, OFFSETS = (6, 9, 20), (0, 1, 3)  # so that three tokens are scored at a time
 budgets = st.builds(
     lambda slots, window, interval: Budget(
         slots=slots, recent_window=min(window, slots), eviction_interval=interval, max_answer_slots=50
@@ -173,7 +173,7 @@ def test_a_row_begins_behind_a_prefix_that_was_found_in_the_cache() -> None:
     assert row.thought == 0
 
 
-def test_a_policy_without_stamps_needs_no_states_and_draws_by_the_seed_of_the_request() -> None:
+def test_a_policy_without_token_scores_needs_no_states_and_draws_by_the_seed_of_the_request() -> None:
     budget, kept = Budget(slots=8, recent_window=0, eviction_interval=8), []
     for seed in (0, 0, 1):
         row = make_row(budget, 3, policy=Random())

@@ -66,7 +66,7 @@ def compiled_for(kernel: Any, given: tuple[Any, ...], named: dict[str, Any]) -> 
 def test_no_step_launches_what_warm_up_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "kind_for", lambda _: FusedRows)
     launched: set[tuple[Any, ...]] = set()
-    for name in ("place_rows", "note_rows", "recall_states", "stamp_rows", "show_rows", "keep_rows"):
+    for name in ("place_rows", "note_rows", "recall_states", "store_scores", "show_rows", "keep_rows"):
         kernel = getattr(paged_rows, name)
 
         def noted(*given: Any, kernel: Any = kernel, **named: Any) -> None:
@@ -89,7 +89,7 @@ def both(sets: int, channels: int, seed: int) -> tuple[DeviceRows, FusedRows]:
     made = [
         kind(
             requests=REQUESTS, most_slots=SLOTS_EACH, sets=sets, channels=channels, memory=MEMORY, state_size=FEATURES,
-            dtype=torch.bfloat16, stamp_dtype=torch.bfloat16, device=DEVICE,
+            dtype=torch.bfloat16, score_dtype=torch.bfloat16, device=DEVICE,
         )
         for kind in (DeviceRows, FusedRows)
     ]  # fmt: skip
@@ -101,10 +101,10 @@ def both(sets: int, channels: int, seed: int) -> tuple[DeviceRows, FusedRows]:
     slow.answer_at_R[:] = torch.tensor([NEVER, NEVER, NEVER, 20, 60, NEVER])
     steps = torch.randint(1, 4, slow.positions_RXS.shape).cumsum(-1)
     slow.positions_RXS.copy_(steps - steps[..., -1:] + 99)
-    for name in ("stamps_RXSC", "states_RWF"):
+    for name in ("scores_RXSC", "states_RWF"):
         if getattr(slow, name) is not None:
             getattr(slow, name).normal_()
-    for name in ("asked_5R", "answer_at_R", "positions_RXS", "stamps_RXSC", "states_RWF"):
+    for name in ("asked_5R", "answer_at_R", "positions_RXS", "scores_RXSC", "states_RWF"):
         if getattr(slow, name) is not None:
             getattr(fast, name).copy_(getattr(slow, name))
     assert isinstance(fast, FusedRows)
@@ -112,7 +112,7 @@ def both(sets: int, channels: int, seed: int) -> tuple[DeviceRows, FusedRows]:
 
 
 def same(slow: DeviceRows, fast: DeviceRows) -> None:
-    for name in ("asked_5R", "answer_at_R", "stamps_RXSC", "states_RWF"):
+    for name in ("asked_5R", "answer_at_R", "scores_RXSC", "states_RWF"):
         one, other = getattr(slow, name), getattr(fast, name)
         assert one is other or torch.equal(one, other), name
     assert torch.equal(slow.positions_RXS[..., :-1], fast.positions_RXS[..., :-1])
@@ -149,7 +149,7 @@ def test_a_step(sets: int, tokens: list[int]) -> None:
 
 @pytest.mark.parametrize("sets", [1, 6])
 @pytest.mark.parametrize("policy_sets", ["one", "all"])
-def test_stamping(sets: int, policy_sets: str) -> None:
+def test_scores_are_stored_where_their_tokens_lie(sets: int, policy_sets: str) -> None:
     for seed in range(5):
         slow, fast = both(sets, 3, seed)
         chosen, offsets, stride, channels = torch.tensor([[0, 2, 4, 5], [100, 101, 98, 33]]), (0, 1, 5), 4, 2
@@ -161,13 +161,13 @@ def test_stamping(sets: int, policy_sets: str) -> None:
         seen = [kind.recall(chosen, offsets, stride) for kind in (slow, fast)]
         assert torch.equal(*seen)
         # In bfloat16 as the cache holds them: the interpreter cuts bits off where a GPU rounds.
-        stamps = torch.randn(len(seen[0]), own, channels).bfloat16().float()
+        scores = torch.randn(len(seen[0]), own, channels).bfloat16().float()
         for kind in (slow, fast):
-            kind.stamp(chosen, stamps, offsets[-1], stride)
+            kind.store_scores(chosen, scores, offsets[-1], stride)
         for index, count in zip(chosen[0].tolist(), rows_thought(slow, chosen).tolist(), strict=True):
-            assert slow.stamps_RXSC is not None
-            assert fast.stamps_RXSC is not None
-            assert torch.equal(slow.stamps_RXSC[index, :, :count], fast.stamps_RXSC[index, :, :count])
+            assert slow.scores_RXSC is not None
+            assert fast.scores_RXSC is not None
+            assert torch.equal(slow.scores_RXSC[index, :, :count], fast.scores_RXSC[index, :, :count])
 
 
 def rows_thought(kind: DeviceRows, chosen: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def test_an_eviction(sets: int, channels: int) -> None:
         due: list[Due] = [kind.show(chosen, sets, most, channels) for kind in (slow, fast)]
         held = (slow.asked_5R[1] + slow.asked_5R[2])[chosen[0]]
         for one, other in zip(vars(due[0]).values(), vars(due[1]).values(), strict=True):
-            if one is due[0].stamps_gXSC and one is not None:
+            if one is due[0].scores_gXSC and one is not None:
                 for row, count in enumerate(held.tolist()):
                     assert torch.equal(one[row, :, :count], other[row, :, :count])
             else:

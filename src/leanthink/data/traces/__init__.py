@@ -1,1 +1,1 @@
-"""Recorded requests, and what a policy stamped on their tokens."""
+"""Recorded requests, and the token scores of their policy."""

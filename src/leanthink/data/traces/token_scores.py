@@ -1,4 +1,4 @@
-"""The numbers that a policy stamped on each token, packed small enough to lie in a trace."""
+"""The scores that a policy gave each token, packed small enough to lie in a trace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BYTES = 2  # of one number
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What was stamped on each generated token: higher is more important, NaN where nothing was stamped.
+    """The scores of each generated token: higher is more important, NaN where there are none.
 
     Attributes:
         horizons: reading distances in tokens, ascending, one for each number of a token; empty for one number a token.

@@ -41,7 +41,7 @@ class Trace:
     `thought_tokens` counts what precedes `</think>`, `answer_tokens` the rest. `evicted_at[i]` is the number of
     generated tokens at the moment token i lost its slot, None if it never did; the field is None where nothing was
     recorded. `budget` holds the fields of a Budget, None for the full cache. `token_chars[i]` is the number of
-    characters of `text` that token i adds, and `scores` what its policy stamped on the generated tokens; both are None
+    characters of `text` that token i adds, and `scores` what its policy scored the generated tokens; both are None
     where nothing was recorded, and in files of version 1. `fingerprint` is that of the model that wrote the trace, None
     in files before version 3.
 

@@ -50,7 +50,7 @@ class Steps:
     tokens: list[int] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
     evictions: list[int] = field(default_factory=list)
-    stampings: list[int] = field(default_factory=list)
+    scorings: list[int] = field(default_factory=list)
 
     @property
     def mean_held(self) -> float:
@@ -68,7 +68,7 @@ def timed_steps(engine: Engine, *, warm_up: int, steps: int) -> Steps:
         _step(engine)
     for _ in range(steps):
         measured.held.append(int(engine.cache.host_lengths[:rows].sum()) + rows)
-        measured.stampings.append(sum(len(of_rows) > 0 for _, _, of_rows in engine.token_scoring(strided=True)))
+        measured.scorings.append(sum(len(of_rows) > 0 for _, _, of_rows in engine.token_scoring(strided=True)))
         evicted = int(engine.running_batch.evictions[:rows].sum())
         measured.ms.append(1e3 * seconds(partial(_step, engine), engine.device))
         measured.tokens.append(rows)

@@ -63,7 +63,7 @@ def _bounded(fixture: Fixture, batch: int, slots: int, granularity: Granularity)
         "stride": policy.stride,
         "predictor_bytes": sum(parameter.nbytes for parameter in policy.predictor.parameters()),  # type: ignore[attr-defined]
         "kv_bytes": cache.kv_LPHTD.nbytes,
-        "stamps_bytes": cache.token_scores.nbytes,
+        "token_scores_bytes": cache.token_scores.nbytes,
         "positions_bytes": cache.positions.nbytes,
     }
 
@@ -71,18 +71,18 @@ def _bounded(fixture: Fixture, batch: int, slots: int, granularity: Granularity)
 def shares(steps: Steps) -> dict[str, Any]:
     """What of the time evictions take, and what scoring tokens does that not every step does."""
     ms_N = torch.tensor(steps.ms, dtype=torch.float64)
-    evicted_N, stamped_N = (torch.tensor(of, dtype=torch.float64) for of in (steps.evictions, steps.stampings))
-    causes_N3 = torch.stack([torch.ones_like(ms_N), evicted_N, stamped_N], dim=1)
-    plain, eviction, stamping = torch.linalg.lstsq(causes_N3, ms_N[:, None], driver="gelsd").solution[:, 0].tolist()
+    evicted_N, scored_N = (torch.tensor(of, dtype=torch.float64) for of in (steps.evictions, steps.scorings))
+    causes_N3 = torch.stack([torch.ones_like(ms_N), evicted_N, scored_N], dim=1)
+    plain, eviction, scoring = torch.linalg.lstsq(causes_N3, ms_N[:, None], driver="gelsd").solution[:, 0].tolist()
     whole = float(ms_N.sum())
     return {
         "evictions": int(evicted_N.sum()),
-        "stampings": int(stamped_N.sum()),
+        "scorings": int(scored_N.sum()),
         "plain_step_ms": plain,
         "eviction_ms": eviction,
-        "stamping_ms": stamping,
+        "scoring_ms": scoring,
         "eviction_share": eviction * float(evicted_N.sum()) / whole,
-        "stamping_share": stamping * float(stamped_N.sum()) / whole,
+        "scoring_share": scoring * float(scored_N.sum()) / whole,
     }
 
 
@@ -91,7 +91,7 @@ def alone(engine: Engine, steps: int, step_ms: float) -> dict[str, Any]:
 
     Their shares of the time that so many steps of `step_ms` take are upper bounds: nothing of them is hidden.
     """
-    works = {"eviction": (engine.evictor, "_evict_group"), "stamping": (engine.model_runner, "score_tokens")}
+    works = {"eviction": (engine.evictor, "_evict_group"), "scoring": (engine.model_runner, "score_tokens")}
     times: dict[str, list[float]] = {name: [] for name in works}
     for name, (owner, method) in works.items():
         setattr(owner, method, partial(_timed, getattr(owner, method), engine.device, times[name]))

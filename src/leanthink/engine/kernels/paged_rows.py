@@ -91,11 +91,11 @@ def recall_states(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["g"])  # type: ignore[untyped-decorator]
-def stamp_rows(  # type: ignore[no-untyped-def]
-    chosen, asked, answers, positions, held, stamps, g, R, positions_row, positions_set, held_row, held_set, held_slot,
+def store_scores(  # type: ignore[no-untyped-def]
+    chosen, asked, answers, positions, held, scores, g, R, positions_row, positions_set, held_row, held_set, held_slot,
     late, T: tl.constexpr, OF: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, NEAR: tl.constexpr,
 ):  # fmt: skip
-    """One program per request and index set of `held`; a policy with one set stamps it on all.
+    """One program per request and index set of `held`; the scores of a policy with one set go to all.
 
     Positions ascend along slots, so that the tokens lie among the youngest `late` + T slots, of which NEAR are read.
     """
@@ -112,14 +112,14 @@ def stamp_rows(  # type: ignore[no-untyped-def]
     c = tl.arange(0, CP)
     both = ready[:, None] & (c[None, :] < C)
     of_set = 0 if OF == 1 else x
-    new = tl.load(stamps + ((row * T + token[:, None]) * OF + of_set) * C + c[None, :], mask=both)
+    new = tl.load(scores + ((row * T + token[:, None]) * OF + of_set) * C + c[None, :], mask=both)
     own = held + index * held_row + x * held_set + s[:, None] * held_slot + c[None, :]
     tl.store(own, new.to(held.dtype.element_ty), mask=both)
 
 
 @triton.jit(do_not_specialize=["shown", "ages", "num_kept", "g", "S"])  # type: ignore[untyped-decorator]
 def show_rows(  # type: ignore[no-untyped-def]
-    chosen, asked, answers, positions, held, shown, ages, stamps, asked_g, num_kept, g, S, R, positions_row,
+    chosen, asked, answers, positions, held, shown, ages, scores, asked_g, num_kept, g, S, R, positions_row,
     positions_set, held_row, held_set, held_slot, C: tl.constexpr, CP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per request, index set, and part of the slots."""
@@ -140,8 +140,8 @@ def show_rows(  # type: ignore[no-untyped-def]
     if C > 0:
         c = tl.arange(0, CP)
         both = (s < S)[:, None] & (c[None, :] < C)
-        stamp = held + index * held_row + x * held_set + s[:, None] * held_slot + c[None, :]
-        tl.store(stamps + to[:, None] * C + c[None, :], tl.load(stamp, mask=both, other=0).to(tl.float32), mask=both)
+        score = held + index * held_row + x * held_set + s[:, None] * held_slot + c[None, :]
+        tl.store(scores + to[:, None] * C + c[None, :], tl.load(score, mask=both, other=0).to(tl.float32), mask=both)
 
 
 @triton.jit(do_not_specialize=["num_kept", "K"])  # type: ignore[untyped-decorator]
@@ -149,7 +149,7 @@ def keep_rows(  # type: ignore[no-untyped-def]
     chosen, num_kept, kept, positions, held, K, positions_row, positions_set, held_row, held_set, held_slot,
     OF: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program per request and index set: its positions and stamps, in place.
+    """One program per request and index set: its positions and token scores, in place.
 
     A source never lies below its target, so with ascending steps no source is overwritten before its step reads it;
     within a step the barrier sees to that.
@@ -166,7 +166,7 @@ def keep_rows(  # type: ignore[no-untyped-def]
         moves = source > target
         both = moves[:, None] & (c[None, :] < C)
         position = tl.load(positions + source, mask=moves)
-        stamp = tl.load(held + source[:, None] * held_slot + c[None, :], mask=both)
+        score = tl.load(held + source[:, None] * held_slot + c[None, :], mask=both)
         tl.debug_barrier()
         tl.store(positions + target, position, mask=moves)
-        tl.store(held + target[:, None] * held_slot + c[None, :], stamp, mask=both)
+        tl.store(held + target[:, None] * held_slot + c[None, :], score, mask=both)

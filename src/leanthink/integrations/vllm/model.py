@@ -88,10 +88,10 @@ class Bounded(_Stock):  # type: ignore[misc]
         return final_NM
 
     def _run(self, step: Step, sub_batch: SubBatch, ids_N: Tensor, positions_N: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The sub-batch's final hidden states [n, M], and its states [n, F] if a policy stamps."""
+        """The sub-batch's final hidden states [n, M], and its states [n, F] if a policy scores tokens."""
         if sub_batch.tokens_n is not None:
             ids_N, positions_N = ids_N[sub_batch.tokens_n], positions_N[sub_batch.tokens_n]
-        self.catching = step.stamps
+        self.catching = step.scores_tokens
         try:
             with override_forward_context(_context(sub_batch)):
                 final_nM = super().forward(ids_N, positions_N)

@@ -1,6 +1,6 @@
-"""What a worker knows of one request with a budget: which thought tokens it holds, and their stamps.
+"""What a worker knows of one request with a budget: which thought tokens it holds, and their scores.
 
-S thought slots   T tokens fed together   F state size   O offsets   C stamped numbers per slot   K kept slots
+S thought slots   T tokens fed together   F state size   O offsets   C token scores per slot   K kept slots
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Row:
         self.logical = 0  # tokens fed
         self.thought = 0  # thought slots held
         self.positions_S = torch.zeros(self.budget.max_thought_slots, dtype=torch.int64)
-        self.stamps_SC: Tensor | None = None
-        self.waiting: list[Tensor] = []  # states [T, F] of the youngest thought tokens, which have no stamp yet
+        self.scores_SC: Tensor | None = None
+        self.waiting: list[Tensor] = []  # states [T, F] of the youngest thought tokens, which have no score yet
         self.num_waiting = 0
 
     @property
@@ -82,7 +82,7 @@ class Row:
         return self.lengths.pieces(logical, tokens)
 
     def note(self, states_TF: Tensor | None, tokens: int) -> None:
-        """The next tokens are fed: remember those of the thought, and stamp those whose followers are all there."""
+        """The next tokens are fed: remember those of the thought, and score those whose followers are all there."""
         answer_at = self.lengths.answer_at
         first, last = max(self.logical, self.prompt_tokens), min(self.logical + tokens, answer_at)
         if last > first:
@@ -94,29 +94,29 @@ class Row:
                 self.num_waiting += last - first
         self.logical += tokens
         if self.num_waiting - self.policy.offsets[-1] >= self.policy.stride:
-            self._stamp()
+            self._score_tokens()
 
-    def _stamp(self) -> None:
-        """Stamp the tokens that have all their followers."""
+    def _score_tokens(self) -> None:
+        """Score the tokens that have all their followers."""
         offsets = self.policy.offsets
         states_WF = torch.cat(self.waiting)
         ready = len(states_WF) - offsets[-1]
         seen_TO = torch.arange(ready, device=states_WF.device)[:, None] + constant(offsets, states_WF.device)
         parts = [self.policy.score_tokens(states_WF[part_TO]) for part_TO in torch.split(seen_TO, MAX_SCORED_TOKENS)]
-        stamps_TC = torch.cat(parts).float()
-        if self.stamps_SC is None:
-            self.stamps_SC = stamps_TC.new_zeros(len(self.positions_S), stamps_TC.shape[1])
+        scores_TC = torch.cat(parts).float()
+        if self.scores_SC is None:
+            self.scores_SC = scores_TC.new_zeros(len(self.positions_S), scores_TC.shape[1])
         # Counted from the end of the thought so far; some of them may be gone already.
         oldest = min(self.logical, self.lengths.answer_at) - len(states_WF)
         place_S = self.positions_S[: self.thought] - oldest
         slots = ((place_S >= 0) & (place_S < ready)).nonzero()[:, 0]
-        self.stamps_SC[slots] = stamps_TC[place_S[slots]]
+        self.scores_SC[slots] = scores_TC[place_S[slots]]
         self.waiting, self.num_waiting = [states_WF[ready:].clone()], offsets[-1]
 
     def evict(self) -> Tensor:
         """Choose the thought slots that stay, forget the others, and return their old places: ascending, [K].
 
-        Slots that have no stamp yet are younger than any that a policy looks at the stamp of (see `Policy.stride`).
+        Slots that have no score yet are younger than any that a policy looks at the score of (see `Policy.stride`).
         """
         held = self.thought
         ages_1S = (self.logical - 1 - self.positions_S[:held])[None]
@@ -126,18 +126,18 @@ class Row:
             next_position=torch.tensor([self.logical]),
             prompt_tokens=torch.tensor([self.prompt_tokens]),
             seeds=torch.tensor([self.seed]),
-            token_scores=self._stamps(held) if self.policy.score_dims else None,
+            token_scores=self._token_scores(held) if self.policy.score_dims else None,
         )
         pinned_1S = torch.zeros_like(ages_1S, dtype=torch.bool)  # prompt and answer are not among those shown
         kept_K = select(self.policy.score(slots), ages_1S, pinned_1S, self.budget)[0]
         self.thought = len(kept_K)
         self.positions_S[: self.thought] = self.positions_S[kept_K]
-        if self.stamps_SC is not None:
-            self.stamps_SC[: self.thought] = self.stamps_SC[kept_K]
+        if self.scores_SC is not None:
+            self.scores_SC[: self.thought] = self.scores_SC[kept_K]
         return kept_K
 
-    def _stamps(self, held: int) -> Tensor:
-        """[1, held, C]; zeros, which no policy looks at, where nothing is stamped yet."""
-        if self.stamps_SC is None:
+    def _token_scores(self, held: int) -> Tensor:
+        """[1, held, C]; zeros, which no policy looks at, where nothing is scored yet."""
+        if self.scores_SC is None:
             return torch.zeros(1, held, self.policy.score_dims)
-        return self.stamps_SC[None, :held]
+        return self.scores_SC[None, :held]

@@ -58,7 +58,7 @@ class Step:
     compact: Callable[[int, Tensor, Row], None]
 
     @property
-    def stamps(self) -> bool:
+    def scores_tokens(self) -> bool:
         """Whether any policy wants to be shown states."""
         rows = [part.row for part in self.sub_batches[0].parts]
         return any(row is not None and row.policy.score_dims for row in rows)

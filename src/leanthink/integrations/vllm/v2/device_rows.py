@@ -1,8 +1,8 @@
 """The state of all requests on the device, and what is done with it in a step; `fused_rows` does the same on a GPU.
 
 R requests that fit   n rows of a batch, p with those that pad it   N tokens of a batch   g requests chosen among them
-X index sets   S thought slots   C stamped numbers of a slot   F state size   W tokens whose states are remembered
-O offsets   T tokens stamped together   K kept slots
+X index sets   S thought slots   C token scores of a slot   F state size   W tokens whose states are remembered
+O offsets   T tokens scored together   K kept slots
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ class Due:
     Attributes:
         positions_gXS: of their slots, int64.
         ages_gXS: of the same.
-        stamps_gXSC: float32; None for a policy that stamps nothing.
+        scores_gXSC: float32; None for a policy that scores no tokens.
         asked_5g: what they ask for.
         num_kept_g: slots that stay; 0 for one that answers, of which nothing moves.
     """
 
     positions_gXS: Tensor
     ages_gXS: Tensor
-    stamps_gXSC: Tensor | None
+    scores_gXSC: Tensor | None
     asked_5g: Tensor
     num_kept_g: Tensor
 
@@ -102,11 +102,11 @@ class DeviceRows:
         requests: R.
         most_slots: S.
         sets: X.
-        channels: C; 0 where nothing is stamped.
+        channels: C; 0 where no token is scored.
         memory: W.
         state_size: F.
         dtype: of states.
-        stamp_dtype: of stamps.
+        score_dtype: of token scores.
         device: where all lies.
     """
 
@@ -120,7 +120,7 @@ class DeviceRows:
         memory: int,
         state_size: int,
         dtype: torch.dtype,
-        stamp_dtype: torch.dtype,
+        score_dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.device, self.most_slots, self.sets = device, most_slots, sets
@@ -129,7 +129,7 @@ class DeviceRows:
         # One place more than there are slots: there goes what nobody holds.
         self.positions_RXS = torch.zeros(requests, sets, most_slots + 1, dtype=torch.int32, device=device)
         shape = (requests, sets, most_slots, channels)
-        self.stamps_RXSC = torch.zeros(shape, dtype=stamp_dtype, device=device) if channels else None
+        self.scores_RXSC = torch.zeros(shape, dtype=score_dtype, device=device) if channels else None
         self.states_RWF = torch.zeros(requests, memory, state_size, dtype=dtype, device=device) if channels else None
 
     def place(
@@ -195,27 +195,27 @@ class DeviceRows:
         states_gTOF = self.states_RWF[indices_g[:, None, None], seen_gTO % self.states_RWF.shape[1]]
         return states_gTOF.flatten(0, 1)
 
-    def stamp(self, chosen_2g: Tensor, stamps_MXC: Tensor, late: int, stride: int) -> None:
-        """Write what a policy stamped on those tokens, wherever they lie.
+    def store_scores(self, chosen_2g: Tensor, scores_MXC: Tensor, late: int, stride: int) -> None:
+        """Store the scores of those tokens, wherever they lie.
 
         Args:
             chosen_2g: as above.
-            stamps_MXC: [g T, X, C], of as many sets and channels as the policy has.
+            scores_MXC: [g T, X, C], of as many sets and channels as the policy has.
             late: the last offset.
             stride: T.
         """
-        assert self.stamps_RXSC is not None
+        assert self.scores_RXSC is not None
         indices_g, after_g = chosen_2g
-        channels = stamps_MXC.shape[-1]
-        stamps_gXTC = stamps_MXC.view(len(indices_g), stride, *stamps_MXC.shape[1:]).transpose(1, 2)
-        stamps_gXTC = stamps_gXTC.to(self.stamps_RXSC.dtype).expand(-1, self.sets, -1, -1)
+        channels = scores_MXC.shape[-1]
+        scores_gXTC = scores_MXC.view(len(indices_g), stride, *scores_MXC.shape[1:]).transpose(1, 2)
+        scores_gXTC = scores_gXTC.to(self.scores_RXSC.dtype).expand(-1, self.sets, -1, -1)
         first_g = after_g - late - stride
         place_gXS = self.positions_RXS[indices_g, :, : self.most_slots].long() - first_g[:, None, None]
         ready = (place_gXS >= 0) & (place_gXS < stride) & (after_g <= self.answer_at_R[indices_g])[:, None, None]
         found = place_gXS.clamp(0, stride - 1)[..., None].expand(*place_gXS.shape, channels)
-        held_gXSC = self.stamps_RXSC[indices_g, :, :, :channels]
-        stamped_gXSC = torch.where(ready[..., None], stamps_gXTC.gather(2, found), held_gXSC)
-        self.stamps_RXSC[indices_g, :, :, :channels] = stamped_gXSC
+        held_gXSC = self.scores_RXSC[indices_g, :, :, :channels]
+        written_gXSC = torch.where(ready[..., None], scores_gXTC.gather(2, found), held_gXSC)
+        self.scores_RXSC[indices_g, :, :, :channels] = written_gXSC
 
     def show(self, chosen_2g: Tensor, sets: int, most: int, channels: int) -> Due:
         """The thought slots of these requests, of each of which as many are held as make an eviction due.
@@ -233,15 +233,15 @@ class DeviceRows:
         youngest_g11 = after_g[:, None, None] - 1
         positions_gXS = self.positions_RXS[indices_g, :sets, :most].long()
         positions_gXS = torch.where(pads_g1S, youngest_g11, positions_gXS)
-        stamps_gXSC = None
+        scores_gXSC = None
         if channels:
-            assert self.stamps_RXSC is not None
-            stamps_gXSC = self.stamps_RXSC[indices_g, :sets, :most, :channels].float()
+            assert self.scores_RXSC is not None
+            scores_gXSC = self.scores_RXSC[indices_g, :sets, :most, :channels].float()
         alive_g = after_g <= self.answer_at_R[indices_g]
         return Due(
             positions_gXS=positions_gXS,
             ages_gXS=youngest_g11 - positions_gXS,
-            stamps_gXSC=stamps_gXSC,
+            scores_gXSC=scores_gXSC,
             asked_5g=asked_5g,
             num_kept_g=torch.where(alive_g, asked_5g[SLOTS], 0),
         )
@@ -259,6 +259,6 @@ class DeviceRows:
         for index, count, kept_XK in zip(chosen_2g[0].tolist(), num_kept_g.tolist(), kept_gXK, strict=True):
             places_XK = kept_XK[:, :count].expand(self.sets, -1)
             self.positions_RXS[index, :, :count] = self.positions_RXS[index].gather(1, places_XK)
-            if self.stamps_RXSC is not None:
-                places_XKC = places_XK[..., None].expand(-1, -1, self.stamps_RXSC.shape[-1])
-                self.stamps_RXSC[index, :, :count] = self.stamps_RXSC[index].gather(1, places_XKC)
+            if self.scores_RXSC is not None:
+                places_XKC = places_XK[..., None].expand(-1, -1, self.scores_RXSC.shape[-1])
+                self.scores_RXSC[index, :, :count] = self.scores_RXSC[index].gather(1, places_XKC)

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from leanthink.engine.kernels.paged_rows import keep_rows, note_rows, place_rows, recall_states, show_rows, stamp_rows
+from leanthink.engine.kernels.paged_rows import keep_rows, note_rows, place_rows, recall_states, show_rows, store_scores
 from leanthink.integrations.vllm.v2.device_rows import ENDLESS, INTERVAL, SLOTS, WINDOW, Batch, DeviceRows, Due, Sampled
 from leanthink.policies.select_kernel import MAX_SLOTS, select_ragged
 from leanthink.utils.constants import constant
@@ -63,34 +63,34 @@ class FusedRows(DeviceRows):
         )  # fmt: skip
         return seen_MOF
 
-    def stamp(self, chosen_2g: Tensor, stamps_MXC: Tensor, late: int, stride: int) -> None:
+    def store_scores(self, chosen_2g: Tensor, scores_MXC: Tensor, late: int, stride: int) -> None:
         """As in DeviceRows."""
-        assert self.stamps_RXSC is not None
-        _, sets, channels = stamps_MXC.shape
-        launch: Any = stamp_rows[(chosen_2g.shape[1], self.sets)]
+        assert self.scores_RXSC is not None
+        _, sets, channels = scores_MXC.shape
+        launch: Any = store_scores[(chosen_2g.shape[1], self.sets)]
         launch(
-            chosen_2g, self.asked_5R, self.answer_at_R, self.positions_RXS, self.stamps_RXSC, stamps_MXC.contiguous(),
+            chosen_2g, self.asked_5R, self.answer_at_R, self.positions_RXS, self.scores_RXSC, scores_MXC.contiguous(),
             chosen_2g.shape[1], self.asked_5R.stride(0), *self.positions_RXS.stride()[:2],
-            *self.stamps_RXSC.stride()[:3], late, T=stride, OF=sets, C=channels, CP=triton.next_power_of_2(channels),
+            *self.scores_RXSC.stride()[:3], late, T=stride, OF=sets, C=channels, CP=triton.next_power_of_2(channels),
             NEAR=triton.next_power_of_2(late + stride),
         )  # fmt: skip
 
     def show(self, chosen_2g: Tensor, sets: int, most: int, channels: int) -> Due:
         """As in DeviceRows."""
         g = chosen_2g.shape[1]
-        held = self.positions_RXS if self.stamps_RXSC is None else self.stamps_RXSC
+        held = self.positions_RXS if self.scores_RXSC is None else self.scores_RXSC
         positions_gXS, ages_gXS = torch.empty(2, g, sets, most, dtype=torch.int64, device=self.device)
-        stamps_gXSC = torch.empty(g, sets, most, channels, device=self.device) if channels else None
+        scores_gXSC = torch.empty(g, sets, most, channels, device=self.device) if channels else None
         asked_6g = torch.empty(6, g, dtype=torch.int64, device=self.device)
         launch: Any = show_rows[(g, sets, triton.cdiv(most, SLOTS_AT_ONCE))]
         launch(
             chosen_2g, self.asked_5R, self.answer_at_R, self.positions_RXS, held, positions_gXS, ages_gXS,
-            positions_gXS if stamps_gXSC is None else stamps_gXSC, asked_6g, asked_6g[5], g, most,
+            positions_gXS if scores_gXSC is None else scores_gXSC, asked_6g, asked_6g[5], g, most,
             self.asked_5R.stride(0), *self.positions_RXS.stride()[:2], *held.stride()[:2],
             held.stride(2), C=channels, CP=triton.next_power_of_2(max(1, channels)), BLOCK=SLOTS_AT_ONCE,
         )  # fmt: skip
         return Due(
-            positions_gXS=positions_gXS, ages_gXS=ages_gXS, stamps_gXSC=stamps_gXSC, asked_5g=asked_6g[:5],
+            positions_gXS=positions_gXS, ages_gXS=ages_gXS, scores_gXSC=scores_gXSC, asked_5g=asked_6g[:5],
             num_kept_g=asked_6g[5],
         )  # fmt: skip
 
@@ -103,8 +103,8 @@ class FusedRows(DeviceRows):
 
     def keep(self, chosen_2g: Tensor, num_kept_g: Tensor, kept_gXK: Tensor) -> None:
         """As in DeviceRows."""
-        held = self.positions_RXS if self.stamps_RXSC is None else self.stamps_RXSC
-        channels = 0 if self.stamps_RXSC is None else self.stamps_RXSC.shape[-1]
+        held = self.positions_RXS if self.scores_RXSC is None else self.scores_RXSC
+        channels = 0 if self.scores_RXSC is None else self.scores_RXSC.shape[-1]
         launch: Any = keep_rows[(chosen_2g.shape[1], self.sets)]
         launch(
             chosen_2g, num_kept_g, kept_gXK, self.positions_RXS, held, kept_gXK.shape[-1],

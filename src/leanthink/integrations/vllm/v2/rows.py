@@ -5,7 +5,7 @@ function of lengths, which the host knows; whether a thought is over already, on
 that answers is left alone.
 
 R requests that fit   n rows of a batch   N tokens of a batch   g requests chosen among them   X index sets
-S thought slots   C stamped numbers of a slot   F state size   T tokens stamped together   K kept slots
+S thought slots   C token scores of a slot   F state size   T tokens scored together   K kept slots
 """
 
 from __future__ import annotations
@@ -80,24 +80,24 @@ class Rows:
         device: torch.device,
     ) -> None:
         self.policies = list(policies)
-        stamping = [policy for policy in policies if policy.score_dims]
-        stamp_dtypes = {policy.score_dtype for policy in stamping}
+        scoring = [policy for policy in policies if policy.score_dims]
+        score_dtypes = {policy.score_dtype for policy in scoring}
         self.device = kind_for(device)(
             requests=requests,
             most_slots=most_slots,
             sets=max((policy.num_sets for policy in policies), default=1),
-            channels=max((policy.score_dims for policy in stamping), default=0),
-            memory=max((policy.stride + policy.offsets[-1] for policy in stamping), default=0),
+            channels=max((policy.score_dims for policy in scoring), default=0),
+            memory=max((policy.stride + policy.offsets[-1] for policy in scoring), default=0),
             state_size=state_size,
             dtype=dtype,
-            stamp_dtype=stamp_dtypes.pop() if len(stamp_dtypes) == 1 else torch.float32,
+            score_dtype=score_dtypes.pop() if len(score_dtypes) == 1 else torch.float32,
             device=device,
         )
         # On the host, and copied when a request enters; beside it the slots of its answer, its policy, and how many
-        # of its tokens, counted from the end of its prompt, are stamped.
+        # of its tokens, counted from the end of its prompt, are scored.
         self._asked_5R = np.zeros((5, requests), dtype=np.int64)
         self._asked_5R.T[:] = NOBODY
-        self._answer_R, self._policy_R, self._stamped_R = (np.zeros(requests, dtype=np.int64) for _ in range(3))
+        self._answer_R, self._policy_R, self._scored_R = (np.zeros(requests, dtype=np.int64) for _ in range(3))
         self._requests: list[Request | None] = [None] * requests
         self._entered: dict[int, int] = {}
         self.evictions = 0  # rows evicted so far, as the host counts them: those that answer too
@@ -106,7 +106,7 @@ class Rows:
 
     def enter(self, index: int, request: Request | None) -> None:
         """This request sits there from now on; None: one without a budget."""
-        self._requests[index], self._stamped_R[index] = request, 0
+        self._requests[index], self._scored_R[index] = request, 0
         if request is None:
             self._asked_5R[:, index], self._answer_R[index], self._policy_R[index] = NOBODY, 0, -1
         else:
@@ -153,7 +153,7 @@ class Rows:
     def note(
         self, batch: Batch, before_n: Tensor, held_n: Tensor, states_NF: Tensor | None, sampled: Sampled | None
     ) -> None:
-        """Remember where each row's last token lies and, if any policy stamps, its states; stamp what is due.
+        """Remember where each row's last token lies and, if any policy scores tokens, its states; score what is due.
 
         Args:
             batch: the step.
@@ -169,7 +169,7 @@ class Rows:
                 self._note_many(batch, row, held_n, states_NF)
         self.device.note(batch, before_n, held_n, states_NF, sampled)
         if states_NF is not None and self.device.states_RWF is not None:
-            self._stamp_due(batch.indices, batch.before + batch.tokens, thinks & (batch.tokens == 1))
+            self._score_due(batch.indices, batch.before + batch.tokens, thinks & (batch.tokens == 1))
 
     def evict(self, batch: Batch, move: Move) -> None:
         """Evict where that is due now that the batch's tokens are fed."""
@@ -217,7 +217,7 @@ class Rows:
         device.note(batch, before_n, held_n, None, sampled)
         for policy in self.policies:
             for few in {1, min(requests, max(1, MAX_SCORED_TOKENS // policy.stride))} if policy.score_dims else ():
-                self._stamp(policy, torch.stack([nobody_n[:few], torch.zeros_like(nobody_n[:few])]))
+                self._score_tokens(policy, torch.stack([nobody_n[:few], torch.zeros_like(nobody_n[:few])]))
             most = 2
             while most <= 2 * device.most_slots:
                 size = min(most, device.most_slots)
@@ -242,33 +242,33 @@ class Rows:
             return
         for step in range(inside):
             device.states_RWF[index, (before + step) % device.states_RWF.shape[1]] = states_NF[first + step]
-            self._stamp_due(np.array([index]), np.array([before + step + 1]), np.array([True]))
+            self._score_due(np.array([index]), np.array([before + step + 1]), np.array([True]))
 
-    def _stamp_due(self, indices: np.ndarray, after: np.ndarray, thinks: np.ndarray) -> None:
-        """Stamp the tokens of these requests that have all their followers, wherever a stride of them waits."""
-        for policy, rows in self._due_stamps(indices, after, thinks):
+    def _score_due(self, indices: np.ndarray, after: np.ndarray, thinks: np.ndarray) -> None:
+        """Score the tokens of these requests that have all their followers, wherever a stride of them waits."""
+        for policy, rows in self._due_scorings(indices, after, thinks):
             for part in _parts(rows, MAX_SCORED_TOKENS // policy.stride):
-                self._stamp(policy, self._sent(np.stack([indices[part], after[part]])))
+                self._score_tokens(policy, self._sent(np.stack([indices[part], after[part]])))
 
-    def _due_stamps(
+    def _due_scorings(
         self, indices: np.ndarray, after: np.ndarray, thinks: np.ndarray
     ) -> Iterator[tuple[Policy, np.ndarray]]:
-        """Policies, and the rows that they stamp now: if one of them must, all that can, so that they fall in step."""
+        """Policies, and the rows whose tokens they score now: if one must, all that can, so that they fall in step."""
         thought = after - self._asked_5R[PROMPT, indices]
         for number, policy in enumerate(self.policies):
             if not policy.score_dims:
                 continue
-            waits = thought - policy.offsets[-1] - self._stamped_R[indices]
+            waits = thought - policy.offsets[-1] - self._scored_R[indices]
             can = thinks & (self._policy_R[indices] == number) & (waits > 0)
             if can.any() and waits[can].max() >= policy.stride:
                 rows = np.flatnonzero(can)
-                self._stamped_R[indices[rows]] += waits[rows]
+                self._scored_R[indices[rows]] += waits[rows]
                 yield policy, rows
 
-    def _stamp(self, policy: Policy, chosen_2g: Tensor) -> None:
+    def _score_tokens(self, policy: Policy, chosen_2g: Tensor) -> None:
         states_MOF = self.device.recall(chosen_2g, policy.offsets, policy.stride)
-        stamps_MXC = policy.score_tokens(states_MOF).view(len(states_MOF), policy.num_sets, policy.score_dims)
-        self.device.stamp(chosen_2g, stamps_MXC, policy.offsets[-1], policy.stride)
+        scores_MXC = policy.score_tokens(states_MOF).view(len(states_MOF), policy.num_sets, policy.score_dims)
+        self.device.store_scores(chosen_2g, scores_MXC, policy.offsets[-1], policy.stride)
 
     def _evict(self, policy: Policy, table_gB: Tensor, chosen_2g: Tensor, most: tuple[int, int], move: Move) -> None:
         """`most` is how many slots the largest of these requests holds, and how many it keeps."""
@@ -288,14 +288,14 @@ class Rows:
 
 def _slots(due: Due, after_g: Tensor, *, shared: bool) -> Slots:
     """What the policy is shown."""
-    stamps = due.stamps_gXSC
+    scores = due.scores_gXSC
     return Slots(
         ages=due.ages_gXS[:, 0] if shared else due.ages_gXS,
         positions=due.positions_gXS[:, 0] if shared else due.positions_gXS,
         next_position=after_g,
         prompt_tokens=due.asked_5g[PROMPT],
         seeds=due.asked_5g[SEED],
-        token_scores=stamps if stamps is None or not shared else stamps[:, 0],
+        token_scores=scores if scores is None or not shared else scores[:, 0],
     )
 
 

@@ -164,7 +164,7 @@ class BoundedModelState(DefaultModelState):  # type: ignore[misc]  # vLLM is not
     def postprocess_state(
         self, idx_mapping: Tensor, num_sampled: Any, num_computed_tokens: Tensor | None = None
     ) -> None:
-        """The step is fed and its tokens are sampled: stamp, evict, see whose thought is over."""
+        """The step is fed and its tokens are sampled: score, evict, see whose thought is over."""
         super().postprocess_state(idx_mapping, num_sampled, num_computed_tokens)
         batch, self._batch = self._batch, None
         if batch is None or self._before is None:
