@@ -16,7 +16,7 @@ from leanthink.data.grading.answer_normalisation import Tolerance
 from leanthink.data.grading.grading import check_gold, is_solved
 from leanthink.data.gym import gym_facts, gym_problems, scores_one
 from leanthink.data.problems import Problem, read_gold, read_problems
-from leanthink.data.public_datasets import NAMES, PUBLIC, load_rows, read_public, training_set
+from leanthink.data.public_datasets import NAMES, PUBLIC, load_rows, numbered, read_public, training_set
 from leanthink.data.tasks import registry
 from leanthink.data.tasks.problem import Problem as Task
 from leanthink.data.tasks.problem import Split
@@ -77,7 +77,7 @@ def from_columns(
         if name not in flat.column_names:
             raise unknown("column", name, flat.column_names)
     rows = []
-    for index, row in enumerate(flat.select_columns(names)):
+    for index, row in numbered(flat.select_columns(names), "the data set"):
         *before, last = _messages(row[problem], f"row {index}: the column {problem!r}")
         gold = read_gold(row[answer], f"row {index}: the column {answer!r}")
         given = f"row-{index}" if id is None or row[id] is None else str(row[id])
@@ -172,10 +172,16 @@ def problem_of(columns: Mapping[str, Any]) -> Problem:
 def _messages(asked: Any, where: str) -> list[dict[str, str]]:
     """A problem as chat messages, the user's last. Raises UsageError."""
     chat = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-    last = chat[-1] if isinstance(chat, list) and chat else None
-    if not isinstance(last, dict) or last.get("role") != "user" or not str(last.get("content") or "").strip():
-        raise UsageError(f"{where} is {asked!r}: give a text, or messages of role and content, the user's last")
+    is_chat = isinstance(chat, list) and all(isinstance(one, dict) and _is_message(one) for one in chat)
+    if not is_chat or not chat or chat[-1]["role"] != "user" or not chat[-1]["content"].strip():
+        raise UsageError(
+            f"{where} is {asked!r}: give a text, or messages of role and content, both texts, the user's last"
+        )
     return [{"role": one["role"], "content": one["content"]} for one in chat]
+
+
+def _is_message(one: dict[str, Any]) -> bool:
+    return isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
 
 
 def _gold_row(problem: Problem, instruction: str, before: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
