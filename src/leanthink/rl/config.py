@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
@@ -16,6 +16,7 @@ from leanthink.models.prompt import ChatOptions
 from leanthink.models.transformers_versions import old_names
 from leanthink.policies.budget import Budget, check_parts
 from leanthink.policies.policy_spec import canonical
+from leanthink.rl.field_kinds import of_kind
 from leanthink.rl.rewards import (
     ALL_CORRECT_WEIGHT,
     PUBLISHED_ALL_CORRECT_WEIGHT,
@@ -25,6 +26,7 @@ from leanthink.rl.rewards import (
 )
 from leanthink.rl.trl_reward import check_settings
 from leanthink.utils.errors import UsageError, unknown
+from leanthink.utils.file_reading import said
 
 ROLLOUTS = ("engine", "transformers", "vllm")
 
@@ -111,6 +113,9 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
 
     def __post_init__(self) -> None:
         """Check our fields first: TRL's own check would otherwise report the same fault in other words."""
+        for field in fields(self):
+            if field.init:
+                setattr(self, field.name, of_kind(field, getattr(self, field.name)))
         self._check_group()
         if self.all_correct_weight is None:
             self.all_correct_weight = (
@@ -129,6 +134,8 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
                     f"leave gradient_accumulation_steps out, or take a multiple, such as {-(-batch // group) * group}"
                 ) from error
             raise UsageError(str(error)) from error
+        except Exception as error:  # TRL and transformers check some values and trip over others
+            raise UsageError(f"TRL and transformers refuse these settings ({said(error)})") from error
         self._check_checkpoints()
 
     @property
@@ -270,7 +277,7 @@ def check_installed(args: DeepCompressConfig) -> None:
     for name in args.report_to:
         try:
             get_reporting_integration_callbacks([name])[0]()
-        except (ImportError, RuntimeError, ValueError) as error:
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
             raise UsageError(f"report_to={name!r}: {error}") from error
     if args.use_vllm and importlib.util.find_spec("vllm") is None:
         raise UsageError(
