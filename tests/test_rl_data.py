@@ -91,7 +91,10 @@ def test_columns_of_any_data_set_are_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("column", "given"),
     [
-        *(("answer", it) for it in (None, " ", "1\n2", '["2"]', "[{'a': 2}]", ["2"], True, math.nan, 1.2345678901234568e22)),
+        *(
+            ("answer", it)
+            for it in (None, " ", "1\n2", '["2"]', "[{'a': 2}]", ["2"], True, math.nan, 1.2345678901234568e22)
+        ),
         *(("problem", it) for it in ([{"role": "assistant", "content": "2"}], [], " ", 3)),
         *(("problem", [one, {"role": "user", "content": "2"}]) for one in ({"content": "1"}, {"role": "system"})),
     ],

@@ -37,6 +37,7 @@ SMALL = (
     "--per-device-train-batch-size", 4, "--max-completion-length", 96,
     "--learning-rate", 1e-5, "--ema-initial-value", "observed", "--ema-decay", 0.9,
 )  # fmt: skip
+EVALUATED = ("--set", "eval_data={tasks: sums, levels: [1], count: 4}")
 SETS = ("max_num_gen_batches=1", "warmup_steps=0", "gradient_checkpointing=false", "overlong_buffer=0")
 
 
@@ -178,6 +179,16 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
         ("--set metric_for_best_model=[1]", ["metric_for_best_model=[1]", "text"]),
         ("--set fsdp=[1]", ["TRL and transformers refuse", "'int' object"]),
         ("--set 'report_to=[{}]'", ["report_to={}"]),
+        ("--set fsdp_config=3", ["fsdp_config=3", "a mapping or text"]),
+        ("--set num_iterations=0", ["num_iterations=0", "at least 1"]),
+        ("--set adam_beta1=1", ["adam_beta1=1", "at least 0 and below 1"]),
+        ("--set seed=-1", ["seed=-1", "at least 0"]),
+        ("--set learning_rate=.inf", ["learning_rate=inf", "finite"]),
+        ("--set loss_type=gspo", ["unknown loss_type 'gspo'", "choose one of grpo"]),
+        ("--set lr_scheduler_type=cosine_with_min_lr", ["lr_scheduler_kwargs={}", "min_lr"]),
+        ("--set eval_strategy=epoch", ["eval_strategy=epoch", "without eval_data"]),
+        ("--set 'chat_template_kwargs={thinking: true}' --set think_tags=false", ["has no 'thinking'"]),
+        ("--set remove_unused_columns=true", ["remove_unused_columns=True", "leave it out"]),
         ("--set out=null", ["out=None", "text"]),
         ("--set dtype=[bfloat16]", ["dtype=['bfloat16']", "text"]),
         ("--set num_generations_eval=1", ["num_generations_eval=1"]),
@@ -379,6 +390,8 @@ def test_an_interrupted_run_says_how_to_go_on(
     [
         ((), ["learning_rate=1e-06 is the published one", "warmup_steps=10 of max_steps=5"]),
         (("--learning-rate", 1e-4, "--set", "warmup_steps=4"), []),
+        (("--learning-rate", 1e-4, *EVALUATED), ["warmup_steps=10 of max_steps=5", "eval_data are never"]),
+        (("--learning-rate", 1e-4, *EVALUATED, "--set", "eval_strategy=epoch"), ["warmup_steps=10 of max_steps=5"]),
     ],
 )
 def test_a_rate_at_which_nothing_is_learnt_is_told_of(
@@ -388,7 +401,7 @@ def test_a_rate_at_which_nothing_is_learnt_is_told_of(
     words = ("--tasks", "sums", "--lora-r", 4, "--max-steps", 5, "--max-completion-length", 8)
     done = inside("train", "--model", random_llama, *words, *settings, "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    for text in ("learning_rate=1e-06 is the published one", "warmup_steps=10 of max_steps=5"):
+    for text in ("learning_rate=1e-06 is the published one", "warmup_steps=10 of max_steps=5", "eval_data are never"):
         assert (text in done.err) == (text in told), done.err
 
 

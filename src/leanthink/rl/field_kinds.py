@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import Field
 from numbers import Integral
@@ -11,29 +12,39 @@ from typing import Any
 
 from leanthink.utils.errors import UsageError
 
-TOLD = {"bool": "true or false", "int": "a number, whole and of at most 64 bits", "float": "a number", "str": "text"}
-WIDER = ("scale_rewards", "fsdp")  # take truth values, too, which their fields do not say
+TOLD = {
+    "bool": "true or false",
+    "int": "a number, whole and of at most 64 bits",
+    "float": "a number, and finite",
+    "str": "text",
+    "dict": "a mapping",
+    "list": "a list",
+}
+WIDER = ("scale_rewards", "fsdp", "accelerator_config")  # take more than their fields say
+OWN_WORDS = ("all_correct_weight", "rollout_budget")  # are refused later, and more is said
 
 
 def of_kind(field: Field[Any], value: Any) -> Any:
-    """The value of a field that is a truth value, a number, text, or one of these or None; others are left alone.
+    """The value of a field, if its type is made of those in TOLD and of None; others are left alone.
 
     A number may be text, as YAML reads 1e-6 as such, and a whole number may end in .0; a path is text.
 
     Raises:
-        UsageError: it is of another kind, or no number (NaN).
+        UsageError: it is of another kind, or no finite number.
     """
     told = field.type.__name__ if isinstance(field.type, type) else str(field.type)
-    kinds = told.split(" | ")
-    kind = next((one for one in kinds if one != "None"), "")
-    if kind not in TOLD or not {*kinds} <= {kind, "None"} or field.name in WIDER:
+    kinds = [kind.partition("[")[0] for kind in told.split(" | ") if kind != "None"]
+    if not {*kinds} <= {*TOLD} or field.name in WIDER:
         return value
-    if value is None and (field.default is None or "None" in kinds):
+    if value is None and (field.default is None or "None" in told):
         return None
-    found = _KINDS[kind](value)
-    if found is None:
-        raise UsageError(f"{field.name}={value!r}: must be {TOLD[kind]}")
-    return found
+    for kind in kinds:
+        found = _FOUND[kind](value)
+        if found is not None:
+            return found
+    if field.name in OWN_WORDS:
+        return value
+    raise UsageError(f"{field.name}={value!r}: must be {' or '.join(TOLD[kind] for kind in kinds)}")
 
 
 def _truth(value: Any) -> bool | None:
@@ -45,7 +56,7 @@ def _number(value: Any) -> float | None:
         with suppress(ValueError):
             value = float(value)
     if isinstance(value, float):
-        return None if math.isnan(value) else value
+        return value if math.isfinite(value) else None
     return _whole(value)
 
 
@@ -60,4 +71,12 @@ def _text(value: Any) -> str | None:
     return os.fspath(value) if isinstance(value, str | os.PathLike) else None
 
 
-_KINDS = {"bool": _truth, "int": _whole, "float": _number, "str": _text}
+def _mapping(value: Any) -> Any:
+    return value if isinstance(value, Mapping) else None
+
+
+def _list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else None
+
+
+_FOUND = {"bool": _truth, "int": _whole, "float": _number, "str": _text, "dict": _mapping, "list": _list}

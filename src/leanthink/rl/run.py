@@ -20,7 +20,7 @@ from leanthink.rl.resume import as_recorded, check_same, last_whole_checkpoint
 from leanthink.rl.run_files import FINAL, LOG, REPORT, ROLLOUTS, RUN
 from leanthink.rl.run_model import OPTIONS, check_options, load_model, make_tokenizer
 from leanthink.utils.errors import LeanThinkWarning, UsageError, unknown
-from leanthink.utils.file_reading import COUNT, INTEGER, OBJECT, TEXT, Kind, check_kinds, is_int
+from leanthink.utils.file_reading import COUNT, INTEGER, OBJECT, TEXT, Kind, check_kinds, is_int, said
 from leanthink.utils.file_writing import held, write_json, writing
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def train(
         UnsupportedModel: the bounded cache cannot serve the model.
     """
     from leanthink.rl.config import check_installed
-    from leanthink.rl.trainer_checks import warn_of_rate
+    from leanthink.rl.trainer_checks import check_evaluation, warn_of_rate
 
     settings = with_lora_section(settings)
     out, checkpoint = check_settings(settings, resume=resume, overwrite=overwrite)
@@ -102,6 +102,7 @@ def train(
     args = make_config(settings)
     check_options(settings, rollouts=args.rollouts)
     check_installed(args)
+    check_evaluation(args, given=eval_dataset is not None)
     if args.process_index == 0:
         warn_of_rate(args, adapters=settings.get("lora") is not None)
     with held(out / RUN) if args.process_index == 0 else nullcontext():
@@ -138,17 +139,20 @@ def _train(
     model = load_model(settings, args.device, tokenizer)
     log = RunLog(out, writes=writes, tell=tell)
     with old_names():
-        trainer = DeepCompressTrainer(
-            model,
-            args,
-            dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            on_scored=log.on_scored,
-            origin=_origin(settings),
-            callbacks=[log, *callbacks],
-            peft_config=adapters,
-        )
+        try:
+            trainer = DeepCompressTrainer(
+                model,
+                args,
+                dataset,
+                eval_dataset=eval_dataset,
+                processing_class=tokenizer,
+                on_scored=log.on_scored,
+                origin=_origin(settings),
+                callbacks=[log, *callbacks],
+                peft_config=adapters,
+            )
+        except (ImportError, KeyError, TypeError, ValueError) as error:  # of settings that are looked at here first
+            raise UsageError(f"TRL and transformers refuse these settings ({said(error)})") from error
         trainer.remove_callback(PrinterCallback)  # both write among what we print
         trainer.remove_callback(ProgressCallback)
         if lora is not None:
