@@ -251,6 +251,21 @@ def test_endings_are_read_in_any_case_and_through_gzip(name: str, tmp_path: Path
     assert make_data({"dataset": tmp_path / name})["answer"] == ["42"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [(0, "0"), (42, "42"), (0.5, "1/2"), ("so\n#### 1,018", "1018"), (" 7 ", "7")],
+)
+def test_rows_of_a_data_set_of_your_own_are_graded_by_what_their_answer_states(answer: Any, right: str) -> None:
+    row = {"answer": answer, "facts": "a column that means something else"}
+    assert (judged(row, right), judged(row, "12345")) == (True, False)
+
+
+@pytest.mark.parametrize("answer", [["3"], True, "1\n2"])
+def test_an_answer_of_your_own_that_is_none_is_refused(answer: Any) -> None:
+    with pytest.raises(UsageError, match="the column 'answer' is"):
+        judged({"answer": answer}, "3")
+
+
 def test_an_unknown_grader_is_refused() -> None:
     with pytest.raises(UsageError, match="unknown grader 'judge'"):
         data.problem_of({"answer": "1", "grader": "judge"})

@@ -145,15 +145,17 @@ def check_answers(dataset: Dataset) -> None:
 def grade(columns: Mapping[str, Any], text: str, *, think_tags: bool) -> bool | None:
     """Whether `text` solves the problem of these columns; None where there is no answer to grade by.
 
-    With `think_tags` a thought that was never closed is wrong, whatever it says.
+    With `think_tags` a thought that was never closed is wrong, whatever it says. Columns that do not name their grader
+    are a data set's own: the answer is what `read_gold` takes for one. Raises UsageError.
     """
-    if not columns.get("answer"):
+    answer = columns.get("answer")
+    if answer is None or answer == "":
         return None
     return is_solved(problem_of(columns), text, think_tags=think_tags)
 
 
 def problem_of(columns: Mapping[str, Any]) -> Problem:
-    """The problem of one row, with the check of its grader. Raises UsageError for a grader nobody knows."""
+    """The problem of one row, with the check of its grader. Raises UsageError for an unknown grader, or no answer."""
     grader = columns.get("grader") or GOLD
     if grader not in (GOLD, TASK, GYM):
         raise unknown("grader", grader, (GOLD, TASK, GYM))
@@ -164,8 +166,10 @@ def problem_of(columns: Mapping[str, Any]) -> Problem:
         check = partial(registry.is_correct, Task(family=columns["family"], level=columns["level"], **fields))
     elif grader == GYM:
         check = partial(scores_one, columns["facts"])
-    allowed = grader == GOLD and json.loads(columns.get("facts") or "null")
-    fields = {"id": str(columns.get("id") or ""), "problem": columns.get("problem") or "", "answer": columns["answer"]}
+    is_ours = columns.get("grader") is not None
+    allowed = is_ours and grader == GOLD and json.loads(columns.get("facts") or "null")
+    answer = columns["answer"] if is_ours else read_gold(columns["answer"], "the column 'answer'")
+    fields = {"id": str(columns.get("id") or ""), "problem": columns.get("problem") or "", "answer": answer}
     return Problem(**fields, tolerance=Tolerance(**(allowed or {})), check=check)
 
 
