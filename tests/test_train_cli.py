@@ -209,7 +209,10 @@ def test_what_is_missing_is_told(inside: Any) -> None:
     refused(inside("train", "--dataset", "gsm8k=none", "--out", "run"), 2, "no file or folder 'none'", "openai/gsm8k")
 
 
-@pytest.mark.parametrize(("text", "said"), [("a: [", "is no YAML"), ("- a", "holds no settings"), ("", "no settings")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a: [", "is no YAML"), ("- a", "holds no settings"), ("", "no settings"), ("data: sums", "data='sums'")],
+)
 def test_files_that_hold_no_settings_are_refused(tmp_path: Path, inside: Any, text: str, said: str) -> None:
     config = tmp_path / "settings.yaml"
     config.write_text(text)
@@ -227,6 +230,10 @@ def test_a_refused_template_is_told_before_anything_is_loaded_or_deleted(
     tmp_path: Path, inside: Any, random_llama: Path, monkeypatch: Any
 ) -> None:
     template = tmp_path / "closed.jinja"
+    for content, code, said in ((b"\xff", 1, "UTF-8"), (b"{% for", 2, "refused by the model's chat template")):
+        template.write_bytes(content)
+        words = ("--set", f"chat_template={template}", "--out", tmp_path / "run")
+        refused(inside("train", *SMALL, *words), code, said)
     template.write_text(TEMPLATE.replace("<think>", "<think></think>"))
     words = run_of(tmp_path / "run", 1, "--model", random_llama, "--set", f"chat_template={template}")
     kept = tmp_path / "run" / "checkpoint-9"

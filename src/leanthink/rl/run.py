@@ -19,7 +19,7 @@ from leanthink.rl.adapters import DEFAULTS, OF_TRL, USE, lora_config, with_lora_
 from leanthink.rl.resume import as_recorded, check_same, last_whole_checkpoint
 from leanthink.rl.run_files import FINAL, LOG, REPORT, ROLLOUTS, RUN
 from leanthink.rl.run_model import OPTIONS, check_options, load_model, make_tokenizer
-from leanthink.utils.errors import LeanThinkWarning, UsageError, unknown
+from leanthink.utils.errors import LeanThinkError, LeanThinkWarning, UsageError, unknown
 from leanthink.utils.file_reading import COUNT, INTEGER, OBJECT, TEXT, Kind, check_kinds, is_int, said
 from leanthink.utils.file_writing import held, write_json, writing
 
@@ -151,6 +151,8 @@ def _train(
                 callbacks=[log, *callbacks],
                 peft_config=adapters,
             )
+        except LeanThinkError:
+            raise
         except (ImportError, KeyError, TypeError, ValueError) as error:  # of settings that are looked at here first
             raise UsageError(f"TRL and transformers refuse these settings ({said(error)})") from error
         trainer.remove_callback(PrinterCallback)  # both write among what we print

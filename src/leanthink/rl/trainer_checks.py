@@ -33,6 +33,10 @@ def check_data(dataset: Any, args: DeepCompressConfig) -> None:
             "the training data are a stream: dynamic sampling draws from all of them, give a datasets.Dataset"
         )
     check_answers(dataset)
+    if "prompt" not in dataset.column_names:
+        raise UsageError(
+            f"the data have no column 'prompt', only {', '.join(dataset.column_names)}: see `from_columns`"
+        )
     prompts = args.generation_batch_size // args.num_generations
     if len(dataset) < prompts:
         raise UsageError(
