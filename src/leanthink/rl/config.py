@@ -18,7 +18,7 @@ from leanthink.models.prompt import ChatOptions
 from leanthink.models.transformers_versions import old_names
 from leanthink.policies.budget import Budget, check_parts
 from leanthink.policies.policy_spec import canonical
-from leanthink.rl.field_kinds import of_kind
+from leanthink.rl.field_kinds import of_kind, refused_settings
 from leanthink.rl.rewards import (
     ALL_CORRECT_WEIGHT,
     PUBLISHED_ALL_CORRECT_WEIGHT,
@@ -137,19 +137,8 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             )
         self._check_method()
         self._check_rollouts()
-        try:
-            with old_names():
-                super().__post_init__()
-        except ValueError as error:
-            batch, group = self.generation_batch_size, self.num_generations
-            if isinstance(batch, int) and batch % group:
-                raise UsageError(
-                    f"a generation batch of {batch} responses is no whole number of groups of num_generations={group}: "
-                    f"leave gradient_accumulation_steps out, or take a multiple, such as {-(-batch // group) * group}"
-                ) from error
-            raise UsageError(str(error)) from error
-        except Exception as error:  # TRL and transformers check some values and trip over others
-            raise UsageError(f"TRL and transformers refuse these settings ({said(error)})") from error
+        with refused_settings():
+            self._check_by_trl()
         self._check_schedule()
         self._check_checkpoints()
 
@@ -286,6 +275,19 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         if "slots" not in self.rollout_budget:
             raise UsageError("rollout_budget has no slots: say how many thought slots stay, such as {slots: 512}")
         Budget(**self.rollout_budget)
+
+    def _check_by_trl(self) -> None:
+        try:
+            with old_names():
+                super().__post_init__()
+        except ValueError as error:
+            batch, group = self.generation_batch_size, self.num_generations
+            if isinstance(batch, int) and batch % group:
+                raise UsageError(
+                    f"a generation batch of {batch} responses is no whole number of groups of num_generations={group}: "
+                    f"leave gradient_accumulation_steps out, or take a multiple, such as {-(-batch // group) * group}"
+                ) from error
+            raise UsageError(str(error)) from error
 
     def _check_schedule(self) -> None:
         """What the rate's schedule refuses is told before a model is loaded."""

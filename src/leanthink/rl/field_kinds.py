@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import Field
 from numbers import Integral
 from typing import Any
 
-from leanthink.utils.errors import UsageError
+from leanthink.utils.errors import LeanThinkError, UsageError
+from leanthink.utils.file_reading import said
 
 TOLD = {
     "bool": "true or false",
@@ -45,6 +46,17 @@ def of_kind(field: Field[Any], value: Any) -> Any:
     if field.name in OWN_WORDS:
         return value
     raise UsageError(f"{field.name}={value!r}: must be {' or '.join(TOLD[kind] for kind in kinds)}")
+
+
+@contextmanager
+def refused_settings() -> Iterator[None]:
+    """What TRL and transformers raise of settings is one UsageError; they check some values and trip over others."""
+    try:
+        yield
+    except LeanThinkError:
+        raise
+    except (ArithmeticError, AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as error:
+        raise UsageError(f"TRL and transformers refuse these settings ({said(error)})") from error
 
 
 def _truth(value: Any) -> bool | None:

@@ -16,11 +16,12 @@ import torch
 from leanthink.models.transformers_versions import old_names
 from leanthink.rl import data
 from leanthink.rl.adapters import DEFAULTS, OF_TRL, USE, lora_config, with_lora_section
+from leanthink.rl.field_kinds import refused_settings
 from leanthink.rl.resume import as_recorded, check_same, last_whole_checkpoint
 from leanthink.rl.run_files import FINAL, LOG, REPORT, ROLLOUTS, RUN
 from leanthink.rl.run_model import OPTIONS, check_options, load_model, make_tokenizer
-from leanthink.utils.errors import LeanThinkError, LeanThinkWarning, UsageError, unknown
-from leanthink.utils.file_reading import COUNT, INTEGER, OBJECT, TEXT, Kind, check_kinds, is_int, said
+from leanthink.utils.errors import LeanThinkWarning, UsageError, unknown
+from leanthink.utils.file_reading import COUNT, INTEGER, OBJECT, TEXT, Kind, check_kinds, is_int
 from leanthink.utils.file_writing import held, write_json, writing
 
 if TYPE_CHECKING:
@@ -120,8 +121,7 @@ def _train(
     callbacks: Sequence[Any],
 ) -> dict[str, Any] | None:
     """`train`, of what was checked and where nobody else writes to the same folder."""
-    from transformers import ProgressCallback
-    from transformers.trainer_callback import PrinterCallback
+    from transformers import PrinterCallback, ProgressCallback
 
     from leanthink.rl.rollouts import check_whole
     from leanthink.rl.run_log import RunLog
@@ -139,7 +139,7 @@ def _train(
     model = load_model(settings, args.device, tokenizer)
     log = RunLog(out, writes=writes, tell=tell)
     with old_names():
-        try:
+        with refused_settings():  # of those that are looked at here first
             trainer = DeepCompressTrainer(
                 model,
                 args,
@@ -151,10 +151,6 @@ def _train(
                 callbacks=[log, *callbacks],
                 peft_config=adapters,
             )
-        except LeanThinkError:
-            raise
-        except (ImportError, KeyError, TypeError, ValueError) as error:  # of settings that are looked at here first
-            raise UsageError(f"TRL and transformers refuse these settings ({said(error)})") from error
         trainer.remove_callback(PrinterCallback)  # both write among what we print
         trainer.remove_callback(ProgressCallback)
         if lora is not None:
