@@ -130,6 +130,21 @@ def test_a_copy_with_other_columns_is_refused(tmp_path: Path) -> None:
         public("gsm8k", other)
 
 
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("gsm8k", {"question": "?", "answer": None}),
+        ("dapo-17k", {"prompt": [{"role": "user", "content": "?"}], "solution": "4"}),
+        ("aime-2024", {"id": 1, "problem": "?", "answer": "four"}),
+        ("olympiadbench", {"id": 1, "question": "?", "final_answer": [None], "error": None}),
+    ],
+)
+def test_a_row_of_another_kind_is_refused(name: str, row: dict[str, Any], tmp_path: Path) -> None:
+    other = copy_of(name, tmp_path / name, [*ROWS[name], row])
+    with pytest.raises(UsageError, match=f"^row {len(ROWS[name])} of .* is none of {PUBLIC[name].hub_id}"):
+        public(name, other)
+
+
 def test_a_copy_without_the_split_is_refused_and_says_what_datasets_said(tmp_path: Path) -> None:
     other = copy_of("aime-2024", tmp_path / "aime")  # its split is train
     with pytest.raises(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -90,8 +91,12 @@ def test_columns_of_any_data_set_are_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("column", "given"),
     [
-        *(("answer", it) for it in (None, " ", "1\n2", '["2"]', "[{'a': 2}]", ["2"], True, math.nan)),
+        *(
+            ("answer", it)
+            for it in (None, " ", "1\n2", '["2"]', "[{'a': 2}]", ["2"], True, math.nan, 1.2345678901234568e22)
+        ),
         *(("problem", it) for it in ([{"role": "assistant", "content": "2"}], [], " ", 3)),
+        *(("problem", [one, {"role": "user", "content": "2"}]) for one in ({"content": "1"}, {"role": "system"})),
     ],
 )
 def test_what_is_no_problem_or_gold_is_refused(column: str, given: Any) -> None:
@@ -205,11 +210,60 @@ def test_environments_of_reasoning_gym_score_their_own_entries() -> None:
         ({"problems": "nowhere.jsonl"}, "no file of problems"),
         ("tasks", "give a mapping"),
         ({"tasks": [], "levels": [1]}, "no problem to train on"),
+        ({"tasks": None}, "tasks must be all, or a list of families, got 'None'"),
+        ({"tasks": "sums", "levels": 3}, "levels must be a list"),
+        ({"tasks": "sums", "levels": {1: "2"}}, "levels must be a list.*counts"),
+        ({"tasks": "sums", "count": "4"}, "count must be an integer"),
+        ({"gym": {"chain_sum": None}}, "gym must be a name, or a mapping"),
+        ({"problems": ["a.jsonl"]}, "problems must be a path"),
+        ({"dataset": "gsm8k", "split": 3}, "split must be a string"),
     ],
 )
 def test_bad_sources_are_refused_with_the_fix(source: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         make_data(source)
+
+
+def test_what_is_null_in_a_source_is_left_out() -> None:
+    source = {"tasks": "sums", "levels": [1], "count": 2}
+    assert make_data({**source, "seed": None, "split": None})["id"] == make_data(source)["id"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b"", "a.jsonl is empty"),
+        ("a.jsonl", '{"problem": "é", "answer": "1"}'.encode("latin-1"), "not UTF-8"),
+        ("a.tsv", b"problem\tanswer", "by its name.*parquet, .jsonl"),
+        ("rows", b"{}", "by its name.*parquet, .jsonl"),
+    ],
+)
+def test_a_file_that_holds_no_rows_is_refused(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=said):
+        make_data({"dataset": tmp_path / name})
+
+
+@pytest.mark.parametrize("name", ["A.JSONL", "a.jsonl.gz"])
+def test_endings_are_read_in_any_case_and_through_gzip(name: str, tmp_path: Path) -> None:
+    line = b'{"problem": "6*7?", "answer": 42}\n'
+    (tmp_path / name).write_bytes(gzip.compress(line) if name.endswith("gz") else line)
+    assert make_data({"dataset": tmp_path / name})["answer"] == ["42"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [(0, "0"), (42, "42"), (0.5, "1/2"), ("so\n#### 1,018", "1018"), (" 7 ", "7")],
+)
+def test_rows_of_a_data_set_of_your_own_are_graded_by_what_their_answer_states(answer: Any, right: str) -> None:
+    row = {"answer": answer, "facts": "a column that means something else"}
+    assert (judged(row, right), judged(row, "12345")) == (True, False)
+
+
+@pytest.mark.parametrize("answer", [["3"], True, "1\n2"])
+def test_an_answer_of_your_own_that_is_none_is_refused(answer: Any) -> None:
+    with pytest.raises(UsageError, match="the column 'answer' is"):
+        judged({"answer": answer}, "3")
 
 
 def test_an_unknown_grader_is_refused() -> None:

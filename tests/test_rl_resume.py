@@ -112,6 +112,15 @@ def test_going_on_before_a_checkpoint_that_was_cut_comes_to_the_same_weights(tra
     assert not (out / "checkpoint-3" / "left.over").exists()
 
 
+def test_a_run_that_is_done_takes_no_further_step(trained: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(trained, tmp_path / "run"))
+    for max_steps in (3, 2):
+        again, seen = make_trainer(out, max_steps=max_steps)
+        again.train(resume_from_checkpoint=str(out / "checkpoint-3"))
+        assert (again.state.global_step, list(seen), (out / "checkpoint-4").exists()) == (3, [], False)
+    assert weights(again) != weights(make_trainer(tmp_path / "start")[0])
+
+
 def test_a_checkpoint_that_does_not_fit_the_disk_is_one_error_and_those_before_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

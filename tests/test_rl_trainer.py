@@ -418,6 +418,8 @@ def test_data_that_cannot_be_trained_on_are_refused(tmp_path: Path) -> None:
     args = settings(tmp_path)
     with pytest.raises(UsageError, match="no column 'answer'"):
         module.check_data(Dataset.from_dict({"prompt": ["a"]}), args)
+    with pytest.raises(UsageError, match="no column 'prompt'"):
+        module.check_data(Dataset.from_dict({"problem": ["a"], "answer": ["1"]}), args)
     with pytest.raises(UsageError, match="2 problems are fewer than the 3 prompts"):
         module.check_data(Dataset.from_dict({"prompt": ["a"] * 2, "answer": ["1"] * 2}), args)
     with pytest.raises(UsageError, match="stream"):

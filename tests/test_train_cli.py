@@ -37,6 +37,7 @@ SMALL = (
     "--per-device-train-batch-size", 4, "--max-completion-length", 96,
     "--learning-rate", 1e-5, "--ema-initial-value", "observed", "--ema-decay", 0.9,
 )  # fmt: skip
+EVALUATED = ("--set", "eval_data={tasks: sums, levels: [1], count: 4}")
 SETS = ("max_num_gen_batches=1", "warmup_steps=0", "gradient_checkpointing=false", "overlong_buffer=0")
 
 
@@ -170,6 +171,26 @@ def test_lora_on_a_llama_from_a_file_of_settings_that_flags_win_over(
         ("--set overlong_buffer=few", ["overlong_buffer='few'", "a number"]),
         ("--set max_num_gen_batches=true", ["max_num_gen_batches=True", "a number"]),
         ("--set dynamic_sampling=1", ["dynamic_sampling=1", "true or false"]),
+        ("--set bf16=no", ["bf16='no'", "true or false"]),
+        ("--set max_steps=1.5", ["max_steps=1.5", "a number, whole"]),
+        ("--set rollout_rows=1000000000000000000000", ["rollout_rows=1000", "a number, whole"]),
+        ("--set temperature=.nan", ["temperature=nan", "a number"]),
+        ("--set rollout_policy=null", ["rollout_policy=None", "text"]),
+        ("--set metric_for_best_model=[1]", ["metric_for_best_model=[1]", "text"]),
+        ("--set fsdp=[1]", ["TRL and transformers refuse", "'int' object"]),
+        ("--set 'report_to=[{}]'", ["report_to={}"]),
+        ("--set fsdp_config=3", ["fsdp_config=3", "a mapping or text"]),
+        ("--set num_iterations=0", ["num_iterations=0", "at least 1"]),
+        ("--set adam_beta1=1", ["adam_beta1=1", "at least 0 and below 1"]),
+        ("--set seed=-1", ["seed=-1", "at least 0"]),
+        ("--set learning_rate=.inf", ["learning_rate=inf", "finite"]),
+        ("--set loss_type=gspo", ["unknown loss_type 'gspo'", "choose one of grpo"]),
+        ("--set lr_scheduler_type=cosine_with_min_lr", ["lr_scheduler_kwargs={}", "min_lr"]),
+        ("--set eval_strategy=epoch", ["eval_strategy=epoch", "without eval_data"]),
+        ("--set 'chat_template_kwargs={thinking: true}' --set think_tags=false", ["has no 'thinking'"]),
+        ("--set remove_unused_columns=true", ["remove_unused_columns=True", "leave it out"]),
+        ("--set out=null", ["out=None", "text"]),
+        ("--set dtype=[bfloat16]", ["dtype=['bfloat16']", "text"]),
         ("--set num_generations_eval=1", ["num_generations_eval=1"]),
         ("--set 'lora={rank: 4}'", ["unknown key of lora 'rank'"]),
         ("--set chat_template=no.jinja", ["no chat template 'no.jinja'"]),
@@ -188,7 +209,10 @@ def test_what_is_missing_is_told(inside: Any) -> None:
     refused(inside("train", "--dataset", "gsm8k=none", "--out", "run"), 2, "no file or folder 'none'", "openai/gsm8k")
 
 
-@pytest.mark.parametrize(("text", "said"), [("a: [", "is no YAML"), ("- a", "holds no settings"), ("", "no settings")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a: [", "is no YAML"), ("- a", "holds no settings"), ("", "no settings"), ("data: sums", "data='sums'")],
+)
 def test_files_that_hold_no_settings_are_refused(tmp_path: Path, inside: Any, text: str, said: str) -> None:
     config = tmp_path / "settings.yaml"
     config.write_text(text)
@@ -206,6 +230,10 @@ def test_a_refused_template_is_told_before_anything_is_loaded_or_deleted(
     tmp_path: Path, inside: Any, random_llama: Path, monkeypatch: Any
 ) -> None:
     template = tmp_path / "closed.jinja"
+    for content, code, said in ((b"\xff", 1, "UTF-8"), (b"{% for", 2, "refused by the model's chat template")):
+        template.write_bytes(content)
+        words = ("--set", f"chat_template={template}", "--out", tmp_path / "run")
+        refused(inside("train", *SMALL, *words), code, said)
     template.write_text(TEMPLATE.replace("<think>", "<think></think>"))
     words = run_of(tmp_path / "run", 1, "--model", random_llama, "--set", f"chat_template={template}")
     kept = tmp_path / "run" / "checkpoint-9"
@@ -369,6 +397,8 @@ def test_an_interrupted_run_says_how_to_go_on(
     [
         ((), ["learning_rate=1e-06 is the published one", "warmup_steps=10 of max_steps=5"]),
         (("--learning-rate", 1e-4, "--set", "warmup_steps=4"), []),
+        (("--learning-rate", 1e-4, *EVALUATED), ["warmup_steps=10 of max_steps=5", "eval_data are never"]),
+        (("--learning-rate", 1e-4, *EVALUATED, "--set", "eval_strategy=epoch"), ["warmup_steps=10 of max_steps=5"]),
     ],
 )
 def test_a_rate_at_which_nothing_is_learnt_is_told_of(
@@ -378,7 +408,7 @@ def test_a_rate_at_which_nothing_is_learnt_is_told_of(
     words = ("--tasks", "sums", "--lora-r", 4, "--max-steps", 5, "--max-completion-length", 8)
     done = inside("train", "--model", random_llama, *words, *settings, "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    for text in ("learning_rate=1e-06 is the published one", "warmup_steps=10 of max_steps=5"):
+    for text in ("learning_rate=1e-06 is the published one", "warmup_steps=10 of max_steps=5", "eval_data are never"):
         assert (text in done.err) == (text in told), done.err
 
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,11 @@ def after_hashes(text: str) -> str:
 def read_gold(value: object, where: str) -> str:
     """A text or a number as gold; of a solution as GSM8K has it what follows the last ####.
 
-    Raises UsageError, which begins with `where`: it is neither, empty, of several lines, or a structure.
+    Raises UsageError, which begins with `where`: it is neither, empty, of several lines, a structure, or a whole number
+    that a reader of files has rounded to a float, with which no right answer agrees.
     """
+    if isinstance(value, float) and _was_rounded(value):
+        raise UsageError(f"{where} is {value!r}, a whole number rounded to what a float holds: give it as a text")
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     gold = after_hashes(str(value)) if is_number or isinstance(value, str) else ""
     if not gold or "\n" in gold or STRUCTURE.match(gold):
@@ -63,6 +67,12 @@ def read_gold(value: object, where: str) -> str:
             "the field: reward_model.ground_truth), or drop the row"
         )
     return gold
+
+
+def _was_rounded(value: float) -> bool:
+    """Whether it has all the digits of a float, and more than these tell of a whole number: few are meant so."""
+    large = 2**53 <= abs(value) < math.inf
+    return large and len(Decimal(repr(value)).normalize().as_tuple().digits) > 15
 
 
 def read_problems(path: str | os.PathLike[str]) -> list[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,9 @@ def _columns(
 
     def read(row: Row, number: int) -> Problem:
         name = number if id is None else row[id]
+        for column, kind in ((problem, str), (answer, str | int | float)):
+            if not isinstance(row[column], kind):
+                raise ValueError(f"its column {column!r} is {row[column]!r}")
         return Problem(id=f"{prefix}-{name}", problem=row[problem], answer=gold(str(row[answer])), **more)
 
     return {"columns": tuple(filter(None, (problem, answer, id))), "read": read}
@@ -131,6 +134,8 @@ OTHERWISE = (
     f"public sets by name are {', '.join(NAMES)}"
 )
 
+KINDS = {"parquet": "parquet", "jsonl": "json", "json": "json", "csv": "csv", "arrow": "arrow"}  # of files, by endings
+
 
 def training_set(name: str, split: str | None = None) -> PublicSet | None:
     """The public set of this name, in any case, and of its splits that for training or the one asked for."""
@@ -165,7 +170,18 @@ def read_public(name: str, known: PublicSet, where: str | Path | None = None) ->
             f"only {', '.join(rows.column_names)}; give a copy with {columns}, or rows of your own by their path alone"
         )
     rows = rows.select_columns([*known.columns])
-    return [problem for number, row in enumerate(rows) if (problem := known.read(row, number)) is not None]
+    problems = []
+    for number, row in numbered(rows, source):
+        try:
+            problem = known.read(row, number)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"row {number} of {source} is none of {known.hub_id} ({error}): mend or drop it, or give rows of your "
+                "own by their path alone"
+            ) from error
+        if problem is not None:
+            problems.append(problem)
+    return problems
 
 
 def load_rows(source: str, config: str | None, split: str, *, is_copy: bool = False, cure: str = "") -> Any:
@@ -186,13 +202,32 @@ def load_rows(source: str, config: str | None, split: str, *, is_copy: bool = Fa
         if (saved / "state.json").is_file():
             return datasets.load_from_disk(saved)
         if path.is_file():
-            kind = path.suffix[1:].replace("jsonl", "json")
             if is_copy:
                 split = split.replace(whole, "train")
-            return datasets.load_dataset(kind, data_files=source, split=split)
+            return datasets.load_dataset(_kind_of(path), data_files=source, split=split)
         if is_copy and config not in datasets.get_dataset_config_names(source):
             config = None
         return datasets.load_dataset(source, config, split=split)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        told = " ".join(f"{error} {error.__cause__ or ''}".split())[:300]
+    except UsageError:
+        raise
+    except Exception as error:  # of parsers of other packages; StopIteration is what an empty file ends in
+        told = " ".join(f"{error} {error.__cause__ or ''}".split())[:300] or type(error).__name__
         raise UsageError(f"{source} cannot be loaded ({told}): {cure or OTHERWISE}") from error
+
+
+def numbered(rows: Any, source: str) -> Iterator[tuple[int, Row]]:
+    """The rows with their numbers. Raises UsageError for one that is not UTF-8, which a reader of JSON lets through."""
+    try:
+        yield from enumerate(rows)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{source} has a text that is not UTF-8 ({error}): save it as such") from error
+
+
+def _kind_of(path: Path) -> str:
+    """What `datasets` calls files with such an ending. Raises UsageError: it would look for others on the hub."""
+    ending = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    if path.stat().st_size == 0:
+        raise UsageError(f"{path} is empty: give a file with a row for each problem")
+    if ending not in KINDS:
+        raise UsageError(f"{path} is no file of rows, by its name: give one that ends in .{', .'.join(KINDS)}")
+    return KINDS[ending]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+from transformers import get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from trl import GRPOConfig
 
@@ -16,6 +18,7 @@ from leanthink.models.prompt import ChatOptions
 from leanthink.models.transformers_versions import old_names
 from leanthink.policies.budget import Budget, check_parts
 from leanthink.policies.policy_spec import canonical
+from leanthink.rl.field_kinds import of_kind, refused_settings
 from leanthink.rl.rewards import (
     ALL_CORRECT_WEIGHT,
     PUBLISHED_ALL_CORRECT_WEIGHT,
@@ -25,8 +28,21 @@ from leanthink.rl.rewards import (
 )
 from leanthink.rl.trl_reward import check_settings
 from leanthink.utils.errors import UsageError, unknown
+from leanthink.utils.file_reading import said
 
 ROLLOUTS = ("engine", "transformers", "vllm")
+COUNTS = (
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "steps_per_generation",
+    "generation_batch_size", "num_iterations",
+)  # fmt: skip
+RANGES = {  # of what torch or TRL would refuse in the middle of a run, or take for something else
+    "learning_rate": (0, math.inf), "adam_beta1": (0, 1), "adam_beta2": (0, 1), "adam_epsilon": (0, math.inf),
+    "beta": (0, math.inf), "seed": (0, 2**32), "dataloader_num_workers": (0, math.inf),
+}  # fmt: skip
+CHOICES = {  # TRL's, which it checks when it has a batch to learn from
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+}
 
 
 @dataclass
@@ -111,6 +127,9 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
 
     def __post_init__(self) -> None:
         """Check our fields first: TRL's own check would otherwise report the same fault in other words."""
+        for field in fields(self):
+            if field.init:
+                setattr(self, field.name, of_kind(field, getattr(self, field.name)))
         self._check_group()
         if self.all_correct_weight is None:
             self.all_correct_weight = (
@@ -118,17 +137,9 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             )
         self._check_method()
         self._check_rollouts()
-        try:
-            with old_names():
-                super().__post_init__()
-        except ValueError as error:
-            batch, group = self.generation_batch_size, self.num_generations
-            if isinstance(batch, int) and batch % group:
-                raise UsageError(
-                    f"a generation batch of {batch} responses is no whole number of groups of num_generations={group}: "
-                    f"leave gradient_accumulation_steps out, or take a multiple, such as {-(-batch // group) * group}"
-                ) from error
-            raise UsageError(str(error)) from error
+        with refused_settings():
+            self._check_by_trl()
+        self._check_schedule()
         self._check_checkpoints()
 
     @property
@@ -166,10 +177,15 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             self.gradient_accumulation_steps = 1 if given else math.lcm(rows, group) // rows
         if self.per_device_eval_batch_size is None:
             self.per_device_eval_batch_size = math.lcm(8 * processes, self.num_generations_eval or group) // processes
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        for name in COUNTS:
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if value is not None and value < 1:
                 raise UsageError(f"{name}={value!r}: a number, at least 1")
+        for name, (least, below) in RANGES.items():
+            value = getattr(self, name)
+            if not least <= value < below:
+                to = "" if below == math.inf else f" and below {below}"
+                raise UsageError(f"{name}={value!r}: a number, at least {least}{to}")
 
     def _check_method(self) -> None:
         check_settings(
@@ -182,6 +198,11 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         if not isinstance(self.think_tags, bool):
             check_pair(self.think_tags)
         self.chat_options  # noqa: B018 (checks itself)
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise unknown(name, getattr(self, name), allowed)
+        if self.remove_unused_columns:
+            raise UsageError("remove_unused_columns=True: answers are graded by these columns; leave it out")
         if not isinstance(self.all_correct_weight, int | float) or not 0 <= self.all_correct_weight <= 1:
             raise UsageError(
                 f"all_correct_weight={self.all_correct_weight!r}: a number from 0, as published, to 1, as correctness "
@@ -255,6 +276,29 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
             raise UsageError("rollout_budget has no slots: say how many thought slots stay, such as {slots: 512}")
         Budget(**self.rollout_budget)
 
+    def _check_by_trl(self) -> None:
+        try:
+            with old_names():
+                super().__post_init__()
+        except ValueError as error:
+            batch, group = self.generation_batch_size, self.num_generations
+            if isinstance(batch, int) and batch % group:
+                raise UsageError(
+                    f"a generation batch of {batch} responses is no whole number of groups of num_generations={group}: "
+                    f"leave gradient_accumulation_steps out, or take a multiple, such as {-(-batch // group) * group}"
+                ) from error
+            raise UsageError(str(error)) from error
+
+    def _check_schedule(self) -> None:
+        """What the rate's schedule refuses is told before a model is loaded."""
+        weight = torch.zeros(1, requires_grad=True)
+        kind, more = self.lr_scheduler_type, self.lr_scheduler_kwargs or {}
+        try:
+            get_scheduler(kind, torch.optim.SGD([weight]), 0, 1, scheduler_specific_kwargs=dict(more))
+        except Exception as error:  # some is checked there, and some is tripped over
+            name = getattr(kind, "value", kind)
+            raise UsageError(f"lr_scheduler_type={name!r} with lr_scheduler_kwargs={more}: {said(error)}") from error
+
     def _check_checkpoints(self) -> None:
         """A run goes on as it was only from where a generation batch ends: TRL does not save the rest of one."""
         updates = self.steps_per_generation * self.num_iterations / self.gradient_accumulation_steps
@@ -266,12 +310,14 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
 
 
 def check_installed(args: DeepCompressConfig) -> None:
-    """Raise UsageError where vLLM or a logger is needed and not installed: not where settings are only read."""
+    """Raise UsageError where vLLM, a logger or Liger is needed and not installed: not where settings are only read."""
     for name in args.report_to:
         try:
             get_reporting_integration_callbacks([name])[0]()
-        except (ImportError, RuntimeError, ValueError) as error:
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
             raise UsageError(f"report_to={name!r}: {error}") from error
+    if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+        raise UsageError("use_liger_kernel needs liger-kernel, and it is not installed: pip install liger-kernel")
     if args.use_vllm and importlib.util.find_spec("vllm") is None:
         raise UsageError(
             "rollouts='vllm' needs vLLM, and it is not installed: pip install 'trl[vllm]'; or give "

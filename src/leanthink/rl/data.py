@@ -16,7 +16,7 @@ from leanthink.data.grading.answer_normalisation import Tolerance
 from leanthink.data.grading.grading import check_gold, is_solved
 from leanthink.data.gym import gym_facts, gym_problems, scores_one
 from leanthink.data.problems import Problem, read_gold, read_problems
-from leanthink.data.public_datasets import NAMES, PUBLIC, load_rows, read_public, training_set
+from leanthink.data.public_datasets import NAMES, PUBLIC, load_rows, numbered, read_public, training_set
 from leanthink.data.tasks import registry
 from leanthink.data.tasks.problem import Problem as Task
 from leanthink.data.tasks.problem import Split
@@ -77,7 +77,7 @@ def from_columns(
         if name not in flat.column_names:
             raise unknown("column", name, flat.column_names)
     rows = []
-    for index, row in enumerate(flat.select_columns(names)):
+    for index, row in numbered(flat.select_columns(names), "the data set"):
         *before, last = _messages(row[problem], f"row {index}: the column {problem!r}")
         gold = read_gold(row[answer], f"row {index}: the column {answer!r}")
         given = f"row-{index}" if id is None or row[id] is None else str(row[id])
@@ -145,15 +145,17 @@ def check_answers(dataset: Dataset) -> None:
 def grade(columns: Mapping[str, Any], text: str, *, think_tags: bool) -> bool | None:
     """Whether `text` solves the problem of these columns; None where there is no answer to grade by.
 
-    With `think_tags` a thought that was never closed is wrong, whatever it says.
+    With `think_tags` a thought that was never closed is wrong, whatever it says. Columns that do not name their grader
+    are a data set's own: the answer is what `read_gold` takes for one. Raises UsageError.
     """
-    if not columns.get("answer"):
+    answer = columns.get("answer")
+    if answer is None or answer == "":
         return None
     return is_solved(problem_of(columns), text, think_tags=think_tags)
 
 
 def problem_of(columns: Mapping[str, Any]) -> Problem:
-    """The problem of one row, with the check of its grader. Raises UsageError for a grader nobody knows."""
+    """The problem of one row, with the check of its grader. Raises UsageError for an unknown grader, or no answer."""
     grader = columns.get("grader") or GOLD
     if grader not in (GOLD, TASK, GYM):
         raise unknown("grader", grader, (GOLD, TASK, GYM))
@@ -164,18 +166,26 @@ def problem_of(columns: Mapping[str, Any]) -> Problem:
         check = partial(registry.is_correct, Task(family=columns["family"], level=columns["level"], **fields))
     elif grader == GYM:
         check = partial(scores_one, columns["facts"])
-    allowed = grader == GOLD and json.loads(columns.get("facts") or "null")
-    fields = {"id": str(columns.get("id") or ""), "problem": columns.get("problem") or "", "answer": columns["answer"]}
+    is_ours = columns.get("grader") is not None
+    allowed = is_ours and grader == GOLD and json.loads(columns.get("facts") or "null")
+    answer = columns["answer"] if is_ours else read_gold(columns["answer"], "the column 'answer'")
+    fields = {"id": str(columns.get("id") or ""), "problem": columns.get("problem") or "", "answer": answer}
     return Problem(**fields, tolerance=Tolerance(**(allowed or {})), check=check)
 
 
 def _messages(asked: Any, where: str) -> list[dict[str, str]]:
     """A problem as chat messages, the user's last. Raises UsageError."""
     chat = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-    last = chat[-1] if isinstance(chat, list) and chat else None
-    if not isinstance(last, dict) or last.get("role") != "user" or not str(last.get("content") or "").strip():
-        raise UsageError(f"{where} is {asked!r}: give a text, or messages of role and content, the user's last")
+    is_chat = isinstance(chat, list) and all(isinstance(one, dict) and _is_message(one) for one in chat)
+    if not is_chat or not chat or chat[-1]["role"] != "user" or not chat[-1]["content"].strip():
+        raise UsageError(
+            f"{where} is {asked!r}: give a text, or messages of role and content, both texts, the user's last"
+        )
     return [{"role": one["role"], "content": one["content"]} for one in chat]
+
+
+def _is_message(one: dict[str, Any]) -> bool:
+    return isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
 
 
 def _gold_row(problem: Problem, instruction: str, before: Sequence[dict[str, str]] = ()) -> dict[str, Any]:

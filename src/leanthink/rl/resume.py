@@ -139,3 +139,25 @@ class SeededByEpoch(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         self._sampler.generator.manual_seed(self._seed + self._epoch())
         return iter(self._sampler)
+
+
+class Resumable:
+    """What a trainer of transformers does otherwise when a run goes on; stands before it among the bases of a class."""
+
+    args: Any
+    control: Any
+    state: Any
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """TRL's, which forgets in which epoch a run went on."""
+        sampler = super()._get_train_sampler(dataset)  # type: ignore[misc]  # of the trainer
+        if not sampler.shuffle:
+            return sampler
+        return SeededByEpoch(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
+
+    def _run_epoch(self, **arguments: Any) -> None:
+        """That of transformers, which looks after a step whether it was the last: a run that is done took one more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**arguments)  # type: ignore[misc]  # of the trainer

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,22 +16,44 @@ import torch
 from leanthink.models.transformers_versions import old_names
 from leanthink.rl import data
 from leanthink.rl.adapters import DEFAULTS, OF_TRL, USE, lora_config, with_lora_section
+from leanthink.rl.field_kinds import refused_settings
 from leanthink.rl.resume import as_recorded, check_same, last_whole_checkpoint
 from leanthink.rl.run_files import FINAL, LOG, REPORT, ROLLOUTS, RUN
 from leanthink.rl.run_model import OPTIONS, check_options, load_model, make_tokenizer
 from leanthink.utils.errors import LeanThinkWarning, UsageError, unknown
+from leanthink.utils.file_reading import COUNT, INTEGER, OBJECT, TEXT, Kind, check_kinds, is_int
 from leanthink.utils.file_writing import held, write_json, writing
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 SECTIONS = ("model", "dtype", *OPTIONS, "chat_template", "data", "eval_data", "lora", "out")
-NUMBERS_OR_NONE = ("int | None", "float | None")
 SOURCES: dict[str, tuple[str, ...]] = {
     "tasks": ("levels", "count", "seed", "split"),
     "problems": ("instruction",),
     "dataset": ("name", "split", "problem", "answer", "id", "instruction"),
     "gym": ("count", "seed", "instruction"),
+}
+PATH = Kind("a path or a name", lambda value: isinstance(value, str | os.PathLike))
+KINDS = {
+    "tasks": Kind("all, or a list of families", lambda value: isinstance(value, str | list | tuple)),
+    "problems": PATH,
+    "dataset": PATH,
+    "gym": Kind(
+        "a name, or a mapping of names to settings",
+        lambda value: isinstance(value, str) or (OBJECT.holds(value) and all(map(OBJECT.holds, value.values()))),
+    ),
+    "levels": Kind(
+        "a list of levels, or a mapping of levels to counts",
+        lambda value: (
+            isinstance(value, Collection)
+            and all(map(is_int, value))
+            and all(map(COUNT.holds, value.values() if isinstance(value, Mapping) else ()))
+        ),
+    ),
+    "count": COUNT,
+    "seed": INTEGER,
+    **dict.fromkeys(("split", "name", "problem", "answer", "id", "instruction"), TEXT),
 }
 
 
@@ -71,15 +94,16 @@ def train(
         UnsupportedModel: the bounded cache cannot serve the model.
     """
     from leanthink.rl.config import check_installed
-    from leanthink.rl.trainer_checks import warn_of_rate
+    from leanthink.rl.trainer_checks import check_evaluation, warn_of_rate
 
     settings = with_lora_section(settings)
     out, checkpoint = check_settings(settings, resume=resume, overwrite=overwrite)
     dataset = make_data(settings["data"])  # before all that rests on what machine and batch allow
-    eval_dataset = make_data(settings["eval_data"]) if "eval_data" in settings else None
+    eval_dataset = make_data(settings["eval_data"]) if settings.get("eval_data") is not None else None
     args = make_config(settings)
     check_options(settings, rollouts=args.rollouts)
     check_installed(args)
+    check_evaluation(args, given=eval_dataset is not None)
     if args.process_index == 0:
         warn_of_rate(args, adapters=settings.get("lora") is not None)
     with held(out / RUN) if args.process_index == 0 else nullcontext():
@@ -97,8 +121,7 @@ def _train(
     callbacks: Sequence[Any],
 ) -> dict[str, Any] | None:
     """`train`, of what was checked and where nobody else writes to the same folder."""
-    from transformers import ProgressCallback
-    from transformers.trainer_callback import PrinterCallback
+    from transformers import PrinterCallback, ProgressCallback
 
     from leanthink.rl.rollouts import check_whole
     from leanthink.rl.run_log import RunLog
@@ -116,17 +139,18 @@ def _train(
     model = load_model(settings, args.device, tokenizer)
     log = RunLog(out, writes=writes, tell=tell)
     with old_names():
-        trainer = DeepCompressTrainer(
-            model,
-            args,
-            dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            on_scored=log.on_scored,
-            origin=_origin(settings),
-            callbacks=[log, *callbacks],
-            peft_config=adapters,
-        )
+        with refused_settings():  # of those that are looked at here first
+            trainer = DeepCompressTrainer(
+                model,
+                args,
+                dataset,
+                eval_dataset=eval_dataset,
+                processing_class=tokenizer,
+                on_scored=log.on_scored,
+                origin=_origin(settings),
+                callbacks=[log, *callbacks],
+                peft_config=adapters,
+            )
         trainer.remove_callback(PrinterCallback)  # both write among what we print
         trainer.remove_callback(ProgressCallback)
         if lora is not None:
@@ -161,6 +185,10 @@ def check_settings(settings: Mapping[str, Any], *, resume: bool, overwrite: bool
     for name in ("data", "out"):
         if name not in settings:
             raise UsageError(f"the settings lack {name!r}: {_LACKING[name]}")
+    for name in ("model", "dtype", "chat_template", "attn_implementation", "out"):
+        value = settings.get(name, "")
+        if not PATH.holds(value) and not (value is None and name in ("chat_template", "attn_implementation")):
+            raise UsageError(f"{name}={value!r}: must be text")
     out = Path(settings["out"])
     if resume and overwrite:
         raise UsageError("resume and overwrite exclude each other: give one of them")
@@ -195,10 +223,6 @@ def make_config(settings: Mapping[str, Any]) -> Any:
     from leanthink.rl.config import DeepCompressConfig
 
     chosen = {name: value for name, value in settings.items() if name not in SECTIONS}
-    typed = {field.name: field for field in fields(DeepCompressConfig)}
-    for name, value in chosen.items():
-        if name not in ("ema_initial_value", "think_tags"):
-            chosen[name] = _of_kind(name, value, typed[name])
     on_gpu = torch.cuda.is_available()
     defaults: dict[str, Any] = {"logging_steps": 1, "report_to": "none", "bf16": on_gpu, "use_cpu": not on_gpu}
     defaults |= {"disable_tqdm": True, "seed": 0}
@@ -214,8 +238,10 @@ def make_data(source: Mapping[str, Any]) -> Dataset:
     - `dataset`: as of `leanthink.rl.data.from_dataset`; its arguments.
     - `gym`: environments of reasoning-gym with their settings; count, seed, instruction.
 
+    A further key that is None is one that is not given.
+
     Raises:
-        UsageError: no source or several, an unknown key, or what the source itself refuses.
+        UsageError: no source or several, an unknown key, a value of another kind, or what the source itself refuses.
     """
     if not isinstance(source, Mapping):
         raise UsageError(f"data={source!r}: give a mapping with one of {', '.join(SOURCES)}")
@@ -226,8 +252,10 @@ def make_data(source: Mapping[str, Any]) -> Dataset:
     for name in source:
         if name != kind and name not in SOURCES[kind]:
             raise unknown(f"key of data with {kind}", name, SOURCES[kind])
-    options = {name: value for name, value in source.items() if name != kind}
+    options = {name: value for name, value in source.items() if name != kind and value is not None}
     wanted = source[kind]
+    given = {kind: wanted, **options}
+    check_kinds(given, {name: KINDS[name] for name in given})
     if kind == "tasks":
         from leanthink.data.tasks.registry import FAMILIES, LEVELS
 
@@ -248,25 +276,6 @@ def clear(out: Path) -> None:
             shutil.rmtree(folder)
     for name in (RUN, LOG, ROLLOUTS, REPORT):
         (out / name).unlink(missing_ok=True)
-
-
-def _of_kind(name: str, value: Any, field: Any) -> Any:
-    """The value, if it is of its default's kind. Raises UsageError: TRL would find out late, or never."""
-    default = field.default
-    if default is None and str(field.type) in NUMBERS_OR_NONE:
-        if value is None:
-            return None
-        default = 0.0 if "float" in str(field.type) else 0
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise UsageError(f"{name}={value!r}: must be true or false")
-    elif isinstance(default, int | float):
-        if isinstance(value, str) and isinstance(default, float):
-            with suppress(ValueError):
-                return float(value)  # YAML reads 1e-6 as text
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UsageError(f"{name}={value!r}: must be a number")
-    return value
 
 
 def _origin(settings: Mapping[str, Any]) -> Any:

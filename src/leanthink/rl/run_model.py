@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from leanthink.utils.errors import UsageError, unknown
+from leanthink.utils.file_reading import reading
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -85,7 +86,8 @@ def make_tokenizer(settings: Mapping[str, Any]) -> Any:
     if template is not None:
         if not Path(template).is_file():
             raise UsageError(f"there is no chat template {template!r}: give the path of a file")
-        tokenizer.chat_template = Path(template).read_text()
+        with reading(template, "chat template", "save it as text in UTF-8"):
+            tokenizer.chat_template = Path(template).read_text(encoding="utf-8")
     return tokenizer
 
 

@@ -9,7 +9,8 @@ What it relies on, in TRL 1.16 (the tested range is `TRL` of `trainer_checks`, o
   what a batch became before it is cut into steps.
 - `GRPOTrainer._prepare_inputs(batch)`, which shuffles a generation batch and cuts it into the micro-batches of
   `_buffered_inputs`, each as wide as the longest response of all. Overridden to cut them anew, by length.
-- `GRPOTrainer._get_train_sampler(dataset)`: overridden, as TRL's sampler forgets in which epoch a run went on.
+- `GRPOTrainer._get_train_sampler(dataset)` and `_run_epoch(...)`, overridden for runs that go on
+  (`leanthink.rl.resume.Resumable`).
 - `GRPOTrainer._get_per_token_logps_and_entropies(model, ids, mask, tokens_to_keep, batch_size)`, and that a model
   called with `labels` and `fused_lm_head=True` returns `log_probs` and `entropy` of what they name. Overridden, as rows
   without a mask are faster and safer (`leanthink.rl.log_probs`), and those that TRL wants of a round are found later
@@ -52,7 +53,7 @@ from leanthink.rl.fused_lora import fuse_lora
 from leanthink.rl.length_bucketing import bucket_by_length, is_text, stacked_rows
 from leanthink.rl.log_probs import left_aligned
 from leanthink.rl.model_card import CARD, Origin, model_card, public_name
-from leanthink.rl.resume import SeededByEpoch
+from leanthink.rl.resume import Resumable
 from leanthink.rl.rewards import group_weights
 from leanthink.rl.rollouts import check_whole, rollouts_of
 from leanthink.rl.round_prompts import RoundPrompts
@@ -67,7 +68,7 @@ Row = dict[str, Tensor]
 OnScored = Callable[[int, int, Scored], None]
 
 
-class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
+class DeepCompressTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]  # trl has no types
     """GRPO with the DeepCompress reward and dynamic sampling.
 
     Dynamic sampling: a generation batch is scored, its groups that are all right or all wrong are dropped, and whole
@@ -193,12 +194,6 @@ class DeepCompressTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no type
                 for ids, chat in zip(prompt_ids, chats, strict=True)
             ]
         return prompt_ids, images, fields
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        sampler = super()._get_train_sampler(dataset)
-        if not sampler.shuffle:
-            return sampler
-        return SeededByEpoch(sampler, self.args.seed, lambda: int(self.state.epoch or 0))
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         before: Any = self._buffered_inputs

@@ -9,7 +9,7 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 
 from leanthink.data.think_tags import think_tags, thought_is_over
-from leanthink.models.prompt import encode_chat
+from leanthink.models.prompt import encode_prompt
 from leanthink.rl.config import DeepCompressConfig
 from leanthink.rl.data import check_answers
 from leanthink.utils.errors import LeanThinkWarning, UsageError
@@ -33,6 +33,10 @@ def check_data(dataset: Any, args: DeepCompressConfig) -> None:
             "the training data are a stream: dynamic sampling draws from all of them, give a datasets.Dataset"
         )
     check_answers(dataset)
+    if "prompt" not in dataset.column_names:
+        raise UsageError(
+            f"the data have no column 'prompt', only {', '.join(dataset.column_names)}: see `from_columns`"
+        )
     prompts = args.generation_batch_size // args.num_generations
     if len(dataset) < prompts:
         raise UsageError(
@@ -58,15 +62,26 @@ def warn_of_rate(args: DeepCompressConfig, *, adapters: bool) -> None:
         warnings.warn(text, LeanThinkWarning, stacklevel=2)
 
 
+def check_evaluation(args: DeepCompressConfig, *, given: bool) -> None:
+    """Raise UsageError where there is nothing to evaluate on; warn where what was `given` is never looked at."""
+    evaluates = args.eval_strategy != "no" or args.eval_on_start
+    if evaluates and not given:
+        raise UsageError(
+            f"eval_strategy={args.eval_strategy.value}, eval_on_start={args.eval_on_start} without eval_data: give "
+            "them, or leave the others out"
+        )
+    if given and not evaluates and args.process_index == 0:
+        told = "eval_data are never looked at: give eval_strategy=steps with eval_steps, or leave them out"
+        warnings.warn(told, LeanThinkWarning, stacklevel=2)
+
+
 def check_template(tokenizer: Any, prompt: Any, args: DeepCompressConfig) -> None:
-    """Raise UsageError for a chat template after which no response could close a thought."""
-    if not args.think_tags:
-        return
-    if not getattr(tokenizer, "chat_template", None):
+    """Raise UsageError for a chat template that refuses a prompt or a switch, or after which no thought can close."""
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if args.think_tags and not has_template:
         raise UsageError("the tokenizer has no chat template, and prompts are chats: give one (chat_template)")
-    options, tags = args.chat_options, think_tags(tokenizer)
-    ids = encode_chat(tokenizer, options.messages(prompt), options.chat_template_kwargs)
-    if thought_is_over(tokenizer, ids, tags):
+    ids = encode_prompt(tokenizer, 0, prompt, args.chat_options) if has_template else []
+    if args.think_tags and thought_is_over(tokenizer, ids, think_tags(tokenizer)):
         raise UsageError(
             "the chat template closes the thought before the response begins: leave enable_thinking=False out of "
             "chat_template_kwargs, or give think_tags=False"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from leanthink.entrypoints.cli.grouped import add_command, given
 from leanthink.entrypoints.cli.help import option
 from leanthink.entrypoints.cli.output import print_json, say
 from leanthink.utils.errors import UsageError
+from leanthink.utils.file_reading import reading
 
 EXAMPLES = (
     "leanthink train --config examples/deepcompress-tiny.yaml",
@@ -119,7 +121,9 @@ class Source:
         """The data as these options say, over what is configured; None for none at all. Raises UsageError."""
         if sum(kind is not None for kind in (self.tasks, self.problems, self.dataset)) > 1:
             raise UsageError("give one of --tasks (embedded tasks), --problems (a JSONL file) and --dataset")
-        source: dict[str, Any] = {} if configured is None else dict(configured)
+        if not isinstance(configured, Mapping | None):
+            raise UsageError(f"data={configured!r}: give a mapping, such as {{tasks: [sums]}}")
+        source: dict[str, Any] = dict(configured or {})
         if self.tasks is not None:
             source = source if "tasks" in source else {}
             names = [name.strip() for name in self.tasks.split(",")]
@@ -314,7 +318,9 @@ def _read(path: Path) -> dict[str, Any]:
     """The settings of a YAML file. Raises UsageError for a file that is not there, or is no mapping."""
     if not path.is_file():
         raise UsageError(f"there is no file of settings at {path}: check the path")
-    settings = _yaml(path.read_text(), str(path))
+    with reading(path, "file of settings", "save it as text in UTF-8"):
+        text = path.read_text(encoding="utf-8")
+    settings = _yaml(text, str(path))
     if not isinstance(settings, dict):
         raise UsageError(f"{path} holds no settings: lines such as `alpha: 0.2` were expected")
     return settings
