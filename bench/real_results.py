@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(str(error))
     options.out.mkdir(parents=True, exist_ok=True)
     for name, document in found.items():
-        one_a_line.write(options.out / f"{name}.json", document, "cells")
+        one_a_line.write_table(options.out / f"{name}.json", document, "cells")
         differing = {run: told["full_differs"] for run, told in document["runs"].items() if told["full_differs"]}
         told = f"; full caches differ: {differing}" if differing else ""
         print(f"{options.out / name}.json: {len(document['cells'])} cells{told}")

@@ -5,7 +5,6 @@ P problems
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+import one_a_line
 import torch
 from real_results import REAL, digits
 from torch import Tensor
@@ -91,7 +91,7 @@ def is_ours(policy: str) -> bool:
 def read(folder: Path = REAL) -> list[Results]:
     """The benchmarks of which results are there."""
     paths = [folder / f"{name}.json" for name in SETS]
-    return [Results(json.loads(path.read_text(encoding="utf-8"))) for path in paths if path.is_file()]
+    return [Results(one_a_line.read_table(path, "cells")) for path in paths if path.is_file()]
 
 
 def short_table(found: Sequence[Results]) -> str:
