@@ -9,7 +9,6 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +51,6 @@ def matrix_table() -> str:
     told = ", ".join(f"{100 * longer:+.1f}" for longer in lengths)
     lines += ["", f"Thoughts under `horizon` are {told} % longer than with the full cache, from the left to the right."]
     return "\n".join([*lines, *wrapped(accuracy_sentence())]) + "\n"
-
-
-def _between(table: str, marks: re.Match[str]) -> str:
-    return marks[1] + table + marks[2]
 
 
 def policies_found() -> dict[str, Any]:
@@ -248,6 +243,12 @@ def _percent(row: dict[str, Any]) -> str:
     return f"{100 * row['sampled'][0]:.1f}"
 
 
+def _with_table(text: str, name: str, table: str) -> str:
+    """A page with this table where it has one of that name."""
+    place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
+    return place.sub(lambda marks: marks[1] + table + marks[2], text)
+
+
 def main() -> None:
     """Rewrite the pages, or with --check leave with 1 if one is out of date."""
     pages = {
@@ -267,8 +268,7 @@ def main() -> None:
     for page, tables in pages.items():
         text = fresh = (ROOT / page).read_text()
         for name, table in tables.items():
-            place = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- /table -->)", re.DOTALL)
-            fresh = place.sub(partial(_between, table), fresh)
+            fresh = _with_table(fresh, name, table)
         stale |= fresh != text
         if "--check" not in sys.argv:
             (ROOT / page).write_text(fresh)

@@ -90,8 +90,8 @@ def made_up(tokens: int, *, policy: str, seed: int = 0, answer: int = 40) -> Tra
     for now in range(1, tokens - answer + 1):
         held.append(now - 1)
         if len(held) == slots + interval:
-            old = sorted(held[:-window], key=[numbers[i][_reached(now - 1 - i)] for i in range(now)].__getitem__)
-            for index in old[:interval]:
+            score_of = {i: numbers[i][_reached(now - 1 - i)] for i in held[:-window]}
+            for index in sorted(score_of, key=score_of.__getitem__)[:interval]:
                 evicted_at[index] = now
             held = [index for index in held if evicted_at[index] is None]
     evictions = len({at for at in evicted_at if at is not None})

@@ -198,18 +198,17 @@ def load_rows(source: str, config: str | None, split: str, *, is_copy: bool = Fa
     saved = path / whole if (path / "dataset_dict.json").is_file() else path
     if (saved / "state.json").is_file() and whole != split:
         raise UsageError(f"split={split!r} of {source}: what `save_to_disk` wrote is read whole; give split={whole!r}")
+    kind = _kind_of(path) if path.is_file() else None
     try:
         if (saved / "state.json").is_file():
             return datasets.load_from_disk(saved)
-        if path.is_file():
+        if kind is not None:
             if is_copy:
                 split = split.replace(whole, "train")
-            return datasets.load_dataset(_kind_of(path), data_files=source, split=split)
+            return datasets.load_dataset(kind, data_files=source, split=split)
         if is_copy and config not in datasets.get_dataset_config_names(source):
             config = None
         return datasets.load_dataset(source, config, split=split)
-    except UsageError:
-        raise
     except Exception as error:  # of parsers of other packages; StopIteration is what an empty file ends in
         told = " ".join(f"{error} {error.__cause__ or ''}".split())[:300] or type(error).__name__
         raise UsageError(f"{source} cannot be loaded ({told}): {cure or OTHERWISE}") from error

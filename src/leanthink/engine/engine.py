@@ -260,13 +260,11 @@ class Engine:
             DeviceLost: the device answers no more. Any other error ends the request that caused it, see `Progress`; one
                 for which nobody can be blamed ends all that are fed or decode.
         """
-        progress = self._advance()
-        self.streams.deliver(progress)
-        return self.streams.with_unclaimed(progress)
+        return self.streams.with_unclaimed(self._advance())
 
     @torch.inference_mode()
     def _advance(self) -> Progress:
-        """One step, whatever raises in it, and the end of the requests that it ends."""
+        """One step, whatever raises in it, and the end of the requests that it ends; tells the streams."""
         try:
             steps, done = self._whole_step()
         except Exception as error:
@@ -284,11 +282,13 @@ class Engine:
         failed = self.faults.take()
         for request_id in failed:
             self._forget(request_id)
-        return Progress(
+        progress = Progress(
             steps={i: step for i, step in steps.items() if i not in failed},
             finished={i: completion for i, completion in done.items() if i not in failed},
             failed=failed,
         )
+        self.streams.deliver(progress)
+        return progress
 
     def _whole_step(self) -> tuple[dict[int, Step], dict[int, Completion]]:
         """The new token of each streamed request, and the completion of each that has finished."""
@@ -389,7 +389,7 @@ class Engine:
                         raise news
                     yield news
                     continue
-                self.streams.deliver(self._advance())
+                self._advance()
         finally:
             self.streams.close(request_id)
             self.cancel(request_id)

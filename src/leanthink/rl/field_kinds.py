@@ -11,7 +11,7 @@ from numbers import Integral
 from typing import Any
 
 from leanthink.utils.errors import LeanThinkError, UsageError
-from leanthink.utils.file_reading import said
+from leanthink.utils.file_reading import is_int, said
 
 TOLD = {
     "bool": "true or false",
@@ -73,10 +73,10 @@ def _number(value: Any) -> float | None:
 
 
 def _whole(value: Any) -> int | None:
-    if isinstance(value, float) and value.is_integer():
+    is_whole = value.is_integer() if isinstance(value, float) else isinstance(value, Integral)
+    if is_whole and not isinstance(value, bool):
         value = int(value)
-    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
-    return int(value) if is_whole and -(2**63) <= value < 2**63 else None
+    return value if is_int(value) else None
 
 
 def _text(value: Any) -> str | None:
