@@ -97,7 +97,8 @@ def test_whatever_happens_around_it_a_request_gets_what_it_gets_alone(
     model, policies = make_model(architecture, seed=seed).double(), make_policies(torch.float64)
     chance, shares = random.Random(seed), architecture == "llama"
     prefill = {"prefill_tokens": chance.choice([3, 16, 500])}
-    engine = CheckedEngine(model, TOKENIZER, slots=700, rows=5, row_slots=row_slots, **prefill)
+    ahead = {"async_scheduling": seed % 2 == 1}
+    engine = CheckedEngine(model, TOKENIZER, slots=700, rows=5, row_slots=row_slots, **prefill, **ahead)
     trunk = [chance.randrange(250) for _ in range(70)]
     asked: dict[int, dict[str, Any]] = {}
     if seed > 5:

@@ -103,7 +103,7 @@ class SlotCache:
         self.host_pinned = torch.zeros(rows, dtype=torch.int64)
         self.host_waiting = torch.zeros(rows, dtype=torch.int64)  # tokens whose queries' attention is not yet added
         self.host_sizes = torch.zeros(rows, dtype=torch.int64)
-        self.max_rows = rows
+        self.max_rows, self.steps_ahead = rows, 0  # by how many steps the device is ahead of the host's mirror
         self.forward_batch: Batch | None = None
         self.scaling: float | None = None  # of query-key products, as the model's attention layers name it
         self.sinks: dict[int, Tensor] = {}  # of each layer that has them, [H * G] (see `engine.causal_attention`)

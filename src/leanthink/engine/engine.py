@@ -1,15 +1,14 @@
 """Continuous batching: requests are admitted by their bounds, fed in chunks, and decode together, one token a step.
 
 prompt → prefill → [ forward one token → score tokens → sample → if due: score → select → compact ], for many rows at
-once. `_advance` is one step, `_decode` what stands in brackets; prompts are fed by `scheduler.py`, evictions are in
-`eviction.py`.
+once. `_advance` is one step, `decode_loop.py` what stands in brackets; prompts are fed by `scheduler.py`, evictions are
+in `eviction.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,13 +16,14 @@ import torch
 from leanthink.data.think_tags import ThinkTags, think_tags
 from leanthink.engine.cache import SlotCache
 from leanthink.engine.cache_requirements import CacheRequirements
+from leanthink.engine.decode_loop import DecodeLoop
 from leanthink.engine.eviction import Evictor
 from leanthink.engine.eviction_recorder import Recorder
 from leanthink.engine.faults import Faults
 from leanthink.engine.hidden_states import hidden_state_size
 from leanthink.engine.known_policies import KnownPolicies
 from leanthink.engine.kv_calibration import calibrated
-from leanthink.engine.model_runner import ModelRunner, TokenScoring
+from leanthink.engine.model_runner import ModelRunner
 from leanthink.engine.outputs import Completion, Progress, Step
 from leanthink.engine.request import PolicyMaker, Predictor, Request, check_ids, make_requests
 from leanthink.engine.rows import Rows
@@ -64,6 +64,8 @@ class Engine:
         graphs: whether steps are replayed as CUDA graphs; None: on a GPU.
         enable_prefix_caching: whether that is so (see `leanthink.engine.prefix_caching`).
         kv_cache_dtype: of keys and values: "auto", the model's, or "fp8" (see `leanthink.engine.quantized_kv`).
+        async_scheduling: whether a step is launched before the tokens of the one before are read (see
+            `leanthink.engine.decode_loop`); None: on a GPU.
 
     Raises:
         UsageError: an argument is out of range, or the device has no room for the slots.
@@ -85,6 +87,7 @@ class Engine:
         graphs: bool | None = None,
         enable_prefix_caching: bool = True,
         kv_cache_dtype: str = "auto",
+        async_scheduling: bool | None = None,
     ) -> None:
         check_model(model)
         prefill_tokens = PREFILL_TOKENS[model.device.type] if prefill_tokens is None else prefill_tokens
@@ -115,11 +118,14 @@ class Engine:
         self.streams = Streams(tokenizer, self.tags, self.rows, self.faults)
         self.recorder = Recorder(self.cache, self.running_batch, self.sampler, self.columns, self.streams.texts)
         self.evictor = Evictor(self.rows, self._known_policies, self.recorder, self.faults)
+        self.decode_loop = DecodeLoop(
+            self.rows, self._known_policies, self.scheduler, self.evictor, self.faults,
+            async_scheduling=self.device.type == "cuda" if async_scheduling is None else async_scheduling,
+        )  # fmt: skip
         self.maker = PolicyMaker(model, tokenizer)
         self._next_id = 0
         self._known: set[int] = set()  # ids of what is unfinished
         self._vocabulary = len(model.get_input_embeddings().weight)
-        self._decoded = 0  # steps so far in which rows decoded
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -292,53 +298,13 @@ class Engine:
 
     def _whole_step(self) -> tuple[dict[int, Step], dict[int, Completion]]:
         """The new token of each streamed request, and the completion of each that has finished."""
-        self.scheduler.schedule()
-        if not self.cache.active or not self._decode():
+        if not self.decode_loop.step():
             return {}, {}
         done: dict[int, Completion] = {}
         ended = (self.running_batch.ended[: self.cache.active] != GOING_ON).nonzero()[:, 0].tolist()
         failed = self.faults.rows()
         self.faults.row_by_row(lambda rows: self._finish(rows, done), [row for row in ended if row not in failed])
         return self.streams.steps(done, self.recorder), done
-
-    def _decode(self) -> bool:
-        """One token for every active row; the host looks after evictions while the device works.
-
-        False if there are none, as the forward or a token's scores raised.
-        """
-        batch, n = self.running_batch, self.cache.active
-        scoring, logprobs = self.token_scoring(strided=False), batch.num_logprobs
-        try:
-            self.scheduler.launch(n, scoring, logprobs=logprobs)
-        except Exception as error:
-            self.faults.find(error, scoring, logprobs=logprobs)
-            return False
-        self.cache.advance()
-        for policy, column, rows_R in self.token_scoring(strided=True):
-            if len(rows_R):
-                self.faults.row_by_row(partial(self._score_tokens, policy, column), rows_R.tolist())
-        self._decoded += 1
-        self.evictor.accumulate_attention()
-        self.evictor.evict()
-        if logprobs >= 0:
-            batch.note_logprobs(self.model_runner.logprobs(n))
-        ids_N = self.model_runner.ids(n)
-        self.faults.note_ids(ids_N)
-        batch.note_tokens(ids_N.clamp(min=0))
-        for row, unread in batch.unread.items():
-            self.faults.note(batch.requests[row], unread)
-        return True
-
-    def _score_tokens(self, policy: Policy, column: int, rows: list[int]) -> None:
-        self.model_runner.score_tokens(policy, column, self.cache.indices(rows))
-
-    def token_scoring(self, *, strided: bool) -> list[TokenScoring]:
-        """The policies that score tokens in this step, of those that do in every step or of the others, and rows."""
-        return [
-            (policy, column, self.running_batch.rows_of(index))
-            for index, (policy, column) in enumerate(zip(self.policies, self.columns, strict=True))
-            if policy.score_dims and (policy.stride > 1) == strided and self._decoded % policy.stride == 0
-        ]
 
     # -- ends ------------------------------------------------------------------------------------------------------
 

@@ -17,10 +17,11 @@ def check_cache(cache: SlotCache) -> None:
     assert cache.starts[:n].tolist() == [allocation.start for allocation in cache.allocations]
     states = [allocation.state_index for allocation in cache.allocations]
     assert cache.states.tolist() == states + [cache.max_rows] * (cache.max_rows + 1 - n)
-    assert torch.equal(cache.lengths[:n].cpu(), cache.host_lengths[:n])
+    assert torch.equal(cache.lengths[:n].cpu() - cache.steps_ahead, cache.host_lengths[:n])
     assert torch.equal(cache.pinned[:n].cpu(), cache.host_pinned[:n])
     assert bool(((cache.pinned == 0) | (cache.pinned == cache.prompt_lengths)).all())
-    assert torch.equal((cache.next_positions - cache.added)[:n].cpu(), cache.host_waiting[:n])
+    waiting_N = (cache.next_positions - cache.added)[:n].cpu()
+    assert torch.equal(waiting_N - cache.steps_ahead, cache.host_waiting[:n])
     assert cache.live.tolist() == [1] * n + [0] * (cache.max_rows + 1 - n)
     assigned = {allocation for allocation in cache.allocator.allocations if allocation.row is not None}
     assert assigned == set(cache.allocations)

@@ -8,10 +8,11 @@ N rows   B rows of a graph, the next size of bucket   V vocabulary
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from leanthink.policies import Policy
 TokenScoring = tuple[Policy, int, Tensor]  # a policy, the first of its columns, the rows whose tokens it scores
 Prompts = tuple[Sequence[int], Sequence[PromptChunk]]  # tokens of chunks, which follow one another, and the chunks
 NO_RANKING = NO_TOKEN - 1  # stands for the token of a row whose slots a score that is not finite has ranked
+MAX_UNREAD = 2  # steps that are launched and whose tokens nobody has read yet
 MAX_SCORED_TOKENS = 1024  # what the predictor needs for more of them would count in the peak of memory
 
 
@@ -38,6 +40,29 @@ class _Kind:
     uses: Uses
     logprobs: int
     span: int  # slots, a power of two, that no allocation exceeds: decides how attention is split
+
+
+class _SampledIds:
+    """The tokens of one step on their way to the host."""
+
+    def __init__(self, rows: int, *, on_gpu: bool) -> None:
+        self._ids = torch.zeros(rows, dtype=torch.int64, pin_memory=on_gpu)
+        self._copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+        self._first_places = torch.arange(rows)
+        self.place_of_row = self._first_places.clone()  # among these tokens, kept up where rows move
+
+    def copy(self, ids_N: Tensor) -> None:
+        """Begin to copy the tokens of the first N rows."""
+        self.place_of_row.copy_(self._first_places)
+        self._ids[: len(ids_N)].copy_(ids_N, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
+
+    def read(self, rows: int) -> Tensor:
+        """Those of the first so many rows, once they are there."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._ids[self.place_of_row[:rows]]
 
 
 class ModelRunner:
@@ -66,12 +91,11 @@ class ModelRunner:
         self.last_ids = torch.zeros(rows, dtype=torch.int64, device=device)
         self.finite = torch.ones(rows, dtype=torch.bool, device=device)  # whether all scores of its evictions were
         self._ids = torch.zeros(rows, dtype=torch.int64, device=device)  # sampled in the latest step
-        pin_memory = device.type == "cuda"
-        self._host_ids = torch.zeros(rows, dtype=torch.int64, pin_memory=pin_memory)
+        self._sampled = cycle([_SampledIds(rows, on_gpu=device.type == "cuda") for _ in range(MAX_UNREAD)])
+        self._unread: deque[_SampledIds] = deque()  # of the steps whose tokens are still to be read, oldest first
         self._log_values: Tensor | None = None
         self._captured: dict[_Kind, tuple[Any, Tensor | None] | None] = {}  # None: it cannot be captured
         self._pool: Any = None
-        self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def assign_rows(self, first: int, last_prompt_ids: Sequence[int]) -> None:
         """Requests whose prompts end with these tokens take the rows from `first` on."""
@@ -84,7 +108,8 @@ class ModelRunner:
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Rows `sources` become rows `targets`."""
-        for of_rows in (self.last_ids, self.finite):
+        places = [sampled.place_of_row for sampled in self._unread]
+        for of_rows in (self.last_ids, self.finite, *places):
             of_rows[targets] = of_rows[sources]
 
     def note_scores(self, rows_R: Tensor, scores: Tensor) -> None:
@@ -117,9 +142,9 @@ class ModelRunner:
         else:
             graph, self._log_values = captured
             graph.replay()
-        self._host_ids[:rows].copy_(self._ids[:rows], non_blocking=True)
-        if self._copied is not None:
-            self._copied.record()
+        assert len(self._unread) < MAX_UNREAD, "the tokens of an older step are still to be read"
+        self._unread.append(next(self._sampled))
+        self._unread[-1].copy(self._ids[:rows])
 
     def _graph(self, rows: int, scoring: Sequence[TokenScoring], logprobs: int) -> tuple[Any, Tensor | None] | None:
         """The graph of a step like this one, captured when it is first asked for."""
@@ -163,13 +188,16 @@ class ModelRunner:
             attention.prefill(self.model, self.cache, ids_1S, positions_1S)
 
     def ids(self, rows: int) -> Tensor:
-        """The sampled tokens of the step, [N] on the host; waits for the device.
+        """The sampled tokens of the oldest step that is not read, [N] on the host; waits for the device.
 
-        NO_TOKEN for a row whose logits are NaN or infinite, NO_RANKING for one of which a score was.
+        Of the rows as they are now, wherever they have moved meanwhile. NO_TOKEN for a row whose logits are NaN or
+        infinite, NO_RANKING for one of which a score was.
         """
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._host_ids[:rows].clone()
+        return self._unread.popleft().read(rows)
+
+    def drop_unread(self) -> None:
+        """Nobody will read the tokens of the steps so far: all of their rows are gone."""
+        self._unread.clear()
 
     def logprobs(self, rows: int) -> Tensor:
         """Columns as of `leanthink.engine.sampling.log_probabilities`, [N, X] on the host; waits for the device."""

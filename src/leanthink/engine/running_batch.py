@@ -181,6 +181,13 @@ class RunningBatch:
             pairs = zip(likeliest[alternatives : alternatives + k], likeliest[:k], strict=True)
             self.logprobs[self.requests[row].index].append(tuple((int(token), value) for token, value in pairs))
 
+    def any_ends_by_length(self) -> bool:
+        """Whether the next token is the last of any row, whatever it says."""
+        n = len(self.requests)
+        next_N, answer_start_N = self.generated[:n] + 1, self.answer_start[:n]
+        ends_N = (next_N >= self.max_tokens[:n]) | (next_N - answer_start_N >= self.max_answer_tokens[:n])
+        return bool(ends_N.any())
+
     def note_tokens(self, ids_N: Tensor) -> None:
         """Append one sampled token to each row, and find out which of them have ended."""
         rows = slice(0, len(ids_N))

@@ -69,6 +69,14 @@ class Scheduler:
         """All of these."""
         return chain(self.waiting, (entry.request for entry in self.prefilling), self.rows.batch.requests)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether `schedule` would do nothing: no prompt is being fed, and who waits has to wait."""
+        if self.prefilling:
+            return False
+        has_row = bool(self.waiting) and self.cache.active < self.cache.max_rows
+        return not (has_row and self.cache.allocator.has_room(self.waiting[0].bound))
+
     def schedule(self) -> None:
         """Admit what fits, feed a part of the prompts, and give rows to those that are fed then.
 

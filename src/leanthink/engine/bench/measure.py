@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 
@@ -59,22 +58,38 @@ class Steps:
 
 
 def timed_steps(engine: Engine, *, warm_up: int, steps: int) -> Steps:
-    """Steps of all rows of an engine, host work included, after some that are not counted (graphs, first kernels).
+    """Steps of all rows of an engine, after some that are not counted (graphs, first kernels).
 
+    From the tokens of one step to those of the next, by the host's clock, which stops no step that is launched ahead.
+    What a GPU does after a step's forward delays the tokens of the next: there evictions and scorings count with it.
     Raises what a request failed of.
     """
-    rows, measured = engine.cache.active, Steps()
+    rows, measured, late = engine.cache.active, Steps(), engine.device.type == "cuda"
+    before = (0, 0)
     for _ in range(warm_up):
-        _step(engine)
+        before = _worked(engine, rows)
+    last = time.perf_counter()
     for _ in range(steps):
         measured.held.append(int(engine.cache.host_lengths[:rows].sum()) + rows)
-        measured.scorings.append(sum(len(of_rows) > 0 for _, _, of_rows in engine.token_scoring(strided=True)))
-        evicted = int(engine.running_batch.evictions[:rows].sum())
-        measured.ms.append(1e3 * seconds(partial(_step, engine), engine.device))
+        work = _worked(engine, rows)
+        moment = time.perf_counter()
+        measured.ms.append(1e3 * (moment - last))
         measured.tokens.append(rows)
-        measured.evictions.append(int(engine.running_batch.evictions[:rows].sum()) - evicted)
+        scored, evicted = before if late else work
+        measured.scorings.append(scored)
+        measured.evictions.append(evicted)
+        before, last = work, moment
     assert engine.cache.active == rows, "a request has finished while it was measured"
     return measured
+
+
+def _worked(engine: Engine, rows: int) -> tuple[int, int]:
+    """A step; by how many policies tokens were scored that are not in every step, and evictions."""
+    scored = sum(len(of_rows) > 0 for _, _, of_rows in engine.decode_loop.token_scoring(strided=True))
+    evictions = engine.running_batch.evictions[:rows]
+    evicted = int(evictions.sum())
+    _step(engine)
+    return scored, int(evictions.sum()) - evicted
 
 
 def timed_serving(engine: Engine, *, warm_up: int, seconds: float) -> Steps:
@@ -84,17 +99,18 @@ def timed_serving(engine: Engine, *, warm_up: int, seconds: float) -> Steps:
     """
     for _ in range(warm_up):
         _step(engine)
-    measured, end, ended, before = Steps(), time.perf_counter() + seconds, 0, _written(engine)
-    while engine.unfinished and time.perf_counter() < end:
+    measured, ended, before, start = Steps(), 0, _written(engine), time.perf_counter()
+    last = start
+    while engine.unfinished and last < start + seconds:
         rows = engine.cache.active
         measured.held.append(int(engine.cache.host_lengths[:rows].sum()) + rows)
-        start = now(engine.device)
         progress = _step(engine)
-        measured.ms.append(1e3 * (now(engine.device) - start))
+        moment = time.perf_counter()
+        measured.ms.append(1e3 * (moment - last))
         ended += sum(len(one.token_ids) for one in progress.finished.values())
         written = ended + _written(engine)
         measured.tokens.append(written - before)
-        before = written
+        before, last = written, moment
     return measured
 
 

@@ -5,13 +5,14 @@ N prompts   L tokens of each   M model width
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from leanthink.engine.bench.fixture import Fixture, attempt
-from leanthink.engine.bench.measure import now, quantiles, seconds, spread
+from leanthink.engine.bench.measure import quantiles, seconds, spread
 from leanthink.engine.engine import Engine
 from leanthink.engine.generation import raise_first
 from leanthink.engine.request import Request
@@ -97,14 +98,14 @@ def first_tokens_ms(engine: Engine, requests: Sequence[Request]) -> list[float]:
 
     None may end before all have begun.
     """
-    start = now(engine.device)
+    start = time.perf_counter()
     for request in requests:
         engine.add_request(request)
     came: dict[int, float] = {}
     while engine.unfinished:
         raise_first(engine.step().failed, len(requests))
         if len(came) < len(requests):
-            moment = 1e3 * (now(engine.device) - start)
+            moment = 1e3 * (time.perf_counter() - start)
             came |= {request.index: moment for request in engine.running_batch.requests if request.index not in came}
     return list(came.values())
 

@@ -1,0 +1,175 @@
+"""Async scheduling: a step is launched before the tokens of the one before are read, and no token is another's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from leanthink.engine.engine import Engine
+from leanthink.engine.generation import generate
+from leanthink.engine.outputs import Completion
+from leanthink.engine.sampling import Sampling
+from leanthink.policies import make_policy
+from leanthink.policies.budget import Budget
+from models import RandomPredictor, endless, make_model, make_tokenizer
+
+TOKENIZER = make_tokenizer()
+BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)
+PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
+
+
+def make_engine(model: Any = None, **options: Any) -> Engine:
+    chosen = {"slots": 300, "rows": 4, "async_scheduling": True} | options
+    return Engine(endless() if model is None else model, TOKENIZER, **chosen)
+
+
+def run(engine: Engine) -> dict[int, Completion]:
+    finished: dict[int, Completion] = {}
+    while engine.unfinished:
+        finished |= engine.step().finished
+        engine.check_integrity()
+    return finished
+
+
+def order_of(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is launched, evicted and read, in its order."""
+    seen: list[str] = []
+
+    def told(owner: Any, name: str) -> None:
+        work: Callable[..., Any] = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, **named: (seen.append(name), work(*given, **named))[1])
+
+    for owner, name in ((engine.model_runner, "launch"), (engine.evictor, "evict"), (engine.model_runner, "ids")):
+        told(owner, name)
+    return seen
+
+
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_a_step_is_launched_when_the_one_before_has_evicted_and_before_its_tokens_are_read(
+    async_scheduling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(async_scheduling=async_scheduling)
+    seen = order_of(engine, monkeypatch)
+    engine.add([1, 2, 3], policy="full", sampling=Sampling(max_new_tokens=4))
+    run(engine)
+    launch, rest = ["launch"], ["evict", "ids"]
+    if async_scheduling:  # the length of the last step is known, and none is launched behind it
+        assert seen == launch + 3 * ["evict", "launch", "ids"] + rest
+    else:
+        assert seen == 4 * (launch + rest)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampling": Sampling(max_new_tokens=9, logprobs=1)},
+        {"record": True, "policy": make_policy("horizon", RandomPredictor(64, "horizon", (4, 8))), "budget": BUDGET},
+    ],
+)
+def test_who_wants_what_the_next_step_overwrites_is_read_first(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    seen = order_of(engine, monkeypatch)
+    engine.add([1, 2, 3], **({"policy": "full", "sampling": Sampling(max_new_tokens=9)} | options))
+    run(engine)
+    assert seen == 9 * ["launch", "evict", "ids"]
+
+
+def test_whoever_waits_takes_the_row_that_becomes_free_at_once() -> None:
+    engine = make_engine(rows=1)
+    for prompt in PROMPTS:
+        engine.add(prompt, policy="full", sampling=Sampling(max_new_tokens=6))
+    steps = 0
+    while engine.unfinished:
+        engine.step()
+        steps += 1
+    assert steps == 3 * 6
+
+
+@pytest.mark.parametrize("end", ["eos", "stop", "cancel", "early"])
+def test_who_ends_unforeseen_leaves_the_others_their_tokens(end: str) -> None:
+    model = endless().double()
+    options: dict[str, Any] = {"policy": "window", "budget": BUDGET, "sampling": Sampling(max_new_tokens=40)}
+    whole = [generate(model, TOKENIZER, prompt, **options)[0].token_ids for prompt in PROMPTS]
+    ends, sampling = (), Sampling(max_new_tokens=40)
+    if end == "eos":
+        ends = (next(token for token in whole[0] if token not in whole[1] + whole[2]),)
+    if end == "stop":
+        sampling = Sampling(max_new_tokens=40, stop=(TOKENIZER.decode(whole[0][3:7]),), stop_in_thought=True)
+    engine = make_engine(model, ends=ends)
+    first = engine.add(PROMPTS[0], **options | {"sampling": sampling})
+    others = [engine.add(prompt, **options) for prompt in PROMPTS[1:]]
+    done: dict[int, Completion] = {}
+    for _ in range(9):
+        done |= engine.step().finished
+        engine.check_integrity()
+    if end == "cancel":
+        assert engine.cancel(first)
+    if end == "early":
+        early = engine.finish_early(first)
+        assert early is not None
+        assert early.token_ids == whole[0][:9]
+    engine.check_integrity()
+    late = engine.add(PROMPTS[0], **options | {"sampling": Sampling(max_new_tokens=12)})
+    done |= run(engine)
+    assert [done[index].token_ids for index in others] == whole[1:]
+    if end != "eos":
+        assert done[late].token_ids == whole[0][:12]
+    assert engine.cache.allocator.used == 0
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3_5_text", "gpt_oss"])
+def test_a_step_launched_ahead_that_raises_begins_again(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(architecture).double()
+    options: dict[str, Any] = {"policy": "window", "budget": BUDGET, "sampling": Sampling(max_new_tokens=30)}
+    engine = make_engine(model, ends=())
+    decode, raised = engine.model_runner._decode, []
+
+    def raising(*given: Any) -> Any:
+        out = decode(*given)
+        if engine.model_runner._unread and len(raised) < 9:  # the one before is still to be read
+            raised.append(1)
+            raise ValueError("nobody's fault")
+        return out
+
+    monkeypatch.setattr(engine.model_runner, "_decode", raising)
+    asked = [engine.add(prompt, **options) for prompt in PROMPTS]
+    done = run(engine)
+    assert len(raised) == 9
+    monkeypatch.undo()
+    alone = make_engine(model, ends=(), rows=1, async_scheduling=False)
+    expected = [alone.add(prompt, **options) for prompt in PROMPTS]
+    single = run(alone)
+    assert [done[index].token_ids for index in asked] == [single[index].token_ids for index in expected]
+    assert [done[index].slot_steps for index in asked] == [single[index].slot_steps for index in expected]
+
+
+def test_a_row_whose_numbers_are_nan_ends_alone() -> None:
+    model, options = endless().double(), {"policy": "full", "sampling": Sampling(max_new_tokens=20)}
+    engine = make_engine(model)
+    failing, fine = (engine.add(prompt, **options) for prompt in PROMPTS[:2])
+    for _ in range(4):
+        engine.step()
+    row = engine.rows.find(failing)
+    assert row is not None
+    start = engine.cache.allocations[row].start
+    engine.cache.kv_LPHTD[:, :, :, start] = torch.nan
+    progress = [engine.step() for _ in range(2)]
+    assert [list(one.failed) for one in progress] == [[], [failing]], "one was launched before the numbers broke"
+    (alone,) = generate(model, TOKENIZER, PROMPTS[1], **options)
+    assert run(engine)[fine].token_ids == alone.token_ids
+
+
+def test_steps_after_all_have_ended_begin_anew() -> None:
+    model = endless().double()
+    (whole,) = generate(model, TOKENIZER, PROMPTS[0], policy="full", sampling=Sampling(max_new_tokens=9))
+    engine = make_engine(model, ends=(whole.token_ids[4],))
+    first = whole.token_ids.index(whole.token_ids[4])
+    for _ in range(2):  # the step behind the last token was launched, and nobody reads it
+        index = engine.add(PROMPTS[0], policy="full", sampling=Sampling(max_new_tokens=9))
+        assert run(engine)[index].token_ids == whole.token_ids[: first + 1]
+        assert engine.cache.steps_ahead == 1
