@@ -6,9 +6,10 @@ python bench/accuracy.py --count 200 --out bench/results/accuracy.json
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
+
+import one_a_line
 
 from leanthink.data.grading.grading import last_boxed
 from leanthink.data.tasks import registry
@@ -83,7 +84,7 @@ def main() -> None:
     found = {"seed": options.seed, "seconds": seconds, "tokens": tokens, "rows": rows}
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"birth": provenance_record(options.device), **found}, indent=1))
+        one_a_line.write_table(options.out, {"birth": provenance_record(options.device), **found}, "rows")
 
 
 if __name__ == "__main__":

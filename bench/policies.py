@@ -239,9 +239,7 @@ def run_full(
     greedy = run([Job(full, None, GREEDY, p) for p in asked], options.full_rows)
     rows = accuracy.table(asked, greedy)
     print(*map(accuracy.line, rows), sep="\n", flush=True)
-    (options.out / "accuracy.json").write_text(
-        json.dumps({"birth": birth, "seed": options.seed, "rows": rows}, indent=1)
-    )
+    one_a_line.write_table(options.out / "accuracy.json", {"birth": birth, "seed": options.seed, "rows": rows}, "rows")
     chosen = choose(asked, greedy, options.per_family, options.seed)
     problems = [asked[i] for i in chosen]
     sampled = run([Job(full, None, s, p) for s in many[1:] for p in problems], options.full_rows) if many[1:] else []
@@ -287,11 +285,11 @@ def join(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:
-    one_a_line.write_table(folder / "policies.json", result, "rows")
+    one_a_line.write_table(folder / "policies.json", {"resumed": [], **result}, "resumed", "rows")
 
 
 def read(folder: Path) -> dict[str, Any]:
-    return one_a_line.read_table(folder / "policies.json", "rows")
+    return one_a_line.read_table(folder / "policies.json", "resumed", "rows")
 
 
 def resumed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

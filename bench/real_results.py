@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import base64
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,19 +120,26 @@ def _record(name: str, cell: AggregatedResults) -> dict[str, Any]:
     return {
         "policy": f"{cell.configuration.policy}:{name}" if name else cell.configuration.policy,
         "budget": cell.configuration.record["budget"],
-        "right": packed("".join(str(int(count)) for count in cell.columns["right"])),
+        "right": packed("".join(str(int(count)) for count in cell.columns["right"]), cell.samples),
         **means,
     }
 
 
-def packed(text: str) -> str:
-    """Digits as a file holds them: compressed, then in base 64."""
-    return base64.b64encode(zlib.compress(text.encode("ascii"), 9)).decode("ascii")
+def packed(text: str, samples: int) -> str:
+    """Digits of 0 to `samples` as a file holds them: one number in that base, its bytes in base 64."""
+    number = 0
+    for digit in text:
+        number = number * (samples + 1) + int(digit)
+    return base64.b64encode(number.to_bytes((number.bit_length() + 7) // 8)).decode("ascii")
 
 
-def digits(cell: Mapping[str, Any]) -> str:
-    """How many answers to each problem are right, a digit for each, of a cell as a file holds it."""
-    return zlib.decompress(base64.b64decode(cell["right"])).decode("ascii")
+def digits(document: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
+    """How many answers to each problem are right, a digit for each, of a cell of a document as a file holds it."""
+    number, found = int.from_bytes(base64.b64decode(cell["right"])), ""
+    for _ in range(document["problems"]["count"]):
+        number, digit = divmod(number, document["settings"]["samples"] + 1)
+        found = f"{digit}{found}"
+    return found
 
 
 def _differing(full: AggregatedResults | None, first: AggregatedResults) -> int | None:

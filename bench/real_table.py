@@ -45,7 +45,7 @@ class Results:
         for cell in self.document["cells"]:
             budget = cell["budget"]
             slots = 0 if budget is None else budget["slots"] + budget["interval"]
-            right_P = torch.tensor([int(digit) for digit in digits(cell)], dtype=torch.float64)
+            right_P = torch.tensor([int(digit) for digit in digits(self.document, cell)], dtype=torch.float64)
             found.setdefault(cell["policy"], {})[slots] = right_P / self.document["settings"]["samples"]
         return found
 

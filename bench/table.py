@@ -35,7 +35,7 @@ def policies_table() -> str:
         "most thought slots held, the prompt pinned on top. `oracle` knows what will be read: an upper bound. "
         f"{found['samples']} samples each at 0.6: full {_percent(by_policy['full'][1.0])}, horizon {sampled}. "
         f"The others, all below {100 * BEST:.0f}, are in the next table. "
-        f"{birth['hardware']}, torch {birth['torch']}, commits {_commits([birth, *found.get('resumed', ())])}, "
+        f"{birth['hardware']}, torch {birth['torch']}, commits {_commits([birth, *found['resumed']])}, "
         "[policies.json](../bench/results/policies.json), `bench/policies.py`."
     )
     return "\n".join([*_matrix(found, ["horizon", *worth_showing(found, BEST)]), "", *wrapped(text)]) + "\n"
@@ -55,7 +55,7 @@ def matrix_table() -> str:
 
 def policies_found() -> dict[str, Any]:
     """What bench/policies.py wrote."""
-    return one_a_line.read_table(RESULTS / "policies.json", "rows")
+    return one_a_line.read_table(RESULTS / "policies.json", "resumed", "rows")
 
 
 def rows_by_policy(found: dict[str, Any]) -> dict[str, dict[float, dict[str, Any]]]:
@@ -100,7 +100,7 @@ def _commits(births: Iterable[dict[str, Any]]) -> str:
 
 def accuracy_sentence() -> str:
     """Accuracy of the embedded model itself."""
-    found = json.loads((RESULTS / "accuracy.json").read_text())
+    found = one_a_line.read_table(RESULTS / "accuracy.json", "rows")
     easy = [row["accuracy"] for row in found["rows"] if row["level"] < 5]
     hard = [row["accuracy"] for row in found["rows"] if row["level"] == 5]
     worst = min(found["rows"], key=lambda row: row["accuracy"])

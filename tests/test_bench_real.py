@@ -85,7 +85,8 @@ def test_results_of_several_predictors_stand_in_one_table(tmp_path: Path) -> Non
     document = found.document
     assert document["problems"] == {"count": PROBLEMS, "first": "p-1", "last": "p-40", "digest": "d"}
     assert [one["policy"] for one in document["cells"]].count("full") == 1
-    assert {real_results.digits(one) for one in document["cells"] if one["policy"] == "horizon:layer"} == {HALF}
+    layers = [one for one in document["cells"] if one["policy"] == "horizon:layer"]
+    assert [real_results.digits(document, one) for one in layers] == [HALF, HALF]
     assert {name: run["predictors"] for name, run in document["runs"].items()} == {
         "first": {"horizon": "a"},
         "layer": {"horizon": "b"},
@@ -150,17 +151,25 @@ def test_bad_arguments_are_refused_with_the_fix(tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "real").exists()
 
 
+@pytest.mark.parametrize(("text", "samples"), [("0010", 1), ("0" * 9, 1), ("03120" * 9, 3), ("9081", 9)])
+def test_packed_digits_come_back(text: str, samples: int) -> None:
+    document = {"problems": {"count": len(text)}, "settings": {"samples": samples}}
+    assert real_results.digits(document, {"right": real_results.packed(text, samples)}) == text
+
+
 def test_long_lists_have_an_entry_a_line_and_six_digits(tmp_path: Path) -> None:
     document = {"a": 1 / 3, "rows": [{"x": [1 / 7, 2, None]}, {"y": "z"}], "b": {"c": [True]}}
     one_a_line.write(tmp_path / "a.json", document, "rows")
     text = (tmp_path / "a.json").read_text()
-    assert text.endswith(' "rows": [\n  {"x":[0.142857,2,null]},\n  {"y":"z"}\n ]\n}\n')
+    assert text == '{\n"a":0.333333,\n"b":{"c":[true]},\n"rows":[\n{"x":[0.142857,2,null]},\n{"y":"z"}\n]\n}\n'
     assert json.loads(text) == {"a": 0.333333, "b": {"c": [True]}, "rows": [{"x": [0.142857, 2, None]}, {"y": "z"}]}
-    one_a_line.write_table(tmp_path / "a.json", document, "rows")
+    document |= {"more": [{"n": {"p": 1, "q": 2}, "m": {"p": 1}}, {"n": None, "m": {}}]}
+    one_a_line.write_table(tmp_path / "a.json", document, "rows", "more")
     table = json.loads((tmp_path / "a.json").read_text())
-    assert (table["columns"], table["rows"]) == (["x", "y"], [[[0.142857, 2, None], None], [None, "z"]])
-    rows = [{"x": [0.142857, 2, None], "y": None}, {"x": None, "y": "z"}]
-    assert one_a_line.read_table(tmp_path / "a.json", "rows") == json.loads(text) | {"rows": rows}
+    assert table["rows"] == [["x", "y"], [[0.142857, 2, None], None], [None, "z"]]
+    assert table["more"] == [[{"n": ["p", "q"]}, "m"], [[1, 2], {"p": 1}], [None, {}]]
+    whole = json.loads(text) | {"rows": [{"x": [0.142857, 2, None], "y": None}, {"x": None, "y": "z"}]}
+    assert one_a_line.read_table(tmp_path / "a.json", "rows", "more") == whole | {"more": document["more"]}
 
 
 REPORT = """<?xml version="1.0" encoding="utf-8"?>
