@@ -60,12 +60,20 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--async-scheduling", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     chance = random.Random(options.seed)
     model, tokenizer = load("tiny")
     prompts = [p.prompt for family in registry.FAMILIES for p in registry.sample(family, 2, 20, options.seed)]
-    engine = Engine(model, tokenizer, slots=options.slots, rows=options.rows, prefill_tokens=64)
+    engine = Engine(
+        model,
+        tokenizer,
+        slots=options.slots,
+        rows=options.rows,
+        prefill_tokens=64,
+        async_scheduling=options.async_scheduling,
+    )
     asked: dict[int, dict[str, Any]] = {}
     finished: dict[int, Completion] = {}
     cancelled: set[int] = set()
@@ -91,6 +99,7 @@ def main() -> None:
     result = {
         "birth": provenance_record(None),
         "seed": options.seed,
+        "async_scheduling": options.async_scheduling,
         "requests": len(asked),
         "finished": len(finished),
         "cancelled": len(cancelled),

@@ -62,7 +62,7 @@ FLAGS = {
     f"--allowed-hosts --policy {BUDGET} --predictor --ignore-predictor-mismatch {CHAT} --max-num-seqs --kv-gib "
     "--max-slots --kv-cache-dtype --max-budget --generation-config --max-new-tokens --max-prompt --max-choices "
     f"--max-body --queue --limit-concurrency --read-timeout --timeout --grace --log-text {CACHING} "
-    "--gpu-memory-utilization "
+    "--async-scheduling --no-async-scheduling --gpu-memory-utilization "
     "--max-model-len --device --dtype --json",
     "view": "--host --port --allowed-hosts --open --no-open --json",
     "tasks list": "--json",

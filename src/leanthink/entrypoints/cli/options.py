@@ -118,6 +118,14 @@ SplitSpecialTokens = Annotated[
 ]
 CACHING = "--enable-prefix-caching/--no-enable-prefix-caching"
 EnablePrefixCaching = Annotated[bool, option(CACHING, about="Compute what prompts share once.", default="on")]
+AsyncScheduling = Annotated[
+    bool | None,
+    option(
+        "--async-scheduling/--no-async-scheduling",
+        about="Launch a step before the last one's tokens are read.",
+        default="on a GPU",
+    ),
+]
 KVCacheDtype = Annotated[
     str | None,
     option(

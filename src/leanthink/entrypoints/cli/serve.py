@@ -154,6 +154,7 @@ class Limits:
     grace_seconds: Grace = None
     log_text: LogText = False
     enable_prefix_caching: options.EnablePrefixCaching = True
+    async_scheduling: options.AsyncScheduling = None
     gpu_memory_utilization: GPUMemoryUtilization = None
     max_model_len: MaxModelLen = None
 

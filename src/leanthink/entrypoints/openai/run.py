@@ -60,7 +60,7 @@ def make_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
         fewer = " or lower rows" if windows else ""
         raise UsageError(f"there is memory for {slots} slots{taken}, and {most or 2} are needed: raise kv_gib{fewer}")
     how: dict[str, Any] = {"kv_cache_dtype": settings.kv_cache_dtype}
-    how["enable_prefix_caching"] = settings.enable_prefix_caching
+    how |= {name: getattr(settings, name) for name in ("enable_prefix_caching", "async_scheduling")}
     engine = partial(Engine, model, tokenizer, **how)
     if most is None or model.device.type != "cpu":
         return engine(slots=slots, rows=settings.rows)

@@ -62,6 +62,7 @@ class Settings:
         grace_seconds: after the signal to stop, before what still runs is cut.
         log_text: whether prompts and answers are logged.
         enable_prefix_caching: whether what prompts begin with alike is fed once.
+        async_scheduling: whether a step is launched before the tokens of the one before are read; None: on a GPU.
         chat: how chats become prompts, where a request says nothing else.
 
     Raises:
@@ -98,6 +99,7 @@ class Settings:
     grace_seconds: float = 30.0
     log_text: bool = False
     enable_prefix_caching: bool = True
+    async_scheduling: bool | None = None
     chat: ChatOptions = PLAIN
 
     def __post_init__(self) -> None:
