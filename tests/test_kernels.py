@@ -270,12 +270,14 @@ def test_norms_equal_the_stock_module(shape: tuple[int, ...], dtype: torch.dtype
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("rotated", [False, True])
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(32, 8, 128), (28, 4, 128), (3, 1, 96), (8, 2, 256)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"), [(32, 8, 128), (28, 4, 128), (3, 1, 96), (5, 5, 80), (8, 2, 256)]
+)
 def test_place_norms_rotates_and_writes_what_the_stock_functions_say(
     heads: int, kv_heads: int, dim: int, rotated: bool, normed: bool, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
-    rows, slots = 20, 3000
+    rows, few, slots = 1000, 20, 3000
     qkv = torch.randn(rows, (heads + 2 * kv_heads) * dim, dtype=dtype, device="cuda")
     angles = 100 * torch.randn(rows, dim, device="cuda")
     norms = tuple(torch.randn(2, dim, dtype=dtype, device="cuda")) if normed else None
@@ -288,6 +290,10 @@ def test_place_norms_rotates_and_writes_what_the_stock_functions_say(
     for ours, theirs in ((got, wanted), (kv, wanted_kv)):
         assert error(ours, theirs) < bound(dtype)
         assert normed or dtype == torch.float32 or torch.equal(ours, theirs), "the same roundings in the same places"
+    how["angles"] = turns and (turns[0][:few], turns[1][:few])
+    again = torch.zeros_like(kv)
+    assert torch.equal(place(qkv[:few], again[0], again[1], write[:few], **how), got[:few]), "in any block"
+    assert torch.equal(again[:, :, write[:few]], kv[:, :, write[:few]])
 
 
 @pytest.mark.gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -66,8 +67,9 @@ def test_what_writes_and_reads_keys_and_values(compiled: list[str], dtype: torch
     held_by = OfLayer(torch.zeros(2, H, D), torch.ones(2, H)) if fp8 else None
     at, new = torch.zeros(N, dtype=torch.int64), torch.zeros(N, H, D, dtype=dtype)
     pair = (torch.zeros(N, D, dtype=dtype),) * 2
-    for norms, angles in ((None, pair), (pair, None)):
-        place(new.new_zeros(N, (A + 2 * H) * D), *cache, at, norms=norms, angles=angles, eps=1e-6, fp8=held_by)
+    for few_heads, norms, angles in ((100, None, pair), (100, pair, None), (0, pair, pair)):
+        with mock.patch("leanthink.engine.kernels.place.FEW_HEADS", few_heads):
+            place(new.new_zeros(N, (A + 2 * H) * D), *cache, at, norms=norms, angles=angles, eps=1e-6, fp8=held_by)
     append(*cache, at, new, new, held_by)
     for splits in (1, 2):
         sinks = new.new_zeros(H, A // H) if splits == 1 and not fp8 else None
@@ -75,7 +77,7 @@ def test_what_writes_and_reads_keys_and_values(compiled: list[str], dtype: torch
         decode_attention(q, *cache, at, at, 0.125, splits=splits, fp8=held_by, sinks_HG=sinks)
     batch = batch_of([(4, 0, 0), (3, 50, 20)], cache.to(dtype), A // H)
     prefill_attention(new.new_zeros(7, A, D), *cache, batch, 0.125, held_by)
-    assert compiled == ["_place", "_place", "_append", "_attend", "_attend", "_merge", "_attend"]
+    assert compiled == ["_place", "_place", "_place", "_append", "_attend", "_attend", "_merge", "_attend"]
 
 
 def test_the_others(compiled: list[str]) -> None:

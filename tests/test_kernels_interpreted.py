@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -56,6 +57,7 @@ ROUNDED = {"bf16": (torch.bfloat16, torch.uint16), "fp8e4nv": (E4M3, torch.uint8
 DIMS = [64, 96, 128, 256]
 SEEDS = st.integers(0, 2**32 - 1)
 EDGES = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129]  # slots a row holds: around each block's edge
+POINTS = [1, 128, 1024]  # of a program of `place`: one head; blocks that end within a row, and within the last
 few = settings(max_examples=30, deadline=None)
 
 
@@ -205,15 +207,24 @@ def test_attention_reads_fp8(held: list[int], group: int, dim: int, splits: int,
     assert error(got, prefill_attention_slow(q, *numbers, placed, dim**-0.5)) < BOUNDS[dtype]
 
 
+def place_in_blocks(points: int, *args: Any, **more: Any) -> Tensor:
+    """As for many rows, with programs of so many points."""
+    with mock.patch.multiple("leanthink.engine.kernels.place", FEW_HEADS=0, POINTS=points):
+        return place(*args, **more)
+
+
 @few
 @given(
     rows=st.integers(1, 5),
-    dim=st.sampled_from([8, 24, 64, 96]),
+    dim=st.sampled_from([8, 24, 64, 80, 96]),
     normed=st.booleans(),
+    points=st.sampled_from(POINTS),
     dtype=st.sampled_from(FLOATS),
     seed=SEEDS,
 )
-def test_append_and_place_write_fp8(rows: int, dim: int, normed: bool, dtype: torch.dtype, seed: int) -> None:
+def test_append_and_place_write_fp8(
+    rows: int, dim: int, normed: bool, points: int, dtype: torch.dtype, seed: int
+) -> None:
     """The bytes of what they write otherwise; with numbers too large, and one that is none."""
     torch.manual_seed(seed)
     held, fp8 = in_fp8((2, 2, 12, dim))
@@ -226,7 +237,7 @@ def test_append_and_place_write_fp8(rows: int, dim: int, normed: bool, dtype: to
     plain = torch.zeros(2, 2, 12, dim, dtype=dtype)
     for launch in (
         partial(append, write_N=write, key_NHD=key, value_NHD=value),
-        partial(place, qkv, write_N=write, **how),
+        partial(place_in_blocks, points, qkv, write_N=write, **how),
     ):
         got, wanted = held.clone(), held.clone()
         launch(keys_HTD=plain[0], values_HTD=plain[1])
@@ -427,14 +438,15 @@ def test_norms_equal_the_stock_module(shape: tuple[int, ...], features: int, dty
 @given(
     rows=st.integers(1, 4),
     heads=st.tuples(st.integers(1, 4), st.integers(1, 3)),
-    dim=st.sampled_from([8, 24, 64, 96]),
+    dim=st.sampled_from([8, 24, 64, 80, 96]),
     normed=st.booleans(),
     rotated=st.booleans(),
+    points=st.sampled_from(POINTS),
     dtype=st.sampled_from(FLOATS),
     seed=SEEDS,
 )
 def test_place_norms_rotates_and_writes_what_the_stock_functions_say(
-    rows: int, heads: tuple[int, int], dim: int, normed: bool, rotated: bool, dtype: torch.dtype, seed: int
+    rows: int, heads: tuple[int, int], dim: int, normed: bool, rotated: bool, points: int, dtype: torch.dtype, seed: int
 ) -> None:
     torch.manual_seed(seed)
     qkv = torch.randn(rows, (heads[0] + 2 * heads[1]) * dim + 8).to(dtype)[:, 8:]
@@ -443,7 +455,7 @@ def test_place_norms_rotates_and_writes_what_the_stock_functions_say(
     how: dict[str, Any] = {"norms": norms, "angles": (cos, sin) if rotated else None, "eps": 1e-5}
     kv = torch.randn(2, heads[1], 12, dim).to(dtype)
     wanted_kv, write = kv.clone(), torch.randperm(12)[:rows]
-    got = place(qkv, kv[0], kv[1], write, **how)
+    got = place_in_blocks(points, qkv, kv[0], kv[1], write, **how)
     wanted = place_slow(qkv, wanted_kv[0], wanted_kv[1], write, **how)
     for ours, theirs in ((got, wanted), (kv, wanted_kv)):
         assert ours.dtype == dtype

@@ -28,8 +28,8 @@ def _append(  # type: ignore[no-untyped-def]
     new_value = tl.load(value + row * value_row + head * value_head + d, mask=d < D)
     if FP8:
         of_value = tl.num_programs(1) + head
-        new_key = as_e4m3(new_key, offsets + head * D + d, scales + head, d < D)
-        new_value = as_e4m3(new_value, offsets + of_value * D + d, scales + of_value, d < D)
+        new_key = as_e4m3(new_key, offsets + head * D + d, tl.load(scales + head), d < D)
+        new_value = as_e4m3(new_value, offsets + of_value * D + d, tl.load(scales + of_value), d < D)
     tl.store(keys + head * keys_head + slot * keys_slot + d, new_key, mask=d < D)
     tl.store(values + head * values_head + slot * values_slot + d, new_value, mask=d < D)
 
