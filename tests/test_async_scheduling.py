@@ -14,11 +14,12 @@ from leanthink.engine.outputs import Completion
 from leanthink.engine.sampling import Sampling
 from leanthink.policies import make_policy
 from leanthink.policies.budget import Budget
-from models import RandomPredictor, endless, make_model, make_tokenizer
+from models import RandomPredictor, endless, make_model, make_tokenizer, mix_prompts
 
 TOKENIZER = make_tokenizer()
 BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)
 PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
+LONG = list(range(40, 62))
 
 
 def make_engine(model: Any = None, **options: Any) -> Engine:
@@ -60,6 +61,27 @@ def test_a_step_is_launched_when_the_one_before_has_evicted_and_before_its_token
         assert seen == launch + 3 * ["evict", "launch", "ids"] + rest
     else:
         assert seen == 4 * (launch + rest)
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_prompts_are_fed_by_steps_that_are_launched_ahead(mixes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if mixes:
+        mix_prompts(monkeypatch)
+    engine = make_engine(prefill_tokens=5)
+    sampling = Sampling(max_new_tokens=40)
+    engine.add([1, 2, 3], policy="full", sampling=sampling)
+    engine.step()
+    late = engine.add(LONG, policy="full", sampling=sampling)
+    seen = order_of(engine, monkeypatch)
+    for _ in range(6):
+        engine.step()
+        engine.check_integrity()
+    assert seen == 6 * ["evict", "launch", "ids"]
+    row = engine.rows.find(late)
+    assert row is not None
+    assert int(engine.running_batch.generated[row]) == 1, "the step in which its prompt ends gives its first token"
+    assert engine.cancel(late)
+    engine.check_integrity()
 
 
 @pytest.mark.parametrize(
@@ -126,23 +148,28 @@ def test_who_ends_unforeseen_leaves_the_others_their_tokens(end: str) -> None:
 def test_a_step_launched_ahead_that_raises_begins_again(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(architecture).double()
     options: dict[str, Any] = {"policy": "window", "budget": BUDGET, "sampling": Sampling(max_new_tokens=30)}
-    engine = make_engine(model, ends=())
+    mix_prompts(monkeypatch)
+    engine = make_engine(model, ends=(), prefill_tokens=5)
     decode, raised = engine.model_runner._decode, []
 
     def raising(*given: Any) -> Any:
         out = decode(*given)
-        if engine.model_runner._unread and len(raised) < 9:  # the one before is still to be read
+        if engine.model_runner._unread and len(raised) < 12:  # the one before is still to be read
             raised.append(1)
             raise ValueError("nobody's fault")
         return out
 
     monkeypatch.setattr(engine.model_runner, "_decode", raising)
     asked = [engine.add(prompt, **options) for prompt in PROMPTS]
-    done = run(engine)
-    assert len(raised) == 9
+    done: dict[int, Completion] = {}
+    for _ in range(4):
+        done |= engine.step().finished
+    asked.append(engine.add(LONG, **options))  # in pieces that ride along
+    done |= run(engine)
+    assert len(raised) == 12
     monkeypatch.undo()
     alone = make_engine(model, ends=(), rows=1, async_scheduling=False)
-    expected = [alone.add(prompt, **options) for prompt in PROMPTS]
+    expected = [alone.add(prompt, **options) for prompt in [*PROMPTS, LONG]]
     single = run(alone)
     assert [done[index].token_ids for index in asked] == [single[index].token_ids for index in expected]
     assert [done[index].slot_steps for index in asked] == [single[index].slot_steps for index in expected]

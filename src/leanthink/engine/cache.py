@@ -29,6 +29,7 @@ from leanthink.engine.slot_allocator import Allocation, SlotAllocator
 from leanthink.models.kv_shape import KVShape
 from leanthink.policies import Policy
 from leanthink.utils.constants import constant
+from leanthink.utils.device import to_device
 from leanthink.utils.errors import UsageError
 
 
@@ -308,10 +309,8 @@ class SlotCache:
     # -- evicting --------------------------------------------------------------------------------------------------
 
     def indices(self, rows: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
-        """These numbers, such as rows, on the device, copied from page-locked memory: any other copy would wait."""
-        rows_R = torch.tensor(rows, dtype=torch.int64)
-        on_gpu = self.starts.is_cuda
-        return rows_R.pin_memory().to(self.starts.device, non_blocking=True) if on_gpu else rows_R
+        """These numbers, such as rows, on the device, without waiting for it."""
+        return to_device(torch.tensor(rows, dtype=torch.int64), self.starts.device)
 
     def evict(self, rows: Sequence[int], kept: Tensor, policy: Policy | None = None, *, first: int = 0) -> None:
         """Keep only these thought slots of each row, moved together behind the prompt in their old order.

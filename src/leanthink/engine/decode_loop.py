@@ -50,10 +50,8 @@ class DecodeLoop:
         False if there are none, as no row decodes, or as the forward or a token's scores raised.
         """
         batch, runner = self.batch, self.model_runner
-        if not self._take_launched():
-            self.scheduler.schedule()
-            if not self.cache.active or not self._launch():
-                return False
+        if not self._take_launched() and not self._launch():
+            return False
         n, logprobs = self.cache.active, batch.num_logprobs
         self.cache.advance()
         self._score_strided()
@@ -67,7 +65,7 @@ class DecodeLoop:
         self.faults.note_ids(ids_N)
         batch.note_tokens(ids_N.clamp(min=0))
         if raised:
-            self.faults.rewind()
+            self._feed_prompts_alone()
         for row, unread in batch.unread.items():
             self.faults.note(batch.requests[row], unread)
         return True
@@ -88,34 +86,50 @@ class DecodeLoop:
         return launched
 
     def _launch(self) -> bool:
-        """Launch a step of all rows, and of the prompts that ride along; False if it raised."""
+        """Admit, and launch a step; False if there are no rows, or if those raised."""
+        self.scheduler.schedule()
+        return self.cache.active > 0 and self._launch_rows()
+
+    def _launch_rows(self) -> bool:
+        """Launch a step of all rows, and of the prompts that ride along; False if it raised without these."""
         scoring, logprobs = self.token_scoring(strided=False), self.batch.num_logprobs
         try:
             self.scheduler.launch(self.cache.active, scoring, logprobs=logprobs)
         except Exception as error:
-            self.faults.find(error, scoring, logprobs=logprobs)
-            return False
+            if not self.scheduler.chunks:
+                self.faults.find(error, scoring, logprobs=logprobs)
+                return False
+            self.faults.check_device(error)
+            self._feed_prompts_alone()
+            return self._launch_rows()
         return True
 
-    def _may_launch_ahead(self) -> bool:
-        """Whether the next step is that of the same rows, as far as can be known before this one's tokens are read.
+    def _feed_prompts_alone(self) -> None:
+        """A forward has raised: feed its prompts without rows, so that whoever made it raise is found."""
+        self.faults.rewind()
+        self.scheduler.feed_alone()
 
-        Nor may anybody want what it would overwrite: log-probabilities, or what is recorded of a row when it ends.
+    def _may_launch_ahead(self) -> bool:
+        """Whether nothing that the next step needs or overwrites depends on this one's tokens, as far as is known.
+
+        It would be in vain for a row whose last token this one is, and it overwrites log-probabilities, and what is
+        recorded of a row when it ends.
         """
         batch = self.batch
         return (
             self.async_scheduling
             and batch.num_logprobs < 0
-            and self.scheduler.is_idle
-            and not self.faults.failed
             and not bool(batch.recorded[: self.cache.active].any())
+            and not self.faults.failed
             and not batch.any_ends_by_length()
         )
 
     def _launch_ahead(self) -> bool:
-        """Launch the next step; False if that raised: then it begins again, when the tokens of this one are known."""
+        """Admit, and launch the next step; False if that raised: it begins again when this one's tokens are known."""
+        self.scheduler.schedule()
+        scoring, logprobs = self.token_scoring(strided=False), self.batch.num_logprobs
         try:
-            self.model_runner.launch(self.cache.active, self.token_scoring(strided=False), logprobs=-1)
+            self.scheduler.launch(self.cache.active, scoring, logprobs=logprobs)
         except Exception as error:
             self.faults.check_device(error)
             return False

@@ -221,7 +221,7 @@ class Engine:
         if row is None:
             return False
         if not int(self.running_batch.generated[row]):  # nobody has looked at its numbers yet
-            self.cache.scrub(self.cache.allocations[row], int(self.cache.host_lengths[row]))
+            self.cache.scrub(self.cache.allocations[row], int(self.cache.host_lengths[row]) + self.cache.steps_ahead)
         self._free([row])
         return True
 

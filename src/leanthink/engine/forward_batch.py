@@ -16,6 +16,7 @@ from torch import Tensor
 
 from leanthink.engine.kernels.prefill_blocks import block_shape
 from leanthink.engine.slot_allocator import Allocation
+from leanthink.utils.device import to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +131,9 @@ def prefill_batch(
     # One copy to the device, that does not wait for it. Each but the last begins at a multiple of 16 bytes whatever the
     # chunks are: kernels are compiled anew for another alignment.
     told = [*tables, write_S, positions_S]
-    together = torch.cat(told)
-    on_device = together.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else together.to(device)
-    chunks_X, blocks_X, write_S, positions_S = torch.split(on_device, [len(part) for part in told])
+    chunks_X, blocks_X, write_S, positions_S = torch.split(
+        to_device(torch.cat(told), device), [len(part) for part in told]
+    )
     return PrefillBatch(
         chunks=tuple(chunks),
         positions_S=positions_S,

@@ -104,13 +104,15 @@ class ModelRunner:
 
     def feed(self, first: int, token_ids: Sequence[int]) -> None:
         """Rows from `first` on are fed these tokens next."""
-        self.last_ids[first : first + len(token_ids)] = torch.tensor(token_ids, device=self.last_ids.device)
+        self.last_ids[first : first + len(token_ids)] = self.cache.indices(token_ids)
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Rows `sources` become rows `targets`."""
-        places = [sampled.place_of_row for sampled in self._unread]
-        for of_rows in (self.last_ids, self.finite, *places):
-            of_rows[targets] = of_rows[sources]
+        for sampled in self._unread:
+            sampled.place_of_row[targets] = sampled.place_of_row[sources]
+        source, target = self.cache.indices(sources), self.cache.indices(targets)
+        for of_rows in (self.last_ids, self.finite):
+            of_rows[target] = of_rows[source]
 
     def note_scores(self, rows_R: Tensor, scores: Tensor) -> None:
         """These scores rank slots of these rows; a row with one that is not finite gets no more tokens.

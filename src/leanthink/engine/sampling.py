@@ -15,6 +15,7 @@ from torch import Tensor
 
 from leanthink.models.model_sampling import model_sampling
 from leanthink.policies.counter_rng import STEP, mix, shift_right
+from leanthink.utils.device import to_device
 from leanthink.utils.errors import UsageError
 
 MAX_LOGPROBS = 20
@@ -108,16 +109,17 @@ class Sampler:
         if not samplings:
             return
         rows = slice(first, first + len(samplings))
-        self._knobs[rows] = torch.tensor([(_temperature(s), s.top_p, s.min_p) for s in samplings]).to(self._knobs)
-        self._top_k[rows] = torch.tensor([s.top_k for s in samplings]).to(self._top_k)
-        self.seeds[rows] = torch.tensor([s.seed for s in samplings]).to(self.seeds)
+        knobs = torch.tensor([(_temperature(s), s.top_p, s.min_p) for s in samplings]).double()
+        whole = torch.tensor([(s.top_k, s.seed) for s in samplings])
+        self._knobs[rows] = to_device(knobs, self.seeds.device)
+        self._top_k[rows], self.seeds[rows] = to_device(whole, self.seeds.device).unbind(1)
         self._uses[rows] = torch.tensor([_uses_of(sampling) for sampling in samplings])
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Rows `sources` become rows `targets`."""
         source, target = torch.tensor(sources), torch.tensor(targets)
         self._uses[target] = self._uses[source]
-        source, target = source.to(self.seeds.device), target.to(self.seeds.device)
+        source, target = (to_device(rows, self.seeds.device) for rows in (source, target))
         for knob in (self._knobs, self._top_k, self.seeds):
             knob[target] = knob[source]
 

@@ -69,14 +69,6 @@ class Scheduler:
         """All of these."""
         return chain(self.waiting, (entry.request for entry in self.prefilling), self.rows.batch.requests)
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether `schedule` would do nothing: no prompt is being fed, and who waits has to wait."""
-        if self.prefilling:
-            return False
-        has_row = bool(self.waiting) and self.cache.active < self.cache.max_rows
-        return not (has_row and self.cache.allocator.has_room(self.waiting[0].bound))
-
     def schedule(self) -> None:
         """Admit what fits, feed a part of the prompts, and give rows to those that are fed then.
 
@@ -89,21 +81,15 @@ class Scheduler:
             self._prefill()
 
     def launch(self, rows: int, scoring: Sequence[TokenScoring], *, logprobs: int) -> None:
-        """`ModelRunner.launch`, with the chunks that are still to be fed.
+        """`ModelRunner.launch`, with the chunks that are still to be fed; if that raises, `feed_alone` feeds them."""
+        prompts = _prompts(self.chunks) if self.chunks else None
+        self.rows.model_runner.launch(rows, scoring, logprobs=logprobs, prompts=prompts)
+        self.chunks = []
 
-        Should that raise, prompts and rows are fed apart, and whoever makes it raise is found among its own kind.
-        """
-        model_runner, chunks = self.rows.model_runner, self.chunks
-        if chunks:
-            self.chunks = []
-            try:
-                model_runner.launch(rows, scoring, logprobs=logprobs, prompts=_prompts(chunks))
-                return
-            except Exception as error:
-                self.faults.check_device(error)
-                self.faults.rewind()
-                self._forward_alone(chunks)
-        model_runner.launch(rows, scoring, logprobs=logprobs)
+    def feed_alone(self) -> None:
+        """Feed each prompt of these chunks by itself: those that raise fail."""
+        chunks, self.chunks = self.chunks, []
+        self._forward_alone(chunks)
 
     def _admit(self) -> None:
         """Reserve slots for waiting requests, strictly in their order."""

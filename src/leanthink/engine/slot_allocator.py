@@ -58,8 +58,12 @@ class SlotAllocator:
         """An allocation of `size` slots, or None while there is no room."""
         assert 0 < size <= self.max_allocation, "the engine refuses what can never fit"
         size = self.fixed_size or size
-        start = self._first_fit(size)
-        if start is None:
+        start = 0
+        for allocation in self.allocations:
+            if allocation.start - start >= size:
+                break
+            start = allocation.end
+        if start + size > self.total:
             return None
         taken = {allocation.state_index for allocation in self.allocations}
         free = next(index for index in count() if index not in taken)  # below the number of rows: each holds one
@@ -67,18 +71,6 @@ class SlotAllocator:
         self.largest_so_far = max(self.largest_so_far, size)
         insort(self.allocations, new, key=lambda allocation: allocation.start)
         return new
-
-    def has_room(self, size: int) -> bool:
-        """Whether `allocate` would find room for so many slots."""
-        return self._first_fit(self.fixed_size or size) is not None
-
-    def _first_fit(self, size: int) -> int | None:
-        start = 0
-        for allocation in self.allocations:
-            if allocation.start - start >= size:
-                return start
-            start = allocation.end
-        return start if start + size <= self.total else None
 
     def free(self, allocation: Allocation) -> tuple[Allocation, int] | None:
         """Give one back; of those of fixed size the last moves into the gap: (that allocation, where it was)."""

@@ -106,7 +106,8 @@ def first_tokens_ms(engine: Engine, requests: Sequence[Request]) -> list[float]:
         raise_first(engine.step().failed, len(requests))
         if len(came) < len(requests):
             moment = 1e3 * (time.perf_counter() - start)
-            came |= {request.index: moment for request in engine.running_batch.requests if request.index not in came}
+            rows = zip(engine.running_batch.requests, engine.running_batch.generated.tolist(), strict=False)
+            came |= {request.index: moment for request, tokens in rows if tokens and request.index not in came}
     return list(came.values())
 
 
