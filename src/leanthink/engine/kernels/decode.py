@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from leanthink.engine.kernels.fp8 import query_and_scale
 from leanthink.engine.quantized_kv import OfLayer
 
 MIN_DOT = 16  # the smallest side of a tensor-core product: G is padded to it
@@ -58,7 +59,7 @@ def _attend(  # type: ignore[no-untyped-def]
     query = tl.load(q + row * q_row + head * q_head + g[:, None] * q_group + d[None, :], mask=real, other=0.0)
     first = tl.load(starts + row)
     if FP8:
-        scale *= tl.load(scales + head)
+        query, scale = query_and_scale(query, scale * tl.load(scales + head))
     t = tl.arange(0, BLOCK)
     highest = tl.full([GP], -float("inf"), tl.float32)
     total = tl.zeros([GP], tl.float32)
