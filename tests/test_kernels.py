@@ -340,12 +340,15 @@ def test_fp8_is_written_as_torch_casts_and_read_as_it_stands(dtype: torch.dtype)
     qkv = torch.cat([kv[0], kv[0], kv[1]], dim=1).flatten(1)
     place(qkv, keys, values, write, norms=None, angles=None, eps=1e-5, fp8=fp8)
     assert torch.equal(stored, wanted)
+    stored[0, ..., 3] %= 8
     numbers, last = fp8.shifted(stored, torch.float64), held - 1
     q = torch.randn(len(held), H, G, D, device="cuda").to(dtype)
+    q[..., 3] = 3e3 if dtype == torch.float16 else 2.0**18  # a channel that float16 would not hold
     for splits in (1, 8):
         got = decode_attention(q, keys, values, starts, last, 1e-3, splits=splits, fp8=fp8)
         assert error(got, decode_attention_slow(q, *numbers, starts, last, 1e-3)) < bound(dtype)
     placed = [(min(n, 300), start, max(n - 300, 0)) for n, start in zip(HELD, starts.tolist(), strict=True)]
     q = torch.randn(sum(tokens for tokens, _, _ in placed), H * G, D, device="cuda").to(dtype)
+    q[..., 3] = 3e3
     got = prefill_attention(q, keys, values, batch_of(placed, q[None], G), 1e-3, fp8)
     assert error(got, prefill_attention_slow(q, *numbers, placed, 1e-3)) < bound(dtype)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from leanthink.engine.kernels.fp8 import query_and_scale
 from leanthink.engine.quantized_kv import OfLayer
 
 MIN_DOT = 16  # the smallest side of a tensor-core product: G is padded to it
@@ -35,6 +36,19 @@ def _slots_per_split(last, row, splits, BLOCK: tl.constexpr):  # type: ignore[no
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _every_fourth(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Columns 0, 4, 8, ...; those from 1; from 2; and from 3.
+
+    In a product a thread takes single columns. Those side by side are in four products, so that it loads and converts
+    four numbers of FP8 at a time.
+    """
+    even, odd = tl.split(tl.reshape(x, (ROWS, COLUMNS // 2, 2)))
+    x0, x2 = tl.split(tl.reshape(even, (ROWS, COLUMNS // 4, 2)))
+    x1, x3 = tl.split(tl.reshape(odd, (ROWS, COLUMNS // 4, 2)))
+    return x0, x1, x2, x3
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
     q, k, v, starts, last, sinks, out, highests, totals, scales, scale, splits,
     q_row, q_head, q_group, k_head, k_slot, v_head, v_slot,
@@ -53,16 +67,16 @@ def _attend(  # type: ignore[no-untyped-def]
     end = tl.minimum(begin + per_split, held)
     if begin >= end:
         return
-    g, d = tl.arange(0, GP), tl.arange(0, DP)
+    g, d, t = tl.arange(0, GP), tl.arange(0, DP), tl.arange(0, BLOCK)
     real = (g[:, None] < G) & (d[None, :] < D)
     query = tl.load(q + row * q_row + head * q_head + g[:, None] * q_group + d[None, :], mask=real, other=0.0)
     first = tl.load(starts + row)
     if FP8:
-        scale *= tl.load(scales + head)
-    t = tl.arange(0, BLOCK)
+        query, scale = query_and_scale(query, scale * tl.load(scales + head))
     highest = tl.full([GP], -float("inf"), tl.float32)
     total = tl.zeros([GP], tl.float32)
-    weighted = tl.zeros([GP, DP], tl.float32)
+    weighted = tl.zeros([GP, DP // 4 if FP8 else DP], tl.float32)
+    weighted1, weighted2, weighted3 = weighted, weighted, weighted  # with FP8, and `weighted` is of columns 0, 4, ...
     if SINKS:  # noqa: SIM102 (decided when it is compiled, the other when it runs)
         if split == 0:
             highest = tl.load(sinks + head * G + g, mask=g < G, other=0.0).to(tl.float32)
@@ -79,10 +93,17 @@ def _attend(  # type: ignore[no-untyped-def]
         weights = tl.exp(scores - new_highest[:, None])
         shrink = tl.exp(highest - new_highest)
         values = tl.load(v_block + t[:, None] * v_slot + d[None, :], mask=inside, other=0.0).to(query.dtype)
-        weighted = weighted * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+        weights_of, shrink_of = weights.to(values.dtype), shrink[:, None]
+        if FP8:
+            values, values1, values2, values3 = _every_fourth(values, BLOCK, DP)
+            weighted1 = weighted1 * shrink_of + tl.dot(weights_of, values1, input_precision="ieee")
+            weighted2 = weighted2 * shrink_of + tl.dot(weights_of, values2, input_precision="ieee")
+            weighted3 = weighted3 * shrink_of + tl.dot(weights_of, values3, input_precision="ieee")
+        weighted = weighted * shrink_of + tl.dot(weights_of, values, input_precision="ieee")
         total = total * shrink + tl.sum(weights, 1)
         highest = new_highest
     if FP8:
+        weighted = tl.interleave(tl.interleave(weighted, weighted2), tl.interleave(weighted1, weighted3))
         weighted *= tl.load(scales + tl.num_programs(1) + head)
     at = ((row * tl.num_programs(1) + head) * splits + split) * G + g
     if DIRECT:

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from leanthink.engine.forward_batch import PrefillBatch
+from leanthink.engine.kernels.fp8 import query_and_scale
 from leanthink.engine.kernels.prefill_blocks import block_shape
 from leanthink.engine.quantized_kv import OfLayer
 
@@ -73,7 +74,7 @@ def _attend(  # type: ignore[no-untyped-def]
     packed = first + token  # 64-bit, as its products must be, and those of slots
     query = tl.load(q + packed[:, None] * q_token + of_head[:, None] * q_head + d[None, :], mask=real, other=0.0)
     if FP8:
-        scale *= tl.load(scales + head)
+        query, scale = query_and_scale(query, scale * tl.load(scales + head))
     k += head * k_head + start * k_slot
     v += head * v_head + start * v_slot
     weighted = tl.zeros([ROWS, DP], tl.float32)
