@@ -13,7 +13,7 @@ from leanthink.engine import attention_sums
 from leanthink.engine.cache import SlotCache
 from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.engine.forward_batch import PromptChunk
-from leanthink.engine.hidden_states import gather_hidden_states, store_hidden_states
+from leanthink.engine.hidden_states import gather_consecutive, gather_hidden_states, store_hidden_states
 from leanthink.engine.policy_view import policy_view
 from leanthink.engine.slot_allocator import Allocation
 from leanthink.models.kv_shape import KVShape
@@ -164,7 +164,7 @@ class History:
             self.slow.feed(request, keys[:, row, :, 0], values[:, row, :, 0], queries[:, row, :, :, 0])
             self.slow.store_hidden_state(row, states[row].tolist())
             for older in range(count):
-                self.slow.score(row, first, token_scores[row, older].tolist(), late + older)
+                self.slow.score(row, first, token_scores[row, -1 - older].tolist(), late + older)
         waiting, most = cache.host_waiting[:active], requirements.queries
         if requirements.accumulated_attention and (full := (waiting == most).nonzero()[:, 0].tolist()):
             attention_sums.add(cache, full, most)
@@ -281,11 +281,12 @@ class History:
                 assert shown.movedim(2, 0).tolist() == latest
         if requirements.hidden_states and request.fed:
             count = self.chance.randint(1, requirements.hidden_states)
-            offsets = (0, (requirements.hidden_states - count) // 2, requirements.hidden_states - count)
-            for older, states in enumerate(gather_hidden_states(self.cache, rows, offsets, count)[0].tolist()):
-                for offset, state in zip(offsets, states, strict=True):
-                    position = request.fed - 1 - offsets[-1] - older + offset
-                    assert state == request.hidden_states.get(position, state)
+            offsets = (0, (count - 1) // 2, count - 1)
+            latest = gather_consecutive(self.cache, rows, count)[:, 0].tolist()
+            for position, state in enumerate(latest, start=request.fed - count):
+                assert state == request.hidden_states.get(position, state)
+            some = gather_hidden_states(self.cache, rows, offsets)[0].tolist()
+            assert some == [latest[offset] for offset in offsets]
 
 
 ACTS = [
@@ -398,7 +399,7 @@ def test_the_ring_of_states_shows_the_right_tokens_after_moves_and_after_it_was_
             store_hidden_states(cache, (torch.tensor(names) + last_N)[:, None].expand(-1, STATE).float())
 
     def recalled(*offsets: int) -> list[list[float]]:
-        return gather_hidden_states(cache, torch.arange(cache.active), offsets)[:, 0, :, 0].tolist()
+        return gather_hidden_states(cache, torch.arange(cache.active), offsets)[:, :, 0].tolist()
 
     run(4)
     assert recalled(0, 1) == [[102, 103], [204, 205], [307, 308]]
@@ -409,11 +410,7 @@ def test_the_ring_of_states_shows_the_right_tokens_after_moves_and_after_it_was_
     assert recalled(0, 1) == [[307, 308], [204, 205]]
     run(3)
     assert recalled(0, 1, 4) == [[307, 308, 311], [204, 205, 208]]
-    assert gather_hidden_states(cache, torch.tensor([1]), (0, 2), 3)[0, :, :, 0].tolist() == [
-        [206, 208],
-        [205, 207],
-        [204, 206],
-    ]
+    assert gather_consecutive(cache, torch.tensor([1, 0]), 3)[..., 0].tolist() == [[206, 309], [207, 310], [208, 311]]
 
 
 def test_the_ring_of_queries_shows_the_right_tokens_after_moves_and_after_it_was_enlarged() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from leanthink.engine.request import make_requests
 from leanthink.engine.sampling import Sampling
 from leanthink.integrations.transformers import custom_generate
 from leanthink.models.loading import kv_shape
+from leanthink.models.predictor import Predictor
 from leanthink.models.transformers_versions import filled_cache
 from leanthink.policies import POLICIES, Policy, make_policy
 from leanthink.policies.budget import Budget
@@ -165,14 +167,28 @@ def test_eviction_equals_a_full_forward_in_which_each_token_sees_what_was_held(n
 
 
 @pytest.mark.parametrize(("horizons", "stride"), [((4, 8, 16), 1), ((12, 16, 20), 9), ((40, 60, 80), 16)])
+@pytest.mark.parametrize(("num_sets", "offsets"), [(0, (0, 1, 3)), (1, (0, 1, 3)), (4, (0, 3))])
 @pytest.mark.parametrize("slots", [2, 16, 40])
 def test_every_token_is_scored_from_the_hidden_states_of_its_own_token_and_those_after_it(
-    slots: int, horizons: tuple[int, ...], stride: int, monkeypatch: pytest.MonkeyPatch
+    slots: int,
+    num_sets: int,
+    offsets: tuple[int, ...],
+    horizons: tuple[int, ...],
+    stride: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """From the thought's first on, whose scoring is shown tokens of the prompt, too; 0 sets: a predictor not ours."""
     torch.manual_seed(3)
-    model = endless()
-    policy = make_policy("horizon", RandomPredictor(64, "horizon", horizons, offsets=(0, 1, 3)))
+    model, shape = endless(), {"horizons": horizons, "offsets": offsets}
+    predictor: Any = RandomPredictor(64, "horizon", **shape)
+    if num_sets:
+        granularity: Any = "head" if num_sets > 1 else "model"
+        predictor = Predictor(target="horizon", hidden_size=64, granularity=granularity, num_sets=num_sets, **shape)
+        predictor.head.standardise(torch.randn(9, 128))
+    policy = make_policy("horizon", predictor)
     assert policy.stride == stride
+    if slots == 16:
+        monkeypatch.setattr("leanthink.engine.hidden_states.MAX_GATHERED_BYTES", 1)  # row by row
     tags = think_tags(TOKENIZER)
     options: dict[str, Any] = {
         "policy": policy,
@@ -193,17 +209,19 @@ def test_every_token_is_scored_from_the_hidden_states_of_its_own_token_and_those
     monkeypatch.setattr("leanthink.engine.model_runner.store_hidden_states", spy)
     for request in requests:
         engine.add_request(request)
-    checked = 0
+    checked, wanted = 0, {}
     while engine.unfinished:
         engine.step()  # the first request ends early, so that another takes its row
         for row, request in enumerate(engine.running_batch.requests):
             start, length = cache.allocations[row].start, int(cache.host_lengths[row])
-            for slot in range(start + len(request.prompt_ids), start + length):
-                position = int(cache.positions[0, 0, slot])
+            for slot, index in product(range(start + len(request.prompt_ids), start + length), range(policy.num_sets)):
+                position = int(cache.positions.flatten(0, 1)[index, slot])
                 if position + 3 + stride - 1 < int(cache.next_positions[row]):
-                    seen_1WF = torch.stack([fed[request.index, position + offset] for offset in (0, 1, 3)])[None]
-                    scores = cache.token_scores[slot, :3]
-                    torch.testing.assert_close(scores, policy.score_tokens(seen_1WF)[0], rtol=1e-4, atol=1e-5)
+                    if (request.index, position) not in wanted:
+                        seen_1WF = torch.stack([fed[request.index, position + offset] for offset in offsets])[None]
+                        wanted[request.index, position] = policy.score_tokens(seen_1WF).view(policy.num_sets, -1)
+                    scores = cache.token_scores_of(policy, 0)[slot, index]
+                    torch.testing.assert_close(scores, wanted[request.index, position][index], rtol=1e-4, atol=1e-5)
                     checked += 1
     assert checked > 100 or slots <= stride, "of a budget so small everything is too young to be scored"
 

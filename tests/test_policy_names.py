@@ -13,7 +13,9 @@ from torch import Tensor
 
 from leanthink import Budget, Policy, Sampling, UsageError, generate
 from leanthink.engine.request import resolve_policies
+from leanthink.models.predictor import Predictor
 from leanthink.policies.dynts import DynTS
+from leanthink.policies.horizon import Horizon
 from leanthink.policies.policy import Slots
 from models import RandomPredictor, make_model, make_tokenizer
 
@@ -42,6 +44,20 @@ class Norm(RandomPredictor):
         return hidden_states_NWF[:, 0].float().norm(dim=-1, keepdim=True)
 
 
+class Strided(ByNorm):
+    name: ClassVar[str] = "strided"
+    offsets = (0, 2)
+    stride = 3
+
+    def score(self, slots: Slots) -> Tensor:
+        return torch.where(slots.ages < 5, 1e6 - slots.ages, slots.token_scores[..., 0])
+
+
+class ByNormAfterAll(Horizon):
+    def score_tokens(self, hidden_states_NWF: Tensor) -> Tensor:
+        return hidden_states_NWF[:, 0].float().norm(dim=-1, keepdim=True)
+
+
 def tokens_under(policy: Policy) -> tuple[int, ...]:
     torch.manual_seed(0)
     sampling = Sampling(max_new_tokens=40)
@@ -52,6 +68,14 @@ def tokens_under(policy: Policy) -> tuple[int, ...]:
 
 def test_a_policy_of_a_users_own_scores_tokens_and_ranks_by_them_as_ours_do() -> None:
     assert tokens_under(ByNorm()) == tokens_under(DynTS(predictor=Norm(8, "answer")))
+
+
+def test_one_that_only_scores_each_token_by_itself_may_still_score_them_in_strides() -> None:
+    predictor = Predictor(target="horizon", hidden_size=64, horizons=(5,), offsets=(0, 2))
+    strided = tokens_under(Strided())
+    assert strided == tokens_under(Horizon(predictor=Norm(8, "horizon", (5,), offsets=(0, 2))))
+    assert strided == tokens_under(ByNormAfterAll(predictor=predictor))
+    assert strided != tokens_under(Horizon(predictor=predictor))
 
 
 def test_a_policy_without_a_score_cannot_be_made() -> None:

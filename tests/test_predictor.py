@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from leanthink.models.fingerprint import fingerprint
 from leanthink.models.predictor import Predictor, load_predictor, read_metadata, save_predictor
+from leanthink.policies.horizon import Horizon
 from leanthink.utils.errors import DamagedFile, PredictorMismatch, UnsupportedModel, UsageError
 
 
@@ -69,11 +70,33 @@ def test_the_horizon_predictor_reads_every_token_it_is_shown_and_both_halves_of_
 def test_states_that_follow_are_summarised_in_one_product() -> None:
     """Not token by token, which is many times as slow and gives the same numbers."""
     predictor = Predictor(target="horizon", hidden_size=64, horizons=(32,), offsets=(0, 1, 5)).requires_grad_(False)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
-        predictor(torch.randn(40, 3, 128))
-    names = [event.key for event in profile.key_averages()]
-    assert "aten::addmm" in names
-    assert "aten::bmm" not in names
+    for score, shape in ((predictor, (40, 3, 128)), (predictor.score_consecutive, (9, 40, 128))):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
+            score(torch.randn(shape))
+        counts = {event.key: event.count for event in profile.key_averages()}
+        assert counts["aten::mm"] == 2, "the summaries, and what follows of them"
+        assert "aten::addmm" in counts
+        assert "aten::bmm" not in counts
+
+
+@pytest.mark.parametrize("offsets", [(0,), (0, 1), (0, 3, 4), (0, 1, 2, 4, 8, 12)])
+@pytest.mark.parametrize("scored", [1, 4, 16])
+def test_consecutive_tokens_are_scored_at_once_as_each_by_itself(scored: int, offsets: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"hidden_size": 64, "horizons": (32, 64), "granularity": "head", "num_sets": 4}
+    predictor = Predictor(target="horizon", offsets=offsets, **shape).requires_grad_(False)
+    head: Any = predictor.head
+    head.standardise(3 * torch.randn(100, 128) + torch.randn(128))
+    states_TRF = 3 * torch.randn(scored + offsets[-1], 3, 128)
+    seen_SRWF = torch.stack([states_TRF[offset : offset + scored] for offset in offsets], dim=2)
+    wanted_SRC = torch.stack([predictor(seen_RWF) for seen_RWF in seen_SRWF])
+    before, policy = states_TRF.clone(), Horizon(predictor=predictor)
+    for got_SRC in (predictor.score_consecutive(states_TRF), policy.score_consecutive(states_TRF)):
+        torch.testing.assert_close(got_SRC, wanted_SRC, rtol=0, atol=1e-5)
+    torch.testing.assert_close(predictor.score_consecutive(states_TRF[:, 1:2]), wanted_SRC[:, 1:2], rtol=0, atol=1e-5)
+    rows_first = states_TRF.transpose(0, 1).contiguous().transpose(0, 1)
+    torch.testing.assert_close(predictor.score_consecutive(rows_first), wanted_SRC, rtol=0, atol=1e-5)
+    assert torch.equal(states_TRF, before), "what it is shown belongs to the caller"
 
 
 def test_states_are_measured_against_those_that_were_fitted_to() -> None:

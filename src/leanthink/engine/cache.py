@@ -289,15 +289,15 @@ class SlotCache:
             self.recurrent.rewind()
 
     def store_token_scores(self, rows_R: Tensor, scores_RSC: Tensor, *, first: int = 0, late: int = 0) -> None:
-        """Attach scores, from column `first` on, to S tokens of each row: the one `late` before its last, and older.
+        """Attach scores, from column `first` on, to S tokens of each row, up to the one `late` before its last.
 
-        They must be the youngest in the row's slots, or else be gone. Where the thought is still shorter, slots of the
-        prompt get them, which nobody ranks.
+        Oldest first. They must be the youngest in the row's slots, or else be gone. Where the thought is still shorter,
+        slots of the prompt get them, which nobody ranks.
         """
-        age_S = constant(tuple(range(scores_RSC.shape[1])), rows_R.device)
-        back_RS = self.lengths[rows_R][:, None] - 1 - late - age_S
-        there_RS = (self.live[rows_R][:, None] > 0) & (back_RS >= 0)
-        slots_RS = torch.where(there_RS, self.starts[rows_R][:, None] + back_RS, self.slots)
+        back_S = constant(tuple(range(-late - scores_RSC.shape[1], -late)), rows_R.device)
+        index_RS = self.lengths[rows_R][:, None] + back_S
+        there_RS = (self.live[rows_R][:, None] > 0) & (index_RS >= 0)
+        slots_RS = torch.where(there_RS, self.starts[rows_R][:, None] + index_RS, self.slots)
         columns = slice(first, first + scores_RSC.shape[-1])
         self.token_scores[slots_RS, columns] = scores_RSC.to(self.token_scores.dtype)
 

@@ -2,7 +2,7 @@
 
 The final state says what comes next; the middle layer still knows what the token itself is for.
 
-N tokens   M hidden size   F = 2 M   R rows   S tokens of each row   O offsets
+N tokens   M hidden size   F = 2 M   R rows   T consecutive tokens of each row   O offsets
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from leanthink.utils.constants import constant
 
 if TYPE_CHECKING:
     from leanthink.engine.cache import SlotCache
+    from leanthink.policies import Policy
+
+# Hidden states that are scored at once, of however many rows: with what the predictor of `horizon` makes of them they
+# add up to 2.4 times as much to the peak of memory.
+MAX_GATHERED_BYTES = 2**28
 
 
 def hidden_state_size(model: Any) -> int:
@@ -53,17 +58,32 @@ def store_hidden_states(cache: SlotCache, hidden_NF: Tensor) -> None:
     cache.hidden_states[cache.row_N, at_N] = hidden_NF
 
 
-def gather_hidden_states(cache: SlotCache, rows_R: Tensor, offsets: tuple[int, ...], count: int = 1) -> Tensor:
-    """What the cache keeps of S = `count` tokens of each row, [R, S, O, F]: the hidden states of those at `offsets`.
+def gather_hidden_states(cache: SlotCache, rows_R: Tensor, offsets: tuple[int, ...]) -> Tensor:
+    """What the cache keeps of one token of each row and of those after it at `offsets`, [R, O, F].
 
-    The first token is the one `offsets[-1]` before the row's last, each further one is a token older. Before so many
-    thought tokens are written they are another token's; that token is of the prompt, or gone.
+    The token is the one `offsets[-1]` before the row's last. Before so many thought tokens are written it is another
+    one; that is of the prompt, or gone.
     """
-    size, late = cache.requirements.hidden_states, offsets[-1]
-    assert late + count <= size
-    age_S = constant(tuple(range(count)), rows_R.device)
-    token_RS = cache.next_positions[rows_R][:, None] - 1 - late - age_S
-    at_RSO = (token_RS[..., None] + constant(offsets, rows_R.device)) % size
-    # By one index: whole states are copied, where two would be looked up for each of their numbers.
-    at_M = (rows_R[:, None, None] * size + at_RSO).flatten()
-    return cache.hidden_states.flatten(0, 1).index_select(0, at_M).view(*at_RSO.shape, cache.hidden_states.shape[2])
+    back_O = constant(tuple(offset - offsets[-1] - 1 for offset in offsets), rows_R.device)
+    return _gather(cache, rows_R[:, None], cache.next_positions[rows_R][:, None] + back_O)
+
+
+def gather_consecutive(cache: SlotCache, rows_R: Tensor, count: int) -> Tensor:
+    """What the cache keeps of the last T = `count` tokens of each row, oldest first, [T, R, F].
+
+    Of these, too, some are others before so many thought tokens are written.
+    """
+    back_T = constant(tuple(range(-count, 0)), rows_R.device)
+    return _gather(cache, rows_R, cache.next_positions[rows_R] + back_T[:, None])
+
+
+def _gather(cache: SlotCache, rows: Tensor, positions: Tensor) -> Tensor:
+    """Of these positions of these rows, [..., F]: by one index, so that whole states are copied and not each number."""
+    at = rows * cache.requirements.hidden_states + positions % cache.requirements.hidden_states
+    return cache.hidden_states.flatten(0, 1).index_select(0, at.flatten()).view(*at.shape, -1)
+
+
+def rows_scored_together(policy: Policy, state: Tensor) -> int:
+    """Of how many rows tokens are scored at once: at least of one; `state` is of one token, [F]."""
+    tokens = len(policy.offsets) if policy.stride == 1 else policy.offsets[-1] + policy.stride
+    return max(1, MAX_GATHERED_BYTES // (tokens * state.nbytes))

@@ -21,7 +21,12 @@ from torch import Tensor
 from leanthink.engine import attention, decoder
 from leanthink.engine.cache import SlotCache
 from leanthink.engine.forward_batch import PromptChunk
-from leanthink.engine.hidden_states import gather_hidden_states, store_hidden_states
+from leanthink.engine.hidden_states import (
+    gather_consecutive,
+    gather_hidden_states,
+    rows_scored_together,
+    store_hidden_states,
+)
 from leanthink.engine.sampling import NO_TOKEN, Sampler, Uses, log_probabilities
 from leanthink.policies import Policy
 
@@ -29,7 +34,6 @@ TokenScoring = tuple[Policy, int, Tensor]  # a policy, the first of its columns,
 Prompts = tuple[Sequence[int], Sequence[PromptChunk]]  # tokens of chunks, which follow one another, and the chunks
 NO_RANKING = NO_TOKEN - 1  # stands for the token of a row whose slots a score that is not finite has ranked
 MAX_UNREAD = 2  # steps that are launched and whose tokens nobody has read yet
-MAX_SCORED_TOKENS = 1024  # what the predictor needs for more of them would count in the peak of memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +171,14 @@ class ModelRunner:
 
     def score_tokens(self, policy: Policy, column: int, rows_R: Tensor) -> None:
         """Score the last `policy.stride` tokens of these rows that have all their followers."""
-        for part_R in torch.split(rows_R, max(1, MAX_SCORED_TOKENS // policy.stride)):
-            hidden_RSWF = gather_hidden_states(self.cache, part_R, policy.offsets, policy.stride)
-            scores_RSC = policy.score_tokens(hidden_RSWF.flatten(0, 1)).view(len(part_R), policy.stride, -1)
-            self.cache.store_token_scores(part_R, scores_RSC, first=column, late=policy.offsets[-1])
+        cache, late = self.cache, policy.offsets[-1]
+        for part_R in torch.split(rows_R, rows_scored_together(policy, cache.hidden_states[0, 0])):
+            if policy.stride == 1:
+                scores_RC = policy.score_tokens(gather_hidden_states(cache, part_R, policy.offsets))
+                scores_SRC = scores_RC.view(1, len(part_R), -1)
+            else:
+                scores_SRC = policy.score_consecutive(gather_consecutive(cache, part_R, late + policy.stride))
+            cache.store_token_scores(part_R, scores_SRC.transpose(0, 1), first=column, late=late)
 
     def prefill(self, token_ids: Sequence[int], chunks: Sequence[PromptChunk]) -> None:
         """One forward over these chunks of prompts, whose tokens follow one another.

@@ -1,7 +1,8 @@
 """The importance predictor: a small network on a token's states and those that follow, and the file it is shipped in.
 
 Shapes: N tokens, M hidden size of the base model, F = 2 M state size (see `engine.hidden_states`), C numbers per token,
-W tokens that the predictor sees of each: the token itself and some that follow it, X index sets that it scores for.
+W tokens that the predictor sees of each: the token itself and some that follow it, X index sets that it scores for,
+T consecutive tokens of each of R rows, P size of a summary.
 """
 
 from __future__ import annotations
@@ -109,11 +110,31 @@ class HorizonHead(nn.Module):
     def forward(self, states_NWF: Tensor) -> Tensor:
         """Logits [N, C]."""
         seen_NWF = (states_NWF - self.mean_F) / self.spread_F
-        read_NX = self.own(seen_NWF[:, 0])
-        if self.summary is not None and self.following is not None:
-            # Flattened to one product: a slice of three dims would be multiplied token by token.
-            summary_MP = self.summary(seen_NWF[:, 1:].flatten(0, 1))
-            read_NX = read_NX + self.following(summary_MP.view(-1, self.following.in_features))
+        if self.summary is None:
+            return self._logits(seen_NWF[:, 0], None)
+        # Flattened to one product: a slice of three dims would be multiplied token by token.
+        summary_MP = self.summary(seen_NWF[:, 1:].flatten(0, 1))
+        return self._logits(seen_NWF[:, 0], summary_MP.view(len(seen_NWF), -1))
+
+    def score_consecutive(self, states_TRF: Tensor, offsets: tuple[int, ...]) -> Tensor:
+        """Logits [T - offsets[-1], R, C], each state standardised and summarised once, whoever sees it.
+
+        With the tokens first, those that are scored lie next to one another and need not be copied for their product.
+        """
+        (T, R, _), scored = states_TRF.shape, len(states_TRF) - offsets[-1]
+        seen_MF = (states_TRF.flatten(0, 1) - self.mean_F).div_(self.spread_F)
+        summaries = None
+        if self.summary is not None:
+            summary_TRP = self.summary(seen_MF[offsets[1] * R :]).view(T - offsets[1], R, -1)
+            firsts = [offset - offsets[1] for offset in offsets[1:]]
+            summaries = torch.cat([summary_TRP[first : first + scored] for first in firsts], dim=-1).flatten(0, 1)
+        return self._logits(seen_MF[: scored * R], summaries).view(scored, R, -1)
+
+    def _logits(self, seen_NF: Tensor, summaries: Tensor | None) -> Tensor:
+        """Of a token's own states, and the summaries of its followers side by side."""
+        read_NX = self.own(seen_NF)
+        if self.following is not None:
+            read_NX = read_NX + self.following(summaries)
         logits_NC: Tensor = self.rest(read_NX)
         return logits_NC
 
@@ -181,6 +202,11 @@ class Predictor(nn.Module):
         """Scores [N, X C], in the weights' dtype, C = 1 for `answer` and one per horizon for `horizon`."""
         scores_NC: Tensor = self.head(states_NWF.to(next(self.parameters()).dtype))
         return scores_NC
+
+    def score_consecutive(self, states_TRF: Tensor) -> Tensor:
+        """Those of consecutive tokens, [T - offsets[-1], R, X C], of a predictor of target `horizon`."""
+        assert isinstance(self.head, HorizonHead), "'answer' sees each token alone"
+        return self.head.score_consecutive(states_TRF.to(next(self.parameters()).dtype), self.offsets)
 
 
 def offsets_below(horizon: int) -> tuple[int, ...]:

@@ -95,6 +95,15 @@ class Horizon(Policy):
         """The predicted importance of each token in each index set at each horizon, [N, X C]."""
         return self.predictor(hidden_states_NWF).float()
 
+    def score_consecutive(self, hidden_states_TRF: Tensor) -> Tensor:
+        """The same for consecutive tokens, [T - offsets[-1], R, X C], at once if the predictor can."""
+        at_once = getattr(self.predictor, "score_consecutive", None)
+        overridden = type(self).score_tokens is not Horizon.score_tokens  # by a subclass, which then means it here too
+        if at_once is None or overridden:
+            return super().score_consecutive(hidden_states_TRF)
+        scores_SRC: Tensor = at_once(hidden_states_TRF).float()
+        return scores_SRC
+
     def score(self, slots: Slots) -> Tensor:
         """The token's score for the horizon that the slot's age calls for, of the shape of `slots.ages`."""
         assert slots.token_scores is not None, "the cache holds the token scores of a policy with score_dims"

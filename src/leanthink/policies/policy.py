@@ -3,7 +3,7 @@
 Shape legend: R rows (requests, or for policies per head the layers of requests); S thought slots, oldest first; H kv
 heads; G query heads of one kv head; X index sets of a granularity (1 for "model", L for "layer", L H for "head", layer
 by layer; L layers); W latest queries, oldest first, or tokens seen by a predictor; D head width; C score dimensions of
-a token; N tokens; F hidden state size.
+a token; N tokens; T consecutive tokens of each row; F hidden state size.
 """
 
 from __future__ import annotations
@@ -86,7 +86,10 @@ class Slots:
 
 
 class ImportancePredictor(Protocol):
-    """A fitted predictor as policies use it: hidden states of tokens in, ranking scores out."""
+    """A fitted predictor as policies use it: hidden states of tokens in, ranking scores out.
+
+    It may have `score_consecutive`, which gives what `Policy.score_consecutive` does, of any float dtype.
+    """
 
     @property
     def target(self) -> str:
@@ -195,6 +198,20 @@ class Policy(ABC):
         Computed once, when the token is written; `score` is shown them as `Slots.token_scores`.
         """
         raise AssertionError(f"{self.name} scores no tokens: score_dims is {self.score_dims}")
+
+    def score_consecutive(self, hidden_states_TRF: Tensor) -> Tensor:
+        """`score_tokens` of those of T consecutive tokens, oldest first, that have all their followers among them.
+
+        Override it where that takes less work than to score each token by itself, as here; the scores must be those of
+        `score_tokens` up to rounding. It is asked where `stride` is above 1.
+
+        Returns:
+            float32 [T - offsets[-1], R, X C].
+        """
+        T, R, _ = hidden_states_TRF.shape
+        scored = T - self.offsets[-1]
+        parts = [hidden_states_TRF[offset : offset + scored] for offset in self.offsets]
+        return self.score_tokens(torch.stack(parts, dim=2).flatten(0, 1)).view(scored, R, -1)
 
     @abstractmethod
     def score(self, slots: Slots) -> Tensor:

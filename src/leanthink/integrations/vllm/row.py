@@ -1,6 +1,6 @@
 """What a worker knows of one request with a budget: which thought tokens it holds, and their scores.
 
-S thought slots   T tokens fed together   F state size   O offsets   C token scores per slot   K kept slots
+S thought slots   T tokens fed together   W tokens that wait   F state size   C token scores per slot   K kept slots
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from leanthink.engine.model_runner import MAX_SCORED_TOKENS
+from leanthink.engine.hidden_states import MAX_GATHERED_BYTES
 from leanthink.integrations.vllm.lengths import Lengths, Piece
 from leanthink.integrations.vllm.thought import Watch
 from leanthink.policies import Policy, Slots
 from leanthink.policies.budget import Budget, select
-from leanthink.utils.constants import constant
 
 
 class Row:
@@ -98,12 +97,11 @@ class Row:
 
     def _score_tokens(self) -> None:
         """Score the tokens that have all their followers."""
-        offsets = self.policy.offsets
-        states_WF = torch.cat(self.waiting)
-        ready = len(states_WF) - offsets[-1]
-        seen_TO = torch.arange(ready, device=states_WF.device)[:, None] + constant(offsets, states_WF.device)
-        parts = [self.policy.score_tokens(states_WF[part_TO]) for part_TO in torch.split(seen_TO, MAX_SCORED_TOKENS)]
-        scores_TC = torch.cat(parts).float()
+        late, states_WF = self.policy.offsets[-1], torch.cat(self.waiting)
+        ready = len(states_WF) - late
+        size = max(1, MAX_GATHERED_BYTES // states_WF[0].nbytes - late)
+        parts_W1F = (states_WF[start : start + size + late, None] for start in range(0, ready, size))
+        scores_TC = torch.cat([self.policy.score_consecutive(part_W1F)[:, 0] for part_W1F in parts_W1F]).float()
         if self.scores_SC is None:
             self.scores_SC = scores_TC.new_zeros(len(self.positions_S), scores_TC.shape[1])
         # Counted from the end of the thought so far; some of them may be gone already.
@@ -111,7 +109,7 @@ class Row:
         place_S = self.positions_S[: self.thought] - oldest
         slots = ((place_S >= 0) & (place_S < ready)).nonzero()[:, 0]
         self.scores_SC[slots] = scores_TC[place_S[slots]]
-        self.waiting, self.num_waiting = [states_WF[ready:].clone()], offsets[-1]
+        self.waiting, self.num_waiting = [states_WF[ready:].clone()], late
 
     def evict(self) -> Tensor:
         """Choose the thought slots that stay, forget the others, and return their old places: ascending, [K].

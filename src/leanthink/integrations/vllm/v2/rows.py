@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leanthink.engine.model_runner import MAX_SCORED_TOKENS
+from leanthink.engine.hidden_states import rows_scored_together
 from leanthink.integrations.vllm.lengths import NEVER
 from leanthink.integrations.vllm.v2.device_rows import (
     ENDLESS,
@@ -216,7 +216,7 @@ class Rows:
         device.note(batch, before_n, held_n, states_NF, sampled)
         device.note(batch, before_n, held_n, None, sampled)
         for policy in self.policies:
-            for few in {1, min(requests, max(1, MAX_SCORED_TOKENS // policy.stride))} if policy.score_dims else ():
+            for few in {1, min(requests, self._scored_together(policy))} if policy.score_dims else ():
                 self._score_tokens(policy, torch.stack([nobody_n[:few], torch.zeros_like(nobody_n[:few])]))
             most = 2
             while most <= 2 * device.most_slots:
@@ -247,7 +247,7 @@ class Rows:
     def _score_due(self, indices: np.ndarray, after: np.ndarray, thinks: np.ndarray) -> None:
         """Score the tokens of these requests that have all their followers, wherever a stride of them waits."""
         for policy, rows in self._due_scorings(indices, after, thinks):
-            for part in _parts(rows, MAX_SCORED_TOKENS // policy.stride):
+            for part in _parts(rows, self._scored_together(policy)):
                 self._score_tokens(policy, self._sent(np.stack([indices[part], after[part]])))
 
     def _due_scorings(
@@ -266,9 +266,18 @@ class Rows:
                 yield policy, rows
 
     def _score_tokens(self, policy: Policy, chosen_2g: Tensor) -> None:
-        states_MOF = self.device.recall(chosen_2g, policy.offsets, policy.stride)
-        scores_MXC = policy.score_tokens(states_MOF).view(len(states_MOF), policy.num_sets, policy.score_dims)
-        self.device.store_scores(chosen_2g, scores_MXC, policy.offsets[-1], policy.stride)
+        late, stride, shape = policy.offsets[-1], policy.stride, (policy.num_sets, policy.score_dims)
+        if stride == 1:
+            scores_MXC = policy.score_tokens(self.device.recall(chosen_2g, policy.offsets, 1)).view(-1, *shape)
+        else:
+            states_gTF = self.device.recall(chosen_2g, (0,), late + stride).view(chosen_2g.shape[1], late + stride, -1)
+            scores_TgC = policy.score_consecutive(states_gTF.transpose(0, 1))
+            scores_MXC = scores_TgC.transpose(0, 1).reshape(-1, *shape)
+        self.device.store_scores(chosen_2g, scores_MXC, late, stride)
+
+    def _scored_together(self, policy: Policy) -> int:
+        assert self.device.states_RWF is not None
+        return rows_scored_together(policy, self.device.states_RWF[0, 0])
 
     def _evict(self, policy: Policy, table_gB: Tensor, chosen_2g: Tensor, most: tuple[int, int], move: Move) -> None:
         """`most` is how many slots the largest of these requests holds, and how many it keeps."""
