@@ -88,5 +88,7 @@ def test_the_others(compiled: list[str]) -> None:
     draw(torch.zeros(N, 5000), torch.zeros(N, 1), torch.ones(N), torch.zeros(N))
     select_in_order(torch.zeros(N, 50), 20, 8)
     select_ragged(torch.zeros(N, H, 50), at + 20, at + 8, at + 4, 20)
-    compact(torch.zeros(1, 2, H, T, D, dtype=torch.bfloat16), at[:1], torch.zeros(1, 20, dtype=torch.int64))
+    facts = [torch.zeros(1, 2 * H, T, D, dtype=torch.bfloat16), torch.zeros(1, 1, T, 1, dtype=torch.int64)]
+    for count in (1, 2):
+        compact(facts[:count], torch.zeros(1, 20, dtype=torch.int64), at[:1], at, at, at)
     assert {*compiled} == {"_rms_norm", "_silu_mul", "_block_sums", "_select", "_select_ragged", "_compact"}

@@ -47,6 +47,7 @@ from reference.kernels_slow import (
     decode_attention_slow,
     place_slow,
     prefill_attention_slow,
+    rows_at,
 )
 from reference.sampling_slow import bounds_of
 from reference.select_slow import select_slow
@@ -341,10 +342,16 @@ def test_compact_moves_the_kept_slots_and_nothing_else(
             for head in range(heads):
                 own = first[row] + (kept[row, layer, head] if per_head else kept[row])
                 kv[layer, :, head, own] = torch.randn(2, count, dim).to(dtype)
-    wanted = kv.clone()
-    compact(kv, first, kept)
-    compact_slow(wanted, first, kept)
-    torch.testing.assert_close(kv, wanted, rtol=0, atol=0, equal_nan=True)
+    sets = (layers, heads) if per_head else data.draw(st.sampled_from([(1, 1), (layers, heads)]))
+    beside = [torch.randint(99, (sets[0], 1, sets[1], slots, numbers)) for numbers in (1, 5)][
+        : data.draw(st.integers(0, 2))
+    ]
+    facts, wanted, at = [kv, *beside], [kv.clone(), *(each.clone() for each in beside)], rows_at(first)
+    compact([each.flatten(1, 2) for each in facts], kept, *at)
+    for moved, each in zip(facts, wanted, strict=True):
+        compact_slow(each, first, kept)
+        torch.testing.assert_close(moved, each, rtol=0, atol=0, equal_nan=True)
+    assert at[-1].tolist() == [2 + count] * rows
 
 
 @few
@@ -365,8 +372,11 @@ def test_compact_moves_what_lies_beside_the_slots(
     table = torch.randint(-99, 99, (slots, 3 + layers * heads * numbers)).to(dtype)  # the first three are of others
     wanted = table.clone()
     kept = torch.rand(rows, layers, heads, held).argsort(-1)[..., : held - held // 3].sort(-1).values
-    for facts, move in ((table, compact), (wanted, compact_slow)):
-        move(facts[:, 3:].unflatten(1, (layers, 1, heads, numbers)).permute(1, 2, 3, 0, 4), first, kept)
+    facts, slow = (
+        each[:, 3:].unflatten(1, (layers, 1, heads, numbers)).permute(1, 2, 3, 0, 4) for each in (table, wanted)
+    )
+    compact([facts[:, 0]], kept, *rows_at(first))
+    compact_slow(slow, first, kept)
     assert torch.equal(table, wanted)
 
 
@@ -409,7 +419,7 @@ def test_select_keeps_as_many_whatever_the_scores_are() -> None:
 def test_compact_of_a_set_that_stays_moves_nothing() -> None:
     kv = torch.randn(1, 2, 2, 90, 64)
     before = kv.clone()
-    compact(kv, torch.tensor([4]), torch.arange(80)[None])
+    compact([kv.flatten(1, 2)], torch.arange(80)[None], *rows_at(torch.tensor([4])))
     assert torch.equal(kv, before)
 
 

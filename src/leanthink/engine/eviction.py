@@ -82,8 +82,9 @@ class Evictor:
         num_rows, layers = self._at_a_time(rows, policy)
         for start in range(0, len(rows), num_rows):
             part, part_R = rows[start : start + num_rows], rows_R[start : start + num_rows]
-            kept = torch.cat([self._kept(part, part_R, some) for some in layers], dim=1)
-            cache.evict(part, kept, policy, first=column)
+            of_layers = [self._kept(part, part_R, some) for some in layers]
+            kept = of_layers[0] if len(of_layers) == 1 else torch.cat(of_layers, dim=1)
+            cache.evict(part, kept, policy, first=column, rows_R=part_R)
             self.batch.evictions[part] += 1
             self.evictions += len(part)
 
