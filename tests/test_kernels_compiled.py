@@ -20,9 +20,11 @@ from leanthink.engine.kernels.append import append
 from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import decode_attention
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
+from leanthink.engine.kernels.finite import note_finite
 from leanthink.engine.kernels.place import place
 from leanthink.engine.kernels.prefill import prefill_attention
 from leanthink.engine.kernels.sample import draw
+from leanthink.engine.kernels.view import view
 from leanthink.engine.quantized_kv import E4M3, OfLayer
 from leanthink.policies.select_kernel import select_in_order, select_ragged
 from reference.kernels_slow import batch_of
@@ -35,6 +37,7 @@ TYPES = {
     E4M3: "*fp8e4nv",
     torch.int64: "*i64",
     torch.int32: "*i32",
+    torch.bool: "*i1",
 }
 N, A, H, D, T = 3, 6, 2, 32, 100
 
@@ -91,4 +94,9 @@ def test_the_others(compiled: list[str]) -> None:
     facts = [torch.zeros(1, 2 * H, T, D, dtype=torch.bfloat16), torch.zeros(1, 1, T, 1, dtype=torch.int64)]
     for count in (1, 2):
         compact(facts[:count], torch.zeros(1, 20, dtype=torch.int64), at[:1], at, at, at)
-    assert {*compiled} == {"_rms_norm", "_silu_mul", "_block_sums", "_select", "_select_ragged", "_compact"}
+    for dims in (0, 7):
+        view(at, 20, at, at, (at, at, at), at[None], x, 0, dims)
+    note_finite(torch.zeros(N, 50), at, at > 0)
+    assert {*compiled} == {
+        "_rms_norm", "_silu_mul", "_block_sums", "_select", "_select_ragged", "_compact", "_view", "_note_finite",
+    }  # fmt: skip

@@ -26,20 +26,28 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from triton.runtime import interpreter
 
+from leanthink.engine.cache import SlotCache
+from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.engine.decoder import _Fused
 from leanthink.engine.engine import Engine
 from leanthink.engine.kernels.append import append
 from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import MAX_SPLITS, MIN_SPLIT, PROGRAMS_PER_SM, decode_attention, splits_for
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
+from leanthink.engine.kernels.finite import note_finite
 from leanthink.engine.kernels.place import place
 from leanthink.engine.kernels.prefill import prefill_attention
 from leanthink.engine.kernels.sample import BLOCK, draw
 from leanthink.engine.outputs import Completion
+from leanthink.engine.policy_view import policy_view, view_in_one_launch
 from leanthink.engine.quantized_kv import E4M3, OfLayer
 from leanthink.engine.sampling import Sampling
+from leanthink.models.kv_shape import KVShape
+from leanthink.policies import Policy
+from leanthink.policies.horizon import Horizon
 from leanthink.policies.select_kernel import select_in_order
 from models import make_model, make_tokenizer
+from policy_slots import FakePredictor, make
 from reference.kernels_slow import (
     append_slow,
     batch_of,
@@ -414,6 +422,36 @@ def test_select_keeps_as_many_whatever_the_scores_are() -> None:
         assert bool((kept.diff(dim=1) > 0).all())
         assert int(kept.min()) >= 0
         assert int(kept.max()) == 299
+
+
+@pytest.mark.parametrize("horizons", [(), (4,), (1, 2, 4, 8, 16, 32, 64)])
+@pytest.mark.parametrize("sets", [1, 3, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_policy_is_shown_the_same_in_one_launch(sets: int, horizons: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    cache = SlotCache(
+        KVShape(layers=3, kv_heads=2, group=2, head_dim=4), slots=2000, rows=5, dtype=dtype, device=torch.device("cpu")
+    )
+    policy: Policy = Horizon(predictor=FakePredictor("horizon", horizons, (0,), sets)) if horizons else make("window")
+    cache.require(CacheRequirements(score_dims=2 + sets * len(horizons), score_dtype=dtype, per_head=sets > 1))
+    cache.table.random_(99)
+    cache.starts.random_(1000)
+    cache.positions.random_(2**40)
+    cache.token_scores.normal_()
+    seeds_N, rows_R = torch.randint(2**62, (5,)), torch.tensor([4, 0, 3])
+    for count in (1, 255, 256, 600):
+        got = view_in_one_launch(cache, rows_R, count, seeds_N, policy, 2)
+        wanted = vars(policy_view(cache, rows_R, count, seeds_N, policy, first=2))
+        torch.testing.assert_close(vars(got), wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64])
+def test_a_row_with_a_score_that_is_not_finite_is_noted(dtype: torch.dtype) -> None:
+    for number in (0.0, torch.nan, torch.inf, -torch.inf):
+        scores, finite_N = torch.randn(3, 2600).to(dtype), torch.tensor([False, True, True, True, True])
+        scores[1, [0, 2599]] = number
+        note_finite(scores, torch.tensor([2, 3, 1]), finite_N)
+        assert finite_N.tolist() == [False, True, True, number == 0, True]
 
 
 def test_compact_of_a_set_that_stays_moves_nothing() -> None:

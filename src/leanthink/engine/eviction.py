@@ -106,8 +106,8 @@ class Evictor:
         """Score → select, for rows of one policy and budget: of some layers [R, L H, K], of all [R, K] or [R, X, K]."""
         request, column = self.batch.requests[rows[0]], self.columns[int(self.batch.policy[rows[0]])]
         assert request.budget is not None
-        count, seeds_R = self._thought_slots(rows), self.sampler.seeds[rows_R]
-        slots = policy_view(self.cache, rows_R, count, seeds_R, request.policy, first=column, layers=layers)
+        count, seeds_N = self._thought_slots(rows), self.sampler.seeds
+        slots = policy_view(self.cache, rows_R, count, seeds_N, request.policy, first=column, layers=layers)
         scores = request.policy.score(slots)
         self.model_runner.note_scores(rows_R, scores)
         # Pinned slots and the answer are not among those shown, which lie oldest first.

@@ -59,7 +59,7 @@ class Recorder:
                 continue
             held = int(self.cache.host_lengths[row] - self.cache.host_pinned[row])
             rows_R, column = self.cache.indices([row]), self.columns[int(self.batch.policy[row])]
-            slots = policy_view(self.cache, rows_R, held, self.sampler.seeds[rows_R], request.policy, first=column)
+            slots = policy_view(self.cache, rows_R, held, self.sampler.seeds, request.policy, first=column)
             for _, positions_S, scores_SC in self._scored([row], request.policy, slots):
                 self.batch.note_token_scores(row, positions_S, scores_SC)
 

@@ -15,6 +15,7 @@ from leanthink.utils.errors import UsageError, unknown
 
 Rule = Literal["floor", "ceil"]
 
+FAR = 2**62  # an age that no slot reaches
 MAX_AT_ONCE = 16  # tokens of a row: the predictor's weights are read once for all of them
 
 
@@ -110,8 +111,8 @@ class Horizon(Policy):
 
 def horizon_index(ages: Tensor, horizons: tuple[int, ...], rule: Rule) -> Tensor:
     """Index of the horizon that each age calls for: the largest that it has reached, or the smallest to come."""
-    reached = torch.bucketize(ages.contiguous(), constant(horizons, ages.device), right=rule == "floor")
-    return (reached - 1).clamp(min=0) if rule == "floor" else reached.clamp(max=len(horizons) - 1)
+    others = horizons[1:] if rule == "floor" else horizons[:-1]  # the index is how many of them are reached, or passed
+    return torch.bucketize(ages.contiguous(), constant((*others, FAR), ages.device), right=rule == "floor")
 
 
 def check_rule(rule: str) -> None:
