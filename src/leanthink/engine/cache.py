@@ -332,7 +332,7 @@ class SlotCache:
             rows_R: the same rows on the device, if they are there already.
         """
         compaction.evict(self, self.indices(rows) if rows_R is None else rows_R, kept, policy, first)
-        self.host_lengths[rows] = self.host_pinned[rows] + kept.shape[-1]
+        self.host_lengths.numpy()[rows] = self.host_pinned.numpy()[rows] + kept.shape[-1]
 
     # -- leaving ---------------------------------------------------------------------------------------------------
 
