@@ -26,6 +26,7 @@ from leanthink.engine.kernels.prefill import prefill_attention
 from leanthink.engine.kernels.sample import draw
 from leanthink.engine.kernels.view import view
 from leanthink.engine.quantized_kv import E4M3, OfLayer
+from leanthink.policies.horizon_kernel import horizon_scores
 from leanthink.policies.select_kernel import select_in_order, select_ragged
 from reference.kernels_slow import batch_of
 
@@ -97,6 +98,8 @@ def test_the_others(compiled: list[str]) -> None:
     for dims in (0, 7):
         view(at, 20, at, at, (at, at, at), at[None], x, 0, dims)
     note_finite(torch.zeros(N, 50), at, at > 0)
+    horizon_scores(at, torch.zeros(N, 7), at, 8, 2.0**23, right=True)
     assert {*compiled} == {
         "_rms_norm", "_silu_mul", "_block_sums", "_select", "_select_ragged", "_compact", "_view", "_note_finite",
+        "_horizon",
     }  # fmt: skip

@@ -43,8 +43,10 @@ from leanthink.engine.policy_view import policy_view, view_in_one_launch
 from leanthink.engine.quantized_kv import E4M3, OfLayer
 from leanthink.engine.sampling import Sampling
 from leanthink.models.kv_shape import KVShape
-from leanthink.policies import Policy
-from leanthink.policies.horizon import Horizon
+from leanthink.policies import Policy, Slots
+from leanthink.policies.horizon import Horizon, Rule, index_bounds
+from leanthink.policies.horizon_kernel import horizon_scores
+from leanthink.policies.policy import OUTRANKS
 from leanthink.policies.select_kernel import select_in_order
 from models import make_model, make_tokenizer
 from policy_slots import FakePredictor, make
@@ -452,6 +454,21 @@ def test_a_row_with_a_score_that_is_not_finite_is_noted(dtype: torch.dtype) -> N
         scores[1, [0, 2599]] = number
         note_finite(scores, torch.tensor([2, 3, 1]), finite_N)
         assert finite_N.tolist() == [False, True, True, number == 0, True]
+
+
+@pytest.mark.parametrize("rule", ["floor", "ceil"])
+@pytest.mark.parametrize("horizons", [(4,), (1, 2, 4, 8, 16, 32, 64)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3, 171)])
+def test_horizon_scores_are_those_of_the_policy(shape: tuple[int, ...], horizons: tuple[int, ...], rule: Rule) -> None:
+    policy = Horizon(predictor=FakePredictor("horizon", horizons), rule=rule)
+    ages, of_rows = torch.randint(2**18, shape) >> torch.randint(18, shape), torch.zeros(shape[0], dtype=torch.int64)
+    token_scores = torch.randn(*shape, len(horizons))
+    token_scores[0, ..., 0, :] = torch.nan
+    facts = {"next_position": of_rows, "prompt_tokens": of_rows, "seeds": of_rows, "token_scores": token_scores}
+    wanted = policy.score(Slots(ages=ages, positions=ages, **facts))
+    bounds = index_bounds(horizons, rule, ages.device)
+    got = horizon_scores(ages, token_scores, bounds, horizons[0], OUTRANKS, right=rule == "floor")
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0, equal_nan=True)
 
 
 def test_compact_of_a_set_that_stays_moves_nothing() -> None:
