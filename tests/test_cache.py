@@ -271,7 +271,7 @@ class History:
         requirements, rows = self.cache.requirements, torch.tensor([row])
         if requirements.queries:
             zeros = torch.zeros(SHAPE.kv_heads, SHAPE.group, SHAPE.head_dim).tolist()
-            policy, seeds = SnapKV(observation=requirements.queries), torch.tensor([0])
+            policy, seeds = SnapKV(observation=requirements.queries), torch.zeros(self.cache.max_rows)
             layers = range(SHAPE.layers)
             shown_LHGWD = policy_view(self.cache, rows, 0, seeds, policy, layers=layers).queries
             for shown, asked in zip(shown_LHGWD, request.queries, strict=True):

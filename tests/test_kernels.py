@@ -33,6 +33,7 @@ from reference.kernels_slow import (
     decode_attention_slow,
     place_slow,
     prefill_attention_slow,
+    rows_at,
 )
 from reference.sampling_slow import bounds_of
 
@@ -178,7 +179,7 @@ def test_compact_moves_the_kept_slots_and_nothing_else(dim: int, per_head: bool,
         kv = torch.randn(layers, 2, heads, rows * (held + 9) + 5, dim, dtype=dtype, device="cuda")
         wanted = kv.clone()
         kept = kept_of(held, count, (rows, layers, heads) if per_head else (rows,))
-        compact(kv, first, kept)
+        compact([kv.flatten(1, 2)], kept, *rows_at(first))
         compact_slow(wanted, first, kept)
         assert torch.equal(kv, wanted)
 
@@ -194,7 +195,7 @@ def test_compact_moves_what_lies_beside_the_slots(numbers: int, dtype: torch.dty
         table = torch.randint(-99, 99, (rows * (held + 9) + 5, layers * heads * numbers), device="cuda").to(dtype)
         facts = table.unflatten(1, (layers, 1, heads, numbers)).permute(1, 2, 3, 0, 4)
         wanted, kept = facts.clone(), kept_of(held, count, (rows, layers, heads))
-        compact(facts, first, kept)
+        compact([facts[:, 0]], kept, *rows_at(first))
         to = (first[:, None] + torch.arange(count, device="cuda")).flatten()
         for layer in range(layers):
             for head in range(heads):
@@ -234,7 +235,7 @@ def test_a_cache_may_have_more_numbers_than_32_bits_count() -> None:
     wanted, inside = tail.clone(), starts - (slots - 1100)
     kept = kept_of(held, 300, (2,))
     key, value = torch.randn(2, 2, heads, dim, dtype=torch.bfloat16, device="cuda")
-    compact(kv, starts, kept)
+    compact([kv.flatten(1, 2)], kept, *rows_at(starts))
     compact_slow(wanted, inside, kept)
     append(kv[0, 0], kv[0, 1], starts + 300, key, value)
     append_slow(wanted[0, 0], wanted[0, 1], inside + 300, key, value)

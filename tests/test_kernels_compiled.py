@@ -20,10 +20,13 @@ from leanthink.engine.kernels.append import append
 from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import decode_attention
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
+from leanthink.engine.kernels.finite import note_finite
 from leanthink.engine.kernels.place import place
 from leanthink.engine.kernels.prefill import prefill_attention
 from leanthink.engine.kernels.sample import draw
+from leanthink.engine.kernels.view import view
 from leanthink.engine.quantized_kv import E4M3, OfLayer
+from leanthink.policies.horizon_kernel import horizon_scores
 from leanthink.policies.select_kernel import select_in_order, select_ragged
 from reference.kernels_slow import batch_of
 
@@ -35,6 +38,7 @@ TYPES = {
     E4M3: "*fp8e4nv",
     torch.int64: "*i64",
     torch.int32: "*i32",
+    torch.bool: "*i1",
 }
 N, A, H, D, T = 3, 6, 2, 32, 100
 
@@ -88,5 +92,14 @@ def test_the_others(compiled: list[str]) -> None:
     draw(torch.zeros(N, 5000), torch.zeros(N, 1), torch.ones(N), torch.zeros(N))
     select_in_order(torch.zeros(N, 50), 20, 8)
     select_ragged(torch.zeros(N, H, 50), at + 20, at + 8, at + 4, 20)
-    compact(torch.zeros(1, 2, H, T, D, dtype=torch.bfloat16), at[:1], torch.zeros(1, 20, dtype=torch.int64))
-    assert {*compiled} == {"_rms_norm", "_silu_mul", "_block_sums", "_select", "_select_ragged", "_compact"}
+    facts = [torch.zeros(1, 2 * H, T, D, dtype=torch.bfloat16), torch.zeros(1, 1, T, 1, dtype=torch.int64)]
+    for count in (1, 2):
+        compact(facts[:count], torch.zeros(1, 20, dtype=torch.int64), at[:1], at, at, at)
+    for dims in (0, 7):
+        view(at, 20, at, at, (at, at, at), at[None], x, 0, dims)
+    note_finite(torch.zeros(N, 50), at, at > 0)
+    horizon_scores(at, torch.zeros(N, 7), at, 8, 2.0**23, right=True)
+    assert {*compiled} == {
+        "_rms_norm", "_silu_mul", "_block_sums", "_select", "_select_ragged", "_compact", "_view", "_note_finite",
+        "_horizon",
+    }  # fmt: skip

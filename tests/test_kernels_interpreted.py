@@ -26,20 +26,30 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from triton.runtime import interpreter
 
+from leanthink.engine.cache import SlotCache
+from leanthink.engine.cache_requirements import CacheRequirements
 from leanthink.engine.decoder import _Fused
 from leanthink.engine.engine import Engine
 from leanthink.engine.kernels.append import append
 from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import MAX_SPLITS, MIN_SPLIT, PROGRAMS_PER_SM, decode_attention, splits_for
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
+from leanthink.engine.kernels.finite import note_finite
 from leanthink.engine.kernels.place import place
 from leanthink.engine.kernels.prefill import prefill_attention
 from leanthink.engine.kernels.sample import BLOCK, draw
 from leanthink.engine.outputs import Completion
+from leanthink.engine.policy_view import policy_view, view_in_one_launch
 from leanthink.engine.quantized_kv import E4M3, OfLayer
 from leanthink.engine.sampling import Sampling
+from leanthink.models.kv_shape import KVShape
+from leanthink.policies import Policy, Slots
+from leanthink.policies.horizon import Horizon, Rule, index_bounds
+from leanthink.policies.horizon_kernel import horizon_scores
+from leanthink.policies.policy import OUTRANKS
 from leanthink.policies.select_kernel import select_in_order
 from models import make_model, make_tokenizer
+from policy_slots import FakePredictor, make
 from reference.kernels_slow import (
     append_slow,
     batch_of,
@@ -47,6 +57,7 @@ from reference.kernels_slow import (
     decode_attention_slow,
     place_slow,
     prefill_attention_slow,
+    rows_at,
 )
 from reference.sampling_slow import bounds_of
 from reference.select_slow import select_slow
@@ -348,10 +359,16 @@ def test_compact_moves_the_kept_slots_and_nothing_else(
             for head in range(heads):
                 own = first[row] + (kept[row, layer, head] if per_head else kept[row])
                 kv[layer, :, head, own] = torch.randn(2, count, dim).to(dtype)
-    wanted = kv.clone()
-    compact(kv, first, kept)
-    compact_slow(wanted, first, kept)
-    torch.testing.assert_close(kv, wanted, rtol=0, atol=0, equal_nan=True)
+    sets = (layers, heads) if per_head else data.draw(st.sampled_from([(1, 1), (layers, heads)]))
+    beside = [torch.randint(99, (sets[0], 1, sets[1], slots, numbers)) for numbers in (1, 5)][
+        : data.draw(st.integers(0, 2))
+    ]
+    facts, wanted, at = [kv, *beside], [kv.clone(), *(each.clone() for each in beside)], rows_at(first)
+    compact([each.flatten(1, 2) for each in facts], kept, *at)
+    for moved, each in zip(facts, wanted, strict=True):
+        compact_slow(each, first, kept)
+        torch.testing.assert_close(moved, each, rtol=0, atol=0, equal_nan=True)
+    assert at[-1].tolist() == [2 + count] * rows
 
 
 @few
@@ -372,8 +389,11 @@ def test_compact_moves_what_lies_beside_the_slots(
     table = torch.randint(-99, 99, (slots, 3 + layers * heads * numbers)).to(dtype)  # the first three are of others
     wanted = table.clone()
     kept = torch.rand(rows, layers, heads, held).argsort(-1)[..., : held - held // 3].sort(-1).values
-    for facts, move in ((table, compact), (wanted, compact_slow)):
-        move(facts[:, 3:].unflatten(1, (layers, 1, heads, numbers)).permute(1, 2, 3, 0, 4), first, kept)
+    facts, slow = (
+        each[:, 3:].unflatten(1, (layers, 1, heads, numbers)).permute(1, 2, 3, 0, 4) for each in (table, wanted)
+    )
+    compact([facts[:, 0]], kept, *rows_at(first))
+    compact_slow(slow, first, kept)
     assert torch.equal(table, wanted)
 
 
@@ -413,10 +433,55 @@ def test_select_keeps_as_many_whatever_the_scores_are() -> None:
         assert int(kept.max()) == 299
 
 
+@pytest.mark.parametrize("horizons", [(), (4,), (1, 2, 4, 8, 16, 32, 64)])
+@pytest.mark.parametrize("sets", [1, 3, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_policy_is_shown_the_same_in_one_launch(sets: int, horizons: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    cache = SlotCache(
+        KVShape(layers=3, kv_heads=2, group=2, head_dim=4), slots=2000, rows=5, dtype=dtype, device=torch.device("cpu")
+    )
+    policy: Policy = Horizon(predictor=FakePredictor("horizon", horizons, (0,), sets)) if horizons else make("window")
+    cache.require(CacheRequirements(score_dims=2 + sets * len(horizons), score_dtype=dtype, per_head=sets > 1))
+    cache.table.random_(99)
+    cache.starts.random_(1000)
+    cache.positions.random_(2**40)
+    cache.token_scores.normal_()
+    seeds_N, rows_R = torch.randint(2**62, (5,)), torch.tensor([4, 0, 3])
+    for count in (1, 255, 256, 600):
+        got = view_in_one_launch(cache, rows_R, count, seeds_N, policy, 2)
+        wanted = vars(policy_view(cache, rows_R, count, seeds_N, policy, first=2))
+        torch.testing.assert_close(vars(got), wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64])
+def test_a_row_with_a_score_that_is_not_finite_is_noted(dtype: torch.dtype) -> None:
+    for number in (0.0, torch.nan, torch.inf, -torch.inf):
+        scores, finite_N = torch.randn(3, 2600).to(dtype), torch.tensor([False, True, True, True, True])
+        scores[1, [0, 2599]] = number
+        note_finite(scores, torch.tensor([2, 3, 1]), finite_N)
+        assert finite_N.tolist() == [False, True, True, number == 0, True]
+
+
+@pytest.mark.parametrize("rule", ["floor", "ceil"])
+@pytest.mark.parametrize("horizons", [(4,), (1, 2, 4, 8, 16, 32, 64)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3, 171)])
+def test_horizon_scores_are_those_of_the_policy(shape: tuple[int, ...], horizons: tuple[int, ...], rule: Rule) -> None:
+    policy = Horizon(predictor=FakePredictor("horizon", horizons), rule=rule)
+    ages, of_rows = torch.randint(2**18, shape) >> torch.randint(18, shape), torch.zeros(shape[0], dtype=torch.int64)
+    token_scores = torch.randn(*shape, len(horizons))
+    token_scores[0, ..., 0, :] = torch.nan
+    facts = {"next_position": of_rows, "prompt_tokens": of_rows, "seeds": of_rows, "token_scores": token_scores}
+    wanted = policy.score(Slots(ages=ages, positions=ages, **facts))
+    bounds = index_bounds(horizons, rule, ages.device)
+    got = horizon_scores(ages, token_scores, bounds, horizons[0], OUTRANKS, right=rule == "floor")
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0, equal_nan=True)
+
+
 def test_compact_of_a_set_that_stays_moves_nothing() -> None:
     kv = torch.randn(1, 2, 2, 90, 64)
     before = kv.clone()
-    compact(kv, torch.tensor([4]), torch.arange(80)[None])
+    compact([kv.flatten(1, 2)], torch.arange(80)[None], *rows_at(torch.tensor([4])))
     assert torch.equal(kv, before)
 
 

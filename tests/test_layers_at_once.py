@@ -63,7 +63,7 @@ class Watched(Engine):
         self.shown.append((len(rows), layers))
         return self.select(rows, rows_R, layers)
 
-    def _evict_as_the_twin(self, rows: Sequence[int], kept: Tensor, policy: Policy, *, first: int) -> None:
+    def _evict_as_the_twin(self, rows: Sequence[int], kept: Tensor, policy: Policy, **where: Any) -> None:
         count = int(self.running_batch.max_thought_slots[rows[0]])
         for place, row in enumerate(rows):
             request = self.running_batch.requests[row]
@@ -71,7 +71,7 @@ class Watched(Engine):
             seed = int(self.sampler.seeds[row])
             assert kept[place].tolist() == kept_slow(self.cache, row, count, seed, policy, request.budget)
         self.kept.append(kept.clone())
-        self.evict(rows, kept, policy, first=first)
+        self.evict(rows, kept, policy, **where)
 
 
 def run(policy: Policy) -> tuple[Watched, list[tuple[int, ...]]]:

@@ -99,6 +99,14 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return normed
 
 
+def rows_at(first_R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows whose slots behind two pinned ones begin here, as `compact` takes them: rows, starts, pinned, lengths."""
+    rows_R = torch.arange(len(first_R), device=first_R.device)
+    starts_N, pinned_N = torch.empty_like(first_R), torch.full_like(first_R, 2)
+    starts_N[rows_R.flip(0)] = first_R - 2
+    return rows_R.flip(0), starts_N, pinned_N, torch.zeros_like(first_R)
+
+
 def compact_slow(kv_LPHTD: Tensor, first_R: Tensor, kept: Tensor) -> None:
     """A copy of each row's slots in the new order, layer by layer and head by head, then written behind `first`."""
     L, P, H, _, _ = kv_LPHTD.shape

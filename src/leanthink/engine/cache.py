@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.engine import attention_sums
+from leanthink.engine import attention_sums, compaction
 from leanthink.engine.cache_requirements import CacheRequirements
-from leanthink.engine.compaction import compact, move
 from leanthink.engine.forward_batch import Batch, DecodeBatch, PrefillBatch, PromptChunk, by_allocation, prefill_batch
 from leanthink.engine.integrity import check_cache
 from leanthink.engine.layer_kv import LayerKV, layers_of
@@ -312,7 +311,15 @@ class SlotCache:
         """These numbers, such as rows, on the device, without waiting for it."""
         return to_device(torch.tensor(rows, dtype=torch.int64), self.starts.device)
 
-    def evict(self, rows: Sequence[int], kept: Tensor, policy: Policy | None = None, *, first: int = 0) -> None:
+    def evict(
+        self,
+        rows: Sequence[int],
+        kept: Tensor,
+        policy: Policy | None = None,
+        *,
+        first: int = 0,
+        rows_R: Tensor | None = None,
+    ) -> None:
         """Keep only these thought slots of each row, moved together behind the prompt in their old order.
 
         Args:
@@ -321,28 +328,10 @@ class SlotCache:
             policy: who ranked; its token scores for each of X sets are moved with that set's slots. None: none are,
                 unless there is one set, with which everybody's token scores are moved.
             first: the first of its columns among the token scores.
+            rows_R: the same rows on the device, if they are there already.
         """
-        rows_R, K = self.indices(rows), kept.shape[-1]
-        first_R = self.starts[rows_R] + self.pinned[rows_R]
-        if kept.dim() == 3:
-            kept = kept.view(len(rows), self.shape.layers, -1, K)  # a set for each layer, or for each of its heads
-        if policy is not None or kept.dim() == 2:
-            scores_TXC = self.token_scores[:, None] if policy is None else self.token_scores_of(policy, first)
-            if scores_TXC.shape[2]:
-                sets = kept.shape[1:3] if kept.dim() == 4 else (1, 1)
-                scores_TLHC = scores_TXC.view(self.slots + 1, *sets, -1)
-                compact(scores_TLHC.permute(1, 2, 0, 3)[:, None], first_R, kept)
-        if kept.dim() == 4:
-            kept = kept.expand(-1, -1, self.shape.kv_heads, -1)
-        facts = [self.kv_LPHTD, self.positions[:, None, :, :, None]]
-        if self.requirements.accumulated_attention:
-            facts.append(self.accumulated_attention_LHT[:, None, :, :, None])
-        if self.requirements.token_ids and kept.dim() == 2:
-            facts.append(self.token_ids[None, None, None, :, None])
-        for facts_LPHTD in facts:
-            compact(facts_LPHTD, first_R, kept)
-        self.lengths[rows_R] = self.pinned[rows_R] + K
-        self.host_lengths[rows] = self.host_pinned[rows] + K
+        compaction.evict(self, self.indices(rows) if rows_R is None else rows_R, kept, policy, first)
+        self.host_lengths.numpy()[rows] = self.host_pinned.numpy()[rows] + kept.shape[-1]
 
     # -- leaving ---------------------------------------------------------------------------------------------------
 
@@ -366,7 +355,7 @@ class SlotCache:
             return
         other, was = moved
         to_T, from_T = slice(other.start, other.end), slice(was, was + other.size)
-        move(self, from_T, to_T)
+        compaction.move(self, from_T, to_T)
         if other.row is not None:
             self.starts[other.row] = other.start
 

@@ -1,5 +1,7 @@
 """An eviction: if due, score → select → compact, for rows of one policy and budget together.
 
+Host tensors are indexed as numpy's: a list of rows is an index to torch only once it is a tensor, which takes longer.
+
 N active rows   R rows of one eviction   S thought slots   K kept slots   L layers   H kv heads   X index sets
 """
 
@@ -60,7 +62,7 @@ class Evictor:
         cache, batch, n = self.cache, self.batch, self.cache.active
         groups: dict[object, list[int]] = {}
         for row in batch.due_rows(cache.host_lengths[:n], cache.host_pinned[:n]):
-            groups.setdefault((int(batch.policy[row]), batch.requests[row].budget), []).append(row)
+            groups.setdefault((id(batch.requests[row].policy), batch.requests[row].budget), []).append(row)
         for rows in groups.values():
             self.faults.row_by_row(self._evict_due, rows)
 
@@ -68,7 +70,7 @@ class Evictor:
         """`_evict_group` for those of these rows that are still due: a part of them may be done when another raises."""
         budget = self.batch.requests[rows[0]].budget
         assert budget is not None
-        held = (self.cache.host_lengths[rows] - self.cache.host_pinned[rows]).tolist()
+        held = (self.cache.host_lengths.numpy()[rows] - self.cache.host_pinned.numpy()[rows]).tolist()
         due = [row for row, thought_slots in zip(rows, held, strict=True) if budget.is_due(thought_slots)]
         if due:
             self._evict_group(due)
@@ -82,9 +84,10 @@ class Evictor:
         num_rows, layers = self._at_a_time(rows, policy)
         for start in range(0, len(rows), num_rows):
             part, part_R = rows[start : start + num_rows], rows_R[start : start + num_rows]
-            kept = torch.cat([self._kept(part, part_R, some) for some in layers], dim=1)
-            cache.evict(part, kept, policy, first=column)
-            self.batch.evictions[part] += 1
+            of_layers = [self._kept(part, part_R, some) for some in layers]
+            kept = of_layers[0] if len(of_layers) == 1 else torch.cat(of_layers, dim=1)
+            cache.evict(part, kept, policy, first=column, rows_R=part_R)
+            self.batch.evictions.numpy()[part] += 1
             self.evictions += len(part)
 
     def _at_a_time(self, rows: list[int], policy: Policy) -> tuple[int, Sequence[range | None]]:
@@ -105,8 +108,8 @@ class Evictor:
         """Score → select, for rows of one policy and budget: of some layers [R, L H, K], of all [R, K] or [R, X, K]."""
         request, column = self.batch.requests[rows[0]], self.columns[int(self.batch.policy[rows[0]])]
         assert request.budget is not None
-        count, seeds_R = self._thought_slots(rows), self.sampler.seeds[rows_R]
-        slots = policy_view(self.cache, rows_R, count, seeds_R, request.policy, first=column, layers=layers)
+        count, seeds_N = self._thought_slots(rows), self.sampler.seeds
+        slots = policy_view(self.cache, rows_R, count, seeds_N, request.policy, first=column, layers=layers)
         scores = request.policy.score(slots)
         self.model_runner.note_scores(rows_R, scores)
         # Pinned slots and the answer are not among those shown, which lie oldest first.
@@ -116,4 +119,6 @@ class Evictor:
 
     def _thought_slots(self, rows: list[int]) -> int:
         """Thought slots that each of these rows holds, which are due."""
-        return int(self.batch.max_thought_slots[rows[0]])
+        budget = self.batch.requests[rows[0]].budget
+        assert budget is not None
+        return budget.max_thought_slots

@@ -36,9 +36,9 @@ class Recorder:
     def note(self, rows: list[int], policy: Policy, slots: Slots, kept_RK: Tensor) -> None:
         """Note what the recorded ones of these rows are about to lose, and tell it to those that are streamed."""
         batch = self.batch
-        if not bool(batch.recorded[rows].any()):
+        noted = batch.recorded.numpy()[rows].nonzero()[0].tolist()
+        if not noted:
             return
-        noted = [place for place, row in enumerate(rows) if batch.recorded[row]]
         told = [rows[place] for place in noted]
         gone = batch.note_evicted(told, slots.positions[noted].cpu(), kept_RK[noted].cpu())
         news: dict[int, dict[int, tuple[float, ...]]] = {}
@@ -59,7 +59,7 @@ class Recorder:
                 continue
             held = int(self.cache.host_lengths[row] - self.cache.host_pinned[row])
             rows_R, column = self.cache.indices([row]), self.columns[int(self.batch.policy[row])]
-            slots = policy_view(self.cache, rows_R, held, self.sampler.seeds[rows_R], request.policy, first=column)
+            slots = policy_view(self.cache, rows_R, held, self.sampler.seeds, request.policy, first=column)
             for _, positions_S, scores_SC in self._scored([row], request.policy, slots):
                 self.batch.note_token_scores(row, positions_S, scores_SC)
 

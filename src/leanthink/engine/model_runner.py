@@ -121,9 +121,16 @@ class ModelRunner:
     def note_scores(self, rows_R: Tensor, scores: Tensor) -> None:
         """These scores rank slots of these rows; a row with one that is not finite gets no more tokens.
 
-        They are [R, ...], or [R L, ...] where each layer of a row is a row of its own, those of one next to each other.
+        That is told with the next step's tokens. The scores are [R, ...], or [R L, ...] where each layer of a row is a
+        row of its own, those of one next to each other.
         """
-        self.finite[rows_R] &= scores.isfinite().reshape(len(rows_R), -1).all(dim=1)  # told with the next step's tokens
+        scores_RM = scores.reshape(len(rows_R), -1)
+        if scores.is_cuda:
+            from leanthink.engine.kernels.finite import note_finite
+
+            note_finite(scores_RM, rows_R, self.finite)
+        else:
+            self.finite[rows_R] &= scores_RM.isfinite().all(dim=1)
 
     def forget(self) -> None:
         """Drop the captured graphs: what they read has moved."""

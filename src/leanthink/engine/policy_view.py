@@ -21,7 +21,7 @@ def policy_view(
     cache: SlotCache,
     rows_R: Tensor,
     count: int,
-    seeds_R: Tensor,
+    seeds_N: Tensor,
     policy: Policy,
     *,
     first: int = 0,
@@ -33,32 +33,58 @@ def policy_view(
         cache: that holds them.
         rows_R: rows that hold prompt and thought, and no answer yet.
         count: thought slots of each.
-        seeds_R: the seeds of their requests.
+        seeds_N: the seeds of all requests, by row.
         policy: who looks.
         first: the first of its columns among the token scores.
         layers: which of them, for a policy per head: each of them of each row is then a row of its own, those of one
             row next to each other.
     """
     if layers is not None:
-        return _view_of_layers(cache, rows_R, count, seeds_R, policy, layers)
+        return _view_of_layers(cache, rows_R, count, seeds_N[rows_R], policy, layers)
+    if rows_R.is_cuda and not policy.texts:
+        return view_in_one_launch(cache, rows_R, count, seeds_N, policy, first)
     slots_RS = _thought_slots(cache, rows_R, count)
     next_R = cache.next_positions[rows_R]
     facts: dict[str, Any] = {
         "next_position": next_R,
         "prompt_tokens": cache.prompt_lengths[rows_R],
-        "seeds": seeds_R,
+        "seeds": seeds_N[rows_R],
     }
     if policy.num_sets > 1:
         positions_RXS = _positions_of_sets(cache, policy.num_sets)[:, slots_RS].transpose(0, 1)
         if policy.score_dims:
             facts["token_scores"] = cache.token_scores_of(policy, first)[slots_RS].transpose(1, 2).float()
         return Slots(ages=next_R[:, None, None] - 1 - positions_RXS, positions=positions_RXS, **facts)
-    positions_RS = cache.positions[0, 0, slots_RS]
+    positions_RS = _positions_of_sets(cache, 1)[0, slots_RS]
     if policy.score_dims:
         facts["token_scores"] = cache.token_scores[slots_RS, first : first + policy.score_dims].float()
     if policy.texts:
         facts["token_ids"] = cache.token_ids[slots_RS]
     return Slots(ages=next_R[:, None] - 1 - positions_RS, positions=positions_RS, **facts)
+
+
+def view_in_one_launch(
+    cache: SlotCache, rows_R: Tensor, count: int, seeds_N: Tensor, policy: Policy, first: int
+) -> Slots:
+    """The same on a GPU, for a policy that ranks by ages, positions and token scores."""
+    from leanthink.engine.kernels.view import view
+
+    X, C = policy.num_sets, policy.score_dims
+    of_rows, positions_XT = (cache.next_positions, cache.prompt_lengths, seeds_N), _positions_of_sets(cache, X)
+    of_rows_R, shown, token_scores = view(
+        rows_R, count, cache.starts, cache.pinned, of_rows, positions_XT, cache.token_scores, first, C
+    )
+    if X == 1:
+        shown, token_scores = shown[:, :, 0], token_scores[:, 0]
+    (next_R, prompts_R, seeds_R), (positions, ages) = of_rows_R.unbind(0), shown.unbind(0)
+    return Slots(
+        ages=ages,
+        positions=positions,
+        next_position=next_R,
+        prompt_tokens=prompts_R,
+        seeds=seeds_R,
+        token_scores=token_scores if C else None,
+    )
 
 
 def _view_of_layers(
@@ -93,6 +119,8 @@ def _view_of_layers(
 
 def _positions_of_sets(cache: SlotCache, num_sets: int) -> Tensor:
     """Positions of the tokens that each index set holds, [X, T + 1]."""
+    if num_sets == 1:
+        return cache.positions[0, :1]
     if num_sets == cache.shape.layers:
         return cache.positions[:, 0]
     assert num_sets == cache.shape.layers * cache.shape.kv_heads

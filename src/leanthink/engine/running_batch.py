@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,12 +144,14 @@ class RunningBatch:
 
         To be called once in each decoding step, when the slots of its tokens are written and before any is evicted.
         """
-        n = len(self.requests)
-        self.peak[:n] = torch.maximum(self.peak[:n], lengths_N)
-        self.slot_steps[:n] += lengths_N
+        n, held_N = len(self.requests), lengths_N.numpy()
+        columns = (self.peak, self.slot_steps, self.max_thought_slots, self.answer_start)
+        peak_N, slot_steps_N, most_N, answer_start_N = (column.numpy()[:n] for column in columns)
+        np.maximum(peak_N, held_N, out=peak_N)
+        slot_steps_N += held_N
         # `Budget.is_due` of all rows at once.
-        is_due_N = (lengths_N - pinned_N >= self.max_thought_slots[:n]) & (self.answer_start[:n] == NEVER)
-        rows: list[int] = is_due_N.nonzero()[:, 0].tolist()
+        is_due_N = (held_N - pinned_N.numpy() >= most_N) & (answer_start_N == NEVER)
+        rows: list[int] = is_due_N.nonzero()[0].tolist()
         return rows
 
     def note_evicted(self, rows: Sequence[int], positions_RS: Tensor, kept_RK: Tensor) -> list[tuple[int, ...]]:

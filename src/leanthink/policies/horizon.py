@@ -15,6 +15,7 @@ from leanthink.utils.errors import UsageError, unknown
 
 Rule = Literal["floor", "ceil"]
 
+FAR = 2**62  # an age that no slot reaches
 MAX_AT_ONCE = 16  # tokens of a row: the predictor's weights are read once for all of them
 
 
@@ -108,19 +109,30 @@ class Horizon(Policy):
         """The token's score for the horizon that the slot's age calls for, of the shape of `slots.ages`."""
         assert slots.token_scores is not None, "the cache holds the token scores of a policy with score_dims"
         horizons = self.predictor.horizons
+        younger_than = horizons[0] if self.local else self.offsets[-1]
+        if slots.ages.is_cuda and self.only is None and slots.token_scores.dtype == torch.float32:
+            from leanthink.policies.horizon_kernel import horizon_scores
+
+            bounds = index_bounds(horizons, self.rule, slots.ages.device)
+            right = self.rule == "floor"
+            return horizon_scores(slots.ages, slots.token_scores, bounds, younger_than, OUTRANKS, right=right)
         if self.only is None:
             index = horizon_index(slots.ages, horizons, self.rule)
         else:
             index = torch.full_like(slots.ages, horizons.index(self.only))
         score = slots.token_scores.gather(-1, index[..., None]).squeeze(-1)
-        younger_than = horizons[0] if self.local else self.offsets[-1]
         return torch.where(slots.ages < younger_than, OUTRANKS - slots.ages, score)
 
 
 def horizon_index(ages: Tensor, horizons: tuple[int, ...], rule: Rule) -> Tensor:
     """Index of the horizon that each age calls for: the largest that it has reached, or the smallest to come."""
-    reached = torch.bucketize(ages.contiguous(), constant(horizons, ages.device), right=rule == "floor")
-    return (reached - 1).clamp(min=0) if rule == "floor" else reached.clamp(max=len(horizons) - 1)
+    bounds = index_bounds(horizons, rule, ages.device)
+    return torch.bucketize(ages.contiguous(), bounds, right=rule == "floor")
+
+
+def index_bounds(horizons: tuple[int, ...], rule: Rule, device: torch.device) -> Tensor:
+    """The index of an age's horizon is how many of these it has reached under "floor", or passed under "ceil"."""
+    return constant((*(horizons[1:] if rule == "floor" else horizons[:-1]), FAR), device)
 
 
 def check_rule(rule: str) -> None:
