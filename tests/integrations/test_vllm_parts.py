@@ -117,6 +117,9 @@ def test_a_row_holds_what_its_reference_implementation_holds_however_its_tokens_
         assert lengths.peak(at + 1) == slow.most <= budget.bound(prompt, total) or answer > budget.max_answer_slots
     ends = sorted(data.draw(st.sets(st.integers(1, total), max_size=12)) | {total})
     assert run(make_row(budget, prompt, answer_at), states_TF, ends) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("leanthink.integrations.vllm.row.MAX_GATHERED_BYTES", 150)  # no more than a few tokens at once
+        assert run(make_row(budget, prompt, answer_at), states_TF, ends) == expected
     assert run(make_row(budget, prompt, answer_at), states_TF, list(range(1, total + 1))) == expected
 
 

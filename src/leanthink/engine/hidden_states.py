@@ -64,6 +64,7 @@ def gather_hidden_states(cache: SlotCache, rows_R: Tensor, offsets: tuple[int, .
     The token is the one `offsets[-1]` before the row's last. Before so many thought tokens are written it is another
     one; that is of the prompt, or gone.
     """
+    assert offsets[-1] < cache.requirements.hidden_states
     back_O = constant(tuple(offset - offsets[-1] - 1 for offset in offsets), rows_R.device)
     return _gather(cache, rows_R[:, None], cache.next_positions[rows_R][:, None] + back_O)
 
@@ -73,13 +74,15 @@ def gather_consecutive(cache: SlotCache, rows_R: Tensor, count: int) -> Tensor:
 
     Of these, too, some are others before so many thought tokens are written.
     """
+    assert count <= cache.requirements.hidden_states
     back_T = constant(tuple(range(-count, 0)), rows_R.device)
     return _gather(cache, rows_R, cache.next_positions[rows_R] + back_T[:, None])
 
 
 def _gather(cache: SlotCache, rows: Tensor, positions: Tensor) -> Tensor:
     """Of these positions of these rows, [..., F]: by one index, so that whole states are copied and not each number."""
-    at = rows * cache.requirements.hidden_states + positions % cache.requirements.hidden_states
+    size = cache.requirements.hidden_states
+    at = rows * size + positions % size
     return cache.hidden_states.flatten(0, 1).index_select(0, at.flatten()).view(*at.shape, -1)
 
 

@@ -65,6 +65,8 @@ class RunningBatch:
         self.max_answer_tokens = columns[4]
         self.peak, self.slot_steps, self.evictions, self.ended, self.policy, self.watched = columns[5:11]
         self.alternatives, self.recorded, self.tag = columns[11:]
+        columns = (self.peak, self.slot_steps, self.max_thought_slots, self.answer_start)
+        self._held = [column.numpy() for column in columns]  # of the same memory
         self._reader, self._reads = TagReader(tags), tags.only_in_text
         self.unread: dict[int, Exception] = {}
         self._decided: set[int] = set()  # rows of which this step has told whether they think
@@ -145,8 +147,7 @@ class RunningBatch:
         To be called once in each decoding step, when the slots of its tokens are written and before any is evicted.
         """
         n, held_N = len(self.requests), lengths_N.numpy()
-        columns = (self.peak, self.slot_steps, self.max_thought_slots, self.answer_start)
-        peak_N, slot_steps_N, most_N, answer_start_N = (column.numpy()[:n] for column in columns)
+        peak_N, slot_steps_N, most_N, answer_start_N = (column[:n] for column in self._held)
         np.maximum(peak_N, held_N, out=peak_N)
         slot_steps_N += held_N
         # `Budget.is_due` of all rows at once.
