@@ -32,7 +32,14 @@ from leanthink.engine.decoder import _Fused
 from leanthink.engine.engine import Engine
 from leanthink.engine.kernels.append import append
 from leanthink.engine.kernels.compact import compact
-from leanthink.engine.kernels.decode import MAX_SPLITS, MIN_SPLIT, PROGRAMS_PER_SM, decode_attention, splits_for
+from leanthink.engine.kernels.decode import (
+    FP8_PROGRAMS_PER_SM,
+    MAX_SPLITS,
+    MIN_SPLIT,
+    PROGRAMS_PER_SM,
+    decode_attention,
+    splits_for,
+)
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
 from leanthink.engine.kernels.finite import note_finite
 from leanthink.engine.kernels.place import place
@@ -292,14 +299,14 @@ def test_an_engine_that_feeds_prompts_by_kernels_writes_the_same(architecture: s
     torch.testing.assert_close(made[0][1], made[1][1], rtol=1e-4, atol=1e-4)
 
 
-@given(pairs=st.integers(1, 10_000), slots=st.integers(1, 200_000), sms=st.integers(1, 200))
-def test_splits_fill_the_sms_but_stay_long_and_few(pairs: int, slots: int, sms: int) -> None:
-    splits = splits_for(pairs, slots, sms)
+@given(pairs=st.integers(1, 10_000), slots=st.integers(1, 200_000), sms=st.integers(1, 200), fp8=st.booleans())
+def test_splits_fill_the_sms_but_stay_long_and_few(pairs: int, slots: int, sms: int, fp8: bool) -> None:
+    splits, programs = splits_for(pairs, slots, sms, fp8=fp8), (FP8_PROGRAMS_PER_SM if fp8 else PROGRAMS_PER_SM) * sms
     assert 1 <= splits <= MAX_SPLITS
     assert splits == 1 or slots / splits >= MIN_SPLIT
-    assert splits == 1 or splits * pairs <= PROGRAMS_PER_SM * sms
+    assert splits == 1 or splits * pairs <= programs
     if splits < MAX_SPLITS and slots / (splits + 1) >= MIN_SPLIT:
-        assert (splits + 1) * pairs > PROGRAMS_PER_SM * sms
+        assert (splits + 1) * pairs > programs
 
 
 @few

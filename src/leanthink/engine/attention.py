@@ -44,7 +44,8 @@ def decode_attention(
     if q_NHGD.is_cuda:
         from leanthink.engine.kernels import decode
 
-        splits = decode.splits_for(q_NHGD.shape[0] * q_NHGD.shape[1], batch.largest, multiprocessors(q_NHGD.device))
+        pairs, sms = q_NHGD.shape[0] * q_NHGD.shape[1], multiprocessors(q_NHGD.device)
+        splits = decode.splits_for(pairs, batch.largest, sms, fp8=held.fp8 is not None)
         how: dict[str, Any] = {"splits": splits, "sinks_HG": sinks_HG, "fp8": held.fp8}
         return decode.decode_attention(
             q_NHGD, held.keys_HTD, held.values_HTD, batch.starts_N, batch.last_N, scaling, **how

@@ -18,14 +18,15 @@ from leanthink.engine.quantized_kv import OfLayer
 MIN_DOT = 16  # the smallest side of a tensor-core product: G is padded to it
 BLOCK_BYTES = 8192  # of keys per step
 STAGES, WARPS = 3, 2  # steps whose loads are in flight, and warps of a program
-PROGRAMS_PER_SM = 4  # rows of unequal length want some to share them
+PROGRAMS_PER_SM, FP8_PROGRAMS_PER_SM = 4, 16  # rows of unequal length want some to share them
 MIN_SPLIT = 128  # slots: a shorter split costs more to merge than it saves
 MAX_SPLITS = 64
 
 
-def splits_for(rows_times_heads: int, slots: int, sms: int) -> int:
-    """Into how many splits to cut rows of up to `slots` slots, for up to `PROGRAMS_PER_SM` programs per SM."""
-    return max(1, min(PROGRAMS_PER_SM * sms // rows_times_heads, slots // MIN_SPLIT, MAX_SPLITS))
+def splits_for(rows_times_heads: int, slots: int, sms: int, *, fp8: bool = False) -> int:
+    """Into how many splits to cut rows of up to `slots` slots, for so many programs per SM."""
+    programs = (FP8_PROGRAMS_PER_SM if fp8 else PROGRAMS_PER_SM) * sms
+    return max(1, min(programs // rows_times_heads, slots // MIN_SPLIT, MAX_SPLITS))
 
 
 @triton.jit  # type: ignore[untyped-decorator]

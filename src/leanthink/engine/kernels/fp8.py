@@ -23,6 +23,7 @@ def query_and_scale(query, scale):  # type: ignore[no-untyped-def]
     That rounds only what is below 2^-10 of them, by 2^-21 at most.
     """
     if query.dtype == tl.bfloat16:
-        query = (query.to(tl.float32) * 0.0625).to(tl.float16)
+        # Not times 1/16: LLVM would make that a product in float16, of what float16 may not hold.
+        query = tl.div_rn(query.to(tl.float32), 16.0).to(tl.float16)
         scale *= 16.0
     return query, scale
