@@ -41,7 +41,7 @@ MAY_NEED = {
     "integrations/vllm/": {"vllm"},
     "integrations/vllm/v2/": {"gpu"},  # and what is of vllm/
     "models/loading.py": {"gguf"},
-    "policies/select_kernel.py": {"gpu"},
+    **dict.fromkeys(("policies/horizon_kernel.py", "policies/select_kernel.py"), {"gpu"}),
     "rl/": {"train"},
     "utils/svg.py": {"plot"},
 }
