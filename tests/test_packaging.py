@@ -41,7 +41,8 @@ MAY_NEED = {
     "integrations/vllm/": {"vllm"},
     "integrations/vllm/v2/": {"gpu"},  # and what is of vllm/
     "models/loading.py": {"gguf"},
-    **dict.fromkeys(("policies/horizon_kernel.py", "policies/select_kernel.py"), {"gpu"}),
+    "policies/horizon_kernel.py": {"gpu"},
+    "policies/select_kernel.py": {"gpu"},
     "rl/": {"train"},
     "utils/svg.py": {"plot"},
 }
