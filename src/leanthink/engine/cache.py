@@ -16,6 +16,7 @@ from torch import Tensor
 
 from leanthink.engine import attention_sums, compaction
 from leanthink.engine.cache_requirements import CacheRequirements
+from leanthink.engine.compaction import move
 from leanthink.engine.forward_batch import Batch, DecodeBatch, PrefillBatch, PromptChunk, by_allocation, prefill_batch
 from leanthink.engine.integrity import check_cache
 from leanthink.engine.layer_kv import LayerKV, layers_of
@@ -355,7 +356,7 @@ class SlotCache:
             return
         other, was = moved
         to_T, from_T = slice(other.start, other.end), slice(was, was + other.size)
-        compaction.move(self, from_T, to_T)
+        move(self, from_T, to_T)
         if other.row is not None:
             self.starts[other.row] = other.start
 
