@@ -36,6 +36,7 @@ from leanthink.models.tiny.model import MAX_LENGTH, PACKED, build_model, packed_
 from leanthink.models.tiny.muon import BatchedMuon
 from leanthink.models.tiny.sequence_packing import NO_TARGET, Batch, BatchShape, Sample, batch_stream
 from leanthink.models.tiny.smoke_test import smoke_test
+from leanthink.utils.device import to_device
 from leanthink.utils.errors import UsageError, unknown
 
 LossSum = Callable[[Tensor, Tensor], Tensor]
@@ -156,11 +157,7 @@ def make_loss_sum(model: nn.Module, device: torch.device, *, compiled: bool) -> 
 
 def sent(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     """The batch on the device; on a GPU by a copy from pinned memory that runs beside the computation."""
-    tensors = torch.from_numpy(batch.rows_3T), torch.from_numpy(batch.offsets_N)
-    if device.type != "cuda":
-        return tensors
-    rows_3T, offsets_N = (tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors)
-    return rows_3T, offsets_N
+    return to_device(torch.from_numpy(batch.rows_3T), device), to_device(torch.from_numpy(batch.offsets_N), device)
 
 
 def train_step(

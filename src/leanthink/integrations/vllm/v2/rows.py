@@ -33,6 +33,7 @@ from leanthink.integrations.vllm.v2.device_rows import (
 )
 from leanthink.policies import Policy, Slots
 from leanthink.policies.budget import Budget
+from leanthink.utils.device import to_device
 
 RANKED_AT_ONCE = 2**24  # slots of all sets: what an eviction of more of them needs would count in the peak of memory
 
@@ -289,10 +290,7 @@ class Rows:
 
     def _sent(self, numbers: np.ndarray) -> Tensor:
         """On the device, without waiting for what runs there."""
-        sent = torch.from_numpy(numbers.astype(np.int64))
-        if self.device.device.type == "cuda":
-            return sent.pin_memory().to(self.device.device, non_blocking=True)
-        return sent
+        return to_device(torch.from_numpy(numbers.astype(np.int64)), self.device.device)
 
 
 def _slots(due: Due, after_g: Tensor, *, shared: bool) -> Slots:
