@@ -15,6 +15,7 @@ from leanthink.engine.sampling import Sampling
 from leanthink.policies import make_policy
 from leanthink.policies.budget import Budget
 from models import RandomPredictor, endless, make_model, make_tokenizer, mix_prompts
+from test_engine import run
 
 TOKENIZER = make_tokenizer()
 BUDGET = Budget(slots=16, recent_window=4, eviction_interval=8, max_answer_slots=8)
@@ -25,14 +26,6 @@ LONG = list(range(40, 62))
 def make_engine(model: Any = None, **options: Any) -> Engine:
     chosen = {"slots": 300, "rows": 4, "async_scheduling": True} | options
     return Engine(endless() if model is None else model, TOKENIZER, **chosen)
-
-
-def run(engine: Engine) -> dict[int, Completion]:
-    finished: dict[int, Completion] = {}
-    while engine.unfinished:
-        finished |= engine.step().finished
-        engine.check_integrity()
-    return finished
 
 
 def order_of(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanthink.engine import attention_sums, compaction
+from leanthink.engine import attention_sums
 from leanthink.engine.cache_requirements import CacheRequirements
-from leanthink.engine.compaction import move
+from leanthink.engine.compaction import evict_slots, move
 from leanthink.engine.forward_batch import Batch, DecodeBatch, PrefillBatch, PromptChunk, by_allocation, prefill_batch
 from leanthink.engine.integrity import check_cache
 from leanthink.engine.layer_kv import LayerKV, layers_of
@@ -331,7 +331,7 @@ class SlotCache:
             first: the first of its columns among the token scores.
             rows_R: the same rows on the device, if they are there already.
         """
-        compaction.evict(self, self.indices(rows) if rows_R is None else rows_R, kept, policy, first)
+        evict_slots(self, self.indices(rows) if rows_R is None else rows_R, kept, policy, first)
         self.host_lengths.numpy()[rows] = self.host_pinned.numpy()[rows] + kept.shape[-1]
 
     # -- leaving ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from leanthink.engine.cache import SlotCache
 
 
-def evict(cache: SlotCache, rows_R: Tensor, kept: Tensor, policy: Policy | None, first: int) -> None:
+def evict_slots(cache: SlotCache, rows_R: Tensor, kept: Tensor, policy: Policy | None, first: int) -> None:
     """The device's part of `SlotCache.evict`, whose arguments these are: slots and lengths."""
     facts, kept = facts_of_slots(cache, kept, policy, first)
     if rows_R.is_cuda:

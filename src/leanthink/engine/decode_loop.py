@@ -91,18 +91,22 @@ class DecodeLoop:
         return self.cache.active > 0 and self._launch_rows()
 
     def _launch_rows(self) -> bool:
-        """Launch a step of all rows, and of the prompts that ride along; False if it raised without these."""
-        scoring, logprobs = self.token_scoring(strided=False), self.batch.num_logprobs
+        """`_launch_step`; False if it raised without prompts that ride along."""
         try:
-            self.scheduler.launch(self.cache.active, scoring, logprobs=logprobs)
+            self._launch_step()
         except Exception as error:
             if not self.scheduler.chunks:
-                self.faults.find(error, scoring, logprobs=logprobs)
+                self.faults.find(error, self.token_scoring(strided=False), logprobs=self.batch.num_logprobs)
                 return False
             self.faults.check_device(error)
             self._feed_prompts_alone()
             return self._launch_rows()
         return True
+
+    def _launch_step(self) -> None:
+        """Launch a step of all rows, and of the prompts that ride along."""
+        scoring, logprobs = self.token_scoring(strided=False), self.batch.num_logprobs
+        self.scheduler.launch(self.cache.active, scoring, logprobs=logprobs)
 
     def _feed_prompts_alone(self) -> None:
         """A forward has raised: feed its prompts without rows, so that whoever made it raise is found."""
@@ -127,9 +131,8 @@ class DecodeLoop:
     def _launch_ahead(self) -> bool:
         """Admit, and launch the next step; False if that raised: it begins again when this one's tokens are known."""
         self.scheduler.schedule()
-        scoring, logprobs = self.token_scoring(strided=False), self.batch.num_logprobs
         try:
-            self.scheduler.launch(self.cache.active, scoring, logprobs=logprobs)
+            self._launch_step()
         except Exception as error:
             self.faults.check_device(error)
             return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,8 +64,6 @@ class RunningBatch:
         self.max_answer_tokens = columns[4]
         self.peak, self.slot_steps, self.evictions, self.ended, self.policy, self.watched = columns[5:11]
         self.alternatives, self.recorded, self.tag = columns[11:]
-        columns = (self.peak, self.slot_steps, self.max_thought_slots, self.answer_start)
-        self._held = [column.numpy() for column in columns]  # of the same memory
         self._reader, self._reads = TagReader(tags), tags.only_in_text
         self.unread: dict[int, Exception] = {}
         self._decided: set[int] = set()  # rows of which this step has told whether they think
@@ -146,13 +143,12 @@ class RunningBatch:
 
         To be called once in each decoding step, when the slots of its tokens are written and before any is evicted.
         """
-        n, held_N = len(self.requests), lengths_N.numpy()
-        peak_N, slot_steps_N, most_N, answer_start_N = (column[:n] for column in self._held)
-        np.maximum(peak_N, held_N, out=peak_N)
-        slot_steps_N += held_N
+        n = len(self.requests)
+        self.peak[:n] = torch.maximum(self.peak[:n], lengths_N)
+        self.slot_steps[:n] += lengths_N
         # `Budget.is_due` of all rows at once.
-        is_due_N = (held_N - pinned_N.numpy() >= most_N) & (answer_start_N == NEVER)
-        rows: list[int] = is_due_N.nonzero()[0].tolist()
+        is_due_N = (lengths_N - pinned_N >= self.max_thought_slots[:n]) & (self.answer_start[:n] == NEVER)
+        rows: list[int] = is_due_N.nonzero()[:, 0].tolist()
         return rows
 
     def note_evicted(self, rows: Sequence[int], positions_RS: Tensor, kept_RK: Tensor) -> list[tuple[int, ...]]:
