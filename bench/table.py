@@ -14,12 +14,12 @@ from typing import Any
 
 import one_a_line
 import real_table
-from real_table import NARROW, wrapped
+import speed_table
+from real_table import wrapped
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-ENGINES = ("llama-3.1-8b", "qwen2.5-7b")
-SMALLER, STOCK = "llama-3.1-8b-16gib", "llama-3.1-8b-stock"
+STOCK = "llama-3.1-8b-stock"
 BEST = 0.5  # of the problems right at some ratio: in the first table
 
 
@@ -118,76 +118,9 @@ def _cell(row: dict[str, Any] | None) -> str:
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def steps_table() -> str:
-    """Decoding steps against the floor, and what evictions take of them."""
-    lines = [
-        "| shape | rows x slots | floor | our step, full [p10, p90] | of the floor | evictions | with `horizon` |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name in ENGINES:
-        parts = _engine(name)["parts"]
-        for cell, evicting in zip(parts["decode"]["cells"], parts["eviction"]["cells"], strict=True):
-            step, longer = cell["step_ms"], evicting["horizon_to_full"] - 1
-            lines.append(
-                f"| {name} | {cell['batch']} x {cell['slots']} | {cell['floor_ms']:.1f} ms "
-                f"| {step['median']:.1f} ms [{step['p10']:.1f}, {step['p90']:.1f}] | {1 / cell['share_of_floor']:.2f}x "
-                f"| {100 * evicting['horizon']['eviction_share']:.1f} % | {100 * longer:+.1f} % |"
-            )
-    lines += [
-        "",
-        "Floor = bytes of weights and held slots over the copy bandwidth of the same run; evictions = their share of "
-        "time, interval 128; with `horizon` = its mean step against one that only holds as many slots.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def throughput_lines() -> str:
-    """Tokens per second from the same memory."""
-    found = _engine(ENGINES[0])
-    options, birth = found["options"], found["birth"]
-    lines = [
-        f"Tokens per second, {options['requests']} requests of {options['prompt']} + {options['output']} tokens in the "
-        "middle of their lives, from the same memory for keys and values:"
-    ]
-    for name in (*ENGINES, SMALLER):
-        measured = _engine(name)
-        first, *rest = measured["parts"]["throughput"]["policies"]
-        cells = [f"{row['budget']}: {row['tokens_per_second']:.0f} ({row['ratio_to_full']:.1f}x)" for row in rest]
-        lines.append(
-            f"{measured['options']['shape']}, {measured['options']['kv_gib']:g} GiB: full "
-            f"{first['tokens_per_second']:.0f}, `horizon` {', '.join(cells)};"
-        )
-    lines.append(
-        f"{birth['hardware']}, torch {birth['torch']}, random weights in bfloat16, commit {birth['commit']}, "
-        "[bench/results](../bench/results), `leanthink bench --shape SHAPE`."
-    )
-    return "\n".join(lines) + "\n"
-
-
-def speed_table() -> str:
-    """Tokens per second from the same memory, by budget."""
-    found = [_engine(name) for name in ENGINES]
-    options, birth = found[0]["options"], found[0]["birth"]
-    budgets = [row["budget"] for row in found[0]["parts"]["throughput"]["policies"][1:]]
-    lines = [
-        f"| shape, memory for slots | full | {' | '.join(f'budget {budget}' for budget in budgets)} |",
-        "|---" * (2 + len(budgets)) + "|",
-    ]
-    for measured in found:
-        first, *rest = measured["parts"]["throughput"]["policies"]
-        cells = [f"{row['tokens_per_second']:.0f} ({row['ratio_to_full']:.1f}x)" for row in rest]
-        name = f"{measured['options']['shape']}, {measured['options']['kv_gib']:g} GiB"
-        lines.append(f"| {name} | {first['tokens_per_second']:.0f} | {' | '.join(cells)} |")
-    told = (
-        f"Tokens per second, `horizon`, requests of {options['prompt']} + {options['output']}, random weights, "
-        f"{birth['hardware']}. [More](docs/measurements.md#speed)."
-    )
-    return "\n".join([*lines, "", *wrapped(told, NARROW)]) + "\n"
-
-
 def stock_lines() -> str:
     """Steps of transformers itself, at the rows and slots of a cell of ours, measured in one run."""
-    found = _engine(STOCK)
+    found: dict[str, Any] = json.loads((RESULTS / f"engine-{STOCK}" / "bench.json").read_text())
     part = found["parts"].get("hf-baseline") or found["parts"]["stock"]  # what it was called before
     (cell,) = part["cells"]
     ways = {"`generate`": cell["generate"], "continuous batching": cell["continuous_batching"]}
@@ -234,11 +167,6 @@ def ray_lines() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _engine(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / f"engine-{name}" / "bench.json").read_text())
-    return found
-
-
 def _percent(row: dict[str, Any]) -> str:
     return f"{100 * row['sampled'][0]:.1f}"
 
@@ -251,12 +179,14 @@ def _with_table(text: str, name: str, table: str) -> str:
 
 def main() -> None:
     """Rewrite the pages, or with --check leave with 1 if one is out of date."""
+    speed = speed_table.read()
     pages = {
-        "README.md": {"speed": speed_table()},
+        "README.md": {"speed": speed_table.short_table(speed)},
         "docs/measurements.md": {
             "policies": policies_table(),
             "matrix": matrix_table(),
-            "engine": steps_table() + "\n" + stock_lines() + "\n" + throughput_lines(),
+            "speed": speed_table.whole_tables(speed),
+            "stock": stock_lines(),
         },
         "docs/ray.md": {"ray-speedup": ray_lines()},
         "docs/evaluation.md": {"eval-tiny": first_table(RESULTS / "eval-tiny" / "report.md")},
