@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import one_a_line
+import real_kv
 import real_table
 import speed_table
 from real_table import wrapped
@@ -187,6 +188,8 @@ def main() -> None:
             "matrix": matrix_table(),
             "speed": speed_table.whole_tables(speed),
             "stock": stock_lines(),
+            "fp8": real_kv.fp8_table(),
+            "seconds": real_kv.seconds_table(),
         },
         "docs/ray.md": {"ray-speedup": ray_lines()},
         "docs/evaluation.md": {"eval-tiny": first_table(RESULTS / "eval-tiny" / "report.md")},
