@@ -223,7 +223,8 @@ def test_what_has_no_trace_is_left_out_without_a_word(
 
 def test_parts_that_may_lie_on_the_host_are_no_reason_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     plain: dict[str, Any] = {"deepspeed_plugin": None, "fsdp_config": {}}
-    assert not run_needs.may_offload(SimpleNamespace(**plain))
+    for nowhere in ({}, {"fsdp_config": None}, {"fsdp_config": "text"}):
+        assert not run_needs.may_offload(SimpleNamespace(**plain | nowhere))
     for elsewhere in ({"deepspeed_plugin": object()}, {"fsdp_config": {"cpu_offload": True}}):
         assert run_needs.may_offload(SimpleNamespace(**plain | elsewhere))
     monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")

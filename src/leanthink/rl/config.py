@@ -140,6 +140,7 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         with refused_settings():
             self._check_by_trl()
         self._check_schedule()
+        self._check_updates()
         self._check_checkpoints()
 
     @property
@@ -298,6 +299,19 @@ class DeepCompressConfig(GRPOConfig):  # type: ignore[misc]  # trl has no types
         except Exception as error:  # some is checked there, and some is tripped over
             name = getattr(kind, "value", kind)
             raise UsageError(f"lr_scheduler_type={name!r} with lr_scheduler_kwargs={more}: {said(error)}") from error
+
+    def _check_updates(self) -> None:
+        """What transformers, torch and TRL would trip over at the first update."""
+        multiple = self.pad_to_multiple_of
+        if multiple not in (None, "auto") and not (isinstance(multiple, int) and multiple >= 1):
+            raise UsageError(f"pad_to_multiple_of={multiple!r}: a number, at least 1, or auto")
+        if self.optim_args and any(part.count("=") != 1 for part in self.optim_args.split(",")):
+            raise UsageError(f"optim_args={self.optim_args!r}: of the form name=value,name=value")
+        if self.torch_compile_mode is not None:
+            try:
+                torch.compile(torch.nn.Identity(), mode=self.torch_compile_mode)
+            except RuntimeError as error:
+                raise UsageError(f"torch_compile_mode={self.torch_compile_mode!r}: {said(error)}") from error
 
     def _check_checkpoints(self) -> None:
         """A run goes on as it was only from where a generation batch ends: TRL does not save the rest of one."""

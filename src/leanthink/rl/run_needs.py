@@ -152,7 +152,10 @@ def is_sharded(args: Any) -> bool:
 
 def may_offload(args: Any) -> bool:
     """Whether parts of weights, gradients or optimizer may be on the host, or spread in ways that are not counted."""
-    offloaded = _is_on("FSDP_OFFLOAD_PARAMS") or bool((args.fsdp_config or {}).get("cpu_offload"))
+    named = (
+        args.fsdp_config if isinstance(args.fsdp_config, Mapping) else {}
+    )  # transformers leaves text if it is unused
+    offloaded = _is_on("FSDP_OFFLOAD_PARAMS") or bool(named.get("cpu_offload"))
     return offloaded or args.deepspeed_plugin is not None
 
 
