@@ -193,3 +193,78 @@ def test_steps_after_all_have_ended_begin_anew() -> None:
         index = engine.add(PROMPTS[0], policy="full", sampling=Sampling(max_new_tokens=9))
         assert run(engine)[index].token_ids == whole.token_ids[: first + 1]
         assert engine.cache.steps_ahead == 1
+
+
+@pytest.mark.parametrize("end", ["cancel", "eos"])
+def test_log_probabilities_follow_a_row_that_moves(end: str) -> None:
+    model, sampling = endless().double(), Sampling(max_new_tokens=40)
+    wanted = Sampling(max_new_tokens=6, logprobs=2)
+    (whole,) = generate(model, TOKENIZER, PROMPTS[0], policy="full", sampling=sampling)
+    (alone,) = generate(model, TOKENIZER, PROMPTS[2], policy="full", sampling=wanted)
+    ends = (whole.token_ids[2],) if end == "eos" else ()
+    assert not {*ends} & {*alone.token_ids}
+    engine = make_engine(model, ends=ends)
+    first, _ = (engine.add(prompt, policy="full", sampling=sampling) for prompt in PROMPTS[:2])
+    for _ in range(2):
+        engine.step()
+    late = engine.add(PROMPTS[2], policy="full", sampling=wanted)  # has the last row in a step that is launched ahead
+    engine.step()
+    if end == "cancel":
+        assert engine.cancel(first)
+    assert engine.rows.find(late) == 0, "it has moved to the row that became free"
+    found = run(engine)[late]
+    assert found.token_ids == alone.token_ids
+    assert found.logprobs == pytest.approx(alone.logprobs)
+    assert [[token for token, _ in top] for top in found.top_logprobs or ()] == [
+        [token for token, _ in top] for top in alone.top_logprobs or ()
+    ]
+
+
+def test_what_a_token_fed_in_vain_has_written_harms_nobody() -> None:
+    model, options = endless("gpt_oss").double(), {"policy": "full", "sampling": Sampling(max_new_tokens=30)}
+    (whole,), (alone,), (beside,) = (
+        generate(model, TOKENIZER, prompt, **options) for prompt in (PROMPTS[0], PROMPTS[1], LONG)
+    )
+    others = {*PROMPTS[1], *LONG, *alone.token_ids, *beside.token_ids}
+    end = next(token for token in whole.token_ids[4:] if token not in others)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[end] = torch.nan  # only a step that is launched ahead feeds it
+    engine = make_engine(model, ends=(end,), row_slots=90)
+    first, longer = (engine.add(prompt, **options) for prompt in (PROMPTS[0], LONG))
+    done: dict[int, Completion] = {}
+    while first not in done:
+        done |= engine.step().finished
+    assert engine.cache.steps_ahead == 1
+    index = engine.add(PROMPTS[1], **options)  # in the slots of the first, beside a longer one
+    done |= run(engine)
+    assert [done[index].token_ids, done[longer].token_ids] == [alone.token_ids, beside.token_ids]
+
+
+def test_states_of_who_has_ended_are_not_restored_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("qwen3_5_text").double()
+    options: dict[str, Any] = {"policy": "full", "sampling": Sampling(max_new_tokens=12)}
+    alone = make_engine(model, ends=(), rows=1, async_scheduling=False)
+    asked = [alone.add(prompt, **options) for prompt in PROMPTS[:2]]
+    single = run(alone)
+    ids = single[asked[0]].token_ids
+    engine = make_engine(model, ends=(next(token for token in ids[4:] if token not in single[asked[1]].token_ids),))
+    engine.add(PROMPTS[0], **options)
+    run(engine)
+    assert engine.cache.steps_ahead == 1, "all have ended, and the step behind was launched"
+    decode, index = engine.model_runner._decode, engine.add(PROMPTS[1], **options)
+    failing = engine.add([8, 3], **options)
+
+    def raising(cache: Any, ids: torch.Tensor, positions: torch.Tensor) -> Any:
+        if bool((ids == 3).any()):
+            cache.forward_batch = None
+            raise ValueError("before any layer")
+        return decode(cache, ids, positions)
+
+    monkeypatch.setattr(engine.model_runner, "_decode", raising)
+    done, failed = {}, []
+    while engine.unfinished:
+        progress = engine.step()
+        done |= progress.finished
+        failed += progress.failed
+    assert failed == [failing]
+    assert done[index].token_ids == single[asked[1]].token_ids

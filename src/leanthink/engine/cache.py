@@ -350,6 +350,17 @@ class SlotCache:
         if allocation.row is not None:
             self.hidden_states[allocation.row] = 0
 
+    def scrub_ahead(self, rows: Sequence[int]) -> None:
+        """Zero what a step that is launched ahead has written of these rows, which have ended: it may be NaN, too."""
+        for row in rows if self.steps_ahead and self.allocator.fixed_size else ():
+            allocation, first = self.allocations[row], int(self.host_lengths[row])
+            fed = slice(allocation.start + first, allocation.start + first + self.steps_ahead)
+            self.kv_LPHTD[:, :, :, fed] = 0
+            self.token_scores[fed] = 0
+            if self.windows is not None:
+                self.windows.scrub(allocation.state_index)
+            self.hidden_states[row] = 0
+
     def free(self, allocation: Allocation) -> None:
         """Give an allocation back; of those of fixed size another may move into its place, with all that it holds."""
         if (moved := self.allocator.free(allocation)) is None:

@@ -83,6 +83,8 @@ class DecodeLoop:
         launched, self.cache.steps_ahead = self.cache.steps_ahead > 0 and self.cache.active > 0, 0
         if not launched:
             self.model_runner.drop_unread()
+            if self.cache.recurrent is not None:
+                self.cache.recurrent.settle()
         return launched
 
     def _launch(self) -> bool:

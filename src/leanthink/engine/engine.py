@@ -322,6 +322,7 @@ class Engine:
         if rows:
             for row in rows:
                 self._forget(self.running_batch.requests[row].index)
+            self.cache.scrub_ahead(rows)
             self.scheduler.free(rows)
 
     def _forget(self, request_id: int) -> None:

@@ -219,7 +219,7 @@ class ModelRunner:
     def logprobs(self, rows: int) -> Tensor:
         """Columns as of `leanthink.engine.sampling.log_probabilities`, [N, X] on the host; waits for the device."""
         assert self._log_values is not None, "launched without logprobs"
-        return self._log_values[:rows].cpu()
+        return self._log_values.cpu()[self._unread[0].place_of_row[:rows]]
 
     def _run(
         self,
