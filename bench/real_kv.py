@@ -52,6 +52,8 @@ def fp8_cells(bfloat16: FinishedRun, fp8: FinishedRun) -> Iterator[Row]:
     named = {one.configuration.name: one for one in fp8.results}
     if digests[0] != digests[1] or named.keys() != {one.configuration.name for one in bfloat16.results}:
         raise UsageError(f"{bfloat16.folder} and {fp8.folder} asked other problems, or other policies and budgets")
+    if any(other.bytes_per_slot > one.bytes_per_slot for one, other in zip(bfloat16.results, fp8.results, strict=True)):
+        raise UsageError(f"the slots of {fp8.folder} are the larger ones: give the run in FP8 last")
     for one in bfloat16.results:
         other = named[one.configuration.name]
         gains_P = other.column("right") - one.column("right")

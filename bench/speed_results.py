@@ -22,6 +22,7 @@ WHAT = (
     "ms as median, p10, p90; first_token: medians over the rounds of p50 and of p99; horizon: steps whose evictions "
     "are spread evenly, beside a full cache that only holds as many slots; vllm: of the same run, after ours"
 )
+BENCH = "bench.json"
 Row = dict[str, Any]
 
 
@@ -31,7 +32,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
-    found = {run.name: json.loads((run / "bench.json").read_text(encoding="utf-8")) for run in options.runs}
+    if missing := [str(run) for run in options.runs if not (run / BENCH).is_file()]:
+        parser.error(f"no run of `leanthink bench`, as it has no {BENCH}: {', '.join(missing)}")
+    found = {run.resolve().name: json.loads((run / BENCH).read_text(encoding="utf-8")) for run in options.runs}
+    if len(found) < len(options.runs):
+        parser.error("two runs have folders of the same name, by which they would be known: rename one")
     for name in SAME:
         if len(values := {document["birth"][name] for document in found.values()}) > 1:
             parser.error(f"runs with different {name}: {', '.join(sorted(values))}; a file for each")

@@ -1,4 +1,4 @@
-"""The tables of speed beside vLLM, out of what bench/speed_results.py wrote."""
+"""The tables of speed beside vLLM, out of what bench/speed_results.py wrote of the runs in bench/gpu.mk."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def read(path: Path = RESULT) -> dict[str, Any]:
 
 def steps_table(found: dict[str, Any]) -> str:
     """Decoding steps beside the floor and vLLM's, and what `horizon` adds."""
-    horizon = {(row["shape"], row["rows"], row["budget"]): row for row in found["horizon"]}
+    horizon = {(row["shape"], row["kv_cache_dtype"], row["rows"], row["budget"]): row for row in found["horizon"]}
     lines = [
-        f"| shape | rows x slots | floor | ours [p10, p90] | of the floor | vLLM {found['vllm']} [p10, p90] "
+        f"| shape | rows x slots | floor | ours [p10, p90] | of the floor | {_vllm(found)} [p10, p90] "
         "| `horizon` on top: median | mean |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in found["decode"]:
-        added = horizon.get((row["shape"], row["rows"], row["slots"]))
+        added = horizon.get((row["shape"], row["kv_cache_dtype"], row["rows"], row["slots"]))
         medians = MISSING if added is None else _above(added["horizon"][0], added["full"][0])
         means = MISSING if added is None else _above(added["horizon_mean"], added["full_mean"])
         lines.append(
@@ -45,12 +45,12 @@ def steps_table(found: dict[str, Any]) -> str:
 def prompts_table(found: dict[str, Any]) -> str:
     """Until all prompts have their first token, and when half and 99 of 100 of them have it."""
     lines = [
-        f"| shape | prompts x tokens | floor | ours: all (p50, p99) | vLLM {found['vllm']} | transformers |",
+        f"| shape | prompts x tokens | floor | ours: all (p50, p99) | {_vllm(found)} | transformers |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row['shape']} | {row['prompts']} x {row['tokens']} | {row['floor_ms']:.0f} | {_first_token(row, 'ours')} "
-        f"| {_first_token(row, 'vllm')} | {row['transformers'][0]:.0f} |"
+        f"| {_first_token(row, 'vllm')} | {_whole(row['transformers'])} |"
         for row in found["prompts"]
     ]
     return "\n".join(lines) + "\n"
@@ -61,19 +61,24 @@ def throughput_table(found: dict[str, Any], *, rows: bool = True) -> str:
     runs: dict[str, list[Row]] = {}
     for row in found["throughput"]:
         runs.setdefault(row["run"], []).append(row)
-    budgets = [row["budget"] for row in next(iter(runs.values())) if row["budget"] is not None]
-    heads = [f"budget {budget}" for budget in budgets]
+    columns = [(row["policy"], row["budget"]) for row in found["throughput"] if row["policy"] not in ("full", "vllm")]
+    budgets = list(dict.fromkeys(columns))
+    heads = [f"budget {budget}" for _, budget in budgets]
     lines = [
-        f"| shape, keys and values | full | {' | '.join(heads)} | vLLM {found['vllm']} |",
+        f"| shape, keys and values | {' | '.join(['full', *heads, _vllm(found)])} |",
         "|---" * (3 + len(budgets)) + "|",
     ]
     for measured in runs.values():
-        full, *ours = (row for row in measured if row["policy"] != "vllm")
-        theirs = next((row for row in measured if row["policy"] == "vllm"), None)
-        cells = [_tokens(row, full if row is not full else None, rows) for row in (full, *ours)]
-        cells.append(MISSING if theirs is None else _tokens(theirs, None, rows))
+        of = {(row["policy"], row["budget"]): row for row in measured}
+        full = of.get(("full", None))
+        cells = [
+            _tokens(full, None, rows),
+            *(_tokens(of.get(column), full, rows) for column in budgets),
+            _tokens(of.get(("vllm", None)), None, rows),
+        ]
+        run = measured[0]
         lines.append(
-            f"| {full['shape']}, {full['kv_gib']:g} GiB in {KEPT_AS[full['kv_cache_dtype']]} | {' | '.join(cells)} |"
+            f"| {run['shape']}, {run['kv_gib']:g} GiB in {KEPT_AS[run['kv_cache_dtype']]} | {' | '.join(cells)} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -115,6 +120,14 @@ def short_table(found: dict[str, Any]) -> str:
     return throughput_table(found, rows=False) + "\n" + "\n".join(wrapped(told, NARROW)) + "\n"
 
 
+def _whole(spread: list[float] | None) -> str:
+    return MISSING if spread is None else f"{spread[0]:.0f}"
+
+
+def _vllm(found: dict[str, Any]) -> str:
+    return f"vLLM {found['vllm']}".strip()
+
+
 def _ms(spread: list[float] | None) -> str:
     return MISSING if spread is None else f"{spread[0]:.2f} [{spread[1]:.2f}, {spread[2]:.2f}]"
 
@@ -127,10 +140,12 @@ def _first_token(row: Row, whose: str) -> str:
     if row[whose] is None:
         return MISSING
     half, most = row[f"{whose}_first_token"]
-    return f"{row[whose][0]:.0f} ({half:.0f}, {most:.0f})"
+    return f"{_whole(row[whose])} ({half:.0f}, {most:.0f})"
 
 
-def _tokens(row: Row, full: Row | None, rows: bool) -> str:
+def _tokens(row: Row | None, full: Row | None, rows: bool) -> str:
+    if row is None:
+        return MISSING
     ratio = "" if full is None else f"{row['tokens_per_second'] / full['tokens_per_second']:.1f}x"
     together = f"{row['rows']:.0f}" if rows else ""
     told = ", ".join(one for one in (ratio, together) if one)

@@ -55,6 +55,9 @@ def test_runs_that_differ_in_more_are_refused(runs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         real_kv.main(["--out", str(tmp_path), "fp8", runs["auto"], runs["alone"]])
     assert "asked other problems, or other policies and budgets" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(SystemExit):
+        real_kv.main(["--out", str(tmp_path), "fp8", runs["fp8"], runs["auto"]])
+    assert "give the run in FP8 last" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow

@@ -105,6 +105,27 @@ def test_what_vllm_or_horizon_did_not_measure_is_a_dash(tmp_path):
     assert "| 1000 (2.5x) | – |" in speed_table.short_table(found)
 
 
+def test_runs_of_other_budgets_and_without_room_for_full_keep_their_columns(tmp_path):
+    ours = {"policy": "horizon", "budget": 32, "rows": 3.0, "step_ms": spread(9), "tokens_per_second": 300.0}
+    bounded = [{"policy": "full", "error": "UsageError: no room"}, ours]
+    runs = [write(tmp_path / "a", PARTS), write(tmp_path / "b", {"throughput": {"policies": bounded}})]
+    speed_results.main([*runs, "--out", str(tmp_path / "speed.json")])
+    first, second = speed_table.throughput_table(speed_table.read(tmp_path / "speed.json")).splitlines()[-2:]
+    assert first.endswith("| 400 (4) | 1000 (2.5x, 9) | – | 500 (5) |")
+    assert second.endswith("| – | – | 300 (3) | – |")
+    speed_results.main([write(tmp_path / "c", {}), "--out", str(tmp_path / "none.json")])
+    assert len(speed_table.throughput_table(speed_table.read(tmp_path / "none.json")).splitlines()) == 2
+
+
+def test_runs_that_are_not_there_or_have_one_name_are_refused(tmp_path, capsys):
+    (tmp_path / "more").mkdir()
+    runs = [write(tmp_path / "a", PARTS), write(tmp_path / "more" / "a", PARTS)]
+    for given, said in ((runs, "folders of the same name"), ([str(tmp_path / "none")], "no run of `leanthink bench`")):
+        with pytest.raises(SystemExit):
+            speed_results.main([*given, "--out", str(tmp_path / "speed.json")])
+        assert said in " ".join(capsys.readouterr().err.split())
+
+
 def test_runs_of_two_cards_are_two_files(tmp_path, capsys):
     runs = [write(tmp_path / "a", PARTS), write(tmp_path / "b", PARTS, hardware="another GPU")]
     with pytest.raises(SystemExit):
