@@ -16,11 +16,11 @@ from typing import Any
 
 import one_a_line
 from real_results import REAL
-from real_table import wrapped
+from real_table import commits, wrapped
 
 from leanthink.eval.aggregated_results import AggregatedResults
 from leanthink.eval.compare import FinishedRun, read_runs
-from leanthink.eval.records import RECORDS, Record, from_line
+from leanthink.eval.records import RECORDS, Record, read_records
 from leanthink.eval.statistics import estimate, mean, p_values
 from leanthink.utils.errors import UsageError
 
@@ -52,10 +52,10 @@ def fp8_cells(bfloat16: FinishedRun, fp8: FinishedRun) -> Iterator[Row]:
     named = {one.configuration.name: one for one in fp8.results}
     if digests[0] != digests[1] or named.keys() != {one.configuration.name for one in bfloat16.results}:
         raise UsageError(f"{bfloat16.folder} and {fp8.folder} asked other problems, or other policies and budgets")
-    if any(other.bytes_per_slot > one.bytes_per_slot for one, other in zip(bfloat16.results, fp8.results, strict=True)):
-        raise UsageError(f"the slots of {fp8.folder} are the larger ones: give the run in FP8 last")
     for one in bfloat16.results:
         other = named[one.configuration.name]
+        if other.bytes_per_slot > one.bytes_per_slot:
+            raise UsageError(f"the slots of {fp8.folder} are the larger ones: give the run in FP8 last")
         gains_P = other.column("right") - one.column("right")
         above = estimate(mean(gains_P), len(gains_P))
         yield {
@@ -73,9 +73,8 @@ def fp8_cells(bfloat16: FinishedRun, fp8: FinishedRun) -> Iterator[Row]:
 
 def seconds_cells(run: FinishedRun) -> Iterator[Row]:
     """Each configuration by itself: seconds to its last answer, and until half and nine tenths had ended."""
-    lines = (run.folder / RECORDS).read_bytes().splitlines()
     of_cell: dict[str, list[Record]] = {}
-    for record in map(from_line, lines):
+    for record in read_records(run.folder / RECORDS):
         of_cell.setdefault(record.cell, []).append(record)
     for one in run.results:
         records = of_cell[one.configuration.name]
@@ -88,7 +87,7 @@ def seconds_cells(run: FinishedRun) -> Iterator[Row]:
             "answers": len(records),
             "seconds": one.seconds,
             "half_ended": ends[len(ends) // 2],
-            "90 % ended": ends[len(ends) * 9 // 10],
+            "nine_tenths_ended": ends[len(ends) * 9 // 10],
             "tokens": sum(tokens),
             "longest": max(tokens),
             "evictions": sum(record.evictions for record in records),
@@ -121,7 +120,7 @@ def seconds_table(path: Path = REAL / "seconds.json") -> str:
     last = found["cells"][-1]["benchmark"]
     lines = ["| policy | seconds | half ended after | nine tenths | right % |", "|---|---|---|---|---|"]
     lines += [
-        f"| `{cell['policy']}` | {cell['seconds']:.1f} | {cell['half_ended']:.1f} | {cell['90 % ended']:.1f} "
+        f"| `{cell['policy']}` | {cell['seconds']:.1f} | {cell['half_ended']:.1f} | {cell['nine_tenths_ended']:.1f} "
         f"| {cell['right']:.1f} |"
         for cell in found["cells"]
         if cell["benchmark"] == last
@@ -147,9 +146,8 @@ def _right(found: AggregatedResults) -> float:
 
 def _source(found: Row, path: Path) -> str:
     first = found["births"][0]
-    commits = ", ".join(dict.fromkeys(birth["commit"] for birth in found["births"]))
     return (
-        f"{first['hardware']}, torch {first['torch']}, commit {commits}, "
+        f"{first['hardware']}, torch {first['torch']}, commit {commits(found['births'])}, "
         f"[{path.name}](../bench/results/real/{path.name}); the predictor as {found['predictor']} makes it."
     )
 

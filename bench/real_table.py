@@ -247,6 +247,11 @@ def _points(share: float | None) -> str:
     return MISSING if share is None else f"{100 * share:+.1f}"
 
 
+def commits(births: Iterable[dict[str, Any]]) -> str:
+    """The commits of the parts of a table, each once."""
+    return _each(birth["commit"] for birth in births)
+
+
 def wrapped(text: str, width: int = 140) -> list[str]:
     """The lines of a paragraph; links stay whole."""
     return wrap(text, width, break_long_words=False, break_on_hyphens=False)

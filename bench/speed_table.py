@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import one_a_line
-from real_table import NARROW, wrapped
+from real_table import NARROW, commits, wrapped
 from speed_results import TABLES
 
 from leanthink.eval.tables import MISSING
@@ -61,9 +61,8 @@ def throughput_table(found: dict[str, Any], *, rows: bool = True) -> str:
     runs: dict[str, list[Row]] = {}
     for row in found["throughput"]:
         runs.setdefault(row["run"], []).append(row)
-    columns = [(row["policy"], row["budget"]) for row in found["throughput"] if row["policy"] not in ("full", "vllm")]
-    budgets = list(dict.fromkeys(columns))
-    heads = [f"budget {budget}" for _, budget in budgets]
+    budgets = dict.fromkeys(row["budget"] for row in found["throughput"] if row["budget"] is not None)
+    heads = [f"budget {budget}" for budget in budgets]
     lines = [
         f"| shape, keys and values | {' | '.join(['full', *heads, _vllm(found)])} |",
         "|---" * (3 + len(budgets)) + "|",
@@ -73,7 +72,7 @@ def throughput_table(found: dict[str, Any], *, rows: bool = True) -> str:
         full = of.get(("full", None))
         cells = [
             _tokens(full, None, rows),
-            *(_tokens(of.get(column), full, rows) for column in budgets),
+            *(_tokens(of.get(("horizon", budget)), full, rows) for budget in budgets),
             _tokens(of.get(("vllm", None)), None, rows),
         ]
         run = measured[0]
@@ -85,7 +84,6 @@ def throughput_table(found: dict[str, Any], *, rows: bool = True) -> str:
 
 def whole_tables(found: dict[str, Any]) -> str:
     """All of them, with what the numbers mean and where they come from."""
-    commits = ", ".join(dict.fromkeys(run["commit"] for run in found["runs"]))
     steps = (
         "Milliseconds of a decoding step, full cache. Floor = bytes of weights and held slots over the bandwidth of a "
         "copy in the same run; `horizon` on top = its step against one of a full cache that only holds as many slots, "
@@ -100,7 +98,7 @@ def whole_tables(found: dict[str, Any]) -> str:
         "many decode together."
     )
     source = (
-        f"{found['hardware']}, torch {found['torch']}, random weights in bfloat16, commit {commits}, "
+        f"{found['hardware']}, torch {found['torch']}, random weights in bfloat16, commit {commits(found['runs'])}, "
         f"[{RESULT.name}](../bench/results/{RESULT.name}), which has the commands."
     )
     parts = [

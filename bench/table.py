@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import one_a_line
 import real_kv
 import real_table
 import speed_table
-from real_table import wrapped
+from real_table import commits, wrapped
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -36,7 +35,7 @@ def policies_table() -> str:
         "most thought slots held, the prompt pinned on top. `oracle` knows what will be read: an upper bound. "
         f"{found['samples']} samples each at 0.6: full {_percent(by_policy['full'][1.0])}, horizon {sampled}. "
         f"The others, all below {100 * BEST:.0f}, are in the next table. "
-        f"{birth['hardware']}, torch {birth['torch']}, commits {_commits([birth, *found['resumed']])}, "
+        f"{birth['hardware']}, torch {birth['torch']}, commits {commits([birth, *found['resumed']])}, "
         "[policies.json](../bench/results/policies.json), `bench/policies.py`."
     )
     return "\n".join([*_matrix(found, ["horizon", *worth_showing(found, BEST)]), "", *wrapped(text)]) + "\n"
@@ -92,11 +91,6 @@ def _matrix(found: dict[str, Any], names: list[str]) -> list[str]:
     lines = [f"| policy | {' | '.join(head)} |", "|---" * (len(ratios) + 1) + "|"]
     lines.append(f"| full | {' | '.join([_cell(by_policy['full'][1.0])] * len(ratios))} |")
     return lines + [f"| {name} | {' | '.join(_cell(by_policy[name].get(r)) for r in ratios)} |" for name in names]
-
-
-def _commits(births: Iterable[dict[str, Any]]) -> str:
-    """The commits of the parts of a table, each once."""
-    return ", ".join(dict.fromkeys(birth["commit"] for birth in births))
 
 
 def accuracy_sentence() -> str:

@@ -66,7 +66,7 @@ def test_seconds_are_those_of_policies_that_ran_alone(runs, tmp_path, capsys):
     cells = one_a_line.read_table(tmp_path / "seconds.json", "cells")["cells"]
     assert [(cell["policy"], cell["answers"]) for cell in cells] == [("sinks", 6), ("window", 6)]
     for cell in cells:
-        assert 0 < cell["half_ended"] <= cell["90 % ended"] <= cell["seconds"]
+        assert 0 < cell["half_ended"] <= cell["nine_tenths_ended"] <= cell["seconds"]
         assert cell["longest"] <= 48
         assert cell["tokens"] <= 6 * 48
     assert "| `window` |" in real_kv.seconds_table(tmp_path / "seconds.json")

@@ -342,24 +342,23 @@ class SlotCache:
         For those that a NaN may lie in: attention multiplies what lies behind a row's length by 0, which it survives.
         """
         allocation.intact = False
-        scrubbed = slice(allocation.start, allocation.end if slots is None else allocation.start + slots)
-        self.kv_LPHTD[:, :, :, scrubbed] = 0
-        self.token_scores[scrubbed] = 0
-        if self.windows is not None:
-            self.windows.scrub(allocation.state_index)
-        if allocation.row is not None:
-            self.hidden_states[allocation.row] = 0
+        self._zero(allocation, slice(allocation.start, allocation.end if slots is None else allocation.start + slots))
 
     def scrub_ahead(self, rows: Sequence[int]) -> None:
         """Zero what a step that is launched ahead has written of these rows, which have ended: it may be NaN, too."""
         for row in rows if self.steps_ahead and self.allocator.fixed_size else ():
-            allocation, first = self.allocations[row], int(self.host_lengths[row])
-            fed = slice(allocation.start + first, allocation.start + first + self.steps_ahead)
-            self.kv_LPHTD[:, :, :, fed] = 0
-            self.token_scores[fed] = 0
-            if self.windows is not None:
-                self.windows.scrub(allocation.state_index)
-            self.hidden_states[row] = 0
+            allocation = self.allocations[row]
+            fed = allocation.start + int(self.host_lengths[row])
+            self._zero(allocation, slice(fed, fed + self.steps_ahead))
+
+    def _zero(self, allocation: Allocation, slots_T: slice) -> None:
+        """These of its slots, and what is kept of its row's tokens."""
+        self.kv_LPHTD[:, :, :, slots_T] = 0
+        self.token_scores[slots_T] = 0
+        if self.windows is not None:
+            self.windows.scrub(allocation.state_index)
+        if allocation.row is not None:
+            self.hidden_states[allocation.row] = 0
 
     def free(self, allocation: Allocation) -> None:
         """Give an allocation back; of those of fixed size another may move into its place, with all that it holds."""

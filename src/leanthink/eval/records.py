@@ -138,7 +138,7 @@ class RunFolder:
             held.callback(self._file.close)
             self.header = self._start(settings, benchmarks, provenance, overwrite)
             self._file.drop_cut_off_line(from_line)
-            self.done = {record.key: record for record in _read_records(folder / RECORDS)}
+            self.done = {record.key: record for record in read_records(folder / RECORDS)}
             self._held = held.pop_all()
         self.start = len(self.header["births"]) - 1
 
@@ -203,7 +203,8 @@ def read_header(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _read_records(path: Path) -> list[Record]:
+def read_records(path: Path) -> list[Record]:
+    """All records of a run. Raises DamagedFile for a line that cannot be read, or is there twice."""
     records: dict[Key, Record] = {}
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):

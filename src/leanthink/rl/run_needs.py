@@ -152,10 +152,8 @@ def is_sharded(args: Any) -> bool:
 
 def may_offload(args: Any) -> bool:
     """Whether parts of weights, gradients or optimizer may be on the host, or spread in ways that are not counted."""
-    named = (
-        args.fsdp_config if isinstance(args.fsdp_config, Mapping) else {}
-    )  # transformers leaves text if it is unused
-    offloaded = _is_on("FSDP_OFFLOAD_PARAMS") or bool(named.get("cpu_offload"))
+    config = args.fsdp_config if isinstance(args.fsdp_config, Mapping) else {}  # text where nobody reads it
+    offloaded = _is_on("FSDP_OFFLOAD_PARAMS") or bool(config.get("cpu_offload"))
     return offloaded or args.deepspeed_plugin is not None
 
 
