@@ -20,6 +20,7 @@ from leanthink.engine.kernels.append import append
 from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import decode_attention, splits_for
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
+from leanthink.engine.kernels.mlp import down, fused_gate_up, tile_for
 from leanthink.engine.kernels.place import place
 from leanthink.engine.kernels.prefill import prefill_attention
 from leanthink.engine.kernels.sample import draw
@@ -304,6 +305,34 @@ def test_silu_mul_equals_the_stock_operations(shape: tuple[int, ...], dtype: tor
     torch.manual_seed(0)
     gate, up = (5 * torch.randn(*shape[:-1], 2 * shape[-1], device="cuda")).to(dtype).chunk(2, dim=-1)
     assert error(silu_mul(gate, up), F.silu(gate) * up) < bound(dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 7, 16, 33, 64, 100, 128, 200, 256])
+@pytest.mark.parametrize(("width", "features"), [(4096, 14336), (1536, 8960), (200, 1000)])
+def test_the_mlp_of_few_rows_equals_separate_operations(
+    width: int, features: int, rows: int, dtype: torch.dtype
+) -> None:
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("its tiles are for Hopper")
+    torch.manual_seed(0)
+    x = torch.randn(rows, width, dtype=dtype, device="cuda")
+    weight, back = (
+        torch.randn(*shape, dtype=dtype, device="cuda") / 50 for shape in ((2 * features, width), (width, features))
+    )
+    gate, up = F.linear(x, weight).chunk(2, dim=-1)
+    opened = F.silu(gate) * up
+    tile = tile_for(rows, features, torch.cuda.get_device_properties(0).multi_processor_count)
+    if tile is not None:
+        assert error(fused_gate_up(x, weight, tile), opened) < bound(dtype)
+    parts = down(opened, back, None)
+    assert parts.dim() == (3 if features % 16 == 0 else 2)
+    added = parts.sum(0).to(dtype) if parts.dim() == 3 else parts
+    assert error(added, F.linear(opened, back)) < bound(dtype)
+    ones, x = torch.ones(width, dtype=dtype, device="cuda"), torch.randn_like(x)
+    for got, wanted in zip(add_rms_norm(x, parts, ones, 1e-5), add_rms_norm(x, added, ones, 1e-5), strict=True):
+        assert error(got, wanted) < bound(dtype)
 
 
 @pytest.mark.gpu

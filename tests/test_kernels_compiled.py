@@ -15,12 +15,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from leanthink.engine.kernels.append import append
 from leanthink.engine.kernels.compact import compact
 from leanthink.engine.kernels.decode import decode_attention
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
 from leanthink.engine.kernels.finite import note_finite
+from leanthink.engine.kernels.mlp import fused_gate_up, tile_for
 from leanthink.engine.kernels.place import place
 from leanthink.engine.kernels.prefill import prefill_attention
 from leanthink.engine.kernels.sample import draw
@@ -61,6 +63,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def type_of(value: Any) -> str:
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{TYPES[value.base.dtype][1:]}{value.block_shape}>"
     return TYPES[value.dtype] if isinstance(value, Tensor) else "fp32" if isinstance(value, float) else "i32"
 
 
@@ -89,6 +93,11 @@ def test_the_others(compiled: list[str]) -> None:
     rms_norm(x, x[0], 1e-6)
     add_rms_norm(x, x, x[0], 1e-6)
     silu_mul(x, x)
+    add_rms_norm(x, torch.zeros(2, N, D), x[0], 1e-6)
+    for rows in (1, 64, 128, 256):
+        tile = tile_for(rows, 14336, 132)
+        assert tile is not None
+        fused_gate_up(x.new_zeros(rows, 64), x.new_zeros(256, 64), tile)
     draw(torch.zeros(N, 5000), torch.zeros(N, 1), torch.ones(N), torch.zeros(N))
     select_in_order(torch.zeros(N, 50), 20, 8)
     select_ragged(torch.zeros(N, H, 50), at + 20, at + 8, at + 4, 20)
@@ -100,6 +109,6 @@ def test_the_others(compiled: list[str]) -> None:
     note_finite(torch.zeros(N, 50), at, at > 0)
     horizon_scores(at, torch.zeros(N, 7), at, 8, 2.0**23, right=True)
     assert {*compiled} == {
-        "_rms_norm", "_silu_mul", "_block_sums", "_select", "_select_ragged", "_compact", "_view", "_note_finite",
-        "_horizon",
+        "_rms_norm", "_silu_mul", "_gate_up", "_block_sums", "_select", "_select_ragged", "_compact", "_view",
+        "_note_finite", "_horizon",
     }  # fmt: skip

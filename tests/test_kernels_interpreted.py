@@ -42,6 +42,7 @@ from leanthink.engine.kernels.decode import (
 )
 from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mul
 from leanthink.engine.kernels.finite import note_finite
+from leanthink.engine.kernels.mlp import Tile, down, fused_gate_up, gate_up, tile_for
 from leanthink.engine.kernels.place import place
 from leanthink.engine.kernels.prefill import prefill_attention
 from leanthink.engine.kernels.sample import BLOCK, draw
@@ -511,6 +512,10 @@ def test_norms_equal_the_stock_module(shape: tuple[int, ...], features: int, dty
         assert error(total, x + added) < BOUNDS[dtype]
         assert dtype == torch.bfloat16 or torch.equal(total, x + added)
         assert error(normed, stock(total)) < BOUNDS[dtype]
+        parts = torch.randn(3, *shape, features)
+        of_parts = add_rms_norm(x, parts, weight, 1e-5)
+        for got, wanted in zip(of_parts, add_rms_norm(x, parts.sum(0).to(dtype), weight, 1e-5), strict=True):
+            assert error(got, wanted) < BOUNDS[dtype]
 
 
 @few
@@ -555,6 +560,49 @@ def test_silu_mul_takes_halves_of_one_tensor(
     torch.manual_seed(seed)
     gate, up = (10 * torch.randn(*shape, 2 * features)).to(dtype).chunk(2, dim=-1)
     assert error(silu_mul(gate, up), F.silu(gate) * up) < BOUNDS[dtype]
+
+
+@few
+@given(
+    rows=st.integers(1, 40),
+    width=st.sampled_from([8, 64, 136]),
+    features=st.sampled_from([8, 64, 72, 136]),
+    tile=st.builds(
+        Tile, rows=st.sampled_from([16, 32]), step=st.sampled_from([64, 128]), warps=st.just(4), stages=st.just(3)
+    ),
+    dtype=st.sampled_from([torch.float32, torch.float16]),  # the interpreter multiplies no bfloat16
+    seed=SEEDS,
+)
+def test_gate_and_up_in_one_kernel_equal_two_products_and_what_follows(
+    rows: int, width: int, features: int, tile: Tile, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    x, weight = torch.randn(rows, width).to(dtype), torch.randn(2 * features, width).to(dtype)
+    gate, up = F.linear(x, weight).chunk(2, dim=-1)
+    assert error(fused_gate_up(x, weight, tile), F.silu(gate) * up) < BOUNDS[dtype]
+
+
+def test_the_mlp_of_a_cpu_or_with_a_bias_is_that_of_separate_operations() -> None:
+    x, weight, bias = torch.randn(3, 16), torch.randn(32, 16), torch.randn(32)
+    gate, up = F.linear(x, weight, bias).chunk(2, dim=-1)
+    torch.testing.assert_close(gate_up(x, weight, bias), F.silu(gate) * up)
+    assert torch.equal(down(x, weight, bias), F.linear(x, weight, bias))
+    assert down(x.bfloat16(), weight.bfloat16(), None).shape == (3, 32)
+
+
+def test_gate_and_up_are_one_kernel_where_that_was_measured_to_be_faster() -> None:
+    llama_8b, qwen_1b5, qwen_14b = 14336, 8960, 17408  # features
+    rows = {
+        features: [n for n in range(1, 600) if tile_for(n, features, 132)]
+        for features in (llama_8b, qwen_1b5, qwen_14b)
+    }
+    assert rows[llama_8b] == [*range(1, 129), *range(193, 257)]
+    assert rows[qwen_1b5] == [*range(1, 129)], "140 blocks leave half of the second wave of 132 SMs idle"
+    assert rows[qwen_14b] == [*range(1, 65)], "272 blocks are more than two an SM"
+    for n in (1, 16, 17, 64, 65, 128, 256):
+        tile = tile_for(n, llama_8b, 132)
+        assert tile is not None
+        assert tile.rows >= n
 
 
 @few

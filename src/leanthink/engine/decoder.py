@@ -136,8 +136,7 @@ class LeanDecoder:
         """What follows attention: the residual stream, and what the MLP adds to it."""
         attended_NM = F.linear(out.reshape(len(x_NM), -1), *layer.o)
         x_NM, normed_NM = self.ops.add_norm(x_NM, attended_NM, layer.after, self.eps)
-        gate, up = F.linear(normed_NM, *layer.gate_up).chunk(2, dim=-1)
-        return x_NM, F.linear(self.ops.silu_mul(gate, up), *layer.down)
+        return x_NM, self.ops.mlp(layer, normed_NM)
 
 
 def _layer(layer: Any) -> _Layer:
@@ -198,18 +197,19 @@ class _Plain:
         return both_NXD[:, :-H]
 
     @staticmethod
-    def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-        return F.silu(gate) * up
+    def mlp(layer: _Layer, x_NM: Tensor) -> Tensor:
+        gate, up = F.linear(x_NM, *layer.gate_up).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, *layer.down)
 
 
 class _Fused:
-    """The same, each in one launch of a Triton kernel."""
+    """The same, each in one launch of a Triton kernel, or few."""
 
     def __init__(self) -> None:
-        from leanthink.engine.kernels import elementwise, place
+        from leanthink.engine.kernels import elementwise, mlp, place
 
         self._norm, self._add_norm, self._place = elementwise.rms_norm, elementwise.add_rms_norm, place.place
-        self.silu_mul = elementwise.silu_mul
+        self._gate_up, self._down = mlp.gate_up, mlp.down
 
     def add_norm(self, x_NM: Tensor, added_NM: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         if added_NM is None:
@@ -224,3 +224,7 @@ class _Fused:
         q_NAD = self._place(qkv_NX, held.keys_HTD, held.values_HTD, batch.write_N, fp8=held.fp8, **how)
         slot_cache.note_queries(layer.index, batch, q_NAD)
         return q_NAD
+
+    def mlp(self, layer: _Layer, x_NM: Tensor) -> Tensor:
+        """For `add_norm`: [N, M], or parts of it."""
+        return self._down(self._gate_up(x_NM, *layer.gate_up), *layer.down)

@@ -53,7 +53,7 @@ def _measure(fixture: Fixture, batch: int, slots: int) -> tuple[dict[str, dict[s
         raise UsageError(
             f"{fixture.model.config.model_type} decodes through transformers' own forward, which is not taken apart"
         )
-    engine = full_engine(fixture, batch, slots, fixture.options.steps)
+    engine = full_engine(fixture, batch, slots, warm_up=0, steps=0)
     lean = decoder.LeanDecoder(fixture.model)
     positions_N1 = engine.cache.start_step(batch if fixture.device.type == "cuda" else None)
     forward = engine.cache.forward_batch
@@ -70,11 +70,18 @@ def _measure(fixture: Fixture, batch: int, slots: int) -> tuple[dict[str, dict[s
 
 
 def _products(lean: decoder.LeanDecoder, batch: int) -> Callable[[], object]:
-    """All matrix products, the head's too."""
-    weights = [weight for layer in lean.layers for weight in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-    x = {weight.shape[1]: weight.new_ones(batch, weight.shape[1]) for weight, _ in weights}
-    head_NM = x[lean.norm.shape[0]]
-    return lambda: ([F.linear(x[weight.shape[1]], weight, bias) for weight, bias in weights], lean.head(head_NM))
+    """All matrix products, the head's too, with the activation between two of them."""
+    first = lean.layers[0]
+    x_NM, out_NX = (lean.norm.new_ones(batch, weight.shape[1]) for weight, _ in (first.qkv, first.o))
+
+    def work() -> None:
+        for layer in lean.layers:
+            F.linear(x_NM, *layer.qkv)
+            F.linear(out_NX, *layer.o)
+            lean.ops.mlp(layer, x_NM)
+        lean.head(x_NM)
+
+    return work
 
 
 def _attention(engine: Engine, forward: DecodeBatch, batch: int) -> Callable[[], object]:
@@ -87,19 +94,18 @@ def _attention(engine: Engine, forward: DecodeBatch, batch: int) -> Callable[[],
 def _between(
     lean: decoder.LeanDecoder, engine: Engine, forward: DecodeBatch, batch: int, positions_N1: torch.Tensor
 ) -> Callable[[], object]:
-    """Norms, rotations, writing of keys and values, activations: all small work between products and attention."""
+    """Norms, rotations, writing of keys and values: all small work between products and attention."""
     first = lean.layers[0]
     x_NM = lean.norm.new_ones(batch, len(lean.norm))
-    qkv_NX, opened_NX = (x_NM.new_ones(batch, len(weight)) for weight, _ in (first.qkv, first.gate_up))
+    qkv_NX, added_NM = x_NM.new_ones(batch, len(first.qkv[0])), lean.ops.mlp(first, x_NM)
 
     def work() -> None:
         angles_ND = tuple(angle_N1D[:, 0] for angle_N1D in lean.rotary(x_NM[:, None], positions_N1))
         for layer in lean.layers:
-            lean.ops.add_norm(x_NM, x_NM, layer.before, lean.eps)
+            lean.ops.add_norm(x_NM, added_NM, layer.before, lean.eps)
             lean.ops.place(layer, engine.cache, forward, qkv_NX, angles_ND if layer.rotates else None, lean.eps)
             lean.ops.add_norm(x_NM, x_NM, layer.after, lean.eps)
-            lean.ops.silu_mul(*opened_NX.chunk(2, dim=-1))
-        lean.ops.add_norm(x_NM, x_NM, lean.norm, lean.eps)
+        lean.ops.add_norm(x_NM, added_NM, lean.norm, lean.eps)
 
     return work
 

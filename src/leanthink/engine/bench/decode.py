@@ -34,7 +34,7 @@ def _measured(fixture: Fixture, batch: int, slots: int) -> dict[str, Any]:
 def _steps_and_experts(fixture: Fixture, batch: int, slots: int) -> tuple[Steps, dict[str, float]]:
     """Measured steps; of a mixture also how many experts a layer used in one more, which the floor takes for chance."""
     options = fixture.options
-    engine = full_engine(fixture, batch, slots, options.steps)
+    engine = full_engine(fixture, batch, slots, warm_up=options.warm_up, steps=options.steps)
     steps = timed_steps(engine, warm_up=options.warm_up, steps=options.steps)
     if not experts_of(fixture.model):
         return steps, {}
@@ -46,12 +46,14 @@ def _steps_and_experts(fixture: Fixture, batch: int, slots: int) -> tuple[Steps,
 
 def full_steps(fixture: Fixture, batch: int, slots: int, steps: int) -> Steps:
     """Steps of rows that hold `slots` slots in the middle of the measured ones."""
-    return timed_steps(full_engine(fixture, batch, slots, steps), warm_up=fixture.options.warm_up, steps=steps)
+    warm_up = fixture.options.warm_up
+    engine = full_engine(fixture, batch, slots, warm_up=warm_up, steps=steps)
+    return timed_steps(engine, warm_up=warm_up, steps=steps)
 
 
-def full_engine(fixture: Fixture, batch: int, slots: int, steps: int) -> Engine:
+def full_engine(fixture: Fixture, batch: int, slots: int, *, warm_up: int, steps: int) -> Engine:
     """Rows that will hold `slots` slots after the warm-up and half of the steps."""
-    warm_up, prompt = fixture.options.warm_up, min(fixture.options.prompt, slots // 2)
+    prompt = min(fixture.options.prompt, slots // 2)
     held = max(prompt, slots - warm_up - steps // 2)
     generated = held - prompt + 1
     output = generated + warm_up + steps + 1
