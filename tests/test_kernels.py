@@ -23,7 +23,7 @@ from leanthink.engine.kernels.elementwise import add_rms_norm, rms_norm, silu_mu
 from leanthink.engine.kernels.mlp import down, fused_gate_up, tile_for
 from leanthink.engine.kernels.place import place
 from leanthink.engine.kernels.prefill import prefill_attention
-from leanthink.engine.kernels.sample import draw
+from leanthink.engine.kernels.sample import argmax, draw
 from leanthink.engine.quantized_kv import E4M3, OfLayer
 from leanthink.policies.budget import top_k_oldest_first
 from leanthink.policies.select_kernel import MAX_SLOTS
@@ -344,6 +344,11 @@ def test_draws_fall_where_the_uniform_numbers_lie(shape: tuple[int, int], dtype:
     temperature_N = torch.linspace(0.1, 2, shape[0], device="cuda")
     uniforms_N = torch.rand(shape[0], dtype=torch.float64, device="cuda")
     largest_N1 = logits.amax(dim=1, keepdim=True)
+    first = (logits == largest_N1).int().cpu().argmax(dim=1)  # of equal numbers a GPU's argmax may take any
+    assert argmax(logits).tolist() == first.tolist()
+    broken = logits.clone()
+    broken[0, 7] = float("nan")
+    assert argmax(broken).tolist() == [7, *first[1:].tolist()]
     ids_N = draw(logits, largest_N1, temperature_N, uniforms_N)
     first_N, end_N = bounds_of(logits, temperature_N, ids_N)
     assert bool(((first_N - 1e-6 <= uniforms_N) & (uniforms_N <= end_N + 1e-6)).all())

@@ -25,7 +25,7 @@ from leanthink.engine.kernels.finite import note_finite
 from leanthink.engine.kernels.mlp import fused_gate_up, tile_for
 from leanthink.engine.kernels.place import place
 from leanthink.engine.kernels.prefill import prefill_attention
-from leanthink.engine.kernels.sample import draw
+from leanthink.engine.kernels.sample import argmax, draw
 from leanthink.engine.kernels.view import view
 from leanthink.engine.quantized_kv import E4M3, OfLayer
 from leanthink.policies.horizon_kernel import horizon_scores
@@ -98,6 +98,7 @@ def test_the_others(compiled: list[str]) -> None:
         tile = tile_for(rows, 14336, 132)
         assert tile is not None
         fused_gate_up(x.new_zeros(rows, 64), x.new_zeros(256, 64), tile)
+    argmax(torch.zeros(N, 5000))
     draw(torch.zeros(N, 5000), torch.zeros(N, 1), torch.ones(N), torch.zeros(N))
     select_in_order(torch.zeros(N, 50), 20, 8)
     select_ragged(torch.zeros(N, H, 50), at + 20, at + 8, at + 4, 20)
@@ -109,6 +110,6 @@ def test_the_others(compiled: list[str]) -> None:
     note_finite(torch.zeros(N, 50), at, at > 0)
     horizon_scores(at, torch.zeros(N, 7), at, 8, 2.0**23, right=True)
     assert {*compiled} == {
-        "_rms_norm", "_silu_mul", "_gate_up", "_block_sums", "_select", "_select_ragged", "_compact", "_view",
-        "_note_finite", "_horizon",
+        "_rms_norm", "_silu_mul", "_gate_up", "_argmax", "_block_sums", "_select", "_select_ragged", "_compact",
+        "_view", "_note_finite", "_horizon",
     }  # fmt: skip

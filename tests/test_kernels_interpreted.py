@@ -45,7 +45,7 @@ from leanthink.engine.kernels.finite import note_finite
 from leanthink.engine.kernels.mlp import Tile, down, fused_gate_up, gate_up, tile_for
 from leanthink.engine.kernels.place import place
 from leanthink.engine.kernels.prefill import prefill_attention
-from leanthink.engine.kernels.sample import BLOCK, draw
+from leanthink.engine.kernels.sample import ARGMAX_BLOCK, BLOCK, argmax, draw
 from leanthink.engine.outputs import Completion
 from leanthink.engine.policy_view import policy_view, view_in_one_launch
 from leanthink.engine.quantized_kv import E4M3, OfLayer
@@ -626,6 +626,30 @@ def test_a_draw_falls_on_the_token_in_whose_share_the_uniform_number_lies(
     first_N, end_N = bounds_of(logits, temperature_N, ids_N)
     assert bool(((first_N - 1e-6 <= uniforms_N) & (uniforms_N <= end_N + 1e-6)).all())
     assert bool(logits.gather(1, ids_N[:, None]).isfinite().all()), "not one that is ruled out"
+
+
+@few
+@given(
+    rows=st.integers(1, 4),
+    vocabulary=st.sampled_from([1, 2, 50, ARGMAX_BLOCK, ARGMAX_BLOCK + 1, 2 * ARGMAX_BLOCK + 77]),
+    values=st.sampled_from([3, 1000]),  # few values: many ties
+    dtype=st.sampled_from(FLOATS),
+    odd=st.sampled_from([None, float("inf"), -float("inf"), float("nan")]),
+    seed=SEEDS,
+)
+def test_argmax_is_the_first_of_the_largest(
+    rows: int, vocabulary: int, values: int, dtype: torch.dtype, odd: float | None, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    logits = torch.randint(-values, 0, (rows, vocabulary + 5)).to(dtype)[:, :vocabulary]
+    if odd is not None:
+        logits[-1, torch.randint(vocabulary, (3,))] = odd
+    wanted = logits.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=-float("inf")).argmax(dim=1)
+    assert argmax(logits).tolist() == wanted.tolist()
+
+
+def test_argmax_of_a_row_without_a_finite_logit_is_a_token() -> None:
+    assert argmax(torch.full((2, 50), -float("inf"))).tolist() == [0, 0]
 
 
 def test_a_draw_among_nan_is_a_token() -> None:

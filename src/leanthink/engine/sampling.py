@@ -138,7 +138,7 @@ class Sampler:
         Sorting a whole vocabulary takes longer than reading the cache does. A row with a small top_k draws from a
         shortlist, and does so whatever its neighbours use, so that its tokens are the same alone and in a batch.
         """
-        greedy_N = logits_NV.argmax(dim=-1)  # of a NaN, if there is one
+        greedy_N = argmax(logits_NV)
         largest_N1 = logits_NV.gather(1, greedy_N[:, None])
         is_finite_N = largest_N1[:, 0].isfinite()
         if not (uses.short or uses.long):
@@ -202,6 +202,15 @@ def _uses_of(sampling: Sampling) -> Uses:
         top_p=samples and sampling.top_p < 1,
         min_p=samples and sampling.min_p > 0,
     )
+
+
+def argmax(logits_NV: Tensor) -> Tensor:
+    """The likeliest token of each row, [N] int64; of a row with a logit that is NaN, one whose logit is not finite."""
+    if logits_NV.is_cuda and logits_NV.dtype != torch.float64:
+        from leanthink.engine.kernels import sample
+
+        return sample.argmax(logits_NV)
+    return logits_NV.argmax(dim=-1)
 
 
 def keep_top_k(scores_NV: Tensor, top_k_N: Tensor) -> Tensor:
