@@ -2,11 +2,11 @@
 # after another; what is done is not done again:
 #     make -k -f bench/gpu.mk MODEL=qwen.gguf PROBLEMS=problems
 # PROBLEMS: what bench/real_problems.py wrote. vLLM is measured where it is installed. What each run said lies beside it.
-PYTHON ?= python
-MODEL ?= qwen.gguf
-PROBLEMS ?= problems
-OUT ?= gpu
-RESULTS ?= bench/results
+PYTHON := python
+MODEL := qwen.gguf
+PROBLEMS := problems
+OUT := gpu
+RESULTS := bench/results
 
 LEANTHINK := $(PYTHON) -m leanthink
 CELLS := --cells 20x4000,20x8000,64x3000,256x640,512x512
