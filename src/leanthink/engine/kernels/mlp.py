@@ -21,7 +21,7 @@ from leanthink.engine.kernels.elementwise import silu_mul
 HALF = (torch.bfloat16, torch.float16)
 HOPPER = 9  # major compute capability
 FEATURES = 64  # of a block
-SPLITS, MOST_SPLIT_ROWS = 2, 256  # of the sums of `down`, and up to how many rows that pays
+SPLIT_K, MOST_SPLIT_ROWS = 2, 256  # of `down`, and up to how many rows it pays
 WELL_FILLED = 0.8  # share of the SMs at work, over all waves of programs
 
 
@@ -110,16 +110,16 @@ def tile_for(rows: int, features: int, sms: int) -> Tile | None:
 
 @cache
 def _device(device: torch.device) -> tuple[int, int]:
-    """Major compute capability, and SMs."""
+    """Major compute capability of CUDA, and SMs."""
     properties = torch.cuda.get_device_properties(device)
-    return properties.major, properties.multi_processor_count
+    return 0 if torch.version.hip else properties.major, properties.multi_processor_count
 
 
 def down(x_NF: Tensor, weight_MF: Tensor, bias: Tensor | None) -> Tensor:
-    """The product with W_down, [N, M]; of few rows in parts still to be added, float32 [SPLITS, N, M].
+    """The product with W_down, [N, M]; of few rows in parts still to be added (split-K), float32 [SPLIT_K, N, M].
 
-    A product of few rows and outputs has too few blocks for all SMs unless its sums are split; the norm that follows
-    adds the parts. Measured on an H100 with five shapes of 1.5B to 14B.
+    Few rows and outputs make too few blocks for all SMs unless the sums are split; the norm that follows adds the
+    parts. Measured on an H100 with five shapes of 1.5B to 14B.
 
     Args:
         x_NF: contiguous.
@@ -127,9 +127,9 @@ def down(x_NF: Tensor, weight_MF: Tensor, bias: Tensor | None) -> Tensor:
         bias: [M]; with one nothing is split.
     """
     (N, F), M = x_NF.shape, len(weight_MF)
-    splits = x_NF.is_cuda and x_NF.dtype in HALF and N <= MOST_SPLIT_ROWS and F % (8 * SPLITS) == 0
+    splits = x_NF.is_cuda and x_NF.dtype in HALF and N <= MOST_SPLIT_ROWS and F % (8 * SPLIT_K) == 0
     if bias is not None or not splits:
         return linear(x_NF, weight_MF, bias)
-    x_SNE = x_NF.view(N, SPLITS, -1).transpose(0, 1)
-    weight_SEM = weight_MF.view(M, SPLITS, -1).permute(1, 2, 0)
+    x_SNE = x_NF.view(N, SPLIT_K, -1).transpose(0, 1)
+    weight_SEM = weight_MF.view(M, SPLIT_K, -1).permute(1, 2, 0)
     return torch.bmm(x_SNE, weight_SEM, out_dtype=torch.float32)
