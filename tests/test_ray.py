@@ -73,10 +73,12 @@ def killing(told: list[str], after: int) -> Callable[[int, int], None]:
 
 
 def kill_after_a_record(folder: Path, told: list[str]) -> None:
-    """Whoever made the first record, each engine that is there then has a second request in hand or just begun."""
+    """The engine that came first; stopped before, it is given a request in hand that it cannot finish."""
     while len(processes(told)) < 2 or not (folder / "records.jsonl").exists() or not keys_so_far(folder):
         time.sleep(0.01)
-    os.kill(processes(told)[0], signal.SIGKILL)
+    os.kill(first := processes(told)[0], signal.SIGSTOP)
+    time.sleep(1)
+    os.kill(first, signal.SIGKILL)
 
 
 @pytest.mark.slow
