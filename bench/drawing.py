@@ -25,7 +25,12 @@ def drawing(name: str, size: tuple[float, float]) -> Iterator[Figure]:
         path = RESULTS / f"{name}.svg"
         figure.savefig(path, metadata={"Date": None, "Creator": None})
     drawn = lighter(path.read_text(encoding="utf-8"))
-    path.write_text(_with_short_names(_with_classes(drawn)) + "\n", encoding="utf-8")
+    path.write_text(_with_short_names(_with_classes(_unclipped(drawn))) + "\n", encoding="utf-8")
+
+
+def _unclipped(svg: str) -> str:
+    """Nothing reaches beyond its axes."""
+    return re.sub(r'<clipPath.*?</clipPath>| clip-path="[^"]*"| (?=/>)', "", svg, flags=re.DOTALL)
 
 
 def _with_classes(svg: str) -> str:

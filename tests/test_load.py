@@ -19,6 +19,7 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrained
 
 from leanthink.data.think_tags import think_tags
 from leanthink.engine.decoder import is_llama_like
+from leanthink.models.gguf_reading import read_once
 from leanthink.models.loading import MODEL_TYPES, check_supported, end_ids, kv_shape, load
 from leanthink.models.transformers_versions import withholds_options
 from leanthink.utils.errors import DamagedFile, UnsupportedModel, UsageError
@@ -301,3 +302,37 @@ def test_a_release_that_packs_no_weights_is_told_nothing_of_them(
 ) -> None:
     monkeypatch.setattr("leanthink.models.transformers_versions.transformers", SimpleNamespace())
     assert "quantization_config" not in asked_of_gguf()
+
+
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (3, 64), (48, 64), (4, 6, 96)])
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0"])
+def test_gguf_weights_are_unpacked_in_larger_groups_to_the_same_numbers(kind: str, shape: tuple[int, ...]) -> None:
+    gguf = pytest.importorskip("gguf")
+    of = gguf.GGMLQuantizationType[kind]
+    packed = gguf.quantize(torch.randn(shape).numpy(), of)
+    wanted = gguf.dequantize(packed, of)
+    with read_once():
+        assert (gguf.dequantize(packed, of) == wanted).all()
+
+
+def test_a_gguf_header_is_parsed_once_and_as_before(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    names = gguf.GGUFReader, gguf.dequantize
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_token_list(["a", "é", "</think>"])
+    writer.add_tensor("w", torch.randn(4, 64).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    wanted = gguf.GGUFReader(tmp_path / "m.gguf")
+    with read_once():
+        got = gguf.GGUFReader(tmp_path / "m.gguf")
+        assert got is gguf.GGUFReader(tmp_path / "m.gguf")
+        assert {name: one.contents() for name, one in got.fields.items()} == {
+            name: one.contents() for name, one in wanted.fields.items()
+        }
+        assert (got.tensors[0].data == wanted.tensors[0].data).all()
+    with pytest.raises(ZeroDivisionError), read_once():
+        raise ZeroDivisionError
+    assert (gguf.GGUFReader, gguf.dequantize) == names

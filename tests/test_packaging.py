@@ -41,6 +41,7 @@ MAY_NEED = {
     "integrations/vllm/": {"vllm"},
     "integrations/vllm/v2/": {"gpu"},  # and what is of vllm/
     "models/loading.py": {"gguf"},
+    "models/gguf_reading.py": {"gguf"},
     "policies/horizon_kernel.py": {"gpu"},
     "policies/select_kernel.py": {"gpu"},
     "rl/": {"train"},

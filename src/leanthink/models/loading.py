@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from leanthink.models.context import context_of
+from leanthink.models.gguf_reading import read_once
 from leanthink.models.kv_shape import KVShape
 from leanthink.models.state_shape import STATE_LAYERS, state_shape
 from leanthink.models.tiny import TINY, load_tiny, weights_path
@@ -69,7 +70,8 @@ def load(
     if str(name_or_path) == TINY and not options:
         return load_tiny(device=device, dtype=None if dtype == "auto" else dtype, tokenizer=tokenizer)
     name, located = _locate(str(weights_path()) if str(name_or_path) == TINY else str(name_or_path))
-    with _told(str(name_or_path), quantised="quantization_config" in options):
+    reading = read_once() if "gguf_file" in located else nullcontext()
+    with _told(str(name_or_path), quantised="quantization_config" in options), reading:
         config = _read_config(name, located)
         check_supported(config)
         if tokenizer is None:
