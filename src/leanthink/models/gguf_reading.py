@@ -1,4 +1,4 @@
-"""GGUF files, read in less time: transformers parses a header anew for the config, the tokenizer and the weights."""
+"""GGUF files, read in less time: transformers parses a header anew for config, tokenizer and weights."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ def read_once() -> Iterator[None]:
     import gguf
 
     class Reader(gguf.GGUFReader):  # type: ignore[misc]
-        """Reads from a plain array: every number taken out of a mapped file costs several times as much."""
+        """Reads a plain array: each number out of a mapped file costs several times as much."""
 
         data: Any
 
         def _get(self, *where: Any, **how: Any) -> Any:
-            self.data = self.data.view(np.ndarray)
+            if isinstance(self.data, np.memmap):
+                self.data = self.data.view(np.ndarray)
             return super()._get(*where, **how)
 
     def unpacked(data: Any, kind: Any) -> Any:
