@@ -89,23 +89,27 @@ def _tile(x_NM: Tensor, weight: Tensor) -> Tile | None:
     It loads blocks by Hopper's tensor memory accelerator, which wants rows of whole 16 bytes.
     """
     aligned = x_NM.shape[1] % 8 == 0 and len(weight) % 16 == 0 and weight.data_ptr() % 16 == 0
-    if not x_NM.is_cuda or x_NM.dtype not in HALF or not aligned:
+    if not _half_on_gpu(x_NM) or not aligned:
         return None
     major, sms = _device(x_NM.device)
     return tile_for(len(x_NM), len(weight) // 2, sms) if major == HOPPER else None
 
 
 def tile_for(rows: int, features: int, sms: int) -> Tile | None:
-    """The tile for a shape, None where cuBLAS and a kernel are faster: on an H100, for six shapes of 1.5B to 14B."""
+    """The tile for a shape, None where cuBLAS and a kernel are faster: on an H100 or H200, shapes of 1.5B to 14B."""
     blocks = triton.cdiv(features, FEATURES)
     if rows <= 64:
         return Tile(rows=max(16, triton.next_power_of_2(rows)), step=128, warps=4, stages=4)
     if rows <= 128:  # two programs an SM, which must all run at once
         return Tile(rows=128, step=64, warps=4, stages=3) if blocks <= 2 * sms else None
     waves = triton.cdiv(blocks, sms)
-    if 192 < rows <= 256 and blocks >= WELL_FILLED * waves * sms:
+    if 224 < rows <= 256 and blocks >= WELL_FILLED * waves * sms:
         return Tile(rows=256, step=64, warps=8, stages=4)
     return None
+
+
+def _half_on_gpu(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype in HALF
 
 
 @cache
@@ -127,7 +131,7 @@ def down(x_NF: Tensor, weight_MF: Tensor, bias: Tensor | None) -> Tensor:
         bias: [M]; with one nothing is split.
     """
     (N, F), M = x_NF.shape, len(weight_MF)
-    splits = x_NF.is_cuda and x_NF.dtype in HALF and N <= MOST_SPLIT_ROWS and F % (8 * SPLIT_K) == 0
+    splits = _half_on_gpu(x_NF) and N <= MOST_SPLIT_ROWS and F % (8 * SPLIT_K) == 0
     if bias is not None or not splits:
         return linear(x_NF, weight_MF, bias)
     x_SNE = x_NF.view(N, SPLIT_K, -1).transpose(0, 1)
