@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-DIGITS = 6
+DIGITS = 5
 
 
 def write(path: Path, document: dict[str, Any], *names: str) -> None:
@@ -32,7 +32,7 @@ def read_table(path: Path, *names: str) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """The same with six significant digits in every float."""
+    """The same with five significant digits in every float."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")
     if isinstance(value, dict):
