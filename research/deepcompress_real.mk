@@ -4,7 +4,7 @@
 PYTHON ?= python
 MODEL ?= qwen-1.5b.gguf
 PROBLEMS ?= problems
-OUT ?= deepcompress-real
+OUT := deepcompress-real
 GPUS ?= 1
 SLOTS ?= 2
 SEEDS ?= 1 2
