@@ -1,8 +1,10 @@
 # What docs/measurements.md says of the speed of one GPU and of keys and values in FP8, and the tests that need a GPU, one
 # after another; what is done is not done again:
-#     make -k -f bench/gpu.mk MODEL=qwen.gguf PROBLEMS=problems
-# PROBLEMS: what bench/real_problems.py wrote. vLLM is measured where it is installed. What each run said lies beside it.
+#     make -k -f bench/gpu.mk GPU=h200 MODEL=qwen.gguf PROBLEMS=problems
+# GPU: names the file of speeds. PROBLEMS: what bench/real_problems.py wrote. vLLM is measured where it is installed. What
+# each run said lies beside it.
 PYTHON := python
+GPU := h200
 MODEL := qwen.gguf
 PROBLEMS := problems
 OUT := gpu
@@ -20,7 +22,7 @@ all: tests speed seconds fp8
 
 tests: $(RESULTS)/gpu_tests.json
 speed: $(RUNS:%=$(OUT)/%/bench.json)
-	$(PYTHON) bench/speed_results.py $(^D) --out $(RESULTS)/speed-h100.json
+	$(PYTHON) bench/speed_results.py $(^D) --out $(RESULTS)/speed-$(GPU).json
 seconds: $(OUT)/seconds/result.json
 	$(PYTHON) bench/real_kv.py --out $(RESULTS)/real --predictor $(TOLD) seconds $(<D)
 fp8: $(OUT)/auto/result.json $(OUT)/fp8/result.json

@@ -11,7 +11,7 @@ from speed_results import TABLES
 
 from leanthink.eval.tables import MISSING
 
-RESULT = Path(__file__).parent / "results" / "speed-h100.json"
+RESULT = Path(__file__).parent / "results" / "speed-h200.json"
 KEPT_AS = {"auto": "bfloat16", "fp8": "FP8"}
 Row = dict[str, Any]
 
