@@ -26,10 +26,7 @@ def save_run(model: nn.Module, folder: Path, record: Record, options: Options, a
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder)
     provenance = training_provenance(model, record, options, arguments)
-    (folder / "train.json").write_text(json.dumps(provenance))
-    for document in folder.glob("*.json"):  # every installation carries them, nobody edits them
-        compact = json.dumps(json.loads(document.read_text("utf-8")), ensure_ascii=False, separators=(",", ":"))
-        document.write_text(compact + "\n", "utf-8")
+    (folder / "train.json").write_text(json.dumps(provenance) + "\n")
     write_sums(folder)
     print(f"step {record.steps}: loss {record.final_loss:.5f}, saved to {folder}", file=sys.stderr, flush=True)
 
