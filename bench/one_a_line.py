@@ -32,7 +32,7 @@ def read_table(path: Path, *names: str) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """The same with five significant digits in every float."""
+    """The same with `DIGITS` significant digits in every float."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")
     if isinstance(value, dict):
